@@ -1,0 +1,1 @@
+//! roamd: a tunnel over one QUIC connection that migrates between networks.

@@ -1,0 +1,3 @@
+//! The `roamd` binary: parses the command line and dispatches.
+
+fn main() {}
