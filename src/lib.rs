@@ -1,1 +1,7 @@
 //! roamd: a tunnel over one QUIC connection that migrates between networks.
+
+pub mod link;
+pub mod netlink;
+pub mod path;
+pub mod tunnel;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The machine's own network links, as the kernel tells of them through rtnetlink.
+
+pub mod candidate;

@@ -1,0 +1,140 @@
+//! Which links could carry a path to the server.
+//!
+//! A link counts when it is up with carrier and the kernel has a route to the server through it.
+//! The route is asked for, not guessed: a socket bound to a link without one sends ARP requests for
+//! the server into a network that does not know it, and every send succeeds.
+
+use std::net::{IpAddr, SocketAddr};
+
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::{
+    link::{LinkAttribute, LinkFlags, LinkMessage, State},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage},
+};
+use rtnetlink::RouteMessageBuilder;
+
+use crate::netlink::Netlink;
+
+/// A link that could carry a path to one address of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The link's name, such as `wlan0`.
+    pub link: String,
+    /// The link's index.
+    pub index: u32,
+    /// The address that the kernel would send from.
+    pub source: IpAddr,
+    /// The metric of the route; the kernel prefers the smallest.
+    pub metric: u32,
+    /// The server's address.
+    pub server: SocketAddr,
+}
+
+/// Finds the links with a route to `server`, best metric first; never the link `own`, which is the
+/// tunnel itself.
+pub async fn candidates(
+    netlink: &Netlink,
+    server: SocketAddr,
+    own: u32,
+) -> Result<Vec<Candidate>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    let mut links = netlink.handle().link().get().execute();
+    while let Some(link) = links.try_next().await? {
+        let index = link.header.index;
+        // Loopback carries a path only to an address of this very machine.
+        let loopback = link.header.flags.contains(LinkFlags::Loopback);
+        if index == own || !has_carrier(&link) || loopback && !server.ip().is_loopback() {
+            continue;
+        }
+        let Some(matched) = route(netlink, server.ip(), index, RouteFlags::FibMatch).await? else {
+            continue;
+        };
+        let Some(chosen) = route(netlink, server.ip(), index, RouteFlags::empty()).await? else {
+            continue;
+        };
+        let Some(source) = source(&chosen).filter(|source| is_usable(*source, loopback)) else {
+            continue;
+        };
+        let (link, metric) = (name(&link), metric(&matched));
+        found.push(Candidate { link, index, source, metric, server });
+    }
+    found.sort_by_key(|candidate| candidate.metric);
+    Ok(found)
+}
+
+/// Operational state (RFC 2863), not IFF_RUNNING: that one clears at every wifi roam. Links whose
+/// driver does not say are UNKNOWN, and wireless ones DORMANT for a moment; both can carry.
+fn has_carrier(link: &LinkMessage) -> bool {
+    let down = link.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            LinkAttribute::OperState(State::Down | State::LowerLayerDown | State::NotPresent)
+        )
+    });
+    link.header.flags.contains(LinkFlags::Up) && !down
+}
+
+fn is_usable(source: IpAddr, loopback: bool) -> bool {
+    let link_local = match source {
+        IpAddr::V4(source) => source.is_link_local(),
+        IpAddr::V6(source) => source.is_unicast_link_local(),
+    };
+    !source.is_unspecified() && !link_local && source.is_loopback() == loopback
+}
+
+/// Asks the kernel for its route to `destination` through link `index` (RTM_GETROUTE of
+/// rtnetlink(7)); `None` if there is none. With `FibMatch` the answer is the table's own entry,
+/// without it the kernel would invent an on-link route.
+async fn route(
+    netlink: &Netlink,
+    destination: IpAddr,
+    index: u32,
+    flags: RouteFlags,
+) -> Result<Option<RouteMessage>, rtnetlink::Error> {
+    let mut question = match destination {
+        IpAddr::V4(address) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(index)
+            .build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+            .destination_prefix(address, 128)
+            .output_interface(index)
+            .build(),
+    };
+    question.header.flags = flags;
+    match netlink.handle().route().get(question).execute().try_next().await {
+        Ok(answer) => Ok(answer),
+        // Unreachable, prohibited, no such device: no route through this link, whatever the word.
+        Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn name(link: &LinkMessage) -> String {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+fn metric(route: &RouteMessage) -> u32 {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+fn source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(source)) => Some(IpAddr::V4(*source)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => Some(IpAddr::V6(*source)),
+        _ => None,
+    })
+}

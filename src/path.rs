@@ -1,0 +1,7 @@
+//! Network paths and the sockets that carry them.
+//!
+//! A *path* is a link, a local address and a server address. The one QUIC connection of a client
+//! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
+
+pub mod socket;
+pub mod udp;

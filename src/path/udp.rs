@@ -1,0 +1,240 @@
+//! A UDP socket for quinn that reports its errors instead of hiding them.
+//!
+//! quinn's own socket logs send errors and drops them, but a path must hear of them: they are how
+//! a vanished interface shows first. Whoever wraps this socket keeps the errors from quinn.
+
+use std::{
+    fmt,
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit, UdpSocketState},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+
+/// Kernel buffer in each direction. At 1 Gbit/s this is some 60 ms: as long as a busy process may
+/// keep us from the CPU.
+const BUFFER: usize = 8 * 1024 * 1024;
+
+/// A bound UDP socket.
+#[derive(Debug)]
+pub struct UdpSocket {
+    io: tokio::net::UdpSocket,
+    state: UdpSocketState,
+}
+
+impl UdpSocket {
+    /// Opens a socket on `local`, and on `link` alone if one is named (SO_BINDTODEVICE of
+    /// socket(7)). `[::]` also takes IPv4.
+    pub fn bind(local: SocketAddr, link: Option<&str>) -> io::Result<Arc<Self>> {
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+        if local.is_ipv6() {
+            socket.set_only_v6(local.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+        }
+        if let Some(link) = link {
+            socket.bind_device(Some(link.as_bytes()))?;
+        }
+        // Beyond net.core.*mem_max where we may (CAP_NET_ADMIN), up to it where we may not.
+        if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &BUFFER).is_err() {
+            socket.set_recv_buffer_size(BUFFER)?;
+        }
+        if setsockopt(&socket.as_fd(), sockopt::SndBufForce, &BUFFER).is_err() {
+            socket.set_send_buffer_size(BUFFER)?;
+        }
+        socket.bind(&local.into())?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let io = tokio::net::UdpSocket::from_std(socket.into())?;
+        Ok(Arc::new(Self { io, state }))
+    }
+}
+
+impl AsyncUdpSocket for UdpSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller {
+            make: move || {
+                let socket = self.clone();
+                async move { socket.io.writable().await }
+            },
+            pending: None,
+        })
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.poll_recv_ready(cx))?;
+            let received = self
+                .io
+                .try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
+            match received {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Waits for the socket to be writable, as often as asked, without an allocation.
+    struct Poller<M, F> {
+        make: M,
+        #[pin]
+        pending: Option<F>,
+    }
+}
+
+impl<M, F> UdpPoller for Poller<M, F>
+where
+    M: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<()>> + Send + Sync + 'static,
+{
+    fn poll_writable(self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
+        let mut this = self.project();
+        if this.pending.is_none() {
+            this.pending.set(Some((this.make)()));
+        }
+        let result = match this.pending.as_mut().as_pin_mut() {
+            Some(pending) => ready!(pending.poll(cx)),
+            None => Ok(()),
+        };
+        this.pending.set(None);
+        Poll::Ready(result)
+    }
+}
+
+impl<M, F> fmt::Debug for Poller<M, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Poller").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A socket in memory that fails as told.
+
+    use std::{
+        collections::VecDeque,
+        sync::{Mutex, atomic::AtomicU64},
+        task::Waker,
+    };
+
+    use super::*;
+
+    /// What the next receive gives: bytes and their source, or an error.
+    pub(crate) type Arrival = io::Result<(Vec<u8>, SocketAddr, Option<IpAddr>)>;
+
+    #[derive(Debug)]
+    pub(crate) struct FakeSocket {
+        pub(crate) local: SocketAddr,
+        /// Destination and source of what was sent.
+        pub(crate) sent: Mutex<Vec<(SocketAddr, Option<IpAddr>)>>,
+        pub(crate) send_error: Mutex<Option<nix::errno::Errno>>,
+        arrivals: Mutex<VecDeque<Arrival>>,
+        waker: Mutex<Option<Waker>>,
+        pub(crate) receive_calls: AtomicU64,
+    }
+
+    impl FakeSocket {
+        pub(crate) fn new(local: &str) -> Arc<Self> {
+            Arc::new(Self {
+                local: local.parse().unwrap(),
+                sent: Mutex::default(),
+                send_error: Mutex::default(),
+                arrivals: Mutex::default(),
+                waker: Mutex::default(),
+                receive_calls: AtomicU64::default(),
+            })
+        }
+
+        pub(crate) fn arrive(&self, arrival: Arrival) {
+            self.arrivals.lock().unwrap().push_back(arrival);
+            if let Some(waker) = self.waker.lock().unwrap().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    #[derive(Debug)]
+    struct AlwaysWritable;
+
+    impl UdpPoller for AlwaysWritable {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncUdpSocket for FakeSocket {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            Box::pin(AlwaysWritable)
+        }
+
+        fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+            match *self.send_error.lock().unwrap() {
+                Some(errno) => Err(errno.into()),
+                None => {
+                    self.sent.lock().unwrap().push((transmit.destination, transmit.src_ip));
+                    Ok(())
+                }
+            }
+        }
+
+        fn poll_recv(
+            &self,
+            cx: &mut Context,
+            bufs: &mut [IoSliceMut<'_>],
+            meta: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            self.receive_calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            match self.arrivals.lock().unwrap().pop_front() {
+                Some(Ok((bytes, addr, dst_ip))) => {
+                    bufs[0][..bytes.len()].copy_from_slice(&bytes);
+                    let len = bytes.len();
+                    meta[0] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip };
+                    Poll::Ready(Ok(1))
+                }
+                Some(Err(error)) => Poll::Ready(Err(error)),
+                None => {
+                    *self.waker.lock().unwrap() = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(self.local)
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The datapath: inner packets between the TUN device and one QUIC connection.
+//!
+//! ```text
+//!  uplink    PacketSource ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
+//!  downlink  PacketSink ◀─ Inspect ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
+//! ```
+//!
+//! It knows nothing of paths: which network carries a datagram is decided below quinn, by the
+//! socket. Nothing here is fatal but the loss of the device; a packet that can't go on is counted
+//! by its reason ([`counters::Drop`]) and dropped.
+
+pub mod counters;
+pub mod device;
+pub mod interface;
+pub mod packet;
+pub mod pump;
+pub mod queue;

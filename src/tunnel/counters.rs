@@ -1,0 +1,145 @@
+//! Counters of the datapath: relaxed atomics, written by the pumps, read by `status`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::Serialize;
+
+/// Why an inner packet or a datagram was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Drop {
+    /// Not an IP packet, or its length contradicts its header.
+    Malformed,
+    /// The inner source address is not the peer's.
+    ForeignSource,
+    /// Nobody in the tunnel has the inner destination address.
+    UnknownDestination,
+    /// Too large for the connection even in pieces.
+    TooLarge,
+    /// The queue was full; the oldest packet gave way.
+    QueueFull,
+    /// A piece of a split packet never came, or came twice.
+    LostPiece,
+    /// A datagram of an unknown kind.
+    UnknownDatagram,
+    /// The TUN device did not take the packet.
+    Device,
+    /// The connection ended before the packet was sent.
+    Disconnected,
+}
+
+impl Drop {
+    /// Every reason, in the order in which they are shown.
+    pub const ALL: [Self; 9] = [
+        Self::Malformed,
+        Self::ForeignSource,
+        Self::UnknownDestination,
+        Self::TooLarge,
+        Self::QueueFull,
+        Self::LostPiece,
+        Self::UnknownDatagram,
+        Self::Device,
+        Self::Disconnected,
+    ];
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Traffic {
+    /// Counts `packets` of `bytes` together.
+    pub fn add(&self, packets: u64, bytes: u64) {
+        self.packets.fetch_add(packets, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// The counters of one tunnel end (the client) or of one peer (the server).
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Inner packets sent into the connection.
+    pub sent: Traffic,
+    /// Inner packets received from the connection and delivered.
+    pub received: Traffic,
+    /// Inner packets that were sent in pieces.
+    pub split: AtomicU64,
+    drops: [AtomicU64; Drop::ALL.len()],
+}
+
+impl Counters {
+    /// Counts `count` drops for `reason`.
+    pub fn dropped(&self, reason: Drop, count: u64) {
+        if count > 0 {
+            self.drops[reason as usize].fetch_add(count, Relaxed);
+        }
+    }
+
+    /// The present values.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            sent_packets: self.sent.packets.load(Relaxed),
+            sent_bytes: self.sent.bytes.load(Relaxed),
+            received_packets: self.received.packets.load(Relaxed),
+            received_bytes: self.received.bytes.load(Relaxed),
+            split_packets: self.split.load(Relaxed),
+            dropped: Drop::ALL
+                .into_iter()
+                .map(|reason| (reason, self.drops[reason as usize].load(Relaxed)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        }
+    }
+}
+
+/// Values of [`Counters`] at one moment, as `status` shows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Snapshot {
+    /// Inner packets sent into the connection.
+    pub sent_packets: u64,
+    /// Their bytes, inner IP headers included.
+    pub sent_bytes: u64,
+    /// Inner packets delivered from the connection.
+    pub received_packets: u64,
+    /// Their bytes, inner IP headers included.
+    pub received_bytes: u64,
+    /// Inner packets that crossed in pieces.
+    pub split_packets: u64,
+    /// Drops by reason; reasons that never happened are left out.
+    #[serde(serialize_with = "as_map")]
+    pub dropped: Vec<(Drop, u64)>,
+}
+
+fn as_map<S: serde::Serializer>(drops: &[(Drop, u64)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(drops.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter() {
+        let counters = Counters::default();
+        for (times, reason) in (1..).zip(Drop::ALL) {
+            counters.dropped(reason, times);
+        }
+        let expected: Vec<_> = Drop::ALL.into_iter().zip(1..).collect();
+        assert_eq!(counters.snapshot().dropped, expected);
+    }
+
+    #[test]
+    fn drops_are_a_map_in_json() {
+        let counters = Counters::default();
+        counters.dropped(Drop::ForeignSource, 3);
+        counters.sent.add(2, 2800);
+        let json = serde_json::to_value(counters.snapshot()).unwrap();
+        assert_eq!(json["dropped"], serde_json::json!({ "foreign-source": 3 }));
+        assert_eq!(json["sent-bytes"], 2800);
+    }
+}

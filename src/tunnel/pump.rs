@@ -1,0 +1,120 @@
+//! The two pumps of a connection: queue to datagrams, and datagrams to packets.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use quinn::{Connection, ConnectionError, SendDatagramError};
+
+use super::{
+    counters::{Counters, Drop},
+    device::BATCH,
+    queue::Queue,
+};
+use crate::wire::{
+    datagram::Datagram,
+    fragment::{Joined, Joiner, Splitter},
+};
+
+/// Sends what is in the queue until the connection ends.
+///
+/// A packet larger than the path carries at the moment crosses in pieces.
+pub async fn uplink(
+    connection: &Connection,
+    queue: &Queue,
+    counters: &Counters,
+) -> ConnectionError {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut splitter = Splitter::default();
+    loop {
+        queue.pop(&mut batch, BATCH).await;
+        let (mut packets, mut bytes) = (0, 0);
+        for at in 0..batch.len() {
+            let packet = &batch[at];
+            match send(connection, packet, &mut splitter, counters).await {
+                Ok(true) => {
+                    packets += 1;
+                    bytes += packet.len() as u64;
+                }
+                Ok(false) => counters.dropped(Drop::TooLarge, 1),
+                Err(error) => {
+                    counters.sent.add(packets, bytes);
+                    counters.dropped(Drop::Disconnected, (batch.len() - at) as u64);
+                    return error;
+                }
+            }
+        }
+        counters.sent.add(packets, bytes);
+        batch.clear();
+    }
+}
+
+/// Sends one packet, whole or in pieces; `false` if even pieces do not fit.
+async fn send(
+    connection: &Connection,
+    packet: &Bytes,
+    splitter: &mut Splitter,
+    counters: &Counters,
+) -> Result<bool, ConnectionError> {
+    if let Some(sent) = send_datagram(connection, packet.clone()).await? {
+        return Ok(sent);
+    }
+    let Some(max) = connection.max_datagram_size() else { return Ok(false) };
+    let Some(pieces) = splitter.split(packet, max) else { return Ok(false) };
+    for piece in pieces {
+        if send_datagram(connection, piece).await? != Some(true) {
+            return Ok(false);
+        }
+    }
+    counters.split.fetch_add(1, Relaxed);
+    Ok(true)
+}
+
+/// `None` if the datagram is too large for the path; `false` if the peer takes no datagrams at all.
+async fn send_datagram(
+    connection: &Connection,
+    datagram: Bytes,
+) -> Result<Option<bool>, ConnectionError> {
+    match connection.send_datagram_wait(datagram).await {
+        Ok(()) => Ok(Some(true)),
+        Err(SendDatagramError::TooLarge) => Ok(None),
+        Err(SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled) => Ok(Some(false)),
+        Err(SendDatagramError::ConnectionLost(error)) => Err(error),
+    }
+}
+
+/// Hands received packets to `deliver`, in batches, until the connection ends.
+pub async fn downlink(
+    connection: &Connection,
+    counters: &Counters,
+    mut deliver: impl FnMut(&mut Vec<Bytes>),
+) -> ConnectionError {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut joiner = Joiner::default();
+    loop {
+        let mut next = match connection.read_datagram().await {
+            Ok(datagram) => Some(datagram),
+            Err(error) => return error,
+        };
+        while let Some(datagram) = next {
+            match Datagram::decode(datagram) {
+                Ok(Datagram::Packet(packet)) => batch.push(packet),
+                Ok(Datagram::Fragment(fragment)) => match joiner.join(fragment) {
+                    Joined::Packet(packet) => batch.push(packet),
+                    Joined::Incomplete => {}
+                    Joined::Duplicate => counters.dropped(Drop::LostPiece, 1),
+                },
+                Err(_unknown) => counters.dropped(Drop::UnknownDatagram, 1),
+            }
+            // An error shows again at the next read, after this batch is delivered.
+            next = (batch.len() < BATCH)
+                .then(|| connection.read_datagram().now_or_never()?.ok())
+                .flatten();
+        }
+        counters.dropped(Drop::LostPiece, joiner.take_abandoned());
+        if !batch.is_empty() {
+            deliver(&mut batch);
+            batch.clear();
+        }
+    }
+}

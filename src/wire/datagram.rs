@@ -1,0 +1,56 @@
+//! The first byte of a QUIC DATAGRAM frame (RFC 9221) tells what it carries.
+//!
+//! An inner IP packet needs no header of ours: its own version nibble, 4 or 6, is the tag. All
+//! other first bytes belong to roamd.
+
+use bytes::Bytes;
+
+use super::fragment::Fragment;
+
+/// First byte of a datagram that carries one piece of a split packet.
+pub const FRAGMENT: u8 = 0x01;
+
+/// What one datagram carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Datagram {
+    /// A whole inner IP packet.
+    Packet(Bytes),
+    /// A piece of an inner IP packet that was too large for one datagram.
+    Fragment(Fragment),
+}
+
+/// A datagram that is none of ours; it is counted and dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("datagram of an unknown kind or cut short")]
+pub struct Unknown;
+
+impl Datagram {
+    /// Reads a datagram without copying its payload.
+    pub fn decode(bytes: Bytes) -> Result<Self, Unknown> {
+        match *bytes.first().ok_or(Unknown)? {
+            FRAGMENT => Fragment::decode(bytes).map(Self::Fragment).ok_or(Unknown),
+            tag if matches!(tag >> 4, 4 | 6) => Ok(Self::Packet(bytes)),
+            _ => Err(Unknown),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_nibble_of_an_ip_packet_is_its_tag() {
+        for tag in [0x45, 0x4f, 0x60, 0x6f] {
+            let bytes = Bytes::copy_from_slice(&[tag, 1, 2]);
+            assert_eq!(Datagram::decode(bytes.clone()), Ok(Datagram::Packet(bytes)));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_unknown() {
+        for bytes in [&[][..], &[0], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
+            assert_eq!(Datagram::decode(Bytes::copy_from_slice(bytes)), Err(Unknown), "{bytes:?}");
+        }
+    }
+}
