@@ -1,5 +1,6 @@
 //! roamd: a tunnel over one QUIC connection that migrates between networks.
 
+pub mod config;
 pub mod identity;
 pub mod link;
 pub mod netlink;

@@ -1,0 +1,233 @@
+//! What the user wants: one TOML file, overridden by the environment.
+//!
+//! ```text
+//!  FILE, ROAMD_* ─▶ source (merge) ─▶ tree ─▶ read ─▶ raw ─▶ client | server ─▶ Config
+//!                                              │ unknown keys,   │ what values mean
+//!                                              │ wrong types     │ to each other
+//!                                              └──▶ Problems ◀───┘
+//! ```
+//!
+//! No step ends at its first problem: a value that cannot be used becomes `None` in
+//! [`raw`], and everything else is looked at all the same.
+//!
+//! `ROAMD_QUIC__IDLE_TIMEOUT=45s` sets `quic.idle-timeout`. A list is separated by commas;
+//! an empty variable is as good as none; lists of tables are set in the file only.
+
+mod check;
+mod client;
+mod congestion;
+mod filter;
+mod host_port;
+mod keys;
+mod lines;
+mod problem;
+mod raw;
+mod read;
+mod server;
+mod source;
+
+use std::env;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::identity::{PrivateKey, PublicKey};
+
+pub use congestion::Congestion;
+pub use filter::{Filter, FilterError};
+pub use host_port::{DEFAULT_PORT, HostPort, HostPortError};
+pub use problem::{ConfigErrors, Origin, Problem};
+
+/// Reads and checks the file at `path`, with this process's environment over it.
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    Ok(Loaded::new(path, process_environment())?.config)
+}
+
+/// The variables of this process's environment; what is not UTF-8 is made so, to be refused.
+pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().map(|(name, value)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    })
+}
+
+/// A configuration, with the text that would give the same one without any defaults.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What modules use.
+    pub config: Config,
+    effective: raw::RawConfig,
+}
+
+impl Loaded {
+    /// Reads and checks the file at `path` with these variables over it.
+    pub fn new(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let (config, effective) = read::load(path, environment)?;
+        Ok(Self { config, effective })
+    }
+
+    /// The effective configuration as TOML: every default filled in, no secrets.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(&self.effective)
+    }
+}
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub enum Config {
+    /// `role = "client"`
+    Client(ClientConfig),
+    /// `role = "server"`
+    Server(ServerConfig),
+}
+
+impl Config {
+    /// This host's own key.
+    pub fn private_key(&self) -> &PrivateKey {
+        match self {
+            Self::Client(client) => &client.private_key,
+            Self::Server(server) => &server.private_key,
+        }
+    }
+
+    /// What to log, and how.
+    pub fn log(&self) -> &Log {
+        match self {
+            Self::Client(client) => &client.log,
+            Self::Server(server) => &server.log,
+        }
+    }
+}
+
+/// A host that keeps a tunnel to a server.
+#[derive(Debug)]
+pub struct ClientConfig {
+    /// This host's key, from `private-key-file`.
+    pub private_key: PrivateKey,
+    /// Where the tunnel leads.
+    pub server: ServerPeer,
+    /// The TUN device.
+    pub tun: ClientTun,
+    /// How paths are chosen.
+    pub paths: Paths,
+    /// The connection.
+    pub quic: Quic,
+    /// What to log.
+    pub log: Log,
+}
+
+/// The server, as a client knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerPeer {
+    /// Names and addresses, at least one; all are tried.
+    pub addresses: Vec<HostPort>,
+    /// The only key that is believed to be the server's.
+    pub public_key: PublicKey,
+}
+
+/// A client's TUN device; its addresses come from the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTun {
+    /// The interface's name.
+    pub name: String,
+    /// The interface's MTU in bytes.
+    pub mtu: u16,
+    /// What goes into the tunnel; `None` takes what the server offers.
+    pub routes: Option<Vec<IpNet>>,
+}
+
+/// How a client chooses among its links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// How long a probe may take before its path has failed.
+    pub probe_timeout: Duration,
+    /// Best first; a link is ranked by the first one that matches.
+    pub prefer: Vec<Preference>,
+    /// Links that are never used: names in which `*` and `?` are wildcards.
+    pub ignore: Vec<String>,
+}
+
+/// A rank among links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preference {
+    /// The links' name, in which `*` and `?` are wildcards.
+    pub link: String,
+    /// Whether traffic costs money there.
+    pub metered: bool,
+}
+
+/// The QUIC connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quic {
+    /// Silence after which the connection, though not the session, is given up.
+    pub idle_timeout: Duration,
+    /// Silence after which a packet is sent to keep the connection; less than half of
+    /// [`Quic::idle_timeout`].
+    pub keep_alive: Duration,
+    /// The congestion controller.
+    pub congestion: Congestion,
+}
+
+/// What to log, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Which events.
+    pub level: Filter,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people and the journal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A host to which clients keep tunnels.
+#[derive(Debug)]
+pub struct ServerConfig {
+    /// This host's key, from `private-key-file`.
+    pub private_key: PrivateKey,
+    /// Where clients are awaited (UDP).
+    pub listen: SocketAddr,
+    /// The TUN device.
+    pub tun: ServerTun,
+    /// Who may connect.
+    pub peers: Vec<Peer>,
+    /// Every connection.
+    pub quic: Quic,
+    /// What to log.
+    pub log: Log,
+}
+
+/// A server's TUN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTun {
+    /// The interface's name.
+    pub name: String,
+    /// The interface's MTU in bytes.
+    pub mtu: u16,
+    /// The interface's own addresses, each with the prefix that peers share; at least one.
+    pub addresses: Vec<IpNet>,
+    /// Offered to clients that name no routes of their own.
+    pub routes: Vec<IpNet>,
+}
+
+/// A client, as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// For people; unique.
+    pub name: String,
+    /// Its identity; unique.
+    pub public_key: PublicKey,
+    /// Its inner addresses, at least one; nobody else has them.
+    pub addresses: Vec<IpAddr>,
+}

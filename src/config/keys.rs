@@ -1,0 +1,234 @@
+//! Every key that a file may have: who may have it, its shape, and what it accepts.
+//! Messages about a key all come from here.
+
+use std::fmt;
+
+use strsim::normalized_damerau_levenshtein;
+
+/// Which side of the tunnel a host is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+impl Role {
+    pub(super) const ALL: [Self; 2] = [Self::Client, Self::Server];
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.to_string() == text)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Number,
+    Flag,
+    /// A list of texts; a single text stands for a list of one.
+    List,
+    /// A section: `[tun]`.
+    Table,
+    /// A list of tables: `[[peer]]`. The environment cannot set it.
+    Tables,
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    /// Dotted, without indices: `peer.public-key`.
+    pub(super) path: &'static str,
+    /// `None`: accepted from both.
+    pub(super) role: Option<Role>,
+    pub(super) kind: Kind,
+    /// Completes "must be …"; for a list, what each of its elements must be.
+    accepted: &'static str,
+}
+
+const CLIENT: Option<Role> = Some(Role::Client);
+const SERVER: Option<Role> = Some(Role::Server);
+
+const KEYS: &[Key] = &[
+    key("role", None, Kind::Text, r#""client" or "server""#),
+    key("private-key-file", None, Kind::Text, "the path of a file that roamd genkey has written"),
+    key("server", CLIENT, Kind::Table, "a table: [server]"),
+    key(
+        "server.address",
+        CLIENT,
+        Kind::List,
+        r#"a name or address such as "vpn.example.net:4433" or "[2001:db8::1]:4433" (port 4433 when there is none)"#,
+    ),
+    key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
+    key("listen", SERVER, Kind::Text, r#"an IP address with a port, such as "[::]:4433""#),
+    key("tun", None, Kind::Table, "a table: [tun]"),
+    key(
+        "tun.name",
+        None,
+        Kind::Text,
+        r#"a name for an interface: 1 to 15 bytes, no white space, "/", ":" or "%", and not "." or "..""#,
+    ),
+    key(
+        "tun.mtu",
+        None,
+        Kind::Number,
+        "a number from 1280 (the least that IPv6 works with, RFC 8200 §5) to 9000",
+    ),
+    key(
+        "tun.addresses",
+        SERVER,
+        Kind::List,
+        r#"this host's address inside the tunnel with the prefix that its peers share, such as "10.66.0.1/24" or "fd66::1/64""#,
+    ),
+    key(
+        "tun.routes",
+        None,
+        Kind::List,
+        r#"a prefix such as "10.66.0.0/24" or "fd66::/64" ("default", 0.0.0.0/0 and ::/0 are refused: this version cannot carry all traffic yet)"#,
+    ),
+    key("peer", SERVER, Kind::Tables, "a list of tables, each headed by [[peer]]"),
+    key(
+        "peer.name",
+        SERVER,
+        Kind::Text,
+        "a name for people: 1 to 64 characters, no control characters",
+    ),
+    key("peer.public-key", SERVER, Kind::Text, PUBLIC_KEY),
+    key(
+        "peer.addresses",
+        SERVER,
+        Kind::List,
+        r#"the peer's address inside the tunnel, without a prefix, such as "10.66.0.2" or "fd66::2""#,
+    ),
+    key("paths", CLIENT, Kind::Table, "a table: [paths]"),
+    key("paths.probe-timeout", CLIENT, Kind::Text, r#"a duration from 500ms to 30s, such as "5s""#),
+    key("paths.ignore", CLIENT, Kind::List, LINK),
+    key(
+        "paths.prefer",
+        CLIENT,
+        Kind::Tables,
+        r#"a list of tables such as [{ link = "en*" }, { link = "ww*", metered = true }]"#,
+    ),
+    key("paths.prefer.link", CLIENT, Kind::Text, LINK),
+    key("paths.prefer.metered", CLIENT, Kind::Flag, "true or false"),
+    key("quic", None, Kind::Table, "a table: [quic]"),
+    key(
+        "quic.idle-timeout",
+        None,
+        Kind::Text,
+        "a duration from 5s to 60s: both ends take the smaller of their two (RFC 9000 §10.1) and \
+         NATs forget UDP after about 30s; an outage that lasts longer is bridged by \
+         reconnecting, which keeps the session",
+    ),
+    key(
+        "quic.keep-alive",
+        None,
+        Kind::Text,
+        r#"a duration from 1s to less than half of quic.idle-timeout, such as "10s""#,
+    ),
+    key("quic.congestion", None, Kind::Text, r#""cubic" or "bbr""#),
+    key("log", None, Kind::Table, "a table: [log]"),
+    key(
+        "log.level",
+        None,
+        Kind::Text,
+        r#""error", "warn", "info", "debug", "trace" or "off", also by module: "info,roamd::path=debug""#,
+    ),
+    key("log.format", None, Kind::Text, r#""text" or "json""#),
+];
+
+const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";
+const LINK: &str = r#"a link's name without white space and "/", in which * and ? are wildcards, such as "docker*""#;
+
+const fn key(path: &'static str, role: Option<Role>, kind: Kind, accepted: &'static str) -> Key {
+    Key { path, role, kind, accepted }
+}
+
+impl Key {
+    pub(super) fn is_for(&self, role: Role) -> bool {
+        self.role.is_none_or(|only| only == role)
+    }
+
+    /// The last part of the path.
+    pub(super) fn name(&self) -> &'static str {
+        split(self.path).1
+    }
+
+    fn section(&self) -> &'static str {
+        split(self.path).0
+    }
+}
+
+/// The key at a path such as `peer[1].public-key`.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    let path = without_indices(path);
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// What the value at this path has to be; completes "must be …".
+pub(super) fn accepted(path: &str) -> String {
+    match find(path) {
+        Some(Key { kind: Kind::List, accepted, .. }) if !path.ends_with(']') => {
+            format!("a list, each element {accepted}")
+        }
+        Some(Key { kind: Kind::Tables, .. }) if path.ends_with(']') => "a table".to_owned(),
+        Some(key) => key.accepted.to_owned(),
+        None => "absent".to_owned(),
+    }
+}
+
+/// Whether a table among several encloses this path: the environment cannot reach there.
+pub(super) fn is_in_tables(path: &str) -> bool {
+    KEYS.iter().any(|key| key.kind == Kind::Tables && is_within(path, key.path))
+}
+
+/// A key that this table accepts, in the order of [`KEYS`].
+pub(super) fn in_section(section: &str, role: Option<Role>) -> impl Iterator<Item = &'static Key> {
+    let section = without_indices(section);
+    all(role).filter(move |key| key.section() == section)
+}
+
+/// The key that was probably meant.
+pub(super) fn nearest(path: &str, role: Option<Role>) -> Option<&'static str> {
+    const SIMILAR: f64 = 0.5;
+    let path = without_indices(path).replace('_', "-").to_lowercase();
+    let (section, name) = split(&path);
+    let likeness = |key: &Key| normalized_damerau_levenshtein(key.name(), name);
+    in_section(section, role)
+        .filter(|key| likeness(key) >= SIMILAR)
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .or_else(|| all(role).find(|key| key.name() == name))
+        .map(|key| key.path)
+}
+
+fn all(role: Option<Role>) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| role.is_none_or(|role| key.is_for(role)))
+}
+
+/// Whether `path` is `outer` or lies inside it.
+pub(super) fn is_within(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
+}
+
+fn without_indices(path: &str) -> String {
+    let mut depth = 0;
+    path.chars()
+        .filter(|c| {
+            depth += i32::from(*c == '[');
+            let keep = depth == 0;
+            depth -= i32::from(*c == ']');
+            keep
+        })
+        .collect()
+}

@@ -1,0 +1,164 @@
+//! The file as it is written, and every default.
+//!
+//! `None` stands for a key that is absent and has no default, or whose value has already
+//! been reported as a problem. In a configuration without problems only the former is left,
+//! so that writing it gives the effective file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{Congestion, Filter, HostPort, LogFormat};
+use crate::identity::PublicKey;
+
+/// A list of which some elements may have been reported.
+pub(super) type List<T> = Option<Vec<Option<T>>>;
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "role", rename_all = "kebab-case")]
+pub(super) enum RawConfig {
+    Client(RawClient),
+    Server(RawServer),
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawClient {
+    pub(super) private_key_file: Option<PathBuf>,
+    pub(super) server: Option<RawServerPeer>,
+    pub(super) tun: Option<RawClientTun>,
+    pub(super) paths: Option<RawPaths>,
+    pub(super) quic: Option<RawQuic>,
+    pub(super) log: Option<RawLog>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawServer {
+    pub(super) private_key_file: Option<PathBuf>,
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) tun: Option<RawServerTun>,
+    pub(super) quic: Option<RawQuic>,
+    pub(super) log: Option<RawLog>,
+    pub(super) peer: List<RawPeer>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawServerPeer {
+    pub(super) address: List<HostPort>,
+    pub(super) public_key: Option<PublicKey>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawClientTun {
+    pub(super) name: Option<String>,
+    pub(super) mtu: Option<u16>,
+    pub(super) routes: List<IpNet>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawServerTun {
+    pub(super) name: Option<String>,
+    pub(super) mtu: Option<u16>,
+    pub(super) addresses: List<IpNet>,
+    pub(super) routes: List<IpNet>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawPeer {
+    pub(super) name: Option<String>,
+    pub(super) public_key: Option<PublicKey>,
+    pub(super) addresses: List<IpAddr>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawPaths {
+    #[serde(with = "humantime_serde")]
+    pub(super) probe_timeout: Option<Duration>,
+    pub(super) ignore: List<String>,
+    pub(super) prefer: List<RawPreference>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawPreference {
+    pub(super) link: Option<String>,
+    pub(super) metered: Option<bool>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawQuic {
+    #[serde(with = "humantime_serde")]
+    pub(super) idle_timeout: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    pub(super) keep_alive: Option<Duration>,
+    pub(super) congestion: Option<Congestion>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawLog {
+    pub(super) level: Option<Filter>,
+    pub(super) format: Option<LogFormat>,
+}
+
+const TUN_NAME: &str = "roam0";
+const TUN_MTU: u16 = 1400;
+
+impl Default for RawClientTun {
+    fn default() -> Self {
+        Self { name: Some(TUN_NAME.to_owned()), mtu: Some(TUN_MTU), routes: None }
+    }
+}
+
+impl Default for RawServerTun {
+    fn default() -> Self {
+        Self {
+            name: Some(TUN_NAME.to_owned()),
+            mtu: Some(TUN_MTU),
+            addresses: None,
+            routes: Some(Vec::new()),
+        }
+    }
+}
+
+impl Default for RawPaths {
+    fn default() -> Self {
+        Self {
+            probe_timeout: Some(Duration::from_secs(5)),
+            ignore: Some(Vec::new()),
+            prefer: Some(Vec::new()),
+        }
+    }
+}
+
+impl Default for RawPreference {
+    fn default() -> Self {
+        Self { link: None, metered: Some(false) }
+    }
+}
+
+impl Default for RawQuic {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Some(Duration::from_secs(30)),
+            keep_alive: Some(Duration::from_secs(10)),
+            congestion: Some(Congestion::Cubic),
+        }
+    }
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { level: Some(Filter::default()), format: Some(LogFormat::Text) }
+    }
+}

@@ -1,0 +1,148 @@
+//! What a server's values mean.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::check::{self, Unique, elements};
+use super::problem::Problems;
+use super::raw::{List, RawPeer, RawServer, RawServerTun};
+use super::{Peer, ServerConfig, ServerTun};
+use crate::identity::PublicKey;
+
+const MAX_PEER_NAME: usize = 64;
+
+/// Fills in every default in `raw`.
+pub(super) fn build(
+    raw: &mut RawServer,
+    directory: &Path,
+    problems: &mut Problems,
+) -> Option<ServerConfig> {
+    let private_key = check::private_key(&mut raw.private_key_file, directory, problems);
+    let listen = problems.require("listen", raw.listen);
+    let mut taken = Taken {
+        names: Unique::new(),
+        keys: Unique::new(),
+        addresses: Unique::new(),
+        networks: Vec::new(),
+    };
+    if let Some(key) = &private_key {
+        taken.keys.claim(key.public_key(), "this server itself", problems);
+    }
+    let tun = tun(raw.tun.get_or_insert_default(), &mut taken, problems);
+    let peers = peers(raw.peer.get_or_insert_default(), &mut taken, problems);
+    let quic = check::quic(raw.quic.get_or_insert_default(), problems);
+    let log = check::log(raw.log.get_or_insert_default());
+    Some(ServerConfig {
+        private_key: private_key?,
+        listen: listen?,
+        tun: tun?,
+        peers,
+        quic: quic?,
+        log: log?,
+    })
+}
+
+/// What peers cannot have any more, and the networks that their addresses come from.
+struct Taken {
+    names: Unique<String>,
+    keys: Unique<PublicKey>,
+    addresses: Unique<IpAddr>,
+    networks: Vec<IpNet>,
+}
+
+fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option<ServerTun> {
+    const ADDRESSES: &str = "tun.addresses";
+    let name = check::tun_name(&raw.name, problems);
+    let mtu = check::tun_mtu(raw.mtu, problems);
+    let routes = check::tun_routes(&raw.routes, problems);
+    problems.require_some(ADDRESSES, &raw.addresses);
+    let mut addresses = Vec::new();
+    for (key, address) in elements(ADDRESSES, &raw.addresses) {
+        let Some(address) = problems.accept(&key, Some(address), is_host_address) else { continue };
+        taken.networks.push(address.trunc());
+        check_host(&key, address.addr(), &[address], problems);
+        taken.addresses.claim(address.addr(), &key, problems);
+        addresses.push(address);
+    }
+    Some(ServerTun { name: name?, mtu: mtu?, addresses, routes })
+}
+
+fn is_host_address(address: &IpNet) -> bool {
+    let ip = address.addr();
+    address.prefix_len() > 0 && !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
+}
+
+fn peers(raw: &[Option<RawPeer>], taken: &mut Taken, problems: &mut Problems) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for (key, raw) in elements("peer", &Some(raw.to_vec())) {
+        peers.extend(peer(&key, &raw, taken, problems));
+    }
+    peers
+}
+
+fn peer(key: &str, raw: &RawPeer, taken: &mut Taken, problems: &mut Problems) -> Option<Peer> {
+    let name_key = format!("{key}.name");
+    let name = problems.require(&name_key, raw.name.clone());
+    let name = problems.accept(&name_key, name, |name| is_peer_name(name));
+    if let Some(name) = &name {
+        taken.names.claim(name.clone(), &name_key, problems);
+    }
+    let public_key_key = format!("{key}.public-key");
+    let public_key = problems.require(&public_key_key, raw.public_key);
+    if let Some(public_key) = public_key {
+        taken.keys.claim(public_key, &public_key_key, problems);
+    }
+    let addresses = peer_addresses(&format!("{key}.addresses"), &raw.addresses, taken, problems);
+    Some(Peer { name: name?, public_key: public_key?, addresses })
+}
+
+fn is_peer_name(name: &str) -> bool {
+    (1..=MAX_PEER_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
+}
+
+fn peer_addresses(
+    key: &str,
+    raw: &List<IpAddr>,
+    taken: &mut Taken,
+    problems: &mut Problems,
+) -> Vec<IpAddr> {
+    problems.require_some(key, raw);
+    let addresses = elements(key, raw);
+    for (key, address) in &addresses {
+        check_host(key, *address, &taken.networks, problems);
+        taken.addresses.claim(*address, key, problems);
+    }
+    addresses.into_iter().map(|(_, address)| address).collect()
+}
+
+/// Reports an address that no host in any of these networks can have.
+fn check_host(key: &str, address: IpAddr, networks: &[IpNet], problems: &mut Problems) {
+    let reason = match networks.iter().find(|network| network.contains(&address)) {
+        // Without a network, it is the network that has been reported.
+        None if networks.is_empty() => return,
+        None => format!("is outside of every network in tun.addresses ({})", listed(networks)),
+        Some(network) => match reserved(address, network) {
+            Some(what) => format!("is the {what} of {}, which no host can have", network.trunc()),
+            None => return,
+        },
+    };
+    problems.add(key, Some(address.to_string()), reason);
+}
+
+fn listed(networks: &[IpNet]) -> String {
+    networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// RFC 3021 and RFC 6164 let the two hosts of a link have both of its addresses.
+fn reserved(address: IpAddr, network: &IpNet) -> Option<&'static str> {
+    match network {
+        _ if network.max_prefix_len() - network.prefix_len() < 2 => None,
+        IpNet::V4(v4) if address == IpAddr::V4(v4.network()) => Some("network address"),
+        IpNet::V4(v4) if address == IpAddr::V4(v4.broadcast()) => Some("broadcast address"),
+        // RFC 4291 §2.6.1
+        IpNet::V6(v6) if address == IpAddr::V6(v6.network()) => Some("subnet-router address"),
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    }
+}

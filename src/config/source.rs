@@ -1,0 +1,128 @@
+//! Lays the environment over the file.
+
+use std::collections::HashMap;
+use std::path::{self, Path};
+
+use config::{FileFormat, Value};
+
+use super::keys::{self, Key, Kind};
+use super::lines::Lines;
+use super::problem::{ConfigErrors, Origin, Problems};
+use crate::identity::PrivateKey;
+
+const PREFIX: &str = "ROAMD_";
+
+/// Variables that start with [`PREFIX`] and are no configuration.
+const OTHER_VARIABLES: [&str; 1] = ["ROAMD_RUNTIME_DIR"];
+
+/// The merged values, and where each came from.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    lines: Lines<'a>,
+    /// Variables by the keys that they set.
+    variables: HashMap<String, String>,
+    pub(super) tree: serde_json::Value,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn merge(
+        path: &Path,
+        text: &'a str,
+        environment: impl IntoIterator<Item = (String, String)>,
+        problems: &mut Problems,
+    ) -> Result<Self, ConfigErrors> {
+        let lines = Lines::new(path, text)?;
+        let mut variables = HashMap::new();
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(text, FileFormat::Toml));
+        let mut environment: Vec<_> = environment.into_iter().collect();
+        environment.sort();
+        for (variable, text) in environment {
+            let Some(key) = key_of(&variable).filter(|_| !text.is_empty()) else { continue };
+            if let Some(value) = value_of(&key, &text, problems) {
+                builder = unlocated(path, builder.set_override(&key, value))?;
+            }
+            variables.insert(key, variable);
+        }
+        let tree = unlocated(path, builder.build().and_then(config::Config::try_deserialize))?;
+        Ok(Self { lines, variables, tree })
+    }
+
+    /// Where `key` was set or would have to be; and whether it is set at all.
+    pub(super) fn origin(&self, key: &str) -> (Origin, bool) {
+        match self.variables.iter().find(|(set, _)| keys::is_within(key, set)) {
+            Some((_, variable)) => (Origin::Environment { variable: variable.clone() }, true),
+            None => {
+                let (line, is_set) = self.lines.of(key);
+                (Origin::File { line }, is_set)
+            }
+        }
+    }
+}
+
+/// `ROAMD_QUIC__IDLE_TIMEOUT` is `quic.idle-timeout`.
+fn key_of(variable: &str) -> Option<String> {
+    let name = variable.strip_prefix(PREFIX)?;
+    let is_key = !OTHER_VARIABLES.contains(&variable);
+    is_key.then(|| name.to_lowercase().replace("__", ".").replace('_', "-"))
+}
+
+fn value_of(key: &str, text: &str, problems: &mut Problems) -> Option<Value> {
+    let kind = match keys::find(key) {
+        None => {
+            problems.unknown(key, None);
+            return None;
+        }
+        Some(_) if keys::is_in_tables(key) => {
+            problems.add(key, None, "is in a list of tables, which only the file can set");
+            return None;
+        }
+        Some(Key { kind, .. }) => *kind,
+    };
+    match kind {
+        Kind::Table | Kind::Tables => {
+            problems.add(key, None, "is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug");
+            None
+        }
+        Kind::List => Some(text.split(',').map(str::trim).collect::<Vec<_>>().into()),
+        Kind::Number => Some(text.parse::<i64>().map_or_else(|_| text.into(), Into::into)),
+        Kind::Text | Kind::Flag if key == "private-key-file" => Some(from_here(text).into()),
+        Kind::Text | Kind::Flag => Some(text.into()),
+    }
+}
+
+/// A path in a shell's environment is meant from where the shell stands.
+fn from_here(file: &str) -> String {
+    let is_key = file.parse::<PrivateKey>().is_ok();
+    match path::absolute(file) {
+        Ok(path) if !is_key => path.to_string_lossy().into_owned(),
+        _ => file.to_owned(),
+    }
+}
+
+/// The parser knows no place for a number that is too large.
+fn unlocated<T>(path: &Path, result: Result<T, config::ConfigError>) -> Result<T, ConfigErrors> {
+    result.map_err(|error| ConfigErrors::Syntax {
+        path: path.into(),
+        line: 1,
+        column: 1,
+        message: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_name_keys() {
+        for (variable, key) in [
+            ("ROAMD_QUIC__IDLE_TIMEOUT", Some("quic.idle-timeout")),
+            ("ROAMD_PRIVATE_KEY_FILE", Some("private-key-file")),
+            ("ROAMD_RUNTIME_DIR", None),
+            ("HOME", None),
+        ] {
+            assert_eq!(key_of(variable).as_deref(), key);
+        }
+    }
+}
