@@ -3,6 +3,7 @@
 pub mod config;
 pub mod identity;
 pub mod link;
+pub mod logging;
 pub mod netlink;
 pub mod path;
 pub mod tunnel;
