@@ -1,6 +1,8 @@
 //! roamd: a tunnel over one QUIC connection that migrates between networks.
 
+pub mod cli;
 pub mod config;
+pub mod exit;
 pub mod identity;
 pub mod link;
 pub mod logging;

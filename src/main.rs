@@ -1,3 +1,66 @@
-//! The `roamd` binary: parses the command line and dispatches.
+//! The `roamd` binary: parses the command line, dispatches, and ends with a status that
+//! says why.
 
-fn main() {}
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Parser;
+use roamd::cli::{self, Cli, Command};
+use roamd::config::{self, Config, ConfigErrors};
+use roamd::exit::Exit;
+use roamd::logging;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return end_usage(&error),
+    };
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end(&error),
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Genkey { output } => cli::genkey(output.as_deref()),
+        Command::Pubkey { file } => cli::pubkey(file.as_deref()),
+        Command::Check { file } => cli::check(&file),
+        Command::Run { file } => run(&file),
+        Command::Status { .. } => bail!("roamd status is not implemented yet"),
+        Command::Demo => bail!("roamd demo is not implemented yet"),
+    }
+}
+
+fn run(file: &Path) -> anyhow::Result<()> {
+    let config = config::load(file)?;
+    logging::init(config.log())?;
+    match config {
+        Config::Client(_) => bail!("roamd run is not implemented yet for clients"),
+        Config::Server(_) => bail!("roamd run is not implemented yet for servers"),
+    }
+}
+
+/// Help and version are successes to clap as well.
+fn end_usage(error: &clap::Error) -> ExitCode {
+    // With nowhere left to complain, the status has to say it.
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage.code().into() } else { ExitCode::SUCCESS }
+}
+
+fn end(error: &anyhow::Error) -> ExitCode {
+    if cli::is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let mut stderr = io::stderr().lock();
+    // Each line about a configuration names its own file.
+    let _ = match error.downcast_ref::<ConfigErrors>() {
+        Some(errors @ (ConfigErrors::Problems { .. } | ConfigErrors::Syntax { .. })) => {
+            writeln!(stderr, "{errors}")
+        }
+        Some(ConfigErrors::Unreadable { .. }) | None => writeln!(stderr, "roamd: {error:#}"),
+    };
+    Exit::of(error).map_or(ExitCode::FAILURE, |exit| exit.code().into())
+}

@@ -1,0 +1,100 @@
+//! The command line.
+
+mod check;
+mod keys;
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+pub use check::check;
+pub use keys::{genkey, pubkey};
+
+/// The arguments of the `roamd` binary.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None, after_help = EXAMPLES, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  roamd genkey --output /etc/roamd/home.key    Make this host's key
+  roamd pubkey /etc/roamd/home.key             Show the half that the other side needs
+  roamd check /etc/roamd/home.toml             Check a configuration before using it
+  roamd run /etc/roamd/home.toml               Bring the tunnel up
+
+The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-timeout.
+
+Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input,
+69 the server refused this key, 70 a bug, 73 the output cannot be created,
+77 permission denied, 78 wrong configuration.";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a private key
+    #[command(after_help = "\
+Examples:
+  roamd genkey --output /etc/roamd/home.key
+  roamd genkey | systemd-creds encrypt - home.key")]
+    Genkey {
+        /// Write the key to a new file of mode 0600 instead of standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Show the public key of a private key
+    #[command(after_help = "\
+Examples:
+  roamd pubkey /etc/roamd/home.key
+  roamd pubkey < /etc/roamd/home.key")]
+    Pubkey {
+        /// The private key's file [default: standard input]
+        file: Option<PathBuf>,
+    },
+    /// Check a configuration: show it with every default filled in, or else every problem
+    #[command(after_help = "\
+Examples:
+  roamd check /etc/roamd/home.toml
+  ROAMD_PRIVATE_KEY_FILE=test.key roamd check home.toml")]
+    Check {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Run a tunnel until it is told to stop
+    #[command(after_help = "\
+Examples:
+  roamd run /etc/roamd/home.toml
+  ROAMD_LOG__LEVEL=debug roamd run home.toml")]
+    Run {
+        /// The configuration
+        file: PathBuf,
+    },
+    /// Show what a running tunnel does
+    #[command(after_help = "\
+Examples:
+  roamd status
+  roamd status home --json")]
+    Status {
+        /// The tunnel [default: the only one that runs]
+        name: Option<String>,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Watch a tunnel survive on this machine alone
+    Demo,
+}
+
+/// Whether an error is only that nobody reads the output any more.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}

@@ -1,0 +1,18 @@
+//! `roamd check`.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::config::{Loaded, process_environment};
+
+/// Prints the effective configuration with this host's public key, or fails with every
+/// problem.
+pub fn check(file: &Path) -> anyhow::Result<()> {
+    let loaded = Loaded::new(file, process_environment())?;
+    let toml = loaded.to_toml()?;
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "# {}: no problems; with every default it reads:", file.display())?;
+    writeln!(stdout, "# this host's public key: {}", loaded.config.private_key().public_key())?;
+    write!(stdout, "\n{toml}")?;
+    Ok(())
+}
