@@ -2,6 +2,7 @@
 
 mod check;
 mod keys;
+mod status;
 
 use std::io;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 pub use check::check;
 pub use keys::{genkey, pubkey};
+pub use status::status;
 
 /// The arguments of the `roamd` binary.
 #[derive(Debug, Parser)]

@@ -3,8 +3,10 @@
 
 use std::io;
 
+use crate::client::Fatal;
 use crate::config::ConfigErrors;
 use crate::identity::KeyError;
+use crate::tunnel::interface::InterfaceError;
 
 /// A reason to end, with its exit status. Anything else ends with status 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,8 @@ pub enum Exit {
     Data = 65,
     /// What was to be read does not exist or cannot be read.
     NoInput = 66,
-    /// The server refused this host's key.
+    /// There will be no session with this server: it refused this host's key, has another key than
+    /// the configured one, or speaks another version.
     Refused = 69,
     /// A bug in roamd.
     Bug = 70,
@@ -56,6 +59,10 @@ impl Exit {
                 Some(of_config(errors))
             } else if let Some(error) = cause.downcast_ref::<KeyError>() {
                 of_key(error)
+            } else if cause.is::<Fatal>() {
+                Some(Self::Refused)
+            } else if let Some(error) = cause.downcast_ref::<InterfaceError>() {
+                error.os_error().map(io::Error::from_raw_os_error).as_ref().and_then(of_io)
             } else {
                 cause.downcast_ref::<io::Error>().and_then(of_io)
             }

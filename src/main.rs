@@ -9,8 +9,9 @@ use anyhow::bail;
 use clap::Parser;
 use roamd::cli::{self, Cli, Command};
 use roamd::config::{self, Config, ConfigErrors};
+use roamd::control::Instance;
 use roamd::exit::Exit;
-use roamd::logging;
+use roamd::{client, logging, server};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -29,7 +30,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Pubkey { file } => cli::pubkey(file.as_deref()),
         Command::Check { file } => cli::check(&file),
         Command::Run { file } => run(&file),
-        Command::Status { .. } => bail!("roamd status is not implemented yet"),
+        Command::Status { name, json } => cli::status(name.as_deref(), json),
         Command::Demo => bail!("roamd demo is not implemented yet"),
     }
 }
@@ -37,10 +38,16 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 fn run(file: &Path) -> anyhow::Result<()> {
     let config = config::load(file)?;
     logging::init(config.log())?;
-    match config {
-        Config::Client(_) => bail!("roamd run is not implemented yet for clients"),
-        Config::Server(_) => bail!("roamd run is not implemented yet for servers"),
-    }
+    let instance = Instance::of_file(file);
+    // One thread: on two cores the datapath is faster on one than shared between threads, because
+    // packets then never wait for another thread to wake.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match config {
+            Config::Client(config) => client::run(config, instance).await,
+            Config::Server(config) => server::run(config, instance).await,
+        }
+    })
 }
 
 /// Help and version are successes to clap as well.

@@ -1,11 +1,15 @@
 //! Counters of the datapath: relaxed atomics, written by the pumps, read by `status`.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why an inner packet or a datagram was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Drop {
     /// Not an IP packet, or its length contradicts its header.
@@ -41,6 +45,22 @@ impl Drop {
         Self::Device,
         Self::Disconnected,
     ];
+}
+
+impl fmt::Display for Drop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "malformed",
+            Self::ForeignSource => "with a foreign source",
+            Self::UnknownDestination => "for nobody in the tunnel",
+            Self::TooLarge => "too large",
+            Self::QueueFull => "from a full queue",
+            Self::LostPiece => "for want of a piece",
+            Self::UnknownDatagram => "of an unknown kind",
+            Self::Device => "not taken by the device",
+            Self::Disconnected => "while not connected",
+        })
+    }
 }
 
 /// Packets and bytes in one direction.
@@ -97,7 +117,7 @@ impl Counters {
 }
 
 /// Values of [`Counters`] at one moment, as `status` shows them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Snapshot {
     /// Inner packets sent into the connection.
@@ -111,12 +131,7 @@ pub struct Snapshot {
     /// Inner packets that crossed in pieces.
     pub split_packets: u64,
     /// Drops by reason; reasons that never happened are left out.
-    #[serde(serialize_with = "as_map")]
-    pub dropped: Vec<(Drop, u64)>,
-}
-
-fn as_map<S: serde::Serializer>(drops: &[(Drop, u64)], to: S) -> Result<S::Ok, S::Error> {
-    to.collect_map(drops.iter().copied())
+    pub dropped: BTreeMap<Drop, u64>,
 }
 
 #[cfg(test)]
@@ -129,7 +144,7 @@ mod tests {
         for (times, reason) in (1..).zip(Drop::ALL) {
             counters.dropped(reason, times);
         }
-        let expected: Vec<_> = Drop::ALL.into_iter().zip(1..).collect();
+        let expected = Drop::ALL.into_iter().zip(1..).collect();
         assert_eq!(counters.snapshot().dropped, expected);
     }
 

@@ -3,7 +3,8 @@
 //! The client opens one bidirectional stream. Each message on it is a 16-bit big-endian length and
 //! that many bytes of CBOR (RFC 8949): an array of the message's number and its body, a map with
 //! small integers as keys. What a reader does not know (a message, a key) it skips, so that either
-//! side can be upgraded first.
+//! side can be upgraded first. A server that wants no session closes the connection and says why, see
+//! [`crate::quic::close`].
 
 use std::{fmt, str::FromStr};
 
@@ -25,9 +26,6 @@ pub enum Message {
     /// Server to client: the session stands.
     #[n(1)]
     Welcome(#[n(0)] Welcome),
-    /// Server to client: there will be no session, and why.
-    #[n(2)]
-    Refused(#[n(0)] Refused),
 }
 
 /// What the client can do.
@@ -64,18 +62,6 @@ pub struct Welcome {
     /// The server's TUN MTU in bytes.
     #[n(5)]
     pub mtu: u16,
-}
-
-/// Why there is no session.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct Refused {
-    /// The reason for a program.
-    #[n(0)]
-    pub code: u16,
-    /// The reason for a person.
-    #[n(1)]
-    pub reason: String,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -166,8 +152,6 @@ mod tests {
                     Message::Welcome(Welcome { version, software, name, addresses, routes, mtu })
                 }
             ),
-            (any::<u16>(), ".*")
-                .prop_map(|(code, reason)| Message::Refused(Refused { code, reason })),
         ]
     }
 
@@ -202,10 +186,10 @@ mod tests {
     fn what_a_newer_version_brings_is_skipped() {
         // [99, [{}]] is a message that we do not know.
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
-        // [2, [{0: 1, 1: "no", 7: true}]] is a refusal with a key that we do not know.
-        let newer = [0x82, 2, 0x81, 0xa3, 0, 1, 1, 0x62, b'n', b'o', 7, 0xf5];
-        let refused = Refused { code: 1, reason: "no".into() };
-        assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Refused(refused)));
+        // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
+        let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 7, 0xf5];
+        let hello = Hello { versions: vec![1], software: "x".into() };
+        assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
 
     #[test]

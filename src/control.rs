@@ -1,0 +1,257 @@
+//! The control socket: how `roamd status` talks to a running daemon.
+//!
+//! A UNIX socket named after the configuration file, in `/run/roamd` or `$ROAMD_RUNTIME_DIR`. A
+//! client writes one line of JSON and gets one line back.
+
+use std::{
+    env, fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    task::JoinHandle,
+};
+use tracing::{debug, warn};
+
+use crate::status::Status;
+
+const DEFAULT_DIRECTORY: &str = "/run/roamd";
+const SUFFIX: &str = "sock";
+/// The longest request; a longer one is cut off and does not parse.
+const MAX_REQUEST: u64 = 4096;
+/// How long either side waits for the other.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+enum Request {
+    Status,
+}
+
+/// What is answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Ok(Box<Status>),
+    Error(String),
+}
+
+/// Why a daemon can't be asked, or can't be where it wants to be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No daemon by that name.
+    #[error("no roamd named {name} is running (no answer at {path})")]
+    NotRunning {
+        /** The name. */
+        name: String,
+        /** The socket. */
+        path: PathBuf,
+    },
+    /// None at all.
+    #[error("no roamd is running (nothing in {0})")]
+    NoneRunning(PathBuf),
+    /// More than one and no name.
+    #[error("several roamd are running, name one: {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// One by that name already runs.
+    #[error("another roamd named {name} is running (it answers at {path})")]
+    AlreadyRunning {
+        /** The name. */
+        name: String,
+        /** The socket. */
+        path: PathBuf,
+    },
+    /// The socket can't be used.
+    #[error("control socket {path}: {source}")]
+    Io {
+        /** The socket. */
+        path: PathBuf,
+        /** The cause. */
+        source: io::Error,
+    },
+    /// The daemon gave no answer that we understand.
+    #[error("the daemon at {path} answered: {answer}")]
+    Answer {
+        /** The socket. */
+        path: PathBuf,
+        /** What it said. */
+        answer: String,
+    },
+}
+
+/// A daemon's name and the place of its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    name: String,
+    path: PathBuf,
+}
+
+impl Instance {
+    /// The instance that a configuration file makes: `/etc/roamd/home.toml` is `home`.
+    #[must_use]
+    pub fn of_file(file: &Path) -> Self {
+        let stem = file.file_stem().unwrap_or(file.as_os_str());
+        Self::named(&stem.to_string_lossy())
+    }
+
+    /// The instance called `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { name: name.into(), path: directory().join(format!("{name}.{SUFFIX}")) }
+    }
+
+    /// The only one that runs.
+    pub fn only() -> Result<Self, ControlError> {
+        let directory = directory();
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let mut running: Vec<_> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
+            .filter(|path| StdStream::connect(path).is_ok())
+            .map(|path| Self::of_file(&path))
+            .collect();
+        running.sort_by(|a, b| a.name.cmp(&b.name));
+        match running.len() {
+            0 => Err(ControlError::NoneRunning(directory)),
+            1 => Ok(running.remove(0)),
+            _ => Err(ControlError::Several(running.into_iter().map(|it| it.name).collect())),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Asks for its status.
+    pub fn status(&self) -> Result<Status, ControlError> {
+        let mut stream = StdStream::connect(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
+            }
+            _ => self.io(source),
+        })?;
+        let answer = ask(&mut stream, Request::Status).map_err(|source| self.io(source))?;
+        match serde_json::from_str(&answer) {
+            Ok(Reply::Ok(status)) => Ok(*status),
+            Ok(Reply::Error(answer)) => {
+                Err(ControlError::Answer { path: self.path.clone(), answer })
+            }
+            Err(_) => Err(ControlError::Answer { path: self.path.clone(), answer }),
+        }
+    }
+
+    fn io(&self, source: io::Error) -> ControlError {
+        ControlError::Io { path: self.path.clone(), source }
+    }
+}
+
+fn directory() -> PathBuf {
+    env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
+}
+
+fn ask(stream: &mut StdStream, request: Request) -> io::Result<String> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(u64::MAX)).read_line(&mut answer)?;
+    Ok(answer)
+}
+
+/// The served socket; it is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Answers requests about `instance` with what `status` gives.
+pub fn serve(
+    instance: &Instance,
+    status: impl Fn() -> Status + Send + Sync + 'static,
+) -> Result<Server, ControlError> {
+    let Instance { name, path } = instance.clone();
+    if StdStream::connect(&path).is_ok() {
+        return Err(ControlError::AlreadyRunning { name, path });
+    }
+    let listener = bind(&path).map_err(|source| instance.io(source))?;
+    let task = tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let answered = answer(stream, &status);
+                    match tokio::time::timeout(TIMEOUT, answered).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => debug!(%error, "control request failed"),
+                        Err(_elapsed) => debug!("control request timed out"),
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "control socket");
+                    tokio::time::sleep(TIMEOUT).await;
+                }
+            }
+        }
+    });
+    Ok(Server { path: instance.path.clone(), task })
+}
+
+/// Listens for the owner and its group only, in place of a socket that nobody listens on.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+async fn answer(mut stream: UnixStream, status: &impl Fn() -> Status) -> io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    tokio::io::BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+    let reply = match serde_json::from_str(&line) {
+        Ok(Request::Status) => Reply::Ok(Box::new(status())),
+        Err(error) => Reply::Error(format!("bad request: {error}")),
+    };
+    let mut reply = serde_json::to_vec(&reply)?;
+    reply.push(b'\n');
+    write.write_all(&reply).await
+}
+
+/// Tells systemd, where it asked to be told (sd_notify(3)), that the daemon does its work.
+pub fn ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Tells systemd what the daemon is at.
+pub fn report(status: &str) {
+    notify(&[NotifyState::Status(status)]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "systemd could not be told");
+    }
+}

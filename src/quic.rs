@@ -1,0 +1,125 @@
+//! How both ends set up quinn.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{
+    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::{BbrConfig, CubicConfig},
+};
+use ring::hkdf;
+
+use crate::{
+    config::{Congestion, Quic},
+    identity::PrivateKey,
+};
+
+/// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
+const MAX_UDP_PAYLOAD: u16 = 9200;
+/// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
+/// word. At 1 Gbit/s this is some 60 ms.
+const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+/// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
+/// short enough that the queue in front of it, which can choose, is where packets wait.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Bytes around an inner packet in a QUIC packet: short header with an 8-byte connection id and a
+/// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
+/// up.
+const OVERHEAD: u16 = 48;
+
+/// Application error codes with which a connection is closed (RFC 9000 §20.2).
+pub mod close {
+    use super::VarInt;
+
+    /// The daemon stops.
+    pub const GOODBYE: VarInt = VarInt::from_u32(0);
+    /// Another connection of the same key took the session over.
+    pub const TAKEN_OVER: VarInt = VarInt::from_u32(1);
+    /// The server does not know the client's key.
+    pub const UNKNOWN_KEY: VarInt = VarInt::from_u32(2);
+    /// No common version of the protocol.
+    pub const VERSION: VarInt = VarInt::from_u32(3);
+    /// The other side broke the protocol.
+    pub const PROTOCOL: VarInt = VarInt::from_u32(4);
+    /// This connection lost the race against another one of the same client.
+    pub const NOT_NEEDED: VarInt = VarInt::from_u32(5);
+}
+
+/// The transport parameters of both sides, for inner packets of up to `mtu` bytes.
+#[must_use]
+pub fn transport(quic: &Quic, mtu: u16) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle = IdleTimeout::try_from(quic.idle_timeout).ok();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MAX_UDP_PAYLOAD.min(mtu.saturating_add(OVERHEAD).max(1452)));
+    transport
+        .max_idle_timeout(idle)
+        .keep_alive_interval(Some(quic.keep_alive))
+        .mtu_discovery_config(Some(discovery))
+        .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+        .datagram_send_buffer_size(SEND_BUFFER)
+        // The control stream is all there is, and the client opens it.
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    match quic.congestion {
+        Congestion::Cubic => {
+            transport.congestion_controller_factory(Arc::new(CubicConfig::default()))
+        }
+        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+    };
+    transport
+}
+
+/// The settings of a client's endpoint: connection ids of no length, so that a datagram that the
+/// server sent before it noticed a switch still finds its connection.
+#[must_use]
+pub fn client_endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(0)));
+    accept_jumbo(&mut config);
+    config
+}
+
+/// The settings of a server's endpoint. Its reset key follows from the server's own key, so that
+/// after a restart a stateless reset (RFC 9000 §10.3) tells clients at once that their connection
+/// is gone, instead of leaving them to the idle timeout.
+#[must_use]
+pub fn server_endpoint(key: &PrivateKey) -> EndpointConfig {
+    let secret = derive(key, b"roamd stateless reset");
+    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &*secret);
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    // A reset is sent only for connection ids that could be ours, which their hash tells.
+    let [a, b, c, d, e, f, g, h, ..] = *derive(key, b"roamd connection ids");
+    let cid_key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    config.cid_generator(move || {
+        Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(cid_key))
+    });
+    accept_jumbo(&mut config);
+    config
+}
+
+/// The key that protects Retry tokens, the same after a restart.
+#[must_use]
+pub fn token_key(key: &PrivateKey) -> Arc<dyn quinn_proto::crypto::HandshakeTokenKey> {
+    let secret = derive(key, b"roamd retry token");
+    Arc::new(hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&*secret))
+}
+
+fn accept_jumbo(config: &mut EndpointConfig) {
+    // Only refused below 1200.
+    let _ = config.max_udp_payload_size(MAX_UDP_PAYLOAD);
+}
+
+/// A secret for one purpose from the long-term key (HKDF, RFC 5869).
+fn derive(key: &PrivateKey, purpose: &[u8]) -> zeroize::Zeroizing<[u8; 32]> {
+    let mut secret = zeroize::Zeroizing::new([0; 32]);
+    hkdf::Salt::new(hkdf::HKDF_SHA256, b"roamd")
+        .extract(key.seed())
+        .expand(&[purpose], hkdf::HKDF_SHA256)
+        .and_then(|expanded| expanded.fill(&mut *secret))
+        .expect("32 bytes are one block of HKDF-SHA256");
+    secret
+}
+
+/// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips
+/// of 600 ms and a lost packet), shorter than a person's patience.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,262 @@
+//! The server: one socket, one TUN device, and a session for each peer.
+//!
+//! ```text
+//!  TUN ─▶ Peers::route ─▶ the peer's queue ─▶ pump::uplink ─▶ its connection
+//!  TUN ◀─ Peers::admit ◀─ pump::downlink ◀─ its connection
+//!             └─▶ another peer's queue
+//! ```
+
+pub mod handshake;
+pub mod peers;
+pub mod socket;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use quinn::{Connection, Endpoint, TokioRuntime, crypto::rustls::QuicServerConfig};
+use tokio::task::JoinSet;
+use tracing::{Instrument as _, debug, info, info_span, warn};
+
+use self::{
+    handshake::{Gate, Pass},
+    peers::{Peer, PeerSession, Peers},
+    socket::ServerSocket,
+};
+use crate::{
+    config::ServerConfig,
+    control::{self, Instance},
+    identity::PrivateKey,
+    netlink::Netlink,
+    path::udp::UdpSocket,
+    quic::{self, HANDSHAKE_TIMEOUT, close},
+    session::{self, SOFTWARE},
+    shutdown,
+    status::{self, PeerStatus, ServerStatus, Status},
+    tls,
+    tunnel::{
+        counters::{Counters, Drop},
+        device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
+        interface::Interface,
+        pump,
+    },
+    wire::control::{Net, Welcome},
+};
+
+/// How long clients have to hear our goodbye.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+struct Server {
+    peers: Peers,
+    offer: Offer,
+    tun: TunWriter,
+    interface: String,
+    listen: std::net::SocketAddr,
+    socket: Arc<ServerSocket>,
+    gate: Gate,
+    /// What concerns no single peer.
+    counters: Counters,
+    since: SystemTime,
+}
+
+/// What every client is told.
+struct Offer {
+    networks: Vec<IpNet>,
+    routes: Vec<IpNet>,
+    mtu: u16,
+}
+
+/// Runs the server until the process is told to stop.
+pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()> {
+    let ServerConfig { private_key, listen, tun, peers, quic, .. } = config;
+    let stop = shutdown::signal()?;
+    let device = Tun::create(&tun.name, tun.mtu)
+        .with_context(|| format!("can't create TUN device {}", tun.name))?;
+    let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
+    interface.set_addresses(&tun.addresses).await?;
+
+    let udp = UdpSocket::bind(listen, None).with_context(|| format!("can't listen on {listen}"))?;
+    let socket = ServerSocket::new(udp)?;
+    let endpoint = Endpoint::new_with_abstract_socket(
+        quic::server_endpoint(&private_key),
+        Some(quinn_config(&private_key, quic::transport(&quic, tun.mtu))?),
+        socket.clone(),
+        Arc::new(TokioRuntime),
+    )?;
+    let server = Arc::new(Server {
+        peers: Peers::new(peers),
+        offer: Offer { networks: tun.addresses, routes: tun.routes, mtu: tun.mtu },
+        tun: device.writer(),
+        interface: tun.name,
+        listen: endpoint.local_addr()?,
+        socket,
+        gate: Gate::default(),
+        counters: Counters::default(),
+        since: SystemTime::now(),
+    });
+    let _control = control::serve(&instance, {
+        let server = server.clone();
+        move || server.status()
+    })?;
+
+    info!(
+        listen = %server.listen,
+        interface = server.interface,
+        peers = server.peers.iter().count(),
+        key = %private_key.public_key(),
+        "listening"
+    );
+    control::ready(&format!("listening on {}", server.listen));
+    tokio::select! {
+        () = accept(&server, &endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
+        error = read_tun(&server, device.reader()) => {
+            Err(error).with_context(|| format!("TUN device {} is gone", server.interface))
+        }
+        signal = stop => {
+            info!(signal, "stopping");
+            endpoint.close(close::GOODBYE, b"the server stops");
+            let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
+            Ok(())
+        }
+    }
+}
+
+fn quinn_config(
+    key: &PrivateKey,
+    transport: quinn::TransportConfig,
+) -> Result<quinn::ServerConfig, tls::TlsError> {
+    let crypto: QuicServerConfig = tls::server(key)?;
+    let mut config = quinn::ServerConfig::new(Arc::new(crypto), quic::token_key(key));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { return };
+                if let Some((incoming, pass)) = server.gate.enter(incoming) {
+                    let span = info_span!("peer", remote = %incoming.remote_address());
+                    connections.spawn(serve(server.clone(), incoming, pass).instrument(span));
+                }
+            }
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    warn!(%error, "a connection's task panicked");
+                }
+            }
+        }
+    }
+}
+
+/// One connection, from its first datagram to its end.
+async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
+    let begin = async {
+        let connection = incoming.await?;
+        let Some(peer) = server.identify(&connection) else { return Ok(None) };
+        let (control, hello) =
+            session::accept(&connection, |version| server.welcome(&peer, version)).await?;
+        Ok::<_, session::SessionError>(Some((connection, peer, control, hello)))
+    };
+    let begun = match tokio::time::timeout(HANDSHAKE_TIMEOUT, begin).await {
+        Ok(Ok(begun)) => begun,
+        Ok(Err(error)) => return debug!(%error, "handshake failed"),
+        Err(_elapsed) => return debug!("handshake timed out"),
+    };
+    drop(pass);
+    let Some((connection, peer, _control, hello)) = begun else { return };
+    peer.attach(PeerSession {
+        connection: connection.clone(),
+        since: SystemTime::now(),
+        software: hello.software.clone(),
+    });
+    info!(peer = peer.name, software = hello.software, "connected");
+    let reason = tokio::select! {
+        reason = pump::uplink(&connection, &peer.queue, &peer.counters) => reason,
+        reason = pump::downlink(&connection, &peer.counters, |batch| {
+            server.peers.admit(&peer, batch);
+            peer.counters.dropped(Drop::Device, server.tun.send(batch));
+        }) => reason,
+    };
+    peer.detach(&connection);
+    info!(peer = peer.name, %reason, "disconnected");
+}
+
+/// Moves packets from the TUN device to the peers' queues; returns when the device is gone.
+async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Error {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        if let Err(error) = source.recv(&mut batch).await {
+            return error;
+        }
+        server.peers.route(&mut batch, &server.counters);
+    }
+}
+
+impl Server {
+    /// The peer behind a connection. Every handshake comes through here, resumed ones too; one with
+    /// a key that is not in the configuration ends here, with a reason for both sides.
+    fn identify(&self, connection: &Connection) -> Option<Arc<Peer>> {
+        let key = tls::peer_key(connection)?;
+        if let Some(peer) = self.peers.with_key(key) {
+            return Some(peer.clone());
+        }
+        connection.close(close::UNKNOWN_KEY, b"unknown key");
+        if let Some(suppressed) = self.gate.may_log() {
+            warn!(
+                %key,
+                suppressed,
+                "refused: no [[peer]] has this public-key; add one to let it in"
+            );
+        }
+        None
+    }
+
+    fn welcome(&self, peer: &Peer, version: u16) -> Welcome {
+        let addresses = peer.addresses.iter().map(|address| {
+            let network = self.offer.networks.iter().find(|network| network.contains(address));
+            let host = IpNet::from(*address);
+            let prefix = network.map_or(host.prefix_len(), IpNet::prefix_len);
+            Net(IpNet::new(*address, prefix).unwrap_or(host))
+        });
+        Welcome {
+            version,
+            software: SOFTWARE.into(),
+            name: peer.name.clone(),
+            addresses: addresses.collect(),
+            routes: self.offer.routes.iter().copied().map(Net).collect(),
+            mtu: self.offer.mtu,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let peers = self.peers.iter().map(|peer| PeerStatus {
+            name: peer.name.clone(),
+            public_key: peer.key.to_string(),
+            addresses: peer.addresses.clone(),
+            session: peer.session().map(|session| status::SessionStatus {
+                remote: session.connection.remote_address(),
+                since: status::seconds_ago(session.since),
+                software: session.software,
+                quic: status::QuicStatus::of(&session.connection),
+            }),
+            queued_bytes: peer.queue.bytes(),
+            traffic: peer.counters.snapshot(),
+        });
+        Status::server(ServerStatus {
+            listen: self.listen,
+            interface: self.interface.clone(),
+            uptime: status::seconds_ago(self.since),
+            peers: peers.collect(),
+            traffic: self.counters.snapshot(),
+            send_errors: self.socket.send_errors(),
+            receive_errors: self.socket.receive_errors(),
+            refused_keys: self.gate.refused(),
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! The peers of a server: who may connect, which inner addresses are whose, and who is connected.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use ipnet::IpNet;
+use prefix_trie::joint::map::JointPrefixMap;
+use quinn::Connection;
+
+use crate::{
+    config,
+    identity::PublicKey,
+    quic::close,
+    tunnel::{
+        counters::{Counters, Drop},
+        packet,
+        queue::Queue,
+    },
+};
+
+/// Bytes that wait for one peer's connection at most; at 100 Mbit/s some 80 ms.
+const QUEUE: usize = 1024 * 1024;
+
+/// All peers, by key and by inner address.
+#[derive(Debug)]
+pub struct Peers {
+    by_key: HashMap<PublicKey, Arc<Peer>>,
+    by_address: JointPrefixMap<IpNet, Arc<Peer>>,
+    in_order: Vec<Arc<Peer>>,
+}
+
+/// One peer. It keeps its addresses, its queue and its counters from connection to connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its key.
+    pub key: PublicKey,
+    /// Its inner addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What waits to be sent to it.
+    pub queue: Queue,
+    /// Its datapath, as seen from the server.
+    pub counters: Counters,
+    session: Mutex<Option<PeerSession>>,
+    connected: AtomicBool,
+}
+
+/// A connected peer's connection.
+#[derive(Clone, Debug)]
+pub struct PeerSession {
+    /// The connection.
+    pub connection: Connection,
+    /// When the session began.
+    pub since: SystemTime,
+    /// The program that the peer runs.
+    pub software: String,
+}
+
+impl Peers {
+    /// The peers of a checked configuration: names, keys and addresses occur once.
+    #[must_use]
+    pub fn new(configured: Vec<config::Peer>) -> Self {
+        let in_order: Vec<_> = configured.into_iter().map(Peer::new).map(Arc::new).collect();
+        let by_key = in_order.iter().map(|peer| (peer.key, peer.clone())).collect();
+        let mut by_address = JointPrefixMap::default();
+        for peer in &in_order {
+            for address in &peer.addresses {
+                by_address.insert(IpNet::from(*address), peer.clone());
+            }
+        }
+        Self { by_key, by_address, in_order }
+    }
+
+    /// The peer with this key.
+    #[must_use]
+    pub fn with_key(&self, key: PublicKey) -> Option<&Arc<Peer>> {
+        self.by_key.get(&key)
+    }
+
+    /// The peer to whom packets for `destination` go.
+    #[must_use]
+    pub fn with_address(&self, destination: IpAddr) -> Option<&Arc<Peer>> {
+        self.by_address.get_lpm(&IpNet::from(destination)).map(|(_, peer)| peer)
+    }
+
+    /// All peers in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.in_order.iter()
+    }
+
+    /// Queues packets from the server's side for their peers; packets for nobody are counted in
+    /// `counters`.
+    pub fn route(&self, batch: &mut Vec<Bytes>, counters: &Counters) {
+        let mut run = Run::default();
+        for bytes in batch.drain(..) {
+            match packet::addresses(&bytes) {
+                Some(addresses) => match self.with_address(addresses.destination) {
+                    Some(peer) => run.add(peer, bytes),
+                    None => counters.dropped(Drop::UnknownDestination, 1),
+                },
+                None => counters.dropped(Drop::Malformed, 1),
+            }
+        }
+        run.flush();
+    }
+
+    /// Sorts packets that came from `from`: those for other peers are queued for them, those for the
+    /// server's side stay in `batch`, and those that `from` may not send are dropped.
+    pub fn admit(&self, from: &Peer, batch: &mut Vec<Bytes>) {
+        let mut run = Run::default();
+        let (mut packets, mut length) = (0, 0);
+        batch.retain(|bytes| {
+            let Some(addresses) = packet::addresses(bytes) else {
+                from.counters.dropped(Drop::Malformed, 1);
+                return false;
+            };
+            if !from.addresses.contains(&addresses.source) {
+                from.counters.dropped(Drop::ForeignSource, 1);
+                return false;
+            }
+            packets += 1;
+            length += bytes.len() as u64;
+            match self.with_address(addresses.destination) {
+                Some(to) => {
+                    run.add(to, bytes.clone());
+                    false
+                }
+                None => true,
+            }
+        });
+        run.flush();
+        from.counters.received.add(packets, length);
+    }
+}
+
+impl Peer {
+    fn new(configured: config::Peer) -> Self {
+        Self {
+            name: configured.name,
+            key: configured.public_key,
+            addresses: configured.addresses,
+            queue: Queue::new(QUEUE),
+            counters: Counters::default(),
+            session: Mutex::default(),
+            connected: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes `session` the peer's session at once. The connection that had it is closed; its task
+    /// must not detach this one.
+    pub fn attach(&self, session: PeerSession) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        self.connected.store(true, Relaxed);
+        if let Some(old) = current.replace(session) {
+            old.connection.close(close::TAKEN_OVER, b"another connection has this key");
+        }
+    }
+
+    /// Ends the session of `connection`, unless another one took it over.
+    pub fn detach(&self, connection: &Connection) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|session| session.connection.stable_id() == connection.stable_id());
+        self.connected.store(current.is_some(), Relaxed);
+    }
+
+    /// The session, if the peer is connected.
+    #[must_use]
+    pub fn session(&self) -> Option<PeerSession> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn enqueue(&self, batch: &mut Vec<Bytes>) {
+        if !self.connected.load(Relaxed) {
+            self.counters.dropped(Drop::Disconnected, batch.drain(..).len() as u64);
+            return;
+        }
+        let dropped = self.queue.push(batch);
+        self.counters.dropped(Drop::QueueFull, dropped);
+    }
+}
+
+/// Packets for the same peer in a row, queued together.
+#[derive(Default)]
+struct Run<'a> {
+    peer: Option<&'a Peer>,
+    packets: Vec<Bytes>,
+}
+
+impl<'a> Run<'a> {
+    fn add(&mut self, peer: &'a Peer, packet: Bytes) {
+        if self.peer.is_none_or(|current| !std::ptr::eq(current, peer)) {
+            self.flush();
+            self.peer = Some(peer);
+        }
+        self.packets.push(packet);
+    }
+
+    fn flush(&mut self) {
+        if let Some(peer) = self.peer.take() {
+            peer.enqueue(&mut self.packets);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::tunnel::packet::tests::packet;
+
+    fn peers() -> Peers {
+        let peer = |name: &str, key: u8, addresses: &[&str]| config::Peer {
+            name: name.into(),
+            public_key: PublicKey::from([key; 32]),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        };
+        let peers = Peers::new(vec![
+            peer("laptop", 1, &["10.66.0.2", "fd66::2"]),
+            peer("phone", 2, &["10.66.0.3"]),
+        ]);
+        peers.iter().for_each(|peer| peer.connected.store(true, Relaxed));
+        peers
+    }
+
+    fn bytes(source: &str, destination: &str) -> Bytes {
+        packet(source.parse().unwrap(), destination.parse().unwrap(), 8).into()
+    }
+
+    fn queued(peer: &Peer) -> usize {
+        let mut batch = Vec::new();
+        let _ = peer.queue.pop(&mut batch, usize::MAX).now_or_never();
+        batch.len()
+    }
+
+    #[test]
+    fn packets_find_the_peer_that_has_the_address() {
+        let (peers, counters) = (peers(), Counters::default());
+        let mut batch = vec![
+            bytes("10.66.0.1", "10.66.0.2"),
+            bytes("fd66::1", "fd66::2"),
+            bytes("10.66.0.1", "10.66.0.3"),
+            bytes("10.66.0.1", "10.66.0.4"),
+            Bytes::from_static(&[0x45, 0]),
+        ];
+        peers.route(&mut batch, &counters);
+        let counts: Vec<_> = peers.iter().map(|peer| queued(peer)).collect();
+        assert_eq!(counts, [2, 1]);
+        let dropped = counters.snapshot().dropped;
+        assert_eq!(dropped, [(Drop::Malformed, 1), (Drop::UnknownDestination, 1)].into());
+    }
+
+    #[test]
+    fn a_forged_inner_source_is_counted_and_dropped() {
+        let peers = peers();
+        let laptop = peers.with_key(PublicKey::from([1; 32])).unwrap();
+        let mut batch = vec![
+            bytes("10.66.0.3", "10.66.0.1"),
+            bytes("10.66.0.2", "10.66.0.1"),
+            bytes("fd66::3", "fd66::1"),
+            bytes("10.66.0.2", "10.66.0.3"),
+        ];
+        peers.admit(laptop, &mut batch);
+        assert_eq!(batch, [bytes("10.66.0.2", "10.66.0.1")]);
+        assert_eq!(laptop.counters.snapshot().dropped, [(Drop::ForeignSource, 2)].into());
+        let phone = peers.with_key(PublicKey::from([2; 32])).unwrap();
+        assert_eq!(queued(phone), 1, "one peer's packet for another goes through");
+        assert_eq!(laptop.counters.snapshot().received_packets, 2);
+    }
+
+    #[test]
+    fn packets_for_a_peer_that_is_not_connected_are_not_kept() {
+        let peers = peers();
+        let laptop = peers.with_key(PublicKey::from([1; 32])).unwrap();
+        laptop.connected.store(false, Relaxed);
+        peers.route(&mut vec![bytes("10.66.0.1", "10.66.0.2")], &Counters::default());
+        assert_eq!(queued(laptop), 0);
+        assert_eq!(laptop.counters.snapshot().dropped, [(Drop::Disconnected, 1)].into());
+    }
+}

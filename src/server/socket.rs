@@ -1,0 +1,283 @@
+//! The server's socket, as quinn sees it.
+//!
+//! quinn keeps, for a connection's whole life, the local address at which its first datagram
+//! arrived, and sends from it. A client that moves to the other address family, or to another
+//! address of this server, would then be answered from an address it never spoke to, or not at all:
+//! the kernel refuses a source of the wrong family with EINVAL, and quinn gives up segmentation
+//! offload for everybody. So answers leave from the address at which their client was last heard.
+//!
+//! A dual-stack socket shows IPv4 clients as IPv4-mapped IPv6 addresses. Here they are IPv4, so that
+//! quinn knows a mere change of port (a NAT that rebinds) from a move, and keeps RTT and window.
+//!
+//! As on the client, no I/O error reaches quinn.
+
+use std::{
+    fmt,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use lru::LruCache;
+use nix::errno::Errno;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+
+/// Clients whose local address is remembered. Beyond that the least recently used one is answered
+/// from the address of its first datagram, or from one that the kernel picks.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Receive errors in a row before other tasks get a turn.
+const RECEIVE_ERRORS: usize = 16;
+
+/// See the module's documentation.
+pub struct ServerSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    is_ipv6: bool,
+    /// Where each client was last heard; `None` if this socket has one address only.
+    heard_at: Option<Mutex<LruCache<SocketAddr, IpAddr>>>,
+    send_errors: AtomicU64,
+    receive_errors: AtomicU64,
+}
+
+impl ServerSocket {
+    /// Wraps a bound socket.
+    pub fn new(inner: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
+        let local = inner.local_addr()?;
+        let any = local.ip().is_unspecified();
+        Ok(Arc::new(Self {
+            inner,
+            is_ipv6: local.is_ipv6(),
+            heard_at: any.then(|| Mutex::new(LruCache::new(REMEMBERED))),
+            send_errors: AtomicU64::default(),
+            receive_errors: AtomicU64::default(),
+        }))
+    }
+
+    /// Sends that failed, other than by `EMSGSIZE` (a probe for a larger MTU).
+    #[must_use]
+    pub fn send_errors(&self) -> u64 {
+        self.send_errors.load(Relaxed)
+    }
+
+    /// Receives that failed.
+    #[must_use]
+    pub fn receive_errors(&self) -> u64 {
+        self.receive_errors.load(Relaxed)
+    }
+
+    fn remember(&self, meta: &mut [RecvMeta]) {
+        let mut heard_at = self
+            .heard_at
+            .as_ref()
+            .map(|heard_at| heard_at.lock().unwrap_or_else(PoisonError::into_inner));
+        for meta in meta {
+            meta.addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+            meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
+            if let (Some(heard_at), Some(local)) = (&mut heard_at, meta.dst_ip)
+                && heard_at.get(&meta.addr) != Some(&local)
+            {
+                heard_at.put(meta.addr, local);
+            }
+        }
+    }
+
+    /// The address from which to answer `destination`.
+    fn source(&self, destination: SocketAddr, first: Option<IpAddr>) -> Option<IpAddr> {
+        let heard_at = self.heard_at.as_ref()?;
+        let mut heard_at = heard_at.lock().unwrap_or_else(PoisonError::into_inner);
+        heard_at
+            .get(&destination)
+            .copied()
+            .or(first)
+            .filter(|source| source.is_ipv4() == destination.is_ipv4())
+    }
+
+    /// An address in the form that the socket's family takes.
+    fn native(&self, ip: IpAddr) -> IpAddr {
+        match ip {
+            IpAddr::V4(v4) if self.is_ipv6 => v4.to_ipv6_mapped().into(),
+            other => other,
+        }
+    }
+}
+
+impl AsyncUdpSocket for ServerSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(QuietPoller(self.inner.clone().create_io_poller()))
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        let Transmit { destination, ecn, contents, segment_size, src_ip } = *transmit;
+        let source = self.source(destination, src_ip);
+        let transmit = Transmit {
+            destination: SocketAddr::new(self.native(destination.ip()), destination.port()),
+            ecn,
+            contents,
+            segment_size,
+            src_ip: source.map(|source| self.native(source)),
+        };
+        match self.inner.try_send(&transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            Err(error) if error.raw_os_error() != Some(Errno::EMSGSIZE as i32) => {
+                self.send_errors.fetch_add(1, Relaxed);
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        for _ in 0..RECEIVE_ERRORS {
+            match self.inner.poll_recv(cx, bufs, meta) {
+                Poll::Ready(Ok(count)) => {
+                    self.remember(&mut meta[..count]);
+                    return Poll::Ready(Ok(count));
+                }
+                Poll::Ready(Err(_)) => self.receive_errors.fetch_add(1, Relaxed),
+                Poll::Pending => return Poll::Pending,
+            };
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+impl fmt::Debug for ServerSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerSocket").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// On an error the send that follows fails too, and that one is counted.
+#[derive(Debug)]
+struct QuietPoller(Pin<Box<dyn UdpPoller>>);
+
+impl UdpPoller for QuietPoller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_writable(cx).map(|_| Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::path::udp::fake::FakeSocket;
+
+    fn send(socket: &ServerSocket, destination: &str, src_ip: Option<&str>) -> io::Result<()> {
+        socket.try_send(&Transmit {
+            destination: destination.parse().unwrap(),
+            ecn: None,
+            contents: &[0; 100],
+            segment_size: None,
+            src_ip: src_ip.map(|ip| ip.parse().unwrap()),
+        })
+    }
+
+    fn receive(socket: &ServerSocket) -> Poll<io::Result<(SocketAddr, Option<IpAddr>)>> {
+        let mut buffer = [0; 1500];
+        let mut meta = [RecvMeta::default()];
+        let cx = &mut Context::from_waker(Waker::noop());
+        socket
+            .poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta)
+            .map_ok(|_| (meta[0].addr, meta[0].dst_ip))
+    }
+
+    fn arrive(fake: &FakeSocket, from: &str, at: &str) {
+        fake.arrive(Ok((vec![1], from.parse().unwrap(), Some(at.parse().unwrap()))));
+    }
+
+    #[test]
+    fn answers_leave_from_where_the_client_was_last_heard() {
+        let fake = FakeSocket::new("[::]:4433");
+        let socket = ServerSocket::new(fake.clone()).unwrap();
+        arrive(&fake, "[2001:db8::9]:1000", "2001:db8::1");
+        arrive(&fake, "[2001:db8::9]:1000", "2001:db8::2");
+        assert!(receive(&socket).is_ready());
+        assert!(receive(&socket).is_ready());
+        send(&socket, "[2001:db8::9]:1000", Some("2001:db8::1")).unwrap();
+        let sent = fake.sent.lock().unwrap();
+        assert_eq!(sent[0].1, Some("2001:db8::2".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_client_that_changed_family_is_not_answered_from_the_old_one() {
+        let fake = FakeSocket::new("[::]:4433");
+        let socket = ServerSocket::new(fake.clone()).unwrap();
+        send(&socket, "192.0.2.9:1000", Some("2001:db8::1")).unwrap();
+        send(&socket, "[2001:db8::9]:1000", Some("192.0.2.1")).unwrap();
+        let sent = fake.sent.lock().unwrap();
+        assert_eq!(sent[0], ("[::ffff:192.0.2.9]:1000".parse().unwrap(), None));
+        assert_eq!(sent[1], ("[2001:db8::9]:1000".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn ipv4_clients_of_a_dual_stack_socket_are_ipv4_to_quinn() {
+        let fake = FakeSocket::new("[::]:4433");
+        let socket = ServerSocket::new(fake.clone()).unwrap();
+        arrive(&fake, "[::ffff:192.0.2.9]:1000", "::ffff:192.0.2.1");
+        let Poll::Ready(Ok((from, at))) = receive(&socket) else { panic!("nothing received") };
+        assert_eq!(from, "192.0.2.9:1000".parse().unwrap());
+        assert_eq!(at, Some("192.0.2.1".parse().unwrap()));
+        send(&socket, "192.0.2.9:1000", None).unwrap();
+        let sent = fake.sent.lock().unwrap();
+        let (to, from) = sent[0];
+        assert_eq!(to, "[::ffff:192.0.2.9]:1000".parse().unwrap());
+        assert_eq!(from, Some("::ffff:192.0.2.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn errors_are_counted_and_never_returned() {
+        for errno in
+            [Errno::ENETDOWN, Errno::ENETUNREACH, Errno::EPERM, Errno::ENODEV, Errno::EINVAL]
+        {
+            let fake = FakeSocket::new("0.0.0.0:4433");
+            let socket = ServerSocket::new(fake.clone()).unwrap();
+            *fake.send_error.lock().unwrap() = Some(errno);
+            send(&socket, "192.0.2.9:1000", None).unwrap();
+            fake.arrive(Err(errno.into()));
+            arrive(&fake, "192.0.2.9:1000", "192.0.2.1");
+            assert!(matches!(receive(&socket), Poll::Ready(Ok(_))));
+            assert_eq!((socket.send_errors(), socket.receive_errors()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_full_socket_holds_quinn_back() {
+        let fake = FakeSocket::new("0.0.0.0:4433");
+        let socket = ServerSocket::new(fake.clone()).unwrap();
+        *fake.send_error.lock().unwrap() = Some(Errno::EAGAIN);
+        let error = send(&socket, "192.0.2.9:1000", None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,116 @@
+//! How a session begins: the client says hello, the server tells it what it must know.
+
+use std::io;
+
+use bytes::BytesMut;
+use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
+
+use crate::{
+    quic::close,
+    wire::control::{ControlError, Hello, LENGTH_SIZE, Message, VERSIONS, Welcome},
+};
+
+/// Name and version of this program, as told to the other side.
+pub const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
+
+/// Why a session did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection ended; its reason may be the server's refusal.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The control stream ended or was reset.
+    #[error("control stream: {0}")]
+    Stream(io::Error),
+    /// A message can't be read or written.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A message came that makes no sense here.
+    #[error("unexpected control message")]
+    Unexpected,
+    /// No version of the protocol in common.
+    #[error("no common protocol version: we speak {VERSIONS:?}, the other side {theirs:?}")]
+    Version {
+        /// The versions of the other side.
+        theirs: Vec<u16>,
+    },
+}
+
+/// The control stream. The session ends with its connection; the stream stays open until then.
+#[derive(Debug)]
+pub struct Control {
+    send: SendStream,
+    receive: RecvStream,
+}
+
+/// Begins a session as the client.
+pub async fn open(connection: &Connection) -> Result<(Control, Welcome), SessionError> {
+    let (send, receive) = connection.open_bi().await?;
+    let mut control = Control { send, receive };
+    let hello = Hello { versions: VERSIONS.to_vec(), software: SOFTWARE.into() };
+    control.write(&Message::Hello(hello)).await?;
+    match control.read().await? {
+        Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((control, welcome)),
+        Message::Welcome(welcome) => Err(refuse_version(connection, vec![welcome.version])),
+        Message::Hello(_) => Err(unexpected(connection)),
+    }
+}
+
+/// Begins a session as the server, for a client whose key is known. `welcome` gets the version that
+/// both speak.
+pub async fn accept(
+    connection: &Connection,
+    welcome: impl FnOnce(u16) -> Welcome,
+) -> Result<(Control, Hello), SessionError> {
+    let (send, receive) = connection.accept_bi().await?;
+    let mut control = Control { send, receive };
+    let Message::Hello(hello) = control.read().await? else {
+        return Err(unexpected(connection));
+    };
+    let Some(version) = VERSIONS.into_iter().find(|version| hello.versions.contains(version))
+    else {
+        return Err(refuse_version(connection, hello.versions));
+    };
+    control.write(&Message::Welcome(welcome(version))).await?;
+    Ok((control, hello))
+}
+
+fn refuse_version(connection: &Connection, theirs: Vec<u16>) -> SessionError {
+    let error = SessionError::Version { theirs };
+    connection.close(close::VERSION, error.to_string().as_bytes());
+    error
+}
+
+fn unexpected(connection: &Connection) -> SessionError {
+    connection.close(close::PROTOCOL, b"unexpected control message");
+    SessionError::Unexpected
+}
+
+impl Control {
+    /// The next message that we know. Not cancel safe.
+    pub async fn read(&mut self) -> Result<Message, SessionError> {
+        loop {
+            let mut length = [0; LENGTH_SIZE];
+            self.fill(&mut length).await?;
+            let mut body = BytesMut::zeroed(usize::from(u16::from_be_bytes(length)));
+            self.fill(&mut body).await?;
+            if let Some(message) = Message::decode(&body)? {
+                return Ok(message);
+            }
+        }
+    }
+
+    async fn fill(&mut self, buffer: &mut [u8]) -> Result<(), SessionError> {
+        self.receive.read_exact(buffer).await.map_err(|error| match error {
+            ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)) => error.into(),
+            other => SessionError::Stream(io::Error::other(other)),
+        })
+    }
+
+    async fn write(&mut self, message: &Message) -> Result<(), SessionError> {
+        self.send.write_all(&message.encode()?).await.map_err(|error| match error {
+            WriteError::ConnectionLost(error) => error.into(),
+            other => SessionError::Stream(io::Error::other(other)),
+        })
+    }
+}

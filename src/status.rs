@@ -1,0 +1,223 @@
+//! What a daemon tells of itself: the JSON of `roamd status --json`, and the text for people.
+//!
+//! The schema has a version, which changes when a key loses its meaning or its place; new keys may
+//! come at any time. Durations are in seconds, times of a round trip in milliseconds.
+
+pub mod text;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use quinn::Connection;
+use serde::{Deserialize, Serialize};
+
+use crate::tunnel::counters::Snapshot;
+
+/// The version of the schema.
+pub const SCHEMA: u32 = 1;
+
+/// A daemon's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The program's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// What depends on the role.
+    #[serde(flatten)]
+    pub role: Role,
+}
+
+/// The daemon's role and what belongs to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "kebab-case")]
+pub enum Role {
+    /// A client.
+    Client(ClientStatus),
+    /// A server.
+    Server(ServerStatus),
+}
+
+/// A client's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClientStatus {
+    /// `connecting`, `connected` or `waiting` (for the next attempt).
+    pub state: ClientState,
+    /// The TUN device.
+    pub interface: String,
+    /// Inner addresses; empty before the first session.
+    pub addresses: Vec<IpNet>,
+    /// Routes into the tunnel beyond the networks of the addresses.
+    pub routes: Vec<IpNet>,
+    /// The TUN device's MTU in bytes.
+    pub mtu: u16,
+    /// Seconds since the daemon started.
+    pub uptime: f64,
+    /// Sessions begun since then.
+    pub sessions: u64,
+    /// Why the last attempt or session ended.
+    pub last_error: Option<String>,
+    /// The session; none while not connected.
+    pub session: Option<SessionStatus>,
+    /// The open paths.
+    pub paths: Vec<PathStatus>,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// The datapath.
+    pub traffic: Snapshot,
+}
+
+/// Where a client is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientState {
+    /// Trying the server's addresses.
+    Connecting,
+    /// The tunnel carries packets.
+    Connected,
+    /// Between two attempts.
+    Waiting,
+}
+
+/// An open path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathStatus {
+    /// The link, such as `wlan0`.
+    pub link: String,
+    /// The local address.
+    pub local: IpAddr,
+    /// The server's address.
+    pub server: SocketAddr,
+    /// Whether it carries the tunnel.
+    pub active: bool,
+    /// UDP payload sent, in bytes.
+    pub sent_bytes: u64,
+    /// UDP payload received, in bytes.
+    pub received_bytes: u64,
+    /// Sends and receives that the kernel refused.
+    pub errors: u64,
+    /// Seconds since the server was last heard.
+    pub last_heard: Option<f64>,
+}
+
+/// A server's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServerStatus {
+    /// The address that it listens on.
+    pub listen: SocketAddr,
+    /// The TUN device.
+    pub interface: String,
+    /// Seconds since the daemon started.
+    pub uptime: f64,
+    /// Every peer of the configuration.
+    pub peers: Vec<PeerStatus>,
+    /// What concerns no single peer.
+    pub traffic: Snapshot,
+    /// Sends that the kernel refused.
+    pub send_errors: u64,
+    /// Receives that failed.
+    pub receive_errors: u64,
+    /// Connections refused for an unknown key.
+    pub refused_keys: u64,
+}
+
+/// One peer of a server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PeerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its key.
+    pub public_key: String,
+    /// Its inner addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its session; none while not connected.
+    pub session: Option<SessionStatus>,
+    /// Bytes that wait to be sent to it.
+    pub queued_bytes: usize,
+    /// Its datapath, as seen from the server.
+    pub traffic: Snapshot,
+}
+
+/// A session and the connection that carries it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionStatus {
+    /// The other side's outer address.
+    pub remote: SocketAddr,
+    /// Seconds since it began.
+    pub since: f64,
+    /// The program on the other side.
+    pub software: String,
+    /// The connection.
+    #[serde(flatten)]
+    pub quic: QuicStatus,
+}
+
+/// What quinn knows of a connection.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QuicStatus {
+    /// Smoothed round-trip time in milliseconds.
+    pub rtt: f64,
+    /// Congestion window in bytes.
+    pub window: u64,
+    /// The path's MTU as far as it is known: UDP payload in bytes.
+    pub path_mtu: u16,
+    /// Packets lost.
+    pub lost_packets: u64,
+}
+
+impl Status {
+    /// A client's answer.
+    #[must_use]
+    pub fn client(status: ClientStatus) -> Self {
+        Self::new(Role::Client(status))
+    }
+
+    /// A server's answer.
+    #[must_use]
+    pub fn server(status: ServerStatus) -> Self {
+        Self::new(Role::Server(status))
+    }
+
+    fn new(role: Role) -> Self {
+        let version = env!("CARGO_PKG_VERSION").into();
+        Self { schema: SCHEMA, version, pid: std::process::id(), role }
+    }
+}
+
+impl QuicStatus {
+    /// The present state of `connection`.
+    #[must_use]
+    pub fn of(connection: &Connection) -> Self {
+        let path = connection.stats().path;
+        Self {
+            rtt: path.rtt.as_secs_f64() * 1000.0,
+            window: path.cwnd,
+            path_mtu: path.current_mtu,
+            lost_packets: path.lost_packets,
+        }
+    }
+}
+
+/// Seconds from `then` to now; zero if the clock was set back.
+#[must_use]
+pub fn seconds_ago(then: SystemTime) -> f64 {
+    then.elapsed().map(rounded).unwrap_or_default()
+}
+
+/// Seconds with milliseconds.
+#[must_use]
+pub fn rounded(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1000.0
+}

@@ -1,0 +1,320 @@
+//! TLS 1.3 with raw public keys (RFC 7250): each side proves its Ed25519 key, nobody needs a
+//! certificate.
+//!
+//! The client accepts exactly the server key of its configuration. The server lets every key prove
+//! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
+//! rustls does not ask its verifier again on resumption.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use rustls::{
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error,
+    SignatureScheme,
+    client::{
+        AlwaysResolvesClientRawPublicKeys,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{
+        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, ring,
+        verify_tls13_signature_with_raw_key,
+    },
+    pki_types::{
+        CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
+    },
+    server::{
+        AlwaysResolvesServerRawPublicKeys,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+};
+
+use crate::identity::{PrivateKey, PublicKey};
+
+/// What a tunnel's client asks for in the handshake (ALPN, RFC 7301).
+pub const ALPN: &[u8] = b"roamd";
+
+/// PKCS #8 (RFC 5958) around a 32-byte Ed25519 seed (RFC 8410 §7).
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+/// SubjectPublicKeyInfo around a 32-byte Ed25519 public key (RFC 8410 §4).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
+
+/// Why TLS can't be set up; all of these are bugs or a broken build.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// rustls does not take the configuration.
+    #[error("TLS set-up: {0}")]
+    Rustls(#[from] Error),
+    /// The provider has no cipher suite for QUIC's Initial packets.
+    #[error("TLS set-up: {0}")]
+    Initial(#[from] NoInitialCipherSuite),
+}
+
+/// The key that a server showed, if it was not the one that we wanted.
+pub type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
+
+/// TLS for a client that talks to the server with key `server` alone.
+///
+/// The second value is filled in when a server shows another key.
+pub fn client(
+    key: &PrivateKey,
+    server: PublicKey,
+) -> Result<(QuicClientConfig, WrongServerKey), TlsError> {
+    let (config, wrong) = rustls_client(key, server)?;
+    Ok((QuicClientConfig::try_from(config)?, wrong))
+}
+
+/// TLS for a server; any client that proves its key completes the handshake.
+pub fn server(key: &PrivateKey) -> Result<QuicServerConfig, TlsError> {
+    Ok(QuicServerConfig::try_from(rustls_server(key)?)?)
+}
+
+fn rustls_client(
+    key: &PrivateKey,
+    server: PublicKey,
+) -> Result<(rustls::ClientConfig, WrongServerKey), Error> {
+    let provider = provider();
+    let wrong = WrongServerKey::default();
+    let verifier = Verifier {
+        expected: Some(server),
+        wrong: wrong.clone(),
+        algorithms: provider.signature_verification_algorithms,
+    };
+    let mut config = rustls::ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
+            certified_key(key)?,
+        )));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = false;
+    Ok((config, wrong))
+}
+
+fn rustls_server(key: &PrivateKey) -> Result<rustls::ServerConfig, Error> {
+    let provider = provider();
+    let verifier = Verifier {
+        expected: None,
+        wrong: WrongServerKey::default(),
+        algorithms: provider.signature_verification_algorithms,
+    };
+    let mut config = rustls::ServerConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified_key(key)?)));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// The key that the other side of an established connection proved.
+#[must_use]
+pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    public_key(identity.first()?)
+}
+
+/// Cipher suites of ring, key exchange of aws-lc-rs.
+///
+/// Only aws-lc-rs has X25519MLKEM768, which keeps recorded traffic safe from a later quantum
+/// computer. ring seals a packet faster: 0.25 against 0.29 µs for 1200 bytes and 0.10 against
+/// 0.16 µs for 64 with AES-128-GCM on a Xeon. AES comes first where the CPU has it, else ChaCha20.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
+    let preference = if has_aes() {
+        [
+            CipherSuite::TLS13_AES_128_GCM_SHA256,
+            CipherSuite::TLS13_AES_256_GCM_SHA384,
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+        ]
+    } else {
+        [
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+            CipherSuite::TLS13_AES_128_GCM_SHA256,
+            CipherSuite::TLS13_AES_256_GCM_SHA384,
+        ]
+    };
+    let suites = std::mem::take(&mut provider.cipher_suites);
+    provider.cipher_suites = preference
+        .iter()
+        .filter_map(|wanted| suites.iter().find(|suite| suite.suite() == *wanted).copied())
+        .collect();
+    provider
+}
+
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// A raw public key in place of a certificate chain.
+fn certified_key(key: &PrivateKey) -> Result<Arc<CertifiedKey>, Error> {
+    let pkcs8 = zeroize::Zeroizing::new([&PKCS8_PREFIX[..], key.seed()].concat());
+    let signer = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
+    let spki = [&SPKI_PREFIX[..], key.public_key().as_bytes()].concat();
+    Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], signer)))
+}
+
+fn public_key(spki: &CertificateDer<'_>) -> Option<PublicKey> {
+    let bytes: [u8; 32] = spki.strip_prefix(&SPKI_PREFIX)?.try_into().ok()?;
+    Some(PublicKey::from(bytes))
+}
+
+/// Checks that a peer owns its key and, on a client, that it is the expected one.
+#[derive(Debug)]
+struct Verifier {
+    expected: Option<PublicKey>,
+    wrong: WrongServerKey,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    fn check_key(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
+        let shown = public_key(end_entity)
+            .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if self.expected.is_some_and(|expected| expected != shown) {
+            *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+            return Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_signature(
+        &self,
+        message: &[u8],
+        spki: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(spki.as_ref());
+        verify_tls13_signature_with_raw_key(message, &spki, signature, &self.algorithms)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check_key(end_entity).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.check_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.check_key(end_entity).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.check_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_exchange_is_post_quantum() {
+        let (here, there) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let (config, _) = rustls_client(&here, there.public_key()).unwrap();
+        let name = ServerName::try_from("roamd").unwrap();
+        let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
+        let mut server =
+            rustls::ServerConnection::new(rustls_server(&there).unwrap().into()).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            let mut unread = wire.as_slice();
+            while !unread.is_empty() {
+                server.read_tls(&mut unread).unwrap();
+                server.process_new_packets().unwrap();
+            }
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            let mut unread = wire.as_slice();
+            while !unread.is_empty() {
+                client.read_tls(&mut unread).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        let group = client.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
+        assert_eq!(
+            server.peer_certificates().and_then(|keys| public_key(&keys[0])),
+            Some(here.public_key())
+        );
+    }
+}
