@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod identity;
+pub mod lab;
 pub mod link;
 pub mod logging;
 pub mod netlink;
@@ -18,6 +19,3 @@ pub mod status;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,24 @@
+//! The lab: network namespaces, the links between them and the processes in them, made by this
+//! process alone. The demonstration and the end-to-end tests are built on it.
+//!
+//! ```text
+//! ```
+//!
+//! Nothing here has a name outside this process: a namespace is held by a file descriptor and by
+//! the threads and processes inside it, so it vanishes with the last of them, however they end,
+//! and with it its links, addresses and routes. There is nothing to clean up.
+//!
+//! Every call blocks until the kernel has done what was asked.
+
+mod address;
+mod error;
+mod link;
+mod namespace;
+mod process;
+mod route;
+mod worker;
+
+pub use error::{Error, Result};
+pub use link::veth;
+pub use namespace::Namespace;
+pub use process::Process;
