@@ -2,6 +2,7 @@
 //! process alone. The demonstration and the end-to-end tests are built on it.
 //!
 //! ```text
+//!        └─▶ Emulator  ──▶ wire thread: frames cross with delay, loss, a rate, or not at all
 //! ```
 //!
 //! Nothing here has a name outside this process: a namespace is held by a file descriptor and by
@@ -11,13 +12,16 @@
 //! Every call blocks until the kernel has done what was asked.
 
 mod address;
+pub mod emulator;
 mod error;
 mod link;
 mod namespace;
+mod offload;
 mod process;
 mod route;
 mod worker;
 
+pub use emulator::{Emulator, LinkShape};
 pub use error::{Error, Result};
 pub use link::veth;
 pub use namespace::Namespace;
