@@ -2,6 +2,7 @@
 //! process alone. The demonstration and the end-to-end tests are built on it.
 //!
 //! ```text
+//!  Scene ──▶ Namespace ──▶ worker thread, living in the namespace: netlink, sysctl, child processes
 //!        └─▶ Emulator  ──▶ wire thread: frames cross with delay, loss, a rate, or not at all
 //! ```
 //!
@@ -19,6 +20,7 @@ mod namespace;
 mod offload;
 mod process;
 mod route;
+pub mod scene;
 mod worker;
 
 pub use emulator::{Emulator, LinkShape};
@@ -26,3 +28,4 @@ pub use error::{Error, Result};
 pub use link::veth;
 pub use namespace::Namespace;
 pub use process::Process;
+pub use scene::{Access, Scene};
