@@ -21,6 +21,7 @@ mod offload;
 mod process;
 mod route;
 pub mod scene;
+mod user_namespace;
 mod worker;
 
 pub use emulator::{Emulator, LinkShape};
@@ -29,3 +30,4 @@ pub use link::veth;
 pub use namespace::Namespace;
 pub use process::Process;
 pub use scene::{Access, Scene};
+pub use user_namespace::enter_user_namespace;
