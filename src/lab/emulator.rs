@@ -1,8 +1,8 @@
 //! A link with the manners of a real one: it delays, loses, queues and goes silent.
 //!
 //! A thread copies Ethernet frames between two links of a namespace, as a wire would, through a
-//! packet socket on each. What a frame meets on the way is decided by [`line`], which is pure;
-//! [`wire`] is the thread.
+//! packet socket on each. What a frame meets on the way is decided by `line`, which is pure;
+//! `wire` is the thread.
 //!
 //! ```text
 //!  namespace a            the emulator's own              namespace b

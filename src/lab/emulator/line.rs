@@ -17,6 +17,9 @@ const IPPROTO_ICMPV6: u8 = 58;
 /// machine's memory must not be what stops it.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
+/// From here on a frame counts as late.
+const LATE: Duration = Duration::from_millis(1);
+
 /// What became of the frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -34,6 +37,8 @@ pub struct Counters {
     pub swallowed: u64,
     /// Not taken by the link at the other side, because it is down.
     pub refused: u64,
+    /// Of the passed ones, how many more than a millisecond after their time: the machine's fault.
+    pub late: u64,
     /// Never seen by the emulator, which was too slow: the machine's fault. A measurement with any
     /// of these is void.
     pub missed: u64,
@@ -110,6 +115,7 @@ impl Line {
         self.next_due().filter(|due| *due <= now)?;
         let next = self.in_flight.pop_front()?;
         self.in_flight_bytes -= next.frame.len();
+        self.counters.late += u64::from(now - next.due > LATE);
         Some(next.frame)
     }
 

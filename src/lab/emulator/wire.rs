@@ -10,6 +10,7 @@ use std::{
 };
 
 use nix::{
+    libc,
     poll::{PollFd, PollFlags, ppoll},
     sys::{prctl::set_timerslack, time::TimeSpec},
 };
@@ -18,6 +19,10 @@ use super::{Lines, line::Line, shape::Direction, socket::PacketSocket};
 
 /// Frames taken from one side before the other gets its turn.
 const BATCH: usize = 64;
+
+/// The thread's nice value. Busy daemons must not make the link late: beside three busy loops on two
+/// cores, 1 frame in 100 is more than a millisecond late, and 8 in 100 without it.
+const NICENESS: i32 = -15;
 
 /// A jumbo frame with its header, and more.
 const BUFFER: usize = 10 << 10;
@@ -34,8 +39,7 @@ impl Wire {
     pub(super) fn start(sockets: [PacketSocket; 2], lines: Lines) -> io::Result<Self> {
         let (stopped, stop) = io::pipe()?;
         let thread = thread::Builder::new().name("wire".to_owned()).spawn(move || {
-            // poll(2) may be late by the slack, 50 µs unless told otherwise.
-            let _ = set_timerslack(1);
+            be_punctual();
             carry(&sockets, &lines, &stopped);
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
@@ -49,6 +53,14 @@ impl Drop for Wire {
             let _ = thread.join();
         }
     }
+}
+
+/// Makes this thread wake when it asked to, as far as the machine and its privileges go.
+fn be_punctual() {
+    // poll(2) may be late by the slack, 50 µs unless told otherwise.
+    let _ = set_timerslack(1);
+    // SAFETY: setpriority(2) takes three numbers; on Linux, 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
 }
 
 fn carry(sockets: &[PacketSocket; 2], lines: &Lines, stopped: &PipeReader) {

@@ -22,6 +22,17 @@ fn a_frame_arrives_after_the_delay_and_not_before() {
 }
 
 #[test]
+fn a_frame_handed_over_too_late_is_counted() {
+    let start = Instant::now();
+    let mut line = Line::new(LinkShape::delayed(5 * MS), 1);
+    for handed_over in [6 * MS, 8 * MS] {
+        admit(&mut line, 100, start);
+        assert!(line.take_due(start + handed_over).is_some());
+    }
+    assert_eq!(line.counters.late, 1);
+}
+
+#[test]
 fn a_shorter_delay_does_not_let_a_frame_overtake() {
     let start = Instant::now();
     let mut line = Line::new(LinkShape::delayed(50 * MS), 1);
