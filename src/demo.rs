@@ -1,0 +1,98 @@
+//! `roamd demo`: roaming on this machine alone, before anyone's eyes.
+//!
+//! ```text
+//!  Stage   the scene, two real daemons, an echo server        made first, and taken away last
+//!  Script  what happens to the laptop's networks, and when
+//!  Session a line typed every 100 ms through the tunnel ──▶ Tally ──▶ Screen
+//! ```
+//!
+//! Nothing outside this process changes: the network is a [`Scene`](crate::lab::Scene), keys and
+//! configuration lie in a temporary folder.
+
+mod daemons;
+mod echo;
+mod interrupt;
+mod keys;
+mod screen;
+mod script;
+mod session;
+mod stage;
+mod tally;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use anyhow::Context;
+
+use self::{
+    interrupt::Interrupt, screen::Screen, script::Script, session::Session, stage::Stage,
+    tally::Tally,
+};
+use crate::lab;
+
+/// What is needed to put the demonstration on.
+struct Plan {
+    /// The binary that serves as both daemons.
+    program: PathBuf,
+    /// Where the session's server is, as the client sees it.
+    server: IpAddr,
+    script: Script,
+}
+
+/// Shows roaming: makes networks and daemons, types through the tunnel, reports on standard output.
+///
+/// Blocks until the show is over or interrupted. Must be called before any thread is started,
+/// because it becomes root in a user namespace when it is not root already.
+///
+/// # Errors
+///
+/// When the kernel does not let it make networks, when a daemon fails (the end of its log has been
+/// printed by then), and when the session lost something.
+pub fn run() -> anyhow::Result<()> {
+    lab::enter_user_namespace()?;
+    File::options().read(true).write(true).open("/dev/net/tun").context(
+        "cannot open /dev/net/tun, which the tunnel needs: load it with `sudo modprobe tun`, or \
+         run this as root",
+    )?;
+    let plan = Plan {
+        program: std::env::current_exe().context("cannot find the roamd binary")?,
+        server: IpAddr::V4(Ipv4Addr::new(10, 66, 0, 1)),
+        script: Script::calm(),
+    };
+    perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
+}
+
+fn perform(plan: &Plan, screen: &mut Screen<'_>, interrupt: &Interrupt) -> anyhow::Result<()> {
+    screen.title()?;
+    let mut stage = Stage::set(&plan.program, screen)?;
+    let shown = show(plan, &mut stage, screen, interrupt);
+    if shown.is_err() && !interrupt.is_set() {
+        stage.print_logs(screen)?;
+    }
+    shown
+}
+
+fn show(
+    plan: &Plan,
+    stage: &mut Stage,
+    screen: &mut Screen<'_>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<()> {
+    let connection = stage.connect(plan.server, screen, interrupt)?;
+    let mut session = Session::new(connection, plan.script.clone())?;
+    let tally = session.play(stage, screen, interrupt)?;
+    screen.summary(&tally)?;
+    verdict(&tally, interrupt)
+}
+
+fn verdict(tally: &Tally, interrupt: &Interrupt) -> anyhow::Result<()> {
+    anyhow::ensure!(!interrupt.is_set(), "interrupted");
+    anyhow::ensure!(tally.waiting() == 0, "{} lines never came back", tally.waiting());
+    Ok(())
+}

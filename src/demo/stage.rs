@@ -1,0 +1,112 @@
+//! The stage: networks, daemons and the server at the far end.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use tempfile::TempDir;
+
+use super::{
+    daemons::{Configuration, Daemons},
+    echo::EchoServer,
+    interrupt::Interrupt,
+    screen::Screen,
+};
+use crate::lab::{Access, Scene, emulator::Direction};
+
+/// How long the tunnel may take until it carries packets.
+const TUNNEL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long one attempt to connect through it may take: several round trips over either network.
+const ATTEMPT: Duration = Duration::from_millis(500);
+
+/// Between two attempts that fail at once, because there is no tunnel yet.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Everything that the session needs. Dropped, it is gone, in the order of the fields.
+#[derive(Debug)]
+pub(super) struct Stage {
+    daemons: Daemons,
+    echo: EchoServer,
+    scene: Scene,
+    _folder: TempDir,
+}
+
+impl Stage {
+    /// Makes the networks, keys and configuration, and starts the daemons.
+    pub(super) fn set(program: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let scene = Scene::new().context("cannot make the networks")?;
+        let echo = EchoServer::start(scene.server()).context("cannot start the echo server")?;
+        screen.step("networks made, in namespaces of their own", start)?;
+
+        let start = Instant::now();
+        let folder = tempfile::Builder::new()
+            .prefix("roamd-demo-")
+            .tempdir()
+            .context("cannot make a temporary folder")?;
+        let configuration = Configuration::write(program, folder.path())?;
+        screen.step("keys and configuration written", start)?;
+
+        let daemons = Daemons::start(program, &configuration, &scene, folder.path())
+            .context("cannot start the daemons")?;
+        Ok(Self { daemons, echo, scene, _folder: folder })
+    }
+
+    /// Connects from the client to the echo server at `server`, trying until the tunnel is there.
+    pub(super) fn connect(
+        &self,
+        server: IpAddr,
+        screen: &mut Screen<'_>,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<TcpStream> {
+        let start = Instant::now();
+        let server = SocketAddr::new(server, self.echo.port()?);
+        loop {
+            anyhow::ensure!(!interrupt.is_set(), "interrupted");
+            self.check()?;
+            let attempt = || TcpStream::connect_timeout(&server, ATTEMPT);
+            match self.scene.client().run(attempt)? {
+                Ok(connection) => {
+                    screen.step("daemons started, the tunnel carries packets", start)?;
+                    return Ok(connection);
+                }
+                Err(error) if start.elapsed() > TUNNEL_DEADLINE => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "no connection to {server} through the tunnel in {TUNNEL_DEADLINE:?}"
+                        )
+                    });
+                }
+                Err(_) => thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    /// Fails when a daemon has ended.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.daemons.check()
+    }
+
+    pub(super) fn scene(&self) -> &Scene {
+        &self.scene
+    }
+
+    /// The bytes that have crossed an access network so far, both ways.
+    pub(super) fn bytes(&self, access: Access) -> u64 {
+        let air = self.scene.air(access);
+        Direction::BOTH.into_iter().map(|direction| air.counters(direction).bytes).sum()
+    }
+
+    /// Shows how the daemons' logs end.
+    pub(super) fn print_logs(&self, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+        for daemon in self.daemons.all() {
+            screen.log(daemon.name(), &daemon.log()?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! What the session felt like, in numbers. Pure: times are handed in.
+
+use std::time::{Duration, Instant};
+
+/// Lines typed and echoed, in order, as TCP keeps it.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    typed: Vec<Instant>,
+    echoes: Vec<Duration>,
+    last_echo: Option<Instant>,
+    longest_stall: Duration,
+}
+
+impl Tally {
+    /// Notes that a line was typed and returns its number, from 0.
+    pub(super) fn line_typed(&mut self, now: Instant) -> usize {
+        self.typed.push(now);
+        self.typed.len() - 1
+    }
+
+    /// Notes that the oldest line without an echo got it.
+    pub(super) fn line_echoed(&mut self, now: Instant) {
+        let Some(&typed) = self.typed.get(self.echoes.len()) else { return };
+        self.longest_stall = self.stall(now);
+        self.echoes.push(now.saturating_duration_since(typed));
+        self.last_echo = Some(now);
+    }
+
+    pub(super) fn typed(&self) -> usize {
+        self.typed.len()
+    }
+
+    pub(super) fn echoed(&self) -> usize {
+        self.echoes.len()
+    }
+
+    /// How many lines have had no echo yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.typed.len() - self.echoes.len()
+    }
+
+    /// The longest time so far in which the user waited for something and nothing came, the
+    /// present wait included.
+    pub(super) fn stall(&self, now: Instant) -> Duration {
+        let Some(&typed) = self.typed.get(self.echoes.len()) else { return self.longest_stall };
+        let since = self.last_echo.map_or(typed, |echo| echo.max(typed));
+        self.longest_stall.max(now.saturating_duration_since(since))
+    }
+
+    /// The median time from a line to its echo, from line number `from` on.
+    pub(super) fn median_echo_since(&self, from: usize) -> Option<Duration> {
+        let mut echoes = self.echoes.get(from..)?.to_vec();
+        let middle = echoes.len() / 2;
+        if echoes.is_empty() {
+            return None;
+        }
+        Some(*echoes.select_nth_unstable(middle).1)
+    }
+
+    /// The longest time from a line to its echo.
+    pub(super) fn worst_echo(&self) -> Option<Duration> {
+        self.echoes.iter().max().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_quick_echo_is_a_stall_of_its_own_length() {
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        for number in 0..3 {
+            tally.line_typed(start + number * 100 * MS);
+            tally.line_echoed(start + (number * 100 + 10 + number) * MS);
+        }
+        assert_eq!(tally.stall(start + 1000 * MS), 12 * MS);
+        assert_eq!(tally.median_echo_since(0), Some(11 * MS));
+        assert_eq!(tally.median_echo_since(2), Some(12 * MS));
+        assert_eq!(tally.median_echo_since(3), None);
+        assert_eq!(tally.worst_echo(), Some(12 * MS));
+    }
+
+    #[test]
+    fn a_stall_lasts_from_the_first_line_that_waits_to_the_first_echo() {
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        for number in 0..5 {
+            tally.line_typed(start + number * 100 * MS);
+        }
+        assert_eq!(tally.stall(start + 450 * MS), 450 * MS);
+        for _ in 0..5 {
+            tally.line_echoed(start + 500 * MS);
+        }
+        assert_eq!(tally.waiting(), 0);
+        assert_eq!(tally.stall(start + 9000 * MS), 500 * MS);
+    }
+
+    #[test]
+    fn echoes_that_trickle_are_no_stall() {
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        for _ in 0..10 {
+            tally.line_typed(start);
+        }
+        for number in 1..=10 {
+            tally.line_echoed(start + number * 50 * MS);
+        }
+        assert_eq!(tally.stall(start + 500 * MS), 50 * MS);
+        assert_eq!(tally.worst_echo(), Some(500 * MS));
+    }
+}
