@@ -1,9 +1,12 @@
 //! Addresses of a namespace's links.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::LinkFlags,
+};
 use rtnetlink::AddressMessageBuilder;
 
 use super::{
@@ -26,6 +29,25 @@ impl Namespace {
             let flags = AddressAttribute::Flags(AddressFlags::Nodad);
             request.message_mut().attributes.push(flags);
             request.replace().execute().await
+        })?;
+        match net.addr() {
+            IpAddr::V4(_) => Ok(()),
+            IpAddr::V6(address) => self.await_local_route(link, address),
+        }
+    }
+
+    /// Waits until a new IPv6 address can be reached. In the background the kernel joins its
+    /// solicited-node group, then adds its local route; a neighbour that asks before gets no
+    /// answer and asks again only after a second. A link that is not running has to wait for that.
+    fn await_local_route(&self, link: &str, address: Ipv6Addr) -> Result<()> {
+        if !self.link_flags(link)?.contains(LinkFlags::Running) {
+            return Ok(());
+        }
+        self.wait_until(format!("see the local route of {address} on {link}"), || {
+            let routes = self.inside("read its IPv6 routes", |_| {
+                std::fs::read_to_string("/proc/thread-self/net/ipv6_route")
+            })?;
+            Ok(routes.lines().any(|line| is_local_route(line, address)))
         })
     }
 
@@ -51,6 +73,19 @@ pub(super) fn parse_net(text: &str) -> Result<IpNet> {
     })
 }
 
+/// Whether a line of `/proc/net/ipv6_route` is the route that delivers packets to `address` here.
+fn is_local_route(line: &str, address: Ipv6Addr) -> bool {
+    /// linux/ipv6_route.h: `RTF_LOCAL`.
+    const LOCAL: u32 = 1 << 31;
+    let mut columns = line.split_whitespace();
+    let destination = columns.next().and_then(|hex| u128::from_str_radix(hex, 16).ok());
+    let length = columns.next();
+    let flags = columns.nth(6).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    destination == Some(address.to_bits())
+        && length == Some("80")
+        && flags.is_some_and(|flags| flags & LOCAL != 0)
+}
+
 fn message(index: u32, net: IpNet) -> AddressMessage {
     match net {
         IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
@@ -61,5 +96,20 @@ fn message(index: u32, net: IpNet) -> AddressMessage {
             .index(index)
             .address(net.addr(), net.prefix_len())
             .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: &str = "fd000000000000000000000000000002 80 00000000000000000000000000000000 00 \
+                         00000000000000000000000000000000 00000000 00000001 00000000 80200001 lo";
+
+    #[test]
+    fn the_local_route_of_an_address_is_recognised() {
+        assert!(is_local_route(LOCAL, "fd00::2".parse().unwrap()));
+        assert!(!is_local_route(LOCAL, "fd00::1".parse().unwrap()));
+        assert!(!is_local_route(&LOCAL.replace("8020", "0020"), "fd00::2".parse().unwrap()));
     }
 }

@@ -43,6 +43,8 @@ type Lines = Arc<Mutex<[Line; 2]>>;
 pub struct Emulator {
     namespace: Namespace,
     ends: [String; 2],
+    /// The links at the other ends, where they are known.
+    far_ends: Vec<(Namespace, String)>,
     lines: Lines,
     _wire: Wire,
 }
@@ -66,7 +68,8 @@ impl Emulator {
             veth(&air, end, namespace, link)?;
             namespace.disable_offloads(link)?;
         }
-        Self::new(&air, LEFT, RIGHT, shape)
+        let far_ends = [left, right].map(|(namespace, link)| (namespace.clone(), link.to_owned()));
+        Ok(Self { far_ends: far_ends.into(), ..Self::new(&air, LEFT, RIGHT, shape)? })
     }
 
     /// Copies frames between two links that exist in `namespace`. What is at their other ends must
@@ -86,7 +89,8 @@ impl Emulator {
         let wire = Wire::start([open(left)?, open(right)?], Arc::clone(&lines))
             .map_err(|source| Error::refused(namespace.label(), "start the wire", source))?;
         let ends = [left.to_owned(), right.to_owned()];
-        Ok(Self { namespace: namespace.clone(), ends, lines, _wire: wire })
+        let far_ends = Vec::new();
+        Ok(Self { namespace: namespace.clone(), ends, far_ends, lines, _wire: wire })
     }
 
     /// Changes the shape of both directions. Frames under way arrive when they would have, unless
@@ -141,7 +145,18 @@ impl Emulator {
     /// When the emulator's end has been deleted.
     pub fn plug(&self, side: Side, plugged: bool) -> Result<()> {
         let end = &self.ends[side as usize];
-        if plugged { self.namespace.set_up(end) } else { self.namespace.set_down(end) }
+        if plugged {
+            self.namespace.set_up(end)?
+        } else {
+            self.namespace.set_down(end)?
+        }
+        self.settle()
+    }
+
+    /// Waits until the kernel has followed the carriers of all links involved.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.ends.iter().try_for_each(|end| self.namespace.settle(end))?;
+        self.far_ends.iter().try_for_each(|(namespace, link)| namespace.settle(link))
     }
 
     fn lock(&self) -> MutexGuard<'_, [Line; 2]> {

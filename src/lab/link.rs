@@ -1,8 +1,14 @@
-//! Links of a namespace: made, taken up and down, measured.
+//! Links of a namespace: made, taken up and down.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
+};
 
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags};
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth};
 
@@ -10,6 +16,13 @@ use super::{
     error::{Error, Result},
     namespace::Namespace,
 };
+
+/// How long the kernel may take over what it does in the background. A change of carrier takes it a
+/// second where many links change at once.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often to look whether it is done.
+const POLL: Duration = Duration::from_millis(1);
 
 /// Makes a pair of virtual Ethernet links, `a_name` in `a` and `b_name` in `b`, both up. A frame
 /// sent on one arrives on the other.
@@ -35,7 +48,8 @@ pub fn veth(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) -> Result<
         netlink.link().add(pair).execute().await
     })?;
     a.set_up(a_name)?;
-    b.set_up(b_name)
+    b.set_up(b_name)?;
+    a.settle(a_name)
 }
 
 impl Namespace {
@@ -55,7 +69,8 @@ impl Namespace {
     ///
     /// When there is no such link.
     pub fn set_up(&self, link: &str) -> Result<()> {
-        self.change(format!("take {link} up"), LinkUnspec::new_with_name(link).up())
+        self.change(format!("take {link} up"), LinkUnspec::new_with_name(link).up())?;
+        self.settle(link)
     }
 
     /// Takes `link` down, as its administrator would: the kernel deletes its routes and its IPv6
@@ -65,7 +80,8 @@ impl Namespace {
     ///
     /// When there is no such link.
     pub fn set_down(&self, link: &str) -> Result<()> {
-        self.change(format!("take {link} down"), LinkUnspec::new_with_name(link).down())
+        self.change(format!("take {link} down"), LinkUnspec::new_with_name(link).down())?;
+        self.settle(link)
     }
 
     /// Sets the MTU of `link` in bytes.
@@ -86,6 +102,45 @@ impl Namespace {
         let index = self.ifindex(link)?;
         self.netlink(format!("delete link {link}"), async move |netlink| {
             netlink.link().del(index).execute().await
+        })
+    }
+
+    /// Waits until the kernel has followed the carrier of `link`. It does so in the background, and
+    /// until then a link with a carrier drops all it is to send.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such link, or the kernel takes longer than five seconds.
+    pub fn settle(&self, link: &str) -> Result<()> {
+        self.wait_until(format!("settle link {link}"), || {
+            let flags = self.link_flags(link)?;
+            // netdevice(7): LOWER_UP is the carrier itself, RUNNING the operational state.
+            Ok(flags.contains(LinkFlags::LowerUp) == flags.contains(LinkFlags::Running))
+        })
+    }
+
+    /// Asks again and again until it is so; `action` says in an error what never came.
+    pub(super) fn wait_until(
+        &self,
+        action: String,
+        mut is_so: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_DEADLINE;
+        while !is_so()? {
+            if Instant::now() > deadline {
+                return Err(Error::refused(self.label(), action, io::ErrorKind::TimedOut));
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    pub(super) fn link_flags(&self, link: &str) -> Result<LinkFlags> {
+        let name = link.to_owned();
+        self.netlink(format!("look at link {link}"), async move |netlink| {
+            let mut answers = Box::pin(netlink.link().get().match_name(name).execute());
+            let link = answers.try_next().await?.ok_or(rtnetlink::Error::RequestFailed)?;
+            Ok(link.header.flags)
         })
     }
 

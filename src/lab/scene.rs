@@ -123,6 +123,7 @@ impl Scene {
     pub fn connect(&self, access: Access) -> Result<()> {
         let (link, net) = (access.link(), access.net());
         self.client.set_up(link)?;
+        self.air(access).settle()?;
         self.client.add_address(link, &format!("10.77.{net}.2/24"))?;
         self.client.add_address(link, &format!("fd77:{net}::2/64"))?;
         add_default_route(&self.client, link, net, access.metric())

@@ -96,7 +96,7 @@ impl Line {
             self.counters.swallowed += 1;
         } else if length > self.shape.mtu + ETHERNET_HEADER || length > frame.len() {
             self.counters.oversize += 1;
-        } else if !resolves_addresses(frame) && self.random.fraction() < self.shape.loss {
+        } else if !is_spared(frame) && self.random.fraction() < self.shape.loss {
             self.counters.lost += 1;
         } else if let Some(clocked_out) = self.take_turn(length, now) {
             self.put_in_flight(frame, clocked_out);
@@ -148,12 +148,15 @@ impl Line {
     }
 }
 
-/// ARP, and ICMPv6 from router solicitation to redirect (RFC 4861 §4).
-fn resolves_addresses(frame: &[u8]) -> bool {
+/// Whether a frame is not for chance to decide: what is sent to a group, ARP, and ICMPv6 from router
+/// solicitation to redirect (RFC 4861 §4).
+fn is_spared(frame: &[u8]) -> bool {
+    let to_group = frame.first().is_some_and(|first| first & 1 == 1);
     let kind = frame.get(12..ETHERNET_HEADER);
     let ipv6_next_header = frame.get(ETHERNET_HEADER + 6).copied();
     let icmpv6_type = frame.get(ETHERNET_HEADER + 40).copied();
-    kind == Some(&ETHERTYPE_ARP)
+    to_group
+        || kind == Some(&ETHERTYPE_ARP)
         || kind == Some(&ETHERTYPE_IPV6)
             && ipv6_next_header == Some(IPPROTO_ICMPV6)
             && icmpv6_type.is_some_and(|kind| (133..=137).contains(&kind))

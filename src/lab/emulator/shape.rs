@@ -10,8 +10,9 @@ pub struct LinkShape {
     /// By how much more a frame may be late, evenly spread from nothing to this. A frame never
     /// overtakes another.
     pub jitter: Duration,
-    /// How many of all frames are lost, from 0.0 to 1.0. Address resolution is spared: its
-    /// one-second retries would hide what is to be measured.
+    /// How many of all frames are lost, from 0.0 to 1.0. Address resolution and whatever else goes
+    /// to a group is spared: its one-second retries would hide what is to be measured, and it comes
+    /// when the kernel likes, so that the same seed would lose other packets.
     pub loss: f64,
     /// Bits per second, `None` for as fast as this machine can.
     pub rate: Option<u64>,

@@ -76,7 +76,7 @@ fn the_same_seed_loses_the_same_frames() {
 }
 
 #[test]
-fn loss_spares_address_resolution() {
+fn loss_spares_address_resolution_and_groups() {
     let mut line = Line::new(LinkShape { loss: 1.0, ..LinkShape::default() }, 1);
     let mut arp = frame(60);
     arp[12..14].copy_from_slice(&ETHERTYPE_ARP);
@@ -84,10 +84,12 @@ fn loss_spares_address_resolution() {
     solicitation[12..14].copy_from_slice(&ETHERTYPE_IPV6);
     solicitation[20] = IPPROTO_ICMPV6;
     solicitation[54] = 135;
-    for frame in [arp, solicitation, frame(100)] {
+    let mut to_group = frame(100);
+    to_group[0] = 0x33;
+    for frame in [arp, solicitation, to_group, frame(100)] {
         line.admit(&frame, frame.len(), Instant::now());
     }
-    assert_eq!((line.in_flight.len(), line.counters.lost), (2, 1));
+    assert_eq!((line.in_flight.len(), line.counters.lost), (3, 1));
 }
 
 #[test]
