@@ -1,12 +1,12 @@
 //! Why the lab could not be built as asked.
 
-use std::io;
+use std::{fmt, io};
 
 /// What a call of the lab returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why the lab could not be built as asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// The kernel refused, in the namespace with this label.
     #[error("namespace {namespace}: cannot {action}: {source}")]
@@ -45,6 +45,13 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+/// As [`Display`](fmt::Display): a test that unwraps the error is to say what to do.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {
