@@ -462,6 +462,9 @@ fn a_stopped_process_can_be_ended_politely() {
     let status = process.stop().unwrap();
     assert_eq!(status.code(), Some(3));
     assert!(process.log().unwrap().ends_with("bye\n"));
+    assert_eq!(process.stop().unwrap(), status);
+    assert!(!process.is_running());
+    assert!(process.signal(Signal::SIGTERM).is_err(), "a signal went to whoever has the number");
 }
 
 #[test]

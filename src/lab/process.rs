@@ -39,6 +39,8 @@ const POLL: Duration = Duration::from_millis(2);
 pub struct Process {
     name: String,
     child: Child,
+    /// How it ended. From then on its number may be another's.
+    ended: Option<ExitStatus>,
     log: PathBuf,
     namespace: Namespace,
 }
@@ -61,7 +63,7 @@ impl Namespace {
             die_with_parent(&mut command);
             command.spawn()
         })?;
-        Ok(Process { name: name.to_owned(), child, log, namespace: self.clone() })
+        Ok(Process { name: name.to_owned(), child, ended: None, log, namespace: self.clone() })
     }
 }
 
@@ -113,29 +115,28 @@ impl Process {
     ///
     /// When it has been waited for already.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(self.pid(), signal).map_err(|errno| self.refused(format!("send it {signal}"), errno))
+        let sent = if self.ended.is_some() { Err(Errno::ESRCH) } else { kill(self.pid(), signal) };
+        sent.map_err(|errno| self.refused(format!("send it {signal}"), errno))
     }
 
     /// Whether it has not ended yet.
     #[must_use]
     pub fn is_running(&self) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         waitid(Id::Pid(self.pid()), flags) == Ok(WaitStatus::StillAlive)
     }
 
-    /// Waits until it ends by itself; `None` when it has not within `limit`.
+    /// Waits until it ends by itself; `None` when it has not within `limit`. What it leaves of its
+    /// process group is killed.
     ///
     /// # Errors
     ///
     /// When it can't be waited for.
     pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
-        if !self.ends_within(limit) {
-            return Ok(None);
-        }
-        match self.child.wait() {
-            Ok(status) => Ok(Some(status)),
-            Err(source) => Err(self.refused("wait for it", source)),
-        }
+        if self.ends_within(limit) { self.reap().map(Some) } else { Ok(None) }
     }
 
     /// Ends it as dropping the guard does, and tells how it ended.
@@ -150,9 +151,18 @@ impl Process {
             let _ = killpg(self.pid(), Signal::SIGCONT);
             self.ends_within(PATIENCE);
         }
+        self.reap()
+    }
+
+    fn reap(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
         // Not reaped yet, the child still holds the number, so the group can be no one else's.
         let _ = killpg(self.pid(), Signal::SIGKILL);
-        self.child.wait().map_err(|source| self.refused("wait for it", source))
+        let status = self.child.wait().map_err(|source| self.refused("wait for it", source))?;
+        self.ended = Some(status);
+        Ok(status)
     }
 
     fn ends_within(&self, limit: Duration) -> bool {
