@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
-use quinn::{ApplicationClose, Connection, ConnectionError};
+use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint};
 use tracing::{debug, info, warn};
 
 use self::dial::{DialError, Dialed, Dialer, Underlay};
@@ -110,6 +110,7 @@ struct Shown {
 /// The connection of the day.
 struct Line {
     connection: Connection,
+    endpoint: Endpoint,
     socket: Arc<crate::path::socket::PathSocket>,
     path: PathId,
     candidate: Candidate,
@@ -198,7 +199,7 @@ impl Client {
                 pauses = self::pauses();
             }
             let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-            warn!(reason = %ended, pause = %humantime::format_duration(pause), "not connected");
+            warn!(reason = %ended, pause = %milliseconds(pause), "not connected");
             control::report(&format!("not connected: {ended}"));
             tokio::time::sleep(pause).await;
         }
@@ -221,7 +222,7 @@ impl Client {
             link = candidate.link,
             local = %candidate.source,
             server = %candidate.server,
-            rtt = ?connection.rtt(),
+            rtt = %milliseconds(connection.rtt()),
             name = welcome.name,
             addresses = ?interface.addresses(),
             "connected"
@@ -232,6 +233,7 @@ impl Client {
             shown.state = ClientState::Connected;
             shown.line = Some(Line {
                 connection: connection.clone(),
+                endpoint: underlay.endpoint().clone(),
                 socket: underlay.socket().clone(),
                 path,
                 candidate,
@@ -326,7 +328,7 @@ impl Client {
         let line = self.shown.lock().unwrap_or_else(PoisonError::into_inner).line.take();
         if let Some(line) = line {
             line.connection.close(close::GOODBYE, b"the client stops");
-            let _ = tokio::time::timeout(GOODBYE, line.connection.closed()).await;
+            let _ = tokio::time::timeout(GOODBYE, line.endpoint.wait_idle()).await;
         }
     }
 
@@ -385,6 +387,11 @@ fn pauses() -> ExponentialBackoff {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+/// A duration as people read it, without micro- and nanoseconds.
+fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
 }
 
 /// Logs what goes wrong on the paths until there is none left.

@@ -5,13 +5,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::Parser;
 use roamd::cli::{self, Cli, Command};
 use roamd::config::{self, Config, ConfigErrors};
 use roamd::control::Instance;
 use roamd::exit::Exit;
-use roamd::{client, logging, server};
+use roamd::{client, demo, logging, server};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -31,7 +30,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Check { file } => cli::check(&file),
         Command::Run { file } => run(&file),
         Command::Status { name, json } => cli::status(name.as_deref(), json),
-        Command::Demo => bail!("roamd demo is not implemented yet"),
+        Command::Demo => demo::run(),
     }
 }
 

@@ -112,9 +112,10 @@ impl Underlay {
         &self.socket
     }
 
-    /// Waits until the server has heard of closed connections, or should have.
-    pub async fn linger(&self, limit: Duration) {
-        let _ = time::timeout(limit, self.endpoint.wait_idle()).await;
+    /// The endpoint of the connection.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 }
 
