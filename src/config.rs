@@ -8,7 +8,7 @@
 //! ```
 //!
 //! No step ends at its first problem: a value that cannot be used becomes `None` in
-//! [`raw`], and everything else is looked at all the same.
+//! `raw`, and everything else is looked at all the same.
 //!
 //! `ROAMD_QUIC__IDLE_TIMEOUT=45s` sets `quic.idle-timeout`. A list is separated by commas;
 //! an empty variable is as good as none; lists of tables are set in the file only.

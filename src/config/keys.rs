@@ -145,7 +145,8 @@ const KEYS: &[Key] = &[
 ];
 
 const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";
-const LINK: &str = r#"a link's name without white space and "/", in which * and ? are wildcards, such as "docker*""#;
+const LINK: &str =
+    r#"a link's name, in which * and ? are wildcards, such as "docker*" (no white space, no "/")"#;
 
 const fn key(path: &'static str, role: Option<Role>, kind: Kind, accepted: &'static str) -> Key {
     Key { path, role, kind, accepted }
@@ -161,7 +162,8 @@ impl Key {
         split(self.path).1
     }
 
-    fn section(&self) -> &'static str {
+    /// All but the last part of the path.
+    pub(super) fn section(&self) -> &'static str {
         split(self.path).0
     }
 }
@@ -184,19 +186,19 @@ pub(super) fn accepted(path: &str) -> String {
     }
 }
 
-/// Whether a table among several encloses this path: the environment cannot reach there.
+/// Whether one of several tables encloses this path: the environment cannot reach there.
 pub(super) fn is_in_tables(path: &str) -> bool {
     KEYS.iter().any(|key| key.kind == Kind::Tables && is_within(path, key.path))
 }
 
-/// A key that this table accepts, in the order of [`KEYS`].
+/// The keys directly in this section.
 pub(super) fn in_section(section: &str, role: Option<Role>) -> impl Iterator<Item = &'static Key> {
     let section = without_indices(section);
     all(role).filter(move |key| key.section() == section)
 }
 
 /// The key that was probably meant.
-pub(super) fn nearest(path: &str, role: Option<Role>) -> Option<&'static str> {
+pub(super) fn nearest(path: &str, role: Option<Role>) -> Option<&'static Key> {
     const SIMILAR: f64 = 0.5;
     let path = without_indices(path).replace('_', "-").to_lowercase();
     let (section, name) = split(&path);
@@ -205,10 +207,10 @@ pub(super) fn nearest(path: &str, role: Option<Role>) -> Option<&'static str> {
         .filter(|key| likeness(key) >= SIMILAR)
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
         .or_else(|| all(role).find(|key| key.name() == name))
-        .map(|key| key.path)
 }
 
-fn all(role: Option<Role>) -> impl Iterator<Item = &'static Key> {
+/// The keys that this role accepts, or both roles together.
+pub(super) fn all(role: Option<Role>) -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter(move |key| role.is_none_or(|role| key.is_for(role)))
 }
 
@@ -221,7 +223,7 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('.').unwrap_or(("", path))
 }
 
-fn without_indices(path: &str) -> String {
+pub(super) fn without_indices(path: &str) -> String {
     let mut depth = 0;
     path.chars()
         .filter(|c| {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::keys::{self, Key, Kind, Role};
+use super::lines::join;
 
 /// Longer values are cut in messages.
 const MAX_SHOWN: usize = 80;
@@ -142,7 +143,9 @@ impl Problems {
                 value.push_str(" (the default)");
             }
         }
-        problems.sort_by(|a, b| a.origin.cmp(&b.origin));
+        problems.sort_by(|a, b| {
+            a.origin.cmp(&b.origin).then_with(|| indices(&a.key).cmp(indices(&b.key)))
+        });
         problems
     }
 
@@ -151,10 +154,20 @@ impl Problems {
     }
 }
 
+/// `peer[1].addresses[0]`: 1, 0
+fn indices(key: &str) -> impl Iterator<Item = usize> {
+    key.split(['[', ']']).filter_map(|part| part.parse().ok())
+}
+
 fn unknown_key(key: &str, role: Option<Role>) -> String {
     let section = key.rsplit_once('.').map_or("", |(section, _)| section);
-    let hint = keys::nearest(key, role)
-        .map_or_else(String::new, |nearest| format!(" (did you mean {nearest}?)"));
+    let hint = match keys::nearest(key, role) {
+        Some(near) if near.section() == keys::without_indices(section) => {
+            format!(" (did you mean {}?)", join(section, near.name()))
+        }
+        Some(near) => format!(" (did you mean {}?)", near.path),
+        None => String::new(),
+    };
     let place = match keys::find(section) {
         Some(Key { kind: Kind::Tables, path, .. }) => format!("[[{path}]]"),
         Some(Key { path, .. }) => format!("[{path}]"),

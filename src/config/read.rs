@@ -40,13 +40,13 @@ fn read(
 ) -> Option<(Config, RawConfig)> {
     match role(tree.as_object_mut()?, problems)? {
         Role::Client => {
-            prune(tree, "", Role::Client, problems);
+            prune_table(tree, "", Role::Client, problems);
             let mut raw: RawClient = deserialize(tree, problems)?;
             let config = client::build(&mut raw, directory, problems)?;
             Some((Config::Client(config), RawConfig::Client(raw)))
         }
         Role::Server => {
-            prune(tree, "", Role::Server, problems);
+            prune_table(tree, "", Role::Server, problems);
             let mut raw: RawServer = deserialize(tree, problems)?;
             let config = server::build(&mut raw, directory, problems)?;
             Some((Config::Server(config), RawConfig::Server(raw)))
@@ -72,39 +72,42 @@ fn role(tree: &mut Map<String, Value>, problems: &mut Problems) -> Option<Role> 
     told.next().filter(|_| told.next().is_none())
 }
 
-/// Takes out what the role does not accept, and makes a list of a single text.
-fn prune(value: &mut Value, path: &str, role: Role, problems: &mut Problems) {
-    let kind = keys::find(path).map_or(Kind::Table, |key| key.kind);
-    if kind == Kind::List && value.is_string() {
-        *value = Value::Array(vec![value.take()]);
-    }
-    if let Value::Array(elements) = value {
-        for (index, element) in elements.iter_mut().enumerate() {
-            prune_element(element, &format!("{path}[{index}]"), role, problems);
+/// Takes out what the role does not accept and what serde would take for something else, and
+/// makes a list of a single text.
+fn prune(value: &mut Value, path: &str, kind: Kind, role: Role, problems: &mut Problems) {
+    match kind {
+        Kind::Table => prune_table(value, path, role, problems),
+        Kind::Tables => {
+            for (index, table) in value.as_array_mut().into_iter().flatten().enumerate() {
+                prune_table(table, &format!("{path}[{index}]"), role, problems);
+            }
         }
-    } else if matches!(kind, Kind::Table | Kind::Tables) {
-        prune_table(value, path, role, problems);
+        Kind::List => {
+            if value.is_string() {
+                *value = Value::Array(vec![value.take()]);
+            }
+            for (index, element) in value.as_array().into_iter().flatten().enumerate() {
+                refuse_nan(element, &format!("{path}[{index}]"), problems);
+            }
+        }
+        Kind::Text | Kind::Number | Kind::Flag => refuse_nan(value, path, problems),
     }
-    refuse_nan(value, path, problems);
 }
 
-fn prune_element(value: &mut Value, path: &str, role: Role, problems: &mut Problems) {
-    if value.is_object() {
-        prune_table(value, path, role, problems);
-    }
-    refuse_nan(value, path, problems);
-}
-
+/// A struct can be made of a list too, says serde; here it cannot.
 fn prune_table(value: &mut Value, path: &str, role: Role, problems: &mut Problems) {
-    let Value::Object(table) = value else { return };
+    let Value::Object(table) = value else {
+        problems.refuse(path, text(&value.take()));
+        return;
+    };
     table.retain(|key, value| {
         let path = join(path, key);
-        let is_accepted = keys::find(&path).is_some_and(|key| key.is_for(role));
-        match is_accepted {
-            true => prune(value, &path, role, problems),
-            false => problems.unknown(&path, Some(role)),
+        let key = keys::find(&path).filter(|key| key.is_for(role));
+        match key {
+            Some(key) => prune(value, &path, key.kind, role, problems),
+            None => problems.unknown(&path, Some(role)),
         }
-        is_accepted
+        key.is_some()
     });
 }
 
@@ -138,6 +141,122 @@ fn pointer(path: &str) -> String {
     format!("/{}", path.replace(['.', '['], "/").replace(']', ""))
 }
 
+/// As in a message: a text that could be taken for a number keeps its quotes.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value {
+        Value::String(text) if serde_json::from_str::<Value>(text).is_err() => text.clone(),
+        Value::Object(_) => "{...}".to_owned(),
+        Value::String(_) | Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {
+            value.to_string()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Origin;
+    use crate::config::raw::{RawPaths, RawPeer, RawPreference};
+    use crate::identity::PrivateKey;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn paths(value: &Value, path: &str, into: &mut BTreeSet<String>) {
+        for element in value.as_array().into_iter().flatten() {
+            paths(element, path, into);
+        }
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let path = join(path, key);
+            paths(value, &path, into);
+            into.insert(path);
+        }
+    }
+
+    fn known(role: Role) -> BTreeSet<String> {
+        keys::all(Some(role)).map(|key| key.path.to_owned()).collect()
+    }
+
+    fn written(raw: &RawConfig) -> BTreeSet<String> {
+        let mut written = BTreeSet::new();
+        paths(&serde_json::to_value(raw).unwrap(), "", &mut written);
+        written
+    }
+
+    #[test]
+    fn the_known_keys_are_those_of_the_raw_structs() {
+        let prefer = Some(vec![Some(RawPreference::default())]);
+        let client = RawClient {
+            server: Some(Default::default()),
+            tun: Some(Default::default()),
+            paths: Some(RawPaths { prefer, ..Default::default() }),
+            quic: Some(Default::default()),
+            log: Some(Default::default()),
+            ..Default::default()
+        };
+        let server = RawServer {
+            tun: Some(Default::default()),
+            quic: Some(Default::default()),
+            log: Some(Default::default()),
+            peer: Some(vec![Some(RawPeer::default())]),
+            ..Default::default()
+        };
+        assert_eq!(written(&RawConfig::Client(client)), known(Role::Client));
+        assert_eq!(written(&RawConfig::Server(server)), known(Role::Server));
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[0-9a-z:./*]{0,8}".prop_map(Value::from),
+            "[1-9]{1,2}(s|ms|h)".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            let key = prop_oneof!["[a-z]{1,3}", Just("name".to_owned()), Just("link".to_owned())];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key, inner), 0..4)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn any_file() -> impl Strategy<Value = Value> {
+        let known = known(Role::Client).union(&known(Role::Server)).cloned().collect::<Vec<_>>();
+        let entry = (prop::sample::select(known), any_value());
+        (any::<bool>(), prop::collection::vec(entry, 0..8)).prop_map(|(is_client, entries)| {
+            let role = if is_client { Role::Client } else { Role::Server };
+            let mut file = Value::Object(Map::new());
+            file["role"] = role.to_string().into();
+            for (path, value) in entries {
+                let (section, key) = path.split_once('.').unwrap_or((&path, ""));
+                match file[section].is_object() && !key.is_empty() {
+                    true => file[section][key] = value,
+                    false if key.is_empty() => file[section] = value,
+                    false => file[section] = Map::from_iter([(key.to_owned(), value)]).into(),
+                }
+            }
+            file
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_cannot_be_used_is_said_to_be_a_problem(mut file in any_file()) {
+            let directory = tempfile::tempdir().unwrap();
+            let key = directory.path().join("host.key");
+            fs::write(&key, PrivateKey::generate().unwrap().to_base64()).unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+            file["private-key-file"] = "host.key".into();
+
+            let mut problems = Problems::default();
+            let loaded = read(&mut file, directory.path(), &mut problems);
+            prop_assert!(loaded.is_some() || !problems.is_empty());
+            for problem in problems.into_vec(|_| (Origin::File { line: None }, true)) {
+                prop_assert!(!problem.reason.contains("invalid type"), "{}", problem);
+            }
+        }
+    }
 }
