@@ -1,0 +1,262 @@
+//! The real binary, as scripts and people call it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// RFC 8032 §7.1, test 1.
+const SEED: &str = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=\n";
+const PUBLIC: &str = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n";
+
+struct Ended {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            status: output.status.code().expect("roamd is not killed by a signal"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn command(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roamd"));
+    command.current_dir(directory).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn roamd(directory: &TempDir, arguments: &[&str]) -> Ended {
+    command(directory.path()).args(arguments).output().unwrap().into()
+}
+
+fn roamd_with_input(arguments: &[&str], input: &str) -> Ended {
+    let mut child = command(Path::new("/"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().into()
+}
+
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    write(&directory, "host.key", SEED, 0o600);
+    directory
+}
+
+fn write(directory: &TempDir, name: &str, content: &str, mode: u32) {
+    let path = directory.path().join(name);
+    fs::write(&path, content).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn copy(directory: &TempDir, fixture: &str) {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(fixture);
+    let name = data.file_name().unwrap().to_str().unwrap();
+    write(directory, name, &fs::read_to_string(&data).unwrap(), 0o644);
+}
+
+#[test]
+fn genkey_prints_one_line_that_pubkey_takes() {
+    let key = roamd(&directory(), &["genkey"]);
+    assert_eq!((key.status, key.stderr.as_str(), key.stdout.len()), (0, "", 45));
+    let public = roamd_with_input(&["pubkey"], &key.stdout);
+    assert_eq!((public.status, public.stderr.as_str(), public.stdout.len()), (0, "", 45));
+    assert_ne!(key.stdout, public.stdout);
+}
+
+#[test]
+fn genkey_makes_a_file_of_its_own_and_says_nothing() {
+    let directory = directory();
+    let ended = roamd(&directory, &["genkey", "--output", "new.key"]);
+    assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""));
+    let mode = fs::metadata(directory.path().join("new.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    assert_eq!(roamd(&directory, &["pubkey", "new.key"]).status, 0);
+}
+
+#[test]
+fn genkey_never_overwrites() {
+    let directory = directory();
+    let ended = roamd(&directory, &["genkey", "--output", "host.key"]);
+    assert_eq!(ended.status, 73);
+    assert_eq!(
+        ended.stderr,
+        "roamd: host.key exists, and a key is never overwritten: choose another file, or remove \
+         this one\n"
+    );
+    assert_eq!(fs::read_to_string(directory.path().join("host.key")).unwrap(), SEED);
+}
+
+#[test]
+fn genkey_never_follows_a_link_to_elsewhere() {
+    let directory = directory();
+    std::os::unix::fs::symlink("elsewhere", directory.path().join("new.key")).unwrap();
+    assert_eq!(roamd(&directory, &["genkey", "-o", "new.key"]).status, 73);
+    assert!(!directory.path().join("elsewhere").exists());
+}
+
+#[test]
+fn genkey_names_what_it_cannot_create() {
+    let ended = roamd(&directory(), &["genkey", "-o", "absent/new.key"]);
+    assert_eq!(ended.status, 73);
+    assert_eq!(
+        ended.stderr,
+        "roamd: cannot create absent/new.key: No such file or directory (os error 2)\n"
+    );
+}
+
+#[test]
+fn genkey_is_denied_permission_with_a_status_of_its_own() {
+    // /proc lets not even root create a file.
+    let denied = roamd(&directory(), &["genkey", "-o", "/proc/sys/kernel/roamd.key"]);
+    assert!(matches!(denied.status, 73 | 77), "{}", denied.stderr);
+    assert!(denied.stderr.starts_with("roamd: cannot create /proc/sys/kernel/roamd.key: "));
+}
+
+#[test]
+fn genkey_warns_of_a_redirection_that_others_can_read() {
+    let directory = directory();
+    write(&directory, "out.key", "", 0o644);
+    let out = fs::File::create(directory.path().join("out.key")).unwrap();
+    let ended: Ended = command(directory.path()).arg("genkey").stdout(out).output().unwrap().into();
+    assert_eq!(ended.status, 0);
+    assert!(ended.stderr.starts_with("roamd: warning: the file on standard output has mode 0644"));
+}
+
+#[test]
+fn pubkey_reads_a_file_or_standard_input() {
+    assert_eq!(roamd(&directory(), &["pubkey", "host.key"]).stdout, PUBLIC);
+    assert_eq!(roamd_with_input(&["pubkey"], SEED).stdout, PUBLIC);
+}
+
+#[test]
+fn pubkey_says_what_is_wrong_with_its_input() {
+    let directory = directory();
+    write(&directory, "exposed.key", SEED, 0o604);
+    write(&directory, "garbled.key", "secret", 0o600);
+    for (file, status, message) in [
+        ("absent.key", 66, "cannot read absent.key: No such file or directory (os error 2)"),
+        (
+            "exposed.key",
+            77,
+            "exposed.key has mode 0604, so others can use the key: run chmod 600 exposed.key",
+        ),
+        (
+            "garbled.key",
+            65,
+            "garbled.key does not hold a private key: a key is 44 characters of base64, not 6",
+        ),
+    ] {
+        let ended = roamd(&directory, &["pubkey", file]);
+        assert_eq!((ended.status, ended.stderr), (status, format!("roamd: {message}\n")));
+    }
+    let ended = roamd_with_input(&["pubkey"], "secret\n");
+    assert_eq!(ended.status, 65);
+    assert_eq!(
+        ended.stderr,
+        "roamd: standard input is not a private key: a key is 44 characters of base64, not 6\n"
+    );
+}
+
+#[test]
+fn check_prints_the_effective_configuration_and_the_public_key() {
+    let directory = directory();
+    copy(&directory, "valid/client-least.toml");
+    let ended = roamd(&directory, &["check", "client-least.toml"]);
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    assert!(ended.stdout.contains(&format!("# this host's public key: {PUBLIC}")));
+    assert!(ended.stdout.contains("idle-timeout = \"30s\""));
+    assert!(!ended.stdout.contains(SEED.trim()));
+
+    write(&directory, "effective.toml", &ended.stdout, 0o644);
+    let again = roamd(&directory, &["check", "effective.toml"]);
+    assert_eq!(again.stdout.replace("effective", "client-least"), ended.stdout);
+}
+
+#[test]
+fn check_lists_every_problem_on_a_line_of_its_own() {
+    let directory = directory();
+    copy(&directory, "invalid/duplicate-peers.toml");
+    let ended = roamd(&directory, &["check", "duplicate-peers.toml"]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (78, ""));
+    assert_eq!(ended.stderr.lines().count(), 4);
+    assert!(ended.stderr.lines().all(|line| line.starts_with("duplicate-peers.toml:1")));
+}
+
+#[test]
+fn check_tells_a_missing_file_from_a_wrong_one() {
+    let directory = directory();
+    write(&directory, "syntax.toml", "role = \n", 0o644);
+    assert_eq!(roamd(&directory, &["check", "absent.toml"]).status, 66);
+    assert_eq!(roamd(&directory, &["check", "syntax.toml"]).status, 78);
+}
+
+#[test]
+fn check_accepts_the_examples_with_a_key_from_here() {
+    for name in ["client.toml", "server.toml"] {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
+        let directory = directory();
+        let mut command = command(directory.path());
+        command.env("ROAMD_PRIVATE_KEY_FILE", "host.key").arg("check").arg(example);
+        let ended = Ended::from(command.output().unwrap());
+        assert_eq!(ended.status, 0, "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn run_refuses_a_wrong_configuration_before_it_does_anything() {
+    let directory = directory();
+    copy(&directory, "invalid/keep-alive-too-long.toml");
+    let ended = roamd(&directory, &["run", "keep-alive-too-long.toml"]);
+    assert_eq!(ended.status, 78);
+    assert_eq!(
+        ended.stderr,
+        "keep-alive-too-long.toml:9: quic.keep-alive = 40s must be less than half of \
+         quic.idle-timeout (30s)\n"
+    );
+}
+
+#[test]
+fn wrong_usage_has_a_status_of_its_own() {
+    for arguments in [&["frobnicate"][..], &["check"], &["status", "--jsno"], &[]] {
+        let ended = roamd(&directory(), arguments);
+        assert_eq!((ended.status, ended.stdout.as_str()), (64, ""), "{arguments:?}");
+        assert!(ended.stderr.contains("Usage: roamd"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [&["--help"][..], &["genkey", "--help"], &["status", "-h"]] {
+        let ended = roamd(&directory(), arguments);
+        assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+        assert!(ended.stdout.contains("Examples:\n  roamd "), "{}", ended.stdout);
+    }
+    let version = roamd(&directory(), &["--version"]);
+    assert_eq!(version.stdout, format!("roamd {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let directory = directory();
+    let ended: Ended =
+        command(directory.path()).arg("genkey").stdout(writer).output().unwrap().into();
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+}
