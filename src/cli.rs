@@ -16,7 +16,6 @@ pub use status::status;
 /// The arguments of the `roamd` binary.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about = None, after_help = EXAMPLES, arg_required_else_help = true)]
-#[command(disable_help_subcommand = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
