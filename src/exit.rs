@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::client::Fatal;
+use crate::client::fate::Fatal;
 use crate::config::ConfigErrors;
 use crate::identity::KeyError;
 use crate::tunnel::interface::InterfaceError;

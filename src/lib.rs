@@ -1,4 +1,22 @@
 //! roamd: a tunnel over one QUIC connection that migrates between networks.
+//!
+//! ```text
+//!  uplink    TUN ─▶ tunnel::queue ─▶ tunnel::pump ─▶ wire ─▶ quinn ─▶ path::socket ─▶ active path
+//!  downlink  TUN ◀──────────────────── tunnel::pump ◀─ wire ◀─ quinn ◀─ path::socket ◀─ every path
+//!  control   link ─▶ client::dial ─▶ session (control stream) ─▶ tunnel::interface
+//! ```
+//!
+//! In the order of that flow:
+//! - [`tunnel`]: the TUN device and its interface, the queue, the pumps. Knows nothing of paths.
+//! - [`wire`]: what crosses the network. Pure.
+//! - [`quic`], [`tls`], [`identity`]: how quinn and rustls are set up, and whose key is whose.
+//! - [`path`]: the sockets below quinn. Knows nothing of tunnels.
+//! - [`link`], [`netlink`]: what the kernel tells of the machine's networks.
+//! - [`session`]: how a session begins.
+//! - [`client`], [`server`]: the two composition roots.
+//! - [`config`], [`cli`], [`control`], [`status`], [`logging`], [`shutdown`], [`exit`]: the daemon's
+//!   edges towards people and systemd.
+//! - [`lab`], [`demo`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
 pub mod cli;
 pub mod client;
@@ -20,3 +38,6 @@ pub mod status;
 pub mod tls;
 pub mod tunnel;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  uplink    PacketSource ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
-//!  downlink  PacketSink ◀─ Inspect ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
+//!  downlink  PacketSink ◀─ source check ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
 //! ```
 //!
 //! It knows nothing of paths: which network carries a datagram is decided below quinn, by the

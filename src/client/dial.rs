@@ -20,11 +20,12 @@ use tokio::{sync::mpsc, task::JoinSet, time};
 use tracing::debug;
 
 use crate::{
-    config::{HostPort, ServerPeer},
+    config::{HostPort, Paths, ServerPeer},
     identity::{PrivateKey, PublicKey},
     link::candidate::{Candidate, candidates},
     netlink::Netlink,
     path::{
+        preference::Preferences,
         socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
         udp::UdpSocket,
     },
@@ -150,6 +151,7 @@ pub struct Dialer {
     crypto: Arc<QuicClientConfig>,
     wrong: WrongServerKey,
     transport: Arc<TransportConfig>,
+    preferences: Preferences,
     netlink: Netlink,
     own_link: u32,
 }
@@ -159,6 +161,7 @@ impl Dialer {
     pub fn new(
         key: &PrivateKey,
         server: ServerPeer,
+        paths: &Paths,
         transport: TransportConfig,
         netlink: Netlink,
         own_link: u32,
@@ -170,6 +173,7 @@ impl Dialer {
             crypto: Arc::new(crypto),
             wrong,
             transport: Arc::new(transport),
+            preferences: Preferences::new(paths),
             netlink,
             own_link,
         })
@@ -182,13 +186,17 @@ impl Dialer {
         for address in &addresses {
             found.extend(candidates(&self.netlink, *address, self.own_link).await?);
         }
-        if found.is_empty() {
+        let rank = |candidate: Candidate| {
+            Some((self.preferences.rank(&candidate.link, candidate.metric)?, candidate))
+        };
+        let mut ranked: Vec<_> = found.into_iter().filter_map(rank).collect();
+        if ranked.is_empty() {
             return Err(DialError::NoRoute(addresses));
         }
-        found.sort_by_key(|candidate| candidate.metric);
-        found.truncate(MAX_ATTEMPTS);
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked.truncate(MAX_ATTEMPTS);
         let attempts =
-            found.into_iter().map(|candidate| Attempt::new(self, candidate).run()).collect();
+            ranked.into_iter().map(|(_, candidate)| Attempt::new(self, candidate).run()).collect();
         race(attempts).await
     }
 }

@@ -30,8 +30,7 @@ pub struct Candidate {
     pub server: SocketAddr,
 }
 
-/// Finds the links with a route to `server`, best metric first; never the link `own`, which is the
-/// tunnel itself.
+/// Finds the links with a route to `server`; never the link `own`, which is the tunnel itself.
 pub async fn candidates(
     netlink: &Netlink,
     server: SocketAddr,
@@ -58,7 +57,6 @@ pub async fn candidates(
         let (link, metric) = (name(&link), metric(&matched));
         found.push(Candidate { link, index, source, metric, server });
     }
-    found.sort_by_key(|candidate| candidate.metric);
     Ok(found)
 }
 
