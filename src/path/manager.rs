@@ -1,0 +1,820 @@
+//! Which path carries the tunnel: the policy, without clock, sockets or tasks.
+//!
+//! ```text
+//!                           answered in time
+//!  Waiting ──ask──▶ Probing ────────────────▶ Standby ──switch──▶ Active
+//!     ▲                │ deadline, refusal      │   ▲               │  │
+//!     │                ▼                        │   └─ better path ─┘  │
+//!     └─ back-off ── Failed ◀── check failed ───┘      took over       │
+//!                      ▲                                               │
+//!                      └──────── silent, or the kernel refuses ────────┘
+//! ```
+//! A path whose candidate is gone is forgotten in any state, and its sockets are closed.
+//!
+//! **Bad news is acted on at once, good news with hysteresis.** When the active path is gone, the
+//! best standby takes over, or the best candidate, unprobed, if no standby is there. When it is
+//! silent, it is asked, and if it does not answer either, so are all others: the first standby to
+//! answer wins. A better path must answer a probe and, if it failed lately, stay good for a while
+//! that grows with each failure, before it takes over.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::preference::Rank;
+
+/// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
+/// route often comes a moment before the network behind it.
+const SHORTEST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// A path that failed must stay good for so long before it is preferred again; doubled with each
+/// failure up to the longest.
+const SHORTEST_DWELL: Duration = Duration::from_secs(2);
+const LONGEST_DWELL: Duration = Duration::from_secs(120);
+/// After so long without a failure a path is as good as new.
+const FORGIVENESS: Duration = Duration::from_secs(600);
+/// How long a silent active path may take to answer when asked, at least; otherwise twice its round
+/// trip.
+const SHORTEST_GRACE: Duration = Duration::from_millis(100);
+/// A path of the same rank takes over only if it saves this much, and a quarter, of the round trip.
+const RTT_MARGIN: Duration = Duration::from_millis(10);
+
+/// A path: where it leaves and where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The link's index.
+    pub link: u32,
+    /// The local address.
+    pub local: IpAddr,
+    /// The server's address.
+    pub server: SocketAddr,
+}
+
+/// What the manager is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// All candidates that there are, with their places; what is not among them is gone.
+    Candidates(BTreeMap<Key, Rank>),
+    /// The tunnel's connection stands on this path; its round trip took so long.
+    Connected(Key, Duration),
+    /// The tunnel's connection is lost.
+    Disconnected,
+    /// A question over this path was answered; the round trip took so long.
+    Answered(Key, Duration),
+    /// A question over this path will not be answered: it was refused, or its socket failed.
+    Refused(Key),
+    /// The active path was sent to and is silent for longer than it should be.
+    Silent(Key),
+    /// The server was heard on the active path again.
+    Heard(Key),
+    /// The kernel refused to send on this path.
+    SendFailed(Key),
+    /// The machine slept, or this process did: nothing is known any more.
+    Woke,
+}
+
+/// Why the active path changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its link, address or route is gone.
+    Gone,
+    /// It was silent and another path answered.
+    Silent,
+    /// The kernel refused to send on it.
+    SendFailed,
+    /// The new path is preferred.
+    Preferred,
+    /// The new path's round trip is shorter.
+    Faster,
+}
+
+impl Reason {
+    /// Whether the old path still carries, so that what is in flight on it can be waited for.
+    #[must_use]
+    pub fn is_soft(self) -> bool {
+        matches!(self, Self::Preferred | Self::Faster)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "the old path is gone",
+            Self::Silent => "the old path was silent",
+            Self::SendFailed => "the old path refused to send",
+            Self::Preferred => "the new path is preferred",
+            Self::Faster => "the new path is faster",
+        })
+    }
+}
+
+/// What the manager wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the server over this path; [`Event::Answered`] or [`Event::Refused`] follow. An earlier
+    /// question over the same path is void.
+    Ask(Key),
+    /// Stop asking over this path, and close what was opened for it unless it is active.
+    Forget(Key),
+    /// Send by this path from here on.
+    Switch(Key, Reason),
+}
+
+/// What a path is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// It carries the tunnel.
+    Active,
+    /// It carries the tunnel, and is silent.
+    Suspect,
+    /// It answered and could carry the tunnel at once.
+    Standby,
+    /// It is being asked.
+    Probing,
+    /// It is asked again later.
+    Failed,
+    /// It was not asked yet.
+    Waiting,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Probing { deadline: Instant },
+    Standby { since: Instant, check: Option<Check> },
+    Failed { retry_at: Instant },
+}
+
+/// The periodic question to a standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    At(Instant),
+    AnswerBy(Instant),
+}
+
+#[derive(Clone, Debug)]
+struct Path {
+    rank: Rank,
+    state: State,
+    rtt: Option<Duration>,
+    failures: Failures,
+}
+
+/// How often a path failed since it was as good as new, and when last.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    count: u32,
+    last: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Active {
+    key: Key,
+    doubt: Option<Doubt>,
+}
+
+/// The active path is silent.
+#[derive(Clone, Copy, Debug)]
+enum Doubt {
+    /// It was asked, and may answer until then.
+    Asked(Instant),
+    /// It did not answer; whoever answers first takes over.
+    Open,
+}
+
+/// The settings of a [`Manager`].
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a question may take.
+    pub probe_timeout: Duration,
+    /// How often a standby is asked; `None` for never.
+    pub standby_check: Option<Duration>,
+    /// The same on a metered link.
+    pub metered_check: Option<Duration>,
+}
+
+/// The policy; see the module's documentation.
+#[derive(Debug)]
+pub struct Manager {
+    settings: Settings,
+    paths: BTreeMap<Key, Path>,
+    /// The failures of paths that are gone, should they return.
+    record: BTreeMap<Key, Failures>,
+    connected: bool,
+    active: Option<Active>,
+}
+
+impl Manager {
+    /// A manager that knows no path.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            paths: BTreeMap::new(),
+            record: BTreeMap::new(),
+            connected: false,
+            active: None,
+        }
+    }
+
+    /// Takes in what happened, or with `None` that a deadline passed; gives what to do, in order.
+    #[must_use]
+    pub fn handle(&mut self, event: impl Into<Option<Event>>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event.into() {
+            Some(Event::Candidates(found)) => self.update(&found, now, &mut actions),
+            Some(Event::Connected(key, rtt)) => self.connect(key, rtt, now),
+            Some(Event::Disconnected) => {
+                self.connected = false;
+                self.active = None;
+            }
+            Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
+            Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
+            Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
+            Some(Event::Heard(key)) => self.trust(key),
+            Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
+            Some(Event::Woke) => self.wake(now, &mut actions),
+            None => {}
+        }
+        self.expire(now, &mut actions);
+        self.fill_vacancy(now, &mut actions);
+        self.prefer(now, &mut actions);
+        self.ask_waiting(now, &mut actions);
+        actions
+    }
+
+    /// When [`Self::handle`] has something to do although nothing happens.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let trusted = self.active.is_some_and(|active| active.doubt.is_none());
+        let of_paths = self.paths.iter().flat_map(move |(key, path)| {
+            let own = match path.state {
+                State::Waiting => None,
+                State::Probing { deadline } => Some(deadline),
+                State::Standby { check: Some(Check::At(at) | Check::AnswerBy(at)), .. } => Some(at),
+                State::Standby { check: None, .. } => None,
+                State::Failed { retry_at } => Some(retry_at),
+            };
+            let better = trusted && self.improves(*key).is_some();
+            let dwell = path.ready_at().filter(|_| better);
+            [own, dwell].into_iter().flatten()
+        });
+        let doubt = self.active.and_then(|active| match active.doubt {
+            Some(Doubt::Asked(until)) => Some(until),
+            Some(Doubt::Open) | None => None,
+        });
+        of_paths.chain(doubt).min()
+    }
+
+    /// The path that carries the tunnel.
+    #[must_use]
+    pub fn active(&self) -> Option<Key> {
+        self.active.map(|active| active.key)
+    }
+
+    /// Every path, with what it is at and its round trip as far as it is known.
+    pub fn paths(&self) -> impl Iterator<Item = (Key, Condition, Option<Duration>)> {
+        self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))
+    }
+
+    fn condition(&self, key: Key, path: &Path) -> Condition {
+        match self.active {
+            Some(Active { key: active, doubt: None }) if active == key => Condition::Active,
+            Some(Active { key: active, .. }) if active == key => Condition::Suspect,
+            _ => match path.state {
+                State::Waiting => Condition::Waiting,
+                State::Probing { .. } => Condition::Probing,
+                State::Standby { .. } => Condition::Standby,
+                State::Failed { .. } => Condition::Failed,
+            },
+        }
+    }
+
+    fn is_active(&self, key: Key) -> bool {
+        self.active() == Some(key)
+    }
+
+    fn update(&mut self, found: &BTreeMap<Key, Rank>, now: Instant, actions: &mut Vec<Action>) {
+        let gone: Vec<_> =
+            self.paths.keys().filter(|key| !found.contains_key(key)).copied().collect();
+        for key in gone {
+            if let Some(mut path) = self.paths.remove(&key) {
+                path.fail(now);
+                self.record.insert(key, path.failures);
+            }
+            self.active.take_if(|active| active.key == key);
+            actions.push(Action::Forget(key));
+        }
+        self.record.retain(|_, failures| failures.count(now) > 0);
+        for (key, rank) in found {
+            let record = self.record.remove(key).unwrap_or_default();
+            self.paths.entry(*key).or_insert_with(|| Path::new(*rank, record)).rank = *rank;
+        }
+    }
+
+    fn connect(&mut self, key: Key, rtt: Duration, now: Instant) {
+        self.connected = true;
+        self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
+        if let Some(path) = self.paths.get_mut(&key) {
+            path.rtt = Some(rtt);
+            path.state = State::Standby { since: now, check: None };
+        }
+    }
+
+    fn answer(&mut self, key: Key, rtt: Duration, now: Instant, actions: &mut Vec<Action>) {
+        let check = self.next_check(key, now);
+        let Some(path) = self.paths.get_mut(&key) else { return };
+        path.rtt = Some(rtt);
+        let since = match path.state {
+            State::Standby { since, .. } => since,
+            State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
+        };
+        path.state = State::Standby { since, check };
+        match &mut self.active {
+            Some(active) if active.key == key => active.doubt = None,
+            Some(Active { doubt: Some(Doubt::Open), .. }) => {
+                self.switch(key, Reason::Silent, now, actions);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// When a standby is asked next; an active path is watched instead.
+    fn next_check(&self, key: Key, now: Instant) -> Option<Check> {
+        let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
+        let metered = path.rank.metered;
+        let every =
+            if metered { self.settings.metered_check } else { self.settings.standby_check };
+        Some(Check::At(now + every?))
+    }
+
+    fn fail(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+        if self.is_active(key) {
+            // Its own traffic tells more than a question does.
+            return;
+        }
+        if let Some(path) = self.paths.get_mut(&key) {
+            path.fail(now);
+            actions.push(Action::Forget(key));
+        }
+    }
+
+    fn doubt(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+        let rtt = self.paths.get(&key).and_then(|path| path.rtt).unwrap_or_default();
+        if let Some(active) = &mut self.active
+            && active.key == key
+            && active.doubt.is_none()
+        {
+            active.doubt = Some(Doubt::Asked(now + (2 * rtt).max(SHORTEST_GRACE)));
+            actions.push(Action::Ask(key));
+        }
+    }
+
+    fn trust(&mut self, key: Key) {
+        if let Some(active) = &mut self.active
+            && active.key == key
+        {
+            active.doubt = None;
+        }
+    }
+
+    fn send_failed(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+        if !self.is_active(key) {
+            self.fail(key, now, actions);
+        } else if let Some(standby) = self.best_standby() {
+            self.switch(standby, Reason::SendFailed, now, actions);
+        } else {
+            self.ask_everyone(now, actions);
+        }
+    }
+
+    fn wake(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        self.ask_everyone(now, actions);
+    }
+
+    /// Doubts the active path and asks over all others, also those that failed.
+    fn ask_everyone(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let deadline = now + self.settings.probe_timeout;
+        let active = self.active();
+        for (key, path) in &mut self.paths {
+            if active == Some(*key) {
+                continue;
+            }
+            path.state = match path.state {
+                State::Standby { since, .. } => {
+                    State::Standby { since, check: Some(Check::AnswerBy(deadline)) }
+                }
+                State::Waiting | State::Failed { .. } | State::Probing { .. } => {
+                    State::Probing { deadline }
+                }
+            };
+            actions.push(Action::Ask(*key));
+        }
+        if let Some(active) = &mut self.active {
+            active.doubt = Some(Doubt::Open);
+            actions.push(Action::Ask(active.key));
+        }
+    }
+
+    /// Does what is due.
+    fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(Active { doubt: Some(Doubt::Asked(until)), .. }) = self.active
+            && until <= now
+        {
+            self.ask_everyone(now, actions);
+        }
+        let deadline = now + self.settings.probe_timeout;
+        let active = self.active();
+        let mut failed = Vec::new();
+        for (key, path) in &mut self.paths {
+            match path.state {
+                State::Probing { deadline } if deadline <= now => failed.push(*key),
+                State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {
+                    failed.push(*key);
+                }
+                State::Standby { since, check: Some(Check::At(at)) } if at <= now => {
+                    path.state = State::Standby { since, check: Some(Check::AnswerBy(deadline)) };
+                    actions.push(Action::Ask(*key));
+                }
+                State::Failed { retry_at } if retry_at <= now => path.state = State::Waiting,
+                State::Waiting
+                | State::Probing { .. }
+                | State::Standby { .. }
+                | State::Failed { .. } => {}
+            }
+        }
+        for key in failed {
+            if active == Some(key) {
+                // Never answered a question, but is in use: watch it as any active path.
+                if let Some(path) = self.paths.get_mut(&key) {
+                    path.state = State::Standby { since: now, check: None };
+                }
+            } else {
+                self.fail(key, now, actions);
+            }
+        }
+    }
+
+    /// A connection without a path takes the best that there is, answered or not.
+    fn fill_vacancy(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.connected
+            && self.active.is_none()
+            && let Some(key) = self.best_standby().or_else(|| self.best_of(|_| true))
+        {
+            self.switch(key, Reason::Gone, now, actions);
+        }
+    }
+
+    /// Moves to a better standby from an active path that works.
+    fn prefer(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.active.is_none_or(|active| active.doubt.is_some()) {
+            return;
+        }
+        let better = self
+            .paths
+            .iter()
+            .filter(|(_, path)| path.ready_at().is_some_and(|ready| ready <= now))
+            .filter_map(|(key, path)| Some((path.rank, path.rtt, *key, self.improves(*key)?)))
+            .min_by_key(|(rank, rtt, key, _)| (*rank, *rtt, *key));
+        if let Some((.., key, reason)) = better {
+            self.switch(key, reason, now, actions);
+        }
+    }
+
+    /// Why the standby `key` would be better than the active path, if it would.
+    fn improves(&self, key: Key) -> Option<Reason> {
+        let active = self.paths.get(&self.active()?)?;
+        let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
+        if path.rank < active.rank {
+            return Some(Reason::Preferred);
+        }
+        let (old, new) = (active.rtt?, path.rtt?);
+        let faster = new + RTT_MARGIN < old && new < old * 3 / 4;
+        (path.rank == active.rank && faster).then_some(Reason::Faster)
+    }
+
+    fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let deadline = now + self.settings.probe_timeout;
+        for (key, path) in &mut self.paths {
+            if path.state == State::Waiting {
+                path.state = State::Probing { deadline };
+                actions.push(Action::Ask(*key));
+            }
+        }
+    }
+
+    fn best_standby(&self) -> Option<Key> {
+        self.best_of(|path| matches!(path.state, State::Standby { .. }))
+    }
+
+    fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<Key> {
+        self.paths
+            .iter()
+            .filter(|(key, path)| !self.is_active(**key) && fits(path))
+            .min_by_key(|(key, path)| (path.rank, path.rtt, **key))
+            .map(|(key, _)| *key)
+    }
+
+    fn switch(&mut self, key: Key, reason: Reason, now: Instant, actions: &mut Vec<Action>) {
+        let old = self.active.replace(Active { key, doubt: None });
+        if let Some(path) = self.paths.get_mut(&key)
+            && let State::Standby { since, .. } = path.state
+        {
+            path.state = State::Standby { since, check: None };
+        }
+        actions.push(Action::Switch(key, reason));
+        let Some(old) = old else { return };
+        if reason.is_soft() {
+            let check = self.next_check(old.key, now);
+            if let Some(path) = self.paths.get_mut(&old.key) {
+                path.state = State::Standby { since: now, check };
+            }
+        } else {
+            self.fail(old.key, now, actions);
+        }
+    }
+}
+
+impl Path {
+    fn new(rank: Rank, failures: Failures) -> Self {
+        Self { rank, state: State::Waiting, rtt: None, failures }
+    }
+
+    fn fail(&mut self, now: Instant) {
+        let before = self.failures.count(now);
+        let retry = doubled(SHORTEST_RETRY, before).min(LONGEST_RETRY);
+        self.state = State::Failed { retry_at: now + retry };
+        self.failures = Failures { count: before + 1, last: Some(now) };
+    }
+
+    /// From when on it may take over from a path that works; `None` if it is no standby.
+    fn ready_at(&self) -> Option<Instant> {
+        let State::Standby { since, .. } = self.state else { return None };
+        match self.failures.count(since) {
+            0 => Some(since),
+            count => Some(since + doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL)),
+        }
+    }
+}
+
+impl Failures {
+    fn count(&self, now: Instant) -> u32 {
+        let recent = |last: Instant| now.saturating_duration_since(last) <= FORGIVENESS;
+        if self.last.is_some_and(recent) { self.count } else { 0 }
+    }
+}
+
+fn doubled(duration: Duration, times: u32) -> Duration {
+    duration.saturating_mul(1 << times.min(16))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{config, path::preference::Preferences};
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    const CHECK: Duration = Duration::from_secs(15);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn settings() -> Settings {
+        Settings { probe_timeout: TIMEOUT, standby_check: Some(CHECK), metered_check: None }
+    }
+
+    fn key(link: u32) -> Key {
+        Key { link, local: [10, 0, link as u8, 2].into(), server: ([192, 0, 2, 1], 4433).into() }
+    }
+
+    /// Smaller metrics are better.
+    fn candidates(links: &[(u32, u32)]) -> Event {
+        let preferences = Preferences::new(&config::Paths {
+            probe_timeout: TIMEOUT,
+            prefer: Vec::new(),
+            ignore: Vec::new(),
+        });
+        let rank = |metric| preferences.rank("link", metric).unwrap();
+        Event::Candidates(links.iter().map(|(link, metric)| (key(*link), rank(*metric))).collect())
+    }
+
+    const WIFI: (u32, u32) = (1, 100);
+    const LTE: (u32, u32) = (2, 200);
+
+    struct Fixture {
+        manager: Manager,
+        now: Instant,
+    }
+
+    impl Fixture {
+        fn tell(&mut self, event: Event) -> Vec<Action> {
+            self.manager.handle(event, self.now)
+        }
+
+        fn wait(&mut self, duration: Duration) -> Vec<Action> {
+            let end = self.now + duration;
+            let mut actions = Vec::new();
+            while let Some(deadline) = self.manager.next_deadline().filter(|at| *at <= end) {
+                self.now = deadline;
+                actions.extend(self.manager.handle(None, deadline));
+            }
+            self.now = end;
+            actions
+        }
+
+        fn condition(&self, link: u32) -> Option<Condition> {
+            let mut paths = self.manager.paths();
+            paths.find(|(path, ..)| *path == key(link)).map(|(_, condition, _)| condition)
+        }
+    }
+
+    fn nothing() -> Fixture {
+        Fixture { manager: Manager::new(settings()), now: Instant::now() }
+    }
+
+    /// Connected over wifi, with lte as a warm standby.
+    fn on_wifi() -> Fixture {
+        let mut fixture = nothing();
+        let asked = fixture.tell(candidates(&[WIFI, LTE]));
+        assert_eq!(asked, [Action::Ask(key(1)), Action::Ask(key(2))]);
+        assert_eq!(fixture.tell(Event::Connected(key(1), 10 * MS)), []);
+        assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+        assert_eq!(fixture.condition(1), Some(Condition::Active));
+        assert_eq!(fixture.condition(2), Some(Condition::Standby));
+        fixture
+    }
+
+    #[test]
+    fn the_standby_takes_over_at_once_when_the_active_path_is_gone() {
+        let mut fixture = on_wifi();
+        let actions = fixture.tell(candidates(&[LTE]));
+        assert_eq!(actions, [Action::Forget(key(1)), Action::Switch(key(2), Reason::Gone)]);
+    }
+
+    #[test]
+    fn a_candidate_takes_over_unprobed_when_there_is_no_standby() {
+        let mut fixture = nothing();
+        let _ = fixture.tell(candidates(&[WIFI]));
+        let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+        assert_eq!(fixture.tell(candidates(&[])), [Action::Forget(key(1))]);
+        let actions = fixture.tell(candidates(&[LTE]));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Gone), Action::Ask(key(2))]);
+    }
+
+    #[test]
+    fn a_better_path_answers_before_it_takes_over_and_the_old_one_stays_warm() {
+        let mut fixture = nothing();
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+        assert_eq!(fixture.tell(candidates(&[WIFI, LTE])), [Action::Ask(key(1))]);
+        let actions = fixture.tell(Event::Answered(key(1), 10 * MS));
+        assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
+        assert_eq!(fixture.condition(2), Some(Condition::Standby));
+    }
+
+    #[test]
+    fn probe_deadline_passes_and_the_active_path_stays() {
+        let mut fixture = nothing();
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+        assert_eq!(fixture.wait(TIMEOUT - MS), []);
+        assert_eq!(fixture.wait(MS), [Action::Forget(key(1))]);
+        assert_eq!(fixture.condition(1), Some(Condition::Failed));
+        assert_eq!(fixture.manager.active(), Some(key(2)));
+        assert_eq!(fixture.wait(SHORTEST_RETRY), [Action::Ask(key(1))]);
+    }
+
+    #[test]
+    fn a_silent_path_is_left_when_it_does_not_answer_and_a_standby_does() {
+        let mut fixture = on_wifi();
+        assert_eq!(fixture.tell(Event::Silent(key(1))), [Action::Ask(key(1))]);
+        let actions = fixture.wait(SHORTEST_GRACE);
+        assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
+        let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Silent), Action::Forget(key(1))]);
+        assert_eq!(fixture.condition(1), Some(Condition::Failed));
+    }
+
+    #[test]
+    fn a_false_alarm_costs_one_question() {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Silent(key(1)));
+        assert_eq!(fixture.condition(1), Some(Condition::Suspect));
+        assert_eq!(fixture.tell(Event::Answered(key(1), 12 * MS)), []);
+        assert_eq!(fixture.condition(1), Some(Condition::Active));
+        assert_eq!(fixture.wait(SHORTEST_GRACE), []);
+    }
+
+    #[test]
+    fn the_only_path_stays_active_however_long_it_is_silent() {
+        let mut fixture = nothing();
+        let _ = fixture.tell(candidates(&[WIFI]));
+        let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(Duration::from_secs(600));
+        assert_eq!(fixture.manager.active(), Some(key(1)));
+        let _ = fixture.tell(Event::Heard(key(1)));
+        assert_eq!(fixture.condition(1), Some(Condition::Active));
+    }
+
+    #[test]
+    fn a_standby_is_asked_now_and_then_and_never_on_a_metered_link() {
+        let mut fixture = on_wifi();
+        assert_eq!(fixture.wait(CHECK), [Action::Ask(key(2))]);
+        assert_eq!(fixture.condition(2), Some(Condition::Standby), "it stays usable meanwhile");
+        assert_eq!(fixture.wait(TIMEOUT), [Action::Forget(key(2))]);
+    }
+
+    #[test]
+    fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
+        let mut fixture = on_wifi();
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            let _ = fixture.tell(candidates(&[LTE]));
+            let _ = fixture.tell(candidates(&[WIFI, LTE]));
+            let _ = fixture.tell(Event::Answered(key(1), 10 * MS));
+            let start = fixture.now;
+            while fixture.manager.active() != Some(key(1)) {
+                let _ = fixture.wait(500 * MS);
+                let _ = fixture.tell(Event::Answered(key(2), 50 * MS));
+            }
+            waits.push((fixture.now - start).as_secs());
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32]);
+    }
+
+    #[test]
+    fn a_path_that_refuses_to_send_is_left_at_once() {
+        let mut fixture = on_wifi();
+        let actions = fixture.tell(Event::SendFailed(key(1)));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::SendFailed), Action::Forget(key(1))]);
+    }
+
+    #[test]
+    fn after_a_sleep_everything_is_asked_at_once() {
+        let mut fixture = on_wifi();
+        let actions = fixture.tell(Event::Woke);
+        assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
+        assert_eq!(fixture.condition(1), Some(Condition::Suspect));
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let path = (0u32..4).prop_map(key);
+        let rtt = (1u32..500).prop_map(|ms| ms * MS);
+        prop_oneof![
+            3 => proptest::collection::btree_set((0u32..4, 0u32..3), 0..4)
+                .prop_map(|links| candidates(&links.into_iter().collect::<Vec<_>>())),
+            2 => (path.clone(), rtt.clone()).prop_map(|(path, rtt)| Event::Connected(path, rtt)),
+            1 => Just(Event::Disconnected),
+            6 => (path.clone(), rtt).prop_map(|(path, rtt)| Event::Answered(path, rtt)),
+            2 => path.clone().prop_map(Event::Refused),
+            3 => path.clone().prop_map(Event::Silent),
+            2 => path.clone().prop_map(Event::Heard),
+            2 => path.prop_map(Event::SendFailed),
+            1 => Just(Event::Woke),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn whatever_happens(events in proptest::collection::vec((event(), 0u64..20_000), 1..60)) {
+            let mut fixture = nothing();
+            let mut connected = false;
+            for (event, pause) in events {
+                match event {
+                    Event::Connected(..) => connected = true,
+                    Event::Disconnected => connected = false,
+                    _ => {}
+                }
+                let _ = fixture.tell(event);
+                let mut steps = 0;
+                let end = fixture.now + Duration::from_millis(pause);
+                while let Some(at) = fixture.manager.next_deadline().filter(|at| *at <= end) {
+                    fixture.now = fixture.now.max(at);
+                    let _ = fixture.manager.handle(None, fixture.now);
+                    steps += 1;
+                    prop_assert!(steps < 1000, "time does not move on");
+                }
+                fixture.now = end;
+
+                let conditions: Vec<_> = fixture.manager.paths().map(|(_, it, _)| it).collect();
+                let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
+                let active = conditions.iter().filter(in_use).count();
+                prop_assert!(active <= 1, "one active path at most: {conditions:?}");
+                if connected && !conditions.is_empty() {
+                    prop_assert_eq!(active, 1, "a path is used when there is one");
+                }
+                prop_assert!(!conditions.contains(&Condition::Waiting), "all are asked");
+                if conditions.contains(&Condition::Probing) {
+                    let deadline = fixture.manager.next_deadline();
+                    prop_assert!(deadline.is_some_and(|at| at <= fixture.now + TIMEOUT));
+                }
+            }
+        }
+    }
+}
