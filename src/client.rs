@@ -7,6 +7,8 @@
 
 pub mod dial;
 pub mod fate;
+pub mod links;
+mod roam;
 mod shown;
 
 use std::{
@@ -19,11 +21,13 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::{
-    dial::{Dialed, Dialer, Underlay},
+    dial::Dialer,
     fate::Ended,
+    links::Links,
+    roam::{Roamer, Roaming},
     shown::{Line, Shown},
 };
 use crate::{
@@ -31,9 +35,11 @@ use crate::{
     control::{self, Instance},
     identity::PublicKey,
     netlink::Netlink,
-    quic::{self, close},
+    path::{handshake::Handshake, manager::Settings, preference::Preferences},
+    quic::{self, close, congestion::Handle},
     session, shutdown,
     status::Status,
+    tls,
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
@@ -52,6 +58,10 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
+/// How often a standby is asked whether it still works, so that a switch to it is no gamble.
+const STANDBY_CHECK: Duration = Duration::from_secs(15);
+/// The same where traffic costs money.
+const METERED_CHECK: Duration = Duration::from_secs(300);
 /// How long the server may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
 /// How long the server has to hear our goodbye.
@@ -60,6 +70,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 struct Client {
     key: PublicKey,
     dialer: Dialer,
+    roaming: Roaming,
     tun: TunWriter,
     queue: Queue,
     counters: Counters,
@@ -77,12 +88,25 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
     let device = Tun::create(&tun.name, tun.mtu)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
-    let transport = quic::transport(&quic, tun.mtu);
-    let dialer =
-        Dialer::new(&private_key, server, &paths, transport, Netlink::open()?, interface.index())?;
+    let links = Arc::new(Links::new(Netlink::open()?, interface.index(), Preferences::new(&paths)));
+    let renewal = Handle::default();
+    let handshake =
+        |alpn, transport| Handshake::new(&private_key, server.public_key, alpn, transport);
+    let tunnel = handshake(tls::TUNNEL, quic::transport(&quic, tun.mtu, renewal.clone()))?;
+    let roaming = Roaming {
+        links: links.clone(),
+        probes: handshake(tls::PROBE, quic::probe_transport())?,
+        settings: Settings {
+            probe_timeout: paths.probe_timeout,
+            standby_check: Some(STANDBY_CHECK),
+            metered_check: Some(METERED_CHECK),
+        },
+        renewal,
+    };
     let client = Arc::new(Client {
         key: private_key.public_key(),
-        dialer,
+        dialer: Dialer::new(server.addresses, tunnel, links),
+        roaming,
         tun: device.writer(),
         queue: Queue::new(QUEUE),
         counters: Counters::default(),
@@ -144,10 +168,11 @@ impl Client {
 
     /// One session, from the first attempt to its end. An error is one of this machine's.
     async fn connect(&self, interface: &mut Interface) -> anyhow::Result<Ended> {
-        let Dialed { connection, mut underlay, path, candidate } = match self.dialer.dial().await {
+        let (connected, servers) = match self.dialer.dial().await {
             Ok(dialed) => dialed,
             Err(error) => return Ok(error.into()),
         };
+        let connection = connected.connection.clone();
         let greeted = tokio::time::timeout(GREETING, session::open(&connection)).await;
         let (_control, welcome) = match greeted {
             Ok(Ok(greeted)) => greeted,
@@ -155,6 +180,7 @@ impl Client {
             Err(_elapsed) => return Ok(Ended::NoGreeting),
         };
         self.set_up(interface, &welcome).await?;
+        let candidate = &connected.candidate;
         info!(
             link = candidate.link,
             local = %candidate.source,
@@ -167,19 +193,19 @@ impl Client {
         control::ready(&format!("connected to {} over {}", candidate.server, candidate.link));
         self.shown.connected(Line {
             connection: connection.clone(),
-            endpoint: underlay.endpoint().clone(),
-            socket: underlay.socket().clone(),
-            path,
-            candidate,
+            endpoint: connected.underlay.endpoint().clone(),
+            socket: connected.underlay.socket().clone(),
             software: welcome.software,
             since: SystemTime::now(),
         });
-        let lost = tokio::select! {
-            lost = pump::uplink(&connection, &self.queue, &self.counters) => lost,
-            lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => lost,
-            () = report_errors(&mut underlay) => connection.closed().await,
-        };
-        Ok(Ended::Lost(lost))
+        let roamer = Roamer::new(&self.roaming, &self.shown, servers, connected);
+        tokio::select! {
+            lost = pump::uplink(&connection, &self.queue, &self.counters) => Ok(Ended::Lost(lost)),
+            lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
+                Ok(Ended::Lost(lost))
+            }
+            failed = roamer.run() => failed.map(|never| match never {}),
+        }
     }
 
     /// Gives the interface what the server says belongs to it.
@@ -242,13 +268,6 @@ fn pauses() -> ExponentialBackoff {
 /// A duration as people read it, without micro- and nanoseconds.
 fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
-}
-
-/// Logs what goes wrong on the paths until there is none left.
-async fn report_errors(underlay: &mut Underlay) {
-    while let Some(error) = underlay.errors.recv().await {
-        debug!(path = %error.path, error = %error.error, "path error");
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //! A *path* is a link, a local address and a server address. The one QUIC connection of a client
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 
+pub mod handshake;
 pub mod manager;
 pub mod preference;
+pub mod probe;
 pub mod socket;
 pub mod udp;

@@ -1,5 +1,7 @@
 //! How both ends set up quinn.
 
+pub mod congestion;
+
 use std::{sync::Arc, time::Duration};
 
 use quinn::{
@@ -8,6 +10,7 @@ use quinn::{
 };
 use ring::hkdf;
 
+use self::congestion::{Factory, Handle};
 use crate::{
     config::{Congestion, Quic},
     identity::PrivateKey,
@@ -25,6 +28,12 @@ const SEND_BUFFER: usize = 128 * 1024;
 /// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
 /// up.
 const OVERHEAD: u16 = 48;
+
+/// The round trip that is assumed before the first measurement; a lost first packet is repeated after
+/// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// How long a probe's connection stays without a question.
+const PROBE_IDLE: Duration = Duration::from_secs(60);
 
 /// Application error codes with which a connection is closed (RFC 9000 §20.2).
 pub mod close {
@@ -44,15 +53,17 @@ pub mod close {
     pub const NOT_NEEDED: VarInt = VarInt::from_u32(5);
 }
 
-/// The transport parameters of both sides, for inner packets of up to `mtu` bytes.
+/// The transport parameters of both sides, for inner packets of up to `mtu` bytes. Through `renewal`
+/// the connection's congestion controller can be told to start afresh.
 #[must_use]
-pub fn transport(quic: &Quic, mtu: u16) -> TransportConfig {
+pub fn transport(quic: &Quic, mtu: u16, renewal: Handle) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(quic.idle_timeout).ok();
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(MAX_UDP_PAYLOAD.min(mtu.saturating_add(OVERHEAD).max(1452)));
     transport
         .max_idle_timeout(idle)
+        .initial_rtt(INITIAL_RTT)
         .keep_alive_interval(Some(quic.keep_alive))
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
@@ -61,10 +72,10 @@ pub fn transport(quic: &Quic, mtu: u16) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     match quic.congestion {
-        Congestion::Cubic => {
-            transport.congestion_controller_factory(Arc::new(CubicConfig::default()))
-        }
-        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Congestion::Cubic => transport
+            .congestion_controller_factory(Arc::new(Factory::new(CubicConfig::default(), renewal))),
+        Congestion::Bbr => transport
+            .congestion_controller_factory(Arc::new(Factory::new(BbrConfig::default(), renewal))),
     };
     transport
 }
@@ -118,6 +129,18 @@ fn derive(key: &PrivateKey, purpose: &[u8]) -> zeroize::Zeroizing<[u8; 32]> {
         .and_then(|expanded| expanded.fill(&mut *secret))
         .expect("32 bytes are one block of HKDF-SHA256");
     secret
+}
+
+/// The parameters of a probe's connection. The manager's questions keep it alive.
+#[must_use]
+pub fn probe_transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
+        .initial_rtt(INITIAL_RTT)
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    transport
 }
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips

@@ -82,7 +82,10 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
     let socket = ServerSocket::new(udp)?;
     let endpoint = Endpoint::new_with_abstract_socket(
         quic::server_endpoint(&private_key),
-        Some(quinn_config(&private_key, quic::transport(&quic, tun.mtu))?),
+        Some(quinn_config(
+            &private_key,
+            quic::transport(&quic, tun.mtu, quic::congestion::Handle::default()),
+        )?),
         socket.clone(),
         Arc::new(TokioRuntime),
     )?;
@@ -159,9 +162,12 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     let begin = async {
         let connection = incoming.await?;
         let Some(peer) = server.identify(&connection) else { return Ok(None) };
+        if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
+            return Ok(Some((connection, peer, None)));
+        }
         let (control, hello) =
             session::accept(&connection, |version| server.welcome(&peer, version)).await?;
-        Ok::<_, session::SessionError>(Some((connection, peer, control, hello)))
+        Ok::<_, session::SessionError>(Some((connection, peer, Some((control, hello)))))
     };
     let begun = match tokio::time::timeout(HANDSHAKE_TIMEOUT, begin).await {
         Ok(Ok(begun)) => begun,
@@ -169,7 +175,8 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
         Err(_elapsed) => return debug!("handshake timed out"),
     };
     drop(pass);
-    let Some((connection, peer, _control, hello)) = begun else { return };
+    let Some((connection, peer, session)) = begun else { return };
+    let Some((_control, hello)) = session else { return echo(&connection).await };
     peer.attach(PeerSession {
         connection: connection.clone(),
         since: SystemTime::now(),
@@ -185,6 +192,14 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     };
     peer.detach(&connection);
     info!(peer = peer.name, %reason, "disconnected");
+}
+
+/// Answers a probe with its own words until it ends.
+async fn echo(connection: &Connection) {
+    while let Ok(datagram) = connection.read_datagram().await {
+        // What can't be answered is asked again.
+        let _ = connection.send_datagram(datagram);
+    }
 }
 
 /// Moves packets from the TUN device to the peers' queues; returns when the device is gone.

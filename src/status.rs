@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use quinn::Connection;
 use serde::{Deserialize, Serialize};
 
-use crate::tunnel::counters::Snapshot;
+use crate::{path::manager::Condition, tunnel::counters::Snapshot};
 
 /// The version of the schema.
 pub const SCHEMA: u32 = 1;
@@ -66,8 +66,10 @@ pub struct ClientStatus {
     pub last_error: Option<String>,
     /// The session; none while not connected.
     pub session: Option<SessionStatus>,
-    /// The open paths.
+    /// The paths that there are; none while not connected.
     pub paths: Vec<PathStatus>,
+    /// The last changes of path, oldest first.
+    pub switches: Vec<SwitchStatus>,
     /// Bytes that wait to be sent.
     pub queued_bytes: usize,
     /// The datapath.
@@ -86,7 +88,7 @@ pub enum ClientState {
     Waiting,
 }
 
-/// An open path.
+/// A path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct PathStatus {
@@ -96,16 +98,36 @@ pub struct PathStatus {
     pub local: IpAddr,
     /// The server's address.
     pub server: SocketAddr,
-    /// Whether it carries the tunnel.
-    pub active: bool,
-    /// UDP payload sent, in bytes.
+    /// What it is at.
+    pub state: Condition,
+    /// Round-trip time in milliseconds, when last measured.
+    pub rtt: Option<f64>,
+    /// UDP payload sent by the tunnel, in bytes.
     pub sent_bytes: u64,
-    /// UDP payload received, in bytes.
+    /// UDP payload received by the tunnel, in bytes.
     pub received_bytes: u64,
     /// Sends and receives that the kernel refused.
     pub errors: u64,
-    /// Seconds since the server was last heard.
+    /// Seconds since the tunnel heard the server on it.
     pub last_heard: Option<f64>,
+}
+
+/// A change of path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SwitchStatus {
+    /// Seconds since it was over.
+    pub ago: f64,
+    /// The old link; none if there was no path.
+    pub from: Option<String>,
+    /// The new link.
+    pub to: String,
+    /// The server's address on the new path.
+    pub server: SocketAddr,
+    /// Why.
+    pub reason: String,
+    /// Milliseconds from the last sign of the server on the old path to the first on the new one.
+    pub gap: f64,
 }
 
 /// A server's state.
@@ -202,7 +224,7 @@ impl QuicStatus {
     pub fn of(connection: &Connection) -> Self {
         let path = connection.stats().path;
         Self {
-            rtt: path.rtt.as_secs_f64() * 1000.0,
+            rtt: milliseconds(path.rtt),
             window: path.cwnd,
             path_mtu: path.current_mtu,
             lost_packets: path.lost_packets,
@@ -220,4 +242,10 @@ pub fn seconds_ago(then: SystemTime) -> f64 {
 #[must_use]
 pub fn rounded(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
+}
+
+/// Milliseconds with microseconds.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }

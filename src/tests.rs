@@ -24,7 +24,7 @@ use crate::{
         socket::{PathError, PathSocket, VIRTUAL_SERVER},
         udp::UdpSocket,
     },
-    quic,
+    quic::{self, congestion::Handle},
     server::socket::ServerSocket,
     session,
     tls::{self, WrongServerKey},
@@ -51,7 +51,11 @@ fn quic_settings() -> Quic {
 fn server_endpoint(key: &PrivateKey, listen: SocketAddr) -> Endpoint {
     let mut config =
         quinn::ServerConfig::new(Arc::new(tls::server(key).unwrap()), quic::token_key(key));
-    config.transport_config(Arc::new(quic::transport(&quic_settings(), TUN_MTU)));
+    config.transport_config(Arc::new(quic::transport(
+        &quic_settings(),
+        TUN_MTU,
+        Handle::default(),
+    )));
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),
         Some(config),
@@ -72,9 +76,13 @@ struct Client {
 
 impl Client {
     fn new(key: &PrivateKey, server_key: PublicKey, server: SocketAddr) -> Self {
-        let (crypto, wrong) = tls::client(key, server_key).unwrap();
+        let (crypto, wrong) = tls::client(key, server_key, tls::TUNNEL).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(quic::transport(&quic_settings(), TUN_MTU)));
+        config.transport_config(Arc::new(quic::transport(
+            &quic_settings(),
+            TUN_MTU,
+            Handle::default(),
+        )));
         let (reports, errors) = mpsc::channel(16);
         let socket = PathSocket::new(reports);
         let local = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };

@@ -7,7 +7,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{
+    HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig,
+};
 use rustls::{
     CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error,
     SignatureScheme,
@@ -31,8 +33,10 @@ use rustls::{
 
 use crate::identity::{PrivateKey, PublicKey};
 
-/// What a tunnel's client asks for in the handshake (ALPN, RFC 7301).
-pub const ALPN: &[u8] = b"roamd";
+/// What a client asks for in the handshake (ALPN, RFC 7301) when it wants a tunnel.
+pub const TUNNEL: &[u8] = b"roamd";
+/// What it asks for when it wants to know whether a path works.
+pub const PROBE: &[u8] = b"roamd-probe";
 
 /// PKCS #8 (RFC 5958) around a 32-byte Ed25519 seed (RFC 8410 §7).
 const PKCS8_PREFIX: [u8; 16] =
@@ -54,14 +58,15 @@ pub enum TlsError {
 /// The key that a server showed, if it was not the one that we wanted.
 pub type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 
-/// TLS for a client that talks to the server with key `server` alone.
+/// TLS for a client that talks to the server with key `server` alone, about `alpn`.
 ///
 /// The second value is filled in when a server shows another key.
 pub fn client(
     key: &PrivateKey,
     server: PublicKey,
+    alpn: &[u8],
 ) -> Result<(QuicClientConfig, WrongServerKey), TlsError> {
-    let (config, wrong) = rustls_client(key, server)?;
+    let (config, wrong) = rustls_client(key, server, alpn)?;
     Ok((QuicClientConfig::try_from(config)?, wrong))
 }
 
@@ -73,6 +78,7 @@ pub fn server(key: &PrivateKey) -> Result<QuicServerConfig, TlsError> {
 fn rustls_client(
     key: &PrivateKey,
     server: PublicKey,
+    alpn: &[u8],
 ) -> Result<(rustls::ClientConfig, WrongServerKey), Error> {
     let provider = provider();
     let wrong = WrongServerKey::default();
@@ -88,7 +94,7 @@ fn rustls_client(
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
             certified_key(key)?,
         )));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.enable_sni = false;
     Ok((config, wrong))
 }
@@ -104,7 +110,7 @@ fn rustls_server(key: &PrivateKey) -> Result<rustls::ServerConfig, Error> {
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified_key(key)?)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
     Ok(config)
 }
 
@@ -113,6 +119,12 @@ fn rustls_server(key: &PrivateKey) -> Result<rustls::ServerConfig, Error> {
 pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     public_key(identity.first()?)
+}
+
+/// What the client of an established connection asked for (ALPN).
+#[must_use]
+pub fn purpose(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
 }
 
 /// Cipher suites of ring, key exchange of aws-lc-rs.
@@ -285,7 +297,7 @@ mod tests {
     #[test]
     fn the_key_exchange_is_post_quantum() {
         let (here, there) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-        let (config, _) = rustls_client(&here, there.public_key()).unwrap();
+        let (config, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
         let name = ServerName::try_from("roamd").unwrap();
         let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
         let mut server =

@@ -3,34 +3,18 @@
 //! Attempts start a moment apart, best link first (RFC 8305 §5), and the first handshake to
 //! complete wins. The others close what they opened.
 
-use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use quinn::{
-    ConnectError, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
-    crypto::rustls::QuicClientConfig,
-};
-use tokio::{sync::mpsc, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
 use tracing::debug;
 
+use super::links::Links;
 use crate::{
-    config::{HostPort, Paths, ServerPeer},
-    identity::{PrivateKey, PublicKey},
-    link::candidate::{Candidate, candidates},
-    netlink::Netlink,
-    path::{
-        preference::Preferences,
-        socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
-        udp::UdpSocket,
-    },
-    quic::{self, HANDSHAKE_TIMEOUT, close},
-    tls::{self, TlsError, WrongServerKey},
+    config::HostPort,
+    link::candidate::Candidate,
+    path::handshake::{Connected, Handshake, HandshakeError},
+    quic::HANDSHAKE_TIMEOUT,
 };
 
 /// From one attempt to the next ("Connection Attempt Delay", RFC 8305 §5).
@@ -39,34 +23,13 @@ const STAGGER: Duration = Duration::from_millis(250);
 const MAX_ATTEMPTS: usize = 16;
 /// How long the resolver may take; libc's own default is two tries of five seconds.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a closing connection may use its socket to say so.
-const LINGER: Duration = Duration::from_secs(1);
-/// Reports of path errors that wait to be read.
-const PATH_ERRORS: usize = 16;
 
 /// Why a round of attempts reached no server.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// A server answered with another key than the configured one.
-    #[error(
-        "the server at {server} has the key {shown}, not the configured server.public-key {expected}"
-    )]
-    WrongServerKey {
-        /// Where.
-        server: SocketAddr,
-        /// The key that it showed. It need not own it.
-        shown: PublicKey,
-        /// The key that we want.
-        expected: PublicKey,
-    },
-    /// What answers does not speak roamd.
-    #[error("the server at {server} does not speak this protocol: {reason}")]
-    NotRoamd {
-        /// Where.
-        server: SocketAddr,
-        /// What it said.
-        reason: String,
-    },
+    /// Every handshake failed; the most telling failure.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
     /// A name could not be resolved.
     #[error("can't resolve {name}: {reason}")]
     Resolve {
@@ -78,16 +41,6 @@ pub enum DialError {
     /// No link has a route to the server.
     #[error("no network link has a route to {}", list(.0))]
     NoRoute(Vec<SocketAddr>),
-    /// A handshake failed, in the words of the last one.
-    #[error("no answer from {server} over {link}: {reason}")]
-    Unreachable {
-        /// Where.
-        server: SocketAddr,
-        /// Over which link.
-        link: String,
-        /// What went wrong.
-        reason: String,
-    },
     /// The kernel can't be asked for links and routes.
     #[error("can't read links and routes: {0}")]
     Netlink(#[from] rtnetlink::Error),
@@ -97,114 +50,49 @@ fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// An open endpoint on its own sockets. Dropped, it says goodbye to the server and closes them.
-#[derive(Debug)]
-pub struct Underlay {
-    endpoint: Endpoint,
-    socket: Arc<PathSocket>,
-    /// What goes wrong on its paths.
-    pub errors: mpsc::Receiver<PathError>,
-}
-
-impl Underlay {
-    /// The socket that quinn sees.
-    #[must_use]
-    pub fn socket(&self) -> &Arc<PathSocket> {
-        &self.socket
-    }
-
-    /// The endpoint of the connection.
-    #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
-    }
-}
-
-impl Drop for Underlay {
-    fn drop(&mut self) {
-        self.endpoint.close(close::NOT_NEEDED, b"");
-        let (endpoint, socket) = (self.endpoint.clone(), self.socket.clone());
-        tokio::spawn(async move {
-            let _ = time::timeout(LINGER, endpoint.wait_idle()).await;
-            socket.close_all();
-        });
-    }
-}
-
-/// A connection to the right server.
-#[derive(Debug)]
-pub struct Dialed {
-    /// The connection.
-    pub connection: Connection,
-    /// What it runs on.
-    pub underlay: Underlay,
-    /// Its path.
-    pub path: PathId,
-    /// Where that leads.
-    pub candidate: Candidate,
-}
-
 /// Connects.
 pub struct Dialer {
     servers: Vec<HostPort>,
-    expected: PublicKey,
-    crypto: Arc<QuicClientConfig>,
-    wrong: WrongServerKey,
-    transport: Arc<TransportConfig>,
-    preferences: Preferences,
-    netlink: Netlink,
-    own_link: u32,
+    handshake: Handshake,
+    links: Arc<Links>,
 }
 
 impl Dialer {
-    /// A dialer for `server` that never uses the link `own_link`, the tunnel itself.
-    pub fn new(
-        key: &PrivateKey,
-        server: ServerPeer,
-        paths: &Paths,
-        transport: TransportConfig,
-        netlink: Netlink,
-        own_link: u32,
-    ) -> Result<Self, TlsError> {
-        let (crypto, wrong) = tls::client(key, server.public_key)?;
-        Ok(Self {
-            servers: server.addresses,
-            expected: server.public_key,
-            crypto: Arc::new(crypto),
-            wrong,
-            transport: Arc::new(transport),
-            preferences: Preferences::new(paths),
-            netlink,
-            own_link,
-        })
+    /// A dialer for `servers` over `links`.
+    #[must_use]
+    pub fn new(servers: Vec<HostPort>, handshake: Handshake, links: Arc<Links>) -> Self {
+        Self { servers, handshake, links }
     }
 
-    /// One round: resolves the names and races all addresses over all links.
-    pub async fn dial(&self) -> Result<Dialed, DialError> {
+    /// One round: resolves the names and races all addresses over all links. Gives the connection
+    /// and all addresses of the server.
+    pub async fn dial(&self) -> Result<(Connected, Vec<SocketAddr>), DialError> {
         let addresses = resolve(&self.servers).await?;
-        let mut found = Vec::new();
-        for address in &addresses {
-            found.extend(candidates(&self.netlink, *address, self.own_link).await?);
-        }
-        let rank = |candidate: Candidate| {
-            Some((self.preferences.rank(&candidate.link, candidate.metric)?, candidate))
-        };
-        let mut ranked: Vec<_> = found.into_iter().filter_map(rank).collect();
-        if ranked.is_empty() {
+        let candidates = self.links.candidates(&addresses).await?;
+        if candidates.is_empty() {
             return Err(DialError::NoRoute(addresses));
         }
-        ranked.sort_by_key(|(rank, _)| *rank);
-        ranked.truncate(MAX_ATTEMPTS);
-        let attempts =
-            ranked.into_iter().map(|(_, candidate)| Attempt::new(self, candidate).run()).collect();
-        race(attempts).await
+        let attempts = candidates
+            .into_iter()
+            .take(MAX_ATTEMPTS)
+            .map(|(_, candidate)| self.attempt(candidate))
+            .collect();
+        Ok((race(attempts).await?, addresses))
+    }
+
+    fn attempt(
+        &self,
+        candidate: Candidate,
+    ) -> impl Future<Output = Result<Connected, HandshakeError>> + Send + 'static {
+        let handshake = self.handshake.clone();
+        async move { handshake.run(candidate, HANDSHAKE_TIMEOUT).await }
     }
 }
 
 /// Runs `attempts` a moment apart until one succeeds; the failure that says most if none does.
-async fn race<F>(attempts: Vec<F>) -> Result<Dialed, DialError>
+async fn race<F>(attempts: Vec<F>) -> Result<Connected, DialError>
 where
-    F: Future<Output = Result<Dialed, DialError>> + Send + 'static,
+    F: Future<Output = Result<Connected, HandshakeError>> + Send + 'static,
 {
     let mut waiting = attempts.into_iter();
     let mut running = JoinSet::new();
@@ -220,7 +108,7 @@ where
                     start_next(&mut waiting, &mut running);
                 }
                 Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-                None => return Err(worst.unwrap_or(DialError::NoRoute(Vec::new()))),
+                None => return Err(worst.map_or(DialError::NoRoute(Vec::new()), DialError::from)),
             },
             () = time::sleep(STAGGER), if waiting.len() > 0 => start_next(&mut waiting, &mut running),
         }
@@ -237,10 +125,10 @@ where
 }
 
 /// A server that answered wrongly tells more than one that did not answer.
-fn more_telling(before: Option<DialError>, error: DialError) -> DialError {
+fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> HandshakeError {
     match before {
-        Some(before @ (DialError::WrongServerKey { .. } | DialError::NotRoamd { .. })) => before,
-        _ => error,
+        None | Some(HandshakeError::Unreachable { .. }) => error,
+        Some(before) => before,
     }
 }
 
@@ -265,91 +153,10 @@ async fn resolve(servers: &[HostPort]) -> Result<Vec<SocketAddr>, DialError> {
             }
         }
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     addresses.retain(|address| seen.insert(*address));
     match failure {
         Some(error) if addresses.is_empty() => Err(error),
         _ => Ok(addresses),
     }
-}
-
-/// One handshake over one link.
-struct Attempt {
-    candidate: Candidate,
-    config: quinn::ClientConfig,
-    expected: PublicKey,
-    wrong: WrongServerKey,
-}
-
-impl Attempt {
-    fn new(dialer: &Dialer, candidate: Candidate) -> Self {
-        let mut config = quinn::ClientConfig::new(dialer.crypto.clone());
-        config.transport_config(dialer.transport.clone());
-        Self { candidate, config, expected: dialer.expected, wrong: dialer.wrong.clone() }
-    }
-
-    async fn run(self) -> Result<Dialed, DialError> {
-        let Candidate { source, ref link, server, .. } = self.candidate;
-        debug!(link, %source, %server, "connecting");
-        let opened = UdpSocket::bind(SocketAddr::new(source, 0), Some(link))
-            .and_then(|udp| self.open(udp))
-            .map_err(|error| self.unreachable(&error));
-        let (underlay, path) = opened?;
-        let connecting = underlay
-            .endpoint
-            .connect_with(self.config.clone(), VIRTUAL_SERVER, "roamd")
-            .map_err(|error: ConnectError| self.unreachable(&error))?;
-        match time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => {
-                Ok(Dialed { connection, underlay, path, candidate: self.candidate })
-            }
-            Ok(Err(error)) => Err(self.failure(&error)),
-            Err(_elapsed) => Err(self.unreachable(&"timed out")),
-        }
-    }
-
-    fn open(&self, udp: Arc<UdpSocket>) -> io::Result<(Underlay, PathId)> {
-        let (reports, errors) = mpsc::channel(PATH_ERRORS);
-        let socket = PathSocket::new(reports);
-        let path = socket.open(udp, self.candidate.server);
-        let endpoint = Endpoint::new_with_abstract_socket(
-            quic::client_endpoint(),
-            None,
-            socket.clone(),
-            Arc::new(TokioRuntime),
-        )?;
-        Ok((Underlay { endpoint, socket, errors }, path))
-    }
-
-    fn failure(&self, error: &ConnectionError) -> DialError {
-        let server = self.candidate.server;
-        let shown = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match (shown, error) {
-            (Some(shown), ConnectionError::TransportError(_)) => {
-                DialError::WrongServerKey { server, shown, expected: self.expected }
-            }
-            (_, ConnectionError::VersionMismatch) => {
-                DialError::NotRoamd { server, reason: error.to_string() }
-            }
-            (_, ConnectionError::ConnectionClosed(close))
-                if close.error_code == no_application_protocol() =>
-            {
-                DialError::NotRoamd { server, reason: error.to_string() }
-            }
-            _ => self.unreachable(error),
-        }
-    }
-
-    fn unreachable(&self, reason: &dyn std::fmt::Display) -> DialError {
-        DialError::Unreachable {
-            server: self.candidate.server,
-            link: self.candidate.link.clone(),
-            reason: reason.to_string(),
-        }
-    }
-}
-
-/// TLS alert 120 (RFC 7301 §3.2) as QUIC carries it (RFC 9001 §4.8).
-fn no_application_protocol() -> quinn::TransportErrorCode {
-    quinn::TransportErrorCode::crypto(120)
 }

@@ -4,7 +4,9 @@
 use quinn::{ApplicationClose, ConnectionError};
 
 use super::dial::DialError;
-use crate::{identity::PublicKey, quic::close, session::SessionError};
+use crate::{
+    identity::PublicKey, path::handshake::HandshakeError, quic::close, session::SessionError,
+};
 
 /// An end that trying again would not change.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub enum Fatal {
     Version(String),
     /// The server is not the one that we want.
     #[error("{0}")]
-    WrongServer(DialError),
+    WrongServer(HandshakeError),
 }
 
 /// Why a session, or the attempt at one, ended.
@@ -49,11 +51,9 @@ impl Ended {
     /// `never_met` its server, which is most likely misconfigured.
     pub fn unless_fatal(self, own_key: PublicKey, never_met: bool) -> Result<Self, Fatal> {
         match self {
-            Self::Dial(error @ (DialError::WrongServerKey { .. } | DialError::NotRoamd { .. }))
-                if never_met =>
-            {
-                Err(Fatal::WrongServer(error))
-            }
+            Self::Dial(DialError::Handshake(
+                error @ (HandshakeError::WrongServerKey { .. } | HandshakeError::NotRoamd { .. }),
+            )) if never_met => Err(Fatal::WrongServer(error)),
             Self::Session(error @ SessionError::Version { .. }) => {
                 Err(Fatal::Version(error.to_string()))
             }
@@ -95,11 +95,10 @@ mod tests {
     }
 
     fn wrong_key() -> Ended {
-        Ended::Dial(DialError::WrongServerKey {
-            server: ([192, 0, 2, 1], 4433).into(),
-            shown: key(1),
-            expected: key(2),
-        })
+        let server = ([192, 0, 2, 1], 4433).into();
+        let (shown, expected) = (key(1), key(2));
+        let error = HandshakeError::WrongServerKey { server, shown, expected };
+        Ended::Dial(error.into())
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What the client shows of itself through `roamd status`, beyond its counters.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -10,10 +11,18 @@ use quinn::{Connection, Endpoint};
 
 use crate::{
     link::candidate::Candidate,
-    path::socket::{PathId, PathSocket},
-    status::{self, ClientState, ClientStatus, PathStatus, QuicStatus, SessionStatus},
+    path::{
+        manager::{Condition, Reason},
+        socket::{PathId, PathSocket},
+    },
+    status::{
+        self, ClientState, ClientStatus, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
+    },
     tunnel::{counters::Snapshot, interface::Interface},
 };
+
+/// Switches that are remembered.
+const SWITCHES: usize = 16;
 
 /// The state of the client, written by its one task and read by whoever asks.
 #[derive(Debug)]
@@ -28,6 +37,17 @@ struct State {
     routes: Vec<IpNet>,
     sessions: u64,
     line: Option<Line>,
+    paths: Vec<ShownPath>,
+    switches: VecDeque<(Instant, SwitchStatus)>,
+}
+
+/// A path of the connection of the day.
+#[derive(Debug)]
+pub(super) struct ShownPath {
+    pub(super) candidate: Candidate,
+    pub(super) condition: Condition,
+    pub(super) rtt: Option<Duration>,
+    pub(super) socket: Option<PathId>,
 }
 
 /// The connection of the day.
@@ -36,8 +56,6 @@ pub(super) struct Line {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) socket: Arc<PathSocket>,
-    pub(super) path: PathId,
-    pub(super) candidate: Candidate,
     pub(super) software: String,
     pub(super) since: SystemTime,
 }
@@ -52,6 +70,8 @@ impl Shown {
             routes: Vec::new(),
             sessions: 0,
             line: None,
+            paths: Vec::new(),
+            switches: VecDeque::new(),
         }))
     }
 
@@ -80,6 +100,34 @@ impl Shown {
             state.state = ClientState::Waiting;
             state.last_error = Some(reason);
             state.line = None;
+            state.paths.clear();
+        });
+    }
+
+    pub(super) fn paths(&self, paths: Vec<ShownPath>) {
+        self.with(|state| state.paths = paths);
+    }
+
+    pub(super) fn switched(
+        &self,
+        from: Option<&Candidate>,
+        to: &Candidate,
+        reason: Reason,
+        gap: Duration,
+    ) {
+        let switch = SwitchStatus {
+            ago: 0.0,
+            from: from.map(|from| from.link.clone()),
+            to: to.link.clone(),
+            server: to.server,
+            reason: reason.to_string(),
+            gap: status::milliseconds(gap),
+        };
+        self.with(|state| {
+            if state.switches.len() == SWITCHES {
+                state.switches.pop_front();
+            }
+            state.switches.push_back((Instant::now(), switch));
         });
     }
 
@@ -111,8 +159,9 @@ impl Shown {
             uptime: status::seconds_ago(started),
             sessions: state.sessions,
             last_error: state.last_error.clone(),
-            session: state.line.as_ref().map(Line::session),
-            paths: state.line.iter().filter_map(Line::path).collect(),
+            session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
+            paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
+            switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
             queued_bytes,
             traffic,
         })
@@ -124,26 +173,35 @@ impl Shown {
 }
 
 impl Line {
-    fn session(&self) -> SessionStatus {
-        SessionStatus {
-            remote: self.candidate.server,
+    fn session(&self, paths: &[ShownPath]) -> Option<SessionStatus> {
+        let in_use =
+            |path: &&ShownPath| matches!(path.condition, Condition::Active | Condition::Suspect);
+        Some(SessionStatus {
+            remote: paths.iter().find(in_use)?.candidate.server,
             since: status::seconds_ago(self.since),
             software: self.software.clone(),
             quic: QuicStatus::of(&self.connection),
-        }
+        })
     }
+}
 
-    fn path(&self) -> Option<PathStatus> {
-        let stats = self.socket.stats(self.path)?;
-        Some(PathStatus {
+impl ShownPath {
+    fn status(&self, line: Option<&Line>) -> PathStatus {
+        let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
+        PathStatus {
             link: self.candidate.link.clone(),
             local: self.candidate.source,
             server: self.candidate.server,
-            active: self.socket.active() == Some(self.path),
+            state: self.condition,
+            rtt: self.rtt.map(status::milliseconds),
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
             errors: stats.errors,
             last_heard: stats.last_heard.map(status::rounded),
-        })
+        }
     }
+}
+
+fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
+    SwitchStatus { ago: status::rounded(at.elapsed()), ..switch.clone() }
 }

@@ -24,12 +24,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::preference::Rank;
 
 /// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
 /// route often comes a moment before the network behind it.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// The longest while no path is known to work: somebody is waiting.
+const DESPERATE_RETRY: Duration = Duration::from_secs(1);
 /// A path that failed must stay good for so long before it is preferred again; doubled with each
 /// failure up to the longest.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
@@ -124,7 +128,8 @@ pub enum Action {
 }
 
 /// What a path is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Condition {
     /// It carries the tunnel.
     Active,
@@ -249,7 +254,7 @@ impl Manager {
     /// When [`Self::handle`] has something to do although nothing happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let trusted = self.active.is_some_and(|active| active.doubt.is_none());
+        let works = self.works();
         let of_paths = self.paths.iter().flat_map(move |(key, path)| {
             let own = match path.state {
                 State::Waiting => None,
@@ -258,7 +263,7 @@ impl Manager {
                 State::Standby { check: None, .. } => None,
                 State::Failed { retry_at } => Some(retry_at),
             };
-            let better = trusted && self.improves(*key).is_some();
+            let better = works && self.improves(*key).is_some();
             let dwell = path.ready_at().filter(|_| better);
             [own, dwell].into_iter().flatten()
         });
@@ -302,7 +307,7 @@ impl Manager {
             self.paths.keys().filter(|key| !found.contains_key(key)).copied().collect();
         for key in gone {
             if let Some(mut path) = self.paths.remove(&key) {
-                path.fail(now);
+                path.fail(now, LONGEST_RETRY);
                 self.record.insert(key, path.failures);
             }
             self.active.take_if(|active| active.key == key);
@@ -346,8 +351,7 @@ impl Manager {
     fn next_check(&self, key: Key, now: Instant) -> Option<Check> {
         let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
         let metered = path.rank.metered;
-        let every =
-            if metered { self.settings.metered_check } else { self.settings.standby_check };
+        let every = if metered { self.settings.metered_check } else { self.settings.standby_check };
         Some(Check::At(now + every?))
     }
 
@@ -356,10 +360,16 @@ impl Manager {
             // Its own traffic tells more than a question does.
             return;
         }
+        let longest = if self.works() { LONGEST_RETRY } else { DESPERATE_RETRY };
         if let Some(path) = self.paths.get_mut(&key) {
-            path.fail(now);
+            path.fail(now, longest);
             actions.push(Action::Forget(key));
         }
+    }
+
+    /// Whether the active path is trusted.
+    fn works(&self) -> bool {
+        self.active.is_some_and(|active| active.doubt.is_none())
     }
 
     fn doubt(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
@@ -470,7 +480,7 @@ impl Manager {
 
     /// Moves to a better standby from an active path that works.
     fn prefer(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.active.is_none_or(|active| active.doubt.is_some()) {
+        if !self.works() {
             return;
         }
         let better = self
@@ -543,9 +553,9 @@ impl Path {
         Self { rank, state: State::Waiting, rtt: None, failures }
     }
 
-    fn fail(&mut self, now: Instant) {
+    fn fail(&mut self, now: Instant, longest_retry: Duration) {
         let before = self.failures.count(now);
-        let retry = doubled(SHORTEST_RETRY, before).min(LONGEST_RETRY);
+        let retry = doubled(SHORTEST_RETRY, before).min(longest_retry);
         self.state = State::Failed { retry_at: now + retry };
         self.failures = Failures { count: before + 1, last: Some(now) };
     }
@@ -722,11 +732,20 @@ mod tests {
     }
 
     #[test]
-    fn a_standby_is_asked_now_and_then_and_never_on_a_metered_link() {
+    fn a_standby_is_asked_now_and_then() {
         let mut fixture = on_wifi();
         assert_eq!(fixture.wait(CHECK), [Action::Ask(key(2))]);
         assert_eq!(fixture.condition(2), Some(Condition::Standby), "it stays usable meanwhile");
         assert_eq!(fixture.wait(TIMEOUT), [Action::Forget(key(2))]);
+    }
+
+    #[test]
+    fn while_nothing_works_every_path_is_asked_again_soon() {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(Duration::from_secs(300));
+        let asked = fixture.wait(TIMEOUT + DESPERATE_RETRY);
+        assert!(asked.contains(&Action::Ask(key(2))), "{asked:?}");
     }
 
     #[test]
@@ -738,9 +757,15 @@ mod tests {
             let _ = fixture.tell(candidates(&[WIFI, LTE]));
             let _ = fixture.tell(Event::Answered(key(1), 10 * MS));
             let start = fixture.now;
-            while fixture.manager.active() != Some(key(1)) {
-                let _ = fixture.wait(500 * MS);
-                let _ = fixture.tell(Event::Answered(key(2), 50 * MS));
+            for _ in 0..200 {
+                if fixture.manager.active() == Some(key(1)) {
+                    break;
+                }
+                for asked in fixture.wait(500 * MS) {
+                    if let Action::Ask(path) = asked {
+                        let _ = fixture.tell(Event::Answered(path, 10 * MS));
+                    }
+                }
             }
             waits.push((fixture.now - start).as_secs());
         }

@@ -27,7 +27,7 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
 /// for documentation (RFC 3849), so it can't be an address of the server by chance.
@@ -83,6 +83,11 @@ pub struct PathSocket {
     /// Where the next receive starts, so that a busy path does not starve the others.
     turn: AtomicUsize,
     unsent: AtomicU64,
+    /// When the active path was sent to first since it was heard last: microseconds from `opened`,
+    /// plus one; zero if nothing is unanswered.
+    unanswered: AtomicU64,
+    went_unanswered: Notify,
+    opened: Instant,
     receiver: AtomicWaker,
     senders: Mutex<Vec<Waker>>,
 }
@@ -119,6 +124,9 @@ impl PathSocket {
             next_id: AtomicU64::default(),
             turn: AtomicUsize::default(),
             unsent: AtomicU64::default(),
+            unanswered: AtomicU64::default(),
+            went_unanswered: Notify::new(),
+            opened: Instant::now(),
             receiver: AtomicWaker::new(),
             senders: Mutex::default(),
         })
@@ -153,10 +161,42 @@ impl PathSocket {
         self.update(|paths| {
             if let Some(path) = paths.open.iter().find(|path| path.id == id) {
                 paths.active = Some(path.clone());
+                self.unanswered.store(0, Relaxed);
                 found = true;
             }
         });
         found
+    }
+
+    /// Since when the active path was sent to without being heard; `None` while nothing is
+    /// unanswered.
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        let since = self.unanswered.load(Relaxed).checked_sub(1)?;
+        Some(self.opened + Duration::from_micros(since))
+    }
+
+    /// Waits until the active path was sent to without being heard for as long as `limit` says.
+    /// Cancel safe.
+    pub async fn silent(&self, limit: impl Fn() -> Duration) {
+        loop {
+            let Some(since) = self.unanswered_since() else {
+                self.went_unanswered.notified().await;
+                continue;
+            };
+            let silent_at = since + limit();
+            if silent_at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(silent_at.into()).await;
+        }
+    }
+
+    fn sent(&self) {
+        if self.unanswered.load(Relaxed) == 0 {
+            self.unanswered.store(self.opened.elapsed().as_micros() as u64 + 1, Relaxed);
+            self.went_unanswered.notify_one();
+        }
     }
 
     /// Closes the path's socket. If it was the active path, sends go nowhere until a switch.
@@ -224,7 +264,9 @@ impl PathSocket {
         for _ in 0..RECEIVE_ERRORS {
             match path.socket.poll_recv(cx, bufs, meta) {
                 Poll::Ready(Ok(count)) => {
-                    path.received(&mut meta[..count]);
+                    if path.received(&mut meta[..count]) && self.active() == Some(path.id) {
+                        self.unanswered.store(0, Relaxed);
+                    }
                     return Poll::Ready(count);
                 }
                 Poll::Ready(Err(error)) => self.report(path, error),
@@ -238,8 +280,8 @@ impl PathSocket {
 
 impl OpenPath {
     /// Makes the server's datagrams come from the virtual address and empties all others, which
-    /// quinn then skips.
-    fn received(&self, meta: &mut [RecvMeta]) {
+    /// quinn then skips; whether there was one of the server's.
+    fn received(&self, meta: &mut [RecvMeta]) -> bool {
         let mut bytes = 0;
         for meta in meta {
             if canonical(meta.addr) == self.server {
@@ -256,6 +298,7 @@ impl OpenPath {
             self.last_heard.store(self.opened.elapsed().as_micros() as u64 + 1, Relaxed);
             self.failing.store(false, Relaxed);
         }
+        bytes > 0
     }
 
     fn stats(&self) -> PathStats {
@@ -294,6 +337,7 @@ impl AsyncUdpSocket for PathSocket {
             Ok(()) => {
                 path.sent_bytes.fetch_add(contents.len() as u64, Relaxed);
                 path.failing.store(false, Relaxed);
+                self.sent();
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(error) => self.report(path, error),

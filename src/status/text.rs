@@ -7,8 +7,9 @@ use std::{
 
 use super::{
     ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus, Status,
+    SwitchStatus,
 };
-use crate::tunnel::counters::Snapshot;
+use crate::{path::manager::Condition, tunnel::counters::Snapshot};
 
 impl Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -44,7 +45,11 @@ impl Display for ClientStatus {
         for path in &self.paths {
             writeln!(f, "path         {path}")?;
         }
-        traffic(f, &self.traffic, self.queued_bytes)
+        traffic(f, &self.traffic, self.queued_bytes)?;
+        for switch in &self.switches {
+            writeln!(f, "switched     {switch}")?;
+        }
+        Ok(())
     }
 }
 
@@ -110,7 +115,17 @@ impl Display for SessionStatus {
 impl Display for PathStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} -> {}", self.link, self.local, self.server)?;
-        f.write_str(if self.active { ", active" } else { ", open" })?;
+        f.write_str(match self.state {
+            Condition::Active => ", active",
+            Condition::Suspect => ", active but silent",
+            Condition::Standby => ", standby",
+            Condition::Probing => ", being probed",
+            Condition::Failed => ", failed, tried again later",
+            Condition::Waiting => ", waiting to be probed",
+        })?;
+        if let Some(rtt) = self.rtt {
+            write!(f, ", RTT {rtt:.1} ms")?;
+        }
         if let Some(heard) = self.last_heard {
             write!(f, ", heard {} ago", Span(heard))?;
         }
@@ -118,6 +133,14 @@ impl Display for PathStatus {
             0 => Ok(()),
             errors => write!(f, ", {errors} errors"),
         }
+    }
+}
+
+impl Display for SwitchStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = self.from.as_deref().unwrap_or("no path");
+        let (to, reason, gap, ago) = (&self.to, &self.reason, self.gap, Span(self.ago));
+        write!(f, "{from} -> {to} {ago} ago: {reason}, gap {gap:.0} ms")
     }
 }
 

@@ -104,6 +104,7 @@ pub async fn downlink(
                     Joined::Incomplete => {}
                     Joined::Duplicate => counters.dropped(Drop::LostPiece, 1),
                 },
+                Ok(Datagram::Padding) => {}
                 Err(_unknown) => counters.dropped(Drop::UnknownDatagram, 1),
             }
             // An error shows again at the next read, after this batch is delivered.

@@ -7,6 +7,9 @@ use bytes::Bytes;
 
 use super::fragment::Fragment;
 
+/// First byte of a datagram that carries nothing. It is ignored; that QUIC acknowledges it is its
+/// use.
+pub const PADDING: u8 = 0x00;
 /// First byte of a datagram that carries one piece of a split packet.
 pub const FRAGMENT: u8 = 0x01;
 
@@ -17,6 +20,8 @@ pub enum Datagram {
     Packet(Bytes),
     /// A piece of an inner IP packet that was too large for one datagram.
     Fragment(Fragment),
+    /// Nothing.
+    Padding,
 }
 
 /// A datagram that is none of ours; it is counted and dropped.
@@ -28,6 +33,7 @@ impl Datagram {
     /// Reads a datagram without copying its payload.
     pub fn decode(bytes: Bytes) -> Result<Self, Unknown> {
         match *bytes.first().ok_or(Unknown)? {
+            PADDING => Ok(Self::Padding),
             FRAGMENT => Fragment::decode(bytes).map(Self::Fragment).ok_or(Unknown),
             tag if matches!(tag >> 4, 4 | 6) => Ok(Self::Packet(bytes)),
             _ => Err(Unknown),
@@ -49,7 +55,7 @@ mod tests {
 
     #[test]
     fn anything_else_is_unknown() {
-        for bytes in [&[][..], &[0], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
+        for bytes in [&[][..], &[2], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
             assert_eq!(Datagram::decode(Bytes::copy_from_slice(bytes)), Err(Unknown), "{bytes:?}");
         }
     }

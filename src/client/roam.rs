@@ -1,0 +1,355 @@
+//! Keeps a connection on the best path: between the policy ([`Manager`]) on one side and netlink,
+//! probes and the connection's socket on the other.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::{sync::mpsc, time};
+use tracing::{debug, info, warn};
+
+use super::{
+    links::Links,
+    milliseconds,
+    shown::{Shown, ShownPath},
+};
+use crate::{
+    link::{candidate::Candidate, monitor::Monitor},
+    path::{
+        handshake::{Connected, Handshake, Underlay},
+        manager::{Action, Event, Key, Manager, Reason, Settings},
+        probe::Probe,
+        socket::PathId,
+        udp::UdpSocket,
+    },
+    quic::congestion::Handle,
+    wire::datagram::PADDING,
+};
+
+/// The active path is suspect when it is silent for twice what QUIC would wait before it probes
+/// (RFC 9002 §6.2.1), and for at least this: shorter silences are common on wireless links.
+const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
+/// How long the old path's socket is still read after a switch: longer than a packet is under way.
+const GRACE: Duration = Duration::from_secs(3);
+/// How often a path in doubt is looked at.
+const WATCH: Duration = Duration::from_millis(10);
+/// How often a silent path is asked, however long it is silent.
+const NUDGE: Duration = Duration::from_millis(250);
+/// After so long a silence, what was in flight when it began is lost.
+const LOST_ALL: Duration = Duration::from_millis(500);
+/// From one look at links and routes to the next, at least.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Answers of probes that wait to be read.
+const ANSWERS: usize = 32;
+
+/// What stays from connection to connection.
+pub(super) struct Roaming {
+    pub(super) links: Arc<Links>,
+    pub(super) probes: Handshake,
+    pub(super) settings: Settings,
+    pub(super) renewal: Handle,
+}
+
+/// One connection on its way from path to path.
+pub(super) struct Roamer<'a> {
+    roaming: &'a Roaming,
+    shown: &'a Shown,
+    servers: Vec<SocketAddr>,
+    connection: Connection,
+    underlay: Underlay,
+    manager: Manager,
+    candidates: BTreeMap<Key, Candidate>,
+    open: HashMap<Key, PathId>,
+    closing: Vec<(Instant, Key, PathId)>,
+    probes: HashMap<Key, Probe>,
+    answers: mpsc::Receiver<Event>,
+    answered: mpsc::Sender<Event>,
+    doubt: Option<Doubt>,
+    moving: Option<Move>,
+}
+
+/// The active path is silent.
+struct Doubt {
+    since: Instant,
+    nudged: Instant,
+}
+
+/// A switch whose end is not seen yet.
+struct Move {
+    from: Option<Candidate>,
+    to: Key,
+    reason: Reason,
+    /// When the server was last heard before it.
+    heard: Instant,
+}
+
+fn key(candidate: &Candidate) -> Key {
+    Key { link: candidate.index, local: candidate.source, server: candidate.server }
+}
+
+impl<'a> Roamer<'a> {
+    pub(super) fn new(
+        roaming: &'a Roaming,
+        shown: &'a Shown,
+        servers: Vec<SocketAddr>,
+        connected: Connected,
+    ) -> Self {
+        let Connected { connection, underlay, path, candidate } = connected;
+        let (answered, answers) = mpsc::channel(ANSWERS);
+        let first = key(&candidate);
+        Self {
+            roaming,
+            shown,
+            servers,
+            connection,
+            underlay,
+            manager: Manager::new(roaming.settings),
+            candidates: [(first, candidate)].into(),
+            open: [(first, path)].into(),
+            closing: Vec::new(),
+            probes: HashMap::new(),
+            answers,
+            answered,
+            doubt: None,
+            moving: None,
+        }
+    }
+
+    /// Watches, asks and switches, for as long as it is polled.
+    pub(super) async fn run(mut self) -> anyhow::Result<Infallible> {
+        let mut monitor = Monitor::open()?;
+        let first = self.open.keys().next().copied();
+        self.look().await;
+        if let Some(first) = first {
+            self.tell(Event::Connected(first, self.connection.rtt()));
+        }
+        let socket = self.underlay.socket().clone();
+        loop {
+            let deadline = self.manager.next_deadline().map(time::Instant::from_std);
+            let connection = &self.connection;
+            let limit = || (2 * pto(connection)).max(SHORTEST_SILENCE);
+            let silent_path = async {
+                match self.manager.active() {
+                    Some(active) => {
+                        socket.silent(limit).await;
+                        active
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let watching =
+                self.doubt.is_some() || self.moving.is_some() || !self.closing.is_empty();
+            tokio::select! {
+                () = monitor.changed() => {
+                    self.look().await;
+                    time::sleep(SETTLE).await;
+                }
+                Some(event) = self.answers.recv() => self.tell(event),
+                Some(error) = self.underlay.errors.recv() => {
+                    debug!(path = %error.path, error = %error.error, "path error");
+                    if let Some(key) = self.key_of(error.path) {
+                        self.tell(Event::SendFailed(key));
+                    }
+                }
+                active = silent_path, if self.doubt.is_none() => {
+                    let now = Instant::now();
+                    self.doubt = Some(Doubt { since: now, nudged: now });
+                    self.tell(Event::Silent(active));
+                }
+                () = time::sleep(WATCH), if watching => self.watch(),
+                () = sleep_until(deadline) => self.tell(None),
+            }
+        }
+    }
+
+    /// Finds out which candidates there are.
+    async fn look(&mut self) {
+        let found = match self.roaming.links.candidates(&self.servers).await {
+            Ok(found) => found,
+            Err(error) => return warn!(%error, "can't read links and routes"),
+        };
+        let ranks = found.iter().map(|(rank, candidate)| (key(candidate), *rank)).collect();
+        self.candidates.extend(found.into_iter().map(|(_, it)| (key(&it), it)));
+        self.tell(Event::Candidates(ranks));
+        let open = &self.open;
+        let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
+        self.candidates.retain(|key, _| known.contains(key) || open.contains_key(key));
+    }
+
+    fn tell(&mut self, event: impl Into<Option<Event>>) {
+        let event = event.into();
+        let actions = self.manager.handle(event, Instant::now());
+        for action in actions {
+            match action {
+                Action::Ask(key) => self.ask(key),
+                Action::Forget(key) => {
+                    self.probes.remove(&key);
+                    if self.manager.active() != Some(key) {
+                        self.close_later(key);
+                    }
+                }
+                Action::Switch(key, reason) => self.switch(key, reason),
+            }
+        }
+        let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
+            let candidate = self.candidates.get(&key)?.clone();
+            Some(ShownPath { candidate, condition, rtt, socket: self.open.get(&key).copied() })
+        });
+        self.shown.paths(paths.collect());
+    }
+
+    /// Over the active path, any datagram asks: QUIC must acknowledge it.
+    fn ask(&mut self, key: Key) {
+        if self.manager.active() == Some(key) {
+            self.nudge();
+            return;
+        }
+        let Some(candidate) = self.candidates.get(&key) else { return };
+        let probe = self.probes.entry(key).or_insert_with(|| {
+            Probe::start(
+                self.roaming.probes.clone(),
+                candidate.clone(),
+                key,
+                self.roaming.settings.probe_timeout,
+                self.answered.clone(),
+            )
+        });
+        probe.ask();
+    }
+
+    fn nudge(&self) {
+        // Without success the connection has worse troubles, which show elsewhere.
+        let _ = self.connection.send_datagram(Bytes::from_static(&[PADDING]));
+    }
+
+    fn switch(&mut self, to: Key, reason: Reason) {
+        let socket = self.underlay.socket().clone();
+        let old = socket.active();
+        let heard = old
+            .and_then(|old| socket.stats(old)?.last_heard)
+            .and_then(|ago| Instant::now().checked_sub(ago));
+        let from = old.and_then(|old| self.key_of(old));
+        let Some(id) = self.path(to) else { return };
+        socket.switch(id);
+        self.closing.retain(|(_, key, _)| *key != to);
+        if !reason.is_soft() {
+            // What was in flight is lost: it must neither fill the window nor shrink it.
+            self.roaming.renewal.fresh_start();
+            if let Err(error) = self.underlay.endpoint().rebind_abstract(socket) {
+                debug!(%error, "rebind");
+            }
+        }
+        self.nudge();
+        self.doubt = None;
+        self.probes.remove(&to);
+        if let Some(from) = from.filter(|from| *from != to) {
+            self.close_later(from);
+        }
+        self.moving = Some(Move {
+            from: from.and_then(|from| self.candidates.get(&from).cloned()),
+            to,
+            reason,
+            heard: heard.unwrap_or_else(Instant::now),
+        });
+    }
+
+    /// The socket of a path, opened if need be.
+    fn path(&mut self, key: Key) -> Option<PathId> {
+        if let Some(id) = self.open.get(&key) {
+            return Some(*id);
+        }
+        let candidate = self.candidates.get(&key)?;
+        let local = SocketAddr::new(candidate.source, 0);
+        match UdpSocket::bind(local, Some(&candidate.link)) {
+            Ok(udp) => {
+                let id = self.underlay.socket().open(udp, candidate.server);
+                self.open.insert(key, id);
+                Some(id)
+            }
+            Err(error) => {
+                debug!(link = candidate.link, %error, "can't open a socket");
+                None
+            }
+        }
+    }
+
+    fn close_later(&mut self, key: Key) {
+        if let Some(id) = self.open.get(&key) {
+            self.closing.push((Instant::now() + GRACE, key, *id));
+        }
+    }
+
+    /// What is seen only by looking: doubt that ends, a switch that is over, a grace period.
+    fn watch(&mut self) {
+        let socket: Arc<_> = self.underlay.socket().clone();
+        let now = Instant::now();
+        self.watch_doubt(now);
+        let active = self.manager.active();
+        for (_, key, id) in self.closing.extract_if(.., |(at, ..)| *at <= now) {
+            if active != Some(key) && self.open.get(&key) == Some(&id) {
+                self.open.remove(&key);
+                socket.close(id);
+            }
+        }
+        if let Some(moving) = &self.moving
+            && let Some(id) = self.open.get(&moving.to)
+            && let Some(ago) = socket.stats(*id).and_then(|stats| stats.last_heard)
+        {
+            let gap = now.duration_since(moving.heard).saturating_sub(ago);
+            if let Some(to) = self.candidates.get(&moving.to) {
+                info!(
+                    from = moving.from.as_ref().map_or("none", |from| from.link.as_str()),
+                    to = to.link,
+                    server = %to.server,
+                    reason = %moving.reason,
+                    gap = %milliseconds(gap),
+                    "switched"
+                );
+                self.shown.switched(moving.from.as_ref(), to, moving.reason, gap);
+            }
+            self.moving = None;
+        }
+    }
+
+    /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
+    /// what was lost. So it is made to ask at a steady pace, in a window of its own.
+    fn watch_doubt(&mut self, now: Instant) {
+        let Some(doubt) = &mut self.doubt else { return };
+        if self.underlay.socket().unanswered_since().is_none() {
+            if now.duration_since(doubt.since) >= LOST_ALL {
+                self.roaming.renewal.fresh_start();
+            }
+            self.doubt = None;
+            if let Some(active) = self.manager.active() {
+                self.tell(Event::Heard(active));
+            }
+        } else if now.duration_since(doubt.nudged) >= NUDGE {
+            doubt.nudged = now;
+            self.roaming.renewal.fresh_start();
+            self.nudge();
+        }
+    }
+
+    fn key_of(&self, id: PathId) -> Option<Key> {
+        self.open.iter().find(|(_, open)| **open == id).map(|(key, _)| *key)
+    }
+}
+
+/// QUIC's probe timeout without its variance (RFC 9002 §6.2.1), which quinn does not tell: three
+/// round trips and the peer's 25 ms for an acknowledgement are above it on all but the worst links.
+fn pto(connection: &Connection) -> Duration {
+    connection.rtt() * 3 / 2 + Duration::from_millis(25)
+}
+
+async fn sleep_until(deadline: Option<time::Instant>) {
+    match deadline {
+        Some(deadline) => time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

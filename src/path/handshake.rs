@@ -1,0 +1,201 @@
+//! One QUIC handshake with the server over one candidate, on sockets of its own.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use quinn::{
+    Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig, TransportErrorCode,
+    crypto::rustls::QuicClientConfig,
+};
+use tokio::{sync::mpsc, time};
+use tracing::debug;
+
+use super::{
+    socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
+    udp::UdpSocket,
+};
+use crate::{
+    identity::{PrivateKey, PublicKey},
+    link::candidate::Candidate,
+    quic::{self, close},
+    tls::{self, TlsError, WrongServerKey},
+};
+
+/// How long a closing connection may use its socket to say so.
+const LINGER: Duration = Duration::from_secs(1);
+/// Reports of path errors that wait to be read.
+const PATH_ERRORS: usize = 16;
+
+/// Why a handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The server answered with another key than the configured one.
+    #[error(
+        "the server at {server} has the key {shown}, not the configured server.public-key {expected}"
+    )]
+    WrongServerKey {
+        /// Where.
+        server: SocketAddr,
+        /// The key that it showed. It need not own it.
+        shown: PublicKey,
+        /// The key that we want.
+        expected: PublicKey,
+    },
+    /// What answers does not speak roamd.
+    #[error("the server at {server} does not speak this protocol: {reason}")]
+    NotRoamd {
+        /// Where.
+        server: SocketAddr,
+        /// What it said.
+        reason: String,
+    },
+    /// No answer, or none that tells anything.
+    #[error("no answer from {server} over {link}: {reason}")]
+    Unreachable {
+        /// Where.
+        server: SocketAddr,
+        /// Over which link.
+        link: String,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// An open endpoint on its own sockets. Dropped, it says goodbye to the server and closes them.
+#[derive(Debug)]
+pub struct Underlay {
+    endpoint: Endpoint,
+    socket: Arc<PathSocket>,
+    /// What goes wrong on its paths.
+    pub errors: mpsc::Receiver<PathError>,
+}
+
+impl Underlay {
+    fn open(candidate: &Candidate) -> io::Result<(Self, PathId)> {
+        let udp = UdpSocket::bind(SocketAddr::new(candidate.source, 0), Some(&candidate.link))?;
+        let (reports, errors) = mpsc::channel(PATH_ERRORS);
+        let socket = PathSocket::new(reports);
+        let path = socket.open(udp, candidate.server);
+        let endpoint = Endpoint::new_with_abstract_socket(
+            quic::client_endpoint(),
+            None,
+            socket.clone(),
+            Arc::new(TokioRuntime),
+        )?;
+        Ok((Self { endpoint, socket, errors }, path))
+    }
+
+    /// The socket that quinn sees.
+    #[must_use]
+    pub fn socket(&self) -> &Arc<PathSocket> {
+        &self.socket
+    }
+
+    /// The endpoint of the connection.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Drop for Underlay {
+    fn drop(&mut self) {
+        self.endpoint.close(close::NOT_NEEDED, b"");
+        let (endpoint, socket) = (self.endpoint.clone(), self.socket.clone());
+        tokio::spawn(async move {
+            let _ = time::timeout(LINGER, endpoint.wait_idle()).await;
+            socket.close_all();
+        });
+    }
+}
+
+/// A connection to the right server.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub connection: Connection,
+    /// What it runs on.
+    pub underlay: Underlay,
+    /// Its path.
+    pub path: PathId,
+    /// Where that leads.
+    pub candidate: Candidate,
+}
+
+/// Makes connections to one server for one purpose (ALPN).
+#[derive(Clone)]
+pub struct Handshake {
+    config: quinn::ClientConfig,
+    expected: PublicKey,
+    wrong: WrongServerKey,
+}
+
+impl Handshake {
+    /// Handshakes with the server that has the key `server`, for the purpose `alpn`.
+    pub fn new(
+        key: &PrivateKey,
+        server: PublicKey,
+        alpn: &[u8],
+        transport: TransportConfig,
+    ) -> Result<Self, TlsError> {
+        let (crypto, wrong): (QuicClientConfig, _) = tls::client(key, server, alpn)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport));
+        Ok(Self { config, expected: server, wrong })
+    }
+
+    /// Connects over `candidate` within `limit`. Cancel safe: what it opened is closed.
+    pub async fn run(
+        &self,
+        candidate: Candidate,
+        limit: Duration,
+    ) -> Result<Connected, HandshakeError> {
+        let unreachable = |reason: &dyn std::fmt::Display| HandshakeError::Unreachable {
+            server: candidate.server,
+            link: candidate.link.clone(),
+            reason: reason.to_string(),
+        };
+        let Candidate { source, ref link, server, .. } = candidate;
+        debug!(link, %source, %server, "connecting");
+        let (underlay, path) = Underlay::open(&candidate).map_err(|error| unreachable(&error))?;
+        let connecting = underlay
+            .endpoint
+            .connect_with(self.config.clone(), VIRTUAL_SERVER, "roamd")
+            .map_err(|error| unreachable(&error))?;
+        match time::timeout(limit, connecting).await {
+            Ok(Ok(connection)) => Ok(Connected { connection, underlay, path, candidate }),
+            Ok(Err(error)) => {
+                Err(self.wrong_server(server, &error).unwrap_or_else(|| unreachable(&error)))
+            }
+            Err(_elapsed) => Err(unreachable(&"timed out")),
+        }
+    }
+
+    fn wrong_server(&self, server: SocketAddr, error: &ConnectionError) -> Option<HandshakeError> {
+        let shown = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (shown, error) {
+            (Some(shown), ConnectionError::TransportError(_)) => {
+                let expected = self.expected;
+                Some(HandshakeError::WrongServerKey { server, shown, expected })
+            }
+            (_, ConnectionError::VersionMismatch) => {
+                Some(HandshakeError::NotRoamd { server, reason: error.to_string() })
+            }
+            (_, ConnectionError::ConnectionClosed(close))
+                if close.error_code == no_application_protocol() =>
+            {
+                Some(HandshakeError::NotRoamd { server, reason: error.to_string() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// TLS alert 120 (RFC 7301 §3.2) as QUIC carries it (RFC 9001 §4.8).
+fn no_application_protocol() -> TransportErrorCode {
+    TransportErrorCode::crypto(120)
+}

@@ -1,0 +1,133 @@
+//! Asking the server over a path that does not carry the tunnel.
+//!
+//! A probe is a connection of its own, a short QUIC handshake under the ALPN `roamd-probe`, on a
+//! socket bound to the candidate's link. An echo over it proves that the path works both ways and
+//! leads to the right server, and measures it. The connection stays open, so that the next question
+//! is one round trip: the warm standby.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::{sync::mpsc, task::JoinHandle, time};
+use tracing::debug;
+
+use super::{
+    handshake::{Connected, Handshake},
+    manager::{Event, Key},
+};
+use crate::link::candidate::Candidate;
+
+/// Until the question is asked again, at least; otherwise three round trips.
+const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
+/// Questions that wait to be asked: a newer one voids the older ones.
+const QUESTIONS: usize = 1;
+
+/// A task that asks over one path. Dropped, it closes what it opened.
+#[derive(Debug)]
+pub struct Probe {
+    questions: mpsc::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Probe {
+    /// Starts a task that asks over `candidate` and tells the answers as events about `key`. It
+    /// takes `limit` at most for one question.
+    #[must_use]
+    pub fn start(
+        handshake: Handshake,
+        candidate: Candidate,
+        key: Key,
+        limit: Duration,
+        answers: mpsc::Sender<Event>,
+    ) -> Self {
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let asker = Asker { handshake, candidate, limit, standing: None };
+        Self { questions, task: tokio::spawn(asker.run(key, asked, answers)) }
+    }
+
+    /// Asks. A handshake that is under way starts anew: its next retransmission may be far.
+    pub fn ask(&self) {
+        // Full means that the same question waits already.
+        let _ = self.questions.try_send(());
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Asker {
+    handshake: Handshake,
+    candidate: Candidate,
+    limit: Duration,
+    standing: Option<Connected>,
+}
+
+impl Asker {
+    async fn run(mut self, key: Key, mut asked: mpsc::Receiver<()>, answers: mpsc::Sender<Event>) {
+        let mut pending = false;
+        loop {
+            if !pending && asked.recv().await.is_none() {
+                return;
+            }
+            pending = false;
+            let answer = tokio::select! {
+                answer = time::timeout(self.limit, self.question()) => answer,
+                again = asked.recv() => {
+                    pending = again.is_some();
+                    continue;
+                }
+            };
+            let event = match answer {
+                Ok(Some(rtt)) => Event::Answered(key, rtt),
+                Ok(None) => Event::Refused(key),
+                Err(_elapsed) => {
+                    self.standing = None;
+                    Event::Refused(key)
+                }
+            };
+            if answers.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One answer, over the connection that stands or a new one; `None` if there is no hope.
+    async fn question(&mut self) -> Option<Duration> {
+        self.standing.take_if(|standing| standing.connection.close_reason().is_some());
+        if self.standing.is_none() {
+            match self.handshake.run(self.candidate.clone(), self.limit).await {
+                Ok(connected) => self.standing = Some(connected),
+                Err(error) => {
+                    debug!(%error, "probe failed");
+                    return None;
+                }
+            }
+        }
+        echo(&self.standing.as_ref()?.connection).await
+    }
+}
+
+/// The round trip of an echo, asked until it is answered; `None` if the connection ends.
+async fn echo(connection: &Connection) -> Option<Duration> {
+    let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
+    let begun = Instant::now();
+    loop {
+        let sent = begun.elapsed().as_micros() as u64;
+        connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;
+        match time::timeout(repeat, connection.read_datagram()).await {
+            Ok(Ok(reply)) => {
+                let sent = u64::from_be_bytes(reply.as_ref().try_into().ok()?);
+                // An answer to an earlier question can't be from before this one began.
+                if let Some(rtt) = begun.elapsed().checked_sub(Duration::from_micros(sent)) {
+                    return Some(rtt);
+                }
+            }
+            Ok(Err(_)) => return None,
+            Err(_elapsed) => {}
+        }
+    }
+}

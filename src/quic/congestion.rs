@@ -1,0 +1,234 @@
+//! A congestion controller that can start afresh when the path changes.
+//!
+//! quinn's client keeps window and bytes in flight across a change of path, and what was in flight
+//! on a dead path still fills the window: after 1.5 s of black hole the first datagram left more
+//! than a second after the switch. This controller wraps one of quinn's. At a [`Handle::fresh_start`]
+//! a new one takes its place, and what is in flight from before counts no more: neither against the
+//! window, nor as congestion when it is declared lost.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use quinn_proto::RttEstimator;
+
+/// Tells the controllers of one connection to start afresh.
+#[derive(Clone, Debug, Default)]
+pub struct Handle(Arc<AtomicU64>);
+
+impl Handle {
+    /// Forgets what was learnt of the old path.
+    pub fn fresh_start(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    fn epoch(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Makes controllers that listen to a [`Handle`].
+pub struct Factory<F> {
+    inner: Arc<F>,
+    handle: Handle,
+}
+
+impl<F> Factory<F> {
+    /// Wraps a factory of quinn's.
+    pub fn new(inner: F, handle: Handle) -> Self {
+        Self { inner: Arc::new(inner), handle }
+    }
+}
+
+impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Factory<F> {
+    fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
+        let inner = self.inner.clone().build(now, current_mtu);
+        Box::new(Renewable {
+            epoch: self.handle.epoch(),
+            factory: self,
+            inner,
+            mtu: current_mtu,
+            in_flight: 0,
+            old_in_flight: 0,
+            fresh_since: None,
+        })
+    }
+}
+
+struct Renewable<F> {
+    factory: Arc<Factory<F>>,
+    inner: Box<dyn Controller>,
+    epoch: u64,
+    mtu: u16,
+    in_flight: u64,
+    /// The part of `in_flight` that was sent before the fresh start.
+    old_in_flight: u64,
+    fresh_since: Option<Instant>,
+}
+
+impl<F: ControllerFactory + Send + Sync + 'static> Renewable<F> {
+    /// Starts afresh if that was asked for since the last call.
+    fn renew(&mut self, now: Instant) {
+        let epoch = self.factory.handle.epoch();
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.inner = self.factory.inner.clone().build(now, self.mtu);
+            self.old_in_flight = self.in_flight;
+            self.fresh_since = Some(now);
+        }
+    }
+
+    /// Takes `bytes` sent at `sent` out of flight; whether they are from before the fresh start.
+    fn landed(&mut self, sent: Instant, bytes: u64) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+        let old = self.fresh_since.is_some_and(|since| sent < since);
+        if old {
+            self.old_in_flight = self.old_in_flight.saturating_sub(bytes);
+        }
+        old
+    }
+}
+
+impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.renew(now);
+        self.in_flight += bytes;
+        self.inner.on_sent(now, bytes, last_packet_number);
+    }
+
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        rtt: &RttEstimator,
+    ) {
+        self.renew(now);
+        if !self.landed(sent, bytes) {
+            self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        }
+    }
+
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest_packet_num_acked: Option<u64>,
+    ) {
+        self.renew(now);
+        // quinn's own count: it also knows of packets that were dropped with their keys.
+        self.in_flight = in_flight;
+        self.old_in_flight = self.old_in_flight.min(in_flight);
+        let new = in_flight - self.old_in_flight;
+        self.inner.on_end_acks(now, new, app_limited, largest_packet_num_acked);
+    }
+
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
+        self.renew(now);
+        if !self.landed(sent, lost_bytes) {
+            self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.mtu = new_mtu;
+        self.inner.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        if self.epoch == self.factory.handle.epoch() {
+            self.inner.window() + self.old_in_flight
+        } else {
+            self.inner.initial_window() + self.in_flight
+        }
+    }
+
+    fn metrics(&self) -> ControllerMetrics {
+        self.inner.metrics()
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(Self {
+            factory: self.factory.clone(),
+            inner: self.inner.clone_box(),
+            epoch: self.epoch,
+            mtu: self.mtu,
+            in_flight: self.in_flight,
+            old_in_flight: self.old_in_flight,
+            fresh_since: self.fresh_since,
+        })
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.inner.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use quinn::congestion::CubicConfig;
+
+    use super::*;
+
+    const MTU: u16 = 1200;
+
+    #[test]
+    fn what_was_in_flight_before_does_not_fill_the_window() {
+        let handle = Handle::default();
+        let start = Instant::now();
+        let factory = Arc::new(Factory::new(CubicConfig::default(), handle.clone()));
+        let mut controller = factory.build(start, MTU);
+        let initial = controller.window();
+        controller.on_sent(start, initial, 9);
+        handle.fresh_start();
+        assert_eq!(controller.window(), 2 * initial, "at once, before the next packet");
+
+        let later = start + Duration::from_secs(1);
+        controller.on_sent(later, 1000, 10);
+        assert_eq!(controller.window(), 2 * initial);
+        controller.on_congestion_event(later, start, true, initial / 2);
+        assert_eq!(controller.window(), initial + initial / 2, "old losses are no congestion");
+        controller.on_congestion_event(later, start, true, initial / 2);
+        assert_eq!(controller.window(), initial);
+        controller.on_congestion_event(later, later, true, 1000);
+        assert!(controller.window() < initial, "new ones are");
+    }
+
+    #[test]
+    fn without_a_fresh_start_it_is_the_inner_controller() {
+        let start = Instant::now();
+        let wrapped = Arc::new(Factory::new(CubicConfig::default(), Handle::default()));
+        let (mut wrapped, mut plain) =
+            (wrapped.build(start, MTU), Arc::new(CubicConfig::default()).build(start, MTU));
+        for step in 0..100 {
+            let now = start + Duration::from_millis(step);
+            for controller in [&mut wrapped, &mut plain] {
+                controller.on_sent(now, 1200, step);
+                if step % 10 == 9 {
+                    controller.on_congestion_event(now, now, false, 1200);
+                }
+            }
+            assert_eq!(wrapped.window(), plain.window());
+        }
+    }
+}
