@@ -43,7 +43,7 @@ use crate::{
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
-        interface::Interface,
+        interface::{self, Interface},
         packet, pump,
         queue::Queue,
     },
@@ -121,10 +121,15 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
         move || client.status()
     })?;
     info!(interface = client.interface, key = %client.key, "starting");
+    let deleted = interface::deleted(interface.index());
     tokio::select! {
         ended = client.stay_connected(&mut interface) => ended,
         error = client.read_tun(device.reader()) => {
             Err(error).with_context(|| format!("TUN device {} is gone", client.interface))
+        }
+        deleted = deleted => {
+            deleted?;
+            anyhow::bail!("TUN device {} is gone: somebody deleted it", client.interface)
         }
         signal = stop => {
             info!(signal, "stopping");

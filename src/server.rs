@@ -40,7 +40,7 @@ use crate::{
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
-        interface::Interface,
+        interface::{self, Interface},
         pump,
     },
     wire::control::{Net, Welcome},
@@ -117,6 +117,10 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
         () = accept(&server, &endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
         error = read_tun(&server, device.reader()) => {
             Err(error).with_context(|| format!("TUN device {} is gone", server.interface))
+        }
+        deleted = interface::deleted(interface.index()) => {
+            deleted?;
+            anyhow::bail!("TUN device {} is gone: somebody deleted it", server.interface)
         }
         signal = stop => {
             info!(signal, "stopping");

@@ -9,7 +9,10 @@ use nix::errno::Errno;
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 use tracing::debug;
 
-use crate::netlink::{Netlink, os_error};
+use crate::{
+    link::monitor::Monitor,
+    netlink::{Netlink, os_error},
+};
 
 /// Why the interface can't be set up.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +145,20 @@ impl Interface {
             action: action.to_string(),
             source,
         })
+    }
+}
+
+/// Waits until the interface with this index is deleted: the kernel does not wake those who read
+/// from its device.
+pub async fn deleted(index: u32) -> std::io::Result<()> {
+    let (mut monitor, netlink) = (Monitor::open()?, Netlink::open()?);
+    loop {
+        monitor.changed().await;
+        match netlink.handle().link().get().match_index(index).execute().try_next().await {
+            Err(error) if os_error(&error) == Some(Errno::ENODEV as i32) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => debug!(%error, "can't look for the interface"),
+        }
     }
 }
 

@@ -1,0 +1,269 @@
+//! A server and its clients, each in a namespace of its own, gone with the test.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use ring::digest;
+use roamd::lab::{Namespace, Process, veth};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_roamd");
+/// How long anything may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn roamd(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).output().unwrap()
+}
+
+fn public_key(key: &Path) -> String {
+    let output = roamd(&["pubkey", key.to_str().unwrap()]);
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+/// Polls until `done` gives a value.
+pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One host: a namespace, a configuration and perhaps a running daemon.
+pub(crate) struct Host {
+    pub(crate) namespace: Namespace,
+    name: String,
+    folder: PathBuf,
+    pub(crate) daemon: Option<Process>,
+    starts: usize,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, namespace: Namespace, folder: &Path) -> Self {
+        let folder = folder.join(name);
+        fs::create_dir(&folder).unwrap();
+        let key = folder.join("own.key");
+        assert!(roamd(&["genkey", "--output", key.to_str().unwrap()]).status.success());
+        Self { namespace, name: name.into(), folder, daemon: None, starts: 0 }
+    }
+
+    pub(crate) fn key(&self) -> String {
+        public_key(&self.folder.join("own.key"))
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(crate) fn configure(&self, toml: &str) {
+        let text = format!("private-key-file = \"own.key\"\n{toml}");
+        fs::write(self.folder.join("roamd.toml"), text).unwrap();
+    }
+
+    pub(crate) fn start(&mut self) {
+        let mut command = self.namespace.command(PROGRAM);
+        command
+            .arg("run")
+            .arg(self.folder.join("roamd.toml"))
+            .env("ROAMD_RUNTIME_DIR", &self.folder)
+            .env("ROAMD_LOG__LEVEL", "debug");
+        self.starts += 1;
+        let name = format!("{}-{}", self.name, self.starts);
+        self.daemon = Some(self.namespace.spawn(&name, command, &self.folder).unwrap());
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.daemon.as_ref().map(|daemon| daemon.log().unwrap()).unwrap_or_default()
+    }
+
+    /// Waits until the daemon ends by itself; its exit code.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        let daemon = self.daemon.as_mut().unwrap();
+        let status = daemon.wait(PATIENCE).unwrap();
+        status.unwrap_or_else(|| panic!("{} still runs", self.name)).code()
+    }
+
+    /// What `roamd status --json` says, if the daemon answers.
+    pub(crate) fn try_status(&self) -> Option<Value> {
+        let mut command = self.namespace.command(PROGRAM);
+        command.args(["status", "roamd", "--json"]).env("ROAMD_RUNTIME_DIR", &self.folder);
+        let output = command.output().unwrap();
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        eventually("an answer to status", || self.try_status())
+    }
+
+    /// Waits until the client's tunnel stands.
+    pub(crate) fn connected(&self) {
+        eventually("a session", || (self.try_status()?["state"] == "connected").then_some(()));
+    }
+
+    pub(crate) fn ping(&self, to: &str, more: &[&str]) -> Output {
+        let mut command = self.namespace.command("ping");
+        command.args(["-n", "-c", "3", "-i", "0.1", "-W", "5"]).args(more).arg(to);
+        command.output().expect("ping can't be run: apt-get install iputils-ping")
+    }
+
+    /// All of a few pings are answered.
+    pub(crate) fn assert_ping(&self, to: &str, more: &[&str]) {
+        let output = self.ping(to, more);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains(" 0% packet loss"),
+            "{} -> {to}: {text}",
+            self.name
+        );
+    }
+
+    /// Runs a command to its end in the host's namespace.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        self.namespace.command(program).args(arguments).output().unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of {} ---\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// A server and some clients with a link each.
+pub(crate) struct Net {
+    pub(crate) clients: Vec<Host>,
+    pub(crate) server: Host,
+    _folder: TempDir,
+}
+
+impl Net {
+    /// Hosts with keys, links and configurations for a tunnel over IPv4; nothing runs.
+    pub(crate) fn new(clients: u8) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Host::new("server", Namespace::new("server").unwrap(), folder.path());
+        let clients = (0..clients)
+            .map(|number| {
+                let name = format!("client{number}");
+                let namespace = Namespace::new(&name).unwrap();
+                let there = format!("c{number}");
+                veth(&namespace, "eth0", &server.namespace, &there).unwrap();
+                for (host, link, last) in
+                    [(&namespace, "eth0", 2), (&server.namespace, there.as_str(), 1)]
+                {
+                    host.set_up(link).unwrap();
+                    host.add_address(link, &format!("10.77.{number}.{last}/24")).unwrap();
+                    host.add_address(link, &format!("fd77:{number}::{last}/64")).unwrap();
+                }
+                Host::new(&name, namespace, folder.path())
+            })
+            .collect();
+        let net = Self { clients, server, _folder: folder };
+        net.configure_server("[::]:4433", "");
+        for number in 0..net.clients.len() {
+            net.configure_client(number, &format!("10.77.{number}.1:4433"), "");
+        }
+        net
+    }
+
+    pub(crate) fn configure_server(&self, listen: &str, more: &str) {
+        let mut toml = format!(
+            "role = \"server\"\nlisten = \"{listen}\"\n{more}\n[tun]\nname = \"roam0\"\n\
+             addresses = [\"10.66.0.1/24\", \"fd66::1/64\"]\n"
+        );
+        for (number, client) in self.clients.iter().enumerate() {
+            toml += &format!(
+                "[[peer]]\nname = \"{}\"\npublic-key = \"{}\"\naddresses = [\"{}\", \"{}\"]\n",
+                client.name,
+                client.key(),
+                inner_v4(number),
+                inner_v6(number)
+            );
+        }
+        self.server.configure(&toml);
+    }
+
+    pub(crate) fn configure_client(&self, number: usize, server: &str, more: &str) {
+        self.clients[number].configure(&client_toml(server, &self.server.key(), more));
+    }
+
+    /// Starts the server and all clients, and waits until their tunnels stand.
+    pub(crate) fn start(&mut self) {
+        self.server.start();
+        eventually("the server listens", || self.server.try_status());
+        for client in &mut self.clients {
+            client.start();
+        }
+        for client in &self.clients {
+            client.connected();
+        }
+    }
+}
+
+pub(crate) fn client_toml(server: &str, key: &str, more: &str) -> String {
+    format!(
+        "role = \"client\"\n{more}\n[server]\naddress = \"{server}\"\npublic-key = \"{key}\"\n\
+         [tun]\nname = \"roam0\"\n"
+    )
+}
+
+pub(crate) fn inner_v4(number: usize) -> String {
+    format!("10.66.0.{}", number + 2)
+}
+
+pub(crate) fn inner_v6(number: usize) -> String {
+    format!("fd66::{}", number + 2)
+}
+
+/// Sends `length` bytes over TCP from one host to another and checks their digest on arrival.
+pub(crate) fn transfer(from: &Host, to: &Host, address: &str, length: usize) {
+    let address: std::net::IpAddr = address.parse().unwrap();
+    let listener =
+        to.namespace.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap()).unwrap();
+    let target = listener.local_addr().unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut context = digest::Context::new(&digest::SHA256);
+        let (mut buffer, mut received) = (vec![0; 1 << 16], 0);
+        loop {
+            match stream.read(&mut buffer).unwrap() {
+                0 => return (received, context.finish()),
+                count => {
+                    received += count;
+                    context.update(&buffer[..count]);
+                }
+            }
+        }
+    });
+    let mut stream = from.namespace.run(|| TcpStream::connect(target).unwrap()).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut sent = 0;
+    while sent < length {
+        let mut block = vec![0; (length - sent).min(1 << 16)];
+        for word in block.chunks_mut(8) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
+        }
+        context.update(&block);
+        stream.write_all(&block).unwrap();
+        sent += block.len();
+    }
+    drop(stream);
+    let (received, digest) = receiver.join().unwrap();
+    assert_eq!(received, length);
+    assert_eq!(digest.as_ref(), context.finish().as_ref(), "{length} bytes to {address}");
+}

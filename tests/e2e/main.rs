@@ -1,0 +1,22 @@
+//! The real daemon as processes, in network namespaces, with real TUN devices, sockets and ssh.
+//!
+//! ```text
+//!   client 0  eth0 10.77.0.2 fd77:0::2 ─────── c0 10.77.0.1 fd77::1   ┐
+//!   client 1  eth0 10.77.1.2 fd77:1::2 ─────── c1 10.77.1.1 fd77:1::1 ┴ server, listens on 4433
+//!
+//!   inside the tunnel: server 10.66.0.1 fd66::1, client n 10.66.0.(2+n) fd66::(2+n)
+//! ```
+//! roaming.rs has a laptop between two networks instead, see `roamd::lab::scene`.
+//!
+//! Needs root, `ping` (iputils-ping), `ssh` and `sshd` (openssh-client, openssh-server); a test that
+//! misses one of them fails and says so.
+
+#![cfg(test)]
+#![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
+
+mod harness;
+mod lasting;
+mod refusal;
+mod roaming;
+mod ssh;
+mod tunnel;

@@ -1,0 +1,68 @@
+//! Who is not let in, and what both sides say.
+
+use crate::harness::{Net, client_toml, eventually};
+
+#[test]
+fn an_unknown_key_is_refused_with_a_reason_on_both_sides() {
+    let mut net = Net::new(2);
+    // The second client is not in the server's configuration.
+    let stranger = net.clients.pop().unwrap();
+    net.configure_server("[::]:4433", "");
+    net.clients.push(stranger);
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    let stranger = &mut net.clients[1];
+    stranger.start();
+    assert_eq!(stranger.exit_code(), Some(69));
+    let key = stranger.key();
+    let said = stranger.log();
+    assert!(said.contains("refused this client's key"), "{said}");
+    assert!(said.contains(&format!("public-key = \"{key}\"")), "{said}");
+    assert!(net.server.log().contains(&key), "the server names the key");
+    assert_eq!(net.server.status()["refused-keys"], 1);
+}
+
+#[test]
+fn a_server_with_another_key_is_not_believed() {
+    let mut net = Net::new(1);
+    let wrong = net.clients[0].key();
+    let other = crate::harness::roamd(&["genkey"]);
+    assert!(other.status.success());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &other.stdout).unwrap();
+    let output = crate::harness::roamd(&["pubkey", file.path().to_str().unwrap()]);
+    let expected = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    assert_ne!(expected, wrong);
+    net.clients[0].configure(&client_toml("10.77.0.1:4433", &expected, ""));
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    net.clients[0].start();
+    assert_eq!(net.clients[0].exit_code(), Some(69));
+    let said = net.clients[0].log();
+    assert!(said.contains(&expected) && said.contains(&net.server.key()), "{said}");
+}
+
+#[test]
+fn a_device_name_in_use_is_an_error_that_names_it() {
+    let mut net = Net::new(1);
+    net.start();
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = net.clients[0].namespace.clone();
+    let mut second = crate::harness::Host::new("second", namespace, folder.path());
+    second.configure(&client_toml("10.77.0.1:4433", &net.server.key(), ""));
+    second.start();
+    assert_ne!(second.exit_code(), Some(0));
+    assert!(second.log().contains("can't create TUN device roam0"), "{}", second.log());
+    net.clients[0].assert_ping("10.66.0.1", &[]);
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_it() {
+    let mut net = Net::new(0);
+    let taken =
+        net.server.namespace.run(|| std::net::UdpSocket::bind("[::]:4433").unwrap()).unwrap();
+    net.server.start();
+    assert_ne!(net.server.exit_code(), Some(0));
+    assert!(net.server.log().contains("can't listen on [::]:4433"), "{}", net.server.log());
+    drop(taken);
+}
