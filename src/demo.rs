@@ -63,7 +63,7 @@ pub fn run() -> anyhow::Result<()> {
     let plan = Plan {
         program: std::env::current_exe().context("cannot find the roamd binary")?,
         server: IpAddr::V4(Ipv4Addr::new(10, 66, 0, 1)),
-        script: Script::calm(),
+        script: Script::roam(),
     };
     perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
 }

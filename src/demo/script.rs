@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{self, Scene};
+use crate::lab::{self, Access, Scene};
 
 /// Something that happens at a set time.
 #[derive(Clone, Debug)]
@@ -23,7 +23,30 @@ pub(super) struct Script {
 }
 
 impl Script {
+    /// The laptop leaves the building and comes back, and then its wifi only pretends to work.
+    pub(super) fn roam() -> Self {
+        let event = |at, title, act| Event { at: Duration::from_secs(at), title, act };
+        Self {
+            length: Duration::from_secs(24),
+            events: vec![
+                event(3, "out of wifi's reach: the link goes down", |scene| {
+                    scene.disconnect(Access::Wifi)
+                }),
+                event(7, "back in wifi's reach", |scene| scene.connect(Access::Wifi)),
+                event(13, "wifi drops everything in silence, its link stays up", |scene| {
+                    scene.air(Access::Wifi).black_hole(true);
+                    Ok(())
+                }),
+                event(17, "wifi works again", |scene| {
+                    scene.air(Access::Wifi).black_hole(false);
+                    Ok(())
+                }),
+            ],
+        }
+    }
+
     /// Ten seconds in which nothing happens.
+    #[cfg(test)]
     pub(super) fn calm() -> Self {
         Self { length: Duration::from_secs(10), events: Vec::new() }
     }
