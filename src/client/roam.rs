@@ -20,7 +20,11 @@ use super::{
     shown::{Shown, ShownPath},
 };
 use crate::{
-    link::{candidate::Candidate, monitor::Monitor},
+    link::{
+        candidate::Candidate,
+        monitor::{self, Monitor},
+        wake::Wake,
+    },
     path::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Event, Key, Manager, Reason, Settings},
@@ -72,6 +76,8 @@ pub(super) struct Roamer<'a> {
     answered: mpsc::Sender<Event>,
     doubt: Option<Doubt>,
     moving: Option<Move>,
+    /// When the server was last heard on an active path that is gone.
+    heard: Option<Instant>,
 }
 
 /// The active path is silent.
@@ -118,6 +124,7 @@ impl<'a> Roamer<'a> {
             answered,
             doubt: None,
             moving: None,
+            heard: None,
         }
     }
 
@@ -130,7 +137,12 @@ impl<'a> Roamer<'a> {
             self.tell(Event::Connected(first, self.connection.rtt()));
         }
         let socket = self.underlay.socket().clone();
+        let mut wake = Wake::new(monitor::POLL);
         loop {
+            if wake.slept() {
+                info!("woke up");
+                self.tell(Event::Woke);
+            }
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let connection = &self.connection;
             let limit = || (2 * pto(connection)).max(SHORTEST_SILENCE);
@@ -191,6 +203,7 @@ impl<'a> Roamer<'a> {
                 Action::Forget(key) => {
                     self.probes.remove(&key);
                     if self.manager.active() != Some(key) {
+                        self.heard = self.last_heard().or(self.heard);
                         self.close_later(key);
                     }
                 }
@@ -231,9 +244,7 @@ impl<'a> Roamer<'a> {
     fn switch(&mut self, to: Key, reason: Reason) {
         let socket = self.underlay.socket().clone();
         let old = socket.active();
-        let heard = old
-            .and_then(|old| socket.stats(old)?.last_heard)
-            .and_then(|ago| Instant::now().checked_sub(ago));
+        let heard = self.last_heard().or(self.heard.take());
         let from = old.and_then(|old| self.key_of(old));
         let Some(id) = self.path(to) else { return };
         socket.switch(id);
@@ -259,6 +270,12 @@ impl<'a> Roamer<'a> {
         });
     }
 
+    /// When the server was last heard on the path that sends go by.
+    fn last_heard(&self) -> Option<Instant> {
+        let socket = self.underlay.socket();
+        Instant::now().checked_sub(socket.stats(socket.active()?)?.last_heard?)
+    }
+
     /// The socket of a path, opened if need be.
     fn path(&mut self, key: Key) -> Option<PathId> {
         if let Some(id) = self.open.get(&key) {
@@ -274,6 +291,8 @@ impl<'a> Roamer<'a> {
             }
             Err(error) => {
                 debug!(link = candidate.link, %error, "can't open a socket");
+                // Full means that other news of paths comes first, and this is found out again.
+                let _ = self.answered.try_send(Event::SendFailed(key));
                 None
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use rtnetlink::MulticastGroup;
 use tokio::{task::JoinHandle, time};
-use tracing::{debug, warn};
+use tracing::warn;
 
 /// What can make a path appear or vanish.
 const GROUPS: [MulticastGroup; 7] = [
@@ -22,7 +22,7 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv6Rule,
 ];
 /// The longest without a look.
-const POLL: Duration = Duration::from_secs(5);
+pub const POLL: Duration = Duration::from_secs(5);
 /// From a netlink socket that failed to the next.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -43,17 +43,20 @@ impl Monitor {
     /// Returns when it is time to look: at once after a change, and now and then without one.
     /// Cancel safe.
     pub async fn changed(&mut self) {
-        match time::timeout(POLL, self.hints.next()).await {
-            Ok(Some(())) => while self.hints.next().now_or_never().flatten().is_some() {},
-            Ok(None) => {
-                time::sleep(REOPEN).await;
-                match Self::open() {
-                    Ok(reopened) => *self = reopened,
-                    Err(error) => warn!(%error, "can't hear of network changes, polling instead"),
-                }
-                debug!("netlink socket reopened");
-            }
-            Err(_elapsed) => {}
+        // Without a hint it is time for the poll.
+        let _ = time::timeout(POLL, self.hint()).await;
+    }
+
+    /// Returns when the kernel tells of a change, and takes all that it told so far. Cancel safe.
+    pub async fn hint(&mut self) {
+        if self.hints.next().await.is_some() {
+            while self.hints.next().now_or_never().flatten().is_some() {}
+            return;
+        }
+        time::sleep(REOPEN).await;
+        match Self::open() {
+            Ok(reopened) => *self = reopened,
+            Err(error) => warn!(%error, "can't hear of network changes, polling instead"),
         }
     }
 }
