@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     dial::Dialer,
@@ -34,6 +34,7 @@ use crate::{
     config::ClientConfig,
     control::{self, Instance},
     identity::PublicKey,
+    link::monitor::Monitor,
     netlink::Netlink,
     path::{handshake::Handshake, manager::Settings, preference::Preferences},
     quic::{self, close, congestion::Handle},
@@ -167,7 +168,7 @@ impl Client {
             let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
             warn!(reason = %ended, pause = %milliseconds(pause), "not connected");
             control::report(&format!("not connected: {ended}"));
-            tokio::time::sleep(pause).await;
+            sleep_or_change(pause).await?;
         }
     }
 
@@ -268,6 +269,18 @@ fn pauses() -> ExponentialBackoff {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+/// Waits for `pause`, or less if a network changes, but not so little that a storm of changes becomes
+/// one of attempts.
+async fn sleep_or_change(pause: Duration) -> io::Result<()> {
+    let mut monitor = Monitor::open()?;
+    tokio::time::sleep(SHORTEST_PAUSE.min(pause)).await;
+    tokio::select! {
+        () = tokio::time::sleep(pause.saturating_sub(SHORTEST_PAUSE)) => {}
+        () = monitor.hint() => debug!("a network changed: trying at once"),
+    }
+    Ok(())
 }
 
 /// A duration as people read it, without micro- and nanoseconds.
