@@ -193,6 +193,13 @@ mod tests {
     }
 
     #[test]
+    fn a_hello_is_what_the_specification_shows() {
+        let hello = Message::Hello(Hello { versions: vec![1], software: "roamd 0.1.0".into() });
+        let shown = b"\x00\x14\x82\x00\x81\xa2\x00\x81\x01\x01\x6broamd 0.1.0";
+        assert_eq!(hello.encode().unwrap()[..], shown[..]);
+    }
+
+    #[test]
     fn a_message_beyond_its_length_field_is_an_error() {
         let software = "x".repeat(70_000);
         let hello = Message::Hello(Hello { versions: vec![1], software });
