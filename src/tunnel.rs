@@ -11,6 +11,8 @@
 
 pub mod counters;
 pub mod device;
+pub mod ecn;
+pub mod flow;
 pub mod interface;
 pub mod packet;
 pub mod pump;

@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::queue::Dropped;
+
 /// Why an inner packet or a datagram was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -20,30 +22,33 @@ pub enum Drop {
     UnknownDestination,
     /// Too large for the connection even in pieces.
     TooLarge,
-    /// The queue was full; the oldest packet gave way.
+    /// The queue was full, and the flow with the most bytes in it gave way.
     QueueFull,
+    /// It waited in the queue until it was of no use any more.
+    Stale,
+    /// To tell its sender to slow down (CoDel, RFC 8289).
+    SlowDown,
     /// A piece of a split packet never came, or came twice.
     LostPiece,
     /// A datagram of an unknown kind.
     UnknownDatagram,
     /// The TUN device did not take the packet.
     Device,
-    /// The connection ended before the packet was sent.
-    Disconnected,
 }
 
 impl Drop {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::ForeignSource,
         Self::UnknownDestination,
         Self::TooLarge,
         Self::QueueFull,
+        Self::Stale,
+        Self::SlowDown,
         Self::LostPiece,
         Self::UnknownDatagram,
         Self::Device,
-        Self::Disconnected,
     ];
 }
 
@@ -55,10 +60,11 @@ impl fmt::Display for Drop {
             Self::UnknownDestination => "for nobody in the tunnel",
             Self::TooLarge => "too large",
             Self::QueueFull => "from a full queue",
+            Self::Stale => "stale",
+            Self::SlowDown => "to slow their sender down",
             Self::LostPiece => "for want of a piece",
             Self::UnknownDatagram => "of an unknown kind",
             Self::Device => "not taken by the device",
-            Self::Disconnected => "while not connected",
         })
     }
 }
@@ -96,6 +102,13 @@ impl Counters {
         if count > 0 {
             self.drops[reason as usize].fetch_add(count, Relaxed);
         }
+    }
+
+    /// Counts what a queue dropped.
+    pub fn dropped_by_queue(&self, dropped: Dropped) {
+        self.dropped(Drop::QueueFull, dropped.full);
+        self.dropped(Drop::Stale, dropped.stale);
+        self.dropped(Drop::SlowDown, dropped.slow);
     }
 
     /// The present values.

@@ -27,7 +27,7 @@ pub async fn uplink(
     let mut batch = Vec::with_capacity(BATCH);
     let mut splitter = Splitter::default();
     loop {
-        queue.pop(&mut batch, BATCH).await;
+        counters.dropped_by_queue(queue.pop(&mut batch, BATCH).await);
         let (mut packets, mut bytes) = (0, 0);
         for at in 0..batch.len() {
             let packet = &batch[at];
@@ -39,7 +39,7 @@ pub async fn uplink(
                 Ok(false) => counters.dropped(Drop::TooLarge, 1),
                 Err(error) => {
                     counters.sent.add(packets, bytes);
-                    counters.dropped(Drop::Disconnected, (batch.len() - at) as u64);
+                    queue.put_back_all(batch.split_off(at));
                     return error;
                 }
             }

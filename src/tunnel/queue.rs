@@ -1,78 +1,220 @@
 //! The queue between the TUN device and the connection.
 //!
-//! Bounded in bytes. Where it overflows, the oldest packet gives way: its sender has waited longest
-//! and will sooner hear of the loss. Both ends work in batches, so that the lock is taken once for
-//! many packets.
+//! Bounded in bytes, fair between flows and short for each ([`fair`]). It is *held* while no path
+//! works: packets stay, TCP longest, and leave when one does. It also remembers what left lately, so
+//! that the last words into a path that turned out dead can be said again.
+//!
+//! Both ends work in batches, so that lock and clock are taken once for many packets.
+
+mod codel;
+mod fair;
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// A bounded first-in, first-out queue of inner packets.
+pub use self::fair::Dropped;
+use self::fair::{Fair, is_stale};
+use super::flow::Classifier;
+use crate::clock;
+
+/// Packets that are remembered after they left, and the largest of them: TCP's own repair is good
+/// for bulk, but slow for a lone keystroke.
+const REMEMBERED: usize = 128;
+const LARGEST_REMEMBERED: usize = 512;
+/// For how long.
+const MEMORY: Duration = Duration::from_secs(2);
+
+/// A bounded queue of inner packets.
 #[derive(Debug)]
 pub struct Queue {
     waiting: Mutex<Waiting>,
-    pushed: Notify,
+    /// Something may be there for the one who waits in [`Self::pop`].
+    ready: Notify,
+    taken: Notify,
     capacity: usize,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    packets: VecDeque<Bytes>,
-    bytes: usize,
+    held: bool,
+    /// Goes before all others.
+    again: VecDeque<(Instant, Bytes)>,
+    again_bytes: usize,
+    fair: Fair,
+    left: VecDeque<(Instant, Bytes)>,
+    classifier: Classifier,
+}
+
+/// Packets on loan from a queue.
+#[derive(Debug)]
+pub struct Taken(Vec<(Instant, Bytes)>);
+
+impl Taken {
+    /// The packets.
+    #[must_use]
+    pub fn packets(&self) -> Arc<[Bytes]> {
+        self.0.iter().map(|(_, packet)| packet.clone()).collect()
+    }
 }
 
 impl Queue {
-    /// A queue of at most `capacity` bytes.
+    /// A queue of at most `capacity` bytes, held until it is released.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { waiting: Mutex::default(), pushed: Notify::new(), capacity }
+        Self {
+            waiting: Mutex::new(Waiting { held: true, ..Waiting::default() }),
+            ready: Notify::new(),
+            taken: Notify::new(),
+            capacity,
+        }
     }
 
-    /// Takes all of `batch`; returns how many older packets gave way.
-    pub fn push(&self, batch: &mut Vec<Bytes>) -> u64 {
-        let mut dropped = 0;
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all of `batch`; returns what had to give way.
+    pub fn push(&self, batch: &mut Vec<Bytes>) -> Dropped {
+        let (mut dropped, now) = (Dropped::default(), clock::now());
         {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = &mut *self.lock();
             for packet in batch.drain(..) {
-                waiting.bytes += packet.len();
-                waiting.packets.push_back(packet);
+                let flow = waiting.classifier.flow(&packet);
+                waiting.fair.push(flow, packet, now, &mut dropped);
             }
-            while waiting.bytes > self.capacity {
-                let Some(oldest) = waiting.packets.pop_front() else { break };
-                waiting.bytes -= oldest.len();
-                dropped += 1;
-            }
+            waiting.fair.shrink(self.capacity, waiting.held, &mut dropped);
         }
-        self.pushed.notify_one();
+        self.ready.notify_one();
         dropped
     }
 
-    /// Waits for packets and moves at most `limit` of them to the end of `batch`. Cancel safe.
-    pub async fn pop(&self, batch: &mut Vec<Bytes>, limit: usize) {
+    /// Waits until there are packets and the queue is not held, and moves at most `limit` of them to
+    /// the end of `batch`; returns what was dropped instead. Cancel safe.
+    pub async fn pop(&self, batch: &mut Vec<Bytes>, limit: usize) -> Dropped {
+        let mut dropped = Dropped::default();
         loop {
-            {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = waiting.packets.len().min(limit);
-                if count > 0 {
-                    let before = batch.len();
-                    batch.extend(waiting.packets.drain(..count));
-                    waiting.bytes -= batch[before..].iter().map(Bytes::len).sum::<usize>();
-                    return;
-                }
+            if self.pop_now(batch, limit, &mut dropped) {
+                self.taken.notify_one();
+                return dropped;
             }
-            self.pushed.notified().await;
+            self.ready.notified().await;
         }
+    }
+
+    fn pop_now(&self, batch: &mut Vec<Bytes>, limit: usize, dropped: &mut Dropped) -> bool {
+        let waiting = &mut *self.lock();
+        if waiting.held || waiting.bytes() == 0 {
+            return false;
+        }
+        let (now, before) = (clock::now(), batch.len());
+        while batch.len() < before + limit
+            && let Some((_, packet)) = waiting.next(now, dropped)
+        {
+            if packet.len() <= LARGEST_REMEMBERED && waiting.classifier.flow(&packet).is_tcp {
+                waiting.remember(packet.clone(), now);
+            }
+            batch.push(packet);
+        }
+        batch.len() > before
+    }
+
+    /// Takes at most `limit` bytes of packets whether the queue is held or not, for a path that may
+    /// work or not. [`Self::put_back`] returns them.
+    pub fn take_early(&self, limit: usize) -> Taken {
+        let waiting = &mut *self.lock();
+        let (mut taken, mut bytes, now) = (Vec::new(), 0, clock::now());
+        while let Some(next) = waiting.next(now, &mut Dropped::default()) {
+            bytes += next.1.len();
+            if bytes > limit {
+                waiting.go_first([next]);
+                break;
+            }
+            taken.push(next);
+        }
+        Taken(taken)
+    }
+
+    /// Puts packets in front of all others, in their order.
+    pub fn put_back(&self, Taken(packets): Taken) {
+        self.lock().go_first(packets);
+        self.ready.notify_one();
+    }
+
+    /// Puts packets that have just left in front of all others, in their order.
+    pub fn put_back_all(&self, packets: Vec<Bytes>) {
+        let now = clock::now();
+        self.put_back(Taken(packets.into_iter().map(|packet| (now, packet)).collect()));
+    }
+
+    /// Sends again what left since `since`, as far as it is remembered; returns how many packets.
+    pub fn repeat(&self, since: Instant) -> usize {
+        let waiting = &mut *self.lock();
+        let lost = waiting.left.partition_point(|(left, _)| *left < since);
+        let packets = waiting.left.split_off(lost);
+        let count = packets.len();
+        waiting.go_first(packets);
+        self.ready.notify_one();
+        count
+    }
+
+    /// Keeps packets from leaving, or lets them leave.
+    pub fn hold(&self, held: bool) {
+        let before = std::mem::replace(&mut self.lock().held, held);
+        if before && !held {
+            self.ready.notify_one();
+        }
+    }
+
+    /// Waits until packets left.
+    pub async fn taken(&self) {
+        self.taken.notified().await;
     }
 
     /// Bytes that wait.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).bytes
+        self.lock().bytes()
+    }
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        self.again_bytes + self.fair.bytes()
+    }
+
+    fn next(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Bytes)> {
+        while let Some((since, packet)) = self.again.pop_front() {
+            self.again_bytes -= packet.len();
+            if !is_stale(self.classifier.flow(&packet).is_tcp, since, now) {
+                return Some((since, packet));
+            }
+            dropped.stale += 1;
+        }
+        self.fair.pop(now, dropped)
+    }
+
+    fn go_first(
+        &mut self,
+        packets: impl IntoIterator<Item = (Instant, Bytes), IntoIter: DoubleEndedIterator>,
+    ) {
+        for (since, packet) in packets.into_iter().rev() {
+            self.again_bytes += packet.len();
+            self.again.push_front((since, packet));
+        }
+    }
+
+    fn remember(&mut self, packet: Bytes, now: Instant) {
+        let old = |(left, _): &(Instant, Bytes)| now.duration_since(*left) > MEMORY;
+        while self.left.len() >= REMEMBERED || self.left.front().is_some_and(old) {
+            self.left.pop_front();
+        }
+        self.left.push_back((now, packet));
     }
 }
 
@@ -81,36 +223,86 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::tunnel::flow::tests::of_flow;
+
+    const TCP: u8 = 6;
+
+    fn queue(capacity: usize) -> Queue {
+        let queue = Queue::new(capacity);
+        queue.hold(false);
+        queue
+    }
 
     fn packets(lengths: &[usize]) -> Vec<Bytes> {
-        lengths.iter().map(|length| vec![*length as u8; *length].into()).collect()
+        lengths.iter().map(|length| of_flow(false, TCP, 22, *length).into()).collect()
+    }
+
+    fn pop(queue: &Queue, limit: usize) -> Vec<usize> {
+        let mut batch = Vec::new();
+        let _ = queue.pop(&mut batch, limit).now_or_never();
+        batch.iter().map(Bytes::len).collect()
     }
 
     #[test]
-    fn packets_leave_in_the_order_in_which_they_came() {
-        let queue = Queue::new(1000);
-        assert_eq!(queue.push(&mut packets(&[1, 2, 3])), 0);
-        let mut batch = Vec::new();
-        assert!(queue.pop(&mut batch, 2).now_or_never().is_some());
-        assert!(queue.pop(&mut batch, 2).now_or_never().is_some());
-        assert_eq!(batch, packets(&[1, 2, 3]));
+    fn packets_of_a_flow_leave_in_the_order_in_which_they_came() {
+        let queue = queue(1000);
+        assert_eq!(queue.push(&mut packets(&[41, 42, 43])), Dropped::default());
+        assert_eq!(pop(&queue, 2), [41, 42]);
+        assert_eq!(pop(&queue, 2), [43]);
         assert_eq!(queue.bytes(), 0);
-        assert!(queue.pop(&mut batch, 2).now_or_never().is_none());
+        assert!(pop(&queue, 2).is_empty());
     }
 
     #[test]
     fn the_oldest_gives_way_when_the_queue_overflows() {
-        let queue = Queue::new(10);
-        assert_eq!(queue.push(&mut packets(&[4, 5])), 0);
-        assert_eq!(queue.push(&mut packets(&[3])), 1);
-        let mut batch = Vec::new();
-        assert!(queue.pop(&mut batch, 9).now_or_never().is_some());
-        assert_eq!(batch, packets(&[5, 3]));
+        let queue = queue(100);
+        assert_eq!(queue.push(&mut packets(&[44, 45])).full, 0);
+        assert_eq!(queue.push(&mut packets(&[43])).full, 1);
+        assert_eq!(pop(&queue, 9), [45, 43]);
+    }
+
+    #[test]
+    fn a_held_queue_gives_nothing_until_it_is_released() {
+        let queue = Queue::new(1000);
+        queue.push(&mut packets(&[41]));
+        assert!(pop(&queue, 9).is_empty());
+        queue.hold(false);
+        assert_eq!(pop(&queue, 9), [41]);
+    }
+
+    #[test]
+    fn what_was_taken_early_can_go_back_in_its_order() {
+        let queue = Queue::new(10_000);
+        queue.push(&mut packets(&[100, 200, 300, 400]));
+        let early = queue.take_early(350);
+        assert_eq!(early.packets().iter().map(Bytes::len).collect::<Vec<_>>(), [100, 200]);
+        queue.put_back(early);
+        assert_eq!(queue.bytes(), 1000);
+        queue.hold(false);
+        assert_eq!(pop(&queue, 9), [100, 200, 300, 400]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_words_into_a_dead_path_are_said_again() {
+        let queue = queue(10_000);
+        queue.push(&mut packets(&[50, 60]));
+        assert_eq!(pop(&queue, 9), [50, 60]);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        let since = clock::now();
+        queue.push(&mut packets(&[70, 1400, 80]));
+        assert_eq!(pop(&queue, 9), [70, 1400, 80]);
+        queue.push(&mut packets(&[90]));
+        assert_eq!(queue.repeat(since), 2, "TCP repairs a bulk flow by itself");
+        assert_eq!(pop(&queue, 9), [70, 80, 90]);
+        tokio::time::advance(MEMORY * 2).await;
+        queue.push(&mut packets(&[50]));
+        pop(&queue, 9);
+        assert_eq!(queue.repeat(since), 1, "memory is short");
     }
 
     #[tokio::test]
     async fn a_push_wakes_the_reader() {
-        let queue = std::sync::Arc::new(Queue::new(10));
+        let queue = std::sync::Arc::new(queue(100));
         let reader = tokio::spawn({
             let queue = queue.clone();
             async move {
@@ -120,7 +312,7 @@ mod tests {
             }
         });
         tokio::task::yield_now().await;
-        queue.push(&mut packets(&[7]));
-        assert_eq!(reader.await.unwrap(), packets(&[7]));
+        queue.push(&mut packets(&[47]));
+        assert_eq!(reader.await.unwrap(), packets(&[47]));
     }
 }

@@ -1,0 +1,124 @@
+//! Which flow an inner packet belongs to.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
+/// Protocol numbers (IANA, "Assigned Internet Protocol Numbers").
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+const DCCP: u8 = 33;
+const UDP_LITE: u8 = 136;
+
+/// A flow: all packets with the same addresses, protocol and ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The same for all packets of the flow.
+    pub hash: u64,
+    /// Whether its sender repeats what is lost.
+    pub is_tcp: bool,
+}
+
+/// Tells flows apart, by a hash that nobody outside can predict.
+#[derive(Clone, Debug, Default)]
+pub struct Classifier(RandomState);
+
+impl Classifier {
+    /// The flow of a packet. All that can't be read as IP is one flow.
+    #[must_use]
+    pub fn flow(&self, packet: &[u8]) -> Flow {
+        let mut hasher = self.0.build_hasher();
+        let protocol = match read(packet) {
+            Some(Parts { addresses, protocol, ports }) => {
+                hasher.write(addresses);
+                hasher.write(ports);
+                protocol
+            }
+            None => 0,
+        };
+        hasher.write_u8(protocol);
+        Flow { hash: hasher.finish(), is_tcp: protocol == TCP }
+    }
+}
+
+struct Parts<'a> {
+    addresses: &'a [u8],
+    protocol: u8,
+    /// Empty where there are none or they can't be seen.
+    ports: &'a [u8],
+}
+
+fn read(packet: &[u8]) -> Option<Parts<'_>> {
+    let (addresses, protocol, payload) = match packet.first()? >> 4 {
+        4 => {
+            let header = packet.get(..20)?;
+            // The ports stand in the first fragment alone (RFC 791 §3.1).
+            let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+            let length = usize::from(header[0] & 0x0f) * 4;
+            let payload = if fragment { &[] } else { packet.get(length..)? };
+            (&header[12..20], header[9], payload)
+        }
+        6 => {
+            let header = packet.get(..40)?;
+            (&header[8..40], header[6], &packet[40..])
+        }
+        _ => return None,
+    };
+    let ports = match protocol {
+        TCP | UDP | SCTP | DCCP | UDP_LITE => payload.get(..4).unwrap_or_default(),
+        _ => &[],
+    };
+    Some(Parts { addresses, protocol, ports })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tunnel::packet::tests::packet;
+
+    /// A packet of `length` bytes from `10.66.0.1` or `fd66::1`.
+    pub(crate) fn of_flow(v6: bool, protocol: u8, port: u16, length: usize) -> Vec<u8> {
+        let (source, destination, header): (IpAddr, IpAddr, _) = if v6 {
+            ("fd66::1".parse().unwrap(), "fd66::2".parse().unwrap(), 40)
+        } else {
+            ("10.66.0.1".parse().unwrap(), "10.66.0.2".parse().unwrap(), 20)
+        };
+        let mut bytes = packet(source, destination, length - header);
+        bytes[if v6 { 6 } else { 9 }] = protocol;
+        bytes[header..header + 2].copy_from_slice(&port.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn ports_and_protocol_make_the_flow_and_the_rest_does_not() {
+        let classifier = Classifier::default();
+        for v6 in [false, true] {
+            let flow =
+                |protocol, port, length| classifier.flow(&of_flow(v6, protocol, port, length));
+            assert_eq!(flow(TCP, 22, 60), flow(TCP, 22, 1400));
+            assert_ne!(flow(TCP, 22, 60), flow(TCP, 80, 60));
+            assert_ne!(flow(TCP, 22, 60).hash, flow(UDP, 22, 60).hash);
+            assert!(flow(TCP, 22, 60).is_tcp && !flow(UDP, 22, 60).is_tcp);
+        }
+    }
+
+    #[test]
+    fn fragments_of_one_packet_stay_together() {
+        let classifier = Classifier::default();
+        let mut first = of_flow(false, UDP, 1000, 60);
+        first[6] = 0x20;
+        let mut second = of_flow(false, UDP, 2000, 60);
+        second[7] = 5;
+        assert_eq!(classifier.flow(&first), classifier.flow(&second));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Classifier::default().flow(&bytes);
+        }
+    }
+}

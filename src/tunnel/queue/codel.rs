@@ -1,0 +1,102 @@
+//! CoDel (RFC 8289): tells from how long packets waited when a queue stands instead of flowing.
+
+use std::time::{Duration, Instant};
+
+/// A wait that is fine (RFC 8289 §4.2).
+const TARGET: Duration = Duration::from_millis(5);
+/// A wait above the target is a standing queue after so long: about a round trip of the slowest
+/// connections that count (RFC 8289 §4.2).
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// The state of one queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Codel {
+    /// When the wait will have been above the target for an interval.
+    stands_at: Option<Instant>,
+    dropping: Option<Dropping>,
+    last: Option<Dropping>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dropping {
+    next: Instant,
+    count: u32,
+    /// The count with which this episode began.
+    began_with: u32,
+}
+
+impl Codel {
+    /// Whether the packet at the head, which waited for `wait`, should tell its sender to slow
+    /// down. `short` says that hardly more than this packet waits.
+    pub(super) fn signals(&mut self, wait: Duration, short: bool, now: Instant) -> bool {
+        if wait < TARGET || short {
+            self.stands_at = None;
+            self.last = self.dropping.take().or(self.last);
+            return false;
+        }
+        let stands_at = *self.stands_at.get_or_insert(now + INTERVAL);
+        if now < stands_at {
+            return false;
+        }
+        match &mut self.dropping {
+            Some(dropping) if now < dropping.next => false,
+            Some(dropping) => {
+                dropping.count += 1;
+                dropping.next += pace(dropping.count);
+                true
+            }
+            None => {
+                // An episode soon after another one goes on where that one ended (RFC 8289 §5.5).
+                let count = match self.last {
+                    Some(last) if now.saturating_duration_since(last.next) < 16 * INTERVAL => {
+                        last.count.saturating_sub(last.began_with).max(1)
+                    }
+                    _ => 1,
+                };
+                self.dropping =
+                    Some(Dropping { next: now + pace(count), count, began_with: count });
+                true
+            }
+        }
+    }
+}
+
+/// From one signal to the next, closer and closer (RFC 8289 §3.2).
+fn pace(count: u32) -> Duration {
+    INTERVAL.div_f64(f64::from(count).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_burst_that_drains_within_the_interval_is_left_alone() {
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        for at in 0..90 {
+            assert!(!codel.signals(50 * MS, false, start + at * MS));
+        }
+        assert!(!codel.signals(MS, false, start + 95 * MS));
+        assert!(!codel.signals(50 * MS, false, start + 110 * MS), "the interval begins anew");
+    }
+
+    #[test]
+    fn a_standing_queue_is_told_ever_more_often() {
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        let signals: Vec<_> =
+            (0..1000).filter(|at| codel.signals(20 * MS, false, start + *at * MS)).collect();
+        assert_eq!(signals[0], 100);
+        assert_eq!(signals[1], 200);
+        let gaps: Vec<_> = signals.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps.is_sorted_by(|a, b| a >= b), "{gaps:?}");
+        assert!(signals.len() > 20, "{}", signals.len());
+    }
+
+    #[test]
+    fn one_packet_alone_is_no_queue() {
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        assert!((0..1000).all(|at| !codel.signals(20 * MS, true, start + at * MS)));
+    }
+}
