@@ -8,6 +8,7 @@
 pub mod dial;
 pub mod fate;
 pub mod links;
+pub mod names;
 mod roam;
 mod shown;
 
@@ -21,22 +22,29 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
+use quinn::ConnectionError;
 use tracing::{debug, info, warn};
 
 use self::{
-    dial::Dialer,
+    dial::{DialError, Dialer},
     fate::Ended,
     links::Links,
+    names::Names,
     roam::{Roamer, Roaming},
     shown::{Line, Shown},
 };
 use crate::{
+    clock,
     config::ClientConfig,
     control::{self, Instance},
     identity::PublicKey,
-    link::monitor::Monitor,
     netlink::Netlink,
-    path::{handshake::Handshake, manager::Settings, preference::Preferences},
+    path::{
+        handshake::{Connected, Handshake, HandshakeError},
+        manager::Settings,
+        network::Network,
+        preference::Preferences,
+    },
     quic::{self, close, congestion::Handle},
     session, shutdown,
     status::Status,
@@ -51,12 +59,18 @@ use crate::{
     wire::control::{Net, Welcome},
 };
 
-/// Bytes that wait for the connection at most; at 100 Mbit/s some 80 ms.
+/// Bytes that wait for the connection, or for a path, at most.
 const QUEUE: usize = 1024 * 1024;
 /// From the first failed attempt to the next, doubled up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// A server that restarts is found again within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause where there is no route at all: the kernel tells when there is one, link, address and
+/// route in close succession.
+const NO_ROUTE_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of packets that go with the first flight of a handshake. Less than a fresh window, and most
+/// of it should a retransmission be held.
+const EARLY: usize = 8 * 1024;
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
 /// How often a standby is asked whether it still works, so that a switch to it is no gamble.
@@ -89,13 +103,16 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
     let device = Tun::create(&tun.name, tun.mtu)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
-    let links = Arc::new(Links::new(Netlink::open()?, interface.index(), Preferences::new(&paths)));
+    let network: Arc<dyn Network> =
+        Arc::new(Links::new(Netlink::open()?, interface.index(), Preferences::new(&paths)));
+    let names = Arc::new(Names::new(server.addresses));
     let renewal = Handle::default();
     let handshake =
         |alpn, transport| Handshake::new(&private_key, server.public_key, alpn, transport);
     let tunnel = handshake(tls::TUNNEL, quic::transport(&quic, tun.mtu, renewal.clone()))?;
     let roaming = Roaming {
-        links: links.clone(),
+        network: network.clone(),
+        names: names.clone(),
         probes: handshake(tls::PROBE, quic::probe_transport())?,
         settings: Settings {
             probe_timeout: paths.probe_timeout,
@@ -106,7 +123,7 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
     };
     let client = Arc::new(Client {
         key: private_key.public_key(),
-        dialer: Dialer::new(server.addresses, tunnel, links),
+        dialer: Dialer::new(names, tunnel, network),
         roaming,
         tun: device.writer(),
         queue: Queue::new(QUEUE),
@@ -148,39 +165,85 @@ impl Client {
             if let Err(error) = source.recv(&mut batch).await {
                 return error;
             }
-            let dropped = self.queue.push(&mut batch);
-            self.counters.dropped(Drop::QueueFull, dropped);
+            self.counters.dropped_by_queue(self.queue.push(&mut batch));
         }
     }
 
     /// Connects, for ever. Returns only what trying again would not change.
     async fn stay_connected(&self, interface: &mut Interface) -> anyhow::Result<()> {
-        let mut pauses = pauses();
+        let (mut pauses, mut lost, mut told) = (pauses(), clock::now(), String::new());
         loop {
-            let begun = Instant::now();
+            let begun = clock::now();
+            let sessions = self.shown.sessions();
             self.shown.connecting();
-            let ended = self.connect(interface).await?;
+            let ended = self.connect(interface, lost).await?;
+            self.queue.hold(true);
             self.shown.waiting(ended.to_string());
             let ended = ended.unless_fatal(self.key, self.shown.sessions() == 0)?;
+            if self.shown.sessions() > sessions {
+                lost = clock::now();
+                told.clear();
+            }
             if begun.elapsed() >= STABLE {
                 pauses = self::pauses();
             }
-            let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-            warn!(reason = %ended, pause = %milliseconds(pause), "not connected");
-            control::report(&format!("not connected: {ended}"));
-            sleep_or_change(pause).await?;
+            let reason = ended.to_string();
+            if told == reason {
+                debug!(reason, "not connected");
+            } else {
+                warn!(reason, "not connected");
+                control::report(&format!("not connected: {reason}"));
+                told = reason;
+            }
+            match ended {
+                // The attempts had their own pace, or none was made since.
+                Ended::Dial(DialError::Handshake(HandshakeError::TimedOut { .. }))
+                | Ended::Lost(ConnectionError::TimedOut) => {}
+                Ended::Dial(DialError::NoRoute(_)) => {
+                    self.sleep_or_change(NO_ROUTE_PAUSE, LONGEST_PAUSE).await?;
+                }
+                _ => {
+                    let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
+                    self.sleep_or_change(SHORTEST_PAUSE, pause).await?;
+                }
+            }
         }
     }
 
+    /// Waits for `longest`, or less if a network changes, but for `shortest` at least.
+    async fn sleep_or_change(&self, shortest: Duration, longest: Duration) -> io::Result<()> {
+        let mut monitor = self.roaming.network.monitor()?;
+        tokio::time::sleep(shortest).await;
+        tokio::select! {
+            () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
+            () = monitor.hint() => debug!("a network changed: trying at once"),
+        }
+        Ok(())
+    }
+
+    /// Reaches the server, and lets what waits go with the first packet.
+    async fn dial(&self, lost: Instant) -> Result<Connected, DialError> {
+        let taken = self.queue.take_early(EARLY);
+        let early = taken.packets();
+        let dialed = self.dialer.dial(early.clone(), lost).await;
+        if dialed.as_ref().is_ok_and(|connected| connected.early_arrived) {
+            let bytes = early.iter().map(|packet| packet.len() as u64).sum();
+            self.counters.sent.add(early.len() as u64, bytes);
+        } else {
+            self.queue.put_back(taken);
+        }
+        dialed
+    }
+
     /// One session, from the first attempt to its end. An error is one of this machine's.
-    async fn connect(&self, interface: &mut Interface) -> anyhow::Result<Ended> {
-        let (connected, servers) = match self.dialer.dial().await {
+    async fn connect(&self, interface: &mut Interface, lost: Instant) -> anyhow::Result<Ended> {
+        let connected = match self.dial(lost).await {
             Ok(dialed) => dialed,
             Err(error) => return Ok(error.into()),
         };
         let connection = connected.connection.clone();
         let greeted = tokio::time::timeout(GREETING, session::open(&connection)).await;
-        let (_control, welcome) = match greeted {
+        let (control, welcome) = match greeted {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(error)) => return Ok(error.into()),
             Err(_elapsed) => return Ok(Ended::NoGreeting),
@@ -192,6 +255,7 @@ impl Client {
             local = %candidate.source,
             server = %candidate.server,
             rtt = %milliseconds(connection.rtt()),
+            resumed = connected.early_arrived,
             name = welcome.name,
             addresses = ?interface.addresses(),
             "connected"
@@ -204,7 +268,8 @@ impl Client {
             software: welcome.software,
             since: SystemTime::now(),
         });
-        let roamer = Roamer::new(&self.roaming, &self.shown, servers, connected);
+        let roamer = Roamer::new(&self.roaming, &self.shown, &self.queue, control, connected);
+        self.queue.hold(false);
         tokio::select! {
             lost = pump::uplink(&connection, &self.queue, &self.counters) => Ok(Ended::Lost(lost)),
             lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
@@ -269,18 +334,6 @@ fn pauses() -> ExponentialBackoff {
         .with_jitter()
         .without_max_times()
         .build()
-}
-
-/// Waits for `pause`, or less if a network changes, but not so little that a storm of changes becomes
-/// one of attempts.
-async fn sleep_or_change(pause: Duration) -> io::Result<()> {
-    let mut monitor = Monitor::open()?;
-    tokio::time::sleep(SHORTEST_PAUSE.min(pause)).await;
-    tokio::select! {
-        () = tokio::time::sleep(pause.saturating_sub(SHORTEST_PAUSE)) => {}
-        () = monitor.hint() => debug!("a network changed: trying at once"),
-    }
-    Ok(())
 }
 
 /// A duration as people read it, without micro- and nanoseconds.

@@ -5,6 +5,7 @@
 
 pub mod handshake;
 pub mod manager;
+pub mod network;
 pub mod preference;
 pub mod probe;
 pub mod socket;

@@ -5,7 +5,7 @@ pub mod congestion;
 use std::{sync::Arc, time::Duration};
 
 use quinn::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
     congestion::{BbrConfig, CubicConfig},
 };
 use ring::hkdf;
@@ -32,6 +32,8 @@ const OVERHEAD: u16 = 48;
 /// The round trip that is assumed before the first measurement; a lost first packet is repeated after
 /// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
 const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Shorter silences are common on wireless links.
+const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
 /// How long a probe's connection stays without a question.
 const PROBE_IDLE: Duration = Duration::from_secs(60);
 
@@ -141,6 +143,16 @@ pub fn probe_transport() -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     transport
+}
+
+/// A path that was sent to is suspect when nothing is heard on it for twice what QUIC would wait before
+/// it probes (RFC 9002 §6.2.1), and for at least [`SHORTEST_SILENCE`]. quinn does not tell the variance
+/// of the round trip: three halves of it and the other side's 25 ms for an acknowledgement are above
+/// the probe timeout on all but the worst links.
+#[must_use]
+pub fn silence_limit(connection: &Connection) -> Duration {
+    let pto = connection.rtt() * 3 / 2 + Duration::from_millis(25);
+    (2 * pto).max(SHORTEST_SILENCE)
 }
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips

@@ -8,16 +8,22 @@
 
 pub mod handshake;
 pub mod peers;
+pub mod silence;
 pub mod socket;
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use ipnet::IpNet;
-use quinn::{Connection, Endpoint, TokioRuntime, crypto::rustls::QuicServerConfig};
+use quinn::{
+    Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
+    crypto::rustls::QuicServerConfig,
+};
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -27,13 +33,14 @@ use self::{
     socket::ServerSocket,
 };
 use crate::{
-    config::ServerConfig,
+    clock,
+    config::{self, ServerConfig},
     control::{self, Instance},
     identity::PrivateKey,
     netlink::Netlink,
     path::udp::UdpSocket,
-    quic::{self, HANDSHAKE_TIMEOUT, close},
-    session::{self, SOFTWARE},
+    quic::{self, HANDSHAKE_TIMEOUT, close, congestion::Handle},
+    session::{self, Control, SOFTWARE},
     shutdown,
     status::{self, PeerStatus, ServerStatus, Status},
     tls,
@@ -43,13 +50,14 @@ use crate::{
         interface::{self, Interface},
         pump,
     },
-    wire::control::{Net, Welcome},
+    wire::control::{Message, Net, Repeat, Welcome},
 };
 
 /// How long clients have to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 struct Server {
+    acceptor: Acceptor,
     peers: Peers,
     offer: Offer,
     tun: TunWriter,
@@ -69,6 +77,22 @@ struct Offer {
     mtu: u16,
 }
 
+/// How connections are set up.
+struct Acceptor {
+    tls: quinn::ServerConfig,
+    quic: config::Quic,
+    mtu: u16,
+}
+
+impl Acceptor {
+    /// The set-up of one connection, whose congestion controllers listen to `renewal`.
+    fn config(&self, renewal: Handle) -> Arc<quinn::ServerConfig> {
+        let mut config = self.tls.clone();
+        config.transport_config(Arc::new(quic::transport(&self.quic, self.mtu, renewal)));
+        Arc::new(config)
+    }
+}
+
 /// Runs the server until the process is told to stop.
 pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()> {
     let ServerConfig { private_key, listen, tun, peers, quic, .. } = config;
@@ -80,16 +104,15 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
 
     let udp = UdpSocket::bind(listen, None).with_context(|| format!("can't listen on {listen}"))?;
     let socket = ServerSocket::new(udp)?;
+    let acceptor = Acceptor { tls: quinn_config(&private_key)?, quic, mtu: tun.mtu };
     let endpoint = Endpoint::new_with_abstract_socket(
         quic::server_endpoint(&private_key),
-        Some(quinn_config(
-            &private_key,
-            quic::transport(&quic, tun.mtu, quic::congestion::Handle::default()),
-        )?),
+        Some(acceptor.tls.clone()),
         socket.clone(),
         Arc::new(TokioRuntime),
     )?;
     let server = Arc::new(Server {
+        acceptor,
         peers: Peers::new(peers),
         offer: Offer { networks: tun.addresses, routes: tun.routes, mtu: tun.mtu },
         tun: device.writer(),
@@ -131,14 +154,9 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
     }
 }
 
-fn quinn_config(
-    key: &PrivateKey,
-    transport: quinn::TransportConfig,
-) -> Result<quinn::ServerConfig, tls::TlsError> {
+fn quinn_config(key: &PrivateKey) -> Result<quinn::ServerConfig, tls::TlsError> {
     let crypto: QuicServerConfig = tls::server(key)?;
-    let mut config = quinn::ServerConfig::new(Arc::new(crypto), quic::token_key(key));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+    Ok(quinn::ServerConfig::new(Arc::new(crypto), quic::token_key(key)))
 }
 
 async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
@@ -163,8 +181,13 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 
 /// One connection, from its first datagram to its end.
 async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
+    let renewal = Handle::default();
     let begin = async {
-        let connection = incoming.await?;
+        let connecting = incoming.accept_with(server.acceptor.config(renewal.clone()))?;
+        let connection = match connecting.into_0rtt() {
+            Ok((connection, confirmed)) => server.confirm(connection, confirmed).await?,
+            Err(connecting) => connecting.await?,
+        };
         let Some(peer) = server.identify(&connection) else { return Ok(None) };
         if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
             return Ok(Some((connection, peer, None)));
@@ -180,7 +203,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     };
     drop(pass);
     let Some((connection, peer, session)) = begun else { return };
-    let Some((_control, hello)) = session else { return echo(&connection).await };
+    let Some((mut control, hello)) = session else { return echo(&connection).await };
     peer.attach(PeerSession {
         connection: connection.clone(),
         since: SystemTime::now(),
@@ -189,13 +212,28 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     info!(peer = peer.name, software = hello.software, "connected");
     let reason = tokio::select! {
         reason = pump::uplink(&connection, &peer.queue, &peer.counters) => reason,
-        reason = pump::downlink(&connection, &peer.counters, |batch| {
-            server.peers.admit(&peer, batch);
-            peer.counters.dropped(Drop::Device, server.tun.send(batch));
-        }) => reason,
+        reason = pump::downlink(&connection, &peer.counters, |batch| server.admit(&peer, batch)) => {
+            reason
+        }
+        never = listen(&mut control, &peer) => match never {},
+        never = silence::watch(&connection, &peer.queue, &renewal) => match never {},
     };
     peer.detach(&connection);
     info!(peer = peer.name, %reason, "disconnected");
+}
+
+/// Does what a client asks for over the control stream. Its end is no reason to end the session.
+async fn listen(control: &mut Control, peer: &Peer) -> Infallible {
+    while let Ok(message) = control.read().await {
+        if let Message::Repeat(Repeat { milliseconds }) = message
+            && let Some(since) =
+                clock::now().checked_sub(Duration::from_millis(milliseconds.into()))
+        {
+            let packets = peer.queue.repeat(since);
+            debug!(milliseconds, packets, "repeating");
+        }
+    }
+    std::future::pending().await
 }
 
 /// Answers a probe with its own words until it ends.
@@ -218,6 +256,34 @@ async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Er
 }
 
 impl Server {
+    /// Waits for the end of the handshake. Packets of a client that resumes a session are delivered
+    /// before that: an attacker can delay them, but not send them twice, since a ticket is used once.
+    async fn confirm(
+        &self,
+        connection: Connection,
+        confirmed: ZeroRttAccepted,
+    ) -> Result<Connection, ConnectionError> {
+        let deliver = |batch: &mut Vec<Bytes>| match tls::peer_key(&connection) {
+            Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
+                if let Some(peer) = self.peers.with_key(key) {
+                    self.admit(peer, batch);
+                }
+            }
+            _ => {}
+        };
+        tokio::select! {
+            _ = confirmed => {}
+            lost = pump::downlink(&connection, &self.counters, deliver) => return Err(lost),
+        }
+        connection.close_reason().map_or(Ok(connection), Err)
+    }
+
+    /// Takes packets from a peer: to other peers, or to the device.
+    fn admit(&self, peer: &Peer, batch: &mut Vec<Bytes>) {
+        self.peers.admit(peer, batch);
+        peer.counters.dropped(Drop::Device, self.tun.send(batch));
+    }
+
     /// The peer behind a connection. Every handshake comes through here, resumed ones too; one with
     /// a key that is not in the configuration ends here, with a reason for both sides.
     fn identify(&self, connection: &Connection) -> Option<Arc<Peer>> {

@@ -52,7 +52,7 @@ pub async fn open(connection: &Connection) -> Result<(Control, Welcome), Session
     match control.read().await? {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((control, welcome)),
         Message::Welcome(welcome) => Err(refuse_version(connection, vec![welcome.version])),
-        Message::Hello(_) => Err(unexpected(connection)),
+        Message::Hello(_) | Message::Repeat(_) => Err(unexpected(connection)),
     }
 }
 
@@ -107,7 +107,8 @@ impl Control {
         })
     }
 
-    async fn write(&mut self, message: &Message) -> Result<(), SessionError> {
+    /// Tells the other side. Not cancel safe.
+    pub async fn write(&mut self, message: &Message) -> Result<(), SessionError> {
         self.send.write_all(&message.encode()?).await.map_err(|error| match error {
             WriteError::ConnectionLost(error) => error.into(),
             other => SessionError::Stream(io::Error::other(other)),

@@ -76,8 +76,9 @@ struct Client {
 
 impl Client {
     fn new(key: &PrivateKey, server_key: PublicKey, server: SocketAddr) -> Self {
-        let (crypto, wrong) = tls::client(key, server_key, tls::TUNNEL).unwrap();
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        let tls::ClientTls { fresh, wrong, .. } =
+            tls::client(key, server_key, tls::TUNNEL).unwrap();
+        let mut config = quinn::ClientConfig::new(Arc::new(fresh));
         config.transport_config(Arc::new(quic::transport(
             &quic_settings(),
             TUN_MTU,
@@ -238,6 +239,37 @@ async fn a_server_with_another_key_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn a_returning_client_sends_packets_with_its_first_flight() {
+    let (server_key, client_key) =
+        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let endpoint = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());
+    let client = Client::new(&client_key, server_key.public_key(), endpoint.local_addr().unwrap());
+    let tls = tls::client(&client_key, server_key.public_key(), tls::TUNNEL).unwrap();
+    let resuming = quinn::ClientConfig::new(Arc::new(tls.resuming));
+    let connect =
+        || client.endpoint.connect_with(resuming.clone(), VIRTUAL_SERVER, "roamd").unwrap();
+    let accept = async || endpoint.accept().await.unwrap().accept().unwrap().into_0rtt().unwrap();
+
+    let connecting = connect().into_0rtt().map(|_| ()).unwrap_err();
+    let (here, (there, confirmed)) = tokio::join!(connecting, accept());
+    let (here, _) = (here.unwrap(), confirmed.await);
+    // The tickets are on their way before this is.
+    there.send_datagram(packet(100, 1)).unwrap();
+    timeout(PATIENCE, here.read_datagram()).await.unwrap().unwrap();
+    here.close(0_u32.into(), b"");
+
+    let (here, accepted) = connect().into_0rtt().map_err(|_| "no ticket").unwrap();
+    here.send_datagram(packet(100, 2)).unwrap();
+    let (there, confirmed) = accept().await;
+    let early = timeout(PATIENCE, there.read_datagram()).await.unwrap().unwrap();
+    assert_eq!(early, packet(100, 2));
+    assert_eq!(tls::peer_key(&there), Some(client_key.public_key()), "known from the ticket");
+    assert!(accepted.await);
+    confirmed.await;
+    assert_eq!(there.close_reason(), None);
+}
+
+#[tokio::test]
 async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     let Pair { client: _client, here, there } =
         timeout(PATIENCE, pair("127.0.0.1:0")).await.unwrap();
@@ -256,6 +288,7 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     });
     // The first ones leave before the path's MTU is known to be more than 1200.
     let sent: Vec<_> = (28..=9000).step_by(97).map(|size| packet(size, size as u8)).collect();
+    queue.hold(false);
     queue.push(&mut sent.clone());
     let mut received = Vec::new();
     while received.len() < sent.len() {

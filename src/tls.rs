@@ -11,10 +11,11 @@ use quinn::crypto::rustls::{
     HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig,
 };
 use rustls::{
-    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error,
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, NamedGroup,
     SignatureScheme,
     client::{
-        AlwaysResolvesClientRawPublicKeys,
+        AlwaysResolvesClientRawPublicKeys, ClientSessionMemoryCache, ClientSessionStore,
+        Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{
@@ -25,7 +26,7 @@ use rustls::{
         CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
     },
     server::{
-        AlwaysResolvesServerRawPublicKeys,
+        AlwaysResolvesServerRawPublicKeys, ServerSessionMemoryCache,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::CertifiedKey,
@@ -58,16 +59,68 @@ pub enum TlsError {
 /// The key that a server showed, if it was not the one that we wanted.
 pub type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 
+/// Tickets of past sessions that a client keeps. Each is used once, and a server hands out several.
+const CLIENT_TICKETS: usize = 8;
+/// Tickets for one session. A client that races its links needs one for each.
+const TICKETS_A_SESSION: usize = 4;
+/// Tickets that a server keeps for all its clients; without one a handshake is one round trip longer.
+const SERVER_TICKETS: usize = 4096;
+
+/// TLS for a client.
+pub struct ClientTls {
+    /// Begins with a ticket of an earlier session where there is one, and lets the first flight carry
+    /// data (0-RTT, RFC 8446 §2.3).
+    pub resuming: QuicClientConfig,
+    /// Leaves the tickets alone.
+    pub fresh: QuicClientConfig,
+    /// Filled in when a server shows another key than the one that we want.
+    pub wrong: WrongServerKey,
+}
+
 /// TLS for a client that talks to the server with key `server` alone, about `alpn`.
-///
-/// The second value is filled in when a server shows another key.
-pub fn client(
-    key: &PrivateKey,
-    server: PublicKey,
-    alpn: &[u8],
-) -> Result<(QuicClientConfig, WrongServerKey), TlsError> {
-    let (config, wrong) = rustls_client(key, server, alpn)?;
-    Ok((QuicClientConfig::try_from(config)?, wrong))
+pub fn client(key: &PrivateKey, server: PublicKey, alpn: &[u8]) -> Result<ClientTls, TlsError> {
+    let (mut config, wrong) = rustls_client(key, server, alpn)?;
+    let tickets = Arc::new(ClientSessionMemoryCache::new(CLIENT_TICKETS));
+    let resumption = |gives| Resumption::store(Arc::new(Tickets { store: tickets.clone(), gives }));
+    config.resumption = resumption(false);
+    let fresh = QuicClientConfig::try_from(config.clone())?;
+    config.resumption = resumption(true);
+    config.enable_early_data = true;
+    Ok(ClientTls { resuming: QuicClientConfig::try_from(config)?, fresh, wrong })
+}
+
+/// Tickets that are kept, but given out only where they are of use.
+#[derive(Debug)]
+struct Tickets {
+    store: Arc<ClientSessionMemoryCache>,
+    gives: bool,
+}
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
+        self.store.set_kx_hint(server, group);
+    }
+
+    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.store.kx_hint(server)
+    }
+
+    /// QUIC has no TLS 1.2 (RFC 9001 §4.2).
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        self.store.insert_tls13_ticket(server, ticket);
+    }
+
+    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.gives.then(|| self.store.take_tls13_ticket(server)).flatten()
+    }
 }
 
 /// TLS for a server; any client that proves its key completes the handshake.
@@ -111,6 +164,11 @@ fn rustls_server(key: &PrivateKey) -> Result<rustls::ServerConfig, Error> {
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified_key(key)?)));
     config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
+    // Kept here and deleted at their first use: who records a client's first flight can't send it
+    // again (RFC 8446 §8.1). The only other value that QUIC allows is zero (RFC 9001 §4.6.1).
+    config.session_storage = ServerSessionMemoryCache::new(SERVER_TICKETS);
+    config.send_tls13_tickets = TICKETS_A_SESSION;
+    config.max_early_data_size = u32::MAX;
     Ok(config)
 }
 

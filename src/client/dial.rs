@@ -1,19 +1,29 @@
 //! Reaching the server: all its addresses, over every link with a route to them, raced.
 //!
 //! Attempts start a moment apart, best link first (RFC 8305 §5), and the first handshake to
-//! complete wins. The others close what they opened.
+//! complete wins. The others close what they opened. A handshake repeats its first packet ever more
+//! rarely, and somebody waits: so each attempt starts further handshakes at a steady pace.
 
-use std::{collections::HashSet, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use futures_util::future::join_all;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{task::JoinSet, time};
 use tracing::debug;
 
-use super::links::Links;
+use super::names::{Names, ResolveError};
 use crate::{
-    config::HostPort,
+    clock,
     link::candidate::Candidate,
-    path::handshake::{Connected, Handshake, HandshakeError},
+    path::{
+        handshake::{Connected, Handshake, HandshakeError},
+        network::Network,
+    },
     quic::HANDSHAKE_TIMEOUT,
 };
 
@@ -21,8 +31,16 @@ use crate::{
 const STAGGER: Duration = Duration::from_millis(250);
 /// Attempts in one round.
 const MAX_ATTEMPTS: usize = 16;
-/// How long the resolver may take; libc's own default is two tries of five seconds.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the further handshakes of an attempt may take. The first one may take longer, should the
+/// network be that slow.
+const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How soon after the loss of the connection, and how often at most from then on, a handshake
+/// begins. Each costs some 2.5 kB.
+const PACES: [(Duration, Duration); 3] = [
+    (Duration::ZERO, Duration::from_millis(250)),
+    (Duration::from_secs(60), Duration::from_secs(1)),
+    (Duration::from_secs(600), Duration::from_secs(5)),
+];
 
 /// Why a round of attempts reached no server.
 #[derive(Debug, thiserror::Error)]
@@ -30,14 +48,9 @@ pub enum DialError {
     /// Every handshake failed; the most telling failure.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    /// A name could not be resolved.
-    #[error("can't resolve {name}: {reason}")]
-    Resolve {
-        /// The name.
-        name: String,
-        /// What the resolver said.
-        reason: String,
-    },
+    /// No address is known.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     /// No link has a route to the server.
     #[error("no network link has a route to {}", list(.0))]
     NoRoute(Vec<SocketAddr>),
@@ -52,111 +65,123 @@ fn list(addresses: &[SocketAddr]) -> String {
 
 /// Connects.
 pub struct Dialer {
-    servers: Vec<HostPort>,
+    names: Arc<Names>,
     handshake: Handshake,
-    links: Arc<Links>,
+    network: Arc<dyn Network>,
 }
+
+type Attempts = JoinSet<Result<Connected, HandshakeError>>;
 
 impl Dialer {
-    /// A dialer for `servers` over `links`.
+    /// A dialer for the server that has these `names` over `network`.
     #[must_use]
-    pub fn new(servers: Vec<HostPort>, handshake: Handshake, links: Arc<Links>) -> Self {
-        Self { servers, handshake, links }
+    pub fn new(names: Arc<Names>, handshake: Handshake, network: Arc<dyn Network>) -> Self {
+        Self { names, handshake, network }
     }
 
-    /// One round: resolves the names and races all addresses over all links. Gives the connection
-    /// and all addresses of the server.
-    pub async fn dial(&self) -> Result<(Connected, Vec<SocketAddr>), DialError> {
-        let addresses = resolve(&self.servers).await?;
-        let candidates = self.links.candidates(&addresses).await?;
-        if candidates.is_empty() {
-            return Err(DialError::NoRoute(addresses));
+    /// One round: races all addresses over all links, also those that are found meanwhile. Packets
+    /// of `early` go with the first packet of each attempt, where the server lets that be. `since` is
+    /// when the last connection was lost.
+    ///
+    /// Cancel safe: what it opened is closed.
+    pub async fn dial(&self, early: Arc<[Bytes]>, since: Instant) -> Result<Connected, DialError> {
+        let resolving = self.names.resolve();
+        tokio::pin!(resolving);
+        let mut servers = self.names.known();
+        let mut unresolved = true;
+        if servers.is_empty() {
+            servers = resolving.as_mut().await?;
+            unresolved = false;
         }
-        let attempts = candidates
-            .into_iter()
-            .take(MAX_ATTEMPTS)
-            .map(|(_, candidate)| self.attempt(candidate))
-            .collect();
-        Ok((race(attempts).await?, addresses))
+        let mut seen = HashSet::new();
+        let mut waiting = self.find(&servers, &mut seen).await?.into_iter();
+        let mut attempts = Attempts::new();
+        let mut failure = None;
+        let mut next = clock::now();
+        loop {
+            if waiting.len() == 0 && attempts.is_empty() && !unresolved {
+                return Err(failure.map_or(DialError::NoRoute(servers), DialError::Handshake));
+            }
+            tokio::select! {
+                Some(ended) = attempts.join_next() => match ended {
+                    Ok(Ok(connected)) => return Ok(connected),
+                    Ok(Err(error)) => {
+                        debug!(%error, "attempt failed");
+                        failure = Some(more_telling(failure, error));
+                        next = clock::now();
+                    }
+                    Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+                },
+                found = &mut resolving, if unresolved => {
+                    unresolved = false;
+                    if let Ok(found) = found {
+                        servers = found;
+                        let more = self.find(&servers, &mut seen).await?;
+                        waiting = waiting.chain(more).collect::<Vec<_>>().into_iter();
+                    }
+                }
+                () = time::sleep_until(next.into()), if waiting.len() > 0 => {
+                    next = clock::now() + STAGGER;
+                    if let Some(candidate) = waiting.next() {
+                        attempts.spawn(attempt(
+                            self.handshake.clone(),
+                            self.network.clone(),
+                            candidate,
+                            early.clone(),
+                            since,
+                        ));
+                    }
+                }
+            }
+        }
     }
 
-    fn attempt(
+    /// Candidates that were not `seen` yet.
+    async fn find(
         &self,
-        candidate: Candidate,
-    ) -> impl Future<Output = Result<Connected, HandshakeError>> + Send + 'static {
-        let handshake = self.handshake.clone();
-        async move { handshake.run(candidate, HANDSHAKE_TIMEOUT).await }
+        servers: &[SocketAddr],
+        seen: &mut HashSet<Candidate>,
+    ) -> Result<Vec<Candidate>, DialError> {
+        let found = self.network.candidates(servers).await?.into_iter().map(|(_, it)| it);
+        let room = MAX_ATTEMPTS.saturating_sub(seen.len());
+        Ok(found.filter(|it| seen.insert(it.clone())).take(room).collect())
     }
 }
 
-/// Runs `attempts` a moment apart until one succeeds; the failure that says most if none does.
-async fn race<F>(attempts: Vec<F>) -> Result<Connected, DialError>
-where
-    F: Future<Output = Result<Connected, HandshakeError>> + Send + 'static,
-{
-    let mut waiting = attempts.into_iter();
-    let mut running = JoinSet::new();
-    let mut worst = None;
-    start_next(&mut waiting, &mut running);
+/// Handshakes over one candidate until one completes, fails or nothing is heard for too long.
+async fn attempt(
+    handshake: Handshake,
+    network: Arc<dyn Network>,
+    candidate: Candidate,
+    early: Arc<[Bytes]>,
+    since: Instant,
+) -> Result<Connected, HandshakeError> {
+    let begun = clock::now();
+    let start = |limit, early| handshake.run(&*network, candidate.clone(), limit, early);
+    let mut handshakes = FuturesUnordered::new();
+    handshakes.push(start(HANDSHAKE_TIMEOUT, Some(early)));
     loop {
         tokio::select! {
-            ended = running.join_next() => match ended {
-                Some(Ok(Ok(dialed))) => return Ok(dialed),
-                Some(Ok(Err(error))) => {
-                    debug!(%error, "attempt failed");
-                    worst = Some(more_telling(worst, error));
-                    start_next(&mut waiting, &mut running);
-                }
-                Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-                None => return Err(worst.map_or(DialError::NoRoute(Vec::new()), DialError::from)),
+            Some(ended) = handshakes.next() => match ended {
+                Err(HandshakeError::TimedOut { .. })
+                    if clock::now() < begun + HANDSHAKE_TIMEOUT => {}
+                ended => return ended,
             },
-            () = time::sleep(STAGGER), if waiting.len() > 0 => start_next(&mut waiting, &mut running),
+            () = time::sleep(pace(since)) => handshakes.push(start(FURTHER_TIMEOUT, None)),
         }
     }
 }
 
-fn start_next<F>(waiting: &mut std::vec::IntoIter<F>, running: &mut JoinSet<F::Output>)
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    if let Some(attempt) = waiting.next() {
-        running.spawn(attempt);
-    }
+fn pace(since: Instant) -> Duration {
+    let outage = clock::now().saturating_duration_since(since);
+    let slower = PACES.iter().rev().find(|(from, _)| *from <= outage);
+    slower.map_or(STAGGER, |(_, pace)| *pace)
 }
 
 /// A server that answered wrongly tells more than one that did not answer.
 fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> HandshakeError {
     match before {
-        None | Some(HandshakeError::Unreachable { .. }) => error,
+        None | Some(HandshakeError::Unreachable { .. } | HandshakeError::TimedOut { .. }) => error,
         Some(before) => before,
-    }
-}
-
-/// The addresses behind all names; an error only if there is none at all.
-async fn resolve(servers: &[HostPort]) -> Result<Vec<SocketAddr>, DialError> {
-    let answers = join_all(servers.iter().map(|server| async move {
-        let lookup = tokio::net::lookup_host((server.host.as_str(), server.port));
-        match time::timeout(RESOLVE_TIMEOUT, lookup).await {
-            Ok(Ok(addresses)) => Ok(addresses.collect::<Vec<_>>()),
-            Ok(Err(error)) => Err((server, error.to_string())),
-            Err(_elapsed) => Err((server, "the resolver did not answer".into())),
-        }
-    }))
-    .await;
-    let mut addresses = Vec::new();
-    let mut failure = None;
-    for answer in answers {
-        match answer {
-            Ok(found) => addresses.extend(found),
-            Err((server, reason)) => {
-                failure = Some(DialError::Resolve { name: server.host.clone(), reason });
-            }
-        }
-    }
-    let mut seen = HashSet::new();
-    addresses.retain(|address| seen.insert(*address));
-    match failure {
-        Some(error) if addresses.is_empty() => Err(error),
-        _ => Ok(addresses),
     }
 }

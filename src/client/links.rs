@@ -1,11 +1,21 @@
-//! The links that could carry a path, in the user's order.
+//! The kernel's networks, in the user's order.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use quinn::AsyncUdpSocket;
 
 use crate::{
-    link::candidate::{Candidate, candidates},
+    link::{
+        candidate::{Candidate, candidates},
+        monitor::Monitor,
+    },
     netlink::Netlink,
-    path::preference::{Preferences, Rank},
+    path::{
+        network::Network,
+        preference::{Preferences, Rank},
+        udp::UdpSocket,
+    },
 };
 
 /// Finds and ranks candidates.
@@ -22,21 +32,33 @@ impl Links {
     pub fn new(netlink: Netlink, own: u32, preferences: Preferences) -> Self {
         Self { netlink, own, preferences }
     }
+}
 
-    /// What could carry a path to one of `servers`, best first.
-    pub async fn candidates(
-        &self,
-        servers: &[SocketAddr],
-    ) -> Result<Vec<(Rank, Candidate)>, rtnetlink::Error> {
-        let mut ranked = Vec::new();
-        for server in servers {
-            for candidate in candidates(&self.netlink, *server, self.own).await? {
-                if let Some(rank) = self.preferences.rank(&candidate.link, candidate.metric) {
-                    ranked.push((rank, candidate));
+impl Network for Links {
+    fn candidates<'a>(
+        &'a self,
+        servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
+        Box::pin(async move {
+            let mut ranked = Vec::new();
+            for server in servers {
+                for candidate in candidates(&self.netlink, *server, self.own).await? {
+                    if let Some(rank) = self.preferences.rank(&candidate.link, candidate.metric) {
+                        ranked.push((rank, candidate));
+                    }
                 }
             }
-        }
-        ranked.sort_by_key(|(rank, _)| *rank);
-        Ok(ranked)
+            ranked.sort_by_key(|(rank, _)| *rank);
+            Ok(ranked)
+        })
+    }
+
+    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let local = SocketAddr::new(candidate.source, 0);
+        Ok(UdpSocket::bind(local, Some(&candidate.link))?)
+    }
+
+    fn monitor(&self) -> io::Result<Monitor> {
+        Monitor::open()
     }
 }

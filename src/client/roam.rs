@@ -15,30 +15,29 @@ use tokio::{sync::mpsc, time};
 use tracing::{debug, info, warn};
 
 use super::{
-    links::Links,
     milliseconds,
+    names::Names,
     shown::{Shown, ShownPath},
 };
 use crate::{
-    link::{
-        candidate::Candidate,
-        monitor::{self, Monitor},
-        wake::Wake,
-    },
+    clock,
+    link::{candidate::Candidate, monitor, wake::Wake},
     path::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Event, Key, Manager, Reason, Settings},
+        network::Network,
         probe::Probe,
         socket::PathId,
-        udp::UdpSocket,
     },
-    quic::congestion::Handle,
-    wire::datagram::PADDING,
+    quic::{congestion::Handle, silence_limit},
+    session::Control,
+    tunnel::queue::Queue,
+    wire::{
+        control::{Message, Repeat},
+        datagram::PADDING,
+    },
 };
 
-/// The active path is suspect when it is silent for twice what QUIC would wait before it probes
-/// (RFC 9002 §6.2.1), and for at least this: shorter silences are common on wireless links.
-const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often a path in doubt is looked at.
@@ -54,7 +53,8 @@ const ANSWERS: usize = 32;
 
 /// What stays from connection to connection.
 pub(super) struct Roaming {
-    pub(super) links: Arc<Links>,
+    pub(super) network: Arc<dyn Network>,
+    pub(super) names: Arc<Names>,
     pub(super) probes: Handshake,
     pub(super) settings: Settings,
     pub(super) renewal: Handle,
@@ -64,6 +64,8 @@ pub(super) struct Roaming {
 pub(super) struct Roamer<'a> {
     roaming: &'a Roaming,
     shown: &'a Shown,
+    queue: &'a Queue,
+    control: Control,
     servers: Vec<SocketAddr>,
     connection: Connection,
     underlay: Underlay,
@@ -78,10 +80,14 @@ pub(super) struct Roamer<'a> {
     moving: Option<Move>,
     /// When the server was last heard on an active path that is gone.
     heard: Option<Instant>,
+    /// Since when the server's packets may not have arrived; it is not told yet.
+    unheard: Option<Instant>,
 }
 
 /// The active path is silent.
 struct Doubt {
+    /// When the server was last heard.
+    heard: Instant,
     since: Instant,
     nudged: Instant,
 }
@@ -103,16 +109,19 @@ impl<'a> Roamer<'a> {
     pub(super) fn new(
         roaming: &'a Roaming,
         shown: &'a Shown,
-        servers: Vec<SocketAddr>,
+        queue: &'a Queue,
+        control: Control,
         connected: Connected,
     ) -> Self {
-        let Connected { connection, underlay, path, candidate } = connected;
+        let Connected { connection, underlay, path, candidate, .. } = connected;
         let (answered, answers) = mpsc::channel(ANSWERS);
         let first = key(&candidate);
         Self {
             roaming,
             shown,
-            servers,
+            queue,
+            control,
+            servers: roaming.names.known(),
             connection,
             underlay,
             manager: Manager::new(roaming.settings),
@@ -125,12 +134,13 @@ impl<'a> Roamer<'a> {
             doubt: None,
             moving: None,
             heard: None,
+            unheard: None,
         }
     }
 
     /// Watches, asks and switches, for as long as it is polled.
     pub(super) async fn run(mut self) -> anyhow::Result<Infallible> {
-        let mut monitor = Monitor::open()?;
+        let mut monitor = self.roaming.network.monitor()?;
         let first = self.open.keys().next().copied();
         self.look().await;
         if let Some(first) = first {
@@ -143,9 +153,13 @@ impl<'a> Roamer<'a> {
                 info!("woke up");
                 self.tell(Event::Woke);
             }
+            self.queue.hold(self.doubt.is_some() || self.manager.active().is_none());
+            if let Some(since) = self.unheard.take() {
+                self.repeat(since).await;
+            }
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let connection = &self.connection;
-            let limit = || (2 * pto(connection)).max(SHORTEST_SILENCE);
+            let limit = || silence_limit(connection);
             let silent_path = async {
                 match self.manager.active() {
                     Some(active) => {
@@ -170,8 +184,14 @@ impl<'a> Roamer<'a> {
                     }
                 }
                 active = silent_path, if self.doubt.is_none() => {
-                    let now = Instant::now();
-                    self.doubt = Some(Doubt { since: now, nudged: now });
+                    if !self.roaming.renewal.awaits_answer() {
+                        // All that was sent is acknowledgements, which nobody answers.
+                        socket.expect_nothing();
+                        continue;
+                    }
+                    let now = clock::now();
+                    let heard = self.last_heard().unwrap_or(now);
+                    self.doubt = Some(Doubt { heard, since: now, nudged: now });
                     self.tell(Event::Silent(active));
                 }
                 () = time::sleep(WATCH), if watching => self.watch(),
@@ -182,7 +202,7 @@ impl<'a> Roamer<'a> {
 
     /// Finds out which candidates there are.
     async fn look(&mut self) {
-        let found = match self.roaming.links.candidates(&self.servers).await {
+        let found = match self.roaming.network.candidates(&self.servers).await {
             Ok(found) => found,
             Err(error) => return warn!(%error, "can't read links and routes"),
         };
@@ -196,7 +216,7 @@ impl<'a> Roamer<'a> {
 
     fn tell(&mut self, event: impl Into<Option<Event>>) {
         let event = event.into();
-        let actions = self.manager.handle(event, Instant::now());
+        let actions = self.manager.handle(event, clock::now());
         for action in actions {
             match action {
                 Action::Ask(key) => self.ask(key),
@@ -226,6 +246,7 @@ impl<'a> Roamer<'a> {
         let Some(candidate) = self.candidates.get(&key) else { return };
         let probe = self.probes.entry(key).or_insert_with(|| {
             Probe::start(
+                self.roaming.network.clone(),
                 self.roaming.probes.clone(),
                 candidate.clone(),
                 key,
@@ -252,6 +273,7 @@ impl<'a> Roamer<'a> {
         if !reason.is_soft() {
             // What was in flight is lost: it must neither fill the window nor shrink it.
             self.roaming.renewal.fresh_start();
+            self.unheard = heard;
             if let Err(error) = self.underlay.endpoint().rebind_abstract(socket) {
                 debug!(%error, "rebind");
             }
@@ -266,14 +288,30 @@ impl<'a> Roamer<'a> {
             from: from.and_then(|from| self.candidates.get(&from).cloned()),
             to,
             reason,
-            heard: heard.unwrap_or_else(Instant::now),
+            heard: heard.unwrap_or_else(clock::now),
         });
+    }
+
+    /// Says again what may not have arrived since the server was last heard, and lets the server do the
+    /// same.
+    async fn repeat(&mut self, heard: Instant) {
+        let active = self.manager.active();
+        let new = self.manager.paths().find(|(key, ..)| Some(*key) == active).and_then(|it| it.2);
+        let rtt = self.connection.rtt().max(new.unwrap_or_default());
+        // What was on its way when the server was last heard may be lost, too.
+        let since = heard.checked_sub(rtt).unwrap_or(heard);
+        let packets = self.queue.repeat(since);
+        let ago = clock::now().duration_since(since) + rtt / 2;
+        debug!(packets, ago = %milliseconds(ago), "repeating");
+        let milliseconds = u32::try_from(ago.as_millis()).unwrap_or(u32::MAX);
+        // Without a control stream there is no connection, which shows elsewhere.
+        let _ = self.control.write(&Message::Repeat(Repeat { milliseconds })).await;
     }
 
     /// When the server was last heard on the path that sends go by.
     fn last_heard(&self) -> Option<Instant> {
         let socket = self.underlay.socket();
-        Instant::now().checked_sub(socket.stats(socket.active()?)?.last_heard?)
+        clock::now().checked_sub(socket.stats(socket.active()?)?.last_heard?)
     }
 
     /// The socket of a path, opened if need be.
@@ -282,8 +320,7 @@ impl<'a> Roamer<'a> {
             return Some(*id);
         }
         let candidate = self.candidates.get(&key)?;
-        let local = SocketAddr::new(candidate.source, 0);
-        match UdpSocket::bind(local, Some(&candidate.link)) {
+        match self.roaming.network.bind(candidate) {
             Ok(udp) => {
                 let id = self.underlay.socket().open(udp, candidate.server);
                 self.open.insert(key, id);
@@ -300,14 +337,14 @@ impl<'a> Roamer<'a> {
 
     fn close_later(&mut self, key: Key) {
         if let Some(id) = self.open.get(&key) {
-            self.closing.push((Instant::now() + GRACE, key, *id));
+            self.closing.push((clock::now() + GRACE, key, *id));
         }
     }
 
     /// What is seen only by looking: doubt that ends, a switch that is over, a grace period.
     fn watch(&mut self) {
         let socket: Arc<_> = self.underlay.socket().clone();
-        let now = Instant::now();
+        let now = clock::now();
         self.watch_doubt(now);
         let active = self.manager.active();
         for (_, key, id) in self.closing.extract_if(.., |(at, ..)| *at <= now) {
@@ -343,6 +380,7 @@ impl<'a> Roamer<'a> {
         if self.underlay.socket().unanswered_since().is_none() {
             if now.duration_since(doubt.since) >= LOST_ALL {
                 self.roaming.renewal.fresh_start();
+                self.unheard = Some(doubt.heard);
             }
             self.doubt = None;
             if let Some(active) = self.manager.active() {
@@ -358,12 +396,6 @@ impl<'a> Roamer<'a> {
     fn key_of(&self, id: PathId) -> Option<Key> {
         self.open.iter().find(|(_, open)| **open == id).map(|(key, _)| *key)
     }
-}
-
-/// QUIC's probe timeout without its variance (RFC 9002 §6.2.1), which quinn does not tell: three
-/// round trips and the peer's 25 ms for an acknowledgement are above it on all but the worst links.
-fn pto(connection: &Connection) -> Duration {
-    connection.rtt() * 3 / 2 + Duration::from_millis(25)
 }
 
 async fn sleep_until(deadline: Option<time::Instant>) {

@@ -16,7 +16,7 @@ use rtnetlink::RouteMessageBuilder;
 use crate::netlink::Netlink;
 
 /// A link that could carry a path to one address of the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
     /// The link's name, such as `wlan0`.
     pub link: String,

@@ -7,22 +7,23 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use quinn::{
-    Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig, TransportErrorCode,
-    crypto::rustls::QuicClientConfig,
+    Connecting, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
+    TransportErrorCode, crypto::rustls::QuicClientConfig,
 };
 use tokio::{sync::mpsc, time};
 use tracing::debug;
 
 use super::{
+    network::Network,
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
-    udp::UdpSocket,
 };
 use crate::{
     identity::{PrivateKey, PublicKey},
     link::candidate::Candidate,
     quic::{self, close},
-    tls::{self, TlsError, WrongServerKey},
+    tls::{self, ClientTls, TlsError, WrongServerKey},
 };
 
 /// How long a closing connection may use its socket to say so.
@@ -53,8 +54,16 @@ pub enum HandshakeError {
         /// What it said.
         reason: String,
     },
-    /// No answer, or none that tells anything.
-    #[error("no answer from {server} over {link}: {reason}")]
+    /// No answer in time.
+    #[error("no answer from {server} over {link}")]
+    TimedOut {
+        /// Where.
+        server: SocketAddr,
+        /// Over which link.
+        link: String,
+    },
+    /// No answer that tells anything.
+    #[error("can't reach {server} over {link}: {reason}")]
     Unreachable {
         /// Where.
         server: SocketAddr,
@@ -75,8 +84,8 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    fn open(candidate: &Candidate) -> io::Result<(Self, PathId)> {
-        let udp = UdpSocket::bind(SocketAddr::new(candidate.source, 0), Some(&candidate.link))?;
+    fn open(network: &dyn Network, candidate: &Candidate) -> io::Result<(Self, PathId)> {
+        let udp = network.bind(candidate)?;
         let (reports, errors) = mpsc::channel(PATH_ERRORS);
         let socket = PathSocket::new(reports);
         let path = socket.open(udp, candidate.server);
@@ -124,12 +133,15 @@ pub struct Connected {
     pub path: PathId,
     /// Where that leads.
     pub candidate: Candidate,
+    /// Whether the server took the packets that went before the handshake.
+    pub early_arrived: bool,
 }
 
 /// Makes connections to one server for one purpose (ALPN).
 #[derive(Clone)]
 pub struct Handshake {
-    config: quinn::ClientConfig,
+    resuming: quinn::ClientConfig,
+    fresh: quinn::ClientConfig,
     expected: PublicKey,
     wrong: WrongServerKey,
 }
@@ -142,17 +154,27 @@ impl Handshake {
         alpn: &[u8],
         transport: TransportConfig,
     ) -> Result<Self, TlsError> {
-        let (crypto, wrong): (QuicClientConfig, _) = tls::client(key, server, alpn)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport));
-        Ok(Self { config, expected: server, wrong })
+        let ClientTls { resuming, fresh, wrong } = tls::client(key, server, alpn)?;
+        let transport = Arc::new(transport);
+        let config = |crypto: QuicClientConfig| {
+            let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+            config.transport_config(transport.clone());
+            config
+        };
+        let (resuming, fresh) = (config(resuming), config(fresh));
+        Ok(Self { resuming, fresh, expected: server, wrong })
     }
 
-    /// Connects over `candidate` within `limit`. Cancel safe: what it opened is closed.
+    /// Connects over `candidate` within `limit`. With `early` packets it uses a ticket of an earlier
+    /// session, if there is one, and sends them along; they may arrive more than once.
+    ///
+    /// Cancel safe: what it opened is closed.
     pub async fn run(
         &self,
+        network: &dyn Network,
         candidate: Candidate,
         limit: Duration,
+        early: Option<Arc<[Bytes]>>,
     ) -> Result<Connected, HandshakeError> {
         let unreachable = |reason: &dyn std::fmt::Display| HandshakeError::Unreachable {
             server: candidate.server,
@@ -161,17 +183,21 @@ impl Handshake {
         };
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
-        let (underlay, path) = Underlay::open(&candidate).map_err(|error| unreachable(&error))?;
+        let (underlay, path) =
+            Underlay::open(network, &candidate).map_err(|error| unreachable(&error))?;
+        let config = if early.is_some() { &self.resuming } else { &self.fresh };
         let connecting = underlay
             .endpoint
-            .connect_with(self.config.clone(), VIRTUAL_SERVER, "roamd")
+            .connect_with(config.clone(), VIRTUAL_SERVER, "roamd")
             .map_err(|error| unreachable(&error))?;
-        match time::timeout(limit, connecting).await {
-            Ok(Ok(connection)) => Ok(Connected { connection, underlay, path, candidate }),
+        match time::timeout(limit, complete(connecting, early)).await {
+            Ok(Ok((connection, early_arrived))) => {
+                Ok(Connected { connection, underlay, path, candidate, early_arrived })
+            }
             Ok(Err(error)) => {
                 Err(self.wrong_server(server, &error).unwrap_or_else(|| unreachable(&error)))
             }
-            Err(_elapsed) => Err(unreachable(&"timed out")),
+            Err(_elapsed) => Err(HandshakeError::TimedOut { server, link: candidate.link }),
         }
     }
 
@@ -192,6 +218,25 @@ impl Handshake {
             }
             _ => None,
         }
+    }
+}
+
+/// Waits for the end of the handshake; whether the server took the `early` packets.
+async fn complete(
+    connecting: Connecting,
+    early: Option<Arc<[Bytes]>>,
+) -> Result<(Connection, bool), ConnectionError> {
+    let Some(early) = early else { return Ok((connecting.await?, false)) };
+    let (connection, accepted) = match connecting.into_0rtt() {
+        Ok(early) => early,
+        Err(connecting) => return Ok((connecting.await?, false)),
+    };
+    let all_sent = early.iter().all(|packet| connection.send_datagram(packet.clone()).is_ok());
+    let accepted = accepted.await;
+    // A lost connection counts as "not accepted", too.
+    match connection.close_reason() {
+        Some(error) => Err(error),
+        None => Ok((connection, accepted && all_sent)),
     }
 }
 

@@ -5,7 +5,7 @@
 //! leads to the right server, and measures it. The connection stays open, so that the next question
 //! is one round trip: the warm standby.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use quinn::Connection;
@@ -15,6 +15,7 @@ use tracing::debug;
 use super::{
     handshake::{Connected, Handshake},
     manager::{Event, Key},
+    network::Network,
 };
 use crate::link::candidate::Candidate;
 
@@ -35,6 +36,7 @@ impl Probe {
     /// takes `limit` at most for one question.
     #[must_use]
     pub fn start(
+        network: Arc<dyn Network>,
         handshake: Handshake,
         candidate: Candidate,
         key: Key,
@@ -42,7 +44,7 @@ impl Probe {
         answers: mpsc::Sender<Event>,
     ) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let asker = Asker { handshake, candidate, limit, standing: None };
+        let asker = Asker { network, handshake, candidate, limit, standing: None };
         Self { questions, task: tokio::spawn(asker.run(key, asked, answers)) }
     }
 
@@ -60,6 +62,7 @@ impl Drop for Probe {
 }
 
 struct Asker {
+    network: Arc<dyn Network>,
     handshake: Handshake,
     candidate: Candidate,
     limit: Duration,
@@ -99,7 +102,8 @@ impl Asker {
     async fn question(&mut self) -> Option<Duration> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         if self.standing.is_none() {
-            match self.handshake.run(self.candidate.clone(), self.limit).await {
+            match self.handshake.run(&*self.network, self.candidate.clone(), self.limit, None).await
+            {
                 Ok(connected) => self.standing = Some(connected),
                 Err(error) => {
                     debug!(%error, "probe failed");
@@ -114,7 +118,7 @@ impl Asker {
 /// The round trip of an echo, asked until it is answered; `None` if the connection ends.
 async fn echo(connection: &Connection) -> Option<Duration> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     loop {
         let sent = begun.elapsed().as_micros() as u64;
         connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;

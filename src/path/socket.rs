@@ -29,6 +29,8 @@ use quinn::{
 };
 use tokio::sync::{Notify, mpsc};
 
+use crate::clock;
+
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
 /// for documentation (RFC 3849), so it can't be an address of the server by chance.
 pub const VIRTUAL_SERVER: SocketAddr =
@@ -126,7 +128,7 @@ impl PathSocket {
             unsent: AtomicU64::default(),
             unanswered: AtomicU64::default(),
             went_unanswered: Notify::new(),
-            opened: Instant::now(),
+            opened: clock::now(),
             receiver: AtomicWaker::new(),
             senders: Mutex::default(),
         })
@@ -139,7 +141,7 @@ impl PathSocket {
             id,
             socket,
             server: canonical(server),
-            opened: Instant::now(),
+            opened: clock::now(),
             failing: AtomicBool::new(false),
             receives: AtomicBool::new(true),
             sent_bytes: AtomicU64::default(),
@@ -185,16 +187,22 @@ impl PathSocket {
                 continue;
             };
             let silent_at = since + limit();
-            if silent_at <= Instant::now() {
+            if silent_at <= clock::now() {
                 return;
             }
             tokio::time::sleep_until(silent_at.into()).await;
         }
     }
 
+    /// Forgets what is unanswered.
+    pub fn expect_nothing(&self) {
+        self.unanswered.store(0, Relaxed);
+    }
+
     fn sent(&self) {
         if self.unanswered.load(Relaxed) == 0 {
-            self.unanswered.store(self.opened.elapsed().as_micros() as u64 + 1, Relaxed);
+            self.unanswered
+                .store(clock::now().duration_since(self.opened).as_micros() as u64 + 1, Relaxed);
             self.went_unanswered.notify_one();
         }
     }
@@ -295,7 +303,8 @@ impl OpenPath {
         }
         if bytes > 0 {
             self.received_bytes.fetch_add(bytes, Relaxed);
-            self.last_heard.store(self.opened.elapsed().as_micros() as u64 + 1, Relaxed);
+            self.last_heard
+                .store(clock::now().duration_since(self.opened).as_micros() as u64 + 1, Relaxed);
             self.failing.store(false, Relaxed);
         }
         bytes > 0
@@ -308,7 +317,8 @@ impl OpenPath {
             received_bytes: self.received_bytes.load(Relaxed),
             errors: self.errors.load(Relaxed),
             foreign: self.foreign.load(Relaxed),
-            last_heard: heard.map(|heard| self.opened.elapsed().saturating_sub(heard)),
+            last_heard: heard
+                .map(|heard| clock::now().duration_since(self.opened).saturating_sub(heard)),
         }
     }
 }

@@ -18,18 +18,34 @@ use std::{
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 
-/// Tells the controllers of one connection to start afresh.
+/// The controllers of one connection, from outside.
 #[derive(Clone, Debug, Default)]
-pub struct Handle(Arc<AtomicU64>);
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    epoch: AtomicU64,
+    in_flight: AtomicU64,
+}
 
 impl Handle {
     /// Forgets what was learnt of the old path.
     pub fn fresh_start(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.0.epoch.fetch_add(1, Relaxed);
+    }
+
+    /// Whether something was sent that the other side must acknowledge, and did not yet.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        self.0.in_flight.load(Relaxed) > 0
     }
 
     fn epoch(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.epoch.load(Relaxed)
+    }
+
+    fn set_in_flight(&self, bytes: u64) {
+        self.0.in_flight.store(bytes, Relaxed);
     }
 }
 
@@ -49,6 +65,7 @@ impl<F> Factory<F> {
 impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Factory<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.inner.clone().build(now, current_mtu);
+        self.handle.set_in_flight(0);
         Box::new(Renewable {
             epoch: self.handle.epoch(),
             factory: self,
@@ -87,6 +104,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Renewable<F> {
     /// Takes `bytes` sent at `sent` out of flight; whether they are from before the fresh start.
     fn landed(&mut self, sent: Instant, bytes: u64) -> bool {
         self.in_flight = self.in_flight.saturating_sub(bytes);
+        self.factory.handle.set_in_flight(self.in_flight);
         let old = self.fresh_since.is_some_and(|since| sent < since);
         if old {
             self.old_in_flight = self.old_in_flight.saturating_sub(bytes);
@@ -99,6 +117,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.renew(now);
         self.in_flight += bytes;
+        self.factory.handle.set_in_flight(self.in_flight);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -126,6 +145,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
         self.renew(now);
         // quinn's own count: it also knows of packets that were dropped with their keys.
         self.in_flight = in_flight;
+        self.factory.handle.set_in_flight(in_flight);
         self.old_in_flight = self.old_in_flight.min(in_flight);
         let new = in_flight - self.old_in_flight;
         self.inner.on_end_acks(now, new, app_limited, largest_packet_num_acked);
@@ -212,6 +232,18 @@ mod tests {
         assert_eq!(controller.window(), initial);
         controller.on_congestion_event(later, later, true, 1000);
         assert!(controller.window() < initial, "new ones are");
+    }
+
+    #[test]
+    fn the_handle_tells_whether_an_answer_is_due() {
+        let (handle, start) = (Handle::default(), Instant::now());
+        let factory = Arc::new(Factory::new(CubicConfig::default(), handle.clone()));
+        let mut controller = factory.build(start, MTU);
+        assert!(!handle.awaits_answer());
+        controller.on_sent(start, 1200, 0);
+        assert!(handle.awaits_answer());
+        controller.on_end_acks(start, 0, false, Some(0));
+        assert!(!handle.awaits_answer());
     }
 
     #[test]

@@ -3,10 +3,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -26,7 +23,7 @@ use crate::{
     },
 };
 
-/// Bytes that wait for one peer's connection at most; at 100 Mbit/s some 80 ms.
+/// Bytes that wait for one peer's connection, or for the peer's return, at most.
 const QUEUE: usize = 1024 * 1024;
 
 /// All peers, by key and by inner address.
@@ -51,7 +48,6 @@ pub struct Peer {
     /// Its datapath, as seen from the server.
     pub counters: Counters,
     session: Mutex<Option<PeerSession>>,
-    connected: AtomicBool,
 }
 
 /// A connected peer's connection.
@@ -151,7 +147,6 @@ impl Peer {
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
             session: Mutex::default(),
-            connected: AtomicBool::new(false),
         }
     }
 
@@ -159,7 +154,7 @@ impl Peer {
     /// must not detach this one.
     pub fn attach(&self, session: PeerSession) {
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        self.connected.store(true, Relaxed);
+        self.queue.hold(false);
         if let Some(old) = current.replace(session) {
             old.connection.close(close::TAKEN_OVER, b"another connection has this key");
         }
@@ -169,7 +164,7 @@ impl Peer {
     pub fn detach(&self, connection: &Connection) {
         let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         current.take_if(|session| session.connection.stable_id() == connection.stable_id());
-        self.connected.store(current.is_some(), Relaxed);
+        self.queue.hold(current.is_none());
     }
 
     /// The session, if the peer is connected.
@@ -179,12 +174,7 @@ impl Peer {
     }
 
     fn enqueue(&self, batch: &mut Vec<Bytes>) {
-        if !self.connected.load(Relaxed) {
-            self.counters.dropped(Drop::Disconnected, batch.drain(..).len() as u64);
-            return;
-        }
-        let dropped = self.queue.push(batch);
-        self.counters.dropped(Drop::QueueFull, dropped);
+        self.counters.dropped_by_queue(self.queue.push(batch));
     }
 }
 
@@ -228,7 +218,7 @@ mod tests {
             peer("laptop", 1, &["10.66.0.2", "fd66::2"]),
             peer("phone", 2, &["10.66.0.3"]),
         ]);
-        peers.iter().for_each(|peer| peer.connected.store(true, Relaxed));
+        peers.iter().for_each(|peer| peer.queue.hold(false));
         peers
     }
 
@@ -278,12 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn packets_for_a_peer_that_is_not_connected_are_not_kept() {
+    fn packets_for_a_peer_that_is_not_connected_wait_for_it() {
         let peers = peers();
         let laptop = peers.with_key(PublicKey::from([1; 32])).unwrap();
-        laptop.connected.store(false, Relaxed);
+        laptop.queue.hold(true);
         peers.route(&mut vec![bytes("10.66.0.1", "10.66.0.2")], &Counters::default());
         assert_eq!(queued(laptop), 0);
-        assert_eq!(laptop.counters.snapshot().dropped, [(Drop::Disconnected, 1)].into());
+        laptop.queue.hold(false);
+        assert_eq!(queued(laptop), 1);
     }
 }

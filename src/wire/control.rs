@@ -26,6 +26,18 @@ pub enum Message {
     /// Server to client: the session stands.
     #[n(1)]
     Welcome(#[n(0)] Welcome),
+    /// Client to server, after a path died: what you sent lately did not arrive.
+    #[n(2)]
+    Repeat(#[n(0)] Repeat),
+}
+
+/// What did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Repeat {
+    /// Everything from so long before the server reads this, in milliseconds.
+    #[n(0)]
+    pub milliseconds: u32,
 }
 
 /// What the client can do.
@@ -147,6 +159,7 @@ mod tests {
         prop_oneof![
             (proptest::collection::vec(any::<u16>(), 0..4), ".*")
                 .prop_map(|(versions, software)| Message::Hello(Hello { versions, software })),
+            any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>()).prop_map(
                 |(version, software, name, addresses, routes, mtu)| {
                     Message::Welcome(Welcome { version, software, name, addresses, routes, mtu })
