@@ -44,6 +44,10 @@ const GRACE: Duration = Duration::from_secs(3);
 const WATCH: Duration = Duration::from_millis(10);
 /// How often a silent path is asked, however long it is silent.
 const NUDGE: Duration = Duration::from_millis(250);
+/// Padding that fits into every datagram (RFC 9000 §14), and how many of them introduce a path: enough
+/// for the server's first window of ten packets.
+static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
+const INTRODUCTION: usize = 4;
 /// After so long a silence, what was in flight when it began is lost.
 const LOST_ALL: Duration = Duration::from_millis(500);
 /// From one look at links and routes to the next, at least.
@@ -257,6 +261,15 @@ impl<'a> Roamer<'a> {
         probe.ask();
     }
 
+    /// Lets the server follow to another path. Until it has validated that one it sends at most three
+    /// times what came over it, in packets of 1200 bytes (RFC 9000 §8.1, §8.2.1): a lone small packet
+    /// would keep it quiet for a round trip.
+    fn introduce(&self) {
+        for _ in 0..INTRODUCTION {
+            let _ = self.connection.send_datagram(Bytes::from_static(&PADDING_PACKET));
+        }
+    }
+
     fn nudge(&self) {
         // Without success the connection has worse troubles, which show elsewhere.
         let _ = self.connection.send_datagram(Bytes::from_static(&[PADDING]));
@@ -278,7 +291,7 @@ impl<'a> Roamer<'a> {
                 debug!(%error, "rebind");
             }
         }
-        self.nudge();
+        self.introduce();
         self.doubt = None;
         self.probes.remove(&to);
         if let Some(from) = from.filter(|from| *from != to) {

@@ -16,8 +16,9 @@ use crate::tunnel::{ecn, flow::Flow};
 
 /// Bytes that a flow sends in one turn: a packet (RFC 8290 §5.2).
 const QUANTUM: isize = 1514;
-/// A packet of a protocol that does not repeat is worthless after so long.
-const STALE: Duration = Duration::from_secs(1);
+/// A packet of a protocol that does not repeat is worthless after so long: less than a second, with
+/// the way still before it.
+const STALE: Duration = Duration::from_millis(750);
 /// Linux gives a TCP connection up after about so long without an answer (tcp_retries2 of tcp(7)).
 const TCP_STALE: Duration = Duration::from_secs(15 * 60);
 /// Queues of ended flows that are kept for new ones.
