@@ -2,6 +2,7 @@
 
 mod check;
 mod keys;
+mod paths;
 mod status;
 
 use std::io;
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand};
 
 pub use check::check;
 pub use keys::{genkey, pubkey};
+pub use paths::{probe, switch};
 pub use status::status;
 
 /// The arguments of the `roamd` binary.
@@ -86,6 +88,39 @@ Examples:
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+    },
+    /// Move a client's tunnel to a link
+    #[command(after_help = "\
+Without --pin the choice holds until the link fails.
+
+Examples:
+  roamd switch wwan0
+  roamd switch --auto")]
+    Switch {
+        /// The link, such as wlan0
+        #[arg(required_unless_present = "auto", conflicts_with = "auto")]
+        link: Option<String>,
+        /// Use this link alone, even when it fails
+        #[arg(long, conflicts_with = "auto")]
+        pin: bool,
+        /// Let roamd choose again
+        #[arg(long)]
+        auto: bool,
+        /// The tunnel [default: the only one that runs]
+        #[arg(short, long, value_name = "NAME")]
+        tunnel: Option<String>,
+    },
+    /// Ask the server over a client's links now
+    #[command(after_help = "\
+Examples:
+  roamd probe
+  roamd probe wwan0")]
+    Probe {
+        /// The link, such as wlan0 [default: all]
+        link: Option<String>,
+        /// The tunnel [default: the only one that runs]
+        #[arg(short, long, value_name = "NAME")]
+        tunnel: Option<String>,
     },
     /// Watch a tunnel survive on this machine alone
     Demo,

@@ -9,6 +9,7 @@ pub mod dial;
 pub mod fate;
 pub mod links;
 pub mod names;
+mod order;
 mod roam;
 mod shown;
 
@@ -23,6 +24,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
 use quinn::ConnectionError;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
@@ -30,13 +32,14 @@ use self::{
     fate::Ended,
     links::Links,
     names::Names,
+    order::{Order, What},
     roam::{Roamer, Roaming},
     shown::{Line, Shown},
 };
 use crate::{
     clock,
     config::ClientConfig,
-    control::{self, Instance},
+    control::{self, Instance, Reply, Request},
     identity::PublicKey,
     netlink::Netlink,
     path::{
@@ -79,6 +82,8 @@ const STANDBY_CHECK: Duration = Duration::from_secs(15);
 const METERED_CHECK: Duration = Duration::from_secs(300);
 /// How long the server may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
+/// Orders from the control socket that wait.
+const ORDERS: usize = 4;
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -134,14 +139,15 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
         started: SystemTime::now(),
         shown: Shown::new(tun.mtu),
     });
+    let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&instance, {
         let client = client.clone();
-        move || client.status()
+        move |request| client.clone().answer(request, orders.clone())
     })?;
     info!(interface = client.interface, key = %client.key, "starting");
     let deleted = interface::deleted(interface.index());
     tokio::select! {
-        ended = client.stay_connected(&mut interface) => ended,
+        ended = client.stay_connected(&mut interface, &mut ordered) => ended,
         error = client.read_tun(device.reader()) => {
             Err(error).with_context(|| format!("TUN device {} is gone", client.interface))
         }
@@ -170,13 +176,17 @@ impl Client {
     }
 
     /// Connects, for ever. Returns only what trying again would not change.
-    async fn stay_connected(&self, interface: &mut Interface) -> anyhow::Result<()> {
+    async fn stay_connected(
+        &self,
+        interface: &mut Interface,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> anyhow::Result<()> {
         let (mut pauses, mut lost, mut told) = (pauses(), clock::now(), String::new());
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             self.shown.connecting();
-            let ended = self.connect(interface, lost).await?;
+            let ended = self.connect(interface, orders, lost).await?;
             self.queue.hold(true);
             self.shown.waiting(ended.to_string());
             let ended = ended.unless_fatal(self.key, self.shown.sessions() == 0)?;
@@ -236,7 +246,12 @@ impl Client {
     }
 
     /// One session, from the first attempt to its end. An error is one of this machine's.
-    async fn connect(&self, interface: &mut Interface, lost: Instant) -> anyhow::Result<Ended> {
+    async fn connect(
+        &self,
+        interface: &mut Interface,
+        orders: &mut mpsc::Receiver<Order>,
+        lost: Instant,
+    ) -> anyhow::Result<Ended> {
         let connected = match self.dial(lost).await {
             Ok(dialed) => dialed,
             Err(error) => return Ok(error.into()),
@@ -268,7 +283,8 @@ impl Client {
             software: welcome.software,
             since: SystemTime::now(),
         });
-        let roamer = Roamer::new(&self.roaming, &self.shown, &self.queue, control, connected);
+        let roamer =
+            Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
         self.queue.hold(false);
         tokio::select! {
             lost = pump::uplink(&connection, &self.queue, &self.counters) => Ok(Ended::Lost(lost)),
@@ -301,6 +317,25 @@ impl Client {
         let bytes = batch.iter().map(|packet| packet.len() as u64).sum();
         self.counters.received.add(batch.len() as u64, bytes);
         self.counters.dropped(Drop::Device, self.tun.send(batch));
+    }
+
+    /// Answers a request on the control socket.
+    async fn answer(self: Arc<Self>, request: Request, orders: mpsc::Sender<Order>) -> Reply {
+        let what = match request {
+            Request::Status => return Reply::Ok(Box::new(self.status())),
+            Request::Switch { link, pin } => What::Switch { link, pin },
+            Request::Auto => What::Auto,
+            Request::Probe { link } => What::Probe { link },
+        };
+        if !self.shown.is_connected() {
+            return Reply::Error("not connected, there are no paths to choose from".into());
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = orders.send(Order { what, reply }).await;
+        match answer.await {
+            Ok(reply) if sent.is_ok() => reply,
+            _ => Reply::Error("the connection was lost meanwhile".into()),
+        }
     }
 
     async fn goodbye(&self) {

@@ -1,4 +1,4 @@
-//! The control socket: how `roamd status` talks to a running daemon.
+//! The control socket: how `roamd status` and its like talk to a running daemon.
 //!
 //! A UNIX socket named after the configuration file, in `/run/roamd` or `$ROAMD_RUNTIME_DIR`. A
 //! client writes one line of JSON and gets one line back.
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tracing::{debug, warn};
 
@@ -26,21 +26,42 @@ const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const SUFFIX: &str = "sock";
 /// The longest request; a longer one is cut off and does not parse.
 const MAX_REQUEST: u64 = 4096;
-/// How long either side waits for the other.
+/// How long a client may take to ask, and to listen.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an answer may take: longer than any probe.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-enum Request {
+pub enum Request {
+    /// What it is doing.
     Status,
+    /// Move to a link.
+    Switch {
+        /// Its name.
+        link: String,
+        /// Stay there come what may.
+        pin: bool,
+    },
+    /// Choose the link by itself again.
+    Auto,
+    /// Ask the server over a link now, or over all.
+    Probe {
+        /// Its name.
+        link: Option<String>,
+    },
 }
 
 /// What is answered.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reply {
+pub enum Reply {
+    /// To [`Request::Status`].
     Ok(Box<Status>),
+    /// What was done, line by line.
+    Done(Vec<String>),
+    /// Why it was not done.
     Error(String),
 }
 
@@ -77,6 +98,9 @@ pub enum ControlError {
         /** The cause. */
         source: io::Error,
     },
+    /// The daemon did not do it.
+    #[error("{0}")]
+    Refused(String),
     /// The daemon gave no answer that we understand.
     #[error("the daemon at {path} answered: {answer}")]
     Answer {
@@ -134,18 +158,35 @@ impl Instance {
 
     /// Asks for its status.
     pub fn status(&self) -> Result<Status, ControlError> {
+        match self.ask(&Request::Status)? {
+            Reply::Ok(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Tells it to do something; what it says to that.
+    pub fn tell(&self, request: &Request) -> Result<Vec<String>, ControlError> {
+        match self.ask(request)? {
+            Reply::Done(lines) => Ok(lines),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    fn unexpected(&self, reply: &Reply) -> ControlError {
+        ControlError::Answer { path: self.path.clone(), answer: format!("{reply:?}") }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply, ControlError> {
         let mut stream = StdStream::connect(&self.path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
             }
             _ => self.io(source),
         })?;
-        let answer = ask(&mut stream, Request::Status).map_err(|source| self.io(source))?;
+        let answer = ask(&mut stream, request).map_err(|source| self.io(source))?;
         match serde_json::from_str(&answer) {
-            Ok(Reply::Ok(status)) => Ok(*status),
-            Ok(Reply::Error(answer)) => {
-                Err(ControlError::Answer { path: self.path.clone(), answer })
-            }
+            Ok(Reply::Error(reason)) => Err(ControlError::Refused(reason)),
+            Ok(reply) => Ok(reply),
             Err(_) => Err(ControlError::Answer { path: self.path.clone(), answer }),
         }
     }
@@ -159,10 +200,10 @@ fn directory() -> PathBuf {
     env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
 }
 
-fn ask(stream: &mut StdStream, request: Request) -> io::Result<String> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
+fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
+    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream.take(u64::MAX)).read_line(&mut answer)?;
     Ok(answer)
@@ -182,26 +223,31 @@ impl Drop for Server {
     }
 }
 
-/// Answers requests about `instance` with what `status` gives.
-pub fn serve(
-    instance: &Instance,
-    status: impl Fn() -> Status + Send + Sync + 'static,
-) -> Result<Server, ControlError> {
+/// Answers requests to `instance` with what `handler` gives.
+pub fn serve<F, R>(instance: &Instance, handler: F) -> Result<Server, ControlError>
+where
+    F: Fn(Request) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Reply> + Send + 'static,
+{
     let Instance { name, path } = instance.clone();
     if StdStream::connect(&path).is_ok() {
         return Err(ControlError::AlreadyRunning { name, path });
     }
     let listener = bind(&path).map_err(|source| instance.io(source))?;
     let task = tokio::spawn(async move {
+        let mut requests = JoinSet::new();
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let answered = answer(stream, &status);
-                    match tokio::time::timeout(TIMEOUT, answered).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => debug!(%error, "control request failed"),
-                        Err(_elapsed) => debug!("control request timed out"),
-                    }
+                    let answered = answer(stream, handler.clone());
+                    requests.spawn(async move {
+                        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => debug!(%error, "control request failed"),
+                            Err(_elapsed) => debug!("control request timed out"),
+                        }
+                    });
+                    while requests.try_join_next().is_some() {}
                 }
                 Err(error) => {
                     warn!(%error, "control socket");
@@ -227,12 +273,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn answer(mut stream: UnixStream, status: &impl Fn() -> Status) -> io::Result<()> {
+async fn answer<R: Future<Output = Reply>>(
+    mut stream: UnixStream,
+    handler: impl Fn(Request) -> R,
+) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut line = String::new();
-    tokio::io::BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await?;
+    let mut read = tokio::io::BufReader::new(read.take(MAX_REQUEST));
+    tokio::time::timeout(TIMEOUT, read.read_line(&mut line)).await??;
     let reply = match serde_json::from_str(&line) {
-        Ok(Request::Status) => Reply::Ok(Box::new(status())),
+        Ok(request) => handler(request).await,
         Err(error) => Reply::Error(format!("bad request: {error}")),
     };
     let mut reply = serde_json::to_vec(&reply)?;

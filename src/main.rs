@@ -30,6 +30,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Check { file } => cli::check(&file),
         Command::Run { file } => run(&file),
         Command::Status { name, json } => cli::status(name.as_deref(), json),
+        Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),
+        Command::Probe { link, tunnel } => cli::probe(tunnel.as_deref(), link),
         Command::Demo => demo::run(),
     }
 }

@@ -35,7 +35,7 @@ use self::{
 use crate::{
     clock,
     config::{self, ServerConfig},
-    control::{self, Instance},
+    control::{self, Instance, Reply, Request},
     identity::PrivateKey,
     netlink::Netlink,
     path::udp::UdpSocket,
@@ -125,7 +125,17 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
     });
     let _control = control::serve(&instance, {
         let server = server.clone();
-        move || server.status()
+        move |request| {
+            let server = server.clone();
+            async move {
+                match request {
+                    Request::Status => Reply::Ok(Box::new(server.status())),
+                    _ => Reply::Error(
+                        "a server follows its clients, it has no paths to choose".into(),
+                    ),
+                }
+            }
+        }
     })?;
 
     info!(

@@ -110,6 +110,13 @@ pub struct PathStatus {
     pub errors: u64,
     /// Seconds since the tunnel heard the server on it.
     pub last_heard: Option<f64>,
+    /// Its MTU as far as it is known: UDP payload in bytes.
+    pub mtu: Option<u16>,
+    /// The share of packets lost, from 0 to 1: on the active path since the session began, on a
+    /// standby of the questions asked over it.
+    pub loss: Option<f64>,
+    /// Why it is used or is not, in words.
+    pub why: String,
 }
 
 /// A change of path.

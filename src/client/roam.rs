@@ -17,14 +17,16 @@ use tracing::{debug, info, warn};
 use super::{
     milliseconds,
     names::Names,
+    order::{Inquiry, Order, What},
     shown::{Shown, ShownPath},
 };
 use crate::{
     clock,
+    control::Reply,
     link::{candidate::Candidate, monitor, wake::Wake},
     path::{
         handshake::{Connected, Handshake, Underlay},
-        manager::{Action, Event, Key, Manager, Reason, Settings},
+        manager::{Action, Choice, Event, Key, Manager, Reason, Settings},
         network::Network,
         probe::Probe,
         socket::PathId,
@@ -70,6 +72,8 @@ pub(super) struct Roamer<'a> {
     shown: &'a Shown,
     queue: &'a Queue,
     control: Control,
+    orders: &'a mut mpsc::Receiver<Order>,
+    inquiries: Vec<Inquiry>,
     servers: Vec<SocketAddr>,
     connection: Connection,
     underlay: Underlay,
@@ -115,6 +119,7 @@ impl<'a> Roamer<'a> {
         shown: &'a Shown,
         queue: &'a Queue,
         control: Control,
+        orders: &'a mut mpsc::Receiver<Order>,
         connected: Connected,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
@@ -125,6 +130,8 @@ impl<'a> Roamer<'a> {
             shown,
             queue,
             control,
+            orders,
+            inquiries: Vec::new(),
             servers: roaming.names.known(),
             connection,
             underlay,
@@ -180,7 +187,14 @@ impl<'a> Roamer<'a> {
                     self.look().await;
                     time::sleep(SETTLE).await;
                 }
-                Some(event) = self.answers.recv() => self.tell(event),
+                Some(event) = self.answers.recv() => {
+                    for inquiry in &mut self.inquiries {
+                        inquiry.hear(&event);
+                    }
+                    self.inquiries.retain_mut(|inquiry| !inquiry.finish());
+                    self.tell(event);
+                }
+                Some(order) = self.orders.recv() => self.obey(order),
                 Some(error) = self.underlay.errors.recv() => {
                     debug!(path = %error.path, error = %error.error, "path error");
                     if let Some(key) = self.key_of(error.path) {
@@ -202,6 +216,60 @@ impl<'a> Roamer<'a> {
                 () = sleep_until(deadline) => self.tell(None),
             }
         }
+    }
+
+    fn obey(&mut self, Order { what, reply }: Order) {
+        // Whoever asked may not wait for the answer any more.
+        let _ = match what {
+            What::Auto => {
+                self.tell(Event::Choose(None));
+                reply.send(Reply::Done(vec!["the best path is chosen again".into()]))
+            }
+            What::Switch { link, pin } => match self.link(&link) {
+                Ok(index) => {
+                    self.tell(Event::Choose(Some(Choice { link: index, pinned: pin })));
+                    let active = self.manager.active().is_some_and(|key| key.link == index);
+                    let when = if active { "in use" } else { "used as soon as it answers" };
+                    let until = if pin { "whatever happens" } else { "until it fails" };
+                    reply.send(Reply::Done(vec![format!("{link}: {when}, {until}")]))
+                }
+                Err(error) => reply.send(error),
+            },
+            What::Probe { link } => {
+                let index = match link.as_deref().map(|link| self.link(link)).transpose() {
+                    Ok(index) => index,
+                    Err(error) => {
+                        let _ = reply.send(error);
+                        return;
+                    }
+                };
+                let mut inquiry = Inquiry::new(reply);
+                for (key, candidate) in &self.candidates {
+                    if index.is_none_or(|index| index == key.link) {
+                        let known = self.manager.active() == Some(*key);
+                        inquiry.about(*key, candidate, known.then(|| self.connection.rtt()));
+                    }
+                }
+                self.tell(Event::Check(index));
+                if !inquiry.finish() {
+                    self.inquiries.push(inquiry);
+                }
+                return;
+            }
+        };
+    }
+
+    /// The index of a link that could carry the tunnel.
+    fn link(&self, name: &str) -> Result<u32, Reply> {
+        let mut links: Vec<_> =
+            self.manager.paths().filter_map(|(key, ..)| self.candidates.get(&key)).collect();
+        if let Some(found) = links.iter().find(|candidate| candidate.link == name) {
+            return Ok(found.index);
+        }
+        links.dedup_by(|a, b| a.link == b.link);
+        let links: Vec<_> = links.iter().map(|candidate| candidate.link.as_str()).collect();
+        let those = if links.is_empty() { "none has".into() } else { links.join(", ") };
+        Err(Reply::Error(format!("{name} has no way to the server; links that have one: {those}")))
     }
 
     /// Finds out which candidates there are.
@@ -236,7 +304,14 @@ impl<'a> Roamer<'a> {
         }
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
             let candidate = self.candidates.get(&key)?.clone();
-            Some(ShownPath { candidate, condition, rtt, socket: self.open.get(&key).copied() })
+            Some(ShownPath {
+                candidate,
+                condition,
+                rtt,
+                socket: self.open.get(&key).copied(),
+                measured: self.probes.get(&key).and_then(Probe::measured),
+                why: self.manager.why(key, clock::now()),
+            })
         });
         self.shown.paths(paths.collect());
     }

@@ -13,6 +13,7 @@ use crate::{
     link::candidate::Candidate,
     path::{
         manager::{Condition, Reason},
+        probe::Measured,
         socket::{PathId, PathSocket},
     },
     status::{
@@ -48,6 +49,8 @@ pub(super) struct ShownPath {
     pub(super) condition: Condition,
     pub(super) rtt: Option<Duration>,
     pub(super) socket: Option<PathId>,
+    pub(super) measured: Option<Measured>,
+    pub(super) why: String,
 }
 
 /// The connection of the day.
@@ -131,6 +134,11 @@ impl Shown {
         });
     }
 
+    /// Whether there is a session.
+    pub(super) fn is_connected(&self) -> bool {
+        self.with(|state| state.line.is_some())
+    }
+
     /// Sessions begun so far.
     pub(super) fn sessions(&self) -> u64 {
         self.with(|state| state.sessions)
@@ -188,6 +196,16 @@ impl Line {
 impl ShownPath {
     fn status(&self, line: Option<&Line>) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
+        let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
+        let (mtu, loss) = match line.filter(|_| in_use) {
+            Some(line) => {
+                let path = line.connection.stats().path;
+                (Some(path.current_mtu), share(path.lost_packets, path.sent_packets))
+            }
+            None => {
+                self.measured.map_or((None, None), |it| (Some(it.mtu), share(it.lost, it.sent)))
+            }
+        };
         PathStatus {
             link: self.candidate.link.clone(),
             local: self.candidate.source,
@@ -197,9 +215,17 @@ impl ShownPath {
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
             errors: stats.errors,
+            mtu,
+            loss,
+            why: self.why.clone(),
             last_heard: stats.last_heard.map(status::rounded),
         }
     }
+}
+
+/// The share of packets that were lost.
+fn share(lost: u64, sent: u64) -> Option<f64> {
+    (sent > 0).then(|| (lost as f64 / sent as f64 * 1e4).round() / 1e4)
 }
 
 fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {

@@ -16,6 +16,8 @@
 //! silent, it is asked, and if it does not answer either, so are all others: the first standby to
 //! answer wins. A better path must answer a probe and, if it failed lately, stay good for a while
 //! that grows with each failure, before it takes over.
+//!
+//! A person may choose a link: it goes before all others until it fails, or is used alone.
 
 use std::{
     collections::BTreeMap,
@@ -78,6 +80,19 @@ pub enum Event {
     SendFailed(Key),
     /// The machine slept, or this process did: nothing is known any more.
     Woke,
+    /// A person chose a link, or with `None` leaves the choice to us again.
+    Choose(Option<Choice>),
+    /// A person wants to know whether paths work: those over this link, or all.
+    Check(Option<u32>),
+}
+
+/// A person's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The link's index.
+    pub link: u32,
+    /// Whether no other link may be used, come what may. Otherwise the choice ends when the link fails.
+    pub pinned: bool,
 }
 
 /// Why the active path changed.
@@ -93,13 +108,15 @@ pub enum Reason {
     Preferred,
     /// The new path's round trip is shorter.
     Faster,
+    /// A person chose it.
+    Chosen,
 }
 
 impl Reason {
     /// Whether the old path still carries, so that what is in flight on it can be waited for.
     #[must_use]
     pub fn is_soft(self) -> bool {
-        matches!(self, Self::Preferred | Self::Faster)
+        matches!(self, Self::Preferred | Self::Faster | Self::Chosen)
     }
 }
 
@@ -111,6 +128,7 @@ impl fmt::Display for Reason {
             Self::SendFailed => "the old path refused to send",
             Self::Preferred => "the new path is preferred",
             Self::Faster => "the new path is faster",
+            Self::Chosen => "somebody chose the new path",
         })
     }
 }
@@ -210,6 +228,7 @@ pub struct Manager {
     record: BTreeMap<Key, Failures>,
     connected: bool,
     active: Option<Active>,
+    choice: Option<Choice>,
 }
 
 impl Manager {
@@ -222,6 +241,7 @@ impl Manager {
             record: BTreeMap::new(),
             connected: false,
             active: None,
+            choice: None,
         }
     }
 
@@ -241,7 +261,9 @@ impl Manager {
             Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
             Some(Event::Heard(key)) => self.trust(key),
             Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
-            Some(Event::Woke) => self.wake(now, &mut actions),
+            Some(Event::Woke) => self.ask_everyone(now, &mut actions),
+            Some(Event::Choose(choice)) => self.choose(choice, now, &mut actions),
+            Some(Event::Check(link)) => self.check(link, now, &mut actions),
             None => {}
         }
         self.expire(now, &mut actions);
@@ -264,7 +286,7 @@ impl Manager {
                 State::Failed { retry_at } => Some(retry_at),
             };
             let better = works && self.improves(*key).is_some();
-            let dwell = path.ready_at().filter(|_| better);
+            let dwell = self.ready_at(*key, path).filter(|_| better);
             [own, dwell].into_iter().flatten()
         });
         let doubt = self.active.and_then(|active| match active.doubt {
@@ -278,6 +300,60 @@ impl Manager {
     #[must_use]
     pub fn active(&self) -> Option<Key> {
         self.active.map(|active| active.key)
+    }
+
+    /// The person's choice of a link.
+    #[must_use]
+    pub fn choice(&self) -> Option<Choice> {
+        self.choice
+    }
+
+    /// Why a path is used or is not, in words.
+    #[must_use]
+    pub fn why(&self, key: Key, now: Instant) -> String {
+        let Some(path) = self.paths.get(&key) else { return String::new() };
+        if self.is_active(key) {
+            return match self.active {
+                Some(Active { doubt: Some(_), .. }) => "silent; all others are asked, too",
+                _ if self.is_chosen(key) => "somebody chose it",
+                _ if self.best_standby().is_none() => "the only path that works",
+                _ => "the best path that works",
+            }
+            .into();
+        }
+        let within = |at: Instant| {
+            let seconds = at.saturating_duration_since(now).as_secs_f64();
+            format!("{seconds:.0} s")
+        };
+        match path.state {
+            _ if !self.is_allowed(key) => "another link is pinned".into(),
+            State::Waiting => "not asked yet".into(),
+            State::Probing { deadline } => {
+                format!("no answer yet, given up in {}", within(deadline))
+            }
+            State::Failed { retry_at } => {
+                format!("did not answer, asked again in {}", within(retry_at))
+            }
+            State::Standby { .. } => match (self.improves(key), self.ready_at(key, path)) {
+                (Some(_), Some(ready)) if ready > now => {
+                    format!("failed lately, takes over if it is good for another {}", within(ready))
+                }
+                (Some(_), _) => "takes over as soon as the active path is trusted".into(),
+                (None, _) => self.why_not_better(key, path).into(),
+            },
+        }
+    }
+
+    fn why_not_better(&self, key: Key, path: &Path) -> &'static str {
+        let active = self.active().and_then(|key| Some((key, self.paths.get(&key)?)));
+        match active {
+            Some((active, _)) if self.is_chosen(active) && !self.is_chosen(key) => {
+                "somebody chose another link"
+            }
+            Some((_, active)) if active.rank < path.rank => "the active path is preferred",
+            Some(_) => "not faster than the active path",
+            None => "there is no connection",
+        }
     }
 
     /// Every path, with what it is at and its round trip as far as it is known.
@@ -310,7 +386,9 @@ impl Manager {
                 path.fail(now, LONGEST_RETRY);
                 self.record.insert(key, path.failures);
             }
-            self.active.take_if(|active| active.key == key);
+            if self.active.take_if(|active| active.key == key).is_some() {
+                self.failed_choice(key);
+            }
             actions.push(Action::Forget(key));
         }
         self.record.retain(|_, failures| failures.count(now) > 0);
@@ -338,9 +416,10 @@ impl Manager {
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
         path.state = State::Standby { since, check };
+        let allowed = self.is_allowed(key);
         match &mut self.active {
             Some(active) if active.key == key => active.doubt = None,
-            Some(Active { doubt: Some(Doubt::Open), .. }) => {
+            Some(Active { doubt: Some(Doubt::Open), .. }) if allowed => {
                 self.switch(key, Reason::Silent, now, actions);
             }
             Some(_) | None => {}
@@ -401,8 +480,39 @@ impl Manager {
         }
     }
 
-    fn wake(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        self.ask_everyone(now, actions);
+    fn choose(&mut self, choice: Option<Choice>, now: Instant, actions: &mut Vec<Action>) {
+        self.choice = choice;
+        if let Some(choice) = choice {
+            self.check(Some(choice.link), now, actions);
+        }
+    }
+
+    fn check(&mut self, link: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
+        let deadline = now + self.settings.probe_timeout;
+        let active = self.active();
+        for (key, path) in &mut self.paths {
+            if link.is_some_and(|link| link != key.link) {
+                continue;
+            }
+            if active != Some(*key) {
+                path.ask(deadline);
+            }
+            actions.push(Action::Ask(*key));
+        }
+    }
+
+    /// Whether the person's choice, if there is one, lets `key` be used.
+    fn is_allowed(&self, key: Key) -> bool {
+        self.choice.is_none_or(|choice| !choice.pinned || choice.link == key.link)
+    }
+
+    fn is_chosen(&self, key: Key) -> bool {
+        self.choice.is_some_and(|choice| choice.link == key.link)
+    }
+
+    /// The person's choice is over when its link fails, unless it is pinned.
+    fn failed_choice(&mut self, key: Key) {
+        self.choice.take_if(|choice| !choice.pinned && choice.link == key.link);
     }
 
     /// Doubts the active path and asks over all others, also those that failed.
@@ -413,14 +523,7 @@ impl Manager {
             if active == Some(*key) {
                 continue;
             }
-            path.state = match path.state {
-                State::Standby { since, .. } => {
-                    State::Standby { since, check: Some(Check::AnswerBy(deadline)) }
-                }
-                State::Waiting | State::Failed { .. } | State::Probing { .. } => {
-                    State::Probing { deadline }
-                }
-            };
+            path.ask(deadline);
             actions.push(Action::Ask(*key));
         }
         if let Some(active) = &mut self.active {
@@ -486,7 +589,7 @@ impl Manager {
         let better = self
             .paths
             .iter()
-            .filter(|(_, path)| path.ready_at().is_some_and(|ready| ready <= now))
+            .filter(|(key, path)| self.ready_at(**key, path).is_some_and(|ready| ready <= now))
             .filter_map(|(key, path)| Some((path.rank, path.rtt, *key, self.improves(*key)?)))
             .min_by_key(|(rank, rtt, key, _)| (*rank, *rtt, *key));
         if let Some((.., key, reason)) = better {
@@ -498,12 +601,31 @@ impl Manager {
     fn improves(&self, key: Key) -> Option<Reason> {
         let active = self.paths.get(&self.active()?)?;
         let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
+        let chosen = self.is_chosen(self.active()?);
+        if self.is_chosen(key) && !chosen {
+            return Some(Reason::Chosen);
+        }
+        if chosen && !self.is_chosen(key) {
+            return None;
+        }
         if path.rank < active.rank {
             return Some(Reason::Preferred);
         }
         let (old, new) = (active.rtt?, path.rtt?);
         let faster = new + RTT_MARGIN < old && new < old * 3 / 4;
         (path.rank == active.rank && faster).then_some(Reason::Faster)
+    }
+
+    /// From when on a path may take over from one that works; `None` if it is no standby.
+    fn ready_at(&self, key: Key, path: &Path) -> Option<Instant> {
+        let State::Standby { since, .. } = path.state else { return None };
+        if self.is_chosen(key) {
+            return Some(since);
+        }
+        match path.failures.count(since) {
+            0 => Some(since),
+            count => Some(since + doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL)),
+        }
     }
 
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -523,8 +645,8 @@ impl Manager {
     fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<Key> {
         self.paths
             .iter()
-            .filter(|(key, path)| !self.is_active(**key) && fits(path))
-            .min_by_key(|(key, path)| (path.rank, path.rtt, **key))
+            .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(**key) && fits(path))
+            .min_by_key(|(key, path)| (!self.is_chosen(**key), path.rank, path.rtt, **key))
             .map(|(key, _)| *key)
     }
 
@@ -537,6 +659,9 @@ impl Manager {
         }
         actions.push(Action::Switch(key, reason));
         let Some(old) = old else { return };
+        if !reason.is_soft() {
+            self.failed_choice(old.key);
+        }
         if reason.is_soft() {
             let check = self.next_check(old.key, now);
             if let Some(path) = self.paths.get_mut(&old.key) {
@@ -560,13 +685,16 @@ impl Path {
         self.failures = Failures { count: before + 1, last: Some(now) };
     }
 
-    /// From when on it may take over from a path that works; `None` if it is no standby.
-    fn ready_at(&self) -> Option<Instant> {
-        let State::Standby { since, .. } = self.state else { return None };
-        match self.failures.count(since) {
-            0 => Some(since),
-            count => Some(since + doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL)),
-        }
+    /// Waits for an answer until `deadline`; a standby stays one meanwhile.
+    fn ask(&mut self, deadline: Instant) {
+        self.state = match self.state {
+            State::Standby { since, .. } => {
+                State::Standby { since, check: Some(Check::AnswerBy(deadline)) }
+            }
+            State::Waiting | State::Failed { .. } | State::Probing { .. } => {
+                State::Probing { deadline }
+            }
+        };
     }
 }
 
@@ -686,6 +814,43 @@ mod tests {
     }
 
     #[test]
+    fn a_chosen_link_is_used_until_it_fails() {
+        let mut fixture = on_wifi();
+        let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+        assert_eq!(actions, [Action::Ask(key(2)), Action::Switch(key(2), Reason::Chosen)]);
+        assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+        assert_eq!(fixture.manager.why(key(1), fixture.now), "somebody chose another link");
+        assert_eq!(fixture.wait(Duration::from_secs(10)), []);
+        let actions = fixture.tell(candidates(&[WIFI]));
+        assert!(actions.contains(&Action::Switch(key(1), Reason::Gone)), "{actions:?}");
+        assert_eq!(fixture.manager.choice(), None);
+    }
+
+    #[test]
+    fn a_pinned_link_is_not_left_even_when_it_is_silent() {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Choose(Some(Choice { link: 1, pinned: true })));
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(Duration::from_secs(1));
+        let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+        assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..))), "{actions:?}");
+        let _ = fixture.tell(candidates(&[LTE]));
+        assert_eq!(fixture.manager.active(), None, "not even when it is gone");
+        let actions = fixture.tell(Event::Choose(None));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Gone)]);
+    }
+
+    #[test]
+    fn a_choice_is_asked_first_when_it_failed_before() {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Refused(key(2)));
+        let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+        assert_eq!(actions, [Action::Ask(key(2))]);
+        let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Chosen)]);
+    }
+
+    #[test]
     fn probe_deadline_passes_and_the_active_path_stays() {
         let mut fixture = nothing();
         let _ = fixture.tell(candidates(&[LTE]));
@@ -801,6 +966,9 @@ mod tests {
             2 => path.clone().prop_map(Event::Heard),
             2 => path.prop_map(Event::SendFailed),
             1 => Just(Event::Woke),
+            1 => proptest::option::of((0u32..4, any::<bool>()).prop_map(|(link, pinned)| Choice { link, pinned }))
+                .prop_map(Event::Choose),
+            1 => proptest::option::of(0u32..4).prop_map(Event::Check),
         ]
     }
 
@@ -831,7 +999,8 @@ mod tests {
                 let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
                 let active = conditions.iter().filter(in_use).count();
                 prop_assert!(active <= 1, "one active path at most: {conditions:?}");
-                if connected && !conditions.is_empty() {
+                let pinned = fixture.manager.choice().is_some_and(|choice| choice.pinned);
+                if connected && !pinned && !conditions.is_empty() {
                     prop_assert_eq!(active, 1, "a path is used when there is one");
                 }
                 prop_assert!(!conditions.contains(&Condition::Waiting), "all are asked");

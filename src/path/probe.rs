@@ -5,7 +5,10 @@
 //! leads to the right server, and measures it. The connection stays open, so that the next question
 //! is one round trip: the warm standby.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use quinn::Connection;
@@ -24,10 +27,22 @@ const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
 /// Questions that wait to be asked: a newer one voids the older ones.
 const QUESTIONS: usize = 1;
 
+/// What the probe's connection tells of its path.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    /// The MTU as far as it is known: UDP payload in bytes.
+    pub mtu: u16,
+    /// Packets sent.
+    pub sent: u64,
+    /// Those of them that were lost.
+    pub lost: u64,
+}
+
 /// A task that asks over one path. Dropped, it closes what it opened.
 #[derive(Debug)]
 pub struct Probe {
     questions: mpsc::Sender<()>,
+    measured: Arc<Mutex<Option<Measured>>>,
     task: JoinHandle<()>,
 }
 
@@ -44,8 +59,22 @@ impl Probe {
         answers: mpsc::Sender<Event>,
     ) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let asker = Asker { network, handshake, candidate, limit, standing: None };
-        Self { questions, task: tokio::spawn(asker.run(key, asked, answers)) }
+        let measured = Arc::default();
+        let asker = Asker {
+            network,
+            handshake,
+            candidate,
+            limit,
+            standing: None,
+            measured: Arc::clone(&measured),
+        };
+        Self { questions, measured, task: tokio::spawn(asker.run(key, asked, answers)) }
+    }
+
+    /// What was found out so far.
+    #[must_use]
+    pub fn measured(&self) -> Option<Measured> {
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks. A handshake that is under way starts anew: its next retransmission may be far.
@@ -67,6 +96,7 @@ struct Asker {
     candidate: Candidate,
     limit: Duration,
     standing: Option<Connected>,
+    measured: Arc<Mutex<Option<Measured>>>,
 }
 
 impl Asker {
@@ -111,7 +141,13 @@ impl Asker {
                 }
             }
         }
-        echo(&self.standing.as_ref()?.connection).await
+        let connection = &self.standing.as_ref()?.connection;
+        let rtt = echo(connection).await;
+        let path = connection.stats().path;
+        let measured =
+            Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
+        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
+        rtt
     }
 }
 

@@ -129,10 +129,16 @@ impl Display for PathStatus {
         if let Some(heard) = self.last_heard {
             write!(f, ", heard {} ago", Span(heard))?;
         }
-        match self.errors {
-            0 => Ok(()),
-            errors => write!(f, ", {errors} errors"),
+        if let Some(mtu) = self.mtu {
+            write!(f, ", MTU {mtu}")?;
         }
+        if let Some(loss) = self.loss.filter(|loss| *loss > 0.0) {
+            write!(f, ", {:.1} % lost", loss * 100.0)?;
+        }
+        if self.errors > 0 {
+            write!(f, ", {} errors", self.errors)?;
+        }
+        write!(f, ": {}", self.why)
     }
 }
 

@@ -101,6 +101,12 @@ impl Host {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
+    /// Runs another of the program's commands against this daemon.
+    pub(crate) fn tell(&self, arguments: &[&str]) -> Output {
+        let mut command = self.namespace.command(PROGRAM);
+        command.args(arguments).env("ROAMD_RUNTIME_DIR", &self.folder).output().unwrap()
+    }
+
     pub(crate) fn status(&self) -> Value {
         eventually("an answer to status", || self.try_status())
     }

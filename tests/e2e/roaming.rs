@@ -177,3 +177,47 @@ fn without_any_network_the_session_waits_and_goes_on() {
     laptop.client.assert_ping("10.66.0.1", &[]);
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
+
+#[test]
+fn a_person_moves_the_tunnel_and_lets_it_choose_again() {
+    let laptop = Laptop::connected();
+    let tell = |arguments: &[&str]| {
+        let output = laptop.client.tell(arguments);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout) + &text(output.stderr))
+    };
+    let (done, said) = tell(&["probe"]);
+    assert!(done && said.contains("wifi0 10.77.1.2 -> 10.77.9.2:4433: in use, "), "{said}");
+    assert!(said.contains("lte0 10.77.2.2 -> 10.77.9.2:4433: works, "), "{said}");
+
+    assert_eq!(tell(&["switch", "lte0"]), (true, "lte0: in use, until it fails\n".into()));
+    laptop.until_active(Access::Lte);
+    let status = laptop.client.status();
+    assert_eq!(path(&status, Access::Lte).unwrap()["why"], "somebody chose it");
+    assert_eq!(path(&status, Access::Wifi).unwrap()["why"], "somebody chose another link");
+    laptop.scene.disconnect(Access::Lte).unwrap();
+    laptop.until_active(Access::Wifi);
+    laptop.scene.connect(Access::Lte).unwrap();
+    eventually("a warm standby", || {
+        (path(&laptop.client.status(), Access::Lte)?["state"] == "standby").then_some(())
+    });
+    let status = laptop.client.status();
+    assert_eq!(path(&status, Access::Wifi).unwrap()["state"], "active", "the choice is over");
+
+    assert!(tell(&["switch", "lte0", "--pin"]).0);
+    laptop.until_active(Access::Lte);
+    laptop.scene.disconnect(Access::Lte).unwrap();
+    eventually("the path is gone", || {
+        path(&laptop.client.status(), Access::Lte).is_none().then_some(())
+    });
+    let status = laptop.client.status();
+    assert_eq!(path(&status, Access::Wifi).unwrap()["why"], "another link is pinned");
+    assert!(tell(&["switch", "--auto"]).0);
+    laptop.until_active(Access::Wifi);
+    laptop.client.assert_ping("10.66.0.1", &[]);
+
+    let (done, said) = tell(&["switch", "eth7"]);
+    assert!(!done);
+    assert_eq!(said, "roamd: eth7 has no way to the server; links that have one: wifi0\n");
+    assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
+}

@@ -1,0 +1,82 @@
+//! What a person tells a running client to do.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    control::Reply,
+    link::candidate::Candidate,
+    path::manager::{Event, Key},
+    status::milliseconds,
+};
+
+/// An order, and where the answer goes.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) what: What,
+    pub(super) reply: oneshot::Sender<Reply>,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    Switch { link: String, pin: bool },
+    Auto,
+    Probe { link: Option<String> },
+}
+
+/// A question about some paths, until all are answered.
+#[derive(Debug)]
+pub(super) struct Inquiry {
+    reply: Option<oneshot::Sender<Reply>>,
+    paths: BTreeMap<Key, (String, Option<String>)>,
+}
+
+impl Inquiry {
+    pub(super) fn new(reply: oneshot::Sender<Reply>) -> Self {
+        Self { reply: Some(reply), paths: BTreeMap::new() }
+    }
+
+    /// Adds a path; one with a round trip is answered already.
+    pub(super) fn about(&mut self, key: Key, candidate: &Candidate, rtt: Option<Duration>) {
+        let Candidate { link, source, server, .. } = candidate;
+        let answer = rtt.map(|rtt| format!("in use, {}", shown(rtt)));
+        self.paths.insert(key, (format!("{link} {source} -> {server}"), answer));
+    }
+
+    /// Takes in an answer if it is about one of the paths.
+    pub(super) fn hear(&mut self, event: &Event) {
+        let (key, answer) = match event {
+            Event::Answered(key, rtt) => (key, format!("works, {}", shown(*rtt))),
+            Event::Refused(key) => (key, "no answer".into()),
+            _ => return,
+        };
+        if let Some((_, open)) = self.paths.get_mut(key) {
+            open.get_or_insert(answer);
+        }
+    }
+
+    /// Answers if all is known; whether it did.
+    pub(super) fn finish(&mut self) -> bool {
+        if self.paths.values().any(|(_, answer)| answer.is_none()) {
+            return self.reply.as_ref().is_none_or(oneshot::Sender::is_closed);
+        }
+        let lines = self
+            .paths
+            .values()
+            .filter_map(|(path, answer)| Some(format!("{path}: {}", answer.as_ref()?)));
+        let lines: Vec<_> = lines.collect();
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(if lines.is_empty() {
+                Reply::Error("no link has a way to the server".into())
+            } else {
+                Reply::Done(lines)
+            });
+        }
+        true
+    }
+}
+
+fn shown(rtt: Duration) -> String {
+    format!("{:.1} ms", milliseconds(rtt))
+}
