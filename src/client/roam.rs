@@ -80,7 +80,10 @@ pub(super) struct Roamer<'a> {
     manager: Manager,
     candidates: BTreeMap<Key, Candidate>,
     open: HashMap<Key, PathId>,
+    /// Old paths that are still read, until when.
     closing: Vec<(Instant, Key, PathId)>,
+    /// The connection id is still the one of an old path.
+    linkable: bool,
     probes: HashMap<Key, Probe>,
     answers: mpsc::Receiver<Event>,
     answered: mpsc::Sender<Event>,
@@ -139,6 +142,7 @@ impl<'a> Roamer<'a> {
             candidates: [(first, candidate)].into(),
             open: [(first, path)].into(),
             closing: Vec::new(),
+            linkable: false,
             probes: HashMap::new(),
             answers,
             answered,
@@ -188,10 +192,7 @@ impl<'a> Roamer<'a> {
                     time::sleep(SETTLE).await;
                 }
                 Some(event) = self.answers.recv() => {
-                    for inquiry in &mut self.inquiries {
-                        inquiry.hear(&event);
-                    }
-                    self.inquiries.retain_mut(|inquiry| !inquiry.finish());
+                    self.pass_on(&event);
                     self.tell(event);
                 }
                 Some(order) = self.orders.recv() => self.obey(order),
@@ -216,6 +217,14 @@ impl<'a> Roamer<'a> {
                 () = sleep_until(deadline) => self.tell(None),
             }
         }
+    }
+
+    /// Lets those who asked by hand hear an answer.
+    fn pass_on(&mut self, answer: &Event) {
+        self.inquiries.retain_mut(|inquiry| {
+            inquiry.hear(answer);
+            !inquiry.finish()
+        });
     }
 
     fn obey(&mut self, Order { what, reply }: Order) {
@@ -294,6 +303,7 @@ impl<'a> Roamer<'a> {
                 Action::Ask(key) => self.ask(key),
                 Action::Forget(key) => {
                     self.probes.remove(&key);
+                    self.pass_on(&Event::Refused(key));
                     if self.manager.active() != Some(key) {
                         self.heard = self.last_heard().or(self.heard);
                         self.close_later(key);
@@ -358,13 +368,12 @@ impl<'a> Roamer<'a> {
         let Some(id) = self.path(to) else { return };
         socket.switch(id);
         self.closing.retain(|(_, key, _)| *key != to);
+        self.linkable = reason.is_soft();
         if !reason.is_soft() {
             // What was in flight is lost: it must neither fill the window nor shrink it.
             self.roaming.renewal.fresh_start();
             self.unheard = heard;
-            if let Err(error) = self.underlay.endpoint().rebind_abstract(socket) {
-                debug!(%error, "rebind");
-            }
+            self.rotate();
         }
         self.introduce();
         self.doubt = None;
@@ -394,6 +403,18 @@ impl<'a> Roamer<'a> {
         let milliseconds = u32::try_from(ago.as_millis()).unwrap_or(u32::MAX);
         // Without a control stream there is no connection, which shows elsewhere.
         let _ = self.control.write(&Message::Repeat(Repeat { milliseconds })).await;
+    }
+
+    /// Goes on under another connection id: "An endpoint MUST NOT reuse a connection ID when sending to
+    /// more than one destination address" or from more than one local address (RFC 9000 §9.5), by which
+    /// networks could tell that both paths belong together. What the server still sends to the old id
+    /// is lost, so after a soft switch this waits until the old path has drained.
+    fn rotate(&mut self) {
+        self.linkable = false;
+        let socket = self.underlay.socket().clone();
+        if let Err(error) = self.underlay.endpoint().rebind_abstract(socket) {
+            debug!(%error, "rebind");
+        }
     }
 
     /// When the server was last heard on the path that sends go by.
@@ -440,6 +461,9 @@ impl<'a> Roamer<'a> {
                 self.open.remove(&key);
                 socket.close(id);
             }
+        }
+        if self.linkable && self.closing.is_empty() {
+            self.rotate();
         }
         if let Some(moving) = &self.moving
             && let Some(id) = self.open.get(&moving.to)

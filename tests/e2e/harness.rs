@@ -219,7 +219,7 @@ impl Net {
 
 pub(crate) fn client_toml(server: &str, key: &str, more: &str) -> String {
     format!(
-        "role = \"client\"\n{more}\n[server]\naddress = \"{server}\"\npublic-key = \"{key}\"\n\
+        "role = \"client\"\n{more}\n[server]\naddress = [\"{server}\"]\npublic-key = \"{key}\"\n\
          [tun]\nname = \"roam0\"\n"
     )
 }
