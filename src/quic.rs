@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
-const MAX_UDP_PAYLOAD: u16 = 9200;
+pub const MAX_UDP_PAYLOAD: u16 = 9200;
 /// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
 /// word. At 1 Gbit/s this is some 60 ms.
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;

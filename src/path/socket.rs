@@ -29,6 +29,7 @@ use quinn::{
 };
 use tokio::sync::{Notify, mpsc};
 
+use super::udp::RECEIVE_SEGMENTS;
 use crate::clock;
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
@@ -36,9 +37,6 @@ use crate::clock;
 pub const VIRTUAL_SERVER: SocketAddr =
     SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 4433, 0, 0));
 
-/// Datagrams that one receive can return: the most that UDP GRO merges (UDP_MAX_SEGMENTS of
-/// linux/udp.h). quinn sizes its buffers by it once, before all paths are known.
-const RECEIVE_SEGMENTS: usize = 64;
 /// Receive errors in a row after which a path is no longer read. A socket reports an error once and
 /// then works or waits; one that only fails would spin.
 const RECEIVE_ERRORS: u32 = 16;

@@ -25,6 +25,11 @@ use tokio::io::Interest;
 /// keep us from the CPU.
 const BUFFER: usize = 8 * 1024 * 1024;
 
+/// Datagrams of the largest size, [`crate::quic::MAX_UDP_PAYLOAD`], that one receive can return. UDP GRO
+/// merges small ones up to 64 kB, so that this has room for all that it merges. quinn makes 32 buffers
+/// of so many datagrams, once, before all paths are known.
+pub const RECEIVE_SEGMENTS: usize = 8;
+
 /// A bound UDP socket.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -99,7 +104,7 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.state.gro_segments()
+        RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {
