@@ -9,7 +9,7 @@ pub mod dial;
 pub mod fate;
 pub mod links;
 pub mod names;
-mod order;
+pub(crate) mod order;
 mod roam;
 mod shown;
 
@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     clock,
-    config::ClientConfig,
+    config::{ClientConfig, ClientTun},
     control::{self, Instance, Reply, Request},
     identity::PublicKey,
     netlink::Netlink,
@@ -54,8 +54,8 @@ use crate::{
     tls,
     tunnel::{
         counters::{Counters, Drop},
-        device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
-        interface::{self, Interface},
+        device::{BATCH, PacketSink, PacketSource, Tun},
+        interface::{self, Interface, Setup},
         packet, pump,
         queue::Queue,
     },
@@ -87,11 +87,12 @@ const ORDERS: usize = 4;
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-struct Client {
+/// The client, apart from this machine's device, links and signals.
+pub(crate) struct Client {
     key: PublicKey,
     dialer: Dialer,
     roaming: Roaming,
-    tun: TunWriter,
+    tun: Box<dyn PacketSink>,
     queue: Queue,
     counters: Counters,
     own_routes: Option<Vec<IpNet>>,
@@ -103,42 +104,14 @@ struct Client {
 
 /// Runs the client until the process is told to stop or the server refuses it.
 pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()> {
-    let ClientConfig { private_key, server, tun, paths, quic, log: _ } = config;
     let stop = shutdown::signal()?;
+    let tun = &config.tun;
     let device = Tun::create(&tun.name, tun.mtu)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
-    let network: Arc<dyn Network> =
-        Arc::new(Links::new(Netlink::open()?, interface.index(), Preferences::new(&paths)));
-    let names = Arc::new(Names::new(server.addresses));
-    let renewal = Handle::default();
-    let handshake =
-        |alpn, transport| Handshake::new(&private_key, server.public_key, alpn, transport);
-    let tunnel = handshake(tls::TUNNEL, quic::transport(&quic, tun.mtu, renewal.clone()))?;
-    let roaming = Roaming {
-        network: network.clone(),
-        names: names.clone(),
-        probes: handshake(tls::PROBE, quic::probe_transport())?,
-        settings: Settings {
-            probe_timeout: paths.probe_timeout,
-            standby_check: Some(STANDBY_CHECK),
-            metered_check: Some(METERED_CHECK),
-        },
-        renewal,
-    };
-    let client = Arc::new(Client {
-        key: private_key.public_key(),
-        dialer: Dialer::new(names, tunnel, network),
-        roaming,
-        tun: device.writer(),
-        queue: Queue::new(QUEUE),
-        counters: Counters::default(),
-        own_routes: tun.routes,
-        own_mtu: tun.mtu,
-        interface: tun.name,
-        started: SystemTime::now(),
-        shown: Shown::new(tun.mtu),
-    });
+    let preferences = Preferences::new(&config.paths);
+    let network = Arc::new(Links::new(Netlink::open()?, interface.index(), preferences));
+    let client = Arc::new(Client::new(config, network, Box::new(device.writer()))?);
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&instance, {
         let client = client.clone();
@@ -147,10 +120,7 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
     info!(interface = client.interface, key = %client.key, "starting");
     let deleted = interface::deleted(interface.index());
     tokio::select! {
-        ended = client.stay_connected(&mut interface, &mut ordered) => ended,
-        error = client.read_tun(device.reader()) => {
-            Err(error).with_context(|| format!("TUN device {} is gone", client.interface))
-        }
+        ended = client.carry(device.reader(), &mut interface, &mut ordered) => ended,
         deleted = deleted => {
             deleted?;
             anyhow::bail!("TUN device {} is gone: somebody deleted it", client.interface)
@@ -164,6 +134,66 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
 }
 
 impl Client {
+    pub(crate) fn new(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        tun: Box<dyn PacketSink>,
+    ) -> anyhow::Result<Self> {
+        let ClientConfig {
+            private_key,
+            server,
+            tun: ClientTun { name, mtu, routes },
+            paths,
+            quic,
+            ..
+        } = config;
+        let names = Arc::new(Names::new(server.addresses));
+        let renewal = Handle::default();
+        let handshake =
+            |alpn, transport| Handshake::new(&private_key, server.public_key, alpn, transport);
+        let tunnel = handshake(tls::TUNNEL, quic::transport(&quic, mtu, renewal.clone()))?;
+        let roaming = Roaming {
+            network: network.clone(),
+            names: names.clone(),
+            probes: handshake(tls::PROBE, quic::probe_transport())?,
+            settings: Settings {
+                probe_timeout: paths.probe_timeout,
+                standby_check: Some(STANDBY_CHECK),
+                metered_check: Some(METERED_CHECK),
+            },
+            renewal,
+        };
+        Ok(Self {
+            key: private_key.public_key(),
+            dialer: Dialer::new(names, tunnel, network),
+            roaming,
+            tun,
+            queue: Queue::new(QUEUE),
+            counters: Counters::default(),
+            own_routes: routes,
+            own_mtu: mtu,
+            interface: name,
+            started: SystemTime::now(),
+            shown: Shown::new(mtu),
+        })
+    }
+
+    /// Carries packets from `source` to the server and back, for ever. Returns only what trying again
+    /// would not change.
+    pub(crate) async fn carry(
+        &self,
+        source: impl PacketSource,
+        interface: &mut impl Setup,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> anyhow::Result<()> {
+        tokio::select! {
+            ended = self.stay_connected(interface, orders) => ended,
+            error = self.read_tun(source) => {
+                Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
+            }
+        }
+    }
+
     /// Moves packets from the TUN device to the queue; returns when the device is gone.
     async fn read_tun(&self, mut source: impl PacketSource) -> io::Error {
         let mut batch = Vec::with_capacity(BATCH);
@@ -178,7 +208,7 @@ impl Client {
     /// Connects, for ever. Returns only what trying again would not change.
     async fn stay_connected(
         &self,
-        interface: &mut Interface,
+        interface: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let (mut pauses, mut lost, mut told) = (pauses(), clock::now(), String::new());
@@ -248,7 +278,7 @@ impl Client {
     /// One session, from the first attempt to its end. An error is one of this machine's.
     async fn connect(
         &self,
-        interface: &mut Interface,
+        interface: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
         lost: Instant,
     ) -> anyhow::Result<Ended> {
@@ -272,7 +302,7 @@ impl Client {
             rtt = %milliseconds(connection.rtt()),
             resumed = connected.early_arrived,
             name = welcome.name,
-            addresses = ?interface.addresses(),
+            addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
             "connected"
         );
         control::ready(&format!("connected to {} over {}", candidate.server, candidate.link));
@@ -296,17 +326,15 @@ impl Client {
     }
 
     /// Gives the interface what the server says belongs to it.
-    async fn set_up(&self, interface: &mut Interface, welcome: &Welcome) -> anyhow::Result<()> {
+    async fn set_up(&self, interface: &mut impl Setup, welcome: &Welcome) -> anyhow::Result<()> {
         let addresses: Vec<_> = welcome.addresses.iter().map(|Net(net)| *net).collect();
         let mtu = self.own_mtu.min(welcome.mtu);
-        interface.set_mtu(mtu).await?;
-        interface.set_addresses(&addresses).await?;
         let (routes, homeless) = routes(self.own_routes.as_deref(), welcome);
         for route in homeless {
             warn!(%route, "left out: the server gave this client no address of that family");
         }
-        interface.set_routes(&routes).await?;
-        self.shown.set_up(interface, mtu);
+        interface.set(mtu, &addresses, &routes).await?;
+        self.shown.set_up(mtu, addresses, routes);
         Ok(())
     }
 
@@ -345,7 +373,7 @@ impl Client {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let (queued, traffic) = (self.queue.bytes(), self.counters.snapshot());
         Status::client(self.shown.status(&self.interface, self.started, queued, traffic))
     }

@@ -41,4 +41,6 @@ pub mod tunnel;
 pub mod wire;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

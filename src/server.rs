@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use ipnet::IpNet;
 use quinn::{
-    Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
     crypto::rustls::QuicServerConfig,
 };
 use tokio::task::JoinSet;
@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     clock,
-    config::{self, ServerConfig},
+    config::{self, ServerConfig, ServerTun},
     control::{self, Instance, Reply, Request},
     identity::PrivateKey,
     netlink::Netlink,
@@ -46,7 +46,7 @@ use crate::{
     tls,
     tunnel::{
         counters::{Counters, Drop},
-        device::{BATCH, PacketSink as _, PacketSource, Tun, TunWriter},
+        device::{BATCH, PacketSink, PacketSource, Tun},
         interface::{self, Interface},
         pump,
     },
@@ -56,11 +56,12 @@ use crate::{
 /// How long clients have to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-struct Server {
+/// The server, apart from this machine's device and signals.
+pub(crate) struct Server {
     acceptor: Acceptor,
     peers: Peers,
     offer: Offer,
-    tun: TunWriter,
+    tun: Box<dyn PacketSink>,
     interface: String,
     listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
@@ -95,34 +96,16 @@ impl Acceptor {
 
 /// Runs the server until the process is told to stop.
 pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()> {
-    let ServerConfig { private_key, listen, tun, peers, quic, .. } = config;
     let stop = shutdown::signal()?;
+    let (tun, listen) = (&config.tun, config.listen);
     let device = Tun::create(&tun.name, tun.mtu)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     interface.set_addresses(&tun.addresses).await?;
 
     let udp = UdpSocket::bind(listen, None).with_context(|| format!("can't listen on {listen}"))?;
-    let socket = ServerSocket::new(udp)?;
-    let acceptor = Acceptor { tls: quinn_config(&private_key)?, quic, mtu: tun.mtu };
-    let endpoint = Endpoint::new_with_abstract_socket(
-        quic::server_endpoint(&private_key),
-        Some(acceptor.tls.clone()),
-        socket.clone(),
-        Arc::new(TokioRuntime),
-    )?;
-    let server = Arc::new(Server {
-        acceptor,
-        peers: Peers::new(peers),
-        offer: Offer { networks: tun.addresses, routes: tun.routes, mtu: tun.mtu },
-        tun: device.writer(),
-        interface: tun.name,
-        listen: endpoint.local_addr()?,
-        socket,
-        gate: Gate::default(),
-        counters: Counters::default(),
-        since: SystemTime::now(),
-    });
+    let key = config.private_key.public_key();
+    let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()))?;
     let _control = control::serve(&instance, {
         let server = server.clone();
         move |request| {
@@ -142,15 +125,12 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
         listen = %server.listen,
         interface = server.interface,
         peers = server.peers.iter().count(),
-        key = %private_key.public_key(),
+        %key,
         "listening"
     );
     control::ready(&format!("listening on {}", server.listen));
     tokio::select! {
-        () = accept(&server, &endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
-        error = read_tun(&server, device.reader()) => {
-            Err(error).with_context(|| format!("TUN device {} is gone", server.interface))
-        }
+        ended = server.carry(device.reader(), &endpoint) => ended,
         deleted = interface::deleted(interface.index()) => {
             deleted?;
             anyhow::bail!("TUN device {} is gone: somebody deleted it", server.interface)
@@ -266,6 +246,50 @@ async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Er
 }
 
 impl Server {
+    pub(crate) fn new(
+        config: ServerConfig,
+        udp: Arc<dyn AsyncUdpSocket>,
+        device: Box<dyn PacketSink>,
+    ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
+        let ServerConfig { private_key, tun, peers, quic, .. } = config;
+        let ServerTun { name, mtu, addresses, routes } = tun;
+        let socket = ServerSocket::new(udp)?;
+        let acceptor = Acceptor { tls: quinn_config(&private_key)?, quic, mtu };
+        let endpoint = Endpoint::new_with_abstract_socket(
+            quic::server_endpoint(&private_key),
+            Some(acceptor.tls.clone()),
+            socket.clone(),
+            Arc::new(TokioRuntime),
+        )?;
+        let server = Self {
+            acceptor,
+            peers: Peers::new(peers),
+            offer: Offer { networks: addresses, routes, mtu },
+            tun: device,
+            interface: name,
+            listen: endpoint.local_addr()?,
+            socket,
+            gate: Gate::default(),
+            counters: Counters::default(),
+            since: SystemTime::now(),
+        };
+        Ok((Arc::new(server), endpoint))
+    }
+
+    /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone.
+    pub(crate) async fn carry(
+        self: &Arc<Self>,
+        source: impl PacketSource,
+        endpoint: &Endpoint,
+    ) -> anyhow::Result<()> {
+        tokio::select! {
+            () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
+            error = read_tun(self, source) => {
+                Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
+            }
+        }
+    }
+
     /// Waits for the end of the handshake. Packets of a client that resumes a session are delivered
     /// before that: an attacker can delay them, but not send them twice, since a ticket is used once.
     async fn confirm(

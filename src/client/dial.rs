@@ -5,7 +5,8 @@
 //! rarely, and somebody waits: so each attempt starts further handshakes at a steady pace.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,6 +30,8 @@ use crate::{
 
 /// From one attempt to the next ("Connection Attempt Delay", RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// From one look at links and routes to the next, at least.
+const SETTLE: Duration = Duration::from_millis(20);
 /// Attempts in one round.
 const MAX_ATTEMPTS: usize = 16;
 /// How long the further handshakes of an attempt may take. The first one may take longer, should the
@@ -54,6 +57,9 @@ pub enum DialError {
     /// No link has a route to the server.
     #[error("no network link has a route to {}", list(.0))]
     NoRoute(Vec<SocketAddr>),
+    /// The kernel can't tell of changes.
+    #[error("can't hear of network changes: {0}")]
+    Monitor(#[from] io::Error),
     /// The kernel can't be asked for links and routes.
     #[error("can't read links and routes: {0}")]
     Netlink(#[from] rtnetlink::Error),
@@ -70,7 +76,7 @@ pub struct Dialer {
     network: Arc<dyn Network>,
 }
 
-type Attempts = JoinSet<Result<Connected, HandshakeError>>;
+type Attempts = JoinSet<Result<Connected, (Candidate, HandshakeError)>>;
 
 impl Dialer {
     /// A dialer for the server that has these `names` over `network`.
@@ -84,7 +90,12 @@ impl Dialer {
     /// when the last connection was lost.
     ///
     /// Cancel safe: what it opened is closed.
-    pub async fn dial(&self, early: Arc<[Bytes]>, since: Instant) -> Result<Connected, DialError> {
+    pub async fn dial(
+        &self,
+        early: Arc<[Bytes]>,
+        mut since: Instant,
+    ) -> Result<Connected, DialError> {
+        let mut monitor = self.network.monitor()?;
         let resolving = self.names.resolve();
         tokio::pin!(resolving);
         let mut servers = self.names.known();
@@ -93,20 +104,21 @@ impl Dialer {
             servers = resolving.as_mut().await?;
             unresolved = false;
         }
-        let mut seen = HashSet::new();
-        let mut waiting = self.find(&servers, &mut seen).await?.into_iter();
+        let mut tried = HashSet::new();
+        let mut waiting = VecDeque::from(self.find(&servers, &mut tried).await?);
         let mut attempts = Attempts::new();
         let mut failure = None;
         let mut next = clock::now();
         loop {
-            if waiting.len() == 0 && attempts.is_empty() && !unresolved {
+            if waiting.is_empty() && attempts.is_empty() && !unresolved {
                 return Err(failure.map_or(DialError::NoRoute(servers), DialError::Handshake));
             }
             tokio::select! {
                 Some(ended) = attempts.join_next() => match ended {
                     Ok(Ok(connected)) => return Ok(connected),
-                    Ok(Err(error)) => {
+                    Ok(Err((candidate, error))) => {
                         debug!(%error, "attempt failed");
+                        tried.remove(&candidate);
                         failure = Some(more_telling(failure, error));
                         next = clock::now();
                     }
@@ -116,13 +128,17 @@ impl Dialer {
                     unresolved = false;
                     if let Ok(found) = found {
                         servers = found;
-                        let more = self.find(&servers, &mut seen).await?;
-                        waiting = waiting.chain(more).collect::<Vec<_>>().into_iter();
+                        waiting.extend(self.find(&servers, &mut tried).await?);
                     }
                 }
-                () = time::sleep_until(next.into()), if waiting.len() > 0 => {
+                () = monitor.hint() => {
+                    waiting.extend(self.find(&servers, &mut tried).await?);
+                    since = clock::now();
+                    time::sleep(SETTLE).await;
+                }
+                () = time::sleep_until(next.into()), if !waiting.is_empty() => {
                     next = clock::now() + STAGGER;
-                    if let Some(candidate) = waiting.next() {
+                    if let Some(candidate) = waiting.pop_front() {
                         attempts.spawn(attempt(
                             self.handshake.clone(),
                             self.network.clone(),
@@ -136,15 +152,15 @@ impl Dialer {
         }
     }
 
-    /// Candidates that were not `seen` yet.
+    /// Candidates that are not `tried` yet.
     async fn find(
         &self,
         servers: &[SocketAddr],
-        seen: &mut HashSet<Candidate>,
+        tried: &mut HashSet<Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
         let found = self.network.candidates(servers).await?.into_iter().map(|(_, it)| it);
-        let room = MAX_ATTEMPTS.saturating_sub(seen.len());
-        Ok(found.filter(|it| seen.insert(it.clone())).take(room).collect())
+        let room = MAX_ATTEMPTS.saturating_sub(tried.len());
+        Ok(found.filter(|it| tried.insert(it.clone())).take(room).collect())
     }
 }
 
@@ -155,7 +171,7 @@ async fn attempt(
     candidate: Candidate,
     early: Arc<[Bytes]>,
     since: Instant,
-) -> Result<Connected, HandshakeError> {
+) -> Result<Connected, (Candidate, HandshakeError)> {
     let begun = clock::now();
     let start = |limit, early| handshake.run(&*network, candidate.clone(), limit, early);
     let mut handshakes = FuturesUnordered::new();
@@ -165,7 +181,7 @@ async fn attempt(
             Some(ended) = handshakes.next() => match ended {
                 Err(HandshakeError::TimedOut { .. })
                     if clock::now() < begun + HANDSHAKE_TIMEOUT => {}
-                ended => return ended,
+                ended => return ended.map_err(|error| (candidate, error)),
             },
             () = time::sleep(pace(since)) => handshakes.push(start(FURTHER_TIMEOUT, None)),
         }

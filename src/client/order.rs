@@ -13,13 +13,13 @@ use crate::{
 
 /// An order, and where the answer goes.
 #[derive(Debug)]
-pub(super) struct Order {
-    pub(super) what: What,
-    pub(super) reply: oneshot::Sender<Reply>,
+pub(crate) struct Order {
+    pub(crate) what: What,
+    pub(crate) reply: oneshot::Sender<Reply>,
 }
 
 #[derive(Debug)]
-pub(super) enum What {
+pub(crate) enum What {
     Switch { link: String, pin: bool },
     Auto,
     Probe { link: Option<String> },
@@ -27,25 +27,25 @@ pub(super) enum What {
 
 /// A question about some paths, until all are answered.
 #[derive(Debug)]
-pub(super) struct Inquiry {
+pub(crate) struct Inquiry {
     reply: Option<oneshot::Sender<Reply>>,
     paths: BTreeMap<Key, (String, Option<String>)>,
 }
 
 impl Inquiry {
-    pub(super) fn new(reply: oneshot::Sender<Reply>) -> Self {
+    pub(crate) fn new(reply: oneshot::Sender<Reply>) -> Self {
         Self { reply: Some(reply), paths: BTreeMap::new() }
     }
 
     /// Adds a path; one with a round trip is answered already.
-    pub(super) fn about(&mut self, key: Key, candidate: &Candidate, rtt: Option<Duration>) {
+    pub(crate) fn about(&mut self, key: Key, candidate: &Candidate, rtt: Option<Duration>) {
         let Candidate { link, source, server, .. } = candidate;
         let answer = rtt.map(|rtt| format!("in use, {}", shown(rtt)));
         self.paths.insert(key, (format!("{link} {source} -> {server}"), answer));
     }
 
     /// Takes in an answer if it is about one of the paths.
-    pub(super) fn hear(&mut self, event: &Event) {
+    pub(crate) fn hear(&mut self, event: &Event) {
         let (key, answer) = match event {
             Event::Answered(key, rtt) => (key, format!("works, {}", shown(*rtt))),
             Event::Refused(key) => (key, "no answer".into()),
@@ -57,7 +57,7 @@ impl Inquiry {
     }
 
     /// Answers if all is known; whether it did.
-    pub(super) fn finish(&mut self) -> bool {
+    pub(crate) fn finish(&mut self) -> bool {
         if self.paths.values().any(|(_, answer)| answer.is_none()) {
             return self.reply.as_ref().is_none_or(oneshot::Sender::is_closed);
         }

@@ -19,7 +19,7 @@ use crate::{
     status::{
         self, ClientState, ClientStatus, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
     },
-    tunnel::{counters::Snapshot, interface::Interface},
+    tunnel::counters::Snapshot,
 };
 
 /// Switches that are remembered.
@@ -82,11 +82,11 @@ impl Shown {
         self.with(|state| state.state = ClientState::Connecting);
     }
 
-    pub(super) fn set_up(&self, interface: &Interface, mtu: u16) {
+    pub(super) fn set_up(&self, mtu: u16, addresses: Vec<IpNet>, routes: Vec<IpNet>) {
         self.with(|state| {
             state.mtu = mtu;
-            state.addresses = interface.addresses().to_vec();
-            state.routes = interface.routes().to_vec();
+            state.addresses = addresses;
+            state.routes = routes;
         });
     }
 

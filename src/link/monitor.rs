@@ -29,7 +29,8 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Listens to the kernel.
 pub struct Monitor {
     hints: BoxStream<'static, ()>,
-    connection: JoinHandle<()>,
+    /// What reads the netlink socket.
+    connection: Option<JoinHandle<()>>,
 }
 
 impl Monitor {
@@ -37,7 +38,13 @@ impl Monitor {
     pub fn open() -> std::io::Result<Self> {
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
         let hints = messages.map(|_| ()).boxed();
-        Ok(Self { hints, connection: tokio::spawn(connection) })
+        Ok(Self { hints, connection: Some(tokio::spawn(connection)) })
+    }
+
+    /// Listens to a simulated kernel.
+    #[cfg(test)]
+    pub(crate) fn of(hints: BoxStream<'static, ()>) -> Self {
+        Self { hints, connection: None }
     }
 
     /// Returns when it is time to look: at once after a change, and now and then without one.
@@ -63,6 +70,8 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.connection.abort();
+        if let Some(connection) = &self.connection {
+            connection.abort();
+        }
     }
 }

@@ -251,7 +251,7 @@ impl Manager {
         let mut actions = Vec::new();
         match event.into() {
             Some(Event::Candidates(found)) => self.update(&found, now, &mut actions),
-            Some(Event::Connected(key, rtt)) => self.connect(key, rtt, now),
+            Some(Event::Connected(key, rtt)) => self.connect(key, rtt, now, &mut actions),
             Some(Event::Disconnected) => {
                 self.connected = false;
                 self.active = None;
@@ -398,12 +398,14 @@ impl Manager {
         }
     }
 
-    fn connect(&mut self, key: Key, rtt: Duration, now: Instant) {
+    fn connect(&mut self, key: Key, rtt: Duration, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
             path.rtt = Some(rtt);
             path.state = State::Standby { since: now, check: None };
+            // Its own traffic tells more than a question does.
+            actions.push(Action::Forget(key));
         }
     }
 
@@ -778,7 +780,7 @@ mod tests {
         let mut fixture = nothing();
         let asked = fixture.tell(candidates(&[WIFI, LTE]));
         assert_eq!(asked, [Action::Ask(key(1)), Action::Ask(key(2))]);
-        assert_eq!(fixture.tell(Event::Connected(key(1), 10 * MS)), []);
+        assert_eq!(fixture.tell(Event::Connected(key(1), 10 * MS)), [Action::Forget(key(1))]);
         assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
         assert_eq!(fixture.condition(1), Some(Condition::Active));
         assert_eq!(fixture.condition(2), Some(Condition::Standby));

@@ -31,6 +31,17 @@ impl InterfaceError {
     }
 }
 
+/// What a session sets up on this side.
+pub trait Setup: Send {
+    /// Sets MTU (bytes), addresses and routes; what stays is not touched.
+    fn set(
+        &mut self,
+        mtu: u16,
+        addresses: &[IpNet],
+        routes: &[IpNet],
+    ) -> impl Future<Output = Result<(), InterfaceError>> + Send;
+}
+
 /// An interface of ours. Addresses and routes vanish with the device, so nothing is undone on drop.
 #[derive(Debug)]
 pub struct Interface {
@@ -39,6 +50,19 @@ pub struct Interface {
     index: u32,
     addresses: Vec<IpNet>,
     routes: Vec<IpNet>,
+}
+
+impl Setup for Interface {
+    async fn set(
+        &mut self,
+        mtu: u16,
+        addresses: &[IpNet],
+        routes: &[IpNet],
+    ) -> Result<(), InterfaceError> {
+        self.set_mtu(mtu).await?;
+        self.set_addresses(addresses).await?;
+        self.set_routes(routes).await
+    }
 }
 
 impl Interface {
@@ -77,20 +101,8 @@ impl Interface {
         self.index
     }
 
-    /// The addresses that were set.
-    #[must_use]
-    pub fn addresses(&self) -> &[IpNet] {
-        &self.addresses
-    }
-
-    /// The routes that were set; networks of the addresses need none.
-    #[must_use]
-    pub fn routes(&self) -> &[IpNet] {
-        &self.routes
-    }
-
     /// Changes the MTU, in bytes.
-    pub async fn set_mtu(&self, mtu: u16) -> Result<(), InterfaceError> {
+    async fn set_mtu(&self, mtu: u16) -> Result<(), InterfaceError> {
         let message = LinkUnspec::new_with_index(self.index).mtu(mtu.into()).build();
         let result = self.netlink.handle().link().set(message).execute().await;
         self.because(format_args!("set its MTU to {mtu}"), result)
@@ -117,7 +129,7 @@ impl Interface {
     }
 
     /// Makes `wanted` the routes through the interface; those that stay are not touched.
-    pub async fn set_routes(&mut self, wanted: &[IpNet]) -> Result<(), InterfaceError> {
+    async fn set_routes(&mut self, wanted: &[IpNet]) -> Result<(), InterfaceError> {
         // The kernel made these with the addresses.
         let connected: Vec<_> = self.addresses.iter().map(IpNet::trunc).collect();
         let wanted = difference(wanted, &connected);

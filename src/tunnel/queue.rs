@@ -27,6 +27,8 @@ use crate::clock;
 /// for bulk, but slow for a lone keystroke.
 const REMEMBERED: usize = 128;
 const LARGEST_REMEMBERED: usize = 512;
+/// Packets that are looked at for early ones.
+const EARLY_LOOKS: usize = 256;
 /// For how long.
 const MEMORY: Duration = Duration::from_secs(2);
 
@@ -124,19 +126,23 @@ impl Queue {
         batch.len() > before
     }
 
-    /// Takes at most `limit` bytes of packets whether the queue is held or not, for a path that may
-    /// work or not. [`Self::put_back`] returns them.
+    /// Takes at most `limit` bytes of TCP packets whether the queue is held or not, for a path that may
+    /// answer soon, late or never: others could arrive when they are stale. [`Self::put_back`] returns
+    /// them.
     pub fn take_early(&self, limit: usize) -> Taken {
         let waiting = &mut *self.lock();
-        let (mut taken, mut bytes, now) = (Vec::new(), 0, clock::now());
-        while let Some(next) = waiting.next(now, &mut Dropped::default()) {
-            bytes += next.1.len();
-            if bytes > limit {
-                waiting.go_first([next]);
-                break;
+        let (mut taken, mut others, now) = (Vec::new(), Vec::new(), clock::now());
+        let mut room = limit;
+        for _ in 0..EARLY_LOOKS {
+            let Some(next) = waiting.next(now, &mut Dropped::default()) else { break };
+            if next.1.len() <= room && waiting.classifier.flow(&next.1).is_tcp {
+                room -= next.1.len();
+                taken.push(next);
+            } else {
+                others.push(next);
             }
-            taken.push(next);
         }
+        waiting.go_first(others);
         Taken(taken)
     }
 
@@ -274,12 +280,13 @@ mod tests {
     fn what_was_taken_early_can_go_back_in_its_order() {
         let queue = Queue::new(10_000);
         queue.push(&mut packets(&[100, 200, 300, 400]));
+        queue.push(&mut vec![of_flow(false, 17, 53, 50).into()]);
         let early = queue.take_early(350);
         assert_eq!(early.packets().iter().map(Bytes::len).collect::<Vec<_>>(), [100, 200]);
         queue.put_back(early);
-        assert_eq!(queue.bytes(), 1000);
+        assert_eq!(queue.bytes(), 1050);
         queue.hold(false);
-        assert_eq!(pop(&queue, 9), [100, 200, 300, 400]);
+        assert_eq!(pop(&queue, 9), [100, 200, 300, 400, 50]);
     }
 
     #[tokio::test(start_paused = true)]

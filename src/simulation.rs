@@ -1,0 +1,458 @@
+//! Random days of a roaming laptop, in virtual time: the real client and server over a simulated
+//! network, with a packet through the tunnel every 100 ms and its echo.
+//!
+//! A day takes a fraction of a second. Each has a seed, which a failure prints:
+//!
+//! ```text
+//! ROAMD_DAYS=1000 cargo test --release --lib simulation -- --nocapture
+//! ROAMD_SEED=17 cargo test --lib simulation -- --nocapture      # one day again
+//! ```
+//! Keys and connection ids are drawn anew each time, so that a day is the same in what happens to the
+//! networks, and all but the same in what the daemons do.
+
+mod world;
+
+use std::{
+    env,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use ipnet::IpNet;
+use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
+
+use self::world::{Link, World};
+use crate::{
+    client::Client,
+    clock,
+    config::{
+        ClientConfig, ClientTun, Congestion, Filter, HostPort, Log, LogFormat, Paths, Peer, Quic,
+        ServerConfig, ServerPeer, ServerTun,
+    },
+    identity::PrivateKey,
+    server::Server,
+    status::{ClientStatus, Role},
+    tunnel::{
+        interface::{InterfaceError, Setup},
+        packet,
+    },
+};
+
+/// Days of an ordinary test run.
+const DAYS: u64 = 20;
+/// How long a day lasts.
+const DAY: Duration = Duration::from_secs(300);
+/// Longer than any retry or dwell.
+const REST: Duration = Duration::from_secs(300);
+/// Between two packets.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// While a network has worked for so long, an echo is not older than this.
+const BOUND: Duration = Duration::from_secs(5);
+/// No packet is delivered later than this after it was sent.
+const LATEST: Duration = Duration::from_millis(1500);
+
+const SERVERS: [&str; 2] = ["203.0.113.1:4433", "[2001:db8:1::1]:4433"];
+
+#[test]
+fn random_days() {
+    let seeds = match env::var("ROAMD_SEED") {
+        Ok(seed) => {
+            tell_all();
+            vec![seed.parse().expect("ROAMD_SEED is a number")]
+        }
+        Err(_) => {
+            let days = env::var("ROAMD_DAYS").map_or(DAYS, |days| days.parse().unwrap());
+            (0..days).collect()
+        }
+    };
+    let failures: Vec<_> = seeds
+        .into_iter()
+        .filter_map(|seed| live(seed).err().map(|reason| format!("seed {seed}: {reason}")))
+        .collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// Logs what the daemons do, with virtual times.
+fn tell_all() {
+    struct VirtualTime(Instant);
+    impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
+        fn format_time(
+            &self,
+            w: &mut tracing_subscriber::fmt::format::Writer<'_>,
+        ) -> std::fmt::Result {
+            write!(w, "{:8.3} s", clock::now().duration_since(self.0).as_secs_f64())
+        }
+    }
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_timer(VirtualTime(Instant::now()));
+    subscriber.with_test_writer().init();
+}
+
+/// Lives one day; says what was wrong with it.
+fn live(seed: u64) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(Day::new(seed).live())
+}
+
+/// Who is who.
+struct Hosts {
+    client: PrivateKey,
+    server: PrivateKey,
+}
+
+struct Day {
+    random: fastrand::Rng,
+    world: Arc<World>,
+    hosts: Hosts,
+    /// What happened, for whoever reads a failure.
+    story: Vec<String>,
+    begun: Instant,
+    server: Option<JoinHandle<()>>,
+    app: Arc<App>,
+}
+
+/// The user's program on both sides.
+#[derive(Default)]
+struct App(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    echoes: u64,
+    last_echo: Option<Instant>,
+    latest: Duration,
+}
+
+struct NoInterface;
+
+impl Setup for NoInterface {
+    async fn set(&mut self, _: u16, _: &[IpNet], _: &[IpNet]) -> Result<(), InterfaceError> {
+        Ok(())
+    }
+}
+
+fn quic() -> Quic {
+    Quic {
+        idle_timeout: Duration::from_secs(30),
+        keep_alive: Duration::from_secs(10),
+        congestion: Congestion::Cubic,
+    }
+}
+
+fn log() -> Log {
+    Log { level: Filter::default(), format: LogFormat::Text }
+}
+
+impl Hosts {
+    fn client_config(&self) -> ClientConfig {
+        let addresses = SERVERS.map(|server| {
+            let server: SocketAddr = server.parse().unwrap();
+            HostPort { host: server.ip().to_string(), port: server.port() }
+        });
+        ClientConfig {
+            private_key: self.client.clone(),
+            server: ServerPeer {
+                addresses: addresses.into(),
+                public_key: self.server.public_key(),
+            },
+            tun: ClientTun { name: "roam0".into(), mtu: 1400, routes: None },
+            paths: Paths {
+                probe_timeout: Duration::from_secs(5),
+                prefer: Vec::new(),
+                ignore: Vec::new(),
+            },
+            quic: quic(),
+            log: log(),
+        }
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        ServerConfig {
+            private_key: self.server.clone(),
+            listen: "[::]:4433".parse().unwrap(),
+            tun: ServerTun {
+                name: "roam0".into(),
+                mtu: 1400,
+                addresses: vec!["10.66.0.1/24".parse().unwrap()],
+                routes: Vec::new(),
+            },
+            peers: vec![Peer {
+                name: "laptop".into(),
+                public_key: self.client.public_key(),
+                addresses: vec!["10.66.0.2".parse().unwrap()],
+            }],
+            quic: quic(),
+            log: log(),
+        }
+    }
+}
+
+impl Day {
+    fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let links = vec![
+            Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
+            Link::new("lte0", "2001:db8:2::2", "2001:db8:ff::2", 200),
+        ];
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        Self {
+            world: World::new(links, servers, random.u64(..)),
+            random,
+            hosts: Hosts {
+                client: PrivateKey::generate().unwrap(),
+                server: PrivateKey::generate().unwrap(),
+            },
+            story: Vec::new(),
+            begun: clock_start(),
+            server: None,
+            app: Arc::default(),
+        }
+    }
+
+    async fn live(mut self) -> Result<(), String> {
+        self.begun = clock::now();
+        self.world.change(1, |lte| lte.delay = Duration::from_millis(25));
+        self.start_server();
+        let (to_device, delivered) = mpsc::channel::<Bytes>(1024);
+        let (from_device, source) = mpsc::channel::<Bytes>(1024);
+        let config = self.hosts.client_config();
+        let client =
+            Arc::new(Client::new(config, self.world.clone(), Box::new(to_device)).unwrap());
+        let running = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let (_orders, mut ordered) = mpsc::channel(1);
+                let ended = client.carry(source, &mut NoInterface, &mut ordered).await;
+                panic!("the client ended: {ended:?}");
+            }
+        });
+        let typing = tokio::spawn(type_packets(from_device));
+        let reading = tokio::spawn(read_echoes(delivered, self.app.clone()));
+
+        let end = self.begun + DAY;
+        let mut next_event = clock::now() + Duration::from_secs(5);
+        let mut good_since = clock::now();
+        while clock::now() < end && !running.is_finished() {
+            sleep(INTERVAL).await;
+            let mut disturbed = false;
+            if clock::now() >= next_event {
+                disturbed = self.event().await;
+                next_event = clock::now() + self.pause();
+            }
+            let now = clock::now();
+            if disturbed || !self.world.links().iter().any(Link::is_good) {
+                good_since = now;
+            }
+            self.check(now, good_since)?;
+        }
+        if running.is_finished() {
+            return self.fail("the client ended");
+        }
+        self.rest(&client).await?;
+        for task in [running, typing, reading] {
+            task.abort();
+        }
+        drop(client);
+        // Longer than a closing connection uses its socket.
+        sleep(Duration::from_secs(10)).await;
+        match self.world.open_sockets().len() {
+            0 => Ok(()),
+            open => self.fail(&format!("{open} sockets are still open")),
+        }
+    }
+
+    /// A quiet time in which everything works: the preferred path is used, the other one is warm.
+    async fn rest(&mut self, client: &Client) -> Result<(), String> {
+        for link in 0..2 {
+            self.world.change(link, |link| (link.up, link.hole, link.loss) = (true, false, 0.0));
+        }
+        self.tell("everything works");
+        sleep(REST).await;
+        let Role::Client(ClientStatus { paths, .. }) = client.status().role else {
+            return self.fail("a client says that it is a server");
+        };
+        let states: Vec<_> =
+            paths.iter().map(|path| format!("{} {:?}", path.link, path.state)).collect();
+        if states != ["wifi0 Active", "lte0 Standby"] {
+            return self.fail(&format!("after a rest: {states:?}"));
+        }
+        match self.world.open_sockets().len() {
+            0..=2 => Ok(()),
+            _ => self.fail(&format!("sockets for two paths: {:?}", self.world.open_sockets())),
+        }
+    }
+
+    fn check(&self, now: Instant, good_since: Instant) -> Result<(), String> {
+        let seen = self.app.0.lock().unwrap();
+        if seen.latest > LATEST {
+            return self.fail(&format!("a packet took {:?}", seen.latest));
+        }
+        let quiet_since = seen.last_echo.unwrap_or(self.begun).max(good_since);
+        if now.duration_since(quiet_since) > BOUND {
+            return self.fail(&format!(
+                "no echo for {:?} although a network works since {:?}",
+                now.duration_since(seen.last_echo.unwrap_or(self.begun)),
+                good_since.duration_since(self.begun)
+            ));
+        }
+        Ok(())
+    }
+
+    /// From one event to the next: seconds, or a moment.
+    fn pause(&mut self) -> Duration {
+        let longest = [300, 5_000, 60_000][self.random.usize(..3)];
+        Duration::from_millis(self.random.u64(50..longest))
+    }
+
+    /// Something happens; whether it may cost the tunnel a moment.
+    async fn event(&mut self) -> bool {
+        let link = self.random.usize(..2);
+        let name = ["wifi", "lte"][link];
+        match self.random.u32(..12) {
+            0..3 => {
+                let mut up = false;
+                self.world.change(link, |it| {
+                    it.up = !it.up;
+                    up = it.up;
+                });
+                self.tell(&format!("{name} is {}", if up { "up" } else { "down" }));
+            }
+            3..6 => {
+                let mut hole = false;
+                self.world.change(link, |it| {
+                    it.hole = !it.hole;
+                    hole = it.hole;
+                });
+                self.tell(&format!("{name} {}", if hole { "falls silent" } else { "answers" }));
+            }
+            6 => {
+                let loss = self.random.f64() * 0.05;
+                self.world.change(link, |it| it.loss = loss);
+                self.tell(&format!("{name} loses {:.1} %", loss * 100.0));
+            }
+            7 => {
+                let delay = Duration::from_millis(self.random.u64(1..300));
+                self.world.change(link, |it| it.delay = delay);
+                self.tell(&format!("{name} takes {delay:?}"));
+            }
+            8 => {
+                let mtu = self.random.usize(1252..1472);
+                self.world.change(link, |it| it.mtu = mtu);
+                self.tell(&format!("{name} carries {mtu} bytes"));
+                return false;
+            }
+            9 => {
+                self.world.change(link, Link::rebind);
+                self.tell(&format!("{name}'s NAT restarts"));
+            }
+            10 => {
+                for link in 0..2 {
+                    self.world.change(link, |it| it.hole = true);
+                }
+                self.tell("both fall silent");
+                let outage = Duration::from_millis(self.random.u64(1000..60_000));
+                sleep(outage).await;
+                for link in 0..2 {
+                    self.world.change(link, |it| (it.up, it.hole) = (true, false));
+                }
+                self.tell(&format!("both answer after {outage:?}"));
+            }
+            _ => {
+                self.start_server();
+                self.tell("the server restarts");
+            }
+        }
+        true
+    }
+
+    /// Starts the server; one that runs is killed without a goodbye.
+    fn start_server(&mut self) {
+        if let Some(before) = self.server.take() {
+            before.abort();
+        }
+        let (to_device, mut delivered) = mpsc::channel::<Bytes>(1024);
+        let (from_device, source) = mpsc::channel::<Bytes>(1024);
+        let config = self.hosts.server_config();
+        let (server, endpoint) =
+            Server::new(config, self.world.listen(), Box::new(to_device)).unwrap();
+        let app = self.app.clone();
+        let echoing = async move {
+            while let Some(bytes) = delivered.recv().await {
+                app.arrived(&bytes);
+                let _ = from_device.try_send(packet_at(false, clock::now(), &bytes));
+            }
+        };
+        self.server = Some(tokio::spawn(async move {
+            tokio::select! {
+                _ = server.carry(source, &endpoint) => {}
+                () = echoing => {}
+            }
+        }));
+    }
+
+    fn tell(&mut self, what: &str) {
+        let at = clock::now().duration_since(self.begun);
+        tracing::info!("{what}");
+        self.story.push(format!("{:8.3} s  {what}", at.as_secs_f64()));
+    }
+
+    fn fail(&self, reason: &str) -> Result<(), String> {
+        let at = clock::now().duration_since(self.begun).as_secs_f64();
+        Err(format!("{:8.3} s  {reason}\n{}", at, self.story.join("\n")))
+    }
+}
+
+/// The real clock, until the virtual one runs.
+fn clock_start() -> Instant {
+    Instant::now()
+}
+
+/// A packet from the client or the server with the time of its sending.
+fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Bytes {
+    let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
+    let (source, destination) = if from_client { (client, server) } else { (server, client) };
+    let mut bytes = packet::tests::packet(source, destination, like.len().max(44) - 20);
+    bytes[9] = 17;
+    let nanos = sent.duration_since(epoch()).as_nanos() as u64;
+    bytes[28..36].copy_from_slice(&nanos.to_be_bytes());
+    bytes.into()
+}
+
+/// Some moment before all others, the same for the whole process.
+fn epoch() -> Instant {
+    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *EPOCH.get_or_init(|| Instant::now() - Duration::from_secs(60))
+}
+
+async fn type_packets(device: mpsc::Sender<Bytes>) {
+    loop {
+        // A full channel is the kernel's queue: it drops.
+        let _ = device.try_send(packet_at(true, clock::now(), &[0; 100]));
+        sleep(INTERVAL).await;
+    }
+}
+
+async fn read_echoes(mut device: mpsc::Receiver<Bytes>, app: Arc<App>) {
+    while let Some(bytes) = device.recv().await {
+        app.arrived(&bytes);
+        let mut seen = app.0.lock().unwrap();
+        seen.echoes += 1;
+        seen.last_echo = Some(clock::now());
+    }
+}
+
+impl App {
+    fn arrived(&self, bytes: &[u8]) {
+        let nanos = u64::from_be_bytes(bytes[28..36].try_into().unwrap());
+        let sent = epoch() + Duration::from_nanos(nanos);
+        let took = clock::now().saturating_duration_since(sent);
+        let mut seen = self.0.lock().unwrap();
+        seen.latest = seen.latest.max(took);
+    }
+}

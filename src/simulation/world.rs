@@ -1,0 +1,370 @@
+//! A network in memory: links between one client and one server, in virtual time.
+//!
+//! ```text
+//!  client  wifi0 10.0.1.2 ──[up, hole, loss, delay, MTU]── NAT 198.51.100.1 ──┐
+//!                                                                             ├── server 203.0.113.1
+//!          lte0  2001:db8:2::2 ─[the same]── NAT 2001:db8:ff::2 ──────────────┘          2001:db8:1::1
+//! ```
+//! A link speaks IPv4 or IPv6, not both. Its NAT forgets a mapping after half a minute without a
+//! packet from inside, and lets nothing in without one.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, future::BoxFuture};
+use nix::errno::Errno;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::sync::broadcast;
+
+use crate::{
+    clock,
+    config::Paths,
+    link::{candidate::Candidate, monitor::Monitor},
+    path::{
+        network::Network,
+        preference::{Preferences, Rank},
+    },
+};
+
+/// A NAT on a mobile network is no more patient.
+const NAT_MEMORY: Duration = Duration::from_secs(30);
+
+/// One access network.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) name: &'static str,
+    pub(super) local: IpAddr,
+    pub(super) public: IpAddr,
+    pub(super) metric: u32,
+    pub(super) up: bool,
+    /// Swallows everything.
+    pub(super) hole: bool,
+    pub(super) loss: f64,
+    pub(super) delay: Duration,
+    pub(super) mtu: usize,
+    /// Port inside to port outside, and when it was last used.
+    nat: HashMap<u16, (u16, Instant)>,
+}
+
+/// Everything between client and server, and their sockets.
+pub(super) struct World {
+    inner: Mutex<Inner>,
+    changes: broadcast::Sender<()>,
+    myself: Weak<Self>,
+}
+
+struct Inner {
+    links: Vec<Link>,
+    servers: [SocketAddr; 2],
+    server: Weak<SimSocket>,
+    /// The client's sockets by link and port.
+    clients: HashMap<(usize, u16), Weak<SimSocket>>,
+    next_port: u16,
+    random: fastrand::Rng,
+    preferences: Preferences,
+}
+
+/// A UDP socket of one of the two.
+pub(super) struct SimSocket {
+    world: Weak<World>,
+    side: Side,
+    inbox: Mutex<Inbox>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Client { link: usize, local: SocketAddr },
+    Server,
+}
+
+#[derive(Default)]
+struct Inbox {
+    datagrams: VecDeque<Datagram>,
+    waker: Option<Waker>,
+}
+
+struct Datagram {
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+impl Link {
+    pub(super) fn new(name: &'static str, local: &str, public: &str, metric: u32) -> Self {
+        Self {
+            name,
+            local: local.parse().unwrap(),
+            public: public.parse().unwrap(),
+            metric,
+            up: true,
+            hole: false,
+            loss: 0.0,
+            delay: Duration::from_millis(10),
+            mtu: 1472,
+            nat: HashMap::new(),
+        }
+    }
+
+    /// Whether a path over it should work.
+    pub(super) fn is_good(&self) -> bool {
+        self.up && !self.hole
+    }
+
+    /// Forgets all mappings, as a NAT does that restarts.
+    pub(super) fn rebind(&mut self) {
+        self.nat.clear();
+    }
+}
+
+impl World {
+    pub(super) fn new(links: Vec<Link>, servers: [SocketAddr; 2], seed: u64) -> Arc<Self> {
+        let paths =
+            Paths { probe_timeout: Duration::from_secs(5), prefer: Vec::new(), ignore: Vec::new() };
+        Arc::new_cyclic(|myself| Self {
+            inner: Mutex::new(Inner {
+                links,
+                servers,
+                server: Weak::new(),
+                clients: HashMap::new(),
+                next_port: 1024,
+                random: fastrand::Rng::with_seed(seed),
+                preferences: Preferences::new(&paths),
+            }),
+            changes: broadcast::channel(16).0,
+            myself: myself.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    /// Changes a link and lets the client know that something changed.
+    pub(super) fn change(&self, link: usize, change: impl FnOnce(&mut Link)) {
+        let mut inner = self.lock();
+        let up = inner.links[link].up;
+        change(&mut inner.links[link]);
+        if inner.links[link].up != up {
+            // Without a listener nobody needs to know.
+            let _ = self.changes.send(());
+        }
+    }
+
+    pub(super) fn links(&self) -> Vec<Link> {
+        self.lock().links.clone()
+    }
+
+    /// The server's socket, in place of the one before.
+    pub(super) fn listen(&self) -> Arc<SimSocket> {
+        let socket = SimSocket::new(&self.myself, Side::Server);
+        self.lock().server = Arc::downgrade(&socket);
+        socket
+    }
+
+    /// Sockets of the client that are open, by link and port.
+    pub(super) fn open_sockets(&self) -> Vec<(usize, u16)> {
+        let inner = self.lock();
+        let open = inner.clients.iter().filter(|(_, socket)| socket.strong_count() > 0);
+        let mut open: Vec<_> = open.map(|(place, _)| *place).collect();
+        open.sort_unstable();
+        open
+    }
+
+    fn send(&self, side: Side, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let now = clock::now();
+        let inner = &mut *self.lock();
+        let (link, from) = match side {
+            Side::Client { link, local } => {
+                let public = inner.links[link].public;
+                if !inner.links[link].up {
+                    return Err(Errno::ENETDOWN.into());
+                }
+                let fresh = inner.next_port;
+                let mapping = inner.links[link].nat.entry(local.port()).or_insert((fresh, now));
+                if now.duration_since(mapping.1) > NAT_MEMORY {
+                    mapping.0 = fresh;
+                }
+                inner.next_port = inner.next_port.checked_add(1).unwrap_or(1024);
+                mapping.1 = now;
+                (link, SocketAddr::new(public, mapping.0))
+            }
+            Side::Server => {
+                let Some(link) = inner.links.iter().position(|link| link.public == to.ip()) else {
+                    return Ok(());
+                };
+                let of_family = |server: &&SocketAddr| server.is_ipv4() == to.is_ipv4();
+                let from = *inner.servers.iter().find(of_family).unwrap();
+                (link, from)
+            }
+        };
+        let Link { up, hole, loss, delay, mtu, .. } = inner.links[link];
+        if !up || hole || bytes.len() > mtu || inner.random.f64() < loss {
+            return Ok(());
+        }
+        let world = self.myself.clone();
+        let datagram = Datagram { from, to, bytes: bytes.to_vec() };
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            if let Some(world) = world.upgrade() {
+                world.arrive(side, link, datagram);
+            }
+        });
+        Ok(())
+    }
+
+    fn arrive(&self, from: Side, link: usize, mut datagram: Datagram) {
+        let inner = &mut *self.lock();
+        let socket = match from {
+            Side::Client { .. } => inner.server.upgrade(),
+            Side::Server => {
+                let now = clock::now();
+                let port = datagram.to.port();
+                let inside = inner.links[link].nat.iter().find(|(_, (outside, used))| {
+                    *outside == port && now.duration_since(*used) <= NAT_MEMORY
+                });
+                let Some((&inside, _)) = inside else { return };
+                datagram.to = SocketAddr::new(inner.links[link].local, inside);
+                if !inner.links[link].up {
+                    return;
+                }
+                inner.clients.get(&(link, inside)).and_then(Weak::upgrade)
+            }
+        };
+        if let Some(socket) = socket {
+            let mut inbox = socket.inbox.lock().unwrap();
+            inbox.datagrams.push_back(datagram);
+            if let Some(waker) = inbox.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("World").finish_non_exhaustive()
+    }
+}
+
+impl Network for World {
+    fn candidates<'a>(
+        &'a self,
+        servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
+        let inner = self.lock();
+        let mut found = Vec::new();
+        for server in servers {
+            for (index, link) in inner.links.iter().enumerate() {
+                if link.up && link.local.is_ipv4() == server.is_ipv4() {
+                    let candidate = Candidate {
+                        link: link.name.into(),
+                        index: index as u32,
+                        source: link.local,
+                        metric: link.metric,
+                        server: *server,
+                    };
+                    let rank = inner.preferences.rank(link.name, link.metric).unwrap();
+                    found.push((rank, candidate));
+                }
+            }
+        }
+        found.sort_by_key(|(rank, _)| *rank);
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let mut inner = self.lock();
+        let link = candidate.index as usize;
+        if !inner.links[link].up {
+            return Err(Errno::ENODEV.into());
+        }
+        inner.next_port = inner.next_port.checked_add(1).unwrap_or(1024);
+        let port = inner.next_port;
+        let local = SocketAddr::new(candidate.source, port);
+        let socket = SimSocket::new(&self.myself, Side::Client { link, local });
+        inner.clients.retain(|_, socket| socket.strong_count() > 0);
+        inner.clients.insert((link, port), Arc::downgrade(&socket));
+        Ok(socket)
+    }
+
+    fn monitor(&self) -> io::Result<Monitor> {
+        let changes = self.changes.subscribe();
+        let hints = futures_util::stream::unfold(changes, |mut changes| async {
+            match changes.recv().await {
+                Err(broadcast::error::RecvError::Closed) => None,
+                Ok(()) | Err(broadcast::error::RecvError::Lagged(_)) => Some(((), changes)),
+            }
+        });
+        Ok(Monitor::of(hints.boxed()))
+    }
+}
+
+impl SimSocket {
+    fn new(world: &Weak<World>, side: Side) -> Arc<Self> {
+        Arc::new(Self { world: world.clone(), side, inbox: Mutex::default() })
+    }
+}
+
+impl fmt::Debug for SimSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimSocket").field("side", &self.side).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncUdpSocket for SimSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        let Some(world) = self.world.upgrade() else { return Ok(()) };
+        let to =
+            SocketAddr::new(transmit.destination.ip().to_canonical(), transmit.destination.port());
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        transmit.contents.chunks(size).try_for_each(|bytes| world.send(self.side, to, bytes))
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut inbox = self.inbox.lock().unwrap();
+        let Some(Datagram { from, to, bytes }) = inbox.datagrams.pop_front() else {
+            inbox.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        bufs[0][..bytes.len()].copy_from_slice(&bytes);
+        let len = bytes.len();
+        meta[0] = RecvMeta { addr: from, len, stride: len, ecn: None, dst_ip: Some(to.ip()) };
+        Poll::Ready(Ok(1))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(match self.side {
+            Side::Client { local, .. } => local,
+            Side::Server => "[::]:4433".parse().unwrap(),
+        })
+    }
+}
