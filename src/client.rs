@@ -76,10 +76,8 @@ const NO_ROUTE_PAUSE: Duration = Duration::from_millis(20);
 const EARLY: usize = 8 * 1024;
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
-/// How often a standby is asked whether it still works, so that a switch to it is no gamble.
-const STANDBY_CHECK: Duration = Duration::from_secs(15);
-/// The same where traffic costs money.
-const METERED_CHECK: Duration = Duration::from_secs(300);
+/// How much more rarely a standby is asked where traffic costs money.
+const METERED: u32 = 20;
 /// How long the server may take to greet.
 const GREETING: Duration = Duration::from_secs(10);
 /// Orders from the control socket that wait.
@@ -158,8 +156,8 @@ impl Client {
             probes: handshake(tls::PROBE, quic::probe_transport())?,
             settings: Settings {
                 probe_timeout: paths.probe_timeout,
-                standby_check: Some(STANDBY_CHECK),
-                metered_check: Some(METERED_CHECK),
+                standby_check: paths.standby_check,
+                metered_check: paths.standby_check.map(|check| METERED * check),
             },
             renewal,
         };

@@ -145,6 +145,9 @@ pub struct ClientTun {
 pub struct Paths {
     /// How long a probe may take before its path has failed.
     pub probe_timeout: Duration,
+    /// How often a standby is asked whether it still works; `None` for never. On a metered link it is
+    /// asked twenty times more rarely.
+    pub standby_check: Option<Duration>,
     /// Best first; a link is ranked by the first one that matches.
     pub prefer: Vec<Preference>,
     /// Links that are never used: names in which `*` and `?` are wildcards.

@@ -164,6 +164,7 @@ impl Hosts {
             tun: ClientTun { name: "roam0".into(), mtu: 1400, routes: None },
             paths: Paths {
                 probe_timeout: Duration::from_secs(5),
+                standby_check: Some(Duration::from_secs(15)),
                 prefer: Vec::new(),
                 ignore: Vec::new(),
             },

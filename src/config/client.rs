@@ -10,6 +10,8 @@ use super::{ClientConfig, ClientTun, Paths, Preference, ServerPeer};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// Less is less than a handshake takes on a slow link; more keeps a dead path from its retry.
+const MIN_STANDBY_CHECK: Duration = Duration::from_secs(5);
+const MAX_STANDBY_CHECK: Duration = Duration::from_secs(600);
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -64,6 +66,10 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
         problems.accept_duration("paths.probe-timeout", raw.probe_timeout, |timeout| {
             (MIN_PROBE_TIMEOUT..=MAX_PROBE_TIMEOUT).contains(&timeout)
         });
+    let standby_check =
+        problems.accept_duration("paths.standby-check", raw.standby_check, |check| {
+            check.is_zero() || (MIN_STANDBY_CHECK..=MAX_STANDBY_CHECK).contains(&check)
+        });
     let ignore = elements("paths.ignore", &raw.ignore)
         .into_iter()
         .filter_map(|(key, link)| problems.accept(&key, Some(link), |link| is_pattern(link)))
@@ -77,7 +83,12 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
             link.zip(preference.metered).map(|(link, metered)| Preference { link, metered }),
         );
     }
-    Some(Paths { probe_timeout: probe_timeout?, prefer, ignore })
+    Some(Paths {
+        probe_timeout: probe_timeout?,
+        standby_check: Some(standby_check?).filter(|check| !check.is_zero()),
+        prefer,
+        ignore,
+    })
 }
 
 fn is_pattern(link: &str) -> bool {

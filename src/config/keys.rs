@@ -109,6 +109,12 @@ const KEYS: &[Key] = &[
     ),
     key("paths", CLIENT, Kind::Table, "a table: [paths]"),
     key("paths.probe-timeout", CLIENT, Kind::Text, r#"a duration from 500ms to 30s, such as "5s""#),
+    key(
+        "paths.standby-check",
+        CLIENT,
+        Kind::Text,
+        r#"a duration from 5s to 10m, such as "15s", or "0s" for never"#,
+    ),
     key("paths.ignore", CLIENT, Kind::List, LINK),
     key(
         "paths.prefer",

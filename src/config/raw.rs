@@ -83,6 +83,8 @@ pub(super) struct RawPeer {
 pub(super) struct RawPaths {
     #[serde(with = "humantime_serde")]
     pub(super) probe_timeout: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    pub(super) standby_check: Option<Duration>,
     pub(super) ignore: List<String>,
     pub(super) prefer: List<RawPreference>,
 }
@@ -135,6 +137,7 @@ impl Default for RawPaths {
     fn default() -> Self {
         Self {
             probe_timeout: Some(Duration::from_secs(5)),
+            standby_check: Some(Duration::from_secs(15)),
             ignore: Some(Vec::new()),
             prefer: Some(Vec::new()),
         }

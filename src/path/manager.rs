@@ -734,6 +734,7 @@ mod tests {
     fn candidates(links: &[(u32, u32)]) -> Event {
         let preferences = Preferences::new(&config::Paths {
             probe_timeout: TIMEOUT,
+            standby_check: None,
             prefer: Vec::new(),
             ignore: Vec::new(),
         });

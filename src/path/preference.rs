@@ -58,6 +58,7 @@ mod tests {
     fn preferences(prefer: &[(&str, bool)], ignore: &[&str]) -> Preferences {
         Preferences::new(&Paths {
             probe_timeout: Duration::from_secs(5),
+            standby_check: Some(Duration::from_secs(15)),
             prefer: prefer
                 .iter()
                 .map(|(link, metered)| Preference { link: (*link).into(), metered: *metered })

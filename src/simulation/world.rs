@@ -129,8 +129,12 @@ impl Link {
 
 impl World {
     pub(super) fn new(links: Vec<Link>, servers: [SocketAddr; 2], seed: u64) -> Arc<Self> {
-        let paths =
-            Paths { probe_timeout: Duration::from_secs(5), prefer: Vec::new(), ignore: Vec::new() };
+        let paths = Paths {
+            probe_timeout: Duration::from_secs(5),
+            standby_check: Some(Duration::from_secs(15)),
+            prefer: Vec::new(),
+            ignore: Vec::new(),
+        };
         Arc::new_cyclic(|myself| Self {
             inner: Mutex::new(Inner {
                 links,
