@@ -123,7 +123,11 @@ Examples:
         tunnel: Option<String>,
     },
     /// Watch a tunnel survive on this machine alone
-    Demo,
+    Demo {
+        /// Draw the show into a file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
 }
 
 /// Whether an error is only that nobody reads the output any more.

@@ -129,7 +129,13 @@ impl Instance {
     /// The instance called `name`.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        Self { name: name.into(), path: directory().join(format!("{name}.{SUFFIX}")) }
+        Self::within(&directory(), name)
+    }
+
+    /// The instance called `name` whose socket is in `directory`.
+    #[must_use]
+    pub fn within(directory: &Path, name: &str) -> Self {
+        Self { name: name.into(), path: directory.join(format!("{name}.{SUFFIX}")) }
     }
 
     /// The only one that runs.

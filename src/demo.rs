@@ -4,11 +4,13 @@
 //!  Stage   the scene, two real daemons, an echo server        made first, and taken away last
 //!  Script  what happens to the laptop's networks, and when
 //!  Session a line typed every 100 ms through the tunnel ──▶ Tally ──▶ Screen
+//!  Watch   what the client says of its paths ──▶ Screen, Chart
 //! ```
 //!
 //! Nothing outside this process changes: the network is a [`Scene`](crate::lab::Scene), keys and
 //! configuration lie in a temporary folder.
 
+mod chart;
 mod daemons;
 mod echo;
 mod interrupt;
@@ -18,6 +20,7 @@ mod script;
 mod session;
 mod stage;
 mod tally;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -25,13 +28,18 @@ mod tests;
 use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 
 use self::{
-    interrupt::Interrupt, screen::Screen, script::Script, session::Session, stage::Stage,
+    chart::Chart,
+    interrupt::Interrupt,
+    screen::Screen,
+    script::Script,
+    session::{Played, Session},
+    stage::Stage,
     tally::Tally,
 };
 use crate::lab;
@@ -43,6 +51,8 @@ struct Plan {
     /// Where the session's server is, as the client sees it.
     server: IpAddr,
     script: Script,
+    /// Where to draw the show.
+    svg: Option<PathBuf>,
 }
 
 /// Shows roaming: makes networks and daemons, types through the tunnel, reports on standard output.
@@ -54,7 +64,7 @@ struct Plan {
 ///
 /// When the kernel does not let it make networks, when a daemon fails (the end of its log has been
 /// printed by then), and when the session lost something.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
     lab::enter_user_namespace()?;
     File::options().read(true).write(true).open("/dev/net/tun").context(
         "cannot open /dev/net/tun, which the tunnel needs: load it with `sudo modprobe tun`, or \
@@ -64,6 +74,7 @@ pub fn run() -> anyhow::Result<()> {
         program: std::env::current_exe().context("cannot find the roamd binary")?,
         server: IpAddr::V4(Ipv4Addr::new(10, 66, 0, 1)),
         script: Script::roam(),
+        svg,
     };
     perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
 }
@@ -86,9 +97,21 @@ fn show(
 ) -> anyhow::Result<()> {
     let connection = stage.connect(plan.server, screen, interrupt)?;
     let mut session = Session::new(connection, plan.script.clone())?;
-    let tally = session.play(stage, screen, interrupt)?;
-    screen.summary(&tally)?;
-    verdict(&tally, interrupt)
+    let played = session.play(stage, screen, interrupt)?;
+    screen.timeline(&played)?;
+    screen.summary(&played)?;
+    if let Some(file) = &plan.svg {
+        draw(file, &played)?;
+        screen.drawn(file)?;
+    }
+    verdict(&played.tally, interrupt)
+}
+
+fn draw(file: &Path, played: &Played) -> anyhow::Result<()> {
+    let Played { start, script, tally, record } = played;
+    let chart =
+        Chart { start: *start, length: script.length, events: &script.events, tally, record };
+    std::fs::write(file, chart.svg()).with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn verdict(tally: &Tally, interrupt: &Interrupt) -> anyhow::Result<()> {

@@ -32,7 +32,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Status { name, json } => cli::status(name.as_deref(), json),
         Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),
         Command::Probe { link, tunnel } => cli::probe(tunnel.as_deref(), link),
-        Command::Demo => demo::run(),
+        Command::Demo { svg } => demo::run(svg),
     }
 }
 

@@ -366,6 +366,7 @@ impl<'a> Roamer<'a> {
         let heard = self.last_heard().or(self.heard.take());
         let from = old.and_then(|old| self.key_of(old));
         let Some(id) = self.path(to) else { return };
+        debug!(local = %to.local, server = %to.server, %reason, "switching");
         socket.switch(id);
         self.closing.retain(|(_, key, _)| *key != to);
         self.linkable = reason.is_soft();

@@ -8,7 +8,13 @@ use std::{
 use anyhow::Context;
 
 use super::keys;
-use crate::lab::{Namespace, Process, Scene, scene::SERVER_V4};
+use crate::{
+    control::Instance,
+    lab::{
+        Namespace, Process, Scene,
+        scene::{SERVER_V4, SERVER_V6},
+    },
+};
 
 const PORT: u16 = 4433;
 
@@ -17,6 +23,7 @@ const PORT: u16 = 4433;
 pub(super) struct Daemons {
     client: Process,
     server: Process,
+    control: Instance,
 }
 
 /// Where the configuration files are.
@@ -61,11 +68,17 @@ impl Daemons {
         };
         let server = start("server", scene.server(), &configuration.server)?;
         let client = start("laptop", scene.client(), &configuration.client)?;
-        Ok(Self { client, server })
+        let control = Instance::within(&folder.join("run-laptop"), "laptop");
+        Ok(Self { client, server, control })
     }
 
     pub(super) fn all(&self) -> [&Process; 2] {
         [&self.client, &self.server]
+    }
+
+    /// Where the client can be asked.
+    pub(super) fn control(&self) -> &Instance {
+        &self.control
     }
 
     /// Fails when one of them has ended.
@@ -82,7 +95,7 @@ fn client_configuration(server_key: &str) -> String {
         r#"role = "client"
 private-key-file = "laptop.key"
 [server]
-address = ["{SERVER_V4}:{PORT}"]
+address = ["{SERVER_V4}:{PORT}", "[{SERVER_V6}]:{PORT}"]
 public-key = "{server_key}"
 [tun]
 name = "roam0"

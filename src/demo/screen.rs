@@ -2,11 +2,14 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use super::tally::Tally;
-use crate::lab::Access;
+use super::{script::Script, session::Played, tally::Tally};
+
+/// How long the last echoes are waited for at most.
+const LAST: Duration = Duration::from_secs(10);
 
 /// How many lines of a log are worth reading at once.
 const TAIL: usize = 15;
@@ -75,7 +78,7 @@ impl<'a> Screen<'a> {
 
     /// One line about the second that has passed.
     pub(super) fn second(&mut self, second: &Second, tally: &Tally) -> io::Result<()> {
-        let via = second.via.map_or_else(|| "-".to_owned(), |access| access.to_string());
+        let via = second.via.clone().unwrap_or_else(|| "-".to_owned());
         let via = self.paint(BOLD, &format!("{via:<5}"));
         let echo = second.echo.map_or_else(|| "none".to_owned(), milliseconds);
         let echo = self.paint(second.echo.map_or(RED, colour), &format!("{echo:>10}"));
@@ -91,17 +94,54 @@ impl<'a> Screen<'a> {
         writeln!(self.out, "{:>7} ▸ {title}", seconds(at))
     }
 
+    /// What happened, and how long the user waited each time.
+    pub(super) fn timeline(&mut self, played: &Played) -> io::Result<()> {
+        let Played { start, script, tally, record } = played;
+        if script.events.is_empty() {
+            return Ok(());
+        }
+        let heading = format!("{:>7}   {:<58} {:>8}", "time", "what happened", "stall");
+        let heading = self.paint(DIM, &heading);
+        writeln!(self.out, "\n{heading}")?;
+        let end = *start + script.length + LAST;
+        for (number, event) in script.events.iter().enumerate() {
+            let next = script.events.get(number + 1).map_or(end, |next| *start + next.at);
+            let stall = tally.stall_between(*start + event.at, next);
+            let shown = if event.offline {
+                self.paint(DIM, &format!("{:>8}", "no way"))
+            } else {
+                self.paint(colour(stall), &format!("{:>8}", milliseconds(stall)))
+            };
+            writeln!(self.out, "{:>7} ▸ {:<58} {shown}", seconds(event.at), event.title)?;
+            let within = |at: &Instant| (*start + event.at..next).contains(at);
+            for switch in record.switches.iter().filter(|switch| within(&switch.at)) {
+                let what = &switch.what;
+                let from = what.from.as_deref().unwrap_or("no path");
+                let line =
+                    format!("{from} -> {}: {}, gap {:.0} ms", what.to, what.reason, what.gap);
+                writeln!(self.out, "            {}", self.paint(DIM, &line))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What it all came to.
-    pub(super) fn summary(&mut self, tally: &Tally) -> io::Result<()> {
-        let stall = tally.stall(Instant::now());
+    pub(super) fn summary(&mut self, played: &Played) -> io::Result<()> {
+        let Played { start, script, tally, .. } = played;
+        let end = *start + script.length + LAST;
+        let stall = spells(script).into_iter().map(|(from, to)| {
+            let to = to.map_or(end, |to| *start + to);
+            tally.stall_between(*start + from, to)
+        });
+        let stall = stall.max().unwrap_or_default();
+        let offline = script.events.iter().any(|event| event.offline);
         let echo = |time: Option<Duration>| time.map_or_else(|| "none".to_owned(), milliseconds);
         writeln!(self.out)?;
         let rows = [
             ("lines typed", tally.typed().to_string()),
             ("lines echoed", tally.echoed().to_string()),
             ("median echo", echo(tally.median_echo_since(0))),
-            ("worst echo", echo(tally.worst_echo())),
-            ("longest stall", milliseconds(stall)),
+            (if offline { "stall, online" } else { "longest stall" }, milliseconds(stall)),
         ];
         for (name, value) in rows {
             writeln!(self.out, "   {name:<15}{value:>10}")?;
@@ -116,6 +156,11 @@ impl<'a> Screen<'a> {
         };
         let words = self.paint(code, words);
         writeln!(self.out, "\n {words}")
+    }
+
+    /// Where the picture is.
+    pub(super) fn drawn(&mut self, file: &Path) -> io::Result<()> {
+        writeln!(self.out, " The show as a picture: {}", file.display())
     }
 
     /// The end of a daemon's log.
@@ -137,13 +182,26 @@ impl<'a> Screen<'a> {
     }
 }
 
+/// The times in which some network worked, from and until when.
+fn spells(script: &Script) -> Vec<(Duration, Option<Duration>)> {
+    let mut spells = vec![(Duration::ZERO, None)];
+    for event in &script.events {
+        match spells.last_mut() {
+            Some((_, until @ None)) if event.offline => *until = Some(event.at),
+            Some((_, Some(_))) if !event.offline => spells.push((event.at, None)),
+            _ => {}
+        }
+    }
+    spells
+}
+
 /// What is told about one second of the session.
 #[derive(Debug)]
 pub(super) struct Second {
     /// Since the first line was typed.
     pub(super) at: Duration,
-    /// The network that carried most of it, if any did.
-    pub(super) via: Option<Access>,
+    /// The link that carries the tunnel, if any does.
+    pub(super) via: Option<String>,
     /// The median echo of the lines that came back in it.
     pub(super) echo: Option<Duration>,
     /// The longest stall so far.

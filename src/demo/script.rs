@@ -11,6 +11,8 @@ pub(super) struct Event {
     pub(super) at: Duration,
     /// What the user sees, in a few words.
     pub(super) title: &'static str,
+    /// Whether from here on no network works at all, until the next event.
+    pub(super) offline: bool,
     /// What is done to the scene.
     pub(super) act: fn(&Scene) -> lab::Result<()>,
 }
@@ -23,11 +25,14 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// The laptop leaves the building and comes back, and then its wifi only pretends to work.
+    /// The laptop leaves the building and comes back, its wifi only pretends to work, and then it is in
+    /// a tunnel for longer than the connection lives.
     pub(super) fn roam() -> Self {
-        let event = |at, title, act| Event { at: Duration::from_secs(at), title, act };
+        let event =
+            |at, title, act| Event { at: Duration::from_secs(at), title, offline: false, act };
+        let offline = |at, title, act| Event { offline: true, ..event(at, title, act) };
         Self {
-            length: Duration::from_secs(24),
+            length: Duration::from_secs(75),
             events: vec![
                 event(3, "out of wifi's reach: the link goes down", |scene| {
                     scene.disconnect(Access::Wifi)
@@ -41,6 +46,12 @@ impl Script {
                     scene.air(Access::Wifi).black_hole(false);
                     Ok(())
                 }),
+                offline(25, "into a tunnel: both networks are gone for 40 s", |scene| {
+                    scene.disconnect(Access::Wifi)?;
+                    scene.disconnect(Access::Lte)
+                }),
+                event(65, "out of the tunnel: lte is back", |scene| scene.connect(Access::Lte)),
+                event(69, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
             ],
         }
     }

@@ -16,8 +16,8 @@ use super::{
     script::Script,
     stage::Stage,
     tally::Tally,
+    watch::{Record, Watch},
 };
-use crate::lab::Access;
 
 /// Between two lines.
 const TYPING: Duration = Duration::from_millis(100);
@@ -35,8 +35,16 @@ pub(super) struct Session {
     echoes: mpsc::Receiver<Echo>,
     script: Script,
     tally: Tally,
-    /// What the last report was about: lines echoed, and bytes carried by each network.
-    reported: (usize, [u64; 2]),
+    /// Lines echoed when the last report was made.
+    reported: usize,
+}
+
+/// A session that is over.
+pub(super) struct Played {
+    pub(super) start: Instant,
+    pub(super) script: Script,
+    pub(super) tally: Tally,
+    pub(super) record: Record,
 }
 
 #[derive(Debug)]
@@ -57,7 +65,7 @@ impl Session {
                 }
             }
         })?;
-        Ok(Self { connection, echoes, script, tally: Tally::default(), reported: (0, [0; 2]) })
+        Ok(Self { connection, echoes, script, tally: Tally::default(), reported: 0 })
     }
 
     /// Types until the script is over, then waits for the last echoes.
@@ -66,13 +74,14 @@ impl Session {
         stage: &Stage,
         screen: &mut Screen<'_>,
         interrupt: &Interrupt,
-    ) -> anyhow::Result<Tally> {
+    ) -> anyhow::Result<Played> {
         screen.heading()?;
-        self.reported.1 = Access::BOTH.map(|access| stage.bytes(access));
+        let watch = stage.watch()?;
         let start = Instant::now();
         let (mut next_line, mut next_report) = (start, start + REPORT);
         let end = start + self.script.length;
-        let mut events = std::mem::take(&mut self.script.events).into_iter().peekable();
+        let script = self.script.clone();
+        let mut events = script.events.iter().peekable();
         while !interrupt.is_set() {
             let now = Instant::now();
             if now >= end && (self.tally.waiting() == 0 || now >= end + PATIENCE) {
@@ -84,7 +93,7 @@ impl Session {
             }
             if now >= next_report {
                 stage.check()?;
-                self.report(next_report - start, stage, screen)?;
+                self.report(next_report - start, &watch, screen)?;
                 next_report += REPORT;
             }
             if now >= next_line && now < end {
@@ -97,9 +106,10 @@ impl Session {
             self.await_echo(next.saturating_duration_since(Instant::now()).min(TYPING))?;
         }
         if Instant::now() >= next_report - TYPING {
-            self.report(next_report - start, stage, screen)?;
+            self.report(next_report - start, &watch, screen)?;
         }
-        Ok(std::mem::take(&mut self.tally))
+        let (tally, record) = (std::mem::take(&mut self.tally), watch.record());
+        Ok(Played { start, script, tally, record })
     }
 
     fn type_line(&mut self, now: Instant) -> anyhow::Result<()> {
@@ -122,18 +132,14 @@ impl Session {
     fn report(
         &mut self,
         at: Duration,
-        stage: &Stage,
+        watch: &Watch,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<()> {
-        let bytes = Access::BOTH.map(|access| stage.bytes(access));
-        let carried = |access: &Access| {
-            bytes[*access as usize].saturating_sub(self.reported.1[*access as usize])
-        };
-        let via = Access::BOTH.into_iter().max_by_key(carried).filter(|most| carried(most) > 0);
-        let echo = self.tally.median_echo_since(self.reported.0);
+        let via = watch.active();
+        let echo = self.tally.median_echo_since(self.reported);
         let stall = self.tally.stall(Instant::now());
         screen.second(&Second { at, via, echo, stall }, &self.tally)?;
-        self.reported = (self.tally.echoed(), bytes);
+        self.reported = self.tally.echoed();
         Ok(())
     }
 }

@@ -15,8 +15,9 @@ use super::{
     echo::EchoServer,
     interrupt::Interrupt,
     screen::Screen,
+    watch::Watch,
 };
-use crate::lab::{Access, Scene, emulator::Direction};
+use crate::lab::{Access, Scene};
 
 /// How long the tunnel may take until it carries packets.
 const TUNNEL_DEADLINE: Duration = Duration::from_secs(15);
@@ -40,7 +41,8 @@ impl Stage {
     /// Makes the networks, keys and configuration, and starts the daemons.
     pub(super) fn set(program: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Self> {
         let start = Instant::now();
-        let scene = Scene::new().context("cannot make the networks")?;
+        let mut scene = Scene::new().context("cannot make the networks")?;
+        scene.without_v4(Access::Lte).context("cannot take IPv4 from lte")?;
         let echo = EchoServer::start(scene.server()).context("cannot start the echo server")?;
         screen.step("networks made, in namespaces of their own", start)?;
 
@@ -96,10 +98,9 @@ impl Stage {
         &self.scene
     }
 
-    /// The bytes that have crossed an access network so far, both ways.
-    pub(super) fn bytes(&self, access: Access) -> u64 {
-        let air = self.scene.air(access);
-        Direction::BOTH.into_iter().map(|direction| air.counters(direction).bytes).sum()
+    /// Watches the client from here on.
+    pub(super) fn watch(&self) -> std::io::Result<Watch> {
+        Watch::start(self.daemons.control().clone())
     }
 
     /// Shows how the daemons' logs end.

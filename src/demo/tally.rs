@@ -57,9 +57,20 @@ impl Tally {
         Some(*echoes.select_nth_unstable(middle).1)
     }
 
-    /// The longest time from a line to its echo.
-    pub(super) fn worst_echo(&self) -> Option<Duration> {
-        self.echoes.iter().max().copied()
+    /// The longest stall between `from` and `to`, by when it ended.
+    pub(super) fn stall_between(&self, from: Instant, to: Instant) -> Duration {
+        let ended = |(number, (&typed, &took)): (usize, (&Instant, &Duration))| {
+            let echoed = typed + took;
+            let before = number.checked_sub(1).map(|it| self.typed[it] + self.echoes[it]);
+            let since = before.map_or(typed, |before| before.max(typed)).max(from);
+            ((from..to).contains(&echoed)).then(|| echoed.saturating_duration_since(since))
+        };
+        self.typed.iter().zip(&self.echoes).enumerate().filter_map(ended).max().unwrap_or_default()
+    }
+
+    /// When each line was typed that came back, and how long it took.
+    pub(super) fn echoes(&self) -> impl Iterator<Item = (Instant, Duration)> {
+        self.typed.iter().copied().zip(self.echoes.iter().copied())
     }
 }
 
@@ -81,7 +92,6 @@ mod tests {
         assert_eq!(tally.median_echo_since(0), Some(11 * MS));
         assert_eq!(tally.median_echo_since(2), Some(12 * MS));
         assert_eq!(tally.median_echo_since(3), None);
-        assert_eq!(tally.worst_echo(), Some(12 * MS));
     }
 
     #[test]
@@ -100,6 +110,23 @@ mod tests {
     }
 
     #[test]
+    fn a_stall_belongs_to_the_time_in_which_it_ends() {
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        for number in 0..5 {
+            tally.line_typed(start + number * 100 * MS);
+        }
+        tally.line_echoed(start + 20 * MS);
+        for _ in 1..5 {
+            tally.line_echoed(start + 500 * MS);
+        }
+        assert_eq!(tally.stall_between(start, start + 100 * MS), 20 * MS);
+        assert_eq!(tally.stall_between(start + 100 * MS, start + 900 * MS), 400 * MS);
+        assert_eq!(tally.stall_between(start + 300 * MS, start + 900 * MS), 200 * MS);
+        assert_eq!(tally.stall_between(start + 600 * MS, start + 900 * MS), Duration::ZERO);
+    }
+
+    #[test]
     fn echoes_that_trickle_are_no_stall() {
         let start = Instant::now();
         let mut tally = Tally::default();
@@ -110,6 +137,5 @@ mod tests {
             tally.line_echoed(start + number * 50 * MS);
         }
         assert_eq!(tally.stall(start + 500 * MS), 50 * MS);
-        assert_eq!(tally.worst_echo(), Some(500 * MS));
     }
 }

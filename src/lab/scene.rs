@@ -49,6 +49,7 @@ pub struct Scene {
     internet: Namespace,
     server: Namespace,
     air: [Emulator; 2],
+    has_v4: [bool; 2],
 }
 
 impl Scene {
@@ -75,7 +76,7 @@ impl Scene {
             build_access(Access::Wifi, &client, &routers[0], &internet)?,
             build_access(Access::Lte, &client, &routers[1], &internet)?,
         ];
-        let scene = Self { client, routers, internet, server, air };
+        let scene = Self { client, routers, internet, server, air, has_v4: [true; 2] };
         for access in Access::BOTH {
             scene.connect(access)?;
         }
@@ -114,6 +115,17 @@ impl Scene {
         &self.air[access as usize]
     }
 
+    /// Makes an access network one without IPv4, as many mobile ones are.
+    ///
+    /// # Errors
+    ///
+    /// When it is not connected.
+    pub fn without_v4(&mut self, access: Access) -> Result<()> {
+        self.has_v4[access as usize] = false;
+        let address = format!("10.77.{}.2/24", access.net());
+        self.client.delete_address(access.link(), &address)
+    }
+
     /// Joins an access network as a host's network manager does: takes the link up and gives it
     /// its addresses and default routes. Nothing changes where that is so already.
     ///
@@ -124,8 +136,16 @@ impl Scene {
         let (link, net) = (access.link(), access.net());
         self.client.set_up(link)?;
         self.air(access).settle()?;
-        self.client.add_address(link, &format!("10.77.{net}.2/24"))?;
         self.client.add_address(link, &format!("fd77:{net}::2/64"))?;
+        if !self.has_v4[access as usize] {
+            return self.client.add_route(
+                "::/0",
+                Some(&format!("fd77:{net}::1")),
+                link,
+                access.metric(),
+            );
+        }
+        self.client.add_address(link, &format!("10.77.{net}.2/24"))?;
         add_default_route(&self.client, link, net, access.metric())
     }
 
@@ -138,6 +158,9 @@ impl Scene {
     pub fn disconnect(&self, access: Access) -> Result<()> {
         self.client.set_down(access.link())?;
         // The kernel took the IPv6 address with the link.
+        if !self.has_v4[access as usize] {
+            return Ok(());
+        }
         self.client.delete_address(access.link(), &format!("10.77.{}.2/24", access.net()))
     }
 

@@ -618,11 +618,15 @@ impl Manager {
         (path.rank == active.rank && faster).then_some(Reason::Faster)
     }
 
-    /// From when on a path may take over from one that works; `None` if it is no standby.
+    /// From when on a path may take over from one that works; `None` if it is no standby, or one that
+    /// is being asked whether it still is.
     fn ready_at(&self, key: Key, path: &Path) -> Option<Instant> {
-        let State::Standby { since, .. } = path.state else { return None };
+        let State::Standby { since, check } = path.state else { return None };
         if self.is_chosen(key) {
             return Some(since);
+        }
+        if matches!(check, Some(Check::AnswerBy(_))) {
+            return None;
         }
         match path.failures.count(since) {
             0 => Some(since),
@@ -814,6 +818,24 @@ mod tests {
         let actions = fixture.tell(Event::Answered(key(1), 10 * MS));
         assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
         assert_eq!(fixture.condition(2), Some(Condition::Standby));
+    }
+
+    #[test]
+    fn a_silent_network_is_not_entered_again_by_its_other_door() {
+        let mut fixture = nothing();
+        // Two ways over one wifi, as with both families, and lte.
+        let _ = fixture.tell(candidates(&[WIFI, (3, 100), LTE]));
+        let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+        let _ = fixture.tell(Event::Answered(key(3), 10 * MS));
+        let _ = fixture.tell(Event::Answered(key(2), 50 * MS));
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(SHORTEST_GRACE);
+        let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+        assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
+        assert_eq!(fixture.manager.active(), Some(key(2)));
+        let _ = fixture.wait(TIMEOUT);
+        assert_eq!(fixture.condition(3), Some(Condition::Failed));
+        assert_eq!(fixture.manager.active(), Some(key(2)));
     }
 
     #[test]

@@ -12,7 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use quinn::Connection;
-use tokio::{sync::mpsc, task::JoinHandle, time};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{self, Instant},
+};
 use tracing::debug;
 
 use super::{
@@ -66,6 +70,7 @@ impl Probe {
             candidate,
             limit,
             standing: None,
+            epoch: Instant::now(),
             measured: Arc::clone(&measured),
         };
         Self { questions, measured, task: tokio::spawn(asker.run(key, asked, answers)) }
@@ -96,6 +101,7 @@ struct Asker {
     candidate: Candidate,
     limit: Duration,
     standing: Option<Connected>,
+    epoch: Instant,
     measured: Arc<Mutex<Option<Measured>>>,
 }
 
@@ -142,7 +148,7 @@ impl Asker {
             }
         }
         let connection = &self.standing.as_ref()?.connection;
-        let rtt = echo(connection).await;
+        let rtt = echo(connection, self.epoch).await;
         let path = connection.stats().path;
         let measured =
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
@@ -151,23 +157,22 @@ impl Asker {
     }
 }
 
-/// The round trip of an echo, asked until it is answered; `None` if the connection ends.
-async fn echo(connection: &Connection) -> Option<Duration> {
+/// The round trip of an echo, asked until it is answered; `None` if the connection ends. Questions carry
+/// the time of their sending, counted from `epoch`, which is one for the whole connection.
+async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
-    let begun = tokio::time::Instant::now();
+    let begun = epoch.elapsed();
     loop {
-        let sent = begun.elapsed().as_micros() as u64;
+        let sent = epoch.elapsed().as_micros() as u64;
         connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;
-        match time::timeout(repeat, connection.read_datagram()).await {
-            Ok(Ok(reply)) => {
-                let sent = u64::from_be_bytes(reply.as_ref().try_into().ok()?);
-                // An answer to an earlier question can't be from before this one began.
-                if let Some(rtt) = begun.elapsed().checked_sub(Duration::from_micros(sent)) {
-                    return Some(rtt);
-                }
+        let again = Instant::now() + repeat;
+        while let Ok(reply) = time::timeout_at(again, connection.read_datagram()).await {
+            let sent = u64::from_be_bytes(reply.ok()?.as_ref().try_into().ok()?);
+            let sent = Duration::from_micros(sent);
+            // A late answer to an earlier question says nothing of the present.
+            if sent + Duration::from_micros(1) >= begun {
+                return epoch.elapsed().checked_sub(sent);
             }
-            Ok(Err(_)) => return None,
-            Err(_elapsed) => {}
         }
     }
 }
