@@ -146,7 +146,7 @@ pub fn probe_transport() -> TransportConfig {
 }
 
 /// A path that was sent to is suspect when nothing is heard on it for twice what QUIC would wait before
-/// it probes (RFC 9002 §6.2.1), and for at least [`SHORTEST_SILENCE`]. quinn does not tell the variance
+/// it probes (RFC 9002 §6.2.1), and for a quarter of a second. quinn does not tell the variance
 /// of the round trip: three halves of it and the other side's 25 ms for an acknowledgement are above
 /// the probe timeout on all but the worst links.
 #[must_use]

@@ -197,6 +197,7 @@ impl ShownPath {
     fn status(&self, line: Option<&Line>) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
         let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
+        let rtt = line.filter(|_| in_use).map_or(self.rtt, |line| Some(line.connection.rtt()));
         let (mtu, loss) = match line.filter(|_| in_use) {
             Some(line) => {
                 let path = line.connection.stats().path;
@@ -211,7 +212,7 @@ impl ShownPath {
             local: self.candidate.source,
             server: self.candidate.server,
             state: self.condition,
-            rtt: self.rtt.map(status::milliseconds),
+            rtt: rtt.map(status::milliseconds),
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
             errors: stats.errors,

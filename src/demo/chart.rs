@@ -12,7 +12,10 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 980.0;
-const TOP: f64 = 70.0;
+const TOP: f64 = 95.0;
+/// Rows of titles above the plot.
+const ROWS: usize = 4;
+const TURN: f64 = 780.0;
 const BOTTOM: f64 = 330.0;
 const BAND: f64 = 345.0;
 const BAND_HEIGHT: f64 = 18.0;
@@ -90,11 +93,12 @@ impl Chart<'_> {
     fn events(&self, svg: &mut String) -> fmt::Result {
         for (number, event) in self.events.iter().enumerate() {
             let x = self.x(event.at);
-            let y = 40.0 + 12.0 * (number % 3) as f64;
+            let y = 40.0 + 12.0 * (number % ROWS) as f64;
+            // What begins near the right edge is written to the left of its line.
+            let (anchor, beside) = if x > TURN { ("end", x - 3.0) } else { ("start", x + 3.0) };
             writeln!(
                 svg,
-                r##"<path d="M{x:.1} {y:.1}V{BOTTOM}" stroke="#c80" stroke-dasharray="3 3"/><text x="{:.1}" y="{:.1}" fill="#a60" font-size="10">{}</text>"##,
-                x + 3.0,
+                r##"<path d="M{x:.1} {y:.1}V{BOTTOM}" stroke="#c80" stroke-dasharray="3 3"/><text x="{beside:.1}" y="{:.1}" fill="#a60" font-size="10" text-anchor="{anchor}">{}</text>"##,
                 y + 4.0,
                 event.title
             )?;

@@ -1,6 +1,6 @@
 //! The queue between the TUN device and the connection.
 //!
-//! Bounded in bytes, fair between flows and short for each ([`fair`]). It is *held* while no path
+//! Bounded in bytes, fair between flows and short for each (FQ-CoDel, RFC 8290). It is *held* while no path
 //! works: packets stay, TCP longest, and leave when one does. It also remembers what left lately, so
 //! that the last words into a path that turned out dead can be said again.
 //!
