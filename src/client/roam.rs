@@ -364,6 +364,8 @@ impl<'a> Roamer<'a> {
         let socket = self.underlay.socket().clone();
         let old = socket.active();
         let heard = self.last_heard().or(self.heard.take());
+        // Where nothing was asked, silence is no gap.
+        let gap_since = heard.filter(|_| socket.unanswered_since().is_some());
         let from = old.and_then(|old| self.key_of(old));
         let Some(id) = self.path(to) else { return };
         debug!(local = %to.local, server = %to.server, %reason, "switching");
@@ -386,7 +388,7 @@ impl<'a> Roamer<'a> {
             from: from.and_then(|from| self.candidates.get(&from).cloned()),
             to,
             reason,
-            heard: heard.unwrap_or_else(clock::now),
+            heard: gap_since.unwrap_or_else(clock::now),
         });
     }
 

@@ -287,6 +287,7 @@ fn a_bad_network_is_no_dead_network() {
     // The sudden change itself may well look like a silence.
     laptop.stream(Duration::from_secs(8), || {});
     laptop.until_active(Access::Wifi);
+    laptop.stream(Duration::from_secs(2), || {});
     let switches = laptop.client.status()["switches"].as_array().unwrap().len();
     laptop.stream(Duration::from_secs(10), || {});
     let status = laptop.client.status();
