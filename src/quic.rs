@@ -74,10 +74,12 @@ pub fn transport(quic: &Quic, mtu: u16, renewal: Handle) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     match quic.congestion {
-        Congestion::Cubic => transport
-            .congestion_controller_factory(Arc::new(Factory::new(CubicConfig::default(), renewal))),
+        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(Factory::new(
+            &CubicConfig::default(),
+            renewal,
+        ))),
         Congestion::Bbr => transport
-            .congestion_controller_factory(Arc::new(Factory::new(BbrConfig::default(), renewal))),
+            .congestion_controller_factory(Arc::new(Factory::new(&BbrConfig::default(), renewal))),
     };
     transport
 }

@@ -23,7 +23,11 @@ use super::{
 use crate::{
     clock,
     control::Reply,
-    link::{candidate::Candidate, monitor, wake::Wake},
+    link::{
+        candidate::Candidate,
+        monitor,
+        wake::{Alarm, Wake},
+    },
     path::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Choice, Event, Key, Manager, Reason, Settings},
@@ -50,6 +54,8 @@ const NUDGE: Duration = Duration::from_millis(250);
 /// for the server's first window of ten packets.
 static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
 const INTRODUCTION: usize = 4;
+/// A path's window is remembered for so long: other people use the network, too.
+const WINDOW_MEMORY: Duration = Duration::from_secs(600);
 /// After so long a silence, what was in flight when it began is lost.
 const LOST_ALL: Duration = Duration::from_millis(500);
 /// From one look at links and routes to the next, at least.
@@ -82,6 +88,8 @@ pub(super) struct Roamer<'a> {
     open: HashMap<Key, PathId>,
     /// Old paths that are still read, until when.
     closing: Vec<(Instant, Key, PathId)>,
+    /// How much could be in flight on paths that were left, and when that was.
+    windows: HashMap<Key, (Instant, u64)>,
     /// The connection id is still the one of an old path.
     linkable: bool,
     probes: HashMap<Key, Probe>,
@@ -142,6 +150,7 @@ impl<'a> Roamer<'a> {
             candidates: [(first, candidate)].into(),
             open: [(first, path)].into(),
             closing: Vec::new(),
+            windows: HashMap::new(),
             linkable: false,
             probes: HashMap::new(),
             answers,
@@ -163,6 +172,7 @@ impl<'a> Roamer<'a> {
         }
         let socket = self.underlay.socket().clone();
         let mut wake = Wake::new(monitor::POLL);
+        let alarm = Alarm::set()?;
         loop {
             if wake.slept() {
                 info!("woke up");
@@ -196,6 +206,8 @@ impl<'a> Roamer<'a> {
                     self.tell(event);
                 }
                 Some(order) = self.orders.recv() => self.obey(order),
+                // Whether it slept is seen when the loop comes round.
+                rings = alarm.rings() => rings?,
                 Some(error) = self.underlay.errors.recv() => {
                     debug!(path = %error.path, error = %error.error, "path error");
                     if let Some(key) = self.key_of(error.path) {
@@ -293,6 +305,7 @@ impl<'a> Roamer<'a> {
         let open = &self.open;
         let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
         self.candidates.retain(|key, _| known.contains(key) || open.contains_key(key));
+        self.windows.retain(|_, (at, _)| clock::now().duration_since(*at) < WINDOW_MEMORY);
     }
 
     fn tell(&mut self, event: impl Into<Option<Event>>) {
@@ -371,10 +384,19 @@ impl<'a> Roamer<'a> {
         debug!(local = %to.local, server = %to.server, %reason, "switching");
         socket.switch(id);
         self.closing.retain(|(_, key, _)| *key != to);
+        // What is in flight on the old path must neither fill the new one's window nor shrink it.
+        if let Some(from) = from {
+            let window = self.connection.stats().path.cwnd;
+            self.windows.insert(from, (clock::now(), window));
+        }
+        match self.windows.get(&to) {
+            Some((at, window)) if clock::now().duration_since(*at) < WINDOW_MEMORY => {
+                self.roaming.renewal.start_again(*window);
+            }
+            _ => self.roaming.renewal.fresh_start(),
+        }
         self.linkable = reason.is_soft();
         if !reason.is_soft() {
-            // What was in flight is lost: it must neither fill the window nor shrink it.
-            self.roaming.renewal.fresh_start();
             self.unheard = heard;
             self.rotate();
         }

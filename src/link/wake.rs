@@ -4,13 +4,79 @@
 //! has passed, while the server and every NAT on the way have long forgotten us. CLOCK_BOOTTIME goes
 //! on (clock_gettime(2)). A process that was stopped sees neither stand still, only that it comes
 //! late.
+//!
+//! To notice at once and not at the next timer, an [`Alarm`] waits for the kernel to say that the clocks
+//! drifted apart.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    time::{Duration, Instant},
+};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    errno::Errno,
+    sys::{
+        time::TimeSpec,
+        timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
+    time::{ClockId, clock_gettime},
+};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// A sleep shorter than this does no harm.
 const SHORTEST_SLEEP: Duration = Duration::from_secs(2);
+
+/// Tells when CLOCK_REALTIME jumped against CLOCK_MONOTONIC: when somebody set it, and when the machine
+/// wakes up. A timer in the far future is cancelled then (TFD_TIMER_CANCEL_ON_SET of
+/// timerfd_create(2)).
+#[derive(Debug)]
+pub struct Alarm(AsyncFd<Timer>);
+
+#[derive(Debug)]
+struct Timer(TimerFd);
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Alarm {
+    /// Waits from here on.
+    pub fn set() -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, flags)?;
+        // SAFETY: `Timer` owns its descriptor, always names the same one, and closes it when the
+        // `AsyncFd` that owns it has deregistered it.
+        let alarm =
+            Self(unsafe { AsyncFd::register_with_interest(Timer(timer), Interest::READABLE) }?);
+        alarm.arm()?;
+        Ok(alarm)
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let far = Expiration::OneShot(TimeSpec::new(i64::MAX, 0));
+        let flags =
+            TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        Ok(self.0.get_ref().0.set(far, flags)?)
+    }
+
+    /// Returns when the clocks drifted apart. Cancel safe.
+    pub async fn rings(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            match ready.try_io(|timer| Ok(timer.get_ref().0.wait()?)) {
+                // Not yet.
+                Err(_would_block) => {}
+                Ok(Err(error)) if error.raw_os_error() == Some(Errno::ECANCELED as i32) => {
+                    return self.arm();
+                }
+                Ok(other) => return other,
+            }
+        }
+    }
+}
 
 /// Compares the clocks at each call.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
+use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 
 /// The controllers of one connection, from outside.
@@ -25,13 +25,30 @@ pub struct Handle(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     epoch: AtomicU64,
+    /// The window of the next start, in bytes; zero for the usual one.
+    window: AtomicU64,
     in_flight: AtomicU64,
 }
 
 impl Handle {
     /// Forgets what was learnt of the old path.
     pub fn fresh_start(&self) {
+        self.start_with(0);
+    }
+
+    /// The same, for a path on which the window was `window` bytes not long ago: half of it is a careful
+    /// beginning.
+    pub fn start_again(&self, window: u64) {
+        self.start_with(window / 2);
+    }
+
+    fn start_with(&self, window: u64) {
+        self.0.window.store(window, Relaxed);
         self.0.epoch.fetch_add(1, Relaxed);
+    }
+
+    fn window(&self) -> u64 {
+        self.0.window.load(Relaxed)
     }
 
     /// Whether something was sent that the other side must acknowledge, and did not yet.
@@ -49,20 +66,48 @@ impl Handle {
     }
 }
 
+/// A factory of quinn's whose controllers can begin with another window.
+pub trait Restartable: ControllerFactory + Clone + Send + Sync + 'static {
+    /// The same with an initial window in bytes.
+    #[must_use]
+    fn beginning_with(&self, window: u64) -> Self;
+}
+
+impl Restartable for CubicConfig {
+    fn beginning_with(&self, window: u64) -> Self {
+        let mut config = self.clone();
+        config.initial_window(window);
+        config
+    }
+}
+
+impl Restartable for BbrConfig {
+    fn beginning_with(&self, window: u64) -> Self {
+        let mut config = self.clone();
+        config.initial_window(window);
+        config
+    }
+}
+
+/// Bytes that a connection, or a path of which nothing is known, may have in flight at first: 32 packets.
+/// With ten (RFC 9002 §7.2) a server, whose packets are all padded until it has validated a path, could
+/// say little in the first round trip. quinn paces them.
+const INITIAL_WINDOW: u64 = 32 * 1452;
+
 /// Makes controllers that listen to a [`Handle`].
 pub struct Factory<F> {
     inner: Arc<F>,
     handle: Handle,
 }
 
-impl<F> Factory<F> {
+impl<F: Restartable> Factory<F> {
     /// Wraps a factory of quinn's.
-    pub fn new(inner: F, handle: Handle) -> Self {
-        Self { inner: Arc::new(inner), handle }
+    pub fn new(inner: &F, handle: Handle) -> Self {
+        Self { inner: Arc::new(inner.beginning_with(INITIAL_WINDOW)), handle }
     }
 }
 
-impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Factory<F> {
+impl<F: Restartable> ControllerFactory for Factory<F> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let inner = self.inner.clone().build(now, current_mtu);
         self.handle.set_in_flight(0);
@@ -73,7 +118,9 @@ impl<F: ControllerFactory + Send + Sync + 'static> ControllerFactory for Factory
             mtu: current_mtu,
             in_flight: 0,
             old_in_flight: 0,
-            fresh_since: None,
+            // A server's connection that migrates gets a new controller, which must not answer for what
+            // is lost on the old path.
+            fresh_since: now,
         })
     }
 }
@@ -86,18 +133,24 @@ struct Renewable<F> {
     in_flight: u64,
     /// The part of `in_flight` that was sent before the fresh start.
     old_in_flight: u64,
-    fresh_since: Option<Instant>,
+    fresh_since: Instant,
 }
 
-impl<F: ControllerFactory + Send + Sync + 'static> Renewable<F> {
+impl<F: Restartable> Renewable<F> {
     /// Starts afresh if that was asked for since the last call.
     fn renew(&mut self, now: Instant) {
         let epoch = self.factory.handle.epoch();
         if self.epoch != epoch {
             self.epoch = epoch;
-            self.inner = self.factory.inner.clone().build(now, self.mtu);
+            self.inner = match self.factory.handle.window() {
+                0 => self.factory.inner.clone().build(now, self.mtu),
+                window => {
+                    let known = self.factory.inner.beginning_with(window.max(INITIAL_WINDOW));
+                    Arc::new(known).build(now, self.mtu)
+                }
+            };
             self.old_in_flight = self.in_flight;
-            self.fresh_since = Some(now);
+            self.fresh_since = now;
         }
     }
 
@@ -105,7 +158,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Renewable<F> {
     fn landed(&mut self, sent: Instant, bytes: u64) -> bool {
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.factory.handle.set_in_flight(self.in_flight);
-        let old = self.fresh_since.is_some_and(|since| sent < since);
+        let old = sent < self.fresh_since;
         if old {
             self.old_in_flight = self.old_in_flight.saturating_sub(bytes);
         }
@@ -113,7 +166,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Renewable<F> {
     }
 }
 
-impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
+impl<F: Restartable> Controller for Renewable<F> {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.renew(now);
         self.in_flight += bytes;
@@ -173,7 +226,7 @@ impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
         if self.epoch == self.factory.handle.epoch() {
             self.inner.window() + self.old_in_flight
         } else {
-            self.inner.initial_window() + self.in_flight
+            self.factory.handle.window().max(self.inner.initial_window()) + self.in_flight
         }
     }
 
@@ -206,8 +259,6 @@ impl<F: ControllerFactory + Send + Sync + 'static> Controller for Renewable<F> {
 mod tests {
     use std::time::Duration;
 
-    use quinn::congestion::CubicConfig;
-
     use super::*;
 
     const MTU: u16 = 1200;
@@ -216,7 +267,7 @@ mod tests {
     fn what_was_in_flight_before_does_not_fill_the_window() {
         let handle = Handle::default();
         let start = Instant::now();
-        let factory = Arc::new(Factory::new(CubicConfig::default(), handle.clone()));
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         let initial = controller.window();
         controller.on_sent(start, initial, 9);
@@ -235,9 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn a_known_path_begins_with_half_of_what_it_had() {
+        let (handle, start) = (Handle::default(), Instant::now());
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
+        let mut controller = factory.build(start, MTU);
+        assert_eq!(controller.window(), INITIAL_WINDOW);
+        handle.start_again(1_000_000);
+        assert_eq!(controller.window(), 500_000, "at once, before the next packet");
+        controller.on_sent(start, 1000, 0);
+        assert_eq!(controller.window(), 500_000);
+        handle.fresh_start();
+        controller.on_sent(start, 1000, 1);
+        assert_eq!(controller.window(), INITIAL_WINDOW + 1000);
+    }
+
+    #[test]
     fn the_handle_tells_whether_an_answer_is_due() {
         let (handle, start) = (Handle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(CubicConfig::default(), handle.clone()));
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         assert!(!handle.awaits_answer());
         controller.on_sent(start, 1200, 0);
@@ -249,9 +315,11 @@ mod tests {
     #[test]
     fn without_a_fresh_start_it_is_the_inner_controller() {
         let start = Instant::now();
-        let wrapped = Arc::new(Factory::new(CubicConfig::default(), Handle::default()));
-        let (mut wrapped, mut plain) =
-            (wrapped.build(start, MTU), Arc::new(CubicConfig::default()).build(start, MTU));
+        let wrapped = Arc::new(Factory::new(&CubicConfig::default(), Handle::default()));
+        let (mut wrapped, mut plain) = (
+            wrapped.build(start, MTU),
+            Arc::new(CubicConfig::default().beginning_with(INITIAL_WINDOW)).build(start, MTU),
+        );
         for step in 0..100 {
             let now = start + Duration::from_millis(step);
             for controller in [&mut wrapped, &mut plain] {
