@@ -132,11 +132,6 @@ impl Host {
             self.name
         );
     }
-
-    /// Runs a command to its end in the host's namespace.
-    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> Output {
-        self.namespace.command(program).args(arguments).output().unwrap()
-    }
 }
 
 impl Drop for Host {

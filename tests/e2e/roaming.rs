@@ -14,16 +14,16 @@ use crate::harness::{Host, client_toml, eventually, transfer};
 /// One packet a hundred times a second, as a voice call would send.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-struct Laptop {
-    scene: Scene,
-    client: Host,
-    server: Host,
+pub(crate) struct Laptop {
+    pub(crate) scene: Scene,
+    pub(crate) client: Host,
+    pub(crate) server: Host,
     _folder: tempfile::TempDir,
 }
 
 impl Laptop {
     /// Connected over wifi, with lte as a warm standby.
-    fn connected() -> Self {
+    pub(crate) fn connected() -> Self {
         Self::with("10.77.9.2:4433", "", |_| {})
     }
 
@@ -156,6 +156,69 @@ fn a_link_that_drops_everything_in_silence_is_left_within_a_second() {
         (&"the old path was silent".into(), &"lte0".into()),
         "{status}"
     );
+}
+
+#[test]
+fn a_network_that_becomes_preferred_takes_over_without_a_loss() {
+    let laptop = Laptop::connected();
+    let stream = laptop.stream(Duration::from_secs(4), || {
+        let client = laptop.scene.client();
+        client.add_route("0.0.0.0/0", Some("10.77.2.1"), "lte0", 50).unwrap();
+    });
+    laptop.until_active(Access::Lte);
+    assert!(stream.gap < Duration::from_millis(500) && stream.lost <= 3, "{stream:?}");
+    assert_eq!(last_switch(&laptop.client.status())["reason"], "the new path is preferred");
+}
+
+#[test]
+fn another_address_on_the_same_network_costs_a_moment() {
+    let laptop = Laptop::connected();
+    let stream = laptop.stream(Duration::from_secs(4), || {
+        let client = laptop.scene.client();
+        client.delete_address("wifi0", "10.77.1.2/24").unwrap();
+        client.add_address("wifi0", "10.77.1.77/24").unwrap();
+        client.add_route("0.0.0.0/0", Some("10.77.1.1"), "wifi0", 100).unwrap();
+    });
+    assert!(stream.gap < Duration::from_secs(1) && stream.lost <= 30, "{stream:?}");
+    laptop.until_active(Access::Wifi);
+    eventually("the new address", || {
+        let wifi = path(&laptop.client.status(), Access::Wifi)?;
+        (wifi["local"] == "10.77.1.77" && wifi["state"] == "active").then_some(())
+    });
+    assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
+}
+
+#[test]
+fn a_lost_carrier_costs_a_moment_although_its_route_stays() {
+    let laptop = Laptop::connected();
+    let stream = laptop.stream(Duration::from_secs(4), || {
+        laptop.scene.carrier(Access::Wifi, false).unwrap();
+    });
+    assert!(stream.gap < Duration::from_secs(1), "{stream:?}");
+    laptop.until_active(Access::Lte);
+    laptop.scene.carrier(Access::Wifi, true).unwrap();
+    laptop.until_active(Access::Wifi);
+}
+
+#[test]
+fn the_only_network_may_be_silent_for_longer_than_the_connection_lives() {
+    // Shorter than the silence, and longer.
+    for idle in ["30s", "5s"] {
+        let quic = format!("[quic]\nidle-timeout = \"{idle}\"\nkeep-alive = \"2s\"");
+        let laptop = Laptop::with("10.77.9.2:4433", &quic, |_| {});
+        laptop.scene.disconnect(Access::Lte).unwrap();
+        let air = laptop.scene.air(Access::Wifi);
+        let stream = laptop.stream(Duration::from_secs(12), || {
+            air.black_hole(true);
+            std::thread::sleep(Duration::from_secs(8));
+            air.black_hole(false);
+        });
+        // A second of it is patience with a busy machine.
+        assert!(stream.gap < Duration::from_millis(9500), "{idle}: {stream:?}");
+        laptop.client.assert_ping("10.66.0.1", &["-I", "10.66.0.2"]);
+        let sessions = if idle == "30s" { 1 } else { 2 };
+        assert_eq!(laptop.client.status()["sessions"], sessions, "{idle}");
+    }
 }
 
 #[test]
