@@ -14,6 +14,7 @@ mod roam;
 mod shown;
 
 use std::{
+    convert::Infallible,
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -23,7 +24,7 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use ipnet::IpNet;
-use quinn::ConnectionError;
+use quinn::{Connection, ConnectionError};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -59,7 +60,10 @@ use crate::{
         packet, pump,
         queue::Queue,
     },
-    wire::control::{Net, Welcome},
+    wire::{
+        control::{Net, Welcome},
+        datagram::PADDING,
+    },
 };
 
 /// Bytes that wait for the connection, or for a path, at most.
@@ -78,10 +82,13 @@ const EARLY: usize = 8 * 1024;
 const STABLE: Duration = Duration::from_secs(10);
 /// How much more rarely a standby is asked where traffic costs money.
 const METERED: u32 = 20;
-/// How long the server may take to greet.
-const GREETING: Duration = Duration::from_secs(10);
+/// How long the server may take to greet: a round trip, on the slowest link, and a lost packet or two. The
+/// path may have died meanwhile, and until the session stands the connection does not move.
+const GREETING: Duration = Duration::from_secs(3);
 /// Orders from the control socket that wait.
 const ORDERS: usize = 4;
+/// How often it is reminded.
+const INSIST: Duration = Duration::from_millis(250);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -222,7 +229,7 @@ impl Client {
                 lost = clock::now();
                 told.clear();
             }
-            if begun.elapsed() >= STABLE {
+            if clock::now().duration_since(begun) >= STABLE {
                 pauses = self::pauses();
             }
             let reason = ended.to_string();
@@ -285,7 +292,10 @@ impl Client {
             Err(error) => return Ok(error.into()),
         };
         let connection = connected.connection.clone();
-        let greeted = tokio::time::timeout(GREETING, session::open(&connection)).await;
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout(GREETING, session::open(&connection)) => greeted,
+            never = self.insist(&connection) => match never {},
+        };
         let (control, welcome) = match greeted {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(error)) => return Ok(error.into()),
@@ -320,6 +330,16 @@ impl Client {
                 Ok(Ended::Lost(lost))
             }
             failed = roamer.run() => failed.map(|never| match never {}),
+        }
+    }
+
+    /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
+    async fn insist(&self, connection: &Connection) -> Infallible {
+        loop {
+            tokio::time::sleep(INSIST).await;
+            self.roaming.renewal.fresh_start();
+            // Without success the connection has worse troubles, which show elsewhere.
+            let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
         }
     }
 

@@ -32,8 +32,10 @@ const OVERHEAD: u16 = 48;
 /// The round trip that is assumed before the first measurement; a lost first packet is repeated after
 /// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Shorter silences are common on wireless links.
+/// Shorter silences are common on wireless links. No link that is of use takes longer, while an
+/// acknowledgement that comes after an outage can make the measured round trip any length.
 const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 /// How long a probe's connection stays without a question.
 const PROBE_IDLE: Duration = Duration::from_secs(60);
 
@@ -154,7 +156,7 @@ pub fn probe_transport() -> TransportConfig {
 #[must_use]
 pub fn silence_limit(connection: &Connection) -> Duration {
     let pto = connection.rtt() * 3 / 2 + Duration::from_millis(25);
-    (2 * pto).max(SHORTEST_SILENCE)
+    (2 * pto).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
 }
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips

@@ -50,8 +50,11 @@ const REST: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_millis(100);
 /// While a network has worked for so long, an echo is not older than this.
 const BOUND: Duration = Duration::from_secs(5);
-/// No packet is delivered later than this after it was sent.
+const MOMENT: Duration = Duration::from_millis(1);
+/// No packet is delivered later than this after it was sent, but for a few: while a server may not send
+/// to an address that it has not validated, quinn keeps what it was given.
 const LATEST: Duration = Duration::from_millis(1500);
+const FEW: u64 = 30;
 
 const SERVERS: [&str; 2] = ["203.0.113.1:4433", "[2001:db8:1::1]:4433"];
 
@@ -126,7 +129,8 @@ struct App(Mutex<Seen>);
 struct Seen {
     echoes: u64,
     last_echo: Option<Instant>,
-    latest: Duration,
+    /// Packets later than [`LATEST`].
+    late: u64,
 }
 
 struct NoInterface;
@@ -241,14 +245,17 @@ impl Day {
         let mut good_since = clock::now();
         while clock::now() < end && !running.is_finished() {
             sleep(INTERVAL).await;
-            let mut disturbed = false;
+            let mut grace = Duration::ZERO;
             if clock::now() >= next_event {
-                disturbed = self.event().await;
+                grace = self.event().await;
                 next_event = clock::now() + self.pause();
             }
             let now = clock::now();
-            if disturbed || !self.world.links().iter().any(Link::is_good) {
-                good_since = now;
+            if !self.world.links().iter().any(Link::is_good) {
+                grace = MOMENT;
+            }
+            if !grace.is_zero() {
+                good_since = good_since.max(now + grace);
             }
             self.check(now, good_since)?;
         }
@@ -291,11 +298,11 @@ impl Day {
 
     fn check(&self, now: Instant, good_since: Instant) -> Result<(), String> {
         let seen = self.app.0.lock().unwrap();
-        if seen.latest > LATEST {
-            return self.fail(&format!("a packet took {:?}", seen.latest));
+        if seen.late > FEW {
+            return self.fail(&format!("{} packets took more than {LATEST:?}", seen.late));
         }
         let quiet_since = seen.last_echo.unwrap_or(self.begun).max(good_since);
-        if now.duration_since(quiet_since) > BOUND {
+        if now.saturating_duration_since(quiet_since) > BOUND {
             return self.fail(&format!(
                 "no echo for {:?} although a network works since {:?}",
                 now.duration_since(seen.last_echo.unwrap_or(self.begun)),
@@ -311,8 +318,8 @@ impl Day {
         Duration::from_millis(self.random.u64(50..longest))
     }
 
-    /// Something happens; whether it may cost the tunnel a moment.
-    async fn event(&mut self) -> bool {
+    /// Something happens; how much more than the usual moment it may cost the tunnel.
+    async fn event(&mut self) -> Duration {
         let link = self.random.usize(..2);
         let name = ["wifi", "lte"][link];
         match self.random.u32(..12) {
@@ -346,7 +353,7 @@ impl Day {
                 let mtu = self.random.usize(1252..1472);
                 self.world.change(link, |it| it.mtu = mtu);
                 self.tell(&format!("{name} carries {mtu} bytes"));
-                return false;
+                return Duration::ZERO;
             }
             9 => {
                 self.world.change(link, Link::rebind);
@@ -367,9 +374,11 @@ impl Day {
             _ => {
                 self.start_server();
                 self.tell("the server restarts");
+                // It may have been greeting, and the client does not hurry to one that just died.
+                return Duration::from_secs(10);
             }
         }
-        true
+        MOMENT
     }
 
     /// Starts the server; one that runs is killed without a goodbye.
@@ -454,6 +463,6 @@ impl App {
         let sent = epoch() + Duration::from_nanos(nanos);
         let took = clock::now().saturating_duration_since(sent);
         let mut seen = self.0.lock().unwrap();
-        seen.latest = seen.latest.max(took);
+        seen.late += u64::from(took > LATEST);
     }
 }
