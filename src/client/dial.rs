@@ -109,6 +109,7 @@ impl Dialer {
         let mut attempts = Attempts::new();
         let mut failure = None;
         let mut next = clock::now();
+        let end = next + HANDSHAKE_TIMEOUT;
         loop {
             if waiting.is_empty() && attempts.is_empty() && !unresolved {
                 return Err(failure.map_or(DialError::NoRoute(servers), DialError::Handshake));
@@ -130,6 +131,9 @@ impl Dialer {
                         servers = found;
                         waiting.extend(self.find(&servers, &mut tried).await?);
                     }
+                }
+                () = time::sleep_until(end.into()), if !attempts.is_empty() => {
+                    return Err(failure.unwrap_or_else(|| no_answer(&tried)).into());
                 }
                 () = monitor.hint() => {
                     waiting.extend(self.find(&servers, &mut tried).await?);
@@ -164,7 +168,21 @@ impl Dialer {
     }
 }
 
-/// Handshakes over one candidate until one completes, fails or nothing is heard for too long.
+/// What there is to say of attempts that all wait.
+fn no_answer(tried: &HashSet<Candidate>) -> HandshakeError {
+    let listed = |tell: fn(&Candidate) -> String| {
+        let mut listed: Vec<_> = tried.iter().map(tell).collect();
+        listed.sort();
+        listed.dedup();
+        listed.join(" or ")
+    };
+    HandshakeError::TimedOut {
+        server: listed(|candidate| candidate.server.to_string()),
+        link: listed(|candidate| candidate.link.clone()),
+    }
+}
+
+/// Handshakes over one candidate until one completes or fails otherwise than by silence.
 async fn attempt(
     handshake: Handshake,
     network: Arc<dyn Network>,
@@ -172,15 +190,13 @@ async fn attempt(
     early: Arc<[Bytes]>,
     since: Instant,
 ) -> Result<Connected, (Candidate, HandshakeError)> {
-    let begun = clock::now();
     let start = |limit, early| handshake.run(&*network, candidate.clone(), limit, early);
     let mut handshakes = FuturesUnordered::new();
     handshakes.push(start(HANDSHAKE_TIMEOUT, Some(early)));
     loop {
         tokio::select! {
             Some(ended) = handshakes.next() => match ended {
-                Err(HandshakeError::TimedOut { .. })
-                    if clock::now() < begun + HANDSHAKE_TIMEOUT => {}
+                Err(HandshakeError::TimedOut { .. }) => {}
                 ended => return ended.map_err(|error| (candidate, error)),
             },
             () = time::sleep(pace(since)) => handshakes.push(start(FURTHER_TIMEOUT, None)),

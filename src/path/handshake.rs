@@ -58,7 +58,7 @@ pub enum HandshakeError {
     #[error("no answer from {server} over {link}")]
     TimedOut {
         /// Where.
-        server: SocketAddr,
+        server: String,
         /// Over which link.
         link: String,
     },
@@ -197,7 +197,9 @@ impl Handshake {
             Ok(Err(error)) => {
                 Err(self.wrong_server(server, &error).unwrap_or_else(|| unreachable(&error)))
             }
-            Err(_elapsed) => Err(HandshakeError::TimedOut { server, link: candidate.link }),
+            Err(_elapsed) => {
+                Err(HandshakeError::TimedOut { server: server.to_string(), link: candidate.link })
+            }
         }
     }
 
