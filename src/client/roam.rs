@@ -103,9 +103,9 @@ pub(super) struct Roamer<'a> {
     unheard: Option<Instant>,
 }
 
-/// The active path is silent.
+/// The manager doubts the active path.
 struct Doubt {
-    /// When the server was last heard.
+    /// When the server was last heard before.
     heard: Instant,
     since: Instant,
     nudged: Instant,
@@ -220,9 +220,6 @@ impl<'a> Roamer<'a> {
                         socket.expect_nothing();
                         continue;
                     }
-                    let now = clock::now();
-                    let heard = self.last_heard().unwrap_or(now);
-                    self.doubt = Some(Doubt { heard, since: now, nudged: now });
                     self.tell(Event::Silent(active));
                 }
                 () = time::sleep(WATCH), if watching => self.watch(),
@@ -265,10 +262,12 @@ impl<'a> Roamer<'a> {
                     }
                 };
                 let mut inquiry = Inquiry::new(reply);
-                for (key, candidate) in &self.candidates {
-                    if index.is_none_or(|index| index == key.link) {
-                        let known = self.manager.active() == Some(*key);
-                        inquiry.about(*key, candidate, known.then(|| self.connection.rtt()));
+                for (key, ..) in self.manager.paths() {
+                    if index.is_none_or(|index| index == key.link)
+                        && let Some(candidate) = self.candidates.get(&key)
+                    {
+                        let known = self.manager.active() == Some(key);
+                        inquiry.about(key, candidate, known.then(|| self.connection.rtt()));
                     }
                 }
                 self.tell(Event::Check(index));
@@ -324,6 +323,13 @@ impl<'a> Roamer<'a> {
                 }
                 Action::Switch(key, reason) => self.switch(key, reason),
             }
+        }
+        if !self.manager.is_in_doubt() {
+            self.doubt = None;
+        } else if self.doubt.is_none() {
+            let now = clock::now();
+            let heard = self.last_heard().unwrap_or(now);
+            self.doubt = Some(Doubt { heard, since: now, nudged: now });
         }
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
             let candidate = self.candidates.get(&key)?.clone();
@@ -401,7 +407,6 @@ impl<'a> Roamer<'a> {
             self.rotate();
         }
         self.introduce();
-        self.doubt = None;
         self.probes.remove(&to);
         if let Some(from) = from.filter(|from| *from != to) {
             self.close_later(from);
@@ -513,16 +518,14 @@ impl<'a> Roamer<'a> {
     /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
     /// what was lost. So it is made to ask at a steady pace, in a window of its own.
     fn watch_doubt(&mut self, now: Instant) {
-        let Some(doubt) = &mut self.doubt else { return };
-        if self.underlay.socket().unanswered_since().is_none() {
+        let last_heard = self.last_heard();
+        let (Some(doubt), Some(active)) = (&mut self.doubt, self.manager.active()) else { return };
+        if last_heard.is_some_and(|heard| heard > doubt.since) {
             if now.duration_since(doubt.since) >= LOST_ALL {
                 self.roaming.renewal.fresh_start();
                 self.unheard = Some(doubt.heard);
             }
-            self.doubt = None;
-            if let Some(active) = self.manager.active() {
-                self.tell(Event::Heard(active));
-            }
+            self.tell(Event::Heard(active));
         } else if now.duration_since(doubt.nudged) >= NUDGE {
             doubt.nudged = now;
             self.roaming.renewal.fresh_start();

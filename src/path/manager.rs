@@ -356,6 +356,12 @@ impl Manager {
         }
     }
 
+    /// Whether the active path is silent, or may be dead for another reason.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.active.is_some_and(|active| active.doubt.is_some())
+    }
+
     /// Every path, with what it is at and its round trip as far as it is known.
     pub fn paths(&self) -> impl Iterator<Item = (Key, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))

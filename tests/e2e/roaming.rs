@@ -387,6 +387,22 @@ fn a_stopped_client_goes_on_where_it_was() {
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
+#[test]
+fn a_client_that_was_stopped_shortly_stays_where_it_is_and_is_trusted_again() {
+    let laptop = Laptop::connected();
+    let daemon = laptop.client.daemon.as_ref().unwrap();
+    daemon.signal(Signal::SIGSTOP).unwrap();
+    // Long enough to count as a sleep, shorter than the connection lives.
+    std::thread::sleep(Duration::from_secs(9));
+    daemon.signal(Signal::SIGCONT).unwrap();
+    laptop.until_active(Access::Wifi);
+    std::thread::sleep(Duration::from_secs(1));
+    let status = laptop.client.status();
+    assert_eq!(path(&status, Access::Wifi).unwrap()["state"], "active", "{status}");
+    assert_eq!((&status["sessions"], &status["switches"]), (&1.into(), &serde_json::json!([])));
+    laptop.client.assert_ping("10.66.0.1", &[]);
+}
+
 /// Moves to and fro, then asks over a dead link, and compares what the daemon holds with before.
 fn leaks(migrations: usize, probes: usize) {
     let laptop = Laptop::with("10.77.9.2:4433", "[paths]\nprobe-timeout = \"1s\"", |_| {});
