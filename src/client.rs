@@ -57,12 +57,13 @@ use crate::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource, Tun},
         interface::{self, Interface, Setup},
-        packet, pump,
+        pump,
         queue::Queue,
     },
     wire::{
         control::{Net, Welcome},
         datagram::PADDING,
+        packet::Packet,
     },
 };
 
@@ -111,7 +112,7 @@ pub(crate) struct Client {
 pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()> {
     let stop = shutdown::signal()?;
     let tun = &config.tun;
-    let device = Tun::create(&tun.name, tun.mtu)
+    let device = Tun::create(&tun.name, tun.mtu, tun.offload)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     let preferences = Preferences::new(&config.paths);
@@ -147,7 +148,7 @@ impl Client {
         let ClientConfig {
             private_key,
             server,
-            tun: ClientTun { name, mtu, routes },
+            tun: ClientTun { name, mtu, routes, .. },
             paths,
             quic,
             ..
@@ -203,8 +204,9 @@ impl Client {
     async fn read_tun(&self, mut source: impl PacketSource) -> io::Error {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            if let Err(error) = source.recv(&mut batch).await {
-                return error;
+            match source.recv(&mut batch).await {
+                Ok(malformed) => self.counters.dropped(Drop::Malformed, malformed),
+                Err(error) => return error,
             }
             self.counters.dropped_by_queue(self.queue.push(&mut batch));
         }
@@ -268,8 +270,9 @@ impl Client {
 
     /// Reaches the server, and lets what waits go with the first packet.
     async fn dial(&self, lost: Instant) -> Result<Connected, DialError> {
-        let taken = self.queue.take_early(EARLY);
-        let early = taken.packets();
+        let (taken, dropped) = self.queue.take_early(EARLY);
+        self.counters.dropped_by_queue(dropped);
+        let early = taken.datagrams();
         let dialed = self.dialer.dial(early.clone(), lost).await;
         if dialed.as_ref().is_ok_and(|connected| connected.early_arrived) {
             let bytes = early.iter().map(|packet| packet.len() as u64).sum();
@@ -293,7 +296,7 @@ impl Client {
         };
         let connection = connected.connection.clone();
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout(GREETING, session::open(&connection)) => greeted,
+            greeted = tokio::time::timeout(GREETING, session::open(&connection, self.tun.completes_checksums())) => greeted,
             never = self.insist(&connection) => match never {},
         };
         let (control, welcome) = match greeted {
@@ -325,7 +328,7 @@ impl Client {
             Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
         self.queue.hold(false);
         tokio::select! {
-            lost = pump::uplink(&connection, &self.queue, &self.counters) => Ok(Ended::Lost(lost)),
+            lost = pump::uplink(&connection, &self.queue, &self.counters, welcome.unchecked) => Ok(Ended::Lost(lost)),
             lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
                 Ok(Ended::Lost(lost))
             }
@@ -356,11 +359,11 @@ impl Client {
         Ok(())
     }
 
-    fn deliver(&self, batch: &mut Vec<Bytes>) {
+    fn deliver(&self, batch: &mut Vec<Packet>) {
         let before = batch.len();
-        batch.retain(|bytes| packet::addresses(bytes).is_some());
+        batch.retain(|packet| packet.addresses().is_some());
         self.counters.dropped(Drop::Malformed, (before - batch.len()) as u64);
-        let bytes = batch.iter().map(|packet| packet.len() as u64).sum();
+        let bytes = batch.iter().map(|packet| packet.size() as u64).sum();
         self.counters.received.add(batch.len() as u64, bytes);
         self.counters.dropped(Drop::Device, self.tun.send(batch));
     }
@@ -438,6 +441,7 @@ mod tests {
             addresses: nets(addresses).into_iter().map(Net).collect(),
             routes: nets(routes).into_iter().map(Net).collect(),
             mtu: 1400,
+            unchecked: true,
         }
     }
 

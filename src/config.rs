@@ -136,6 +136,8 @@ pub struct ClientTun {
     pub name: String,
     /// The interface's MTU in bytes.
     pub mtu: u16,
+    /// Whether segmentation and checksums are left to this process, as far as the kernel does that.
+    pub offload: bool,
     /// What goes into the tunnel; `None` takes what the server offers.
     pub routes: Option<Vec<IpNet>>,
 }
@@ -218,6 +220,8 @@ pub struct ServerTun {
     pub name: String,
     /// The interface's MTU in bytes.
     pub mtu: u16,
+    /// Whether segmentation and checksums are left to this process, as far as the kernel does that.
+    pub offload: bool,
     /// The interface's own addresses, each with the prefix that peers share; at least one.
     pub addresses: Vec<IpNet>,
     /// Offered to clients that name no routes of their own.

@@ -18,7 +18,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use ipnet::IpNet;
 use quinn::{
     AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
@@ -50,7 +49,10 @@ use crate::{
         interface::{self, Interface},
         pump,
     },
-    wire::control::{Message, Net, Repeat, Welcome},
+    wire::{
+        control::{Message, Net, Repeat, Welcome},
+        packet::Packet,
+    },
 };
 
 /// How long clients have to hear our goodbye.
@@ -98,7 +100,7 @@ impl Acceptor {
 pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()> {
     let stop = shutdown::signal()?;
     let (tun, listen) = (&config.tun, config.listen);
-    let device = Tun::create(&tun.name, tun.mtu)
+    let device = Tun::create(&tun.name, tun.mtu, tun.offload)
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     interface.set_addresses(&tun.addresses).await?;
@@ -201,7 +203,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     });
     info!(peer = peer.name, software = hello.software, "connected");
     let reason = tokio::select! {
-        reason = pump::uplink(&connection, &peer.queue, &peer.counters) => reason,
+        reason = pump::uplink(&connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
         reason = pump::downlink(&connection, &peer.counters, |batch| server.admit(&peer, batch)) => {
             reason
         }
@@ -238,8 +240,9 @@ async fn echo(connection: &Connection) {
 async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Error {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
-        if let Err(error) = source.recv(&mut batch).await {
-            return error;
+        match source.recv(&mut batch).await {
+            Ok(malformed) => server.counters.dropped(Drop::Malformed, malformed),
+            Err(error) => return error,
         }
         server.peers.route(&mut batch, &server.counters);
     }
@@ -252,7 +255,7 @@ impl Server {
         device: Box<dyn PacketSink>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let ServerConfig { private_key, tun, peers, quic, .. } = config;
-        let ServerTun { name, mtu, addresses, routes } = tun;
+        let ServerTun { name, mtu, addresses, routes, .. } = tun;
         let socket = ServerSocket::new(udp)?;
         let acceptor = Acceptor { tls: quinn_config(&private_key)?, quic, mtu };
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -297,7 +300,7 @@ impl Server {
         connection: Connection,
         confirmed: ZeroRttAccepted,
     ) -> Result<Connection, ConnectionError> {
-        let deliver = |batch: &mut Vec<Bytes>| match tls::peer_key(&connection) {
+        let deliver = |batch: &mut Vec<Packet>| match tls::peer_key(&connection) {
             Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
                 if let Some(peer) = self.peers.with_key(key) {
                     self.admit(peer, batch);
@@ -313,7 +316,7 @@ impl Server {
     }
 
     /// Takes packets from a peer: to other peers, or to the device.
-    fn admit(&self, peer: &Peer, batch: &mut Vec<Bytes>) {
+    fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
         self.peers.admit(peer, batch);
         peer.counters.dropped(Drop::Device, self.tun.send(batch));
     }
@@ -350,6 +353,7 @@ impl Server {
             addresses: addresses.collect(),
             routes: self.offer.routes.iter().copied().map(Net).collect(),
             mtu: self.offer.mtu,
+            unchecked: self.tun.completes_checksums(),
         }
     }
 

@@ -43,11 +43,14 @@ pub struct Control {
     receive: RecvStream,
 }
 
-/// Begins a session as the client.
-pub async fn open(connection: &Connection) -> Result<(Control, Welcome), SessionError> {
+/// Begins a session as the client, who takes packets whose checksum is left to it if `unchecked`.
+pub async fn open(
+    connection: &Connection,
+    unchecked: bool,
+) -> Result<(Control, Welcome), SessionError> {
     let (send, receive) = connection.open_bi().await?;
     let mut control = Control { send, receive };
-    let hello = Hello { versions: VERSIONS.to_vec(), software: SOFTWARE.into() };
+    let hello = Hello { versions: VERSIONS.to_vec(), software: SOFTWARE.into(), unchecked };
     control.write(&Message::Hello(hello)).await?;
     match control.read().await? {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((control, welcome)),

@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use ipnet::IpNet;
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
@@ -34,10 +33,8 @@ use crate::{
     identity::PrivateKey,
     server::Server,
     status::{ClientStatus, Role},
-    tunnel::{
-        interface::{InterfaceError, Setup},
-        packet,
-    },
+    tunnel::interface::{InterfaceError, Setup},
+    wire::{self, packet::Packet},
 };
 
 /// Days of an ordinary test run.
@@ -165,7 +162,7 @@ impl Hosts {
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             },
-            tun: ClientTun { name: "roam0".into(), mtu: 1400, routes: None },
+            tun: ClientTun { name: "roam0".into(), mtu: 1400, offload: true, routes: None },
             paths: Paths {
                 probe_timeout: Duration::from_secs(5),
                 standby_check: Some(Duration::from_secs(15)),
@@ -182,6 +179,7 @@ impl Hosts {
             private_key: self.server.clone(),
             listen: "[::]:4433".parse().unwrap(),
             tun: ServerTun {
+                offload: true,
                 name: "roam0".into(),
                 mtu: 1400,
                 addresses: vec!["10.66.0.1/24".parse().unwrap()],
@@ -224,8 +222,8 @@ impl Day {
         self.begun = clock::now();
         self.world.change(1, |lte| lte.delay = Duration::from_millis(25));
         self.start_server();
-        let (to_device, delivered) = mpsc::channel::<Bytes>(1024);
-        let (from_device, source) = mpsc::channel::<Bytes>(1024);
+        let (to_device, delivered) = mpsc::channel::<Packet>(1024);
+        let (from_device, source) = mpsc::channel::<Packet>(1024);
         let config = self.hosts.client_config();
         let client =
             Arc::new(Client::new(config, self.world.clone(), Box::new(to_device)).unwrap());
@@ -386,16 +384,16 @@ impl Day {
         if let Some(before) = self.server.take() {
             before.abort();
         }
-        let (to_device, mut delivered) = mpsc::channel::<Bytes>(1024);
-        let (from_device, source) = mpsc::channel::<Bytes>(1024);
+        let (to_device, mut delivered) = mpsc::channel::<Packet>(1024);
+        let (from_device, source) = mpsc::channel::<Packet>(1024);
         let config = self.hosts.server_config();
         let (server, endpoint) =
             Server::new(config, self.world.listen(), Box::new(to_device)).unwrap();
         let app = self.app.clone();
         let echoing = async move {
-            while let Some(bytes) = delivered.recv().await {
-                app.arrived(&bytes);
-                let _ = from_device.try_send(packet_at(false, clock::now(), &bytes));
+            while let Some(packet) = delivered.recv().await {
+                app.arrived(packet.ip());
+                let _ = from_device.try_send(packet_at(false, clock::now(), packet.ip()));
             }
         };
         self.server = Some(tokio::spawn(async move {
@@ -424,10 +422,10 @@ fn clock_start() -> Instant {
 }
 
 /// A packet from the client or the server with the time of its sending.
-fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Bytes {
+fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Packet {
     let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
     let (source, destination) = if from_client { (client, server) } else { (server, client) };
-    let mut bytes = packet::tests::packet(source, destination, like.len().max(44) - 20);
+    let mut bytes = wire::packet::tests::packet(source, destination, like.len().max(44) - 20);
     bytes[9] = 17;
     let nanos = sent.duration_since(epoch()).as_nanos() as u64;
     bytes[28..36].copy_from_slice(&nanos.to_be_bytes());
@@ -440,7 +438,7 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(|| Instant::now() - Duration::from_secs(60))
 }
 
-async fn type_packets(device: mpsc::Sender<Bytes>) {
+async fn type_packets(device: mpsc::Sender<Packet>) {
     loop {
         // A full channel is the kernel's queue: it drops.
         let _ = device.try_send(packet_at(true, clock::now(), &[0; 100]));
@@ -448,9 +446,9 @@ async fn type_packets(device: mpsc::Sender<Bytes>) {
     }
 }
 
-async fn read_echoes(mut device: mpsc::Receiver<Bytes>, app: Arc<App>) {
-    while let Some(bytes) = device.recv().await {
-        app.arrived(&bytes);
+async fn read_echoes(mut device: mpsc::Receiver<Packet>, app: Arc<App>) {
+    while let Some(packet) = device.recv().await {
+        app.arrived(packet.ip());
         let mut seen = app.0.lock().unwrap();
         seen.echoes += 1;
         seen.last_echo = Some(clock::now());

@@ -34,7 +34,10 @@ use crate::{
         pump,
         queue::Queue,
     },
-    wire::control::{Net, Welcome},
+    wire::{
+        control::{Net, Welcome},
+        packet::Packet,
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -161,6 +164,7 @@ fn welcome(version: u16) -> Welcome {
         addresses: vec![Net("10.66.0.2/24".parse().unwrap())],
         routes: Vec::new(),
         mtu: TUN_MTU,
+        unchecked: true,
     }
 }
 
@@ -190,7 +194,7 @@ async fn pair(listen: &str) -> Pair {
     let client = Client::new(&client_key, server_key.public_key(), server);
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    let (control, greeting) = session::open(&here).await.unwrap();
+    let (control, greeting) = session::open(&here, true).await.unwrap();
     assert_eq!(greeting, welcome(1));
     std::mem::forget(control);
     let (there, key) = accepted.await.unwrap();
@@ -203,6 +207,10 @@ fn packet(length: usize, fill: u8) -> Bytes {
     let mut packet = vec![fill; length];
     packet[0] = 0x45;
     packet.into()
+}
+
+fn inner(length: usize, fill: u8) -> Packet {
+    Packet::from_datagram(packet(length, fill))
 }
 
 #[tokio::test]
@@ -221,7 +229,7 @@ async fn an_ipv4_client_of_a_dual_stack_server_is_served() {
     let client = Client::new(&client_key, server_key.public_key(), ([127, 0, 0, 1], port).into());
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    session::open(&here).await.unwrap();
+    session::open(&here, true).await.unwrap();
     let (there, _) = accepted.await.unwrap();
     assert!(there.remote_address().is_ipv4(), "{}", there.remote_address());
 }
@@ -274,10 +282,10 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     let Pair { client: _client, here, there } =
         timeout(PATIENCE, pair("127.0.0.1:0")).await.unwrap();
     let (counters, queue) = (Arc::new(Counters::default()), Arc::new(Queue::new(1 << 20)));
-    let (to_device, mut device) = mpsc::channel::<Bytes>(1024);
+    let (to_device, mut device) = mpsc::channel::<Packet>(1024);
     tokio::spawn({
         let (counters, queue) = (counters.clone(), queue.clone());
-        async move { pump::uplink(&here, &queue, &counters).await }
+        async move { pump::uplink(&here, &queue, &counters, true).await }
     });
     tokio::spawn(async move {
         let counters = Counters::default();
@@ -287,7 +295,7 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
         .await
     });
     // The first ones leave before the path's MTU is known to be more than 1200.
-    let sent: Vec<_> = (28..=9000).step_by(97).map(|size| packet(size, size as u8)).collect();
+    let sent: Vec<_> = (28..=9000).step_by(97).map(|size| inner(size, size as u8)).collect();
     queue.hold(false);
     queue.push(&mut sent.clone());
     let mut received = Vec::new();
@@ -303,7 +311,7 @@ async fn garbage_in_datagrams_is_counted_and_the_rest_arrives() {
     let Pair { client: _client, here, there } =
         timeout(PATIENCE, pair("127.0.0.1:0")).await.unwrap();
     let counters = Arc::new(Counters::default());
-    let (to_device, mut device) = mpsc::channel::<Bytes>(16);
+    let (to_device, mut device) = mpsc::channel::<Packet>(16);
     tokio::spawn({
         let counters = counters.clone();
         async move {
@@ -318,7 +326,7 @@ async fn garbage_in_datagrams_is_counted_and_the_rest_arrives() {
     }
     let mut received = Vec::new();
     timeout(PATIENCE, PacketSource::recv(&mut device, &mut received)).await.unwrap().unwrap();
-    assert_eq!(received, [packet(100, 7)]);
+    assert_eq!(received, [inner(100, 7)]);
     assert_eq!(counters.snapshot().dropped, [(Drop::UnknownDatagram, 3)].into());
 }
 
@@ -358,7 +366,7 @@ async fn a_connection_moves_to_another_path_and_family() {
     let client = Client::new(&client_key, server_key.public_key(), ([127, 0, 0, 1], port).into());
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    session::open(&here).await.unwrap();
+    session::open(&here, true).await.unwrap();
     let (there, _) = accepted.await.unwrap();
 
     let v6 = UdpSocket::bind("[::1]:0".parse().unwrap(), None).unwrap();
@@ -383,7 +391,7 @@ async fn a_restarted_server_tells_its_clients_at_once() {
     let client = Client::new(&client_key, server_key.public_key(), server);
     let accepted = tokio::spawn(accept_one(endpoint.clone()));
     let here = client.connect().await.unwrap();
-    session::open(&here).await.unwrap();
+    session::open(&here, true).await.unwrap();
     let (there, _) = accepted.await.unwrap();
 
     // The new process has the key and the address, and knows nothing of the connection.

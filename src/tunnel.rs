@@ -1,8 +1,8 @@
 //! The datapath: inner packets between the TUN device and one QUIC connection.
 //!
 //! ```text
-//!  uplink    PacketSource ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
-//!  downlink  PacketSink ◀─ source check ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
+//!  uplink    PacketSource (split) ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
+//!  downlink  PacketSink (merge) ◀─ source check ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
 //! ```
 //!
 //! It knows nothing of paths: which network carries a datagram is decided below quinn, by the
@@ -14,6 +14,11 @@ pub mod device;
 pub mod ecn;
 pub mod flow;
 pub mod interface;
-pub mod packet;
+pub mod merge;
 pub mod pump;
 pub mod queue;
+pub mod split;
+pub mod vnet;
+
+#[cfg(test)]
+mod offload_tests;

@@ -2,6 +2,9 @@
 //!
 //! Everything here is pure: bytes in, values out. `docs/protocol.md` is the specification.
 
+pub mod checksum;
 pub mod control;
 pub mod datagram;
 pub mod fragment;
+pub mod packet;
+pub mod transport;

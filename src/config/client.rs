@@ -58,7 +58,12 @@ fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {
     let name = check::tun_name(&raw.name, problems);
     let mtu = check::tun_mtu(raw.mtu, problems);
     let routes = check::tun_routes(&raw.routes, problems);
-    Some(ClientTun { name: name?, mtu: mtu?, routes: raw.routes.as_ref().map(|_| routes) })
+    Some(ClientTun {
+        name: name?,
+        mtu: mtu?,
+        offload: raw.offload?,
+        routes: raw.routes.as_ref().map(|_| routes),
+    })
 }
 
 fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {

@@ -81,6 +81,7 @@ const KEYS: &[Key] = &[
         Kind::Number,
         "a number from 1280 (the least that IPv6 works with, RFC 8200 §5) to 9000",
     ),
+    key("tun.offload", None, Kind::Flag, "true or false"),
     key(
         "tun.addresses",
         SERVER,

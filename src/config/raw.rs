@@ -58,6 +58,7 @@ pub(super) struct RawServerPeer {
 pub(super) struct RawClientTun {
     pub(super) name: Option<String>,
     pub(super) mtu: Option<u16>,
+    pub(super) offload: Option<bool>,
     pub(super) routes: List<IpNet>,
 }
 
@@ -66,6 +67,7 @@ pub(super) struct RawClientTun {
 pub(super) struct RawServerTun {
     pub(super) name: Option<String>,
     pub(super) mtu: Option<u16>,
+    pub(super) offload: Option<bool>,
     pub(super) addresses: List<IpNet>,
     pub(super) routes: List<IpNet>,
 }
@@ -118,7 +120,12 @@ const TUN_MTU: u16 = 1400;
 
 impl Default for RawClientTun {
     fn default() -> Self {
-        Self { name: Some(TUN_NAME.to_owned()), mtu: Some(TUN_MTU), routes: None }
+        Self {
+            name: Some(TUN_NAME.to_owned()),
+            mtu: Some(TUN_MTU),
+            offload: Some(true),
+            routes: None,
+        }
     }
 }
 
@@ -127,6 +134,7 @@ impl Default for RawServerTun {
         Self {
             name: Some(TUN_NAME.to_owned()),
             mtu: Some(TUN_MTU),
+            offload: Some(true),
             addresses: None,
             routes: Some(Vec::new()),
         }

@@ -66,7 +66,7 @@ fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option
         taken.addresses.claim(address.addr(), &key, problems);
         addresses.push(address);
     }
-    Some(ServerTun { name: name?, mtu: mtu?, addresses, routes })
+    Some(ServerTun { name: name?, mtu: mtu?, offload: raw.offload?, addresses, routes })
 }
 
 fn is_host_address(address: &IpNet) -> bool {

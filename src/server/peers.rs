@@ -7,7 +7,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use ipnet::IpNet;
 use prefix_trie::joint::map::JointPrefixMap;
 use quinn::Connection;
@@ -18,9 +17,9 @@ use crate::{
     quic::close,
     tunnel::{
         counters::{Counters, Drop},
-        packet,
         queue::Queue,
     },
+    wire::packet::Packet,
 };
 
 /// Bytes that wait for one peer's connection, or for the peer's return, at most.
@@ -95,12 +94,12 @@ impl Peers {
 
     /// Queues packets from the server's side for their peers; packets for nobody are counted in
     /// `counters`.
-    pub fn route(&self, batch: &mut Vec<Bytes>, counters: &Counters) {
+    pub fn route(&self, batch: &mut Vec<Packet>, counters: &Counters) {
         let mut run = Run::default();
-        for bytes in batch.drain(..) {
-            match packet::addresses(&bytes) {
+        for packet in batch.drain(..) {
+            match packet.addresses() {
                 Some(addresses) => match self.with_address(addresses.destination) {
-                    Some(peer) => run.add(peer, bytes),
+                    Some(peer) => run.add(peer, packet),
                     None => counters.dropped(Drop::UnknownDestination, 1),
                 },
                 None => counters.dropped(Drop::Malformed, 1),
@@ -111,11 +110,11 @@ impl Peers {
 
     /// Sorts packets that came from `from`: those for other peers are queued for them, those for the
     /// server's side stay in `batch`, and those that `from` may not send are dropped.
-    pub fn admit(&self, from: &Peer, batch: &mut Vec<Bytes>) {
+    pub fn admit(&self, from: &Peer, batch: &mut Vec<Packet>) {
         let mut run = Run::default();
         let (mut packets, mut length) = (0, 0);
-        batch.retain(|bytes| {
-            let Some(addresses) = packet::addresses(bytes) else {
+        batch.retain(|packet| {
+            let Some(addresses) = packet.addresses() else {
                 from.counters.dropped(Drop::Malformed, 1);
                 return false;
             };
@@ -124,10 +123,10 @@ impl Peers {
                 return false;
             }
             packets += 1;
-            length += bytes.len() as u64;
+            length += packet.size() as u64;
             match self.with_address(addresses.destination) {
                 Some(to) => {
-                    run.add(to, bytes.clone());
+                    run.add(to, packet.clone());
                     false
                 }
                 None => true,
@@ -173,7 +172,7 @@ impl Peer {
         self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn enqueue(&self, batch: &mut Vec<Bytes>) {
+    fn enqueue(&self, batch: &mut Vec<Packet>) {
         self.counters.dropped_by_queue(self.queue.push(batch));
     }
 }
@@ -182,11 +181,11 @@ impl Peer {
 #[derive(Default)]
 struct Run<'a> {
     peer: Option<&'a Peer>,
-    packets: Vec<Bytes>,
+    packets: Vec<Packet>,
 }
 
 impl<'a> Run<'a> {
-    fn add(&mut self, peer: &'a Peer, packet: Bytes) {
+    fn add(&mut self, peer: &'a Peer, packet: Packet) {
         if self.peer.is_none_or(|current| !std::ptr::eq(current, peer)) {
             self.flush();
             self.peer = Some(peer);
@@ -206,7 +205,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::tunnel::packet::tests::packet;
+    use crate::wire::packet::tests::packet;
 
     fn peers() -> Peers {
         let peer = |name: &str, key: u8, addresses: &[&str]| config::Peer {
@@ -222,7 +221,7 @@ mod tests {
         peers
     }
 
-    fn bytes(source: &str, destination: &str) -> Bytes {
+    fn bytes(source: &str, destination: &str) -> Packet {
         packet(source.parse().unwrap(), destination.parse().unwrap(), 8).into()
     }
 
@@ -240,7 +239,7 @@ mod tests {
             bytes("fd66::1", "fd66::2"),
             bytes("10.66.0.1", "10.66.0.3"),
             bytes("10.66.0.1", "10.66.0.4"),
-            Bytes::from_static(&[0x45, 0]),
+            vec![0x45, 0].into(),
         ];
         peers.route(&mut batch, &counters);
         let counts: Vec<_> = peers.iter().map(|peer| queued(peer)).collect();

@@ -1,106 +1,212 @@
 //! Where inner packets come from and go to: the TUN device, or a channel in its place.
 
-use std::{io, sync::Arc};
+use std::{
+    io::{self, IoSlice},
+    os::fd::AsRawFd as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use bytes::{Bytes, BytesMut};
-use tun::AsyncDevice;
+use nix::{sys::uio::writev, unistd::read};
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, info};
 
-/// Packets in one batch at most: bounds how long one pump keeps the others waiting.
+use super::{
+    merge::{Joined, Merger},
+    split::Splitter,
+    vnet::{self, Header, Offload},
+};
+use crate::wire::packet::Packet;
+
+/// Packets in one batch, about: bounds how long one pump keeps the others waiting.
 pub const BATCH: usize = 64;
-/// The reader cuts its packets from chunks of this size: one allocation for dozens of packets.
-const CHUNK: usize = 64 * 1024;
+/// The longest IP packet.
+const LONGEST: usize = 65_535;
 
 /// Gives inner packets.
 pub trait PacketSource: Send + 'static {
-    /// Waits for packets and adds at most [`BATCH`] of them to the end of `batch`.
+    /// Waits for packets and adds some to the end of `batch`: about [`BATCH`], or what one super-packet
+    /// of the kernel stands for. Returns how many could not be read.
     ///
     /// An error means that the device is gone for good.
-    fn recv(&mut self, batch: &mut Vec<Bytes>) -> impl Future<Output = io::Result<()>> + Send;
+    fn recv(&mut self, batch: &mut Vec<Packet>) -> impl Future<Output = io::Result<u64>> + Send;
 }
 
 /// Takes inner packets.
 pub trait PacketSink: Send + Sync + 'static {
     /// Delivers a batch without waiting; returns how many packets were not taken.
-    fn send(&self, batch: &[Bytes]) -> u64;
+    fn send(&self, batch: &[Packet]) -> u64;
+
+    /// Whether computing checksums should be left to it, see [`UNCHECKED`].
+    ///
+    /// [`UNCHECKED`]: crate::wire::packet::UNCHECKED
+    fn completes_checksums(&self) -> bool;
 }
 
 /// The TUN device. It vanishes, with its addresses and routes, when the last handle is dropped.
 pub struct Tun {
-    device: Arc<AsyncDevice>,
-    mtu: u16,
+    device: Arc<AsyncFd<tun::Device>>,
+    offload: Offload,
 }
 
 /// The reading side of a [`Tun`].
 pub struct TunReader {
-    device: Arc<AsyncDevice>,
-    chunk: BytesMut,
-    mtu: usize,
+    device: Arc<AsyncFd<tun::Device>>,
+    offload: Offload,
+    splitter: Splitter,
+    /// What one read gives.
+    buffer: Box<[u8]>,
 }
 
 /// The writing side of a [`Tun`].
-#[derive(Clone)]
 pub struct TunWriter {
-    device: Arc<AsyncDevice>,
+    device: Arc<AsyncFd<tun::Device>>,
+    offload: Offload,
+    merger: Mutex<Merger>,
 }
 
 impl Tun {
-    /// Creates the device, without addresses and down. Needs `CAP_NET_ADMIN`.
-    pub fn create(name: &str, mtu: u16) -> io::Result<Self> {
-        let mut configuration = tun::Configuration::default();
-        configuration.tun_name(name).mtu(mtu).platform_config(|platform| {
-            // The interface is set up through rtnetlink, see `interface`.
-            platform.ensure_root_privileges(false);
-        });
-        let device = tun::Device::new(&configuration).map_err(io::Error::from)?;
-        Ok(Self { device: Arc::new(AsyncDevice::new(device)?), mtu })
+    /// Creates the device, without addresses and down. Needs `CAP_NET_ADMIN`. With `offload` the
+    /// kernel leaves as much to us as it can.
+    pub fn create(name: &str, mtu: u16, offload: bool) -> io::Result<Self> {
+        let open = |with_header: bool| {
+            let mut configuration = tun::Configuration::default();
+            configuration.tun_name(name).mtu(mtu).platform_config(|platform| {
+                // The interface is set up through rtnetlink, see `interface`.
+                platform.ensure_root_privileges(false).vnet_hdr(with_header);
+            });
+            let device = tun::Device::new(&configuration).map_err(io::Error::from)?;
+            device.set_nonblock()?;
+            Ok::<_, io::Error>(device)
+        };
+        let offloading = offload.then(|| open(true).map(|device| (best_offload(&device), device)));
+        let (offload, device) = match offloading {
+            Some(Ok((Some(offload), device))) => (offload, device),
+            Some(Ok((None, device))) => {
+                // One device of the name at a time.
+                drop(device);
+                (Offload::None, open(false)?)
+            }
+            // What is wrong with the device shows again.
+            Some(Err(_)) | None => (Offload::None, open(false)?),
+        };
+        match offload {
+            Offload::Udp => debug!(interface = name, ?offload, "TUN device"),
+            _ => info!(interface = name, ?offload, "TUN device"),
+        }
+        // SAFETY: the device owns its descriptor, always names the same one, and closes it when the
+        // `AsyncFd` that owns it has deregistered it.
+        let device = unsafe { AsyncFd::register(device) }?;
+        Ok(Self { device: Arc::new(device), offload })
+    }
+
+    /// What the kernel leaves to us.
+    #[must_use]
+    pub fn offload(&self) -> Offload {
+        self.offload
     }
 
     /// The reading side. Packets go to one reader only, so there should be one.
     #[must_use]
     pub fn reader(&self) -> TunReader {
-        let mtu = usize::from(self.mtu);
-        TunReader { device: self.device.clone(), chunk: BytesMut::new(), mtu }
+        TunReader {
+            device: self.device.clone(),
+            offload: self.offload,
+            splitter: Splitter::default(),
+            buffer: vec![0; vnet::SIZE + LONGEST].into(),
+        }
     }
 
     /// A writing side.
     #[must_use]
     pub fn writer(&self) -> TunWriter {
-        TunWriter { device: self.device.clone() }
+        let merger = Mutex::default();
+        TunWriter { device: self.device.clone(), offload: self.offload, merger }
     }
 }
 
-impl TunReader {
-    /// Room for one packet at the start of the chunk.
-    fn room(&mut self) -> &mut [u8] {
-        if self.chunk.len() < self.mtu {
-            self.chunk = BytesMut::zeroed(CHUNK.max(self.mtu));
-        }
-        &mut self.chunk[..self.mtu]
-    }
+/// Asks the kernel to leave all it can to us; `None` if it does not even know how to ask.
+fn best_offload(device: &tun::Device) -> Option<Offload> {
+    nix::ioctl_write_int!(set_offload, b'T', 208);
+    let accepted = Offload::LEVELS.into_iter().find(|(_, flags)| {
+        // SAFETY: TUNSETOFFLOAD takes its flags by value.
+        unsafe { set_offload(device.as_raw_fd(), (*flags).into()) }.is_ok()
+    });
+    accepted.map(|(offload, _)| offload)
+}
 
-    fn take(&mut self, length: usize) -> Bytes {
-        self.chunk.split_to(length).freeze()
+impl TunReader {
+    /// Reads once; `None` if there is nothing now.
+    fn read(&mut self, batch: &mut Vec<Packet>) -> io::Result<u64> {
+        let length = read(&self.device, &mut self.buffer)?;
+        let bytes = &self.buffer[..length];
+        if self.offload == Offload::None {
+            batch.push(self.splitter.whole(bytes));
+            return Ok(0);
+        }
+        let Some((header, ip)) = bytes.split_first_chunk::<{ vnet::SIZE }>() else { return Ok(1) };
+        let split = Header::decode(*header)
+            .is_ok_and(|header| self.splitter.split(header, ip, batch).is_ok());
+        Ok(u64::from(!split))
     }
 }
 
 impl PacketSource for TunReader {
-    async fn recv(&mut self, batch: &mut Vec<Bytes>) -> io::Result<()> {
+    async fn recv(&mut self, batch: &mut Vec<Packet>) -> io::Result<u64> {
         let device = self.device.clone();
-        let length = device.recv(self.room()).await?;
-        batch.push(self.take(length));
-        for _ in 1..BATCH {
-            // Reads without waiting; an error shows again at the next call.
-            let Ok(length) = tun::Device::recv(&device, self.room()) else { break };
-            batch.push(self.take(length));
+        let (full, mut malformed) = (batch.len() + BATCH, 0);
+        loop {
+            let mut ready = device.readable().await?;
+            let before = batch.len();
+            while batch.len() < full {
+                match ready.try_io(|_| self.read(batch)) {
+                    Ok(read) => malformed += read?,
+                    Err(_would_block) => break,
+                }
+            }
+            if batch.len() > before || malformed > 0 {
+                return Ok(malformed);
+            }
         }
-        Ok(())
+    }
+}
+
+impl TunWriter {
+    /// Whether one write was taken.
+    fn write(&self, joined: Joined<'_>) -> bool {
+        let headers = IoSlice::new(joined.headers);
+        if joined.count == 1 {
+            let packet = joined.map(IoSlice::new).next();
+            return packet.is_some_and(|packet| writev(&self.device, &[headers, packet]).is_ok());
+        }
+        let mut pieces = Vec::with_capacity(1 + joined.count);
+        pieces.push(headers);
+        pieces.extend(joined.map(IoSlice::new));
+        writev(&self.device, &pieces).is_ok()
+    }
+
+    fn write_whole(&self, packet: &Packet) -> bool {
+        packet.checked().is_some_and(|packet| self.device.get_ref().send(packet.ip()).is_ok())
     }
 }
 
 impl PacketSink for TunWriter {
-    fn send(&self, batch: &[Bytes]) -> u64 {
-        let device: &tun::Device = &self.device;
-        batch.iter().filter(|packet| device.send(packet).is_err()).count() as u64
+    fn send(&self, batch: &[Packet]) -> u64 {
+        if self.offload == Offload::None {
+            return batch.iter().filter(|packet| !self.write_whole(packet)).count() as u64;
+        }
+        let mut failed = 0;
+        let mut merger = self.merger.lock().unwrap_or_else(PoisonError::into_inner);
+        merger.merge(batch, self.offload, |joined| {
+            let count = joined.count as u64;
+            if !self.write(joined) {
+                failed += count;
+            }
+        });
+        failed
+    }
+
+    fn completes_checksums(&self) -> bool {
+        self.offload != Offload::None
     }
 }
 
@@ -109,20 +215,24 @@ impl PacketSink for TunWriter {
 pub(crate) mod channel {
     use tokio::sync::mpsc;
 
-    use super::{BATCH, Bytes, PacketSink, PacketSource, io};
+    use super::{BATCH, Packet, PacketSink, PacketSource, io};
 
-    impl PacketSource for mpsc::Receiver<Bytes> {
-        async fn recv(&mut self, batch: &mut Vec<Bytes>) -> io::Result<()> {
+    impl PacketSource for mpsc::Receiver<Packet> {
+        async fn recv(&mut self, batch: &mut Vec<Packet>) -> io::Result<u64> {
             match self.recv_many(batch, BATCH).await {
                 0 => Err(io::ErrorKind::BrokenPipe.into()),
-                _ => Ok(()),
+                _ => Ok(0),
             }
         }
     }
 
-    impl PacketSink for mpsc::Sender<Bytes> {
-        fn send(&self, batch: &[Bytes]) -> u64 {
+    impl PacketSink for mpsc::Sender<Packet> {
+        fn send(&self, batch: &[Packet]) -> u64 {
             batch.iter().filter(|packet| self.try_send((*packet).clone()).is_err()).count() as u64
+        }
+
+        fn completes_checksums(&self) -> bool {
+            true
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The congestion mark in an inner packet's header (ECN, RFC 3168).
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
+
+use crate::wire::{checksum, packet::Packet};
 
 /// The ECN field: not capable, capable (two values), congestion experienced (RFC 3168 §5).
 const NOT_CAPABLE: u8 = 0b00;
@@ -8,38 +10,34 @@ const CONGESTION: u8 = 0b11;
 
 /// The packet with the mark "congestion experienced"; `None` if its sender does not understand it.
 #[must_use]
-pub fn mark(packet: &Bytes) -> Option<Bytes> {
-    let is_v4 = match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => true,
-        6 if packet.len() >= 40 => false,
+pub fn mark(packet: &Packet) -> Option<Packet> {
+    let ip = packet.ip();
+    let is_v4 = match ip.first()? >> 4 {
+        4 if ip.len() >= 20 => true,
+        6 if ip.len() >= 40 => false,
         _ => return None,
     };
-    let before = if is_v4 { packet[1] & 0b11 } else { packet[1] >> 4 & 0b11 };
+    let before = if is_v4 { ip[1] & 0b11 } else { ip[1] >> 4 & 0b11 };
     match before {
         NOT_CAPABLE => return None,
         CONGESTION => return Some(packet.clone()),
         _ => {}
     }
     // A mark is rare: one packet of many in a queue that stands.
-    let mut marked = BytesMut::from(&packet[..]);
+    let mut marked = BytesMut::from(&packet.datagram()[..]);
+    let start = marked.len() - ip.len();
+    let ip = &mut marked[start..];
     if is_v4 {
-        let old = u16::from_be_bytes([marked[0], marked[1]]);
-        marked[1] |= CONGESTION;
-        let new = u16::from_be_bytes([marked[0], marked[1]]);
-        let checksum = updated(u16::from_be_bytes([marked[10], marked[11]]), old, new);
-        marked[10..12].copy_from_slice(&checksum.to_be_bytes());
+        let old = u16::from_be_bytes([ip[0], ip[1]]);
+        ip[1] |= CONGESTION;
+        let new = u16::from_be_bytes([ip[0], ip[1]]);
+        let checksum = checksum::updated(u16::from_be_bytes([ip[10], ip[11]]), old, new);
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
     } else {
         // IPv6 has no header checksum.
-        marked[1] |= CONGESTION << 4;
+        ip[1] |= CONGESTION << 4;
     }
-    Some(marked.freeze())
-}
-
-/// A checksum after one word changed (RFC 1624 §3, equation 3).
-fn updated(checksum: u16, old: u16, new: u16) -> u16 {
-    let sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
+    Some(Packet::from_datagram(marked.freeze()))
 }
 
 #[cfg(test)]
@@ -47,14 +45,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tunnel::flow::tests::of_flow;
-
-    fn header_sum(header: &[u8]) -> u16 {
-        let sum: u32 =
-            header.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        ((folded & 0xffff) + (folded >> 16)) as u16
-    }
+    use crate::{tunnel::flow::tests::of_flow, wire::checksum::tests::reference};
 
     proptest! {
         #[test]
@@ -62,11 +53,12 @@ mod tests {
             header[0] = 0x45;
             header[1] = header[1] & !0b11 | ecn;
             header[10..12].fill(0);
-            let checksum = !header_sum(&header);
+            let checksum = !reference(&header);
             header[10..12].copy_from_slice(&checksum.to_be_bytes());
-            let marked = mark(&Bytes::copy_from_slice(&header)).unwrap();
+            let marked = mark(&header.to_vec().into()).unwrap();
+            let marked = marked.ip();
             prop_assert_eq!(marked[1] & 0b11, CONGESTION);
-            prop_assert_eq!(header_sum(&marked), 0xffff);
+            prop_assert_eq!(reference(marked), 0xffff);
             prop_assert_eq!(&marked[2..10], &header[2..10]);
             prop_assert_eq!(&marked[12..], &header[12..]);
         }
@@ -82,7 +74,7 @@ mod tests {
                 let mut packet = of_flow(v6, 6, 22, 60);
                 packet[1] = before << shift;
                 let marked = mark(&packet.into());
-                assert_eq!(marked.map(|packet| packet[1] >> shift & 0b11), after);
+                assert_eq!(marked.map(|packet| packet.ip()[1] >> shift & 0b11), after);
             }
         }
     }

@@ -2,11 +2,13 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
+use crate::wire::transport::upper;
+
 /// Protocol numbers (IANA, "Assigned Internet Protocol Numbers").
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const SCTP: u8 = 132;
 const DCCP: u8 = 33;
+const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
 /// A flow: all packets with the same addresses, protocol and ports.
@@ -25,49 +27,36 @@ pub struct Classifier(RandomState);
 impl Classifier {
     /// The flow of a packet. All that can't be read as IP is one flow.
     #[must_use]
-    pub fn flow(&self, packet: &[u8]) -> Flow {
+    pub fn flow(&self, ip: &[u8]) -> Flow {
         let mut hasher = self.0.build_hasher();
-        let protocol = match read(packet) {
-            Some(Parts { addresses, protocol, ports }) => {
-                hasher.write(addresses);
-                hasher.write(ports);
-                protocol
-            }
-            None => 0,
+        let Some((addresses, protocol)) = network(ip) else {
+            return Flow { hash: hasher.finish(), is_tcp: false };
         };
+        hasher.write(addresses);
         hasher.write_u8(protocol);
+        // Fragments have no ports that all of them show, so they are a flow of their own.
+        if let Some((TCP | UDP | DCCP | SCTP | UDP_LITE, start)) = upper(ip)
+            && let Some(ports) = ip.get(start..start + 4)
+        {
+            hasher.write(ports);
+        }
         Flow { hash: hasher.finish(), is_tcp: protocol == TCP }
     }
 }
 
-struct Parts<'a> {
-    addresses: &'a [u8],
-    protocol: u8,
-    /// Empty where there are none or they can't be seen.
-    ports: &'a [u8],
+/// Whether a packet's sender repeats what is lost.
+#[must_use]
+pub fn is_tcp(ip: &[u8]) -> bool {
+    network(ip).is_some_and(|(_, protocol)| protocol == TCP)
 }
 
-fn read(packet: &[u8]) -> Option<Parts<'_>> {
-    let (addresses, protocol, payload) = match packet.first()? >> 4 {
-        4 => {
-            let header = packet.get(..20)?;
-            // The ports stand in the first fragment alone (RFC 791 §3.1).
-            let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-            let length = usize::from(header[0] & 0x0f) * 4;
-            let payload = if fragment { &[] } else { packet.get(length..)? };
-            (&header[12..20], header[9], payload)
-        }
-        6 => {
-            let header = packet.get(..40)?;
-            (&header[8..40], header[6], &packet[40..])
-        }
-        _ => return None,
-    };
-    let ports = match protocol {
-        TCP | UDP | SCTP | DCCP | UDP_LITE => payload.get(..4).unwrap_or_default(),
-        _ => &[],
-    };
-    Some(Parts { addresses, protocol, ports })
+/// Addresses and protocol in the IP header.
+fn network(ip: &[u8]) -> Option<(&[u8], u8)> {
+    match ip.first()? >> 4 {
+        4 => ip.get(..20).map(|header| (&header[12..20], header[9])),
+        6 => ip.get(..40).map(|header| (&header[8..40], header[6])),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -77,7 +66,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tunnel::packet::tests::packet;
+    use crate::wire::packet::tests::packet;
 
     /// A packet of `length` bytes from `10.66.0.1` or `fd66::1`.
     pub(crate) fn of_flow(v6: bool, protocol: u8, port: u16, length: usize) -> Vec<u8> {
@@ -118,7 +107,8 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = Classifier::default().flow(&bytes);
+            let flow = Classifier::default().flow(&bytes);
+            prop_assert_eq!(flow.is_tcp, is_tcp(&bytes));
         }
     }
 }

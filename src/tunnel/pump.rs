@@ -13,28 +13,35 @@ use super::{
 };
 use crate::wire::{
     datagram::Datagram,
-    fragment::{Joined, Joiner, Splitter},
+    fragment::{Fragmenter, Joined, Joiner},
+    packet::Packet,
 };
 
 /// Sends what is in the queue until the connection ends.
 ///
-/// A packet larger than the path carries at the moment crosses in pieces.
+/// A packet larger than the path carries at the moment crosses in pieces. `unchecked` says that the
+/// other side takes packets whose checksum is left to it.
 pub async fn uplink(
     connection: &Connection,
     queue: &Queue,
     counters: &Counters,
+    unchecked: bool,
 ) -> ConnectionError {
     let mut batch = Vec::with_capacity(BATCH);
-    let mut splitter = Splitter::default();
+    let mut fragmenter = Fragmenter::default();
     loop {
         counters.dropped_by_queue(queue.pop(&mut batch, BATCH).await);
         let (mut packets, mut bytes) = (0, 0);
         for at in 0..batch.len() {
-            let packet = &batch[at];
-            match send(connection, packet, &mut splitter, counters).await {
+            let checked = if unchecked { Some(batch[at].clone()) } else { batch[at].checked() };
+            let Some(packet) = checked else {
+                counters.dropped(Drop::Malformed, 1);
+                continue;
+            };
+            match send(connection, packet.datagram(), &mut fragmenter, counters).await {
                 Ok(true) => {
                     packets += 1;
-                    bytes += packet.len() as u64;
+                    bytes += packet.size() as u64;
                 }
                 Ok(false) => counters.dropped(Drop::TooLarge, 1),
                 Err(error) => {
@@ -53,14 +60,14 @@ pub async fn uplink(
 async fn send(
     connection: &Connection,
     packet: &Bytes,
-    splitter: &mut Splitter,
+    fragmenter: &mut Fragmenter,
     counters: &Counters,
 ) -> Result<bool, ConnectionError> {
     if let Some(sent) = send_datagram(connection, packet.clone()).await? {
         return Ok(sent);
     }
     let Some(max) = connection.max_datagram_size() else { return Ok(false) };
-    let Some(pieces) = splitter.split(packet, max) else { return Ok(false) };
+    let Some(pieces) = fragmenter.split(packet, max) else { return Ok(false) };
     for piece in pieces {
         if send_datagram(connection, piece).await? != Some(true) {
             return Ok(false);
@@ -87,7 +94,7 @@ async fn send_datagram(
 pub async fn downlink(
     connection: &Connection,
     counters: &Counters,
-    mut deliver: impl FnMut(&mut Vec<Bytes>),
+    mut deliver: impl FnMut(&mut Vec<Packet>),
 ) -> ConnectionError {
     let mut batch = Vec::with_capacity(BATCH);
     let mut joiner = Joiner::default();
@@ -100,7 +107,10 @@ pub async fn downlink(
             match Datagram::decode(datagram) {
                 Ok(Datagram::Packet(packet)) => batch.push(packet),
                 Ok(Datagram::Fragment(fragment)) => match joiner.join(fragment) {
-                    Joined::Packet(packet) => batch.push(packet),
+                    Joined::Packet(bytes) => match Datagram::decode(bytes) {
+                        Ok(Datagram::Packet(packet)) => batch.push(packet),
+                        Ok(_) | Err(_) => counters.dropped(Drop::UnknownDatagram, 1),
+                    },
                     Joined::Incomplete => {}
                     Joined::Duplicate => counters.dropped(Drop::LostPiece, 1),
                 },

@@ -20,17 +20,17 @@ use tokio::sync::Notify;
 
 pub use self::fair::Dropped;
 use self::fair::{Fair, is_stale};
-use super::flow::Classifier;
-use crate::clock;
+use super::flow::{self, Classifier};
+use crate::{clock, wire::packet::Packet};
 
 /// Packets that are remembered after they left, and the largest of them: TCP's own repair is good
 /// for bulk, but slow for a lone keystroke.
 const REMEMBERED: usize = 128;
 const LARGEST_REMEMBERED: usize = 512;
-/// Packets that are looked at for early ones.
-const EARLY_LOOKS: usize = 256;
 /// For how long.
 const MEMORY: Duration = Duration::from_secs(2);
+/// Packets that are looked at for early ones.
+const EARLY_LOOKS: usize = 256;
 
 /// A bounded queue of inner packets.
 #[derive(Debug)]
@@ -46,22 +46,23 @@ pub struct Queue {
 struct Waiting {
     held: bool,
     /// Goes before all others.
-    again: VecDeque<(Instant, Bytes)>,
+    again: VecDeque<(Instant, Packet)>,
     again_bytes: usize,
     fair: Fair,
-    left: VecDeque<(Instant, Bytes)>,
+    left: VecDeque<(Instant, Packet)>,
     classifier: Classifier,
 }
 
 /// Packets on loan from a queue.
 #[derive(Debug)]
-pub struct Taken(Vec<(Instant, Bytes)>);
+pub struct Taken(Vec<(Instant, Packet)>);
 
 impl Taken {
-    /// The packets.
+    /// The packets in a form that every receiver understands.
     #[must_use]
-    pub fn packets(&self) -> Arc<[Bytes]> {
-        self.0.iter().map(|(_, packet)| packet.clone()).collect()
+    pub fn datagrams(&self) -> Arc<[Bytes]> {
+        let checked = self.0.iter().filter_map(|(_, packet)| packet.checked());
+        checked.map(|packet| packet.datagram().clone()).collect()
     }
 }
 
@@ -82,12 +83,12 @@ impl Queue {
     }
 
     /// Takes all of `batch`; returns what had to give way.
-    pub fn push(&self, batch: &mut Vec<Bytes>) -> Dropped {
+    pub fn push(&self, batch: &mut Vec<Packet>) -> Dropped {
         let (mut dropped, now) = (Dropped::default(), clock::now());
         {
             let waiting = &mut *self.lock();
             for packet in batch.drain(..) {
-                let flow = waiting.classifier.flow(&packet);
+                let flow = waiting.classifier.flow(packet.ip());
                 waiting.fair.push(flow, packet, now, &mut dropped);
             }
             waiting.fair.shrink(self.capacity, waiting.held, &mut dropped);
@@ -98,7 +99,7 @@ impl Queue {
 
     /// Waits until there are packets and the queue is not held, and moves at most `limit` of them to
     /// the end of `batch`; returns what was dropped instead. Cancel safe.
-    pub async fn pop(&self, batch: &mut Vec<Bytes>, limit: usize) -> Dropped {
+    pub async fn pop(&self, batch: &mut Vec<Packet>, limit: usize) -> Dropped {
         let mut dropped = Dropped::default();
         loop {
             if self.pop_now(batch, limit, &mut dropped) {
@@ -109,7 +110,7 @@ impl Queue {
         }
     }
 
-    fn pop_now(&self, batch: &mut Vec<Bytes>, limit: usize, dropped: &mut Dropped) -> bool {
+    fn pop_now(&self, batch: &mut Vec<Packet>, limit: usize, dropped: &mut Dropped) -> bool {
         let waiting = &mut *self.lock();
         if waiting.held || waiting.bytes() == 0 {
             return false;
@@ -118,7 +119,7 @@ impl Queue {
         while batch.len() < before + limit
             && let Some((_, packet)) = waiting.next(now, dropped)
         {
-            if packet.len() <= LARGEST_REMEMBERED && waiting.classifier.flow(&packet).is_tcp {
+            if packet.size() <= LARGEST_REMEMBERED && flow::is_tcp(packet.ip()) {
                 waiting.remember(packet.clone(), now);
             }
             batch.push(packet);
@@ -128,22 +129,23 @@ impl Queue {
 
     /// Takes at most `limit` bytes of TCP packets whether the queue is held or not, for a path that may
     /// answer soon, late or never: others could arrive when they are stale. [`Self::put_back`] returns
-    /// them.
-    pub fn take_early(&self, limit: usize) -> Taken {
+    /// them. Also returns what was dropped on the way.
+    pub fn take_early(&self, limit: usize) -> (Taken, Dropped) {
         let waiting = &mut *self.lock();
         let (mut taken, mut others, now) = (Vec::new(), Vec::new(), clock::now());
+        let mut dropped = Dropped::default();
         let mut room = limit;
         for _ in 0..EARLY_LOOKS {
-            let Some(next) = waiting.next(now, &mut Dropped::default()) else { break };
-            if next.1.len() <= room && waiting.classifier.flow(&next.1).is_tcp {
-                room -= next.1.len();
+            let Some(next) = waiting.next(now, &mut dropped) else { break };
+            if next.1.size() <= room && flow::is_tcp(next.1.ip()) {
+                room -= next.1.size();
                 taken.push(next);
             } else {
                 others.push(next);
             }
         }
         waiting.go_first(others);
-        Taken(taken)
+        (Taken(taken), dropped)
     }
 
     /// Puts packets in front of all others, in their order.
@@ -153,7 +155,7 @@ impl Queue {
     }
 
     /// Puts packets that have just left in front of all others, in their order.
-    pub fn put_back_all(&self, packets: Vec<Bytes>) {
+    pub fn put_back_all(&self, packets: Vec<Packet>) {
         let now = clock::now();
         self.put_back(Taken(packets.into_iter().map(|packet| (now, packet)).collect()));
     }
@@ -194,10 +196,10 @@ impl Waiting {
         self.again_bytes + self.fair.bytes()
     }
 
-    fn next(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Bytes)> {
+    fn next(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
         while let Some((since, packet)) = self.again.pop_front() {
-            self.again_bytes -= packet.len();
-            if !is_stale(self.classifier.flow(&packet).is_tcp, since, now) {
+            self.again_bytes -= packet.size();
+            if !is_stale(flow::is_tcp(packet.ip()), since, now) {
                 return Some((since, packet));
             }
             dropped.stale += 1;
@@ -207,16 +209,16 @@ impl Waiting {
 
     fn go_first(
         &mut self,
-        packets: impl IntoIterator<Item = (Instant, Bytes), IntoIter: DoubleEndedIterator>,
+        packets: impl IntoIterator<Item = (Instant, Packet), IntoIter: DoubleEndedIterator>,
     ) {
         for (since, packet) in packets.into_iter().rev() {
-            self.again_bytes += packet.len();
+            self.again_bytes += packet.size();
             self.again.push_front((since, packet));
         }
     }
 
-    fn remember(&mut self, packet: Bytes, now: Instant) {
-        let old = |(left, _): &(Instant, Bytes)| now.duration_since(*left) > MEMORY;
+    fn remember(&mut self, packet: Packet, now: Instant) {
+        let old = |(left, _): &(Instant, Packet)| now.duration_since(*left) > MEMORY;
         while self.left.len() >= REMEMBERED || self.left.front().is_some_and(old) {
             self.left.pop_front();
         }
@@ -239,14 +241,14 @@ mod tests {
         queue
     }
 
-    fn packets(lengths: &[usize]) -> Vec<Bytes> {
+    fn packets(lengths: &[usize]) -> Vec<Packet> {
         lengths.iter().map(|length| of_flow(false, TCP, 22, *length).into()).collect()
     }
 
     fn pop(queue: &Queue, limit: usize) -> Vec<usize> {
         let mut batch = Vec::new();
         let _ = queue.pop(&mut batch, limit).now_or_never();
-        batch.iter().map(Bytes::len).collect()
+        batch.iter().map(Packet::size).collect()
     }
 
     #[test]
@@ -281,8 +283,8 @@ mod tests {
         let queue = Queue::new(10_000);
         queue.push(&mut packets(&[100, 200, 300, 400]));
         queue.push(&mut vec![of_flow(false, 17, 53, 50).into()]);
-        let early = queue.take_early(350);
-        assert_eq!(early.packets().iter().map(Bytes::len).collect::<Vec<_>>(), [100, 200]);
+        let (early, _) = queue.take_early(350);
+        assert_eq!(early.datagrams().iter().map(Bytes::len).collect::<Vec<_>>(), [100, 200]);
         queue.put_back(early);
         assert_eq!(queue.bytes(), 1050);
         queue.hold(false);

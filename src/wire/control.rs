@@ -50,6 +50,10 @@ pub struct Hello {
     /// Name and version of the program, for people who read logs.
     #[n(1)]
     pub software: String,
+    /// Whether the client takes packets whose checksum is left to it.
+    #[n(2)]
+    #[cbor(default)]
+    pub unchecked: bool,
 }
 
 /// What the client must know to set up its side.
@@ -74,6 +78,10 @@ pub struct Welcome {
     /// The server's TUN MTU in bytes.
     #[n(5)]
     pub mtu: u16,
+    /// Whether the server takes packets whose checksum is left to it.
+    #[n(6)]
+    #[cbor(default)]
+    pub unchecked: bool,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -157,12 +165,23 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let nets = || proptest::collection::vec(net(), 0..5);
         prop_oneof![
-            (proptest::collection::vec(any::<u16>(), 0..4), ".*")
-                .prop_map(|(versions, software)| Message::Hello(Hello { versions, software })),
+            (proptest::collection::vec(any::<u16>(), 0..4), ".*", any::<bool>()).prop_map(
+                |(versions, software, unchecked)| {
+                    Message::Hello(Hello { versions, software, unchecked })
+                }
+            ),
             any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
-            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>()).prop_map(
-                |(version, software, name, addresses, routes, mtu)| {
-                    Message::Welcome(Welcome { version, software, name, addresses, routes, mtu })
+            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<bool>()).prop_map(
+                |(version, software, name, addresses, routes, mtu, unchecked)| {
+                    Message::Welcome(Welcome {
+                        version,
+                        software,
+                        name,
+                        addresses,
+                        routes,
+                        mtu,
+                        unchecked,
+                    })
                 }
             ),
         ]
@@ -201,21 +220,25 @@ mod tests {
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
         // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
         let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 7, 0xf5];
-        let hello = Hello { versions: vec![1], software: "x".into() };
+        let hello = Hello { versions: vec![1], software: "x".into(), unchecked: false };
         assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
 
     #[test]
     fn a_hello_is_what_the_specification_shows() {
-        let hello = Message::Hello(Hello { versions: vec![1], software: "roamd 0.1.0".into() });
-        let shown = b"\x00\x14\x82\x00\x81\xa2\x00\x81\x01\x01\x6broamd 0.1.0";
+        let hello = Message::Hello(Hello {
+            versions: vec![1],
+            software: "roamd 0.1.0".into(),
+            unchecked: true,
+        });
+        let shown = b"\x00\x16\x82\x00\x81\xa3\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 
     #[test]
     fn a_message_beyond_its_length_field_is_an_error() {
         let software = "x".repeat(70_000);
-        let hello = Message::Hello(Hello { versions: vec![1], software });
+        let hello = Message::Hello(Hello { versions: vec![1], software, unchecked: false });
         assert!(matches!(hello.encode(), Err(ControlError::TooLong(_))));
     }
 }

@@ -5,7 +5,10 @@
 
 use bytes::Bytes;
 
-use super::fragment::Fragment;
+use super::{
+    fragment::Fragment,
+    packet::{Packet, UNCHECKED},
+};
 
 /// First byte of a datagram that carries nothing. It is ignored; that QUIC acknowledges it is its
 /// use.
@@ -16,8 +19,8 @@ pub const FRAGMENT: u8 = 0x01;
 /// What one datagram carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Datagram {
-    /// A whole inner IP packet.
-    Packet(Bytes),
+    /// A whole inner packet.
+    Packet(Packet),
     /// A piece of an inner IP packet that was too large for one datagram.
     Fragment(Fragment),
     /// Nothing.
@@ -35,7 +38,8 @@ impl Datagram {
         match *bytes.first().ok_or(Unknown)? {
             PADDING => Ok(Self::Padding),
             FRAGMENT => Fragment::decode(bytes).map(Self::Fragment).ok_or(Unknown),
-            tag if matches!(tag >> 4, 4 | 6) => Ok(Self::Packet(bytes)),
+            UNCHECKED => Ok(Self::Packet(Packet::from_datagram(bytes))),
+            tag if matches!(tag >> 4, 4 | 6) => Ok(Self::Packet(Packet::from_datagram(bytes))),
             _ => Err(Unknown),
         }
     }
@@ -47,15 +51,16 @@ mod tests {
 
     #[test]
     fn the_version_nibble_of_an_ip_packet_is_its_tag() {
-        for tag in [0x45, 0x4f, 0x60, 0x6f] {
+        for tag in [0x45, 0x4f, 0x60, 0x6f, UNCHECKED] {
             let bytes = Bytes::copy_from_slice(&[tag, 1, 2]);
-            assert_eq!(Datagram::decode(bytes.clone()), Ok(Datagram::Packet(bytes)));
+            let packet = Packet::from_datagram(bytes.clone());
+            assert_eq!(Datagram::decode(bytes), Ok(Datagram::Packet(packet)));
         }
     }
 
     #[test]
     fn anything_else_is_unknown() {
-        for bytes in [&[][..], &[2], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
+        for bytes in [&[][..], &[3], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
             assert_eq!(Datagram::decode(Bytes::copy_from_slice(bytes)), Err(Unknown), "{bytes:?}");
         }
     }

@@ -22,7 +22,7 @@ pub const MAX_PIECES: usize = 16;
 /// Packets under reassembly at a time. Pieces of one packet are sent back to back, so a handful is
 /// in flight at once; the oldest gives way to a newer one.
 const SLOTS: usize = 64;
-/// The splitter cuts its pieces from chunks of this size, so that it allocates once for many.
+/// The fragmenter cuts its pieces from chunks of this size, so that it allocates once for many.
 const CHUNK: usize = 64 * 1024;
 
 /// One piece of a packet.
@@ -51,12 +51,12 @@ impl Fragment {
 
 /// Splits packets. One for each connection.
 #[derive(Debug, Default)]
-pub struct Splitter {
+pub struct Fragmenter {
     next_id: u16,
     chunk: BytesMut,
 }
 
-impl Splitter {
+impl Fragmenter {
     /// Splits `packet` into datagrams of at most `max` bytes, of nearly equal size.
     ///
     /// `None` if that would take more than [`MAX_PIECES`], or if `max` has no room for a payload.
@@ -166,8 +166,8 @@ mod tests {
             order in any::<prop::sample::Index>(),
             id in any::<u16>(),
         ) {
-            let mut splitter = Splitter { next_id: id, ..Splitter::default() };
-            let mut pieces: Vec<_> = splitter.split(&packet, max).unwrap().collect();
+            let mut fragmenter = Fragmenter { next_id: id, ..Fragmenter::default() };
+            let mut pieces: Vec<_> = fragmenter.split(&packet, max).unwrap().collect();
             prop_assert!(pieces.iter().all(|piece| piece.len() <= max));
             let middle = order.index(pieces.len());
             pieces.rotate_left(middle);
@@ -196,12 +196,12 @@ mod tests {
 
     #[test]
     fn a_lost_piece_costs_its_own_packet_only() {
-        let mut splitter = Splitter::default();
+        let mut fragmenter = Fragmenter::default();
         let mut joiner = Joiner::default();
-        let lost: Vec<_> = splitter.split(&[1; 1400], 1162).unwrap().collect();
+        let lost: Vec<_> = fragmenter.split(&[1; 1400], 1162).unwrap().collect();
         joiner.join(decode(lost[0].clone()));
         for _ in 0..SLOTS {
-            let pieces: Vec<_> = splitter.split(&[2; 1400], 1162).unwrap().collect();
+            let pieces: Vec<_> = fragmenter.split(&[2; 1400], 1162).unwrap().collect();
             assert_eq!(joiner.join(decode(pieces[1].clone())), Joined::Incomplete);
             assert_eq!(
                 joiner.join(decode(pieces[0].clone())),
@@ -215,16 +215,16 @@ mod tests {
     #[test]
     fn a_repeated_piece_is_told_apart() {
         let mut joiner = Joiner::default();
-        let pieces: Vec<_> = Splitter::default().split(&[3; 1400], 1162).unwrap().collect();
+        let pieces: Vec<_> = Fragmenter::default().split(&[3; 1400], 1162).unwrap().collect();
         assert_eq!(joiner.join(decode(pieces[0].clone())), Joined::Incomplete);
         assert_eq!(joiner.join(decode(pieces[0].clone())), Joined::Duplicate);
     }
 
     #[test]
     fn what_needs_too_many_pieces_is_refused() {
-        let mut splitter = Splitter::default();
-        assert!(splitter.split(&[0; 1400], HEADER).is_none());
-        assert!(splitter.split(&[0; 1700], HEADER + 100).is_none());
-        assert_eq!(splitter.split(&[0; 1600], HEADER + 100).unwrap().count(), MAX_PIECES);
+        let mut fragmenter = Fragmenter::default();
+        assert!(fragmenter.split(&[0; 1400], HEADER).is_none());
+        assert!(fragmenter.split(&[0; 1700], HEADER + 100).is_none());
+        assert_eq!(fragmenter.split(&[0; 1600], HEADER + 100).unwrap().count(), MAX_PIECES);
     }
 }

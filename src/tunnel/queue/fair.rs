@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-
 use super::codel::Codel;
-use crate::tunnel::{ecn, flow::Flow};
+use crate::{
+    tunnel::{ecn, flow::Flow},
+    wire::packet::Packet,
+};
 
 /// Bytes that a flow sends in one turn: a packet (RFC 8290 §5.2).
 const QUANTUM: isize = 1514;
@@ -63,7 +64,7 @@ struct FlowQueue {
 
 #[derive(Debug)]
 struct Waiting {
-    packet: Bytes,
+    packet: Packet,
     since: Instant,
 }
 
@@ -73,7 +74,7 @@ impl Fair {
         self.bytes
     }
 
-    pub(super) fn push(&mut self, flow: Flow, packet: Bytes, now: Instant, dropped: &mut Dropped) {
+    pub(super) fn push(&mut self, flow: Flow, packet: Packet, now: Instant, dropped: &mut Dropped) {
         let queue = self.flows.entry(flow.hash).or_insert_with(|| {
             self.new.push_back(flow.hash);
             let spare = self.spare.pop().unwrap_or_default();
@@ -85,8 +86,8 @@ impl Fair {
             self.bytes -= queue.drop_head();
             dropped.stale += 1;
         }
-        self.bytes += packet.len();
-        queue.bytes += packet.len();
+        self.bytes += packet.size();
+        queue.bytes += packet.size();
         queue.packets.push_back(Waiting { packet, since: now });
     }
 
@@ -104,7 +105,7 @@ impl Fair {
     }
 
     /// The next packet, and when it came.
-    pub(super) fn pop(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Bytes)> {
+    pub(super) fn pop(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
         loop {
             let is_new = !self.new.is_empty();
             let hash = *if is_new { self.new.front() } else { self.old.front() }?;
@@ -147,9 +148,9 @@ impl Fair {
 }
 
 impl FlowQueue {
-    fn take(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Bytes)> {
+    fn take(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
         while let Some(Waiting { packet, since }) = self.packets.pop_front() {
-            self.bytes -= packet.len();
+            self.bytes -= packet.size();
             if is_stale(self.is_tcp, since, now) {
                 dropped.stale += 1;
                 continue;
@@ -165,7 +166,7 @@ impl FlowQueue {
             } else {
                 packet
             };
-            self.credit -= packet.len().cast_signed();
+            self.credit -= packet.size().cast_signed();
             return Some((since, packet));
         }
         None
@@ -180,8 +181,8 @@ impl FlowQueue {
     }
 
     fn dropped(&mut self, waiting: &Waiting) -> usize {
-        self.bytes -= waiting.packet.len();
-        waiting.packet.len()
+        self.bytes -= waiting.packet.size();
+        waiting.packet.size()
     }
 }
 
@@ -196,15 +197,20 @@ mod tests {
     const KEYS: Flow = Flow { hash: 2, is_tcp: true };
     const VOICE: Flow = Flow { hash: 3, is_tcp: false };
 
-    fn packet(flow: Flow, length: usize) -> Bytes {
-        vec![flow.hash as u8; length].into()
+    fn packet(flow: Flow, length: usize) -> Packet {
+        vec![0x40 | flow.hash as u8; length].into()
+    }
+
+    /// The flow's hash, or whatever else stands in the first byte.
+    fn number(packet: &Packet) -> u64 {
+        u64::from(packet.ip()[0] & 0x0f)
     }
 
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
         while let Some((_, packet)) = fair.pop(now, &mut dropped) {
-            flows.push(u64::from(packet[0]));
+            flows.push(number(&packet));
         }
         (flows, dropped)
     }
@@ -219,7 +225,7 @@ mod tests {
             fair.pop(now, &mut dropped).unwrap();
         }
         fair.push(KEYS, packet(KEYS, 80), now, &mut dropped);
-        assert_eq!(fair.pop(now, &mut dropped).unwrap().1[0], 2);
+        assert_eq!(number(&fair.pop(now, &mut dropped).unwrap().1), 2);
     }
 
     #[test]
@@ -232,7 +238,7 @@ mod tests {
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
             let (_, packet) = fair.pop(now, &mut dropped).unwrap();
-            bytes[usize::from(packet[0])] += packet.len();
+            bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
         assert!((0.8..1.25).contains(&ratio), "{bytes:?}");
@@ -255,7 +261,7 @@ mod tests {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         for number in 0..10 {
             fair.push(VOICE, packet(VOICE, 1000), now, &mut dropped);
-            fair.push(BULK, vec![number; 900].into(), now, &mut dropped);
+            fair.push(BULK, vec![0x40 | number; 900].into(), now, &mut dropped);
         }
         fair.shrink(4500, true, &mut dropped);
         let kept: Vec<_> = drain(&mut fair, now).0;
@@ -287,9 +293,9 @@ mod tests {
             let mut dropped = Dropped::default();
             let (mut pushed, mut popped) = (0_u64, 0_u64);
             let mut last = HashMap::new();
-            let mut check = |packet: Bytes| {
-                let number = u64::from_be_bytes(packet[8..16].try_into().unwrap());
-                let flow = u64::from_be_bytes(packet[..8].try_into().unwrap());
+            let mut check = |packet: Packet| {
+                let number = u64::from_be_bytes(packet.ip()[8..16].try_into().unwrap());
+                let flow = u64::from_be_bytes(packet.ip()[..8].try_into().unwrap());
                 let before = last.insert(flow, number);
                 before.is_none_or(|before| before < number)
             };

@@ -1,6 +1,78 @@
-//! What the datapath must know of an inner IP packet: its length and its two addresses.
+//! An inner IP packet, as it crosses the network and as the datapath handles it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{checksum, transport::Transport};
+
+/// First byte of a datagram with a TCP or UDP packet whose checksum is left to the one who delivers
+/// it: the field holds the sum over the pseudo-header alone, as Linux keeps it for hardware that
+/// completes it (`CHECKSUM_PARTIAL`). QUIC has its own, better protection against damage.
+pub const UNCHECKED: u8 = 0x02;
+
+/// One inner IP packet. Its bytes are those of the datagram that carries it: the bare packet, or
+/// [`UNCHECKED`] and the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet(Bytes);
+
+impl Packet {
+    /// A packet as received. `datagram` must begin with [`UNCHECKED`] or with an IP version's nibble.
+    pub(crate) fn from_datagram(datagram: Bytes) -> Self {
+        Self(datagram)
+    }
+
+    /// What carries the packet. Cheap to clone.
+    #[must_use]
+    pub fn datagram(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The bytes from the IP header on.
+    #[must_use]
+    pub fn ip(&self) -> &[u8] {
+        &self.0[usize::from(self.is_unchecked())..]
+    }
+
+    /// Bytes from the IP header on.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.ip().len()
+    }
+
+    /// Whether the checksum is still to be computed.
+    #[must_use]
+    pub fn is_unchecked(&self) -> bool {
+        self.0.first() == Some(&UNCHECKED)
+    }
+
+    /// Source and destination; `None` if this is no whole IP packet, or one whose checksum can't be
+    /// computed although it should.
+    #[must_use]
+    pub fn addresses(&self) -> Option<Addresses> {
+        let addresses = addresses(self.ip())?;
+        (!self.is_unchecked() || Transport::of(self.ip()).is_some()).then_some(addresses)
+    }
+
+    /// The packet with its checksum in place, for one who can't compute it: a copy, if it was not.
+    /// `None` if it is no packet whose checksum can be computed.
+    #[must_use]
+    pub fn checked(&self) -> Option<Self> {
+        if !self.is_unchecked() {
+            return Some(self.clone());
+        }
+        let transport = Transport::of(self.ip())?;
+        let mut bytes = BytesMut::from(self.ip());
+        checksum::complete(&mut bytes[transport.start..], transport.protocol.checksum());
+        Some(Self(bytes.freeze()))
+    }
+}
+
+impl From<Vec<u8>> for Packet {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+}
 
 /// Source and destination of an inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +85,7 @@ pub struct Addresses {
 
 /// Reads the addresses of a whole IPv4 (RFC 791) or IPv6 (RFC 8200) packet; `None` if it is cut
 /// short, has bytes to spare or is no IP packet at all.
-#[must_use]
-pub fn addresses(packet: &[u8]) -> Option<Addresses> {
+fn addresses(packet: &[u8]) -> Option<Addresses> {
     match packet.first()? >> 4 {
         4 => {
             let header = packet.first_chunk::<20>()?;

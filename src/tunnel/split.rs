@@ -1,0 +1,172 @@
+//! Cutting what one read of the TUN device gave into packets that fit the wire.
+//!
+//! With segmentation offload the kernel hands over up to 64 KB of one flow behind one set of headers.
+//! Each segment gets its own, as the network card would have made them: lengths, identification and
+//! sequence numbers, flags of the first and of the last segment. Checksums stay for the one who
+//! delivers, see [`UNCHECKED`].
+
+use bytes::{BufMut as _, BytesMut};
+
+use super::vnet::{Checksum, Header, Segments};
+use crate::wire::{
+    checksum,
+    packet::{Packet, UNCHECKED},
+    transport::{Protocol, Transport},
+};
+
+/// Packets are cut from chunks of this size: one allocation for dozens of them.
+const CHUNK: usize = 64 * 1024;
+/// Small packets have chunks of their own: one of them that is kept for long does not keep the
+/// payload of a bulk transfer in memory.
+const SMALL: usize = 512;
+const SMALL_CHUNK: usize = 16 * 1024;
+
+/// TCP's flags, in byte 13 of its header (RFC 9293 §3.1).
+pub(super) const FIN: u8 = 0x01;
+pub(super) const PSH: u8 = 0x08;
+pub(super) const CWR: u8 = 0x80;
+
+/// A packet whose headers contradict what the kernel said about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Cuts packets. One for each reader of a device.
+#[derive(Debug, Default)]
+pub struct Splitter {
+    bulk: BytesMut,
+    small: BytesMut,
+}
+
+impl Splitter {
+    /// Adds the packets that `ip` stands for to the end of `batch`.
+    pub fn split(
+        &mut self,
+        header: Header,
+        ip: &[u8],
+        batch: &mut Vec<Packet>,
+    ) -> Result<(), Malformed> {
+        match header {
+            Header { segments: Some(segments), .. } => self.segment(segments, ip, batch),
+            Header { checksum: Some(checksum), .. } => {
+                batch.push(self.unchecked(checksum, ip)?);
+                Ok(())
+            }
+            Header { .. } => {
+                batch.push(self.whole(ip));
+                Ok(())
+            }
+        }
+    }
+
+    /// A packet to which nothing is left to do.
+    pub fn whole(&mut self, ip: &[u8]) -> Packet {
+        let chunk = self.chunk(ip.len());
+        chunk.put_slice(ip);
+        Packet::from_datagram(chunk.split().freeze())
+    }
+
+    fn unchecked(&mut self, left: Checksum, ip: &[u8]) -> Result<Packet, Malformed> {
+        let Checksum { start, field } = left;
+        let (start, field) = (usize::from(start), usize::from(field));
+        if start + field + 2 > ip.len() {
+            return Err(Malformed);
+        }
+        let chunk = self.chunk(1 + ip.len());
+        let usual = Transport::of(ip)
+            .is_some_and(|found| found.start == start && found.protocol.checksum() == field);
+        if usual {
+            chunk.put_u8(UNCHECKED);
+            chunk.put_slice(ip);
+        } else {
+            chunk.put_slice(ip);
+            checksum::complete(&mut chunk[start..], field);
+        }
+        Ok(Packet::from_datagram(chunk.split().freeze()))
+    }
+
+    fn segment(
+        &mut self,
+        segments: Segments,
+        ip: &[u8],
+        batch: &mut Vec<Packet>,
+    ) -> Result<(), Malformed> {
+        let transport = Transport::of(ip).ok_or(Malformed)?;
+        let (headers, payload) = ip.split_at(transport.end);
+        let size = usize::from(segments.size);
+        if size == 0 || payload.is_empty() {
+            return Err(Malformed);
+        }
+        let count = payload.len().div_ceil(size);
+        let chunk = self.chunk(count * (1 + headers.len()) + payload.len());
+        for (index, payload) in payload.chunks(size).enumerate() {
+            chunk.put_u8(UNCHECKED);
+            chunk.put_slice(headers);
+            write_headers(&mut chunk[1..], transport, payload.len());
+            let place = Place { index, size, is_last: index + 1 == count };
+            place.write(&mut chunk[1..], transport);
+            chunk.put_slice(payload);
+            batch.push(Packet::from_datagram(chunk.split().freeze()));
+        }
+        Ok(())
+    }
+
+    /// An empty chunk with room for `size` bytes more.
+    fn chunk(&mut self, size: usize) -> &mut BytesMut {
+        let (chunk, full) = match size {
+            ..=SMALL => (&mut self.small, SMALL_CHUNK),
+            _ => (&mut self.bulk, CHUNK),
+        };
+        if chunk.capacity() < size {
+            *chunk = BytesMut::with_capacity(full.max(size));
+        }
+        chunk
+    }
+}
+
+/// Where a segment stands among its like.
+struct Place {
+    index: usize,
+    size: usize,
+    is_last: bool,
+}
+
+impl Place {
+    /// What tells this segment from the others.
+    fn write(&self, ip: &mut [u8], transport: Transport) {
+        if ip[0] >> 4 == 4 {
+            let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.index as u16);
+            ip[4..6].copy_from_slice(&id.to_be_bytes());
+            checksum::complete_ipv4(&mut ip[..transport.start]);
+        }
+        if transport.protocol == Protocol::Tcp {
+            let tcp = &mut ip[transport.start..];
+            let first = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+            let sequence = first.wrapping_add((self.index * self.size) as u32);
+            tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+            if self.index > 0 {
+                tcp[13] &= !CWR;
+            }
+            if !self.is_last {
+                tcp[13] &= !(FIN | PSH);
+            }
+        }
+    }
+}
+
+/// Writes the lengths for `payload` bytes and, as checksum, what [`UNCHECKED`] asks for. `ip` begins
+/// with whole headers. The IPv4 header's own checksum is left alone.
+pub(super) fn write_headers(ip: &mut [u8], transport: Transport, payload: usize) {
+    let Transport { protocol, start, end } = transport;
+    let length = end - start + payload;
+    if ip[0] >> 4 == 4 {
+        ip[2..4].copy_from_slice(&((start + length) as u16).to_be_bytes());
+    } else {
+        ip[4..6].copy_from_slice(&((start - 40 + length) as u16).to_be_bytes());
+    }
+    if protocol == Protocol::Udp {
+        ip[start + 4..start + 6].copy_from_slice(&(length as u16).to_be_bytes());
+    }
+    let partial = checksum::pseudo_header(ip, protocol.number(), length);
+    let field = start + protocol.checksum();
+    ip[field..field + 2].copy_from_slice(&partial.to_be_bytes());
+}
