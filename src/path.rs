@@ -3,6 +3,7 @@
 //! A *path* is a link, a local address and a server address. The one QUIC connection of a client
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 
+mod burst;
 pub mod handshake;
 pub mod manager;
 pub mod network;

@@ -9,10 +9,11 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
+use futures_util::task::AtomicWaker;
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
@@ -20,6 +21,8 @@ use quinn::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
+
+use super::burst::{Advice, Burst};
 
 /// Kernel buffer in each direction. At 1 Gbit/s this is some 60 ms: as long as a busy process may
 /// keep us from the CPU.
@@ -35,6 +38,9 @@ pub const RECEIVE_SEGMENTS: usize = 8;
 pub struct UdpSocket {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
+    burst: Mutex<Burst>,
+    /// Who polls for received datagrams, and thereby sends what is kept.
+    receiver: AtomicWaker,
 }
 
 impl UdpSocket {
@@ -58,8 +64,48 @@ impl UdpSocket {
         socket.bind(&local.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         let io = tokio::net::UdpSocket::from_std(socket.into())?;
-        Ok(Arc::new(Self { io, state }))
+        Ok(Arc::new(Self { io, state, burst: Mutex::default(), receiver: AtomicWaker::new() }))
     }
+
+    fn burst(&self) -> MutexGuard<'_, Burst> {
+        self.burst.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, transmit: &Transmit) -> io::Result<()> {
+        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+    }
+
+    /// Sends what is kept. It stays kept if the kernel has no room.
+    fn send_kept(&self, burst: &mut Burst) -> io::Result<()> {
+        let sent = burst.transmit().map_or(Ok(()), |transmit| self.send(&transmit));
+        if !is_would_block(&sent) {
+            burst.clear();
+        }
+        sent
+    }
+
+    /// Sends what is kept when its time has come, or sees to it that the task of `cx` looks again.
+    fn poll_kept(&self, cx: &mut Context) -> io::Result<()> {
+        let mut burst = self.burst();
+        if burst.is_empty() {
+            return Ok(());
+        }
+        if burst.has_settled() {
+            let sent = self.send_kept(&mut burst);
+            if !is_would_block(&sent) {
+                return sent;
+            }
+            if self.io.poll_send_ready(cx)?.is_pending() {
+                return Ok(());
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+}
+
+fn is_would_block(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 impl AsyncUdpSocket for UdpSocket {
@@ -74,7 +120,23 @@ impl AsyncUdpSocket for UdpSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+        let mut burst = self.burst();
+        loop {
+            match burst.offer(transmit, self.state.max_gso_segments()) {
+                Advice::SendAlone => return self.send(transmit),
+                Advice::SendKeptFirst => self.send_kept(&mut burst)?,
+                Advice::Keep => break,
+                Advice::SendAll => {
+                    let sent = self.send_kept(&mut burst);
+                    if !is_would_block(&sent) {
+                        return sent;
+                    }
+                    break;
+                }
+            }
+        }
+        self.receiver.wake();
+        Ok(())
     }
 
     fn poll_recv(
@@ -83,6 +145,8 @@ impl AsyncUdpSocket for UdpSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        self.receiver.register(cx.waker());
+        self.poll_kept(cx)?;
         loop {
             ready!(self.io.poll_recv_ready(cx))?;
             let received = self
@@ -143,6 +207,52 @@ where
 impl<M, F> fmt::Debug for Poller<M, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Poller").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Receives what is there; gives the number of datagrams.
+    async fn receive(socket: &UdpSocket) -> usize {
+        let (mut buffer, mut meta) = (vec![0; 65_535], [RecvMeta::default()]);
+        let received =
+            poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta));
+        timeout(Duration::from_secs(10), received).await.unwrap().unwrap();
+        meta[0].len.div_ceil(meta[0].stride)
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_for_company_leaves_without_it() {
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let (here, there) = (bind(), bind());
+        // Polls for received datagrams, as quinn does.
+        tokio::spawn({
+            let here = here.clone();
+            async move { receive(&here).await }
+        });
+        tokio::task::yield_now().await;
+        let contents = vec![7; 12_000];
+        let transmit = Transmit {
+            destination: there.local_addr().unwrap(),
+            ecn: None,
+            contents: &contents,
+            segment_size: Some(1200),
+            src_ip: None,
+        };
+        let mut received = 0;
+        for _ in 0..2 {
+            here.try_send(&transmit).unwrap();
+        }
+        while received < 20 {
+            received += receive(&there).await;
+        }
+        assert_eq!(received, 20);
     }
 }
 

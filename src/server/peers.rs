@@ -98,7 +98,7 @@ impl Peers {
         let mut run = Run::default();
         for packet in batch.drain(..) {
             match packet.addresses() {
-                Some(addresses) => match self.with_address(addresses.destination) {
+                Some(addresses) => match run.find(self, addresses.destination) {
                     Some(peer) => run.add(peer, packet),
                     None => counters.dropped(Drop::UnknownDestination, 1),
                 },
@@ -124,7 +124,7 @@ impl Peers {
             }
             packets += 1;
             length += packet.size() as u64;
-            match self.with_address(addresses.destination) {
+            match run.find(self, addresses.destination) {
                 Some(to) => {
                     run.add(to, packet.clone());
                     false
@@ -180,11 +180,24 @@ impl Peer {
 /// Packets for the same peer in a row, queued together.
 #[derive(Default)]
 struct Run<'a> {
+    /// The last destination and whose it is.
+    found: Option<(IpAddr, Option<&'a Peer>)>,
     peer: Option<&'a Peer>,
     packets: Vec<Packet>,
 }
 
 impl<'a> Run<'a> {
+    fn find(&mut self, peers: &'a Peers, destination: IpAddr) -> Option<&'a Peer> {
+        match self.found {
+            Some((last, peer)) if last == destination => peer,
+            _ => {
+                let peer = peers.with_address(destination).map(|peer| &**peer);
+                self.found = Some((destination, peer));
+                peer
+            }
+        }
+    }
+
     fn add(&mut self, peer: &'a Peer, packet: Packet) {
         if self.peer.is_none_or(|current| !std::ptr::eq(current, peer)) {
             self.flush();

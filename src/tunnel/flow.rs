@@ -44,6 +44,27 @@ impl Classifier {
     }
 }
 
+/// Whether two packets are seen at a glance to belong to the same flow. That they are not says nothing.
+#[must_use]
+pub fn is_same(left: &[u8], right: &[u8]) -> bool {
+    let (protocol, addresses, fragment) = match left.first() {
+        Some(0x45) => (9, 12..20, 6..8),
+        Some(0x60..=0x6f) => (6, 8..40, 0..0),
+        _ => return false,
+    };
+    // The ports come next, where there are no options and no extension headers.
+    let header = addresses.start..addresses.end + 4;
+    left.len() >= header.end
+        && right.len() >= header.end
+        && left[0] >> 4 == right[0] >> 4
+        && left[protocol] == right[protocol]
+        && matches!(left[protocol], TCP | UDP)
+        && left[header.clone()] == right[header]
+        && [left, right].iter().all(|ip| {
+            ip[fragment.clone()].iter().zip([0x3f, 0xff]).all(|(byte, mask)| byte & mask == 0)
+        })
+}
+
 /// Whether a packet's sender repeats what is lost.
 #[must_use]
 pub fn is_tcp(ip: &[u8]) -> bool {
@@ -109,6 +130,25 @@ pub(crate) mod tests {
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             let flow = Classifier::default().flow(&bytes);
             prop_assert_eq!(flow.is_tcp, is_tcp(&bytes));
+        }
+
+        #[test]
+        fn what_looks_the_same_is_the_same(
+            (v6, tcp) in any::<(bool, bool)>(),
+            lengths in (60usize..100, 60usize..100),
+            changes in proptest::collection::vec((0usize..60, any::<u8>()), 0..3),
+        ) {
+            let classifier = Classifier::default();
+            let protocol = if tcp { TCP } else { UDP };
+            let left = of_flow(v6, protocol, 22, lengths.0);
+            let mut right = of_flow(v6, protocol, 22, lengths.1);
+            prop_assert!(is_same(&left, &right));
+            for (at, byte) in changes {
+                right[at] = byte;
+            }
+            if is_same(&left, &right) {
+                prop_assert_eq!(classifier.flow(&left), classifier.flow(&right));
+            }
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::wire::{
     packet::Packet,
 };
 
+/// Packets that are delivered together at most: several super-packets of 64 KB.
+const DELIVERED: usize = 256;
+
 /// Sends what is in the queue until the connection ends.
 ///
 /// A packet larger than the path carries at the moment crosses in pieces. `unchecked` says that the
@@ -32,13 +35,18 @@ pub async fn uplink(
     loop {
         counters.dropped_by_queue(queue.pop(&mut batch, BATCH).await);
         let (mut packets, mut bytes) = (0, 0);
+        let max = connection.max_datagram_size().unwrap_or_default();
         for at in 0..batch.len() {
-            let checked = if unchecked { Some(batch[at].clone()) } else { batch[at].checked() };
-            let Some(packet) = checked else {
+            let packet = &batch[at];
+            let datagram = if unchecked || !packet.is_unchecked() {
+                packet.datagram().clone()
+            } else if let Some(checked) = packet.checked() {
+                checked.datagram().clone()
+            } else {
                 counters.dropped(Drop::Malformed, 1);
                 continue;
             };
-            match send(connection, packet.datagram(), &mut fragmenter, counters).await {
+            match send(connection, datagram, max, &mut fragmenter, counters).await {
                 Ok(true) => {
                     packets += 1;
                     bytes += packet.size() as u64;
@@ -56,18 +64,22 @@ pub async fn uplink(
     }
 }
 
-/// Sends one packet, whole or in pieces; `false` if even pieces do not fit.
+/// Sends one packet, whole or in pieces; `false` if even pieces do not fit. `max` is what fitted into a
+/// datagram lately.
 async fn send(
     connection: &Connection,
-    packet: &Bytes,
+    packet: Bytes,
+    max: usize,
     fragmenter: &mut Fragmenter,
     counters: &Counters,
 ) -> Result<bool, ConnectionError> {
-    if let Some(sent) = send_datagram(connection, packet.clone()).await? {
+    if packet.len() <= max
+        && let Some(sent) = send_datagram(connection, packet.clone()).await?
+    {
         return Ok(sent);
     }
     let Some(max) = connection.max_datagram_size() else { return Ok(false) };
-    let Some(pieces) = fragmenter.split(packet, max) else { return Ok(false) };
+    let Some(pieces) = fragmenter.split(&packet, max) else { return Ok(false) };
     for piece in pieces {
         if send_datagram(connection, piece).await? != Some(true) {
             return Ok(false);
@@ -96,7 +108,7 @@ pub async fn downlink(
     counters: &Counters,
     mut deliver: impl FnMut(&mut Vec<Packet>),
 ) -> ConnectionError {
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::with_capacity(DELIVERED);
     let mut joiner = Joiner::default();
     loop {
         let mut next = match connection.read_datagram().await {
@@ -118,7 +130,7 @@ pub async fn downlink(
                 Err(_unknown) => counters.dropped(Drop::UnknownDatagram, 1),
             }
             // An error shows again at the next read, after this batch is delivered.
-            next = (batch.len() < BATCH)
+            next = (batch.len() < DELIVERED)
                 .then(|| connection.read_datagram().now_or_never()?.ok())
                 .flatten();
         }

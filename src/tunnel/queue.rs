@@ -39,6 +39,7 @@ pub struct Queue {
     /// Something may be there for the one who waits in [`Self::pop`].
     ready: Notify,
     taken: Notify,
+    classifier: Classifier,
     capacity: usize,
 }
 
@@ -50,7 +51,6 @@ struct Waiting {
     again_bytes: usize,
     fair: Fair,
     left: VecDeque<(Instant, Packet)>,
-    classifier: Classifier,
 }
 
 /// Packets on loan from a queue.
@@ -74,6 +74,7 @@ impl Queue {
             waiting: Mutex::new(Waiting { held: true, ..Waiting::default() }),
             ready: Notify::new(),
             taken: Notify::new(),
+            classifier: Classifier::default(),
             capacity,
         }
     }
@@ -85,11 +86,13 @@ impl Queue {
     /// Takes all of `batch`; returns what had to give way.
     pub fn push(&self, batch: &mut Vec<Packet>) -> Dropped {
         let (mut dropped, now) = (Dropped::default(), clock::now());
+        let runs = batch.chunk_by(|left, right| flow::is_same(left.ip(), right.ip()));
+        let runs: Vec<_> = runs.map(|run| (self.classifier.flow(run[0].ip()), run.len())).collect();
         {
             let waiting = &mut *self.lock();
-            for packet in batch.drain(..) {
-                let flow = waiting.classifier.flow(packet.ip());
-                waiting.fair.push(flow, packet, now, &mut dropped);
+            let mut packets = batch.drain(..);
+            for (flow, length) in runs {
+                waiting.fair.push(flow, packets.by_ref().take(length), now, &mut dropped);
             }
             waiting.fair.shrink(self.capacity, waiting.held, &mut dropped);
         }

@@ -5,6 +5,8 @@
 //! sequence numbers, flags of the first and of the last segment. Checksums stay for the one who
 //! delivers, see [`UNCHECKED`].
 
+use std::collections::VecDeque;
+
 use bytes::{BufMut as _, BytesMut};
 
 use super::vnet::{Checksum, Header, Segments};
@@ -14,8 +16,8 @@ use crate::wire::{
     transport::{Protocol, Transport},
 };
 
-/// Packets are cut from chunks of this size: one allocation for dozens of them.
-const CHUNK: usize = 64 * 1024;
+/// Packets are cut from chunks of this size: a super-packet with the headers of all its segments.
+const CHUNK: usize = 72 * 1024;
 /// Small packets have chunks of their own: one of them that is kept for long does not keep the
 /// payload of a bulk transfer in memory.
 const SMALL: usize = 512;
@@ -30,11 +32,53 @@ pub(super) const CWR: u8 = 0x80;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
+/// Used chunks that are kept until their packets are gone: as many as the queue and QUIC's buffer hold.
+const KEPT: usize = 32;
+
 /// Cuts packets. One for each reader of a device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Splitter {
-    bulk: BytesMut,
-    small: BytesMut,
+    bulk: Chunks,
+    small: Chunks,
+}
+
+/// Memory to cut packets from, used again when all packets of a chunk are gone.
+#[derive(Debug)]
+struct Chunks {
+    size: usize,
+    current: BytesMut,
+    /// What is left of used ones, oldest first.
+    used: VecDeque<BytesMut>,
+}
+
+impl Default for Splitter {
+    fn default() -> Self {
+        Self { bulk: Chunks::new(CHUNK), small: Chunks::new(SMALL_CHUNK) }
+    }
+}
+
+impl Chunks {
+    fn new(size: usize) -> Self {
+        Self { size, current: BytesMut::new(), used: VecDeque::new() }
+    }
+
+    /// An empty chunk with room for `size` bytes more.
+    fn room(&mut self, size: usize) -> &mut BytesMut {
+        if self.current.capacity() < size {
+            let size = self.size.max(size);
+            let free = self.used.front_mut().is_some_and(|chunk| chunk.try_reclaim(size));
+            let new = match self.used.pop_front() {
+                Some(chunk) if free => chunk,
+                Some(chunk) if self.used.len() < KEPT => {
+                    self.used.push_front(chunk);
+                    BytesMut::with_capacity(size)
+                }
+                Some(_) | None => BytesMut::with_capacity(size),
+            };
+            self.used.push_back(std::mem::replace(&mut self.current, new));
+        }
+        &mut self.current
+    }
 }
 
 impl Splitter {
@@ -110,16 +154,8 @@ impl Splitter {
         Ok(())
     }
 
-    /// An empty chunk with room for `size` bytes more.
     fn chunk(&mut self, size: usize) -> &mut BytesMut {
-        let (chunk, full) = match size {
-            ..=SMALL => (&mut self.small, SMALL_CHUNK),
-            _ => (&mut self.bulk, CHUNK),
-        };
-        if chunk.capacity() < size {
-            *chunk = BytesMut::with_capacity(full.max(size));
-        }
-        chunk
+        if size <= SMALL { self.small.room(size) } else { self.bulk.room(size) }
     }
 }
 

@@ -5,9 +5,11 @@
 //! too long is told by a congestion mark (ECN) or by a loss.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
+
+use hashbrown::HashTable;
 
 use super::codel::Codel;
 use crate::{
@@ -44,7 +46,7 @@ pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
 /// Flows and their packets.
 #[derive(Debug, Default)]
 pub(super) struct Fair {
-    flows: HashMap<u64, FlowQueue>,
+    flows: HashTable<FlowQueue>,
     /// Flows that have not used up their first turn.
     new: VecDeque<u64>,
     /// All others that wait.
@@ -55,6 +57,7 @@ pub(super) struct Fair {
 
 #[derive(Debug, Default)]
 struct FlowQueue {
+    hash: u64,
     packets: VecDeque<Waiting>,
     bytes: usize,
     credit: isize,
@@ -74,21 +77,34 @@ impl Fair {
         self.bytes
     }
 
-    pub(super) fn push(&mut self, flow: Flow, packet: Packet, now: Instant, dropped: &mut Dropped) {
-        let queue = self.flows.entry(flow.hash).or_insert_with(|| {
-            self.new.push_back(flow.hash);
-            let spare = self.spare.pop().unwrap_or_default();
-            FlowQueue { credit: QUANTUM, is_tcp: flow.is_tcp, ..spare }
-        });
+    /// Adds packets of one flow.
+    pub(super) fn push(
+        &mut self,
+        flow: Flow,
+        packets: impl Iterator<Item = Packet>,
+        now: Instant,
+        dropped: &mut Dropped,
+    ) {
+        let Flow { hash, is_tcp } = flow;
+        let entry = self.flows.entry(hash, |queue| queue.hash == hash, |queue| queue.hash);
+        let queue = entry
+            .or_insert_with(|| {
+                self.new.push_back(hash);
+                let spare = self.spare.pop().unwrap_or_default();
+                FlowQueue { hash, is_tcp, credit: QUANTUM, ..spare }
+            })
+            .into_mut();
         // Where nobody takes packets out, the stale ones make room here.
-        let is_tcp = queue.is_tcp;
         while queue.packets.front().is_some_and(|head| is_stale(is_tcp, head.since, now)) {
             self.bytes -= queue.drop_head();
             dropped.stale += 1;
         }
-        self.bytes += packet.size();
-        queue.bytes += packet.size();
-        queue.packets.push_back(Waiting { packet, since: now });
+        let before = queue.bytes;
+        for packet in packets {
+            queue.bytes += packet.size();
+            queue.packets.push_back(Waiting { packet, since: now });
+        }
+        self.bytes += queue.bytes - before;
     }
 
     /// Drops packets until at most `capacity` bytes wait: those of the flow with the most bytes,
@@ -96,7 +112,7 @@ impl Fair {
     /// keeps what came first: the receiver needs that before all that follows.
     pub(super) fn shrink(&mut self, capacity: usize, held: bool, dropped: &mut Dropped) {
         while self.bytes > capacity {
-            let full = self.flows.values_mut().filter(|queue| queue.bytes > 0);
+            let full = self.flows.iter_mut().filter(|queue| queue.bytes > 0);
             let fattest = full.max_by_key(|queue| (held && !queue.is_tcp, queue.bytes));
             let Some(queue) = fattest else { return };
             self.bytes -= if held && queue.is_tcp { queue.drop_tail() } else { queue.drop_head() };
@@ -109,7 +125,7 @@ impl Fair {
         loop {
             let is_new = !self.new.is_empty();
             let hash = *if is_new { self.new.front() } else { self.old.front() }?;
-            let queue = self.flows.get_mut(&hash)?;
+            let queue = self.flows.find_mut(hash, |queue| queue.hash == hash)?;
             if queue.credit <= 0 {
                 queue.credit += QUANTUM;
                 self.leave_turn(is_new, Some(hash));
@@ -139,7 +155,8 @@ impl Fair {
     }
 
     fn end(&mut self, hash: u64) {
-        if let Some(queue) = self.flows.remove(&hash)
+        if let Ok(entry) = self.flows.find_entry(hash, |queue| queue.hash == hash)
+            && let (queue, _) = entry.remove()
             && self.spare.len() < SPARE
         {
             self.spare.push(FlowQueue { packets: queue.packets, ..FlowQueue::default() });
@@ -188,6 +205,8 @@ impl FlowQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, iter::once};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -219,12 +238,12 @@ mod tests {
     fn a_keystroke_overtakes_an_upload() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         for _ in 0..100 {
-            fair.push(BULK, packet(BULK, 1400), now, &mut dropped);
+            fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
             fair.pop(now, &mut dropped).unwrap();
         }
-        fair.push(KEYS, packet(KEYS, 80), now, &mut dropped);
+        fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
         assert_eq!(number(&fair.pop(now, &mut dropped).unwrap().1), 2);
     }
 
@@ -232,8 +251,8 @@ mod tests {
     fn two_bulk_flows_share_by_bytes() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         for _ in 0..1000 {
-            fair.push(BULK, packet(BULK, 1400), now, &mut dropped);
-            fair.push(VOICE, packet(VOICE, 200), now, &mut dropped);
+            fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
+            fair.push(VOICE, once(packet(VOICE, 200)), now, &mut dropped);
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
@@ -247,9 +266,9 @@ mod tests {
     #[test]
     fn a_full_queue_takes_from_the_one_who_fills_it() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
-        fair.push(KEYS, packet(KEYS, 80), now, &mut dropped);
+        fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
         for _ in 0..20 {
-            fair.push(BULK, packet(BULK, 1000), now, &mut dropped);
+            fair.push(BULK, once(packet(BULK, 1000)), now, &mut dropped);
         }
         fair.shrink(10_000, false, &mut dropped);
         assert_eq!((dropped.full, fair.bytes()), (11, 9080));
@@ -260,8 +279,8 @@ mod tests {
     fn a_held_queue_spares_tcp_and_keeps_what_its_receiver_needs_first() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         for number in 0..10 {
-            fair.push(VOICE, packet(VOICE, 1000), now, &mut dropped);
-            fair.push(BULK, vec![0x40 | number; 900].into(), now, &mut dropped);
+            fair.push(VOICE, once(packet(VOICE, 1000)), now, &mut dropped);
+            fair.push(BULK, once(vec![0x40 | number; 900].into()), now, &mut dropped);
         }
         fair.shrink(4500, true, &mut dropped);
         let kept: Vec<_> = drain(&mut fair, now).0;
@@ -271,15 +290,15 @@ mod tests {
     #[test]
     fn stale_packets_are_dropped_but_tcp_is_kept() {
         let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
-        fair.push(VOICE, packet(VOICE, 100), start, &mut dropped);
-        fair.push(KEYS, packet(KEYS, 100), start, &mut dropped);
+        fair.push(VOICE, once(packet(VOICE, 100)), start, &mut dropped);
+        fair.push(KEYS, once(packet(KEYS, 100)), start, &mut dropped);
         let later = start + Duration::from_secs(90);
-        fair.push(VOICE, packet(VOICE, 200), later, &mut dropped);
+        fair.push(VOICE, once(packet(VOICE, 200)), later, &mut dropped);
         assert_eq!(dropped.stale, 1, "already when the next one comes");
         let (mut flows, _) = drain(&mut fair, later + 500 * MS);
         flows.sort_unstable();
         assert_eq!(flows, [2, 3]);
-        fair.push(VOICE, packet(VOICE, 100), start, &mut dropped);
+        fair.push(VOICE, once(packet(VOICE, 100)), start, &mut dropped);
         assert_eq!(drain(&mut fair, later), (vec![], Dropped { stale: 1, ..Dropped::default() }));
     }
 
@@ -305,7 +324,7 @@ mod tests {
                 let mut bytes = vec![0; length];
                 bytes[..8].copy_from_slice(&hash.to_be_bytes());
                 bytes[8..16].copy_from_slice(&pushed.to_be_bytes());
-                fair.push(flow, bytes.into(), now, &mut dropped);
+                fair.push(flow, once(bytes.into()), now, &mut dropped);
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.bytes() <= capacity);
