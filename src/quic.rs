@@ -23,7 +23,7 @@ pub const MAX_UDP_PAYLOAD: u16 = 9200;
 const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
 /// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
 /// short enough that the queue in front of it, which can choose, is where packets wait.
-const SEND_BUFFER: usize = 128 * 1024;
+pub const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes around an inner packet in a QUIC packet: short header with an 8-byte connection id and a
 /// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
 /// up.

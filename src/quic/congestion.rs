@@ -6,6 +6,8 @@
 //! a new one takes its place, and what is in flight from before counts no more: neither against the
 //! window, nor as congestion when it is declared lost.
 
+mod delay;
+
 use std::{
     any::Any,
     sync::{
@@ -17,6 +19,8 @@ use std::{
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
+
+use self::delay::{Acked, DelayLimit};
 
 /// The controllers of one connection, from outside.
 #[derive(Clone, Debug, Default)]
@@ -115,6 +119,7 @@ impl<F: Restartable> ControllerFactory for Factory<F> {
             epoch: self.handle.epoch(),
             factory: self,
             inner,
+            delay: DelayLimit::default(),
             mtu: current_mtu,
             in_flight: 0,
             old_in_flight: 0,
@@ -128,6 +133,7 @@ impl<F: Restartable> ControllerFactory for Factory<F> {
 struct Renewable<F> {
     factory: Arc<Factory<F>>,
     inner: Box<dyn Controller>,
+    delay: DelayLimit,
     epoch: u64,
     mtu: u16,
     in_flight: u64,
@@ -149,6 +155,7 @@ impl<F: Restartable> Renewable<F> {
                     Arc::new(known).build(now, self.mtu)
                 }
             };
+            self.delay = DelayLimit::default();
             self.old_in_flight = self.in_flight;
             self.fresh_since = now;
         }
@@ -183,9 +190,15 @@ impl<F: Restartable> Controller for Renewable<F> {
         rtt: &RttEstimator,
     ) {
         self.renew(now);
-        if !self.landed(sent, bytes) {
-            self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        let in_flight = self.in_flight;
+        if self.landed(sent, bytes) {
+            return;
         }
+        let acked = Acked { sent, in_flight, app_limited };
+        self.delay.on_ack(now, acked, self.inner.window(), self.mtu);
+        // What the limit keeps back is no reason to grow.
+        let limited = app_limited || self.delay.holds_back(self.inner.window());
+        self.inner.on_ack(now, sent, bytes, limited, rtt);
     }
 
     fn on_end_acks(
@@ -224,7 +237,7 @@ impl<F: Restartable> Controller for Renewable<F> {
 
     fn window(&self) -> u64 {
         if self.epoch == self.factory.handle.epoch() {
-            self.inner.window() + self.old_in_flight
+            self.delay.apply(self.inner.window()) + self.old_in_flight
         } else {
             self.factory.handle.window().max(self.inner.initial_window()) + self.in_flight
         }
@@ -238,6 +251,7 @@ impl<F: Restartable> Controller for Renewable<F> {
         Box::new(Self {
             factory: self.factory.clone(),
             inner: self.inner.clone_box(),
+            delay: self.delay.clone(),
             epoch: self.epoch,
             mtu: self.mtu,
             in_flight: self.in_flight,

@@ -215,8 +215,6 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
-
     use super::*;
     use crate::wire::packet::tests::packet;
 
@@ -240,7 +238,7 @@ mod tests {
 
     fn queued(peer: &Peer) -> usize {
         let mut batch = Vec::new();
-        let _ = peer.queue.pop(&mut batch, usize::MAX).now_or_never();
+        let _ = peer.queue.pop(&mut batch, usize::MAX, usize::MAX);
         batch.len()
     }
 

@@ -56,7 +56,7 @@ pub fn is_same(left: &[u8], right: &[u8]) -> bool {
     let header = addresses.start..addresses.end + 4;
     left.len() >= header.end
         && right.len() >= header.end
-        && left[0] >> 4 == right[0] >> 4
+        && if left[0] == 0x45 { right[0] == 0x45 } else { right[0] >> 4 == 6 }
         && left[protocol] == right[protocol]
         && matches!(left[protocol], TCP | UDP)
         && left[header.clone()] == right[header]

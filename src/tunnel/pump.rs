@@ -1,22 +1,32 @@
 //! The two pumps of a connection: queue to datagrams, and datagrams to packets.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use quinn::{Connection, ConnectionError, SendDatagramError};
+use tokio::time;
 
 use super::{
     counters::{Counters, Drop},
     device::BATCH,
     queue::Queue,
 };
-use crate::wire::{
-    datagram::Datagram,
-    fragment::{Fragmenter, Joined, Joiner},
-    packet::Packet,
+use crate::{
+    quic::SEND_BUFFER,
+    wire::{
+        datagram::Datagram,
+        fragment::{Fragmenter, Joined, Joiner},
+        packet::Packet,
+    },
 };
 
+/// How long what quinn was given may take to leave.
+const AHEAD: Duration = Duration::from_millis(4);
+/// Bytes that it is given in any case: some packets.
+const LEAST_AHEAD: usize = 6 * 1024;
+/// How long to wait for it to send: as short as timers are.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Packets that are delivered together at most: several super-packets of 64 KB.
 const DELIVERED: usize = 256;
 
@@ -33,7 +43,9 @@ pub async fn uplink(
     let mut batch = Vec::with_capacity(BATCH);
     let mut fragmenter = Fragmenter::default();
     loop {
-        counters.dropped_by_queue(queue.pop(&mut batch, BATCH).await);
+        queue.ready().await;
+        let room = room(connection).await;
+        counters.dropped_by_queue(queue.pop(&mut batch, BATCH, room));
         let (mut packets, mut bytes) = (0, 0);
         let max = connection.max_datagram_size().unwrap_or_default();
         for at in 0..batch.len() {
@@ -61,6 +73,27 @@ pub async fn uplink(
         }
         counters.sent.add(packets, bytes);
         batch.clear();
+    }
+}
+
+/// Waits until quinn has little left to send; returns how many bytes it should be given now.
+///
+/// What quinn was given leaves in that order, so it gets no more than is on its way at once: a keystroke
+/// must find its place in our queue, which can choose. Where that is more than quinn's buffer, quinn's
+/// own limit does.
+async fn room(connection: &Connection) -> usize {
+    loop {
+        let path = connection.stats().path;
+        let ahead = path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6);
+        let ahead = (ahead as usize).max(LEAST_AHEAD);
+        if ahead >= SEND_BUFFER {
+            return SEND_BUFFER;
+        }
+        let given = SEND_BUFFER.saturating_sub(connection.datagram_send_buffer_space());
+        if given < ahead {
+            return ahead - given;
+        }
+        time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -100,31 +100,43 @@ impl Queue {
         dropped
     }
 
-    /// Waits until there are packets and the queue is not held, and moves at most `limit` of them to
-    /// the end of `batch`; returns what was dropped instead. Cancel safe.
-    pub async fn pop(&self, batch: &mut Vec<Packet>, limit: usize) -> Dropped {
-        let mut dropped = Dropped::default();
-        loop {
-            if self.pop_now(batch, limit, &mut dropped) {
-                self.taken.notify_one();
-                return dropped;
-            }
+    /// Waits until there are packets and the queue is not held. Cancel safe.
+    pub async fn ready(&self) {
+        while !self.lock().is_ready() {
             self.ready.notified().await;
         }
     }
 
-    fn pop_now(&self, batch: &mut Vec<Packet>, limit: usize, dropped: &mut Dropped) -> bool {
+    /// Moves packets to the end of `batch`, if there are any and the queue is not held: at most `limit`
+    /// of them, and none after the first `room` bytes; returns what was dropped instead.
+    pub fn pop(&self, batch: &mut Vec<Packet>, limit: usize, room: usize) -> Dropped {
+        let mut dropped = Dropped::default();
+        if self.pop_now(batch, limit, room, &mut dropped) {
+            self.taken.notify_one();
+        }
+        dropped
+    }
+
+    fn pop_now(
+        &self,
+        batch: &mut Vec<Packet>,
+        limit: usize,
+        mut room: usize,
+        dropped: &mut Dropped,
+    ) -> bool {
         let waiting = &mut *self.lock();
-        if waiting.held || waiting.bytes() == 0 {
+        if !waiting.is_ready() {
             return false;
         }
         let (now, before) = (clock::now(), batch.len());
         while batch.len() < before + limit
+            && room > 0
             && let Some((_, packet)) = waiting.next(now, dropped)
         {
             if packet.size() <= LARGEST_REMEMBERED && flow::is_tcp(packet.ip()) {
                 waiting.remember(packet.clone(), now);
             }
+            room = room.saturating_sub(packet.size());
             batch.push(packet);
         }
         batch.len() > before
@@ -195,6 +207,10 @@ impl Queue {
 }
 
 impl Waiting {
+    fn is_ready(&self) -> bool {
+        !self.held && self.bytes() > 0
+    }
+
     fn bytes(&self) -> usize {
         self.again_bytes + self.fair.bytes()
     }
@@ -231,8 +247,6 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
-
     use super::*;
     use crate::tunnel::flow::tests::of_flow;
 
@@ -250,7 +264,7 @@ mod tests {
 
     fn pop(queue: &Queue, limit: usize) -> Vec<usize> {
         let mut batch = Vec::new();
-        let _ = queue.pop(&mut batch, limit).now_or_never();
+        let _ = queue.pop(&mut batch, limit, usize::MAX);
         batch.iter().map(Packet::size).collect()
     }
 
@@ -319,7 +333,8 @@ mod tests {
             let queue = queue.clone();
             async move {
                 let mut batch = Vec::new();
-                queue.pop(&mut batch, 1).await;
+                queue.ready().await;
+                let _ = queue.pop(&mut batch, 1, usize::MAX);
                 batch
             }
         });

@@ -70,6 +70,14 @@ impl Host {
         fs::write(self.folder.join("roamd.toml"), text).unwrap();
     }
 
+    /// Changes the configuration where it says `from`.
+    pub(crate) fn amend(&self, from: &str, to: &str) {
+        let file = self.folder.join("roamd.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(file, text.replacen(from, to, 1)).unwrap();
+    }
+
     pub(crate) fn start(&mut self) {
         let mut command = self.namespace.command(PROGRAM);
         command

@@ -15,7 +15,9 @@
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
 mod harness;
+mod keystrokes;
 mod lasting;
+mod offload;
 mod refusal;
 mod roaming;
 mod ssh;
