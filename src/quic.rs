@@ -19,8 +19,8 @@ use crate::{
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
 pub const MAX_UDP_PAYLOAD: u16 = 9200;
 /// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
-/// word. At 1 Gbit/s this is some 60 ms.
-const RECEIVE_BUFFER: usize = 8 * 1024 * 1024;
+/// word. At 1 Gbit/s this is some 30 ms.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 /// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
 /// short enough that the queue in front of it, which can choose, is where packets wait.
 pub const SEND_BUFFER: usize = 128 * 1024;

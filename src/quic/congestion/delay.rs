@@ -129,7 +129,7 @@ impl DelayLimit {
             }
             self.base = Some(Base { rtt: shortest, measured: now });
             self.drains = None;
-            return self.set(now, Some(after));
+            return self.set(now, Some(after), least);
         }
         let Some(base) = self.base else { return };
         let (wait, target) = (shortest - base.rtt, target(base.rtt));
@@ -147,18 +147,18 @@ impl DelayLimit {
             stubborn.rounds += 1;
         } else if let Some(Stubborn { limit_before, .. }) = self.stubborn.take() {
             self.base = Some(Base { rtt: shortest, measured: now });
-            return self.set(now, Some(limit_before));
+            return self.set(now, Some(limit_before), least);
         } else {
             self.stubborn = Some(Stubborn { rounds: 1, limit_before: peak.min(allowed) });
         }
-        let fitting = scale(peak, base.rtt + target, shortest).max(least);
+        let fitting = scale(peak, base.rtt + target, shortest);
         if wait > target {
-            self.set(now, Some(fitting));
+            self.set(now, Some(fitting), least);
         } else if let Some(limit) = self.limit {
             // Where nothing waits it may be much too small; at most doubled, as in slow start.
             let fast = if wait < target / 4 { limit + limit / 4 } else { limit };
             let grown = fitting.max(fast).min(2 * limit);
-            self.set(now, Some(grown).filter(|limit| *limit < 2 * window));
+            self.set(now, Some(grown).filter(|limit| *limit < 2 * window), least);
         }
         if let Some(limit) = self.limit
             && now.duration_since(base.measured) > BASE_AGE
@@ -173,10 +173,11 @@ impl DelayLimit {
         let empty = scale(peak, base, rtt);
         let rounds = self.drains.map_or(1, |drain| drain.rounds + 1);
         self.drains = Some(Drain { rounds, after: empty });
-        self.set(now, Some((empty * 3 / 4).max(least)));
+        self.set(now, Some(empty * 3 / 4), least);
     }
 
-    fn set(&mut self, now: Instant, limit: Option<u64>) {
+    fn set(&mut self, now: Instant, limit: Option<u64>, least: u64) {
+        let limit = limit.map(|limit| limit.max(least));
         if self.limit == limit {
             return;
         }
@@ -196,6 +197,8 @@ fn scale(bytes: u64, numerator: Duration, denominator: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -314,6 +317,23 @@ mod tests {
         link.run(Duration::from_secs(5));
         let after = link.limit.apply(link.window);
         assert!(after >= before, "{before} bytes before, {after} beside somebody else");
+    }
+
+    proptest! {
+        #[test]
+        fn there_is_always_room_for_some_packets(
+            steps in proptest::collection::vec((1u64..400, 1u64..400, 1u64..200_000, any::<bool>()), 1..500),
+            window in 10_000u64..10_000_000,
+        ) {
+            let (mut limit, mut now) = (DelayLimit::default(), Instant::now() + BASE_AGE);
+            for (pause, rtt, in_flight, app_limited) in steps {
+                now += Duration::from_millis(pause);
+                let acked = Acked { sent: now - Duration::from_millis(rtt), in_flight, app_limited };
+                limit.on_ack(now, acked, window, MTU);
+                prop_assert!(limit.apply(window) >= LEAST * u64::from(MTU));
+                prop_assert!(limit.apply(window) <= window);
+            }
+        }
     }
 
     #[test]
