@@ -113,7 +113,7 @@ async fn load(server: &Process, key: PublicKey, keys: &[PrivateKey]) -> anyhow::
     let endpoint = Endpoint::new_with_abstract_socket(
         EndpointConfig::default(),
         None,
-        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None)?,
+        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None, 0)?,
         Arc::new(TokioRuntime),
     )?;
     let empty = memory(server, &endpoint, key, keys).await?;
@@ -178,6 +178,7 @@ fn config(own: &PrivateKey, server: PublicKey) -> anyhow::Result<quinn::ClientCo
         idle_timeout: Duration::from_secs(30),
         keep_alive: Duration::from_secs(10),
         congestion: Congestion::Cubic,
+        dscp: 0,
     };
     let mut config =
         quinn::ClientConfig::new(Arc::new(tls::client(own, server, tls::TUNNEL)?.fresh));

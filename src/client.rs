@@ -22,7 +22,6 @@ use std::{
 
 use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use bytes::Bytes;
 use ipnet::IpNet;
 use quinn::{Connection, ConnectionError};
 use tokio::sync::{mpsc, oneshot};
@@ -62,7 +61,6 @@ use crate::{
     },
     wire::{
         control::{Net, Welcome},
-        datagram::PADDING,
         packet::Packet,
     },
 };
@@ -76,8 +74,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// The pause where there is no route at all: the kernel tells when there is one, link, address and
 /// route in close succession.
 const NO_ROUTE_PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of packets that go with the first flight of a handshake. Less than a fresh window, and most
-/// of it should a retransmission be held.
+/// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
 const EARLY: usize = 8 * 1024;
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
@@ -88,8 +85,6 @@ const METERED: u32 = 20;
 const GREETING: Duration = Duration::from_secs(3);
 /// Orders from the control socket that wait.
 const ORDERS: usize = 4;
-/// How often it is reminded.
-const INSIST: Duration = Duration::from_millis(250);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -116,7 +111,8 @@ pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()>
         .with_context(|| format!("can't create TUN device {}", tun.name))?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     let preferences = Preferences::new(&config.paths);
-    let network = Arc::new(Links::new(Netlink::open()?, interface.index(), preferences));
+    let network =
+        Arc::new(Links::new(Netlink::open()?, interface.index(), preferences, config.quic.dscp));
     let client = Arc::new(Client::new(config, network, Box::new(device.writer()))?);
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&instance, {
@@ -339,10 +335,8 @@ impl Client {
     /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
     async fn insist(&self, connection: &Connection) -> Infallible {
         loop {
-            tokio::time::sleep(INSIST).await;
-            self.roaming.renewal.fresh_start();
-            // Without success the connection has worse troubles, which show elsewhere.
-            let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+            tokio::time::sleep(quic::NUDGE).await;
+            quic::nudge(connection, &self.roaming.renewal);
         }
     }
 

@@ -175,6 +175,8 @@ pub struct Quic {
     pub keep_alive: Duration,
     /// The congestion controller.
     pub congestion: Congestion,
+    /// The class in the outer packets' headers (DSCP, RFC 2474); 0 is best effort.
+    pub dscp: u8,
 }
 
 /// What to log, and how.

@@ -4,6 +4,7 @@
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 
 mod burst;
+mod class;
 pub mod handshake;
 pub mod manager;
 pub mod network;

@@ -4,6 +4,7 @@ pub mod congestion;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use quinn::{
     Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
     congestion::{BbrConfig, CubicConfig},
@@ -14,6 +15,7 @@ use self::congestion::{Factory, Handle};
 use crate::{
     config::{Congestion, Quic},
     identity::PrivateKey,
+    wire::datagram::PADDING,
 };
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
@@ -157,6 +159,22 @@ pub fn probe_transport() -> TransportConfig {
 pub fn silence_limit(connection: &Connection) -> Duration {
     let pto = connection.rtt() * 3 / 2 + Duration::from_millis(25);
     (2 * pto).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
+}
+
+/// How often somebody who should answer is asked.
+pub const NUDGE: Duration = Duration::from_millis(250);
+
+/// Asks the other side for a sign of life at once, however much is lost and waits to be repeated.
+pub fn nudge(connection: &Connection, renewal: &Handle) {
+    // What is in flight is lost, as far as we know, and must not fill the window.
+    renewal.fresh_start();
+    ask(connection);
+}
+
+/// Asks the other side for a sign of life: QUIC must acknowledge any datagram.
+pub fn ask(connection: &Connection) {
+    // Without success the connection has worse troubles, which show elsewhere.
+    let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
 }
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips

@@ -105,7 +105,8 @@ pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()>
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     interface.set_addresses(&tun.addresses).await?;
 
-    let udp = UdpSocket::bind(listen, None).with_context(|| format!("can't listen on {listen}"))?;
+    let udp = UdpSocket::bind(listen, None, config.quic.dscp)
+        .with_context(|| format!("can't listen on {listen}"))?;
     let key = config.private_key.public_key();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()))?;
     let _control = control::serve(&instance, {
@@ -302,11 +303,12 @@ impl Server {
     ) -> Result<Connection, ConnectionError> {
         let deliver = |batch: &mut Vec<Packet>| match tls::peer_key(&connection) {
             Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
-                if let Some(peer) = self.peers.with_key(key) {
-                    self.admit(peer, batch);
+                match self.peers.with_key(key) {
+                    Some(peer) => self.admit(peer, batch),
+                    None => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
                 }
             }
-            _ => {}
+            _ => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
         };
         tokio::select! {
             _ = confirmed => {}

@@ -124,7 +124,6 @@ struct App(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
-    echoes: u64,
     last_echo: Option<Instant>,
     /// Packets later than [`LATEST`].
     late: u64,
@@ -143,6 +142,7 @@ fn quic() -> Quic {
         idle_timeout: Duration::from_secs(30),
         keep_alive: Duration::from_secs(10),
         congestion: Congestion::Cubic,
+        dscp: 0,
     }
 }
 
@@ -212,7 +212,7 @@ impl Day {
                 server: PrivateKey::generate().unwrap(),
             },
             story: Vec::new(),
-            begun: clock_start(),
+            begun: clock::now(),
             server: None,
             app: Arc::default(),
         }
@@ -416,11 +416,6 @@ impl Day {
     }
 }
 
-/// The real clock, until the virtual one runs.
-fn clock_start() -> Instant {
-    Instant::now()
-}
-
 /// A packet from the client or the server with the time of its sending.
 fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Packet {
     let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
@@ -450,7 +445,6 @@ async fn read_echoes(mut device: mpsc::Receiver<Packet>, app: Arc<App>) {
     while let Some(packet) = device.recv().await {
         app.arrived(packet.ip());
         let mut seen = app.0.lock().unwrap();
-        seen.echoes += 1;
         seen.last_echo = Some(clock::now());
     }
 }

@@ -129,7 +129,8 @@ fn everything_but_keys_and_addresses_has_a_default() {
     assert!(client.paths.prefer.is_empty() && client.paths.ignore.is_empty());
     assert_eq!(client.quic.idle_timeout, Duration::from_secs(30));
     assert_eq!(client.quic.keep_alive, Duration::from_secs(10));
-    assert_eq!(client.quic.congestion, Congestion::Cubic);
+    assert_eq!((client.quic.congestion, client.quic.dscp), (Congestion::Cubic, 0));
+    assert!(client.tun.offload);
     assert_eq!(
         (client.log.level.to_string().as_str(), client.log.format),
         ("info", LogFormat::Text)
@@ -156,7 +157,8 @@ fn a_clients_values_arrive_where_they_are_used() {
     assert_eq!(client.paths.prefer[0], Preference { link: "en*".to_owned(), metered: false });
     assert_eq!(client.paths.prefer[2], Preference { link: "ww?n*".to_owned(), metered: true });
     assert_eq!(client.paths.ignore, ["docker*", "virbr0"]);
-    assert_eq!(client.quic.congestion, Congestion::Bbr);
+    assert_eq!((client.quic.congestion, client.quic.dscp), (Congestion::Bbr, 46));
+    assert!(!client.tun.offload);
     assert_eq!(client.log.format, LogFormat::Json);
 }
 
@@ -220,8 +222,8 @@ fn a_problem_with_a_variable_names_the_variable() {
         r#"ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
 ROAMD_LOG: log is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug
 ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set
-ROAMD_QUIC__: quic. is not a known key; [quic] accepts idle-timeout, keep-alive, congestion
-ROAMD_QUIC__IDEL_TIMEOUT: quic.idel-timeout is not a known key (did you mean quic.idle-timeout?); [quic] accepts idle-timeout, keep-alive, congestion
+ROAMD_QUIC__: quic. is not a known key; [quic] accepts idle-timeout, keep-alive, congestion, dscp
+ROAMD_QUIC__IDEL_TIMEOUT: quic.idel-timeout is not a known key (did you mean quic.idle-timeout?); [quic] accepts idle-timeout, keep-alive, congestion, dscp
 ROAMD_TUN__MTU: tun.mtu = big must be a number from 1280 (the least that IPv6 works with, RFC 8200 §5) to 9000
 ROAMD_TUN__ROUTES: tun.routes[1] = default must be a prefix such as "10.66.0.0/24" or "fd66::/64" ("default", 0.0.0.0/0 and ::/0 are refused: this version cannot carry all traffic yet)"#
     );

@@ -24,13 +24,14 @@ pub struct Links {
     netlink: Netlink,
     own: u32,
     preferences: Preferences,
+    dscp: u8,
 }
 
 impl Links {
-    /// All links but `own`, the tunnel itself.
+    /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`.
     #[must_use]
-    pub fn new(netlink: Netlink, own: u32, preferences: Preferences) -> Self {
-        Self { netlink, own, preferences }
+    pub fn new(netlink: Netlink, own: u32, preferences: Preferences, dscp: u8) -> Self {
+        Self { netlink, own, preferences, dscp }
     }
 }
 
@@ -55,7 +56,7 @@ impl Network for Links {
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let local = SocketAddr::new(candidate.source, 0);
-        Ok(UdpSocket::bind(local, Some(&candidate.link))?)
+        Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp)?)
     }
 
     fn monitor(&self) -> io::Result<Monitor> {

@@ -35,7 +35,7 @@ use crate::{
         probe::Probe,
         socket::PathId,
     },
-    quic::{congestion::Handle, silence_limit},
+    quic::{self, NUDGE, congestion::Handle, silence_limit},
     session::Control,
     tunnel::queue::Queue,
     wire::{
@@ -48,10 +48,8 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(3);
 /// How often a path in doubt is looked at.
 const WATCH: Duration = Duration::from_millis(10);
-/// How often a silent path is asked, however long it is silent.
-const NUDGE: Duration = Duration::from_millis(250);
 /// Padding that fits into every datagram (RFC 9000 §14), and how many of them introduce a path: enough
-/// for the server's first window of ten packets.
+/// that the server may answer with ten packets.
 static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
 const INTRODUCTION: usize = 4;
 /// A path's window is remembered for so long: other people use the network, too.
@@ -345,11 +343,9 @@ impl<'a> Roamer<'a> {
         self.shown.paths(paths.collect());
     }
 
-    /// Over the active path, any datagram asks: QUIC must acknowledge it.
     fn ask(&mut self, key: Key) {
         if self.manager.active() == Some(key) {
-            self.nudge();
-            return;
+            return quic::ask(&self.connection);
         }
         let Some(candidate) = self.candidates.get(&key) else { return };
         let probe = self.probes.entry(key).or_insert_with(|| {
@@ -372,11 +368,6 @@ impl<'a> Roamer<'a> {
         for _ in 0..INTRODUCTION {
             let _ = self.connection.send_datagram(Bytes::from_static(&PADDING_PACKET));
         }
-    }
-
-    fn nudge(&self) {
-        // Without success the connection has worse troubles, which show elsewhere.
-        let _ = self.connection.send_datagram(Bytes::from_static(&[PADDING]));
     }
 
     fn switch(&mut self, to: Key, reason: Reason) {
@@ -435,10 +426,9 @@ impl<'a> Roamer<'a> {
         let _ = self.control.write(&Message::Repeat(Repeat { milliseconds })).await;
     }
 
-    /// Goes on under another connection id: "An endpoint MUST NOT reuse a connection ID when sending to
-    /// more than one destination address" or from more than one local address (RFC 9000 §9.5), by which
-    /// networks could tell that both paths belong together. What the server still sends to the old id
-    /// is lost, so after a soft switch this waits until the old path has drained.
+    /// Goes on under another connection id, so that networks can't tell that both paths belong together:
+    /// one id must not be used from two local addresses (RFC 9000 §9.5). A soft switch breaks that rule
+    /// until the old path has drained, since what the server still sends to the old id would be lost.
     fn rotate(&mut self) {
         self.linkable = false;
         let socket = self.underlay.socket().clone();
@@ -528,8 +518,7 @@ impl<'a> Roamer<'a> {
             self.tell(Event::Heard(active));
         } else if now.duration_since(doubt.nudged) >= NUDGE {
             doubt.nudged = now;
-            self.roaming.renewal.fresh_start();
-            self.nudge();
+            quic::nudge(&self.connection, &self.roaming.renewal);
         }
     }
 

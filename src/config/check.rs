@@ -17,6 +17,9 @@ use crate::identity::{KeyError, PrivateKey};
 /// More often than this costs battery and data, and keeps no NAT open that others do not.
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
+/// Six bits (RFC 2474 §3).
+const MAX_DSCP: u8 = 63;
+
 /// RFC 9000 §10.1: "each endpoint advertises a max_idle_timeout, but the effective value at
 /// an endpoint is computed as the minimum of the two advertised values". Less than the
 /// minimum here ends connections that a busy link has merely delayed; more than the maximum
@@ -171,7 +174,8 @@ pub(super) fn quic(raw: &RawQuic, problems: &mut Problems) -> Option<Quic> {
         let reason = format!("must be less than half of quic.idle-timeout ({idle_timeout:?})");
         problems.add(KEEP_ALIVE, Some(format!("{keep_alive:?}")), reason);
     }
-    Some(Quic { idle_timeout, keep_alive, congestion: raw.congestion? })
+    let dscp = problems.accept("quic.dscp", raw.dscp, |dscp| *dscp <= MAX_DSCP)?;
+    Some(Quic { idle_timeout, keep_alive, congestion: raw.congestion?, dscp })
 }
 
 pub(super) fn log(raw: &RawLog) -> Option<Log> {

@@ -141,6 +141,7 @@ const KEYS: &[Key] = &[
         r#"a duration from 1s to less than half of quic.idle-timeout, such as "10s""#,
     ),
     key("quic.congestion", None, Kind::Text, r#""cubic" or "bbr""#),
+    key("quic.dscp", None, Kind::Number, "a number from 0 to 63 (DSCP, RFC 2474 §3)"),
     key("log", None, Kind::Table, "a table: [log]"),
     key(
         "log.level",

@@ -106,6 +106,7 @@ pub(super) struct RawQuic {
     #[serde(with = "humantime_serde")]
     pub(super) keep_alive: Option<Duration>,
     pub(super) congestion: Option<Congestion>,
+    pub(super) dscp: Option<u8>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -164,6 +165,7 @@ impl Default for RawQuic {
             idle_timeout: Some(Duration::from_secs(30)),
             keep_alive: Some(Duration::from_secs(10)),
             congestion: Some(Congestion::Cubic),
+            dscp: Some(0),
         }
     }
 }

@@ -22,7 +22,10 @@ use quinn::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 
-use super::burst::{Advice, Burst};
+use super::{
+    burst::{Advice, Burst},
+    class,
+};
 
 /// Kernel buffer in each direction. At 1 Gbit/s this is some 60 ms: as long as a busy process may
 /// keep us from the CPU.
@@ -41,12 +44,15 @@ pub struct UdpSocket {
     burst: Mutex<Burst>,
     /// Who polls for received datagrams, and thereby sends what is kept.
     receiver: AtomicWaker,
+    dscp: u8,
 }
 
 impl UdpSocket {
     /// Opens a socket on `local`, and on `link` alone if one is named (SO_BINDTODEVICE of
     /// socket(7)). `[::]` also takes IPv4.
-    pub fn bind(local: SocketAddr, link: Option<&str>) -> io::Result<Arc<Self>> {
+    ///
+    /// The class `dscp` goes into the header of every packet.
+    pub fn bind(local: SocketAddr, link: Option<&str>, dscp: u8) -> io::Result<Arc<Self>> {
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
         if local.is_ipv6() {
             socket.set_only_v6(local.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
@@ -64,7 +70,13 @@ impl UdpSocket {
         socket.bind(&local.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         let io = tokio::net::UdpSocket::from_std(socket.into())?;
-        Ok(Arc::new(Self { io, state, burst: Mutex::default(), receiver: AtomicWaker::new() }))
+        Ok(Arc::new(Self {
+            io,
+            state,
+            burst: Mutex::default(),
+            receiver: AtomicWaker::new(),
+            dscp,
+        }))
     }
 
     fn burst(&self) -> MutexGuard<'_, Burst> {
@@ -72,7 +84,10 @@ impl UdpSocket {
     }
 
     fn send(&self, transmit: &Transmit) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+        self.io.try_io(Interest::WRITABLE, || match self.dscp {
+            0 => self.state.try_send((&self.io).into(), transmit),
+            dscp => class::send(&self.io, transmit, dscp),
+        })
     }
 
     /// Sends what is kept. It stays kept if the kernel has no room.
@@ -229,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_kept_for_company_leaves_without_it() {
-        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0).unwrap();
         let (here, there) = (bind(), bind());
         // Polls for received datagrams, as quinn does.
         tokio::spawn({
@@ -303,7 +318,7 @@ pub(crate) mod fake {
     }
 
     #[derive(Debug)]
-    struct AlwaysWritable;
+    pub(crate) struct AlwaysWritable;
 
     impl UdpPoller for AlwaysWritable {
         fn poll_writable(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {

@@ -5,19 +5,15 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use bytes::Bytes;
 use quinn::Connection;
 use tokio::time;
 use tracing::debug;
 
 use crate::{
-    quic::{congestion::Handle, silence_limit},
+    quic::{NUDGE, congestion::Handle, nudge, silence_limit},
     tunnel::queue::Queue,
-    wire::datagram::PADDING,
 };
 
-/// How often a silent peer is asked.
-const NUDGE: Duration = Duration::from_millis(250);
 /// How often it is looked at whether it answered.
 const WATCH: Duration = Duration::from_millis(10);
 
@@ -35,9 +31,7 @@ pub async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> 
         debug!("silent: holding its packets");
         queue.hold(true);
         while silent() {
-            // What is in flight is lost, and must not fill the window.
-            renewal.fresh_start();
-            let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+            nudge(connection, renewal);
             let asked = time::Instant::now();
             while silent() && asked.elapsed() < NUDGE {
                 time::sleep(WATCH).await;

@@ -34,6 +34,7 @@ use crate::{
     path::{
         network::Network,
         preference::{Preferences, Rank},
+        udp::fake::AlwaysWritable,
     },
 };
 
@@ -323,15 +324,6 @@ impl SimSocket {
 impl fmt::Debug for SimSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SimSocket").field("side", &self.side).finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug)]
-struct AlwaysWritable;
-
-impl UdpPoller for AlwaysWritable {
-    fn poll_writable(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -79,9 +79,8 @@ fn with_and_without_offload_both_sides_understand_each_other() {
     }
 }
 
-/// Looks at every packet that arrives on all links of `host` until `done`; how many there were of TCP
-/// and UDP, and those whose checksums are wrong.
-fn watch(host: &Host, done: &AtomicBool) -> (usize, Vec<Vec<u8>>) {
+/// Sees every IPv4 packet that arrives on any link of `host`.
+fn tap(host: &Host) -> Socket {
     let socket = host
         .namespace
         .run(|| {
@@ -91,6 +90,13 @@ fn watch(host: &Host, done: &AtomicBool) -> (usize, Vec<Vec<u8>>) {
         .unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     socket.set_recv_buffer_size(64 << 20).unwrap();
+    socket
+}
+
+/// Looks at what arrives at `host` until `done`; how many packets there were of TCP and UDP for its
+/// own address, and those whose checksums are wrong.
+fn watch(host: &Host, done: &AtomicBool) -> (usize, Vec<Vec<u8>>) {
+    let socket = tap(host);
     let (mut seen, mut wrong, mut buffer) = (0, Vec::new(), vec![0; 70_000]);
     while !done.load(Relaxed) {
         let Ok(length) = std::io::Read::read(&mut &socket, &mut buffer) else { continue };
@@ -145,4 +151,28 @@ fn the_network_behind_the_server_sees_whole_packets_with_right_checksums() {
     });
     assert!(seen > 4000, "{seen} packets: super-packets crossed the wire, or few were seen");
     assert!(wrong.is_empty(), "{} of {seen}, such as {:02x?}", wrong.len(), wrong[0]);
+}
+
+#[test]
+fn outer_packets_are_of_the_class_that_is_configured() {
+    let mut net = Net::new(1);
+    for host in [&net.server, &net.clients[0]] {
+        host.amend("[tun]\n", "[quic]\ndscp = 46\n[tun]\n");
+    }
+    let taps = [tap(&net.server), tap(&net.clients[0])];
+    net.start();
+    net.clients[0].assert_ping("10.66.0.1", &[]);
+    transfer(&net.clients[0], &net.server, "10.66.0.1", MEGABYTE);
+    let mut buffer = vec![0; 70_000];
+    for tap in taps {
+        let mut bytes = Vec::new();
+        while let Ok(length) = std::io::Read::read(&mut &tap, &mut buffer) {
+            let ip = &buffer[..length];
+            let (from, to) = (&ip[20..22], &ip[22..24]);
+            if ip[9] == 17 && [from, to].contains(&&4433_u16.to_be_bytes()[..]) {
+                bytes.push(ip[1]);
+            }
+        }
+        assert!(bytes.len() > 5 && bytes.iter().all(|byte| byte >> 2 == 46), "{bytes:02x?}");
+    }
 }
