@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use quinn::{Connection, ConnectionError, SendDatagramError};
-use tokio::time;
+use tokio::{task, time};
 
 use super::{
     counters::{Counters, Drop},
@@ -82,6 +82,7 @@ pub async fn uplink(
 /// must find its place in our queue, which can choose. Where that is more than quinn's buffer, quinn's
 /// own limit does.
 async fn room(connection: &Connection) -> usize {
+    let mut before = None;
     loop {
         let path = connection.stats().path;
         let ahead = path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6);
@@ -93,7 +94,13 @@ async fn room(connection: &Connection) -> usize {
         if given < ahead {
             return ahead - given;
         }
-        time::sleep(LOOK_AGAIN).await;
+        // While its window is open, quinn sends all that it has at its next turn, and must not run dry:
+        // a window that is not filled does not grow.
+        if before.replace(given).is_none_or(|before| given < before) {
+            task::yield_now().await;
+        } else {
+            time::sleep(LOOK_AGAIN).await;
+        }
     }
 }
 
