@@ -42,9 +42,10 @@ pub async fn uplink(
 ) -> ConnectionError {
     let mut batch = Vec::with_capacity(BATCH);
     let mut fragmenter = Fragmenter::default();
+    let mut ahead = 0.0;
     loop {
         queue.ready().await;
-        let room = room(connection).await;
+        let room = room(connection, queue, &mut ahead).await;
         counters.dropped_by_queue(queue.pop(&mut batch, BATCH, room));
         let (mut packets, mut bytes) = (0, 0);
         let max = connection.max_datagram_size().unwrap_or_default();
@@ -80,12 +81,16 @@ pub async fn uplink(
 ///
 /// What quinn was given leaves in that order, so it gets no more than is on its way at once: a keystroke
 /// must find its place in our queue, which can choose. Where that is more than quinn's buffer, quinn's
-/// own limit does.
-async fn room(connection: &Connection) -> usize {
+/// own limit does. `last` is what it was at the last call: when it falls at once to less than half,
+/// the connection has moved.
+async fn room(connection: &Connection, queue: &Queue, last: &mut f64) -> usize {
     let mut before = None;
     loop {
         let path = connection.stats().path;
         let ahead = path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6);
+        if std::mem::replace(last, ahead) > 2.0 * ahead {
+            queue.be_patient();
+        }
         let ahead = (ahead as usize).max(LEAST_AHEAD);
         if ahead >= SEND_BUFFER {
             return SEND_BUFFER;

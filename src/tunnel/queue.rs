@@ -29,6 +29,8 @@ const REMEMBERED: usize = 128;
 const LARGEST_REMEMBERED: usize = 512;
 /// For how long.
 const MEMORY: Duration = Duration::from_secs(2);
+/// Several round trips.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Packets that are looked at for early ones.
 const EARLY_LOOKS: usize = 256;
 
@@ -192,6 +194,12 @@ impl Queue {
         if before && !held {
             self.ready.notify_one();
         }
+    }
+
+    /// Tells nobody to slow down for a second: the connection has moved and is yet to find its pace, and
+    /// senders that wait for it should be ready when it has.
+    pub fn be_patient(&self) {
+        self.lock().fair.be_patient(clock::now() + PATIENCE);
     }
 
     /// Waits until packets left.

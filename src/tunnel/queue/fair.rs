@@ -53,6 +53,7 @@ pub(super) struct Fair {
     old: VecDeque<u64>,
     spare: Vec<FlowQueue>,
     bytes: usize,
+    patient_until: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +73,11 @@ struct Waiting {
 }
 
 impl Fair {
+    /// Tells nobody to slow down until then.
+    pub(super) fn be_patient(&mut self, until: Instant) {
+        self.patient_until = Some(until);
+    }
+
     /// Bytes that wait.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -132,7 +138,8 @@ impl Fair {
                 continue;
             }
             let before = queue.bytes;
-            let packet = queue.take(now, dropped);
+            let patient = self.patient_until.is_some_and(|until| now < until);
+            let packet = queue.take(now, patient, dropped);
             self.bytes -= before - queue.bytes;
             if packet.is_some() {
                 return packet;
@@ -165,14 +172,19 @@ impl Fair {
 }
 
 impl FlowQueue {
-    fn take(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
+    fn take(
+        &mut self,
+        now: Instant,
+        patient: bool,
+        dropped: &mut Dropped,
+    ) -> Option<(Instant, Packet)> {
         while let Some(Waiting { packet, since }) = self.packets.pop_front() {
             self.bytes -= packet.size();
             if is_stale(self.is_tcp, since, now) {
                 dropped.stale += 1;
                 continue;
             }
-            let short = self.bytes < QUANTUM.unsigned_abs();
+            let short = patient || self.bytes < QUANTUM.unsigned_abs();
             let wait = now.saturating_duration_since(since);
             let packet = if self.codel.signals(wait, short, now) {
                 let Some(marked) = ecn::mark(&packet) else {
@@ -245,6 +257,20 @@ mod tests {
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
         assert_eq!(number(&fair.pop(now, &mut dropped).unwrap().1), 2);
+    }
+
+    #[test]
+    fn nobody_is_told_to_slow_down_while_the_queue_is_patient() {
+        let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
+        fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
+        fair.be_patient(start + 500 * MS);
+        let mut told = |times: std::ops::Range<u32>| {
+            // These packets understand the mark (ECN).
+            let popped = times.filter_map(|at| fair.pop(start + at * MS, &mut dropped));
+            popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
+        };
+        assert_eq!(told(0..500), 0);
+        assert!(told(500..700) > 0);
     }
 
     #[test]
