@@ -158,7 +158,7 @@ fn forwarding(criterion: &mut Criterion) {
                 addresses: vec![[10, 66, high, low].into()],
             }
         };
-        let peers = Peers::new((0..count).map(peer).collect());
+        let peers = Peers::new(&(0..count).map(peer).collect::<Vec<_>>());
         let counters = Counters::default();
         let packets: Vec<_> = (0..256)
             .map(|number| {

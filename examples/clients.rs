@@ -113,7 +113,7 @@ async fn load(server: &Process, key: PublicKey, keys: &[PrivateKey]) -> anyhow::
     let endpoint = Endpoint::new_with_abstract_socket(
         EndpointConfig::default(),
         None,
-        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None, 0)?,
+        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None, 0, None)?,
         Arc::new(TokioRuntime),
     )?;
     let empty = memory(server, &endpoint, key, keys).await?;

@@ -2,8 +2,8 @@
 
 mod check;
 mod keys;
-mod paths;
 mod status;
+mod tell;
 
 use std::io;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use clap::{Parser, Subcommand};
 
 pub use check::check;
 pub use keys::{genkey, pubkey};
-pub use paths::{probe, switch};
 pub use status::status;
+pub use tell::{events, probe, reload, switch};
 
 /// The arguments of the `roamd` binary.
 #[derive(Debug, Parser)]
@@ -88,6 +88,26 @@ Examples:
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+    },
+    /// Make a running tunnel read its configuration again
+    #[command(after_help = "\
+What cannot be used changes nothing, and is named.
+
+Examples:
+  roamd reload
+  roamd reload home")]
+    Reload {
+        /// The tunnel [default: the only one that runs]
+        name: Option<String>,
+    },
+    /// Print what happens to a running tunnel, one JSON object a line
+    #[command(after_help = "\
+Examples:
+  roamd events
+  roamd events home | jq --unbuffered -r .summary | xargs -I{} notify-send roamd {}")]
+    Events {
+        /// The tunnel [default: the only one that runs]
+        name: Option<String>,
     },
     /// Move a client's tunnel to a link
     #[command(after_help = "\

@@ -7,6 +7,7 @@
 
 pub mod dial;
 pub mod fate;
+mod layout;
 pub mod links;
 pub mod names;
 pub(crate) mod order;
@@ -16,20 +17,21 @@ mod shown;
 use std::{
     convert::Infallible,
     io,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use ipnet::IpNet;
 use quinn::{Connection, ConnectionError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
     dial::{DialError, Dialer},
     fate::Ended,
+    layout::{layout, ports, sealed},
     links::Links,
     names::Names,
     order::{Order, What},
@@ -38,9 +40,13 @@ use self::{
 };
 use crate::{
     clock,
-    config::{ClientConfig, ClientTun},
-    control::{self, Instance, Reply, Request},
+    config::{self, ClientConfig, ClientTun, Config},
+    control::{self, Reply, Request},
+    daemon::Daemon,
+    events::{Event, Events},
+    host::{Host, Layout, Seal, Setup},
     identity::PublicKey,
+    metrics,
     netlink::Netlink,
     path::{
         handshake::{Connected, Handshake, HandshakeError},
@@ -49,20 +55,18 @@ use crate::{
         preference::Preferences,
     },
     quic::{self, close, congestion::Handle},
-    session, shutdown,
+    service::{self, Heart},
+    session, signals,
     status::Status,
     tls,
     tunnel::{
         counters::{Counters, Drop},
-        device::{BATCH, PacketSink, PacketSource, Tun},
-        interface::{self, Interface, Setup},
+        device::{BATCH, PacketSink, PacketSource},
+        interface::{self, Interface},
         pump,
         queue::Queue,
     },
-    wire::{
-        control::{Net, Welcome},
-        packet::Packet,
-    },
+    wire::{control::Welcome, packet::Packet},
 };
 
 /// Bytes that wait for the connection, or for a path, at most.
@@ -85,6 +89,8 @@ const METERED: u32 = 20;
 const GREETING: Duration = Duration::from_secs(3);
 /// Orders from the control socket that wait.
 const ORDERS: usize = 4;
+/// From one sign to the watchdog that all is well to the next.
+const BEAT: Duration = Duration::from_secs(1);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -96,87 +102,103 @@ pub(crate) struct Client {
     tun: Box<dyn PacketSink>,
     queue: Queue,
     counters: Counters,
-    own_routes: Option<Vec<IpNet>>,
-    own_mtu: u16,
+    links: Option<Arc<Links>>,
+    config: Mutex<ClientConfig>,
+    renewed: Notify,
+    events: Events,
     interface: String,
     started: SystemTime,
     shown: Shown,
 }
 
 /// Runs the client until the process is told to stop or the server refuses it.
-pub async fn run(config: ClientConfig, instance: Instance) -> anyhow::Result<()> {
-    let stop = shutdown::signal()?;
+pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
+    let stop = signals::stop()?;
     let tun = &config.tun;
-    let device = Tun::create(&tun.name, tun.mtu, tun.offload)
-        .with_context(|| format!("can't create TUN device {}", tun.name))?;
-    let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
+    let device = service::tun(&tun.name, tun.mtu, tun.offload)?;
+    let interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
+    let index = interface.index();
+    let (mut host, mut wish) = Host::new(interface)?;
+    host.seal(&Layout {
+        sealed: sealed(tun),
+        exclude: tun.exclude.clone(),
+        ports: ports(&config.server.addresses),
+        ..Layout::default()
+    })
+    .await?;
     let preferences = Preferences::new(&config.paths);
-    let network =
-        Arc::new(Links::new(Netlink::open()?, interface.index(), preferences, config.quic.dscp));
-    let client = Arc::new(Client::new(config, network, Box::new(device.writer()))?);
+    let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
+    let metrics = config.metrics.clone();
+    let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
+    client.links = Some(links);
+    let (client, daemon) = (Arc::new(client), Arc::new(daemon));
     let (orders, mut ordered) = mpsc::channel(ORDERS);
-    let _control = control::serve(&instance, {
+    let _control = control::serve(&daemon.instance, client.events.clone(), {
+        let (client, daemon, orders) = (client.clone(), daemon.clone(), orders.clone());
+        move |request| client.clone().answer(request, orders.clone(), daemon.clone())
+    })?;
+    let _metrics = metrics::serve(metrics.as_ref(), {
         let client = client.clone();
-        move |request| client.clone().answer(request, orders.clone())
+        move || client.status()
     })?;
     info!(interface = client.interface, key = %client.key, "starting");
-    let deleted = interface::deleted(interface.index());
-    tokio::select! {
-        ended = client.carry(device.reader(), &mut interface, &mut ordered) => ended,
-        deleted = deleted => {
+    let ended = tokio::select! {
+        ended = client.carry(device.reader(), &mut wish, &mut ordered) => ended,
+        failed = host.run() => failed.map(|never| match never {}),
+        failed = daemon.hangups(|| client.reload(&daemon, &orders)) => failed.map(|never| match never {}),
+        never = service::watchdog(&client.roaming.heart) => match never {},
+        deleted = interface::deleted(index) => {
             deleted?;
-            anyhow::bail!("TUN device {} is gone: somebody deleted it", client.interface)
+            Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", client.interface))
         }
         signal = stop => {
             info!(signal, "stopping");
+            service::stopping();
             client.goodbye().await;
             Ok(())
         }
-    }
+    };
+    // A tunnel that failed is no reason to let its traffic out.
+    let seal = if ended.is_ok() { Seal::Lifted } else { Seal::Kept };
+    host.undo(seal).await;
+    ended
 }
 
 impl Client {
     pub(crate) fn new(
         config: ClientConfig,
         network: Arc<dyn Network>,
-        tun: Box<dyn PacketSink>,
+        device: Box<dyn PacketSink>,
     ) -> anyhow::Result<Self> {
-        let ClientConfig {
-            private_key,
-            server,
-            tun: ClientTun { name, mtu, routes, .. },
-            paths,
-            quic,
-            ..
-        } = config;
-        let names = Arc::new(Names::new(server.addresses));
+        let ClientConfig { private_key, server, tun, quic, .. } = &config;
+        let events = Events::default();
+        let names = Arc::new(Names::new(server.addresses.clone()));
         let renewal = Handle::default();
         let handshake =
-            |alpn, transport| Handshake::new(&private_key, server.public_key, alpn, transport);
-        let tunnel = handshake(tls::TUNNEL, quic::transport(&quic, mtu, renewal.clone()))?;
+            |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
+        let tunnel = handshake(tls::TUNNEL, quic::transport(quic, tun.mtu, renewal.clone()))?;
         let roaming = Roaming {
             network: network.clone(),
             names: names.clone(),
             probes: handshake(tls::PROBE, quic::probe_transport())?,
-            settings: Settings {
-                probe_timeout: paths.probe_timeout,
-                standby_check: paths.standby_check,
-                metered_check: paths.standby_check.map(|check| METERED * check),
-            },
+            heart: Heart::default(),
+            settings: ArcSwap::from_pointee(settings(&config.paths)),
             renewal,
         };
         Ok(Self {
             key: private_key.public_key(),
             dialer: Dialer::new(names, tunnel, network),
             roaming,
-            tun,
+            tun: device,
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
-            own_routes: routes,
-            own_mtu: mtu,
-            interface: name,
+            links: None,
+            interface: tun.name.clone(),
             started: SystemTime::now(),
-            shown: Shown::new(mtu),
+            shown: Shown::new(tun.mtu, events.clone()),
+            events,
+            renewed: Notify::new(),
+            config: Mutex::new(config),
         })
     }
 
@@ -185,14 +207,25 @@ impl Client {
     pub(crate) async fn carry(
         &self,
         source: impl PacketSource,
-        interface: &mut impl Setup,
+        host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         tokio::select! {
-            ended = self.stay_connected(interface, orders) => ended,
+            ended = self.stay_connected(host, orders) => ended,
+            never = self.beat() => match never {},
             error = self.read_tun(source) => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
+        }
+    }
+
+    /// Beats while there is no connection; when there is one, the [`Roamer`] does.
+    async fn beat(&self) -> Infallible {
+        loop {
+            if !self.shown.is_connected() {
+                self.roaming.heart.beat();
+            }
+            tokio::time::sleep(BEAT).await;
         }
     }
 
@@ -211,7 +244,7 @@ impl Client {
     /// Connects, for ever. Returns only what trying again would not change.
     async fn stay_connected(
         &self,
-        interface: &mut impl Setup,
+        host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let (mut pauses, mut lost, mut told) = (pauses(), clock::now(), String::new());
@@ -219,7 +252,7 @@ impl Client {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             self.shown.connecting();
-            let ended = self.connect(interface, orders, lost).await?;
+            let ended = self.connect(host, orders, lost).await?;
             self.queue.hold(true);
             self.shown.waiting(ended.to_string());
             let ended = ended.unless_fatal(self.key, self.shown.sessions() == 0)?;
@@ -235,7 +268,7 @@ impl Client {
                 debug!(reason, "not connected");
             } else {
                 warn!(reason, "not connected");
-                control::report(&format!("not connected: {reason}"));
+                service::report(&format!("not connected: {reason}"));
                 told = reason;
             }
             match ended {
@@ -282,7 +315,7 @@ impl Client {
     /// One session, from the first attempt to its end. An error is one of this machine's.
     async fn connect(
         &self,
-        interface: &mut impl Setup,
+        host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
         lost: Instant,
     ) -> anyhow::Result<Ended> {
@@ -300,7 +333,7 @@ impl Client {
             Ok(Err(error)) => return Ok(error.into()),
             Err(_elapsed) => return Ok(Ended::NoGreeting),
         };
-        self.set_up(interface, &welcome).await?;
+        self.set_up(host, &welcome).await?;
         let candidate = &connected.candidate;
         info!(
             link = candidate.link,
@@ -312,14 +345,16 @@ impl Client {
             addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
             "connected"
         );
-        control::ready(&format!("connected to {} over {}", candidate.server, candidate.link));
-        self.shown.connected(Line {
-            connection: connection.clone(),
-            endpoint: connected.underlay.endpoint().clone(),
-            socket: connected.underlay.socket().clone(),
-            software: welcome.software,
-            since: SystemTime::now(),
-        });
+        self.shown.connected(
+            Line {
+                connection: connection.clone(),
+                endpoint: connected.underlay.endpoint().clone(),
+                socket: connected.underlay.socket().clone(),
+                software: welcome.software.clone(),
+                since: SystemTime::now(),
+            },
+            candidate,
+        );
         let roamer =
             Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
         self.queue.hold(false);
@@ -329,6 +364,7 @@ impl Client {
                 Ok(Ended::Lost(lost))
             }
             failed = roamer.run() => failed.map(|never| match never {}),
+            failed = self.keep_up(host, &welcome) => failed.map(|never| match never {}),
         }
     }
 
@@ -340,17 +376,64 @@ impl Client {
         }
     }
 
-    /// Gives the interface what the server says belongs to it.
-    async fn set_up(&self, interface: &mut impl Setup, welcome: &Welcome) -> anyhow::Result<()> {
-        let addresses: Vec<_> = welcome.addresses.iter().map(|Net(net)| *net).collect();
-        let mtu = self.own_mtu.min(welcome.mtu);
-        let (routes, homeless) = routes(self.own_routes.as_deref(), welcome);
-        for route in homeless {
-            warn!(%route, "left out: the server gave this client no address of that family");
+    /// Gives the host what the server says belongs to the tunnel.
+    async fn set_up(&self, host: &mut impl Setup, welcome: &Welcome) -> anyhow::Result<()> {
+        let layout = self.layout(welcome);
+        for route in &layout.blocked {
+            warn!(%route, "the server gave this client no address of that family");
         }
-        interface.set(mtu, &addresses, &routes).await?;
+        let Layout { mtu, addresses, routes, .. } = layout.clone();
+        host.set(layout).await?;
         self.shown.set_up(mtu, addresses, routes);
         Ok(())
+    }
+
+    /// Sets up again whenever the configuration has changed.
+    async fn keep_up(
+        &self,
+        host: &mut impl Setup,
+        welcome: &Welcome,
+    ) -> anyhow::Result<Infallible> {
+        loop {
+            self.renewed.notified().await;
+            self.set_up(host, welcome).await?;
+        }
+    }
+
+    fn config(&self) -> MutexGuard<'_, ClientConfig> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn layout(&self, welcome: &Welcome) -> Layout {
+        let config = self.config();
+        layout(&config.tun, welcome, &config.server.addresses)
+    }
+
+    /// Takes over a changed configuration; what takes a restart stays as it was and is named.
+    async fn renew(&self, new: ClientConfig, orders: &mpsc::Sender<Order>) -> Vec<&'static str> {
+        let stays = {
+            let mut config = self.config();
+            let stays = config.takes_restart(&new);
+            self.roaming.names.replace(new.server.addresses.clone());
+            self.roaming.settings.store(Arc::new(settings(&new.paths)));
+            if let Some(links) = &self.links {
+                links.prefer(Preferences::new(&new.paths));
+            }
+            config.server.addresses = new.server.addresses;
+            config.paths = new.paths;
+            config.log = new.log;
+            let (name, mtu, offload) =
+                (config.tun.name.clone(), config.tun.mtu, config.tun.offload);
+            config.tun = ClientTun { name, mtu, offload, ..new.tun };
+            stays
+        };
+        self.renewed.notify_one();
+        if self.shown.is_connected() {
+            let (reply, _) = oneshot::channel();
+            // Without a connection there is nobody who would have to know.
+            let _ = orders.send(Order { what: What::Renew, reply }).await;
+        }
+        stays
     }
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
@@ -363,9 +446,18 @@ impl Client {
     }
 
     /// Answers a request on the control socket.
-    async fn answer(self: Arc<Self>, request: Request, orders: mpsc::Sender<Order>) -> Reply {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request,
+        orders: mpsc::Sender<Order>,
+        daemon: Arc<Daemon>,
+    ) -> Reply {
         let what = match request {
             Request::Status => return Reply::Ok(Box::new(self.status())),
+            Request::Reload => {
+                return self.reload(&daemon, &orders).await.map_or_else(Reply::Error, Reply::Done);
+            }
+            Request::Events => return Reply::Error("events come without end".into()),
             Request::Switch { link, pin } => What::Switch { link, pin },
             Request::Auto => What::Auto,
             Request::Probe { link } => What::Probe { link },
@@ -381,6 +473,25 @@ impl Client {
         }
     }
 
+    /// Reads the configuration again; what to say about it.
+    async fn reload(
+        &self,
+        daemon: &Daemon,
+        orders: &mpsc::Sender<Order>,
+    ) -> Result<Vec<String>, String> {
+        let config = match daemon.read_again().map_err(|errors| errors.to_string())? {
+            Config::Client(config) => config,
+            Config::Server(_) => {
+                return Err("role: a client becomes a server with a restart".into());
+            }
+        };
+        daemon.log(&config.log);
+        let stays = self.renew(config, orders).await;
+        let restart_needed = stays.iter().map(ToString::to_string).collect();
+        self.events.tell(Event::Reloaded { restart_needed });
+        Ok(daemon.reloaded(&stays))
+    }
+
     async fn goodbye(&self) {
         if let Some(line) = self.shown.take_line() {
             line.connection.close(close::GOODBYE, b"the client stops");
@@ -390,19 +501,17 @@ impl Client {
 
     pub(crate) fn status(&self) -> Status {
         let (queued, traffic) = (self.queue.bytes(), self.counters.snapshot());
-        Status::client(self.shown.status(&self.interface, self.started, queued, traffic))
+        let delay = self.queue.delay();
+        Status::client(self.shown.status(&self.interface, self.started, queued, delay, traffic))
     }
 }
 
-/// Our own routes, or the server's where we name none; and apart from them those for which we have
-/// no inner address of their family. A server may not take all traffic on its own account.
-fn routes(own: Option<&[IpNet]>, welcome: &Welcome) -> (Vec<IpNet>, Vec<IpNet>) {
-    let offered = || welcome.routes.iter().map(|Net(net)| *net);
-    let wanted = own
-        .map_or_else(|| offered().filter(|net| net.prefix_len() > 0).collect(), <[IpNet]>::to_vec);
-    wanted.into_iter().partition(|route| {
-        welcome.addresses.iter().any(|Net(net)| net.addr().is_ipv4() == route.addr().is_ipv4())
-    })
+fn settings(paths: &config::Paths) -> Settings {
+    Settings {
+        probe_timeout: paths.probe_timeout,
+        standby_check: paths.standby_check,
+        metered_check: paths.standby_check.map(|check| METERED * check),
+    }
 }
 
 fn pauses() -> ExponentialBackoff {
@@ -422,45 +531,6 @@ fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn nets(nets: &[&str]) -> Vec<IpNet> {
-        nets.iter().map(|net| net.parse().unwrap()).collect()
-    }
-
-    fn welcome(addresses: &[&str], routes: &[&str]) -> Welcome {
-        Welcome {
-            version: 1,
-            software: String::new(),
-            name: String::new(),
-            addresses: nets(addresses).into_iter().map(Net).collect(),
-            routes: nets(routes).into_iter().map(Net).collect(),
-            mtu: 1400,
-            unchecked: true,
-        }
-    }
-
-    #[test]
-    fn own_routes_win_over_those_that_the_server_offers() {
-        let welcome = welcome(&["10.66.0.2/24"], &["192.0.2.0/24"]);
-        assert_eq!(routes(None, &welcome).0, nets(&["192.0.2.0/24"]));
-        let own = nets(&["10.1.0.0/16"]);
-        assert_eq!(routes(Some(&own), &welcome).0, own);
-        assert_eq!(routes(Some(&[]), &welcome).0, []);
-    }
-
-    #[test]
-    fn a_server_can_not_take_all_traffic_on_its_own_account() {
-        let welcome = welcome(&["10.66.0.2/24", "fd66::2/64"], &["0.0.0.0/0", "::/0"]);
-        assert_eq!(routes(None, &welcome), (Vec::new(), Vec::new()));
-    }
-
-    #[test]
-    fn a_route_needs_an_inner_address_of_its_family() {
-        let welcome = welcome(&["10.66.0.2/24"], &[]);
-        let own = nets(&["10.1.0.0/16", "fd01::/64"]);
-        let expected = (nets(&["10.1.0.0/16"]), nets(&["fd01::/64"]));
-        assert_eq!(routes(Some(&own), &welcome), expected);
-    }
 
     #[test]
     fn pauses_grow_to_a_bound_and_never_end() {

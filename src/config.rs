@@ -28,7 +28,7 @@ mod source;
 
 use std::env;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -118,6 +118,30 @@ pub struct ClientConfig {
     pub quic: Quic,
     /// What to log.
     pub log: Log,
+    /// Where Prometheus finds figures, if anywhere.
+    pub metrics: Option<Metrics>,
+}
+
+impl ClientConfig {
+    /// The keys whose change takes a restart, of those that differ in `new`.
+    #[must_use]
+    pub fn takes_restart(&self, new: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("private-key", self.private_key.public_key() != new.private_key.public_key()),
+            ("server.public-key", self.server.public_key != new.server.public_key),
+            ("tun.name", self.tun.name != new.tun.name),
+            ("tun.mtu", self.tun.mtu != new.tun.mtu),
+            ("tun.offload", self.tun.offload != new.tun.offload),
+            ("quic", self.quic != new.quic),
+            ("log.format", self.log.format != new.log.format),
+            ("metrics.listen", self.metrics != new.metrics),
+        ];
+        only_changed(&changed)
+    }
+}
+
+fn only_changed(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
+    keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect()
 }
 
 /// The server, as a client knows it.
@@ -140,6 +164,39 @@ pub struct ClientTun {
     pub offload: bool,
     /// What goes into the tunnel; `None` takes what the server offers.
     pub routes: Option<Vec<IpNet>>,
+    /// What stays outside although [`Self::routes`] has it.
+    pub exclude: Exclude,
+    /// Whether what belongs into the tunnel stays unsent where there is none.
+    pub kill_switch: bool,
+    /// The resolvers inside the tunnel; `None` takes what the server offers.
+    pub dns: Option<Dns>,
+}
+
+/// What stays outside of the tunnel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exclude {
+    /// Whatever the host has a route for that is not its default route.
+    pub lan: bool,
+    /// These prefixes.
+    pub nets: Vec<IpNet>,
+}
+
+/// Resolvers inside the tunnel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Their addresses.
+    pub servers: Vec<IpAddr>,
+    /// The domains that they are asked about.
+    pub domains: Vec<String>,
+}
+
+/// Where figures are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Metrics {
+    /// Over TCP, on this host alone.
+    Loopback(SocketAddr),
+    /// On a UNIX socket.
+    Socket(PathBuf),
 }
 
 /// How a client chooses among its links.
@@ -213,6 +270,28 @@ pub struct ServerConfig {
     pub quic: Quic,
     /// What to log.
     pub log: Log,
+    /// Where Prometheus finds figures, if anywhere.
+    pub metrics: Option<Metrics>,
+}
+
+impl ServerConfig {
+    /// The keys whose change takes a restart, of those that differ in `new`.
+    #[must_use]
+    pub fn takes_restart(&self, new: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("private-key", self.private_key.public_key() != new.private_key.public_key()),
+            ("listen", self.listen != new.listen),
+            ("tun.name", self.tun.name != new.tun.name),
+            ("tun.mtu", self.tun.mtu != new.tun.mtu),
+            ("tun.offload", self.tun.offload != new.tun.offload),
+            ("tun.addresses", self.tun.addresses != new.tun.addresses),
+            ("tun.nat", self.tun.nat != new.tun.nat),
+            ("quic", self.quic != new.quic),
+            ("log.format", self.log.format != new.log.format),
+            ("metrics.listen", self.metrics != new.metrics),
+        ];
+        only_changed(&changed)
+    }
 }
 
 /// A server's TUN device.
@@ -228,6 +307,10 @@ pub struct ServerTun {
     pub addresses: Vec<IpNet>,
     /// Offered to clients that name no routes of their own.
     pub routes: Vec<IpNet>,
+    /// Offered to clients that name no resolvers of their own.
+    pub dns: Dns,
+    /// Whether peers reach other networks with this host's addresses.
+    pub nat: bool,
 }
 
 /// A client, as the server knows it.

@@ -3,6 +3,8 @@
 //! A UNIX socket named after the configuration file, in `/run/roamd` or `$ROAMD_RUNTIME_DIR`. A
 //! client writes one line of JSON and gets one line back.
 
+mod access;
+
 use std::{
     env, fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -11,16 +13,16 @@ use std::{
     time::Duration,
 };
 
-use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
+    sync::broadcast::error::RecvError,
     task::{JoinHandle, JoinSet},
 };
 use tracing::{debug, warn};
 
-use crate::status::Status;
+use crate::{events::Events, status::Status};
 
 const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const SUFFIX: &str = "sock";
@@ -51,6 +53,10 @@ pub enum Request {
         /// Its name.
         link: Option<String>,
     },
+    /// Read the configuration again.
+    Reload,
+    /// Tell what happens from here on, see [`crate::events`].
+    Events,
 }
 
 /// What is answered.
@@ -138,6 +144,11 @@ impl Instance {
         Self { name: name.into(), path: directory.join(format!("{name}.{SUFFIX}")) }
     }
 
+    /// The instance called `name`, or without a name the only one that runs.
+    pub fn find(name: Option<&str>) -> Result<Self, ControlError> {
+        name.map_or_else(Self::only, |name| Ok(Self::named(name)))
+    }
+
     /// The only one that runs.
     pub fn only() -> Result<Self, ControlError> {
         let directory = directory();
@@ -178,17 +189,30 @@ impl Instance {
         }
     }
 
+    /// Listens to what happens there; one line of JSON for each event.
+    pub fn events(&self) -> Result<impl Iterator<Item = io::Result<String>>, ControlError> {
+        let mut stream = self.connect()?;
+        let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
+        let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));
+        asked.map_err(|source| self.io(source))?;
+        Ok(BufReader::new(stream).lines())
+    }
+
+    fn connect(&self) -> Result<StdStream, ControlError> {
+        StdStream::connect(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
+            }
+            _ => self.io(source),
+        })
+    }
+
     fn unexpected(&self, reply: &Reply) -> ControlError {
         ControlError::Answer { path: self.path.clone(), answer: format!("{reply:?}") }
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, ControlError> {
-        let mut stream = StdStream::connect(&self.path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
-            }
-            _ => self.io(source),
-        })?;
+        let mut stream = self.connect()?;
         let answer = ask(&mut stream, request).map_err(|source| self.io(source))?;
         match serde_json::from_str(&answer) {
             Ok(Reply::Error(reason)) => Err(ControlError::Refused(reason)),
@@ -230,7 +254,7 @@ impl Drop for Server {
 }
 
 /// Answers requests to `instance` with what `handler` gives.
-pub fn serve<F, R>(instance: &Instance, handler: F) -> Result<Server, ControlError>
+pub fn serve<F, R>(instance: &Instance, events: Events, handler: F) -> Result<Server, ControlError>
 where
     F: Fn(Request) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Reply> + Send + 'static,
@@ -245,12 +269,10 @@ where
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let answered = answer(stream, handler.clone());
+                    let answered = answer(stream, events.clone(), handler.clone());
                     requests.spawn(async move {
-                        match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!(%error, "control request failed"),
-                            Err(_elapsed) => debug!("control request timed out"),
+                        if let Err(error) = answered.await {
+                            debug!(%error, "control request failed");
                         }
                     });
                     while requests.try_join_next().is_some() {}
@@ -281,14 +303,21 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 
 async fn answer<R: Future<Output = Reply>>(
     mut stream: UnixStream,
+    events: Events,
     handler: impl Fn(Request) -> R,
 ) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let allowed = access::is_allowed(&stream, peer.uid())?;
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let mut read = tokio::io::BufReader::new(read.take(MAX_REQUEST));
     tokio::time::timeout(TIMEOUT, read.read_line(&mut line)).await??;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => handler(request).await,
+        _ if !allowed => {
+            Reply::Error("only root and the daemon's own user and group may ask".into())
+        }
+        Ok(Request::Events) => return tell(events, &mut write).await,
+        Ok(request) => tokio::time::timeout(ANSWER_TIMEOUT, handler(request)).await?,
         Err(error) => Reply::Error(format!("bad request: {error}")),
     };
     let mut reply = serde_json::to_vec(&reply)?;
@@ -296,18 +325,14 @@ async fn answer<R: Future<Output = Reply>>(
     write.write_all(&reply).await
 }
 
-/// Tells systemd, where it asked to be told (sd_notify(3)), that the daemon does its work.
-pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
-}
-
-/// Tells systemd what the daemon is at.
-pub fn report(status: &str) {
-    notify(&[NotifyState::Status(status)]);
-}
-
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        debug!(%error, "systemd could not be told");
+/// Writes events until the other side goes.
+async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    let mut events = events.listen();
+    loop {
+        match events.recv().await {
+            Ok(event) => write.write_all(event.line()?.as_bytes()).await?,
+            Err(RecvError::Lagged(missed)) => debug!(missed, "a listener is too slow for events"),
+            Err(RecvError::Closed) => return Ok(()),
+        }
     }
 }

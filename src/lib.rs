@@ -12,10 +12,11 @@
 //! - [`quic`], [`tls`], [`identity`]: how quinn and rustls are set up, and whose key is whose.
 //! - [`path`]: the sockets below quinn. Knows nothing of tunnels.
 //! - [`link`], [`netlink`]: what the kernel tells of the machine's networks.
+//! - [`host`]: what else of this machine belongs to a tunnel: rules, firewall, resolver.
 //! - [`session`]: how a session begins.
 //! - [`client`], [`server`]: the two composition roots.
-//! - [`config`], [`cli`], [`control`], [`status`], [`logging`], [`shutdown`], [`exit`]: the daemon's
-//!   edges towards people and systemd.
+//! - [`config`], [`cli`], [`control`], [`status`], [`events`], [`metrics`], [`logging`], [`daemon`],
+//!   [`service`], [`signals`], [`exit`]: the daemon's edges towards people and systemd.
 //! - [`lab`], [`demo`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
 pub mod cli;
@@ -23,18 +24,23 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod demo;
+pub mod events;
 pub mod exit;
+pub mod host;
 pub mod identity;
 pub mod lab;
 pub mod link;
 pub mod logging;
+pub mod metrics;
 pub mod netlink;
 pub mod path;
 pub mod quic;
 pub mod server;
+pub mod service;
 pub mod session;
-pub mod shutdown;
+pub mod signals;
 pub mod status;
 pub mod tls;
 pub mod tunnel;

@@ -2,15 +2,15 @@
 //! says why.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use roamd::cli::{self, Cli, Command};
-use roamd::config::{self, Config, ConfigErrors};
-use roamd::control::Instance;
+use roamd::config::{Config, ConfigErrors};
+use roamd::daemon::Daemon;
 use roamd::exit::Exit;
-use roamd::{client, demo, logging, server};
+use roamd::{client, demo, server};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -28,25 +28,25 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Genkey { output } => cli::genkey(output.as_deref()),
         Command::Pubkey { file } => cli::pubkey(file.as_deref()),
         Command::Check { file } => cli::check(&file),
-        Command::Run { file } => run(&file),
+        Command::Run { file } => run(file),
         Command::Status { name, json } => cli::status(name.as_deref(), json),
+        Command::Reload { name } => cli::reload(name.as_deref()),
+        Command::Events { name } => cli::events(name.as_deref()),
         Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),
         Command::Probe { link, tunnel } => cli::probe(tunnel.as_deref(), link),
         Command::Demo { svg } => demo::run(svg),
     }
 }
 
-fn run(file: &Path) -> anyhow::Result<()> {
-    let config = config::load(file)?;
-    logging::init(config.log())?;
-    let instance = Instance::of_file(file);
+fn run(file: PathBuf) -> anyhow::Result<()> {
+    let (daemon, config) = Daemon::load(file)?;
     // One thread: on two cores the datapath is faster on one than shared between threads, because
     // packets then never wait for another thread to wake.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match config {
-            Config::Client(config) => client::run(config, instance).await,
-            Config::Server(config) => server::run(config, instance).await,
+            Config::Client(config) => client::run(config, daemon).await,
+            Config::Server(config) => server::run(config, daemon).await,
         }
     })
 }

@@ -13,11 +13,12 @@ pub mod socket;
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use quinn::{
     AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
@@ -33,19 +34,24 @@ use self::{
 };
 use crate::{
     clock,
-    config::{self, ServerConfig, ServerTun},
-    control::{self, Instance, Reply, Request},
+    config::{self, Config, Dns, ServerConfig, ServerTun},
+    control::{self, Reply, Request},
+    daemon::Daemon,
+    events::{Event, Events},
+    host::nat::Nat,
     identity::PrivateKey,
+    metrics,
     netlink::Netlink,
     path::udp::UdpSocket,
     quic::{self, HANDSHAKE_TIMEOUT, close, congestion::Handle},
+    service::{self, Heart},
     session::{self, Control, SOFTWARE},
-    shutdown,
+    signals,
     status::{self, PeerStatus, ServerStatus, Status},
     tls,
     tunnel::{
         counters::{Counters, Drop},
-        device::{BATCH, PacketSink, PacketSource, Tun},
+        device::{BATCH, PacketSink, PacketSource},
         interface::{self, Interface},
         pump,
     },
@@ -55,14 +61,18 @@ use crate::{
     },
 };
 
+/// From one sign to the watchdog that all is well to the next.
+const BEAT: Duration = Duration::from_secs(1);
 /// How long clients have to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 /// The server, apart from this machine's device and signals.
 pub(crate) struct Server {
     acceptor: Acceptor,
-    peers: Peers,
-    offer: Offer,
+    peers: ArcSwap<Peers>,
+    offer: ArcSwap<Offer>,
+    config: Mutex<ServerConfig>,
+    events: Events,
     tun: Box<dyn PacketSink>,
     interface: String,
     listen: std::net::SocketAddr,
@@ -77,7 +87,15 @@ pub(crate) struct Server {
 struct Offer {
     networks: Vec<IpNet>,
     routes: Vec<IpNet>,
+    dns: Dns,
     mtu: u16,
+}
+
+impl Offer {
+    fn new(tun: &ServerTun) -> Self {
+        let ServerTun { addresses, routes, dns, mtu, .. } = tun.clone();
+        Self { networks: addresses, routes, dns, mtu }
+    }
 }
 
 /// How connections are set up.
@@ -97,53 +115,71 @@ impl Acceptor {
 }
 
 /// Runs the server until the process is told to stop.
-pub async fn run(config: ServerConfig, instance: Instance) -> anyhow::Result<()> {
-    let stop = shutdown::signal()?;
+pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
+    let stop = signals::stop()?;
     let (tun, listen) = (&config.tun, config.listen);
-    let device = Tun::create(&tun.name, tun.mtu, tun.offload)
-        .with_context(|| format!("can't create TUN device {}", tun.name))?;
+    let device = service::tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     interface.set_addresses(&tun.addresses).await?;
-
-    let udp = UdpSocket::bind(listen, None, config.quic.dscp)
+    let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
         .with_context(|| format!("can't listen on {listen}"))?;
+    let nat = if tun.nat { Some(Nat::set(&tun.name, &tun.addresses).await?) } else { None };
     let key = config.private_key.public_key();
+    let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()))?;
-    let _control = control::serve(&instance, {
-        let server = server.clone();
+    let daemon = Arc::new(daemon);
+    let _control = control::serve(&daemon.instance, server.events.clone(), {
+        let (server, daemon) = (server.clone(), daemon.clone());
         move |request| {
-            let server = server.clone();
-            async move {
-                match request {
-                    Request::Status => Reply::Ok(Box::new(server.status())),
-                    _ => Reply::Error(
-                        "a server follows its clients, it has no paths to choose".into(),
-                    ),
-                }
-            }
+            let (server, daemon) = (server.clone(), daemon.clone());
+            async move { server.answer(&request, &daemon) }
         }
+    })?;
+    let _metrics = metrics::serve(metrics.as_ref(), {
+        let server = server.clone();
+        move || server.status()
     })?;
 
     info!(
         listen = %server.listen,
         interface = server.interface,
-        peers = server.peers.iter().count(),
+        peers = server.peers.load().iter().count(),
         %key,
         "listening"
     );
-    control::ready(&format!("listening on {}", server.listen));
-    tokio::select! {
+    service::ready(&format!("listening on {}", server.listen));
+    let heart = Heart::default();
+    let ended = tokio::select! {
         ended = server.carry(device.reader(), &endpoint) => ended,
+        failed = daemon.hangups(|| std::future::ready(server.reload(&daemon))) => {
+            failed.map(|never| match never {})
+        }
+        never = service::watchdog(&heart) => match never {},
+        never = beat(&heart, &endpoint) => match never {},
         deleted = interface::deleted(interface.index()) => {
             deleted?;
-            anyhow::bail!("TUN device {} is gone: somebody deleted it", server.interface)
+            Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
         }
         signal = stop => {
             info!(signal, "stopping");
+            service::stopping();
             endpoint.close(close::GOODBYE, b"the server stops");
             let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
             Ok(())
         }
+    };
+    if let Some(nat) = nat {
+        nat.remove().await;
+    }
+    ended
+}
+
+/// Beats as long as quinn's endpoint, which the datapath runs through, can be had.
+async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
+    loop {
+        let _ = endpoint.open_connections();
+        heart.beat();
+        tokio::time::sleep(BEAT).await;
     }
 }
 
@@ -202,6 +238,12 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
         since: SystemTime::now(),
         software: hello.software.clone(),
     });
+    // The configuration may have changed since this peer was found in it.
+    if server.peers.load().with_key(peer.key).is_none_or(|now| !Arc::ptr_eq(now, &peer)) {
+        connection.close(close::TAKEN_OVER, b"the configuration changed");
+    }
+    let remote = connection.remote_address();
+    server.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
     info!(peer = peer.name, software = hello.software, "connected");
     let reason = tokio::select! {
         reason = pump::uplink(&connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
@@ -213,6 +255,8 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     };
     peer.detach(&connection);
     info!(peer = peer.name, %reason, "disconnected");
+    let (peer, reason) = (peer.name.clone(), reason.to_string());
+    server.events.tell(Event::PeerDisconnected { peer, reason });
 }
 
 /// Does what a client asks for over the control stream. Its end is no reason to end the session.
@@ -245,7 +289,7 @@ async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Er
             Ok(malformed) => server.counters.dropped(Drop::Malformed, malformed),
             Err(error) => return error,
         }
-        server.peers.route(&mut batch, &server.counters);
+        server.peers.load().route(&mut batch, &server.counters);
     }
 }
 
@@ -255,27 +299,29 @@ impl Server {
         udp: Arc<dyn AsyncUdpSocket>,
         device: Box<dyn PacketSink>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
-        let ServerConfig { private_key, tun, peers, quic, .. } = config;
-        let ServerTun { name, mtu, addresses, routes, .. } = tun;
+        let ServerConfig { private_key, tun, quic, .. } = &config;
         let socket = ServerSocket::new(udp)?;
-        let acceptor = Acceptor { tls: quinn_config(&private_key)?, quic, mtu };
+        let acceptor =
+            Acceptor { tls: quinn_config(private_key)?, quic: quic.clone(), mtu: tun.mtu };
         let endpoint = Endpoint::new_with_abstract_socket(
-            quic::server_endpoint(&private_key),
+            quic::server_endpoint(private_key),
             Some(acceptor.tls.clone()),
             socket.clone(),
             Arc::new(TokioRuntime),
         )?;
         let server = Self {
             acceptor,
-            peers: Peers::new(peers),
-            offer: Offer { networks: addresses, routes, mtu },
+            peers: ArcSwap::from_pointee(Peers::new(&config.peers)),
+            offer: ArcSwap::from_pointee(Offer::new(tun)),
+            events: Events::default(),
             tun: device,
-            interface: name,
+            interface: tun.name.clone(),
             listen: endpoint.local_addr()?,
             socket,
             gate: Gate::default(),
             counters: Counters::default(),
             since: SystemTime::now(),
+            config: Mutex::new(config),
         };
         Ok((Arc::new(server), endpoint))
     }
@@ -303,7 +349,7 @@ impl Server {
     ) -> Result<Connection, ConnectionError> {
         let deliver = |batch: &mut Vec<Packet>| match tls::peer_key(&connection) {
             Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
-                match self.peers.with_key(key) {
+                match self.peers.load().with_key(key) {
                     Some(peer) => self.admit(peer, batch),
                     None => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
                 }
@@ -319,7 +365,7 @@ impl Server {
 
     /// Takes packets from a peer: to other peers, or to the device.
     fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
-        self.peers.admit(peer, batch);
+        self.peers.load().admit(peer, batch);
         peer.counters.dropped(Drop::Device, self.tun.send(batch));
     }
 
@@ -327,7 +373,7 @@ impl Server {
     /// a key that is not in the configuration ends here, with a reason for both sides.
     fn identify(&self, connection: &Connection) -> Option<Arc<Peer>> {
         let key = tls::peer_key(connection)?;
-        if let Some(peer) = self.peers.with_key(key) {
+        if let Some(peer) = self.peers.load().with_key(key) {
             return Some(peer.clone());
         }
         connection.close(close::UNKNOWN_KEY, b"unknown key");
@@ -341,9 +387,67 @@ impl Server {
         None
     }
 
+    /// Takes over a changed configuration; what takes a restart stays as it was and is named. Peers that are
+    /// not in it any more, or have other addresses, are cut off; all others notice nothing.
+    fn renew(&self, new: ServerConfig) -> Vec<&'static str> {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = config.takes_restart(&new);
+        let before = self.peers.load();
+        let peers = Peers::renewed(&before, &new.peers);
+        let gone: Vec<_> = before
+            .iter()
+            .filter(|peer| peers.with_key(peer.key).is_none_or(|now| !Arc::ptr_eq(peer, now)))
+            .map(|peer| (peer.clone(), peers.with_key(peer.key).is_some()))
+            .collect();
+        self.peers.store(Arc::new(peers));
+        for (peer, is_changed) in gone {
+            info!(peer = peer.name, is_changed, "cut off: the configuration changed");
+            if let Some(session) = peer.session() {
+                let (code, reason) = if is_changed {
+                    (close::TAKEN_OVER, &b"the configuration changed"[..])
+                } else {
+                    (close::UNKNOWN_KEY, &b"unknown key"[..])
+                };
+                session.connection.close(code, reason);
+            }
+        }
+        let ServerTun { routes, dns, .. } = new.tun;
+        config.tun = ServerTun { routes, dns, ..config.tun.clone() };
+        (config.peers, config.log) = (new.peers, new.log);
+        self.offer.store(Arc::new(Offer::new(&config.tun)));
+        stays
+    }
+
+    /// Reads the configuration again; what to say about it.
+    fn reload(&self, daemon: &Daemon) -> Result<Vec<String>, String> {
+        let config = match daemon.read_again().map_err(|errors| errors.to_string())? {
+            Config::Server(config) => config,
+            Config::Client(_) => {
+                return Err("role: a server becomes a client with a restart".into());
+            }
+        };
+        daemon.log(&config.log);
+        let stays = self.renew(config);
+        let restart_needed = stays.iter().map(ToString::to_string).collect();
+        self.events.tell(Event::Reloaded { restart_needed });
+        Ok(daemon.reloaded(&stays))
+    }
+
+    /// Answers a request on the control socket.
+    fn answer(&self, request: &Request, daemon: &Daemon) -> Reply {
+        match request {
+            Request::Status => Reply::Ok(Box::new(self.status())),
+            Request::Reload => self.reload(daemon).map_or_else(Reply::Error, Reply::Done),
+            Request::Events | Request::Switch { .. } | Request::Auto | Request::Probe { .. } => {
+                Reply::Error("a server follows its clients, it has no paths to choose".into())
+            }
+        }
+    }
+
     fn welcome(&self, peer: &Peer, version: u16) -> Welcome {
+        let offer = self.offer.load();
         let addresses = peer.addresses.iter().map(|address| {
-            let network = self.offer.networks.iter().find(|network| network.contains(address));
+            let network = offer.networks.iter().find(|network| network.contains(address));
             let host = IpNet::from(*address);
             let prefix = network.map_or(host.prefix_len(), IpNet::prefix_len);
             Net(IpNet::new(*address, prefix).unwrap_or(host))
@@ -353,14 +457,17 @@ impl Server {
             software: SOFTWARE.into(),
             name: peer.name.clone(),
             addresses: addresses.collect(),
-            routes: self.offer.routes.iter().copied().map(Net).collect(),
-            mtu: self.offer.mtu,
+            routes: offer.routes.iter().copied().map(Net).collect(),
+            mtu: offer.mtu,
             unchecked: self.tun.completes_checksums(),
+            dns: offer.dns.servers.iter().map(ToString::to_string).collect(),
+            search_domains: offer.dns.domains.clone(),
         }
     }
 
     fn status(&self) -> Status {
-        let peers = self.peers.iter().map(|peer| PeerStatus {
+        let peers = self.peers.load();
+        let peers = peers.iter().map(|peer| PeerStatus {
             name: peer.name.clone(),
             public_key: peer.key.to_string(),
             addresses: peer.addresses.clone(),
@@ -371,6 +478,7 @@ impl Server {
                 quic: status::QuicStatus::of(&session.connection),
             }),
             queued_bytes: peer.queue.bytes(),
+            queue_delay: status::milliseconds(peer.queue.delay()),
             traffic: peer.counters.snapshot(),
         });
         Status::server(ServerStatus {

@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipnet::IpNet;
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
 use self::world::{Link, World};
@@ -27,13 +26,13 @@ use crate::{
     client::Client,
     clock,
     config::{
-        ClientConfig, ClientTun, Congestion, Filter, HostPort, Log, LogFormat, Paths, Peer, Quic,
-        ServerConfig, ServerPeer, ServerTun,
+        ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
+        Peer, Quic, ServerConfig, ServerPeer, ServerTun,
     },
+    host::{Layout, Setup},
     identity::PrivateKey,
     server::Server,
-    status::{ClientStatus, Role},
-    tunnel::interface::{InterfaceError, Setup},
+    status::Role,
     wire::{self, packet::Packet},
 };
 
@@ -132,7 +131,7 @@ struct Seen {
 struct NoInterface;
 
 impl Setup for NoInterface {
-    async fn set(&mut self, _: u16, _: &[IpNet], _: &[IpNet]) -> Result<(), InterfaceError> {
+    async fn set(&mut self, _: Layout) -> anyhow::Result<()> {
         Ok(())
     }
 }
@@ -162,7 +161,15 @@ impl Hosts {
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             },
-            tun: ClientTun { name: "roam0".into(), mtu: 1400, offload: true, routes: None },
+            tun: ClientTun {
+                name: "roam0".into(),
+                mtu: 1400,
+                offload: true,
+                routes: None,
+                exclude: Exclude::default(),
+                kill_switch: false,
+                dns: None,
+            },
             paths: Paths {
                 probe_timeout: Duration::from_secs(5),
                 standby_check: Some(Duration::from_secs(15)),
@@ -171,6 +178,7 @@ impl Hosts {
             },
             quic: quic(),
             log: log(),
+            metrics: None,
         }
     }
 
@@ -184,6 +192,8 @@ impl Hosts {
                 mtu: 1400,
                 addresses: vec!["10.66.0.1/24".parse().unwrap()],
                 routes: Vec::new(),
+                dns: Dns::default(),
+                nat: false,
             },
             peers: vec![Peer {
                 name: "laptop".into(),
@@ -192,6 +202,7 @@ impl Hosts {
             }],
             quic: quic(),
             log: log(),
+            metrics: None,
         }
     }
 }
@@ -280,11 +291,11 @@ impl Day {
         }
         self.tell("everything works");
         sleep(REST).await;
-        let Role::Client(ClientStatus { paths, .. }) = client.status().role else {
+        let Role::Client(status) = client.status().role else {
             return self.fail("a client says that it is a server");
         };
         let states: Vec<_> =
-            paths.iter().map(|path| format!("{} {:?}", path.link, path.state)).collect();
+            status.paths.iter().map(|path| format!("{} {:?}", path.link, path.state)).collect();
         if states != ["wifi0 Active", "lte0 Standby"] {
             return self.fail(&format!("after a rest: {states:?}"));
         }

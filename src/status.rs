@@ -6,6 +6,7 @@
 pub mod text;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
@@ -14,7 +15,10 @@ use ipnet::IpNet;
 use quinn::Connection;
 use serde::{Deserialize, Serialize};
 
-use crate::{path::manager::Condition, tunnel::counters::Snapshot};
+use crate::{
+    path::manager::{Condition, Reason},
+    tunnel::counters::Snapshot,
+};
 
 /// The version of the schema.
 pub const SCHEMA: u32 = 1;
@@ -39,7 +43,7 @@ pub struct Status {
 #[serde(tag = "role", rename_all = "kebab-case")]
 pub enum Role {
     /// A client.
-    Client(ClientStatus),
+    Client(Box<ClientStatus>),
     /// A server.
     Server(ServerStatus),
 }
@@ -70,8 +74,14 @@ pub struct ClientStatus {
     pub paths: Vec<PathStatus>,
     /// The last changes of path, oldest first.
     pub switches: Vec<SwitchStatus>,
+    /// How often the path changed since the daemon started, by reason.
+    pub switches_by_reason: BTreeMap<Reason, u64>,
+    /// How long these changes took.
+    pub gaps: Gaps,
     /// Bytes that wait to be sent.
     pub queued_bytes: usize,
+    /// How long the last packet that was sent had waited, in milliseconds.
+    pub queue_delay: f64,
     /// The datapath.
     pub traffic: Snapshot,
 }
@@ -173,6 +183,8 @@ pub struct PeerStatus {
     pub session: Option<SessionStatus>,
     /// Bytes that wait to be sent to it.
     pub queued_bytes: usize,
+    /// How long the last packet that was sent had waited, in milliseconds.
+    pub queue_delay: f64,
     /// Its datapath, as seen from the server.
     pub traffic: Snapshot,
 }
@@ -206,11 +218,33 @@ pub struct QuicStatus {
     pub lost_packets: u64,
 }
 
+/// A histogram of gaps, see [`SwitchStatus::gap`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Gaps {
+    /// Changes that took at most [`GAP_BOUNDS`] milliseconds, each counted once; the last is what took longer.
+    pub counts: [u64; GAP_BOUNDS.len() + 1],
+    /// All gaps together, in milliseconds.
+    pub sum: f64,
+}
+
+/// The upper bounds of [`Gaps::counts`] in milliseconds.
+pub const GAP_BOUNDS: [f64; 9] = [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
+
+impl Gaps {
+    /// Counts a gap.
+    pub fn add(&mut self, milliseconds: f64) {
+        let at = GAP_BOUNDS.iter().position(|bound| milliseconds <= *bound);
+        self.counts[at.unwrap_or(GAP_BOUNDS.len())] += 1;
+        self.sum += milliseconds;
+    }
+}
+
 impl Status {
     /// A client's answer.
     #[must_use]
     pub fn client(status: ClientStatus) -> Self {
-        Self::new(Role::Client(status))
+        Self::new(Role::Client(Box::new(status)))
     }
 
     /// A server's answer.

@@ -63,7 +63,7 @@ fn server_endpoint(key: &PrivateKey, listen: SocketAddr) -> Endpoint {
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),
         Some(config),
-        ServerSocket::new(UdpSocket::bind(listen, None, 0).unwrap()).unwrap(),
+        ServerSocket::new(UdpSocket::bind(listen, None, 0, None).unwrap()).unwrap(),
         Arc::new(TokioRuntime),
     )
     .unwrap()
@@ -92,7 +92,7 @@ impl Client {
         let socket = PathSocket::new(reports);
         let local = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let faults = Arc::new(Faults {
-            inner: UdpSocket::bind(local.parse().unwrap(), None, 0).unwrap(),
+            inner: UdpSocket::bind(local.parse().unwrap(), None, 0, None).unwrap(),
             send: Mutex::default(),
             receive: Mutex::default(),
         });
@@ -166,6 +166,8 @@ fn welcome(version: u16) -> Welcome {
         routes: Vec::new(),
         mtu: TUN_MTU,
         unchecked: true,
+        dns: Vec::new(),
+        search_domains: Vec::new(),
     }
 }
 
@@ -370,7 +372,7 @@ async fn a_connection_moves_to_another_path_and_family() {
     session::open(&here, true).await.unwrap();
     let (there, _) = accepted.await.unwrap();
 
-    let v6 = UdpSocket::bind("[::1]:0".parse().unwrap(), None, 0).unwrap();
+    let v6 = UdpSocket::bind("[::1]:0".parse().unwrap(), None, 0, None).unwrap();
     let second = client.socket.open(v6, format!("[::1]:{port}").parse().unwrap());
     assert!(client.socket.switch(second));
     for number in 0..20 {
@@ -398,7 +400,7 @@ async fn a_restarted_server_tells_its_clients_at_once() {
     // The new process has the key and the address, and knows nothing of the connection.
     let restarted = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());
     let address = restarted.local_addr().unwrap();
-    let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0).unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
     client.socket.switch(client.socket.open(udp, address));
     let reason = timeout(PATIENCE, async {
         loop {

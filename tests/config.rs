@@ -214,7 +214,7 @@ fn a_problem_with_a_variable_names_the_variable() {
         ("ROAMD_PEER__NAME", "laptop"),
         ("ROAMD_LISTEN", "[::]:1"),
         ("ROAMD_TUN__MTU", "big"),
-        ("ROAMD_TUN__ROUTES", "10.0.0.0/8,default"),
+        ("ROAMD_TUN__ROUTES", "10.0.0.0/8,everything"),
     ];
     let result = directory.load(&fixture("tests/data/valid/client-least.toml"), &environment);
     assert_eq!(
@@ -225,7 +225,7 @@ ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set
 ROAMD_QUIC__: quic. is not a known key; [quic] accepts idle-timeout, keep-alive, congestion, dscp
 ROAMD_QUIC__IDEL_TIMEOUT: quic.idel-timeout is not a known key (did you mean quic.idle-timeout?); [quic] accepts idle-timeout, keep-alive, congestion, dscp
 ROAMD_TUN__MTU: tun.mtu = big must be a number from 1280 (the least that IPv6 works with, RFC 8200 §5) to 9000
-ROAMD_TUN__ROUTES: tun.routes[1] = default must be a prefix such as "10.66.0.0/24" or "fd66::/64" ("default", 0.0.0.0/0 and ::/0 are refused: this version cannot carry all traffic yet)"#
+ROAMD_TUN__ROUTES: tun.routes[1] = everything must be a prefix such as "10.66.0.0/24" or "fd66::/64", or "default" for 0.0.0.0/0 and ::/0"#
     );
 }
 

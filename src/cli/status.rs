@@ -6,8 +6,7 @@ use crate::control::Instance;
 
 /// Prints what the daemon `name` does, or the only one that runs.
 pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let instance = name.map_or_else(Instance::only, |name| Ok(Instance::named(name)))?;
-    let status = instance.status()?;
+    let status = Instance::find(name)?.status()?;
     let mut stdout = io::stdout().lock();
     if json {
         serde_json::to_writer_pretty(&mut stdout, &status)?;

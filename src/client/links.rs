@@ -2,10 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
 use crate::{
+    host::MARK,
     link::{
         candidate::{Candidate, candidates},
         monitor::Monitor,
@@ -23,7 +25,7 @@ use crate::{
 pub struct Links {
     netlink: Netlink,
     own: u32,
-    preferences: Preferences,
+    preferences: ArcSwap<Preferences>,
     dscp: u8,
 }
 
@@ -31,7 +33,12 @@ impl Links {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, preferences: Preferences, dscp: u8) -> Self {
-        Self { netlink, own, preferences, dscp }
+        Self { netlink, own, preferences: ArcSwap::from_pointee(preferences), dscp }
+    }
+
+    /// Ranks in another way from here on.
+    pub fn prefer(&self, preferences: Preferences) {
+        self.preferences.store(Arc::new(preferences));
     }
 }
 
@@ -41,10 +48,11 @@ impl Network for Links {
         servers: &'a [SocketAddr],
     ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
         Box::pin(async move {
+            let preferences = self.preferences.load_full();
             let mut ranked = Vec::new();
             for server in servers {
                 for candidate in candidates(&self.netlink, *server, self.own).await? {
-                    if let Some(rank) = self.preferences.rank(&candidate.link, candidate.metric) {
+                    if let Some(rank) = preferences.rank(&candidate.link, candidate.metric) {
                         ranked.push((rank, candidate));
                     }
                 }
@@ -56,7 +64,7 @@ impl Network for Links {
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let local = SocketAddr::new(candidate.source, 0);
-        Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp)?)
+        Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp, Some(MARK))?)
     }
 
     fn monitor(&self) -> io::Result<Monitor> {

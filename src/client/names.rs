@@ -26,7 +26,7 @@ pub struct ResolveError {
 /// Names and addresses of one server.
 #[derive(Debug)]
 pub struct Names {
-    servers: Vec<HostPort>,
+    servers: Mutex<Vec<HostPort>>,
     known: Mutex<Vec<SocketAddr>>,
 }
 
@@ -34,7 +34,12 @@ impl Names {
     /// Resolves nothing yet.
     #[must_use]
     pub fn new(servers: Vec<HostPort>) -> Self {
-        Self { servers, known: Mutex::default() }
+        Self { servers: Mutex::new(servers), known: Mutex::default() }
+    }
+
+    /// Takes other names from here on.
+    pub fn replace(&self, servers: Vec<HostPort>) {
+        *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
     }
 
     /// What was found last. The resolver is the first to fail when a network does.
@@ -45,7 +50,8 @@ impl Names {
 
     /// The addresses behind all names; an error only if there is none at all.
     pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ResolveError> {
-        let answers = join_all(self.servers.iter().map(resolve)).await;
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answers = join_all(servers.iter().map(resolve)).await;
         let mut addresses = Vec::new();
         let mut failure = None;
         for answer in answers {

@@ -20,9 +20,16 @@ pub(crate) struct Order {
 
 #[derive(Debug)]
 pub(crate) enum What {
-    Switch { link: String, pin: bool },
+    /// Heed the configuration, which has changed.
+    Renew,
+    Switch {
+        link: String,
+        pin: bool,
+    },
     Auto,
-    Probe { link: Option<String> },
+    Probe {
+        link: Option<String>,
+    },
 }
 
 /// A question about some paths, until all are answered.

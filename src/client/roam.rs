@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quinn::Connection;
 use tokio::{sync::mpsc, time};
@@ -36,6 +37,7 @@ use crate::{
         socket::PathId,
     },
     quic::{self, NUDGE, congestion::Handle, silence_limit},
+    service::Heart,
     session::Control,
     tunnel::queue::Queue,
     wire::{
@@ -66,7 +68,8 @@ pub(super) struct Roaming {
     pub(super) network: Arc<dyn Network>,
     pub(super) names: Arc<Names>,
     pub(super) probes: Handshake,
-    pub(super) settings: Settings,
+    pub(super) heart: Heart,
+    pub(super) settings: ArcSwap<Settings>,
     pub(super) renewal: Handle,
 }
 
@@ -144,7 +147,7 @@ impl<'a> Roamer<'a> {
             servers: roaming.names.known(),
             connection,
             underlay,
-            manager: Manager::new(roaming.settings),
+            manager: Manager::new(**roaming.settings.load()),
             candidates: [(first, candidate)].into(),
             open: [(first, path)].into(),
             closing: Vec::new(),
@@ -172,6 +175,7 @@ impl<'a> Roamer<'a> {
         let mut wake = Wake::new(monitor::POLL);
         let alarm = Alarm::set()?;
         loop {
+            self.roaming.heart.beat();
             if wake.slept() {
                 info!("woke up");
                 self.tell(Event::Woke);
@@ -203,7 +207,10 @@ impl<'a> Roamer<'a> {
                     self.pass_on(&event);
                     self.tell(event);
                 }
-                Some(order) = self.orders.recv() => self.obey(order),
+                Some(order) = self.orders.recv() => match order.what {
+                    What::Renew => self.renew().await,
+                    _ => self.obey(order),
+                },
                 // Whether it slept is seen when the loop comes round.
                 rings = alarm.rings() => rings?,
                 Some(error) = self.underlay.errors.recv() => {
@@ -234,9 +241,20 @@ impl<'a> Roamer<'a> {
         });
     }
 
+    /// The configuration changed.
+    async fn renew(&mut self) {
+        self.manager.settle(**self.roaming.settings.load());
+        match self.roaming.names.resolve().await {
+            Ok(servers) => self.servers = servers,
+            Err(error) => warn!(%error, "the server's addresses stay as they were"),
+        }
+        self.look().await;
+    }
+
     fn obey(&mut self, Order { what, reply }: Order) {
         // Whoever asked may not wait for the answer any more.
         let _ = match what {
+            What::Renew => Ok(()),
             What::Auto => {
                 self.tell(Event::Choose(None));
                 reply.send(Reply::Done(vec!["the best path is chosen again".into()]))
@@ -354,7 +372,7 @@ impl<'a> Roamer<'a> {
                 self.roaming.probes.clone(),
                 candidate.clone(),
                 key,
-                self.roaming.settings.probe_timeout,
+                self.roaming.settings.load().probe_timeout,
                 self.answered.clone(),
             )
         });

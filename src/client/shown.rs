@@ -1,7 +1,7 @@
 //! What the client shows of itself through `roamd status`, beyond its counters.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -10,14 +10,16 @@ use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
 
 use crate::{
+    events::{Event, Events},
     link::candidate::Candidate,
     path::{
         manager::{Condition, Reason},
         probe::Measured,
         socket::{PathId, PathSocket},
     },
+    service,
     status::{
-        self, ClientState, ClientStatus, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
+        self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
     },
     tunnel::counters::Snapshot,
 };
@@ -27,7 +29,10 @@ const SWITCHES: usize = 16;
 
 /// The state of the client, written by its one task and read by whoever asks.
 #[derive(Debug)]
-pub(super) struct Shown(Mutex<State>);
+pub(super) struct Shown {
+    state: Mutex<State>,
+    events: Events,
+}
 
 #[derive(Debug)]
 struct State {
@@ -40,6 +45,10 @@ struct State {
     line: Option<Line>,
     paths: Vec<ShownPath>,
     switches: VecDeque<(Instant, SwitchStatus)>,
+    by_reason: BTreeMap<Reason, u64>,
+    gaps: Gaps,
+    /// What the service manager was told last.
+    said: String,
 }
 
 /// A path of the connection of the day.
@@ -64,8 +73,8 @@ pub(super) struct Line {
 }
 
 impl Shown {
-    pub(super) fn new(mtu: u16) -> Self {
-        Self(Mutex::new(State {
+    pub(super) fn new(mtu: u16, events: Events) -> Self {
+        let state = Mutex::new(State {
             state: ClientState::Connecting,
             last_error: None,
             mtu,
@@ -75,7 +84,11 @@ impl Shown {
             line: None,
             paths: Vec::new(),
             switches: VecDeque::new(),
-        }))
+            by_reason: BTreeMap::new(),
+            gaps: Gaps::default(),
+            said: String::new(),
+        });
+        Self { state, events }
     }
 
     pub(super) fn connecting(&self) {
@@ -90,15 +103,23 @@ impl Shown {
         });
     }
 
-    pub(super) fn connected(&self, line: Line) {
+    pub(super) fn connected(&self, line: Line, candidate: &Candidate) {
+        let rtt = status::milliseconds(line.connection.rtt());
+        let (link, server) = (candidate.link.clone(), candidate.server);
+        service::ready(&format!("active on {link}, {rtt:.0} ms"));
+        self.events.tell(Event::Connected { link, server, rtt });
         self.with(|state| {
             state.state = ClientState::Connected;
+            state.said.clear();
             state.sessions += 1;
             state.line = Some(line);
         });
     }
 
     pub(super) fn waiting(&self, reason: String) {
+        if self.is_connected() {
+            self.events.tell(Event::Disconnected { reason: reason.clone() });
+        }
         self.with(|state| {
             state.state = ClientState::Waiting;
             state.last_error = Some(reason);
@@ -108,7 +129,17 @@ impl Shown {
     }
 
     pub(super) fn paths(&self, paths: Vec<ShownPath>) {
-        self.with(|state| state.paths = paths);
+        let words = self.with(|state| {
+            for change in changes(&state.paths, &paths) {
+                self.events.tell(change);
+            }
+            state.paths = paths;
+            let words = state.in_words();
+            (state.said != words).then(|| state.said.clone_from(&words)).map(|()| words)
+        });
+        if let Some(words) = words {
+            service::report(&words);
+        }
     }
 
     pub(super) fn switched(
@@ -126,10 +157,14 @@ impl Shown {
             reason: reason.to_string(),
             gap: status::milliseconds(gap),
         };
+        let SwitchStatus { from, to, reason: words, gap, .. } = switch.clone();
+        self.events.tell(Event::Switched { from, to, reason: words, gap });
         self.with(|state| {
             if state.switches.len() == SWITCHES {
                 state.switches.pop_front();
             }
+            *state.by_reason.entry(reason).or_default() += 1;
+            state.gaps.add(switch.gap);
             state.switches.push_back((Instant::now(), switch));
         });
     }
@@ -150,12 +185,13 @@ impl Shown {
     }
 
     /// The whole status, with what others know: the interface's name, when the daemon started, the
-    /// bytes in the queue and the datapath's counters.
+    /// bytes in the queue, how long they wait, and the datapath's counters.
     pub(super) fn status(
         &self,
         interface: &str,
         started: SystemTime,
         queued_bytes: usize,
+        queue_delay: Duration,
         traffic: Snapshot,
     ) -> ClientStatus {
         self.with(|state| ClientStatus {
@@ -170,14 +206,61 @@ impl Shown {
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
             paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
             switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
+            switches_by_reason: state.by_reason.clone(),
+            gaps: state.gaps.clone(),
             queued_bytes,
+            queue_delay: status::milliseconds(queue_delay),
             traffic,
         })
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+impl State {
+    /// The paths as the service manager shows them: "active on wlan0, 12 ms; standby wwan0".
+    fn in_words(&self) -> String {
+        let mut words = String::new();
+        let mut paths: Vec<_> = self.paths.iter().collect();
+        paths.sort_by_key(|path| path.condition);
+        for ShownPath { candidate, condition, rtt, .. } in paths {
+            let part = match condition {
+                Condition::Active => "active on ",
+                Condition::Suspect => "silent on ",
+                Condition::Standby => "standby ",
+                Condition::Probing | Condition::Failed | Condition::Waiting => continue,
+            };
+            if words.contains(&format!("{part}{}", candidate.link)) {
+                continue;
+            }
+            let separator = if words.is_empty() { "" } else { "; " };
+            words.extend([separator, part, &candidate.link]);
+            if let (Condition::Active, Some(rtt)) = (condition, rtt) {
+                words.push_str(&format!(", {:.0} ms", status::milliseconds(*rtt)));
+            }
+        }
+        if words.is_empty() { "no path works, waiting for one".into() } else { words }
+    }
+}
+
+/// What changed between two looks at the paths.
+fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
+    let event = |path: &ShownPath, state: Option<Condition>| Event::Path {
+        link: path.candidate.link.clone(),
+        server: path.candidate.server,
+        state,
+        why: path.why.clone(),
+    };
+    let same = |a: &ShownPath, b: &ShownPath| a.candidate == b.candidate;
+    let gone = before.iter().filter(|path| !now.iter().any(|other| same(path, other)));
+    let changed = now.iter().filter(|path| {
+        !before.iter().any(|other| same(path, other) && path.condition == other.condition)
+    });
+    gone.map(|path| event(path, None))
+        .chain(changed.map(|path| event(path, Some(path.condition))))
+        .collect()
 }
 
 impl Line {

@@ -1,17 +1,20 @@
 //! Checks that clients and servers have in common.
 
 use std::collections::HashMap;
+use std::env;
 use std::fmt::Display;
 use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::keys;
 use super::problem::Problems;
-use super::raw::{List, RawLog, RawQuic};
-use super::{Log, Quic};
+use super::raw::{List, RawLog, RawMetrics, RawQuic, Secret};
+use super::{Dns, Log, Metrics, Quic};
 use crate::identity::{KeyError, PrivateKey};
 
 /// More often than this costs battery and data, and keeps no NAT open that others do not.
@@ -105,21 +108,69 @@ impl<T: Display + Eq + Hash> Unique<T> {
     }
 }
 
-/// Loads the key; leaves the file's absolute path in `file`.
+/// Where the service manager puts secrets (systemd.exec(5), `LoadCredential=`), and the name of ours.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+const CREDENTIAL: &str = "private-key";
+
+/// Finds the key: a credential of the service, else in this file or the one that it names. Leaves that
+/// file's absolute path in `named`.
 pub(super) fn private_key(
-    file: &mut Option<PathBuf>,
+    written: &Option<Secret>,
+    named: &mut Option<PathBuf>,
+    file: &Path,
+    problems: &mut Problems,
+) -> Option<PrivateKey> {
+    let directory = file.parent().unwrap_or(Path::new("/"));
+    if let Some(key) = written {
+        return written_key(key, named.is_some(), file, problems);
+    }
+    if let Some(credential) = credential() {
+        *named = Some(credential);
+    }
+    named_key(named, directory, problems)
+}
+
+/// The credential. A dash in its place is how a unit says that there may be none.
+fn credential() -> Option<PathBuf> {
+    let file = Path::new(&env::var_os(CREDENTIALS)?).join(CREDENTIAL);
+    file.metadata().is_ok_and(|found| found.len() > 1).then_some(file)
+}
+
+fn written_key(
+    key: &Secret,
+    is_named_too: bool,
+    file: &Path,
+    problems: &mut Problems,
+) -> Option<PrivateKey> {
+    if is_named_too {
+        problems.add(keys::PRIVATE_KEY, None, "is one key too many beside private-key-file");
+    }
+    let mode = file.metadata().map_or(0, |found| found.permissions().mode() & 0o7777);
+    if mode & 0o007 != 0 {
+        let reason = format!(
+            "is readable by everybody, for this file has mode {mode:04o}; use another key, and \
+             chmod o= the file"
+        );
+        problems.add(keys::PRIVATE_KEY, None, reason);
+    }
+    let parsed = PrivateKey::from_base64(&key.0);
+    parsed.map_err(|error| problems.add(keys::PRIVATE_KEY, None, format!("is none: {error}"))).ok()
+}
+
+fn named_key(
+    named: &mut Option<PathBuf>,
     directory: &Path,
     problems: &mut Problems,
 ) -> Option<PrivateKey> {
     const KEY: &str = "private-key-file";
-    let written = problems.require(KEY, file.take())?;
+    let written = problems.require(KEY, named.take())?;
     if written.to_str().is_some_and(|text| text.parse::<PrivateKey>().is_ok()) {
         let reason = "holds a key itself; it must be the path of a file that holds it, and this \
                       key should not be used any more";
         problems.add(KEY, None, reason);
         return None;
     }
-    let path = file.insert(directory.join(written));
+    let path = named.insert(directory.join(written));
     let reported = |error: KeyError| problems.add(KEY, None, format!("cannot be used: {error}"));
     PrivateKey::load(path).map_err(reported).ok()
 }
@@ -140,25 +191,77 @@ pub(super) fn tun_mtu(mtu: Option<u16>, problems: &mut Problems) -> Option<u16> 
     problems.accept("tun.mtu", mtu, |mtu| (MIN_MTU..=MAX_MTU).contains(mtu))
 }
 
-pub(super) fn tun_routes(routes: &List<IpNet>, problems: &mut Problems) -> Vec<IpNet> {
+/// All addresses of both families.
+pub(super) fn default_routes() -> [IpNet; 2] {
+    [Ipv4Net::default().into(), Ipv6Net::default().into()]
+}
+
+pub(super) fn tun_routes(routes: &List<String>, problems: &mut Problems) -> Vec<IpNet> {
     let mut unique = Unique::new();
     let mut good = Vec::new();
     for (key, route) in elements("tun.routes", routes) {
-        if route.prefix_len() == 0 {
-            problems.refuse(&key, route);
-        } else if route != route.trunc() {
-            let reason = format!(
-                "has bits set after its first {}; it must be {}",
-                route.prefix_len(),
-                route.trunc()
-            );
-            problems.add(&key, Some(route.to_string()), reason);
-        } else {
-            unique.claim(route, &key, problems);
-            good.push(route);
+        let found = match route.as_str() {
+            "default" => default_routes().into(),
+            prefix => Vec::from_iter(net(&key, prefix, problems)),
+        };
+        for net in found {
+            unique.claim(net, &key, problems);
+            good.push(net);
         }
     }
     good
+}
+
+/// A prefix without bits behind its end.
+pub(super) fn net(key: &str, text: &str, problems: &mut Problems) -> Option<IpNet> {
+    let Ok(net) = text.parse::<IpNet>() else {
+        problems.refuse(key, text);
+        return None;
+    };
+    if net != net.trunc() {
+        let (length, right) = (net.prefix_len(), net.trunc());
+        let reason = format!("has bits set after its first {length}; it must be {right}");
+        problems.add(key, Some(net.to_string()), reason);
+        return None;
+    }
+    Some(net)
+}
+
+pub(super) fn dns(servers: &List<IpAddr>, domains: &List<String>, problems: &mut Problems) -> Dns {
+    let servers = elements("tun.dns", servers);
+    let domains = elements("tun.search-domains", domains);
+    if let ([], [(key, _), ..]) = (&servers[..], &domains[..]) {
+        problems.add(key, None, "needs a resolver to ask: set tun.dns");
+    }
+    let good = domains
+        .into_iter()
+        .filter_map(|(key, domain)| problems.accept(&key, Some(domain), |it| is_domain(it)));
+    Dns { domains: good.collect(), servers: servers.into_iter().map(|(_, it)| it).collect() }
+}
+
+/// RFC 1035 §2.3.4: labels of 63 bytes at most; names of 255 bytes on the wire.
+fn is_domain(domain: &str) -> bool {
+    let domain = domain.strip_suffix('.').unwrap_or(domain);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    domain.len() <= 253 && domain.split('.').all(is_label)
+}
+
+pub(super) fn metrics(raw: &RawMetrics, problems: &mut Problems) -> Option<Metrics> {
+    const LISTEN: &str = "metrics.listen";
+    let listen = raw.listen.clone()?;
+    if listen.starts_with('/') {
+        return Some(Metrics::Socket(listen.into()));
+    }
+    match listen.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Some(Metrics::Loopback(address)),
+        _ => {
+            problems.refuse(LISTEN, listen);
+            None
+        }
+    }
 }
 
 pub(super) fn quic(raw: &RawQuic, problems: &mut Problems) -> Option<Quic> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::check::{self, elements};
 use super::problem::Problems;
-use super::raw::{RawClient, RawClientTun, RawPaths, RawServerPeer};
-use super::{ClientConfig, ClientTun, Paths, Preference, ServerPeer};
+use super::raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer};
+use super::{ClientConfig, ClientTun, Exclude, Paths, Preference, ServerPeer};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// Less is less than a handshake takes on a slow link; more keeps a dead path from its retry.
@@ -18,16 +18,18 @@ const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Fills in every default in `raw`.
 pub(super) fn build(
     raw: &mut RawClient,
-    directory: &Path,
+    file: &Path,
     problems: &mut Problems,
 ) -> Option<ClientConfig> {
-    let private_key = check::private_key(&mut raw.private_key_file, directory, problems);
+    let private_key =
+        check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let own = private_key.as_ref().map(PrivateKey::public_key);
     let server = server(raw.server.get_or_insert_default(), own, problems);
     let tun = tun(raw.tun.get_or_insert_default(), problems);
     let paths = paths(raw.paths.get_or_insert_default(), problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());
+    let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     Some(ClientConfig {
         private_key: private_key?,
         server: server?,
@@ -35,6 +37,7 @@ pub(super) fn build(
         paths: paths?,
         quic: quic?,
         log: log?,
+        metrics,
     })
 }
 
@@ -58,12 +61,36 @@ fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {
     let name = check::tun_name(&raw.name, problems);
     let mtu = check::tun_mtu(raw.mtu, problems);
     let routes = check::tun_routes(&raw.routes, problems);
+    let exclude = exclude(&raw.exclude, problems);
+    if raw.kill_switch == Some(true) && raw.routes.is_none() {
+        let reason =
+            "needs tun.routes: what the server offers is not known before the tunnel stands";
+        problems.add("tun.kill-switch", Some("true".into()), reason);
+    }
+    let dns = check::dns(&raw.dns, &raw.search_domains, problems);
     Some(ClientTun {
         name: name?,
         mtu: mtu?,
         offload: raw.offload?,
         routes: raw.routes.as_ref().map(|_| routes),
+        exclude,
+        kill_switch: raw.kill_switch?,
+        dns: raw.dns.as_ref().map(|_| dns),
     })
+}
+
+fn exclude(raw: &List<String>, problems: &mut Problems) -> Exclude {
+    let mut exclude = Exclude::default();
+    for (key, prefix) in elements("tun.exclude", raw) {
+        match prefix.as_str() {
+            "lan" => exclude.lan = true,
+            prefix => match check::net(&key, prefix, problems) {
+                Some(net) if net.prefix_len() == 0 => problems.refuse(&key, net),
+                found => exclude.nets.extend(found),
+            },
+        }
+    }
+    exclude
 }
 
 fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {

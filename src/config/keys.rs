@@ -58,6 +58,7 @@ const SERVER: Option<Role> = Some(Role::Server);
 
 const KEYS: &[Key] = &[
     key("role", None, Kind::Text, r#""client" or "server""#),
+    key(PRIVATE_KEY, None, Kind::Text, "44 characters of base64, as roamd genkey prints them"),
     key("private-key-file", None, Kind::Text, "the path of a file that roamd genkey has written"),
     key("server", CLIENT, Kind::Table, "a table: [server]"),
     key(
@@ -92,8 +93,28 @@ const KEYS: &[Key] = &[
         "tun.routes",
         None,
         Kind::List,
-        r#"a prefix such as "10.66.0.0/24" or "fd66::/64" ("default", 0.0.0.0/0 and ::/0 are refused: this version cannot carry all traffic yet)"#,
+        r#"a prefix such as "10.66.0.0/24" or "fd66::/64", or "default" for 0.0.0.0/0 and ::/0"#,
     ),
+    key(
+        "tun.exclude",
+        CLIENT,
+        Kind::List,
+        r#"a prefix such as "192.168.0.0/16", or "lan" for whatever this host has a route to that is not its default route"#,
+    ),
+    key("tun.kill-switch", CLIENT, Kind::Flag, "true or false"),
+    key(
+        "tun.dns",
+        None,
+        Kind::List,
+        r#"the address of a resolver inside the tunnel, such as "10.66.0.1""#,
+    ),
+    key(
+        "tun.search-domains",
+        None,
+        Kind::List,
+        r#"a domain that is looked up inside the tunnel, such as "corp.example""#,
+    ),
+    key("tun.nat", SERVER, Kind::Flag, "true or false"),
     key("peer", SERVER, Kind::Tables, "a list of tables, each headed by [[peer]]"),
     key(
         "peer.name",
@@ -150,8 +171,17 @@ const KEYS: &[Key] = &[
         r#""error", "warn", "info", "debug", "trace" or "off", also by module: "info,roamd::path=debug""#,
     ),
     key("log.format", None, Kind::Text, r#""text" or "json""#),
+    key("metrics", None, Kind::Table, "a table: [metrics]"),
+    key(
+        "metrics.listen",
+        None,
+        Kind::Text,
+        r#"a loopback address with a port, such as "127.0.0.1:9433", or the absolute path of a UNIX socket"#,
+    ),
 ];
 
+/// The one secret.
+pub(super) const PRIVATE_KEY: &str = "private-key";
 const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";
 const LINK: &str =
     r#"a link's name, in which * and ? are wildcards, such as "docker*" (no white space, no "/")"#;

@@ -4,18 +4,37 @@
 //! been reported as a problem. In a configuration without problems only the former is left,
 //! so that writing it gives the effective file.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use super::{Congestion, Filter, HostPort, LogFormat};
 use crate::identity::PublicKey;
 
 /// A list of which some elements may have been reported.
 pub(super) type List<T> = Option<Vec<Option<T>>>;
+
+/// Text that is never shown, and wiped from memory on drop.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Secret(pub(super) Zeroizing<String>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("[redacted]")
+    }
+}
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "role", rename_all = "kebab-case")]
@@ -27,22 +46,26 @@ pub(super) enum RawConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawClient {
+    pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
     pub(super) server: Option<RawServerPeer>,
     pub(super) tun: Option<RawClientTun>,
     pub(super) paths: Option<RawPaths>,
     pub(super) quic: Option<RawQuic>,
     pub(super) log: Option<RawLog>,
+    pub(super) metrics: Option<RawMetrics>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawServer {
+    pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
     pub(super) listen: Option<SocketAddr>,
     pub(super) tun: Option<RawServerTun>,
     pub(super) quic: Option<RawQuic>,
     pub(super) log: Option<RawLog>,
+    pub(super) metrics: Option<RawMetrics>,
     pub(super) peer: List<RawPeer>,
 }
 
@@ -59,7 +82,11 @@ pub(super) struct RawClientTun {
     pub(super) name: Option<String>,
     pub(super) mtu: Option<u16>,
     pub(super) offload: Option<bool>,
-    pub(super) routes: List<IpNet>,
+    pub(super) routes: List<String>,
+    pub(super) exclude: List<String>,
+    pub(super) kill_switch: Option<bool>,
+    pub(super) dns: List<IpAddr>,
+    pub(super) search_domains: List<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -69,7 +96,10 @@ pub(super) struct RawServerTun {
     pub(super) mtu: Option<u16>,
     pub(super) offload: Option<bool>,
     pub(super) addresses: List<IpNet>,
-    pub(super) routes: List<IpNet>,
+    pub(super) routes: List<String>,
+    pub(super) dns: List<IpAddr>,
+    pub(super) search_domains: List<String>,
+    pub(super) nat: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -116,6 +146,12 @@ pub(super) struct RawLog {
     pub(super) format: Option<LogFormat>,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawMetrics {
+    pub(super) listen: Option<String>,
+}
+
 const TUN_NAME: &str = "roam0";
 const TUN_MTU: u16 = 1400;
 
@@ -126,6 +162,10 @@ impl Default for RawClientTun {
             mtu: Some(TUN_MTU),
             offload: Some(true),
             routes: None,
+            exclude: Some(vec![Some("lan".to_owned())]),
+            kill_switch: Some(false),
+            dns: None,
+            search_domains: Some(Vec::new()),
         }
     }
 }
@@ -138,6 +178,9 @@ impl Default for RawServerTun {
             offload: Some(true),
             addresses: None,
             routes: Some(Vec::new()),
+            dns: Some(Vec::new()),
+            search_domains: Some(Vec::new()),
+            nat: Some(false),
         }
     }
 }

@@ -20,11 +20,10 @@ pub(super) fn load(
     let unreadable = |error| ConfigErrors::Unreadable { path: path.into(), error };
     let text = fs::read_to_string(path).map_err(unreadable)?;
     let file = absolute(path).map_err(unreadable)?;
-    let directory = file.parent().unwrap_or(Path::new("/"));
 
     let mut problems = Problems::default();
     let mut source = Source::merge(path, &text, environment, &mut problems)?;
-    match read(&mut source.tree, directory, &mut problems) {
+    match read(&mut source.tree, &file, &mut problems) {
         Some(loaded) if problems.is_empty() => Ok(loaded),
         _ => Err(ConfigErrors::Problems {
             path: path.into(),
@@ -33,22 +32,18 @@ pub(super) fn load(
     }
 }
 
-fn read(
-    tree: &mut Value,
-    directory: &Path,
-    problems: &mut Problems,
-) -> Option<(Config, RawConfig)> {
+fn read(tree: &mut Value, file: &Path, problems: &mut Problems) -> Option<(Config, RawConfig)> {
     match role(tree.as_object_mut()?, problems)? {
         Role::Client => {
             prune_table(tree, "", Role::Client, problems);
             let mut raw: RawClient = deserialize(tree, problems)?;
-            let config = client::build(&mut raw, directory, problems)?;
+            let config = client::build(&mut raw, file, problems)?;
             Some((Config::Client(config), RawConfig::Client(raw)))
         }
         Role::Server => {
             prune_table(tree, "", Role::Server, problems);
             let mut raw: RawServer = deserialize(tree, problems)?;
-            let config = server::build(&mut raw, directory, problems)?;
+            let config = server::build(&mut raw, file, problems)?;
             Some((Config::Server(config), RawConfig::Server(raw)))
         }
     }
@@ -156,7 +151,7 @@ fn text(value: &Value) -> String {
 mod tests {
     use super::*;
     use crate::config::Origin;
-    use crate::config::raw::{RawPaths, RawPeer, RawPreference};
+    use crate::config::raw::{RawPaths, RawPeer, RawPreference, Secret};
     use crate::identity::PrivateKey;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -192,12 +187,16 @@ mod tests {
             paths: Some(RawPaths { prefer, ..Default::default() }),
             quic: Some(Default::default()),
             log: Some(Default::default()),
+            metrics: Some(Default::default()),
+            private_key: Some(Secret(String::new().into())),
             ..Default::default()
         };
         let server = RawServer {
             tun: Some(Default::default()),
             quic: Some(Default::default()),
             log: Some(Default::default()),
+            metrics: Some(Default::default()),
+            private_key: Some(Secret(String::new().into())),
             peer: Some(vec![Some(RawPeer::default())]),
             ..Default::default()
         };
@@ -252,7 +251,7 @@ mod tests {
             file["private-key-file"] = "host.key".into();
 
             let mut problems = Problems::default();
-            let loaded = read(&mut file, directory.path(), &mut problems);
+            let loaded = read(&mut file, &directory.path().join("file"), &mut problems);
             prop_assert!(loaded.is_some() || !problems.is_empty());
             for problem in problems.into_vec(|_| (Origin::File { line: None }, true)) {
                 prop_assert!(!problem.reason.contains("invalid type"), "{}", problem);

@@ -16,10 +16,11 @@ const MAX_PEER_NAME: usize = 64;
 /// Fills in every default in `raw`.
 pub(super) fn build(
     raw: &mut RawServer,
-    directory: &Path,
+    file: &Path,
     problems: &mut Problems,
 ) -> Option<ServerConfig> {
-    let private_key = check::private_key(&mut raw.private_key_file, directory, problems);
+    let private_key =
+        check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let listen = problems.require("listen", raw.listen);
     let mut taken = Taken {
         names: Unique::new(),
@@ -34,6 +35,7 @@ pub(super) fn build(
     let peers = peers(raw.peer.get_or_insert_default(), &mut taken, problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());
+    let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     Some(ServerConfig {
         private_key: private_key?,
         listen: listen?,
@@ -41,6 +43,7 @@ pub(super) fn build(
         peers,
         quic: quic?,
         log: log?,
+        metrics,
     })
 }
 
@@ -66,7 +69,16 @@ fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option
         taken.addresses.claim(address.addr(), &key, problems);
         addresses.push(address);
     }
-    Some(ServerTun { name: name?, mtu: mtu?, offload: raw.offload?, addresses, routes })
+    let dns = check::dns(&raw.dns, &raw.search_domains, problems);
+    Some(ServerTun {
+        name: name?,
+        mtu: mtu?,
+        offload: raw.offload?,
+        addresses,
+        routes,
+        dns,
+        nat: raw.nat?,
+    })
 }
 
 fn is_host_address(address: &IpNet) -> bool {

@@ -77,6 +77,10 @@ fn value_of(key: &str, text: &str, problems: &mut Problems) -> Option<Value> {
             problems.add(key, None, "is in a list of tables, which only the file can set");
             return None;
         }
+        Some(_) if key == keys::PRIVATE_KEY => {
+            problems.add(key, None, "is a secret, which only a file may hold");
+            return None;
+        }
         Some(Key { kind, .. }) => *kind,
     };
     match kind {

@@ -96,7 +96,8 @@ pub struct Choice {
 }
 
 /// Why the active path changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// Its link, address or route is gone.
     Gone,
@@ -161,6 +162,19 @@ pub enum Condition {
     Failed,
     /// It was not asked yet.
     Waiting,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Suspect => "active but silent",
+            Self::Standby => "standby",
+            Self::Probing => "being probed",
+            Self::Failed => "failed, tried again later",
+            Self::Waiting => "waiting to be probed",
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,6 +257,11 @@ impl Manager {
             active: None,
             choice: None,
         }
+    }
+
+    /// Takes other settings for all that begins from here on.
+    pub fn settle(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// Takes in what happened, or with `None` that a deadline passed; gives what to do, in order.

@@ -51,14 +51,23 @@ impl UdpSocket {
     /// Opens a socket on `local`, and on `link` alone if one is named (SO_BINDTODEVICE of
     /// socket(7)). `[::]` also takes IPv4.
     ///
-    /// The class `dscp` goes into the header of every packet.
-    pub fn bind(local: SocketAddr, link: Option<&str>, dscp: u8) -> io::Result<Arc<Self>> {
+    /// The class `dscp` goes into the header of every packet, `mark` says to the kernel whose it is
+    /// (SO_MARK of socket(7); needs `CAP_NET_ADMIN`).
+    pub fn bind(
+        local: SocketAddr,
+        link: Option<&str>,
+        dscp: u8,
+        mark: Option<u32>,
+    ) -> io::Result<Arc<Self>> {
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
         if local.is_ipv6() {
             socket.set_only_v6(local.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
         }
         if let Some(link) = link {
             socket.bind_device(Some(link.as_bytes()))?;
+        }
+        if let Some(mark) = mark {
+            socket.set_mark(mark)?;
         }
         // Beyond net.core.*mem_max where we may (CAP_NET_ADMIN), up to it where we may not.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &BUFFER).is_err() {
@@ -244,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_kept_for_company_leaves_without_it() {
-        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0).unwrap();
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
         let (here, there) = (bind(), bind());
         // Polls for received datagrams, as quinn does.
         tokio::spawn({

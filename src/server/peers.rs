@@ -63,8 +63,25 @@ pub struct PeerSession {
 impl Peers {
     /// The peers of a checked configuration: names, keys and addresses occur once.
     #[must_use]
-    pub fn new(configured: Vec<config::Peer>) -> Self {
-        let in_order: Vec<_> = configured.into_iter().map(Peer::new).map(Arc::new).collect();
+    pub fn new(configured: &[config::Peer]) -> Self {
+        Self::of(configured.iter().map(Peer::new).map(Arc::new).collect())
+    }
+
+    /// The same for a configuration that has changed. Whoever is in it as before is the same peer, with
+    /// queue, counters and session.
+    #[must_use]
+    pub fn renewed(&self, configured: &[config::Peer]) -> Self {
+        let kept = |peer: &config::Peer| {
+            let before = self.by_key.get(&peer.public_key)?;
+            let same = before.name == peer.name && before.addresses == peer.addresses;
+            same.then(|| before.clone())
+        };
+        let renewed =
+            configured.iter().map(|peer| kept(peer).unwrap_or_else(|| Peer::new(peer).into()));
+        Self::of(renewed.collect())
+    }
+
+    fn of(in_order: Vec<Arc<Peer>>) -> Self {
         let by_key = in_order.iter().map(|peer| (peer.key, peer.clone())).collect();
         let mut by_address = JointPrefixMap::default();
         for peer in &in_order {
@@ -138,11 +155,11 @@ impl Peers {
 }
 
 impl Peer {
-    fn new(configured: config::Peer) -> Self {
+    fn new(configured: &config::Peer) -> Self {
         Self {
-            name: configured.name,
+            name: configured.name.clone(),
             key: configured.public_key,
-            addresses: configured.addresses,
+            addresses: configured.addresses.clone(),
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
             session: Mutex::default(),
@@ -224,7 +241,7 @@ mod tests {
             public_key: PublicKey::from([key; 32]),
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         };
-        let peers = Peers::new(vec![
+        let peers = Peers::new(&[
             peer("laptop", 1, &["10.66.0.2", "fd66::2"]),
             peer("phone", 2, &["10.66.0.3"]),
         ]);

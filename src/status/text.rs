@@ -9,7 +9,7 @@ use super::{
     ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus, Status,
     SwitchStatus,
 };
-use crate::{path::manager::Condition, tunnel::counters::Snapshot};
+use crate::tunnel::counters::Snapshot;
 
 impl Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,14 +115,7 @@ impl Display for SessionStatus {
 impl Display for PathStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} -> {}", self.link, self.local, self.server)?;
-        f.write_str(match self.state {
-            Condition::Active => ", active",
-            Condition::Suspect => ", active but silent",
-            Condition::Standby => ", standby",
-            Condition::Probing => ", being probed",
-            Condition::Failed => ", failed, tried again later",
-            Condition::Waiting => ", waiting to be probed",
-        })?;
+        write!(f, ", {}", self.state)?;
         if let Some(rtt) = self.rtt {
             write!(f, ", RTT {rtt:.1} ms")?;
         }

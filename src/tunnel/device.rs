@@ -2,11 +2,11 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::{sys::uio::writev, unistd::read};
+use nix::{libc, sys::uio::writev, unistd::read};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, info};
 
@@ -93,6 +93,41 @@ impl Tun {
             Offload::Udp => debug!(interface = name, ?offload, "TUN device"),
             _ => info!(interface = name, ?offload, "TUN device"),
         }
+        Self::register(device, offload)
+    }
+
+    /// The device behind a descriptor, if it is called `name` and has headers where `offload` wants
+    /// them.
+    pub fn adopt(
+        descriptor: OwnedFd,
+        name: &str,
+        mtu: u16,
+        offload: bool,
+    ) -> io::Result<Option<Self>> {
+        nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, 4), libc::ifreq);
+        // SAFETY: ifreq consists of integers.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes an ifreq, although its number says otherwise.
+        if unsafe { get_iff(descriptor.as_raw_fd(), &raw mut request) }.is_err() {
+            return Ok(None);
+        }
+        let called = request.ifr_name.map(|byte| byte as u8);
+        let called = called.split(|byte| *byte == 0).next().unwrap_or_default();
+        // SAFETY: TUNGETIFF filled in this member.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        let with_header = flags & libc::IFF_VNET_HDR != 0;
+        if called != name.as_bytes() || with_header && !offload {
+            return Ok(None);
+        }
+        let mut configuration = tun::Configuration::default();
+        configuration.raw_fd(descriptor.into_raw_fd()).tun_name(name).mtu(mtu);
+        let device = tun::Device::new(&configuration).map_err(io::Error::from)?;
+        device.set_nonblock()?;
+        let offload = if with_header { best_offload(&device) } else { None };
+        Self::register(device, offload.unwrap_or(Offload::None)).map(Some)
+    }
+
+    fn register(device: tun::Device, offload: Offload) -> io::Result<Self> {
         // SAFETY: the device owns its descriptor, always names the same one, and closes it when the
         // `AsyncFd` that owns it has deregistered it.
         let device = unsafe { AsyncFd::register(device) }?;
@@ -121,6 +156,13 @@ impl Tun {
     pub fn writer(&self) -> TunWriter {
         let merger = Mutex::default();
         TunWriter { device: self.device.clone(), offload: self.offload, merger }
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the device has it open for as long as `self` borrows it.
+        unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) }
     }
 }
 

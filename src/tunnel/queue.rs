@@ -47,6 +47,8 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// How long the last packet that left had waited.
+    delay: Duration,
     held: bool,
     /// Goes before all others.
     again: VecDeque<(Instant, Packet)>,
@@ -133,8 +135,9 @@ impl Queue {
         let (now, before) = (clock::now(), batch.len());
         while batch.len() < before + limit
             && room > 0
-            && let Some((_, packet)) = waiting.next(now, dropped)
+            && let Some((since, packet)) = waiting.next(now, dropped)
         {
+            waiting.delay = now.saturating_duration_since(since);
             if packet.size() <= LARGEST_REMEMBERED && flow::is_tcp(packet.ip()) {
                 waiting.remember(packet.clone(), now);
             }
@@ -205,6 +208,13 @@ impl Queue {
     /// Waits until packets left.
     pub async fn taken(&self) {
         self.taken.notified().await;
+    }
+
+    /// How long the last packet that left had waited; nothing if none waits.
+    #[must_use]
+    pub fn delay(&self) -> Duration {
+        let waiting = self.lock();
+        if waiting.bytes() == 0 { Duration::ZERO } else { waiting.delay }
     }
 
     /// Bytes that wait.

@@ -82,6 +82,14 @@ pub struct Welcome {
     #[n(6)]
     #[cbor(default)]
     pub unchecked: bool,
+    /// Resolvers behind the server, as text, for a client that names none itself.
+    #[n(7)]
+    #[cbor(default)]
+    pub dns: Vec<String>,
+    /// The domains that these are asked about.
+    #[n(8)]
+    #[cbor(default)]
+    pub search_domains: Vec<String>,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -171,8 +179,8 @@ mod tests {
                 }
             ),
             any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
-            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<bool>()).prop_map(
-                |(version, software, name, addresses, routes, mtu, unchecked)| {
+            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<bool>(), nets())
+                .prop_map(|(version, software, name, addresses, routes, mtu, unchecked, dns)| {
                     Message::Welcome(Welcome {
                         version,
                         software,
@@ -181,9 +189,10 @@ mod tests {
                         routes,
                         mtu,
                         unchecked,
+                        dns: dns.iter().map(|net| net.0.addr().to_string()).collect(),
+                        search_domains: vec!["corp.example".into(); dns.len()],
                     })
-                }
-            ),
+                }),
         ]
     }
 

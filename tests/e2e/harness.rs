@@ -79,8 +79,14 @@ impl Host {
     }
 
     pub(crate) fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it with more variables in its environment.
+    pub(crate) fn start_with(&mut self, variables: &[(&str, &str)]) {
         let mut command = self.namespace.command(PROGRAM);
         command
+            .envs(variables.iter().copied())
             .arg("run")
             .arg(self.folder.join("roamd.toml"))
             .env("ROAMD_RUNTIME_DIR", &self.folder)

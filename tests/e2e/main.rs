@@ -19,6 +19,8 @@ mod keystrokes;
 mod lasting;
 mod offload;
 mod refusal;
+mod reload;
 mod roaming;
+mod routing;
 mod ssh;
 mod tunnel;

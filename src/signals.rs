@@ -1,11 +1,11 @@
-//! The signals that ask the daemon to stop.
+//! The signals that tell the daemon what to do.
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal as listen};
+use tokio::signal::unix::{Signal, SignalKind, signal as listen};
 
 /// Waits for SIGINT or SIGTERM; gives its name. The handlers are in place when this returns.
-pub fn signal() -> io::Result<impl Future<Output = &'static str>> {
+pub fn stop() -> io::Result<impl Future<Output = &'static str>> {
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
     Ok(async move {
@@ -14,4 +14,9 @@ pub fn signal() -> io::Result<impl Future<Output = &'static str>> {
             _ = terminate.recv() => "SIGTERM",
         }
     })
+}
+
+/// SIGHUP, which asks for the configuration to be read again.
+pub fn hangups() -> io::Result<Signal> {
+    listen(SignalKind::hangup())
 }

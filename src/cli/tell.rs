@@ -1,4 +1,4 @@
-//! `roamd switch`, `roamd probe`
+//! `roamd switch`, `roamd probe`, `roamd reload`, `roamd events`
 
 use std::io::{self, Write as _};
 
@@ -14,10 +14,23 @@ pub fn probe(tunnel: Option<&str>, link: Option<String>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Probe { link })
 }
 
-fn tell(tunnel: Option<&str>, request: &Request) -> anyhow::Result<()> {
-    let instance = tunnel.map_or_else(Instance::only, |name| Ok(Instance::named(name)))?;
+/// Makes the daemon read its configuration again.
+pub fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
+    tell(tunnel, &Request::Reload)
+}
+
+/// Prints what happens to the tunnel, until the daemon ends.
+pub fn events(tunnel: Option<&str>) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    for line in instance.tell(request)? {
+    for line in Instance::find(tunnel)?.events()? {
+        writeln!(stdout, "{}", line?)?;
+    }
+    Ok(())
+}
+
+fn tell(tunnel: Option<&str>, request: &Request) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    for line in Instance::find(tunnel)?.tell(request)? {
         writeln!(stdout, "{line}")?;
     }
     Ok(())

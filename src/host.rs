@@ -1,0 +1,184 @@
+//! What a tunnel changes on its host: addresses and routes of its interface, routing rules, firewall,
+//! resolver. All of it is undone when the tunnel stops.
+//!
+//! ```text
+//!  session ─▶ Layout ─▶ Host ─┬─▶ tunnel::interface   addresses, routes
+//!  netlink ─▶ hint ──────────▶├─▶ rules               who else goes into the tunnel; put back when deleted
+//!                             ├─▶ firewall            kill switch, strict reverse path filters
+//!                             └─▶ resolver            systemd-resolved
+//! ```
+
+pub mod firewall;
+pub mod nat;
+pub mod nft;
+pub mod resolver;
+pub mod rules;
+pub mod sysctl;
+
+use std::{convert::Infallible, time::Duration};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use self::{firewall::Firewall, resolver::Resolver, rules::Rules};
+use crate::{
+    config::{Dns, Exclude},
+    link::monitor::Monitor,
+    netlink::Netlink,
+    tunnel::interface::{Destination, Interface},
+};
+
+/// The packets that carry a tunnel have this mark ("roam"); what has it stays outside of every tunnel.
+pub const MARK: u32 = 0x726f_616d;
+/// The table with the routes of a tunnel that takes everything.
+pub const TABLE: u32 = MARK;
+/// Whoever deletes a rule may delete more.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// What a tunnel wants of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The interface's MTU in bytes.
+    pub mtu: u16,
+    /// The interface's addresses.
+    pub addresses: Vec<IpNet>,
+    /// What goes into the tunnel.
+    pub routes: Vec<IpNet>,
+    /// What is meant for the tunnel, but the server gave no address of its family: it goes nowhere.
+    pub blocked: Vec<IpNet>,
+    /// What stays outside.
+    pub exclude: Exclude,
+    /// What may go into the tunnel only, whether there is one or not.
+    pub sealed: Vec<IpNet>,
+    /// Who is asked about names.
+    pub dns: Dns,
+    /// The server's UDP ports.
+    pub ports: Vec<u16>,
+}
+
+impl Layout {
+    /// Whether all other traffic goes into the tunnel.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.routes.iter().any(|route| route.prefix_len() == 0)
+    }
+
+    /// The interface's routes.
+    fn destinations(&self) -> Vec<Destination> {
+        let table = self.is_full().then_some(TABLE);
+        self.routes.iter().map(|net| Destination { net: *net, table }).collect()
+    }
+}
+
+/// What becomes of the kill switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// It stays when the daemon is gone.
+    Kept,
+    /// It goes, too.
+    Lifted,
+}
+
+/// Sets up what a session needs of its host.
+pub trait Setup: Send {
+    /// Makes the host as the layout says; what stays is not touched.
+    fn set(&mut self, layout: Layout) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// Tells the [`Host`] what is wanted.
+#[derive(Debug)]
+pub struct Wish(mpsc::Sender<Order>);
+
+type Order = (Layout, oneshot::Sender<anyhow::Result<()>>);
+
+impl Setup for Wish {
+    async fn set(&mut self, layout: Layout) -> anyhow::Result<()> {
+        let (done, outcome) = oneshot::channel();
+        let gone = "nobody sets up the interface";
+        self.0.send((layout, done)).await.context(gone)?;
+        outcome.await.context(gone)?
+    }
+}
+
+/// A client's host.
+#[derive(Debug)]
+pub struct Host {
+    interface: Interface,
+    rules: Rules,
+    firewall: Firewall,
+    resolver: Resolver,
+    orders: mpsc::Receiver<Order>,
+}
+
+impl Host {
+    /// The host with the tunnel's interface.
+    pub fn new(interface: Interface) -> anyhow::Result<(Self, Wish)> {
+        let (wish, orders) = mpsc::channel(1);
+        let host = Self {
+            rules: Rules::new(Netlink::open()?),
+            firewall: Firewall::new(interface.name()),
+            resolver: Resolver::new(interface.index()),
+            interface,
+            orders,
+        };
+        Ok((host, Wish(wish)))
+    }
+
+    /// Does what is wished, and what others undid again, for as long as it is polled.
+    pub async fn run(&mut self) -> anyhow::Result<Infallible> {
+        let mut monitor = Monitor::open()?;
+        loop {
+            tokio::select! {
+                Some((layout, done)) = self.orders.recv() => {
+                    // Whoever wished it may not wait any more.
+                    let _ = done.send(self.lay_out(layout).await);
+                }
+                () = monitor.changed() => {
+                    tokio::time::sleep(SETTLE).await;
+                    if let Err(error) = self.restore().await {
+                        warn!(error = format!("{error:#}"), "can't look after routes and rules");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Holds back what may go into the tunnel only, before there is one.
+    pub async fn seal(&mut self, layout: &Layout) -> anyhow::Result<()> {
+        self.firewall.set(layout).await
+    }
+
+    /// Makes the host as the layout says.
+    pub async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
+        // What may not leave is held back before anything else changes.
+        self.firewall.set(&layout).await?;
+        self.interface.set(layout.mtu, &layout.addresses, &layout.destinations()).await?;
+        self.rules.set(&layout).await.context("can't set routing rules")?;
+        self.resolver.set(&layout).await;
+        Ok(())
+    }
+
+    async fn restore(&mut self) -> anyhow::Result<()> {
+        let routes = self.interface.restore_routes().await?;
+        let rules = self.rules.restore().await?;
+        if routes + rules > 0 {
+            info!(routes, rules, "put back what somebody deleted");
+        }
+        Ok(())
+    }
+
+    /// Undoes everything but the interface, which vanishes with its device.
+    pub async fn undo(&mut self, seal: Seal) {
+        self.resolver.revert().await;
+        if let Err(error) = self.rules.remove().await {
+            warn!(%error, "can't remove routing rules");
+        }
+        if seal == Seal::Lifted
+            && let Err(error) = self.firewall.remove().await
+        {
+            warn!(error = format!("{error:#}"), "can't remove firewall rules");
+        }
+    }
+}

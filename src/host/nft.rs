@@ -1,0 +1,49 @@
+//! Tables of the firewall, through nft(8): in its own language they read as an admin reads them.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail};
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+/// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
+#[must_use]
+pub fn table(interface: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    format!("roamd-{}", interface.chars().map(plain).collect::<String>())
+}
+
+/// Puts these chains in place of all that the table has, at once.
+pub async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
+    run(&format!(
+        "table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n{chains}}}\n"
+    ))
+    .await
+}
+
+/// Deletes the table, if it is there.
+pub async fn delete(table: &str) -> anyhow::Result<()> {
+    run(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+}
+
+/// Whether the table is there.
+pub async fn exists(table: &str) -> anyhow::Result<bool> {
+    let mut command = Command::new("nft");
+    command.args(["list", "table", "inet", table]).stdout(Stdio::null()).stderr(Stdio::null());
+    Ok(command.kill_on_drop(true).status().await.context("can't run nft")?.success())
+}
+
+async fn run(script: &str) -> anyhow::Result<()> {
+    let mut command = Command::new("nft");
+    command.args(["-f", "-"]).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut nft = command.spawn().context("can't run nft (is nftables installed?)")?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(script.as_bytes()).await.context("can't write to nft")?;
+    }
+    let output = nft.wait_with_output().await.context("nft")?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("nft refuses: {}", complaint.lines().next().unwrap_or("without a word"));
+    }
+    Ok(())
+}

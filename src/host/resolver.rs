@@ -1,0 +1,115 @@
+//! The host's resolver: systemd-resolved, through its D-Bus interface (org.freedesktop.resolve1(5)). What a
+//! link was told is forgotten with the link.
+
+use std::net::IpAddr;
+
+use tracing::{debug, info, warn};
+use zbus::proxy;
+
+use super::Layout;
+use crate::config::Dns;
+
+#[proxy(
+    interface = "org.freedesktop.resolve1.Manager",
+    default_service = "org.freedesktop.resolve1",
+    default_path = "/org/freedesktop/resolve1",
+    gen_blocking = false
+)]
+trait Manager {
+    #[zbus(name = "SetLinkDNS")]
+    fn set_link_dns(&self, link: i32, addresses: &[(i32, Vec<u8>)]) -> zbus::Result<()>;
+    fn set_link_domains(&self, link: i32, domains: &[(&str, bool)]) -> zbus::Result<()>;
+    fn set_link_default_route(&self, link: i32, enable: bool) -> zbus::Result<()>;
+    fn revert_link(&self, link: i32) -> zbus::Result<()>;
+}
+
+/// The link of the tunnel, as the resolver sees it.
+#[derive(Debug)]
+pub struct Resolver {
+    link: u32,
+    told: Option<(Dns, bool)>,
+}
+
+impl Resolver {
+    /// Nothing told yet about the link with this index.
+    #[must_use]
+    pub fn new(link: u32) -> Self {
+        Self { link, told: None }
+    }
+
+    /// Tells the resolver what the layout says. Without it names are looked up as before, and a warning says
+    /// so.
+    pub async fn set(&mut self, layout: &Layout) {
+        // Whoever takes all traffic takes all names; so does a resolver that is given no domains.
+        let all = layout.is_full() || layout.dns.domains.is_empty();
+        let wanted = (!layout.dns.servers.is_empty()).then(|| (layout.dns.clone(), all));
+        if wanted == self.told {
+            return;
+        }
+        let Some((dns, all)) = wanted.clone() else { return self.revert().await };
+        match self.tell(&dns, all).await {
+            Ok(()) => {
+                info!(servers = ?dns.servers, domains = ?dns.domains, all, "resolver set");
+                self.told = wanted;
+            }
+            Err(error) => warn!(
+                reason = reason(&error),
+                "tun.dns has no effect: systemd-resolved can't be told"
+            ),
+        }
+    }
+
+    async fn tell(&self, dns: &Dns, all: bool) -> zbus::Result<()> {
+        let resolver = manager().await?;
+        let link = self.link as i32;
+        let addresses: Vec<_> = dns.servers.iter().copied().map(address).collect();
+        let mut domains: Vec<_> =
+            dns.domains.iter().map(|domain| (domain.trim_end_matches('.'), false)).collect();
+        if all {
+            domains.push((".", true));
+        }
+        resolver.set_link_dns(link, &addresses).await?;
+        resolver.set_link_domains(link, &domains).await?;
+        resolver.set_link_default_route(link, all).await
+    }
+
+    /// Makes the resolver forget the link, if it was told of it.
+    pub async fn revert(&mut self) {
+        if self.told.take().is_none() {
+            return;
+        }
+        let reverted = async { manager().await?.revert_link(self.link as i32).await };
+        if let Err(error) = reverted.await {
+            debug!(%error, "the resolver can't be told to forget the link");
+        }
+    }
+}
+
+async fn manager() -> zbus::Result<ManagerProxy<'static>> {
+    ManagerProxy::new(&zbus::Connection::system().await?).await
+}
+
+/// An address as D-Bus has it: its family (socket(2)) and its bytes.
+fn address(address: IpAddr) -> (i32, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (nix::libc::AF_INET, address.octets().into()),
+        IpAddr::V6(address) => (nix::libc::AF_INET6, address.octets().into()),
+    }
+}
+
+fn reason(error: &zbus::Error) -> String {
+    match error {
+        zbus::Error::MethodError(name, ..)
+            if matches!(
+                name.as_str(),
+                "org.freedesktop.DBus.Error.ServiceUnknown"
+                    | "org.freedesktop.systemd1.NoSuchUnit"
+                    | "org.freedesktop.systemd1.UnitMasked"
+            ) =>
+        {
+            "it is not running (systemctl enable --now systemd-resolved)".into()
+        }
+        zbus::Error::InputOutput(error) => format!("there is no D-Bus system bus ({error})"),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,285 @@
+//! Routing rules (rtnetlink(7), ip-rule(8)) that lead everything into the tunnel but the packets that carry
+//! it.
+//!
+//! ```text
+//!  5310  to EXCLUDED            lookup main
+//!  5320                         lookup main suppress_prefixlength 0    "lan": all but the default route
+//!  5330  not fwmark MARK        lookup TABLE                           the tunnel
+//!  5330  not fwmark MARK        unreachable                            a family that the tunnel lacks
+//! ```
+//!
+//! Whoever asks for a route through a certain link (as we do for paths) gets past the tunnel, for its
+//! table has no route through that link.
+
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    route::RouteProtocol,
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+};
+use nix::errno::Errno;
+use rtnetlink::{Error, IpVersion};
+
+use super::{Layout, MARK, TABLE};
+use crate::netlink::{Netlink, os_error};
+
+/// The order in which the kernel asks; before it come the table of local addresses (0) and whatever an
+/// admin wants to come before.
+const EXCLUDED: u32 = 5310;
+const LAN: u32 = 5320;
+const TUNNEL: u32 = 5330;
+const MAIN: u8 = 254;
+
+/// The rules that are ours.
+#[derive(Debug)]
+pub struct Rules {
+    netlink: Netlink,
+    wanted: Vec<Rule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    Exclude(IpNet),
+    Lan(Family),
+    Tunnel(Family),
+    Block(Family),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    fn of(net: &IpNet) -> Self {
+        if net.addr().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl Rules {
+    /// No rules yet.
+    #[must_use]
+    pub fn new(netlink: Netlink) -> Self {
+        Self { netlink, wanted: Vec::new() }
+    }
+
+    /// Makes the layout's rules ours.
+    pub async fn set(&mut self, layout: &Layout) -> Result<(), Error> {
+        let wanted = rules(layout);
+        if wanted.is_empty() {
+            return self.remove().await;
+        }
+        self.wanted = wanted;
+        self.restore().await.map(drop)
+    }
+
+    /// Makes the kernel's rules ours again; returns how many were missing.
+    pub async fn restore(&self) -> Result<usize, Error> {
+        if self.wanted.is_empty() {
+            return Ok(0);
+        }
+        let found = self.found().await?;
+        for (rule, message) in &found {
+            if rule.is_none_or(|rule| !self.wanted.contains(&rule)) {
+                self.delete(message.clone()).await?;
+            }
+        }
+        let is_missing = |rule: &&Rule| !found.iter().any(|(found, _)| *found == Some(**rule));
+        let missing: Vec<_> = self.wanted.iter().filter(is_missing).collect();
+        for rule in &missing {
+            let mut request = self.netlink.handle().rule().add();
+            *request.message_mut() = rule.message();
+            unless(Errno::EEXIST, request.execute().await)?;
+        }
+        Ok(missing.len())
+    }
+
+    /// Deletes all our rules, if there are any.
+    pub async fn remove(&mut self) -> Result<(), Error> {
+        if self.wanted.is_empty() {
+            return Ok(());
+        }
+        self.wanted.clear();
+        self.sweep().await
+    }
+
+    /// Deletes what has our priorities.
+    pub async fn sweep(&self) -> Result<(), Error> {
+        for (_, message) in self.found().await? {
+            self.delete(message).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, message: RuleMessage) -> Result<(), Error> {
+        unless(Errno::ENOENT, self.netlink.handle().rule().del(message).execute().await)
+    }
+
+    /// What the kernel has with our priorities.
+    async fn found(&self) -> Result<Vec<(Option<Rule>, RuleMessage)>, Error> {
+        let mut found = Vec::new();
+        for (version, family) in [(IpVersion::V4, Family::V4), (IpVersion::V6, Family::V6)] {
+            let mut messages = self.netlink.handle().rule().get(version).execute();
+            while let Some(message) = messages.try_next().await? {
+                if matches!(priority(&message), Some(EXCLUDED | LAN | TUNNEL)) {
+                    found.push((Rule::read(&message, family), message));
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn rules(layout: &Layout) -> Vec<Rule> {
+    if !layout.is_full() {
+        return Vec::new();
+    }
+    let mut rules: Vec<_> = layout.exclude.nets.iter().copied().map(Rule::Exclude).collect();
+    for family in Family::ALL {
+        let has = |nets: &[IpNet]| nets.iter().any(|net| Family::of(net) == family);
+        let has_default = |nets: &[IpNet]| {
+            nets.iter().any(|net| net.prefix_len() == 0 && Family::of(net) == family)
+        };
+        let blocks = has_default(&layout.blocked);
+        if layout.exclude.lan && (blocks || has(&layout.routes)) {
+            rules.push(Rule::Lan(family));
+        }
+        if blocks {
+            rules.push(Rule::Block(family));
+        } else if has(&layout.routes) {
+            rules.push(Rule::Tunnel(family));
+        }
+    }
+    rules
+}
+
+impl Rule {
+    fn family(self) -> Family {
+        match self {
+            Self::Exclude(net) => Family::of(&net),
+            Self::Lan(family) | Self::Tunnel(family) | Self::Block(family) => family,
+        }
+    }
+
+    fn message(self) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = match self.family() {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        message.header.action = RuleAction::ToTable;
+        let priority = match self {
+            Self::Exclude(net) => {
+                message.header.dst_len = net.prefix_len();
+                message.header.table = MAIN;
+                message.attributes.push(RuleAttribute::Destination(net.network()));
+                EXCLUDED
+            }
+            Self::Lan(_) => {
+                message.header.table = MAIN;
+                message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+                LAN
+            }
+            Self::Tunnel(_) => {
+                message.attributes.push(RuleAttribute::Table(TABLE));
+                TUNNEL
+            }
+            Self::Block(_) => {
+                message.header.action = RuleAction::Unreachable;
+                TUNNEL
+            }
+        };
+        if priority == TUNNEL {
+            message.header.flags = RuleFlags::Invert;
+            message.attributes.push(RuleAttribute::FwMark(MARK));
+        }
+        message.attributes.push(RuleAttribute::Priority(priority));
+        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        message
+    }
+
+    fn read(message: &RuleMessage, family: Family) -> Option<Self> {
+        match (priority(message)?, message.header.action) {
+            (EXCLUDED, RuleAction::ToTable) => {
+                let address = message.attributes.iter().find_map(|attribute| match attribute {
+                    RuleAttribute::Destination(address) => Some(*address),
+                    _ => None,
+                });
+                let unspecified = match family {
+                    Family::V4 => IpAddr::from([0; 4]),
+                    Family::V6 => IpAddr::from([0; 16]),
+                };
+                let address = address.unwrap_or(unspecified);
+                IpNet::new(address, message.header.dst_len).ok().map(Self::Exclude)
+            }
+            (LAN, RuleAction::ToTable) => Some(Self::Lan(family)),
+            (TUNNEL, RuleAction::ToTable) => Some(Self::Tunnel(family)),
+            (TUNNEL, RuleAction::Unreachable) => Some(Self::Block(family)),
+            _ => None,
+        }
+    }
+}
+
+fn priority(message: &RuleMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    })
+}
+
+/// Success also where the kernel says that nothing was left to do.
+fn unless(done: Errno, result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if os_error(&error) == Some(done as i32) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Exclude;
+
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    fn layout(routes: &[&str], blocked: &[&str], exclude: &[&str]) -> Layout {
+        let exclude = Exclude { lan: true, nets: nets(exclude) };
+        Layout { routes: nets(routes), blocked: nets(blocked), exclude, ..Layout::default() }
+    }
+
+    #[test]
+    fn a_split_tunnel_needs_no_rules() {
+        assert_eq!(rules(&layout(&["10.0.0.0/8"], &[], &["10.1.0.0/16"])), []);
+    }
+
+    #[test]
+    fn a_family_that_the_tunnel_lacks_goes_nowhere_and_not_around_it() {
+        let excluded = "192.0.2.0/24".parse().unwrap();
+        assert_eq!(
+            rules(&layout(&["0.0.0.0/0"], &["::/0"], &["192.0.2.0/24"])),
+            [
+                Rule::Exclude(excluded),
+                Rule::Lan(Family::V4),
+                Rule::Tunnel(Family::V4),
+                Rule::Lan(Family::V6),
+                Rule::Block(Family::V6),
+            ]
+        );
+    }
+
+    #[test]
+    fn rules_read_as_they_are_written() {
+        let layout = layout(&["0.0.0.0/0", "::/0"], &[], &["192.0.2.0/24", "2001:db8::/32"]);
+        for rule in rules(&layout).into_iter().chain([Rule::Block(Family::V6)]) {
+            assert_eq!(Rule::read(&rule.message(), rule.family()), Some(rule));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! systemd: what the daemon tells its service manager (sd_notify(3)), and what it leaves with it.
+//!
+//! The TUN device's descriptor is left in the service's store (`FileDescriptorStoreMax=`), so that the
+//! device, and every connection over it, survives a restart and an upgrade.
+
+use std::{
+    convert::Infallible,
+    io,
+    os::fd::{AsFd, FromRawFd as _, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+use tracing::{debug, info, warn};
+
+use crate::tunnel::device::Tun;
+
+/// The name of the TUN device's descriptor in the store.
+const TUN: &str = "tun";
+
+/// Tells systemd, where it asked to be told, that the daemon does its work.
+pub fn ready(status: &str) {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Tells systemd what the daemon is at.
+pub fn report(status: &str) {
+    notify(&[NotifyState::Status(status)]);
+}
+
+/// Tells systemd that the configuration is being read again; [`reloaded`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "systemd could not be told"),
+    }
+}
+
+/// Tells systemd that [`reloading`] is over.
+pub fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd that the daemon is about to end.
+pub fn stopping() {
+    notify(&[NotifyState::Stopping]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "systemd could not be told");
+    }
+}
+
+/// Beats as long as the daemon's main loop comes round.
+#[derive(Debug, Default)]
+pub struct Heart(AtomicU64);
+
+impl Heart {
+    /// The loop came round.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps systemd's watchdog (`WatchdogSec=`) quiet for as long as the heart beats. It shares its thread with
+/// the datapath, so that it does not wake when that is stuck.
+pub async fn watchdog(heart: &Heart) -> Infallible {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // The main loop may take this long to come round, see `link::monitor::POLL`, and a little longer.
+    let pace = (limit / 2).max(Duration::from_millis(1));
+    let mut last = u64::MAX;
+    loop {
+        let beats = heart.0.load(Ordering::Relaxed);
+        if beats == last {
+            warn!("the main loop does not come round");
+        } else {
+            notify(&[NotifyState::Watchdog]);
+        }
+        last = beats;
+        tokio::time::sleep(pace).await;
+    }
+}
+
+/// The TUN device: the one that the last daemon left with systemd, or a new one, left there for the next.
+pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Tun> {
+    for (descriptor, stored) in handed_over()? {
+        // Another device, or one of another kind, goes with its descriptor.
+        if stored == TUN
+            && let Some(tun) = Tun::adopt(descriptor, name, mtu, offload)?
+        {
+            info!(interface = name, "taking over the TUN device of the last run");
+            return Ok(tun);
+        }
+    }
+    let tun = Tun::create(name, mtu, offload).map_err(|error| {
+        io::Error::new(error.kind(), format!("can't create TUN device {name}: {error}"))
+    })?;
+    let remove = [NotifyState::FdStoreRemove, NotifyState::FdName(TUN)];
+    notify(&remove);
+    let keep = [NotifyState::FdStore, NotifyState::FdName(TUN)];
+    if let Err(error) = sd_notify::notify_with_fds(&keep, &[tun.as_fd()]) {
+        debug!(%error, "the TUN device could not be left with systemd");
+    }
+    Ok(tun)
+}
+
+/// The descriptors in the service's store, each with its name.
+fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
+    let descriptors = sd_notify::listen_fds_with_names()?;
+    // SAFETY: systemd opened these for this process (sd_listen_fds(3)); this is called once, and nobody
+    // else takes them.
+    let owned = |(descriptor, name)| (unsafe { OwnedFd::from_raw_fd(descriptor) }, name);
+    Ok(descriptors.map(owned).collect())
+}
