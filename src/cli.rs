@@ -1,9 +1,13 @@
 //! The command line.
 
 mod check;
+mod doctor;
+mod import;
 mod keys;
+mod peer;
 mod status;
 mod tell;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -11,9 +15,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 pub use check::check;
+pub use doctor::doctor;
+pub use import::wireguard;
 pub use keys::{genkey, pubkey};
+pub use peer::{PeerCommand, peer};
 pub use status::status;
 pub use tell::{events, probe, reload, switch};
+pub use watch::watch;
 
 /// The arguments of the `roamd` binary.
 #[derive(Debug, Parser)]
@@ -68,6 +76,29 @@ Examples:
         /// The configuration
         file: PathBuf,
     },
+    /// Let clients in, or not any more
+    Peer {
+        /// What to do.
+        #[command(subcommand)]
+        command: PeerCommand,
+    },
+    /// Make a configuration of another program's
+    Import {
+        /// Which program's.
+        #[command(subcommand)]
+        from: ImportFrom,
+    },
+    /// Find out what keeps a tunnel from working here, and what to do about it
+    #[command(after_help = "\
+Looks at kernel, permission, TUN device, names, links, filters and MTU, and asks the server over each link.
+Needs what the tunnel needs, so best as root. Fails if the tunnel cannot work.
+
+Examples:
+  roamd doctor /etc/roamd/home.toml")]
+    Doctor {
+        /// The configuration
+        file: PathBuf,
+    },
     /// Run a tunnel until it is told to stop
     #[command(after_help = "\
 Examples:
@@ -88,6 +119,18 @@ Examples:
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+    },
+    /// Watch a running tunnel live: paths, throughput, queue, switches
+    #[command(after_help = "\
+Examples:
+  roamd watch
+  roamd watch home --once")]
+    Watch {
+        /// The tunnel [default: the only one that runs]
+        name: Option<String>,
+        /// Print one picture instead
+        #[arg(long)]
+        once: bool,
     },
     /// Make a running tunnel read its configuration again
     #[command(after_help = "\
@@ -147,6 +190,21 @@ Examples:
         /// Draw the show into a file
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,
+    },
+}
+
+/// Programs whose files can be read.
+#[derive(Debug, Subcommand)]
+pub enum ImportFrom {
+    /// A client's file for wg-quick(8)
+    #[command(after_help = "\
+Keys are of another kind and are not taken over; the comments say what is to be done by hand.
+
+Examples:
+  roamd import wireguard /etc/wireguard/wg0.conf > /etc/roamd/home.toml")]
+    Wireguard {
+        /// The file
+        file: PathBuf,
     },
 }
 

@@ -11,6 +11,7 @@ mod layout;
 pub mod links;
 pub mod names;
 pub(crate) mod order;
+mod portals;
 mod roam;
 mod shown;
 
@@ -44,7 +45,7 @@ use crate::{
     control::{self, Reply, Request},
     daemon::Daemon,
     events::{Event, Events},
-    host::{Host, Layout, Seal, Setup},
+    host::{Host, Layout, Seal, Setup, metered},
     identity::PublicKey,
     metrics,
     netlink::Netlink,
@@ -89,6 +90,9 @@ const METERED: u32 = 20;
 const GREETING: Duration = Duration::from_secs(3);
 /// Orders from the control socket that wait.
 const ORDERS: usize = 4;
+/// From one look for captive portals to the next, while there is no connection. Before the first one a good
+/// network has answered.
+const PORTAL_PACE: Duration = Duration::from_secs(3);
 /// From one sign to the watchdog that all is well to the next.
 const BEAT: Duration = Duration::from_secs(1);
 /// How long the server has to hear our goodbye.
@@ -130,7 +134,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
     let metrics = config.metrics.clone();
     let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
-    client.links = Some(links);
+    client.links = Some(links.clone());
     let (client, daemon) = (Arc::new(client), Arc::new(daemon));
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&daemon.instance, client.events.clone(), {
@@ -146,6 +150,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
         ended = client.carry(device.reader(), &mut wish, &mut ordered) => ended,
         failed = host.run() => failed.map(|never| match never {}),
         failed = daemon.hangups(|| client.reload(&daemon, &orders)) => failed.map(|never| match never {}),
+        never = metered::watch(|found| links.meter(found)) => match never {},
         never = service::watchdog(&client.roaming.heart) => match never {},
         deleted = interface::deleted(index) => {
             deleted?;
@@ -319,7 +324,11 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
         lost: Instant,
     ) -> anyhow::Result<Ended> {
-        let connected = match self.dial(lost).await {
+        let dialed = tokio::select! {
+            dialed = self.dial(lost) => dialed,
+            never = self.look_for_portals() => match never {},
+        };
+        let connected = match dialed {
             Ok(dialed) => dialed,
             Err(error) => return Ok(error.into()),
         };
@@ -365,6 +374,20 @@ impl Client {
             }
             failed = roamer.run() => failed.map(|never| match never {}),
             failed = self.keep_up(host, &welcome) => failed.map(|never| match never {}),
+        }
+    }
+
+    /// Tells of captive portals that keep us from connecting.
+    async fn look_for_portals(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(PORTAL_PACE).await;
+            let servers = self.roaming.names.known();
+            let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+            for (_, candidate) in found {
+                if self.roaming.network.portal(&candidate).await {
+                    self.shown.portal(&candidate.link);
+                }
+            }
         }
     }
 

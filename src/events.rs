@@ -42,6 +42,11 @@ pub enum Event {
         /// Why, in words.
         why: String,
     },
+    /// Client: a captive portal seems to answer in the server's place.
+    Portal {
+        /// The link.
+        link: String,
+    },
     /// Client: the tunnel moved.
     Switched {
         /// The old link; none if there was no path.
@@ -104,6 +109,7 @@ impl Event {
             Self::Disconnected { reason } => format!("not connected: {reason}"),
             Self::Path { link, state: None, .. } => format!("{link} is gone"),
             Self::Path { link, state: Some(state), why, .. } => format!("{link} {state}: {why}"),
+            Self::Portal { link } => format!("{link} wants a login: open a browser"),
             Self::Switched { from: Some(from), to, reason, gap } => {
                 format!("moved from {from} to {to} ({reason}), {gap:.0} ms without a sign")
             }

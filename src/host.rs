@@ -9,6 +9,7 @@
 //! ```
 
 pub mod firewall;
+pub mod metered;
 pub mod nat;
 pub mod nft;
 pub mod resolver;

@@ -15,8 +15,9 @@
 //! - [`host`]: what else of this machine belongs to a tunnel: rules, firewall, resolver.
 //! - [`session`]: how a session begins.
 //! - [`client`], [`server`]: the two composition roots.
-//! - [`config`], [`cli`], [`control`], [`status`], [`events`], [`metrics`], [`logging`], [`daemon`],
+//! - [`config`], [`cli`], [`control`], [`status`], [`events`], [`metrics`], [`paint`], [`logging`], [`daemon`],
 //!   [`service`], [`signals`], [`exit`]: the daemon's edges towards people and systemd.
+//! - [`doctor`]: what keeps a tunnel from working on this host.
 //! - [`lab`], [`demo`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
 pub mod cli;
@@ -26,6 +27,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod events;
 pub mod exit;
 pub mod host;
@@ -35,6 +37,7 @@ pub mod link;
 pub mod logging;
 pub mod metrics;
 pub mod netlink;
+pub mod paint;
 pub mod path;
 pub mod quic;
 pub mod server;

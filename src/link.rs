@@ -2,4 +2,5 @@
 
 pub mod candidate;
 pub mod monitor;
+pub mod portal;
 pub mod wake;

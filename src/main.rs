@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use roamd::cli::{self, Cli, Command};
+use roamd::cli::{self, Cli, Command, ImportFrom};
 use roamd::config::{Config, ConfigErrors};
 use roamd::daemon::Daemon;
 use roamd::exit::Exit;
@@ -28,8 +28,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Genkey { output } => cli::genkey(output.as_deref()),
         Command::Pubkey { file } => cli::pubkey(file.as_deref()),
         Command::Check { file } => cli::check(&file),
+        Command::Peer { command } => cli::peer(command),
+        Command::Import { from: ImportFrom::Wireguard { file } } => cli::wireguard(&file),
+        Command::Doctor { file } => cli::doctor(&file),
         Command::Run { file } => run(file),
         Command::Status { name, json } => cli::status(name.as_deref(), json),
+        Command::Watch { name, once } => cli::watch(name.as_deref(), once),
         Command::Reload { name } => cli::reload(name.as_deref()),
         Command::Events { name } => cli::events(name.as_deref()),
         Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),

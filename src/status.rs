@@ -68,6 +68,8 @@ pub struct ClientStatus {
     pub sessions: u64,
     /// Why the last attempt or session ended.
     pub last_error: Option<String>,
+    /// The link on which a captive portal was suspected since the last session began.
+    pub portal: Option<String>,
     /// The session; none while not connected.
     pub session: Option<SessionStatus>,
     /// The paths that there are; none while not connected.
@@ -125,6 +127,8 @@ pub struct PathStatus {
     /// The share of packets lost, from 0 to 1: on the active path since the session began, on a
     /// standby of the questions asked over it.
     pub loss: Option<f64>,
+    /// Whether a captive portal seems to answer in the server's place.
+    pub portal: bool,
     /// Why it is used or is not, in words.
     pub why: String,
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use crate::control::Instance;
+use crate::{control::Instance, paint::Paint, status::text::Text};
 
 /// Prints what the daemon `name` does, or the only one that runs.
 pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
@@ -12,7 +12,7 @@ pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut stdout, &status)?;
         writeln!(stdout)?;
     } else {
-        write!(stdout, "{status}")?;
+        write!(stdout, "{}", Text { status: &status, paint: Paint::for_stdout() })?;
     }
     Ok(())
 }

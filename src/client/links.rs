@@ -1,6 +1,6 @@
 //! The kernel's networks, in the user's order.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -11,6 +11,7 @@ use crate::{
     link::{
         candidate::{Candidate, candidates},
         monitor::Monitor,
+        portal,
     },
     netlink::Netlink,
     path::{
@@ -26,6 +27,7 @@ pub struct Links {
     netlink: Netlink,
     own: u32,
     preferences: ArcSwap<Preferences>,
+    metered: ArcSwap<HashSet<String>>,
     dscp: u8,
 }
 
@@ -33,7 +35,18 @@ impl Links {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, preferences: Preferences, dscp: u8) -> Self {
-        Self { netlink, own, preferences: ArcSwap::from_pointee(preferences), dscp }
+        Self {
+            netlink,
+            own,
+            preferences: ArcSwap::from_pointee(preferences),
+            metered: ArcSwap::default(),
+            dscp,
+        }
+    }
+
+    /// Takes these links for metered from here on, beside those that the user says are.
+    pub fn meter(&self, metered: HashSet<String>) {
+        self.metered.store(Arc::new(metered));
     }
 
     /// Ranks in another way from here on.
@@ -48,11 +61,12 @@ impl Network for Links {
         servers: &'a [SocketAddr],
     ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
         Box::pin(async move {
-            let preferences = self.preferences.load_full();
+            let (preferences, metered) = (self.preferences.load_full(), self.metered.load_full());
             let mut ranked = Vec::new();
             for server in servers {
                 for candidate in candidates(&self.netlink, *server, self.own).await? {
-                    if let Some(rank) = preferences.rank(&candidate.link, candidate.metric) {
+                    if let Some(mut rank) = preferences.rank(&candidate.link, candidate.metric) {
+                        rank.metered |= metered.contains(&candidate.link);
                         ranked.push((rank, candidate));
                     }
                 }
@@ -60,6 +74,10 @@ impl Network for Links {
             ranked.sort_by_key(|(rank, _)| *rank);
             Ok(ranked)
         })
+    }
+
+    fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
+        Box::pin(portal::is_suspected(candidate, MARK))
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {

@@ -19,6 +19,7 @@ use super::{
     milliseconds,
     names::Names,
     order::{Inquiry, Order, What},
+    portals::Portals,
     shown::{Shown, ShownPath},
 };
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Choice, Event, Key, Manager, Reason, Settings},
         network::Network,
+        preference::Rank,
         probe::Probe,
         socket::PathId,
     },
@@ -60,6 +62,8 @@ const WINDOW_MEMORY: Duration = Duration::from_secs(600);
 const LOST_ALL: Duration = Duration::from_millis(500);
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
+/// What is shown of a path into a captive portal.
+const PORTAL: &str = "a captive portal seems to answer: log in with a browser";
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
 
@@ -93,6 +97,7 @@ pub(super) struct Roamer<'a> {
     windows: HashMap<Key, (Instant, u64)>,
     /// The connection id is still the one of an old path.
     linkable: bool,
+    portals: Portals,
     probes: HashMap<Key, Probe>,
     answers: mpsc::Receiver<Event>,
     answered: mpsc::Sender<Event>,
@@ -153,6 +158,7 @@ impl<'a> Roamer<'a> {
             closing: Vec::new(),
             windows: HashMap::new(),
             linkable: false,
+            portals: Portals::default(),
             probes: HashMap::new(),
             answers,
             answered,
@@ -206,6 +212,12 @@ impl<'a> Roamer<'a> {
                 Some(event) = self.answers.recv() => {
                     self.pass_on(&event);
                     self.tell(event);
+                }
+                key = self.portals.found() => {
+                    if let Some(candidate) = self.candidates.get(&key) {
+                        self.shown.portal(&candidate.link);
+                    }
+                    self.look().await;
                 }
                 Some(order) = self.orders.recv() => match order.what {
                     What::Renew => self.renew().await,
@@ -314,12 +326,19 @@ impl<'a> Roamer<'a> {
             Ok(found) => found,
             Err(error) => return warn!(%error, "can't read links and routes"),
         };
-        let ranks = found.iter().map(|(rank, candidate)| (key(candidate), *rank)).collect();
+        let ranked = |(rank, candidate): &(Rank, Candidate)| {
+            let key = key(candidate);
+            let mut rank: Rank = *rank;
+            rank.portal = self.portals.is_suspected(key);
+            (key, rank)
+        };
+        let ranks = found.iter().map(ranked).collect();
         self.candidates.extend(found.into_iter().map(|(_, it)| (key(&it), it)));
         self.tell(Event::Candidates(ranks));
         let open = &self.open;
         let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
         self.candidates.retain(|key, _| known.contains(key) || open.contains_key(key));
+        self.portals.retain(|key| known.contains(key));
         self.windows.retain(|_, (at, _)| clock::now().duration_since(*at) < WINDOW_MEMORY);
     }
 
@@ -349,13 +368,16 @@ impl<'a> Roamer<'a> {
         }
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
             let candidate = self.candidates.get(&key)?.clone();
+            self.portals.heed(key, condition, &candidate, &self.roaming.network);
+            let portal = self.portals.is_suspected(key);
             Some(ShownPath {
                 candidate,
                 condition,
                 rtt,
                 socket: self.open.get(&key).copied(),
                 measured: self.probes.get(&key).and_then(Probe::measured),
-                why: self.manager.why(key, clock::now()),
+                portal,
+                why: if portal { PORTAL.into() } else { self.manager.why(key, clock::now()) },
             })
         });
         self.shown.paths(paths.collect());

@@ -8,6 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
+use tracing::info;
 
 use crate::{
     events::{Event, Events},
@@ -47,6 +48,8 @@ struct State {
     switches: VecDeque<(Instant, SwitchStatus)>,
     by_reason: BTreeMap<Reason, u64>,
     gaps: Gaps,
+    /// The link with a captive portal that was told of last.
+    portal: Option<String>,
     /// What the service manager was told last.
     said: String,
 }
@@ -59,6 +62,7 @@ pub(super) struct ShownPath {
     pub(super) rtt: Option<Duration>,
     pub(super) socket: Option<PathId>,
     pub(super) measured: Option<Measured>,
+    pub(super) portal: bool,
     pub(super) why: String,
 }
 
@@ -86,6 +90,7 @@ impl Shown {
             switches: VecDeque::new(),
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
+            portal: None,
             said: String::new(),
         });
         Self { state, events }
@@ -111,6 +116,7 @@ impl Shown {
         self.with(|state| {
             state.state = ClientState::Connected;
             state.said.clear();
+            state.portal = None;
             state.sessions += 1;
             state.line = Some(line);
         });
@@ -169,6 +175,18 @@ impl Shown {
         });
     }
 
+    /// A captive portal is suspected on this link.
+    pub(super) fn portal(&self, link: &str) {
+        let is_new = self.with(|state| state.portal.replace(link.into()).as_deref() != Some(link));
+        if is_new {
+            info!(link, "a captive portal seems to answer in the server's place");
+            self.events.tell(Event::Portal { link: link.into() });
+            if !self.is_connected() {
+                service::report(&format!("captive portal on {link}: log in with a browser"));
+            }
+        }
+    }
+
     /// Whether there is a session.
     pub(super) fn is_connected(&self) -> bool {
         self.with(|state| state.line.is_some())
@@ -203,6 +221,7 @@ impl Shown {
             uptime: status::seconds_ago(started),
             sessions: state.sessions,
             last_error: state.last_error.clone(),
+            portal: state.portal.clone(),
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
             paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
             switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
@@ -301,6 +320,7 @@ impl ShownPath {
             errors: stats.errors,
             mtu,
             loss,
+            portal: self.portal,
             why: self.why.clone(),
             last_heard: stats.last_heard.map(status::rounded),
         }

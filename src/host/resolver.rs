@@ -85,6 +85,12 @@ impl Resolver {
     }
 }
 
+/// Whether the resolver answers; if not, why.
+pub async fn is_there() -> Result<(), String> {
+    let asked = async { Ok(manager().await?.inner().introspect().await?) };
+    asked.await.map(drop).map_err(|error| reason(&error))
+}
+
 async fn manager() -> zbus::Result<ManagerProxy<'static>> {
     ManagerProxy::new(&zbus::Connection::system().await?).await
 }

@@ -52,6 +52,9 @@ impl Families<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in values {
+            if labels.is_empty() {
+                return ConstCounter::new(value).encode(family);
+            }
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
@@ -65,6 +68,9 @@ impl Families<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in values {
+            if labels.is_empty() {
+                return ConstGauge::new(value).encode(family);
+            }
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
@@ -110,7 +116,7 @@ fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::R
     let switches = switches.map(|(reason, count)| (vec![("reason", word(reason))], *count));
     families.counter("roamd_switches", "Changes of path", switches)?;
     let counts = client.gaps.counts;
-    let bounds = GAP_BOUNDS.iter().map(|bound| bound / 1000.0).chain([f64::MAX]);
+    let bounds = GAP_BOUNDS.iter().map(|bound| bound / 1000.0).chain([f64::INFINITY]);
     let buckets: Vec<_> = bounds.zip(counts).collect();
     families
         .0

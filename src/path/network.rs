@@ -16,6 +16,11 @@ pub trait Network: fmt::Debug + Send + Sync {
         servers: &'a [SocketAddr],
     ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>>;
 
+    /// Whether a captive portal answers in the server's place.
+    fn portal<'a>(&'a self, _candidate: &'a Candidate) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 

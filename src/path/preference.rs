@@ -14,6 +14,8 @@ pub struct Preferences {
 /// A link's place. Declared in order of weight: the derived order puts the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
+    /// Whether a captive portal is suspected there.
+    pub portal: bool,
     /// The first preference that matches; those that none does come last.
     preference: usize,
     /// Whether traffic there costs money.
@@ -44,7 +46,8 @@ impl Preferences {
         }
         let preference = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));
         let metered = preference.is_some_and(|index| self.prefer[index].1);
-        Some(Rank { preference: preference.unwrap_or(self.prefer.len()), metered, metric })
+        let preference = preference.unwrap_or(self.prefer.len());
+        Some(Rank { portal: false, preference, metered, metric })
     }
 }
 

@@ -9,129 +9,177 @@ use super::{
     ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus, Status,
     SwitchStatus,
 };
-use crate::tunnel::counters::Snapshot;
+use anstyle::{AnsiColor, Style};
 
-impl Display for Status {
+use crate::{paint::Paint, path::manager::Condition, tunnel::counters::Snapshot};
+
+/// A status for people.
+#[derive(Debug)]
+pub struct Text<'a> {
+    /// What is shown.
+    pub status: &'a Status,
+    /// In which colours.
+    pub paint: Paint,
+}
+
+impl Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.role {
-            Role::Client(client) => client.fmt(f),
-            Role::Server(server) => server.fmt(f),
+        match &self.status.role {
+            Role::Client(client) => show_client(f, client, self.paint),
+            Role::Server(server) => show_server(f, server, self.paint),
         }
     }
 }
 
-impl Display for ClientStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            ClientState::Connecting => "connecting",
-            ClientState::Connected => "connected",
-            ClientState::Waiting => "waiting for the next attempt",
-        };
-        writeln!(f, "client       {state}, up {}", Span(self.uptime))?;
-        if let Some(session) = &self.session {
-            writeln!(f, "server       {session}")?;
-        }
-        if let (None, Some(error)) = (&self.session, &self.last_error) {
-            writeln!(f, "last error   {error}")?;
-        }
-        write!(f, "interface    {}, MTU {}", self.interface, self.mtu)?;
-        for address in &self.addresses {
-            write!(f, ", {address}")?;
+const GOOD: Style = AnsiColor::Green.on_default();
+const READY: Style = AnsiColor::Cyan.on_default();
+const UNSURE: Style = AnsiColor::Yellow.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const HEAD: Style = Style::new().bold();
+const PLAIN: Style = Style::new();
+
+fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) -> fmt::Result {
+    let (style, state) = match (client.state, &client.portal) {
+        (ClientState::Connected, _) => (GOOD, "connected".to_owned()),
+        (_, Some(link)) => (UNSURE, format!("captive portal on {link}: log in with a browser")),
+        (ClientState::Connecting, None) => (UNSURE, "connecting".into()),
+        (ClientState::Waiting, None) => (BAD, "waiting for the next attempt".into()),
+    };
+    writeln!(f, "client       {}, up {}", paint.paint(style, state), Span(client.uptime))?;
+    match (&client.session, &client.last_error) {
+        (Some(session), _) => writeln!(f, "server       {session}")?,
+        (None, Some(error)) => writeln!(f, "last error   {error}")?,
+        (None, None) => {}
+    }
+    write!(f, "interface    {}, MTU {}", client.interface, client.mtu)?;
+    for address in &client.addresses {
+        write!(f, ", {address}")?;
+    }
+    writeln!(f)?;
+    if !client.routes.is_empty() {
+        writeln!(f, "routes       {}", list(&client.routes))?;
+    }
+    traffic(f, &client.traffic, client.queued_bytes)?;
+    if !client.paths.is_empty() {
+        writeln!(f)?;
+        let mut rows =
+            vec![head(["PATH", "STATE", "RTT", "LOSS", "MTU", "HEARD", "SERVER", "WHY"])];
+        rows.extend(client.paths.iter().map(path_row));
+        table(f, &rows, paint)?;
+    }
+    if !client.switches.is_empty() {
+        writeln!(f)?;
+        let mut rows = vec![head(["MOVED", "FROM", "TO", "GAP", "WHY"])];
+        rows.extend(client.switches.iter().rev().map(switch_row));
+        table(f, &rows, paint)?;
+    }
+    Ok(())
+}
+
+fn path_row(path: &PathStatus) -> [Cell; 8] {
+    let style = match path.state {
+        Condition::Active => GOOD,
+        Condition::Standby => READY,
+        Condition::Suspect | Condition::Probing | Condition::Waiting => UNSURE,
+        Condition::Failed => BAD,
+    };
+    let dash = || "-".to_owned();
+    [
+        (PLAIN, path.link.clone()),
+        (style, path.state.to_string()),
+        (PLAIN, path.rtt.map_or_else(dash, |rtt| format!("{rtt:.1} ms"))),
+        (PLAIN, path.loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
+        (PLAIN, path.mtu.map_or_else(dash, |mtu| mtu.to_string())),
+        (PLAIN, path.last_heard.map_or_else(dash, |heard| format!("{} ago", Span(heard)))),
+        (PLAIN, path.server.to_string()),
+        (PLAIN, path.why.clone()),
+    ]
+}
+
+fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {
+    [
+        (PLAIN, format!("{} ago", Span(switch.ago))),
+        (PLAIN, switch.from.clone().unwrap_or_else(|| "no path".into())),
+        (PLAIN, switch.to.clone()),
+        (PLAIN, format!("{:.0} ms", switch.gap)),
+        (PLAIN, switch.reason.clone()),
+    ]
+}
+
+fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) -> fmt::Result {
+    let connected = server.peers.iter().filter(|peer| peer.session.is_some()).count();
+    writeln!(
+        f,
+        "server       listening on {}, up {}, {connected} of {} peers connected",
+        server.listen,
+        Span(server.uptime),
+        server.peers.len()
+    )?;
+    writeln!(f, "interface    {}", server.interface)?;
+    if server.refused_keys > 0 {
+        writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
+    }
+    if server.send_errors + server.receive_errors > 0 {
+        let (send, receive) = (server.send_errors, server.receive_errors);
+        writeln!(f, "errors       {send} sending, {receive} receiving")?;
+    }
+    dropped(f, &server.traffic)?;
+    if !server.peers.is_empty() {
+        writeln!(f)?;
+        let columns =
+            ["PEER", "SESSION", "RTT", "FROM", "SENT", "RECEIVED", "DROPPED", "ADDRESSES"];
+        let mut rows = vec![head(columns)];
+        rows.extend(server.peers.iter().map(peer_row));
+        table(f, &rows, paint)?;
+    }
+    Ok(())
+}
+
+fn peer_row(peer: &PeerStatus) -> [Cell; 8] {
+    let dash = || "-".to_owned();
+    let session = peer.session.as_ref();
+    [
+        (PLAIN, peer.name.clone()),
+        session.map_or((BAD, "none".into()), |it| (GOOD, format!("for {}", Span(it.since)))),
+        (PLAIN, session.map_or_else(dash, |it| format!("{:.1} ms", it.quic.rtt))),
+        (PLAIN, session.map_or_else(dash, |it| it.remote.to_string())),
+        (PLAIN, Bytes(peer.traffic.sent_bytes).to_string()),
+        (PLAIN, Bytes(peer.traffic.received_bytes).to_string()),
+        (PLAIN, peer.traffic.dropped.values().sum::<u64>().to_string()),
+        (PLAIN, list(&peer.addresses)),
+    ]
+}
+
+/// Text and its style.
+type Cell = (Style, String);
+
+fn head<const N: usize>(columns: [&str; N]) -> [Cell; N] {
+    columns.map(|column| (HEAD, column.to_owned()))
+}
+
+/// Writes rows with their columns below each other.
+fn table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    rows: &[[Cell; N]],
+    paint: Paint,
+) -> fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].1.chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in rows {
+        for (column, (style, text)) in row.iter().enumerate() {
+            let is_last = column + 1 == N;
+            let room = if is_last { 0 } else { widths[column] + 2 - text.chars().count() };
+            write!(f, "{}{:room$}", paint.paint(*style, text), "")?;
         }
         writeln!(f)?;
-        if !self.routes.is_empty() {
-            writeln!(f, "routes       {}", list(&self.routes))?;
-        }
-        for path in &self.paths {
-            writeln!(f, "path         {path}")?;
-        }
-        traffic(f, &self.traffic, self.queued_bytes)?;
-        for switch in &self.switches {
-            writeln!(f, "switched     {switch}")?;
-        }
-        Ok(())
     }
-}
-
-impl Display for ServerStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connected = self.peers.iter().filter(|peer| peer.session.is_some()).count();
-        writeln!(
-            f,
-            "server       listening on {}, up {}, {connected} of {} peers connected",
-            self.listen,
-            Span(self.uptime),
-            self.peers.len()
-        )?;
-        writeln!(f, "interface    {}", self.interface)?;
-        if self.refused_keys > 0 {
-            writeln!(f, "refused      {} connections with an unknown key", self.refused_keys)?;
-        }
-        if self.send_errors + self.receive_errors > 0 {
-            writeln!(
-                f,
-                "errors       {} sending, {} receiving",
-                self.send_errors, self.receive_errors
-            )?;
-        }
-        dropped(f, &self.traffic)?;
-        for peer in &self.peers {
-            write!(f, "\n{peer}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Display for PeerStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "peer         {}, {}", self.name, list(&self.addresses))?;
-        writeln!(f, "key          {}", self.public_key)?;
-        match &self.session {
-            Some(session) => writeln!(f, "session      {session}")?,
-            None => writeln!(f, "session      not connected")?,
-        }
-        traffic(f, &self.traffic, self.queued_bytes)
-    }
+    Ok(())
 }
 
 impl Display for SessionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({}) for {}, RTT {:.1} ms, path MTU {}",
-            self.remote,
-            self.software,
-            Span(self.since),
-            self.quic.rtt,
-            self.quic.path_mtu
-        )?;
-        match self.quic.lost_packets {
-            0 => Ok(()),
-            lost => write!(f, ", {lost} packets lost"),
-        }
-    }
-}
-
-impl Display for PathStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} -> {}", self.link, self.local, self.server)?;
-        write!(f, ", {}", self.state)?;
-        if let Some(rtt) = self.rtt {
-            write!(f, ", RTT {rtt:.1} ms")?;
-        }
-        if let Some(heard) = self.last_heard {
-            write!(f, ", heard {} ago", Span(heard))?;
-        }
-        if let Some(mtu) = self.mtu {
-            write!(f, ", MTU {mtu}")?;
-        }
-        if let Some(loss) = self.loss.filter(|loss| *loss > 0.0) {
-            write!(f, ", {:.1} % lost", loss * 100.0)?;
-        }
-        if self.errors > 0 {
-            write!(f, ", {} errors", self.errors)?;
-        }
-        write!(f, ": {}", self.why)
+        let (remote, software, since) = (self.remote, &self.software, Span(self.since));
+        write!(f, "{remote} ({software}), session for {since}")
     }
 }
 
@@ -177,8 +225,17 @@ fn list(items: &[impl Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// A rate in bits per second, with a unit of powers of ten.
+pub struct Bits(pub u64);
+
+impl Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
+    }
+}
+
 /// A duration in seconds, to the millisecond below ten seconds and to the second above.
-struct Span(f64);
+pub struct Span(pub f64);
 
 impl Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,20 +250,27 @@ impl Display for Span {
 }
 
 /// A number of bytes with a unit of powers of ten.
-struct Bytes(u64);
+pub struct Bytes(pub u64);
 
 impl Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut value, mut unit) = (self.0 as f64, "B");
-        for larger in ["kB", "MB", "GB", "TB"] {
-            if value < 1000.0 {
-                break;
-            }
-            value /= 1000.0;
-            unit = larger;
-        }
-        if unit == "B" { write!(f, "{} B", self.0) } else { write!(f, "{value:.1} {unit}") }
+        scaled(f, self.0, ["B", "kB", "MB", "GB", "TB"])
     }
+}
+
+fn scaled(f: &mut fmt::Formatter<'_>, value: u64, units: [&str; 5]) -> fmt::Result {
+    if value < 1000 {
+        return write!(f, "{value} {}", units[0]);
+    }
+    let (mut scaled, mut unit) = (value as f64, units[0]);
+    for larger in &units[1..] {
+        if scaled < 1000.0 {
+            break;
+        }
+        scaled /= 1000.0;
+        unit = larger;
+    }
+    write!(f, "{scaled:.1} {unit}")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use roamd::lab::{Namespace, Process, veth};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_roamd");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_roamd");
 /// How long anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -211,6 +211,14 @@ impl Net {
 
     pub(crate) fn configure_client(&self, number: usize, server: &str, more: &str) {
         self.clients[number].configure(&client_toml(server, &self.server.key(), more));
+    }
+
+    /// Starts the server and one client, and waits until its tunnel stands.
+    pub(crate) fn start_only(&mut self, client: usize) {
+        self.server.start();
+        eventually("the server listens", || self.server.try_status());
+        self.clients[client].start();
+        self.clients[client].connected();
     }
 
     /// Starts the server and all clients, and waits until their tunnels stand.

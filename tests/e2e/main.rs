@@ -14,6 +14,7 @@
 #![cfg(test)]
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
+mod edges;
 mod harness;
 mod keystrokes;
 mod lasting;

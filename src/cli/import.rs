@@ -1,0 +1,276 @@
+//! `roamd import wireguard`: what of a wg-quick(8) file has a counterpart here.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    path::Path,
+};
+
+use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
+
+use crate::exit::Exit;
+
+/// One section of the file: its name, and keys with values in their order.
+struct Section<'a> {
+    name: String,
+    line: usize,
+    entries: Vec<(usize, String, &'a str)>,
+}
+
+/// Prints a client's configuration with what the file says, and what is to be done by hand.
+pub fn wireguard(file: &Path) -> anyhow::Result<()> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| Exit::NoInput.because(error))
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    let converted = convert(&text).map_err(|(line, reason)| {
+        Exit::Data.because(anyhow!("{}:{line}: {reason}", file.display()))
+    })?;
+    Ok(io::stdout().lock().write_all(converted.as_bytes())?)
+}
+
+type Wrong = (usize, String);
+
+fn sections(text: &str) -> Result<Vec<Section<'_>>, Wrong> {
+    let mut sections: Vec<Section<'_>> = Vec::new();
+    for (line, text) in text.lines().enumerate() {
+        let (line, text) = (line + 1, text.split('#').next().unwrap_or_default().trim());
+        if text.is_empty() {
+            continue;
+        }
+        if let Some(name) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+            let name = name.to_lowercase();
+            if !matches!(name.as_str(), "interface" | "peer") {
+                return Err((line, format!("[{name}] is neither [Interface] nor [Peer]")));
+            }
+            sections.push(Section { name, line, entries: Vec::new() });
+            continue;
+        }
+        let (key, value) =
+            text.split_once('=').ok_or((line, format!("{text} is no key with a value")))?;
+        let section = sections.last_mut().ok_or((line, "a key before any section".to_owned()))?;
+        section.entries.push((line, key.trim().to_lowercase(), value.trim()));
+    }
+    Ok(sections)
+}
+
+fn convert(text: &str) -> Result<String, Wrong> {
+    let sections = sections(text)?;
+    let of =
+        |name: &str| sections.iter().filter(|section| section.name == name).collect::<Vec<_>>();
+    let (interfaces, peers) = (of("interface"), of("peer"));
+    let [interface] = interfaces[..] else {
+        return Err((1, format!("there must be one [Interface], not {}", interfaces.len())));
+    };
+    let peer = match peers[..] {
+        [peer] => peer,
+        [] => {
+            return Err((
+                interface.line,
+                "there is no [Peer], so there is nothing to reach".into(),
+            ));
+        }
+        [_, second, ..] => {
+            return Err((
+                second.line,
+                "a roamd client has one server; servers with many peers are set up with roamd peer add"
+                    .into(),
+            ));
+        }
+    };
+    let mut out = Converted::default();
+    for (line, key, value) in &interface.entries {
+        out.interface(*line, key, value)?;
+    }
+    for (line, key, value) in &peer.entries {
+        out.peer(*line, key, value)?;
+    }
+    out.finish(peer.line)
+}
+
+#[derive(Default)]
+struct Converted {
+    addresses: Vec<IpNet>,
+    mtu: Option<u16>,
+    dns: Vec<String>,
+    domains: Vec<String>,
+    endpoint: Option<String>,
+    routes: Vec<String>,
+    left_out: Vec<String>,
+}
+
+impl Converted {
+    fn interface(&mut self, line: usize, key: &str, value: &str) -> Result<(), Wrong> {
+        match key {
+            "address" => {
+                for address in list(value) {
+                    let net =
+                        address.parse().or_else(|_| address.parse::<IpAddr>().map(IpNet::from));
+                    self.addresses
+                        .push(net.map_err(|_| (line, format!("{address} is no address")))?);
+                }
+            }
+            "dns" => {
+                for entry in list(value) {
+                    let is_address = entry.parse::<IpAddr>().is_ok();
+                    if is_address { &mut self.dns } else { &mut self.domains }.push(entry.into());
+                }
+            }
+            "mtu" => {
+                let mtu = value.parse().map_err(|_| (line, format!("MTU {value} is no number")))?;
+                self.mtu = Some(mtu);
+            }
+            "privatekey" => self.left_out.push(
+                "PrivateKey: a WireGuard key is of another kind; roamd genkey makes one".into(),
+            ),
+            "preup" | "postup" | "predown" | "postdown" => self.left_out.push(format!(
+                "{key} = {value}: use ExecStartPost= and the like in a drop-in of roamd@.service"
+            )),
+            "listenport" | "fwmark" | "table" | "saveconfig" => {
+                self.left_out.push(format!("{key} = {value}: has no counterpart"));
+            }
+            _ => return Err((line, format!("{key} is no key of [Interface] that wg-quick knows"))),
+        }
+        Ok(())
+    }
+
+    fn peer(&mut self, line: usize, key: &str, value: &str) -> Result<(), Wrong> {
+        match key {
+            "endpoint" => {
+                let (host, _) = value
+                    .rsplit_once(':')
+                    .ok_or((line, format!("Endpoint {value} has no port")))?;
+                self.endpoint = Some(host.trim_matches(['[', ']']).to_owned());
+            }
+            "allowedips" => {
+                for prefix in list(value) {
+                    let net = prefix
+                        .parse::<IpNet>()
+                        .or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
+                    let net = net.map_err(|_| (line, format!("{prefix} is no prefix")))?;
+                    self.routes.push(net.trunc().to_string());
+                }
+            }
+            "publickey" => self.left_out.push(
+                "PublicKey: of another kind; roamd pubkey on the server prints the one to use"
+                    .into(),
+            ),
+            "presharedkey" => self.left_out.push(
+                "PresharedKey: not needed, the key exchange is safe against quantum computers"
+                    .into(),
+            ),
+            "persistentkeepalive" => {
+                self.left_out
+                    .push(format!("{key} = {value}: roamd keeps its connection alive itself"));
+            }
+            _ => return Err((line, format!("{key} is no key of [Peer] that wg-quick knows"))),
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, peer: usize) -> Result<String, Wrong> {
+        let endpoint = self.endpoint.ok_or((peer, "this [Peer] has no Endpoint".to_owned()))?;
+        let quoted = |texts: &[String]| {
+            let texts: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
+            texts.join(", ")
+        };
+        let both = ["0.0.0.0/0", "::/0"];
+        if both.iter().all(|all| self.routes.iter().any(|route| route == all)) {
+            self.routes.retain(|route| !both.contains(&route.as_str()));
+            self.routes.insert(0, "default".into());
+        }
+        let host = if endpoint.contains(':') { format!("[{endpoint}]") } else { endpoint };
+        let mut text = format!(
+            "role = \"client\"\nprivate-key-file = \"/etc/roamd/home.key\"   # roamd genkey --output /etc/roamd/home.key\n\n\
+             [server]\naddress = [\"{host}:{}\"]\npublic-key = \"\"   # what roamd pubkey prints on the server\n\n[tun]\n",
+            crate::config::DEFAULT_PORT
+        );
+        if let Some(mtu) = self.mtu {
+            // Less than IPv6 works with is not allowed, and not needed: what does not fit is split.
+            text += &format!("mtu = {}\n", mtu.max(1280));
+        }
+        text += &format!("routes = [{}]\n", quoted(&self.routes));
+        if !self.dns.is_empty() {
+            text += &format!("dns = [{}]\n", quoted(&self.dns));
+            if !self.domains.is_empty() {
+                text += &format!("search-domains = [{}]\n", quoted(&self.domains));
+            }
+        }
+        if !self.addresses.is_empty() {
+            let addresses: Vec<_> =
+                self.addresses.iter().map(|net| net.addr().to_string()).collect();
+            text += &format!(
+                "\n# The server gives a client its addresses. On the server:\n#   [[peer]]\n#   addresses = [{}]\n",
+                quoted(&addresses)
+            );
+        }
+        if !self.left_out.is_empty() {
+            text += "\n# Left out:\n";
+            for left_out in &self.left_out {
+                text += &format!("#   {left_out}\n");
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn list(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|entry| !entry.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+[Interface]
+# laptop
+Address = 10.8.0.2/24, fd08::2/64
+PrivateKey = yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=
+DNS = 10.8.0.1, corp.example
+MTU = 1420
+PostUp = iptables -A FORWARD
+
+[Peer]
+PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=
+AllowedIPs = 0.0.0.0/0, ::/0, 10.9.0.0/16
+Endpoint = [2001:db8::1]:51820
+PersistentKeepalive = 25
+";
+
+    #[test]
+    fn what_has_a_counterpart_is_taken_over_and_the_rest_is_named() {
+        let converted = convert(FILE).unwrap();
+        for line in [
+            "address = [\"[2001:db8::1]:4433\"]",
+            "mtu = 1420",
+            "routes = [\"default\", \"10.9.0.0/16\"]",
+            "dns = [\"10.8.0.1\"]",
+            "search-domains = [\"corp.example\"]",
+            "#   addresses = [\"10.8.0.2\", \"fd08::2\"]",
+            "#   postup = iptables -A FORWARD",
+        ] {
+            assert!(converted.contains(line), "{converted}");
+        }
+        assert!(!converted.contains("yAnz5TF"), "a private key is not copied");
+        converted.parse::<toml_edit::DocumentMut>().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_wireguard_file_is_refused_with_its_line() {
+        for (text, line, word) in [
+            ("[Interface]\nAddress = here\n[Peer]\n", 2, "here is no address"),
+            ("[Interface]\n", 1, "no [Peer]"),
+            ("[Interface]\n[Peer]\n[Peer]\n", 3, "one server"),
+            ("[Interface]\n[Peer]\n", 2, "no Endpoint"),
+            ("[Interface]\nColour = red\n[Peer]\n", 2, "colour is no key"),
+            ("hello\n", 1, "no key with a value"),
+            ("[Wireless]\n", 1, "neither"),
+        ] {
+            let (at, reason) = convert(text).unwrap_err();
+            assert_eq!(at, line, "{reason}");
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
+}

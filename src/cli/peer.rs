@@ -1,0 +1,216 @@
+//! `roamd peer add`, `list` and `remove`: the server's file, edited as a person would, and the client's file
+//! that goes with it.
+
+mod client;
+mod file;
+
+use std::{
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+
+use self::file::ServerFile;
+use crate::{
+    config::{Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
+    control::{ControlError, Instance, Request},
+    exit::Exit,
+    identity::{PrivateKey, PublicKey},
+};
+
+/// What to do with a server's peers.
+#[derive(Debug, Subcommand)]
+pub enum PeerCommand {
+    /// Let a client in: make its key, find addresses for it, and print its configuration
+    #[command(after_help = "\
+The client's configuration holds its private key: send it over a safe way, and only to the client. With
+--public-key the client keeps its own key, and writes private-key-file itself.
+
+Examples:
+  roamd peer add laptop --server /etc/roamd/home.toml --endpoint vpn.example.net > laptop.toml
+  roamd peer add phone --server home.toml --endpoint vpn.example.net --qr
+  roamd peer add nas --server home.toml --endpoint 192.0.2.1:443 --output nas.toml")]
+    Add(Add),
+    /// Show who may connect
+    List(Which),
+    /// Let a client in no more
+    Remove {
+        /// The peer's name
+        name: String,
+        /// Where it is written
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// The server's file.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// The server's configuration
+    #[arg(short, long, value_name = "FILE")]
+    pub server: PathBuf,
+}
+
+/// A new peer.
+#[derive(Debug, Args)]
+pub struct Add {
+    /// A name for people
+    name: String,
+    #[command(flatten)]
+    which: Which,
+    /// Where clients reach the server, a name or address with or without a port; may be repeated
+    #[arg(short, long, value_name = "HOST[:PORT]", required = true)]
+    endpoint: Vec<HostPort>,
+    /// What the client sends into the tunnel, such as "default"; may be repeated [default: what the
+    /// server offers]
+    #[arg(short, long, value_name = "PREFIX")]
+    route: Vec<String>,
+    /// An inner address instead of a free one; may be repeated
+    #[arg(short, long, value_name = "ADDRESS")]
+    address: Vec<IpAddr>,
+    /// The client's key, if it has one
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<PublicKey>,
+    /// Write the client's configuration to a new file of mode 0600 instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Show the client's configuration as a QR code
+    #[arg(long, conflicts_with = "output")]
+    qr: bool,
+}
+
+/// Does it.
+pub fn peer(command: PeerCommand) -> anyhow::Result<()> {
+    match command {
+        PeerCommand::Add(add) => add.run(),
+        PeerCommand::List(which) => list(&which.server),
+        PeerCommand::Remove { name, which } => remove(&name, &which.server),
+    }
+}
+
+fn server(path: &Path) -> anyhow::Result<ServerConfig> {
+    match Loaded::new(path, process_environment())?.config {
+        Config::Server(server) => Ok(server),
+        Config::Client(_) => {
+            let path = path.display();
+            Err(Exit::Config.because(anyhow!("{path} is a client's; peers are a server's")))
+        }
+    }
+}
+
+impl Add {
+    fn run(self) -> anyhow::Result<()> {
+        let path = &self.which.server;
+        let server = server(path)?;
+        let taken = server.peers.iter().find(|peer| peer.name == self.name);
+        ensure!(taken.is_none(), "{} has a peer called {} already", path.display(), self.name);
+        let key = match self.public_key {
+            Some(_) => None,
+            None => Some(PrivateKey::generate()?),
+        };
+        let public_key = self
+            .public_key
+            .or_else(|| key.as_ref().map(PrivateKey::public_key))
+            .context("no key")?;
+        let addresses = match self.address.is_empty() {
+            true => free_addresses(&server)?,
+            false => self.address.clone(),
+        };
+        let peer = Peer { name: self.name.clone(), public_key, addresses };
+        let mut file = ServerFile::open(path)?;
+        file.add(&peer);
+        let text = client::toml(&self.endpoint, &server, key.as_ref(), &self.route);
+        // The client's file first: with half of it done, nobody is let in.
+        let checked = file.check(path)?;
+        match &self.output {
+            Some(output) => client::write_new(output, &text)?,
+            None if self.qr => client::show_qr(&text)?,
+            None => io::stdout().lock().write_all(text.as_bytes())?,
+        }
+        if let Err(error) = checked.replace() {
+            if let Some(output) = &self.output {
+                let _ = std::fs::remove_file(output);
+            }
+            return Err(error);
+        }
+        let mut stderr = io::stderr().lock();
+        let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+        writeln!(stderr, "{} has {} in {}", peer.name, addresses.join(", "), path.display())?;
+        tell_daemon(path, &mut stderr)
+    }
+}
+
+fn list(path: &Path) -> anyhow::Result<()> {
+    let server = server(path)?;
+    let width = server.peers.iter().map(|peer| peer.name.chars().count()).max().unwrap_or(0);
+    let mut stdout = io::stdout().lock();
+    for peer in &server.peers {
+        let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+        let (name, key) = (&peer.name, peer.public_key);
+        writeln!(stdout, "{name:width$}  {key}  {}", addresses.join(", "))?;
+    }
+    Ok(())
+}
+
+fn remove(name: &str, path: &Path) -> anyhow::Result<()> {
+    let server = server(path)?;
+    let Some(at) = server.peers.iter().position(|peer| peer.name == name) else {
+        let names: Vec<_> = server.peers.iter().map(|peer| peer.name.as_str()).collect();
+        let names = if names.is_empty() { "nobody".into() } else { names.join(", ") };
+        bail!("{} has no peer called {name}, but {names}", path.display());
+    };
+    let mut file = ServerFile::open(path)?;
+    file.remove(at);
+    file.check(path)?.replace()?;
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "{name} is not in {} any more", path.display())?;
+    tell_daemon(path, &mut stderr)
+}
+
+/// Makes a running daemon heed the file.
+fn tell_daemon(path: &Path, stderr: &mut impl io::Write) -> anyhow::Result<()> {
+    match Instance::of_file(path).tell(&Request::Reload) {
+        Ok(_) => writeln!(stderr, "the running server heeds it")?,
+        Err(ControlError::NotRunning { .. }) => {}
+        Err(error) => {
+            writeln!(stderr, "roamd: warning: the running server does not heed it: {error}")?
+        }
+    }
+    Ok(())
+}
+
+/// The first free address of each of the server's networks.
+fn free_addresses(server: &ServerConfig) -> anyhow::Result<Vec<IpAddr>> {
+    let taken: Vec<_> = server
+        .peers
+        .iter()
+        .flat_map(|peer| peer.addresses.iter().copied())
+        .chain(server.tun.addresses.iter().map(IpNet::addr))
+        .collect();
+    server
+        .tun
+        .addresses
+        .iter()
+        .map(|net| {
+            let mut hosts = hosts(net);
+            hosts.find(|host| !taken.contains(host)).with_context(|| {
+                format!("every address of {} is taken: use a larger network", net.trunc())
+            })
+        })
+        .collect()
+}
+
+fn hosts(net: &IpNet) -> Box<dyn Iterator<Item = IpAddr>> {
+    match net {
+        IpNet::V4(net) => Box::new(net.hosts().map(|host: Ipv4Addr| host.into())),
+        // Its first address is for routers (RFC 4291 §2.6.1).
+        IpNet::V6(net) if net.prefix_len() < 127 => {
+            Box::new(net.hosts().skip(1).map(|host: Ipv6Addr| host.into()))
+        }
+        IpNet::V6(net) => Box::new(net.hosts().map(|host: Ipv6Addr| host.into())),
+    }
+}

@@ -1,0 +1,82 @@
+//! A client's configuration, ready for use.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, anyhow};
+use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::{HostPort, ServerConfig},
+    exit::Exit,
+    identity::PrivateKey,
+};
+
+/// The whole file.
+pub(super) fn toml(
+    endpoints: &[HostPort],
+    server: &ServerConfig,
+    key: Option<&PrivateKey>,
+    routes: &[String],
+) -> Zeroizing<String> {
+    let quoted = |texts: Vec<String>| {
+        let texts: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
+        format!("[{}]", texts.join(", "))
+    };
+    let mut text = Zeroizing::new(String::from("role = \"client\"\n"));
+    match key {
+        Some(key) => {
+            text.push_str("# Whoever has this key is this client: chmod o= this file.\n");
+            text.extend(["private-key = \"", key.to_base64().as_str(), "\"\n"]);
+        }
+        None => text.push_str("private-key-file = \"the path of this client's key\"\n"),
+    }
+    // The port of the configuration is what the kernel may have chosen otherwise.
+    let port = server.listen.port();
+    let address = |endpoint: &HostPort| match endpoint.port {
+        crate::config::DEFAULT_PORT if port != 0 && port != crate::config::DEFAULT_PORT => {
+            HostPort { port, ..endpoint.clone() }.to_string()
+        }
+        _ => endpoint.to_string(),
+    };
+    let addresses = quoted(endpoints.iter().map(address).collect());
+    let public_key = server.private_key.public_key();
+    text.push_str(&format!("\n[server]\naddress = {addresses}\npublic-key = \"{public_key}\"\n"));
+    if !routes.is_empty() {
+        text.push_str(&format!("\n[tun]\nroutes = {}\n", quoted(routes.to_vec())));
+    }
+    text
+}
+
+/// Writes it for nobody else to read, and never over another file.
+pub(super) fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
+    let cannot = |error: io::Error| {
+        let exit = match error.kind() {
+            io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::CannotCreate,
+        };
+        exit.because(anyhow!("cannot create {}: {error}", path.display()))
+    };
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(cannot)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    written.map_err(|error| {
+        let _ = fs::remove_file(path);
+        cannot(error)
+    })
+}
+
+/// Draws it on the terminal.
+pub(super) fn show_qr(text: &str) -> anyhow::Result<()> {
+    let code = QrCode::with_error_correction_level(text, EcLevel::L)
+        .context("the configuration does not fit a QR code")?;
+    // Light on dark, as terminals are.
+    let drawn =
+        code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build();
+    Ok(writeln!(io::stdout().lock(), "{drawn}")?)
+}

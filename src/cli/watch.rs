@@ -1,0 +1,95 @@
+//! `roamd watch`: the tunnel live, in a terminal.
+
+mod history;
+mod view;
+
+use std::{
+    io::{self, IsTerminal as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+
+use self::history::History;
+use crate::{
+    control::{ControlError, Instance},
+    exit::Exit,
+};
+
+/// From one look at the daemon to the next.
+const PACE: Duration = Duration::from_millis(500);
+
+/// Shows the tunnel until somebody presses q; with `once`, shows it after a few looks and leaves it on the
+/// screen.
+pub fn watch(name: Option<&str>, once: bool) -> anyhow::Result<()> {
+    let instance = Instance::find(name)?;
+    let mut history = History::default();
+    if once {
+        return print(&instance, &mut history);
+    }
+    if !io::stdout().is_terminal() {
+        let reason =
+            anyhow::anyhow!("watch needs a terminal; roamd watch --once prints one picture");
+        return Err(Exit::Usage.because(reason));
+    }
+    let mut terminal = ratatui::try_init().context("can't use this terminal")?;
+    let watched = run(&mut terminal, &instance, &mut history);
+    ratatui::restore();
+    watched
+}
+
+fn run(
+    terminal: &mut ratatui::DefaultTerminal,
+    instance: &Instance,
+    history: &mut History,
+) -> anyhow::Result<()> {
+    let mut due = Instant::now();
+    loop {
+        if Instant::now() >= due {
+            let error = history.look(instance)?;
+            terminal.draw(|frame| view::draw(frame, instance.name(), history, error.as_deref()))?;
+            due += PACE;
+        }
+        if event::poll(due.saturating_duration_since(Instant::now()))?
+            && let Event::Key(key) = event::read()?
+        {
+            let ctrl_c =
+                key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+            if ctrl_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// As many looks as make a picture.
+const LOOKS: usize = 6;
+
+fn print(instance: &Instance, history: &mut History) -> anyhow::Result<()> {
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(PACE);
+        }
+        if let Some(error) = history.look(instance)? {
+            bail!(error);
+        }
+    }
+    view::print(instance.name(), history)
+}
+
+impl History {
+    /// Asks the daemon. What it can't say for now is a text; an error is for good.
+    fn look(&mut self, instance: &Instance) -> Result<Option<String>, ControlError> {
+        match instance.status() {
+            Ok(status) => {
+                self.add(status, Instant::now());
+                Ok(None)
+            }
+            Err(error @ ControlError::NotRunning { .. }) if !self.is_empty() => {
+                Ok(Some(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The picture.
+
+use std::io::{self, Write as _};
+
+use anyhow::Result;
+use ratatui::{
+    Frame, Terminal,
+    backend::TestBackend,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Style, Stylize as _},
+    text::{Line, Span},
+    widgets::{Block, Paragraph, Sparkline},
+};
+
+use super::history::{Curve, History};
+use crate::{
+    path::manager::Condition,
+    status::{
+        ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus,
+        text::{Bits, Bytes, Span as Time},
+    },
+};
+
+/// Lines of a path or a peer.
+const ROW: u16 = 2;
+/// Columns of its words; the rest is for its curve.
+const WORDS: u16 = 62;
+/// The picture for those who have no terminal.
+const WIDTH: u16 = 100;
+const HEIGHT: u16 = 24;
+
+/// Draws what is known.
+pub(super) fn draw(frame: &mut Frame<'_>, name: &str, history: &History, error: Option<&str>) {
+    let [body, foot] =
+        Layout::vertical([Constraint::Min(0), Constraint::Length(1)]).areas(frame.area());
+    match history.status.as_ref().map(|status| &status.role) {
+        Some(Role::Client(client)) => draw_client(frame, body, name, client, history),
+        Some(Role::Server(server)) => draw_server(frame, body, name, server, history),
+        None => {}
+    }
+    let foot_text = match error {
+        Some(error) => Line::from(error.to_owned()).red(),
+        None => Line::from("q quits").dark_gray(),
+    };
+    frame.render_widget(Paragraph::new(foot_text), foot);
+}
+
+/// Prints one picture.
+pub(super) fn print(name: &str, history: &History) -> Result<()> {
+    let mut terminal = Terminal::new(TestBackend::new(WIDTH, HEIGHT))?;
+    terminal.draw(|frame| draw(frame, name, history, None))?;
+    let buffer = terminal.backend().buffer();
+    let mut stdout = io::stdout().lock();
+    for row in buffer.content().chunks(usize::from(WIDTH)) {
+        let line: String = row.iter().map(ratatui::buffer::Cell::symbol).collect();
+        writeln!(stdout, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn draw_client(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    name: &str,
+    client: &ClientStatus,
+    history: &History,
+) {
+    let paths = (client.paths.len() as u16 * ROW).max(1) + 2;
+    let [head, paths, traffic, switches] = Layout::vertical([
+        Constraint::Length(2),
+        Constraint::Length(paths),
+        Constraint::Length(6),
+        Constraint::Min(0),
+    ])
+    .areas(area);
+    let state = match (client.state, &client.portal) {
+        (ClientState::Connected, _) => Span::from("connected").green(),
+        (_, Some(link)) => Span::from(format!("captive portal on {link}")).yellow(),
+        (ClientState::Connecting, _) => Span::from("connecting").yellow(),
+        (ClientState::Waiting, _) => Span::from("waiting for a network").red(),
+    };
+    let addresses: Vec<_> = client.addresses.iter().map(ToString::to_string).collect();
+    let lines = vec![
+        Line::from(vec![Span::from(format!("{name}  ")).bold(), state]),
+        Line::from(format!(
+            "{} {}  up {}  session {}",
+            client.interface,
+            addresses.join(" "),
+            Time(client.uptime),
+            client.session.as_ref().map_or("none".into(), |it| Time(it.since).to_string())
+        )),
+    ];
+    frame.render_widget(Paragraph::new(lines), head);
+    draw_paths(frame, paths, &client.paths, history);
+    let queue =
+        format!(" queue {}, {:.1} ms ", Bytes(client.queued_bytes as u64), client.queue_delay);
+    draw_traffic(frame, traffic, history, &queue);
+    let lines = client.switches.iter().rev().map(|it| Line::from(it.to_string()));
+    let block = Block::bordered().title(" last switches ").border_style(Style::new().dark_gray());
+    frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), switches);
+}
+
+fn draw_paths(frame: &mut Frame<'_>, area: Rect, paths: &[PathStatus], history: &History) {
+    let block = Block::bordered().title(" paths ").border_style(Style::new().dark_gray());
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    if paths.is_empty() {
+        return frame.render_widget(Paragraph::new("none"), inner);
+    }
+    let rows = Layout::vertical(paths.iter().map(|_| Constraint::Length(ROW))).split(inner);
+    for (path, row) in paths.iter().zip(rows.iter()) {
+        let [words, rtt, loss] = Layout::horizontal([
+            Constraint::Length(WORDS.min(row.width / 2)),
+            Constraint::Fill(3),
+            Constraint::Fill(1),
+        ])
+        .areas(*row);
+        let colour = match path.state {
+            Condition::Active => Color::Green,
+            Condition::Standby => Color::Cyan,
+            Condition::Suspect | Condition::Probing | Condition::Waiting => Color::Yellow,
+            Condition::Failed => Color::Red,
+        };
+        let rtt_words = path.rtt.map_or("-".into(), |rtt| format!("{rtt:.1} ms"));
+        let loss_words =
+            path.loss.map_or(String::new(), |loss| format!(", {:.1} % lost", loss * 100.0));
+        let lines = vec![
+            Line::from(vec![
+                Span::from(format!("{:10}", path.link)).bold(),
+                Span::from(format!("{} ", path.state)).fg(colour),
+                Span::from(format!("{rtt_words}{loss_words}")),
+            ]),
+            Line::from(format!("  {}: {}", path.server, path.why)).dark_gray(),
+        ];
+        frame.render_widget(Paragraph::new(lines), words);
+        let name = format!("{} {}", path.link, path.server);
+        draw_curve(frame, rtt, history.rtt.get(&name), colour);
+        draw_curve(frame, loss, history.loss.get(&name), Color::Red);
+    }
+}
+
+fn draw_curve(frame: &mut Frame<'_>, area: Rect, curve: Option<&Curve>, colour: Color) {
+    let Some(curve) = curve else { return };
+    let [_, area] = Layout::horizontal([Constraint::Length(1), Constraint::Min(0)]).areas(area);
+    let points = curve.iter().rev().take(usize::from(area.width)).rev().copied();
+    frame.render_widget(Sparkline::default().data(points.collect::<Vec<_>>()).fg(colour), area);
+}
+
+fn draw_traffic(frame: &mut Frame<'_>, area: Rect, history: &History, queue: &str) {
+    let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas::<2>(area);
+    let curves = [("sent", &history.sent, queue), ("received", &history.received, "")];
+    for ((word, curve, more), half) in curves.into_iter().zip(halves) {
+        let rate = Bits(curve.back().copied().unwrap_or_default());
+        let block = Block::bordered()
+            .title(format!(" {word} {rate} "))
+            .title_bottom(more.to_owned())
+            .border_style(Style::new().dark_gray());
+        let inner = block.inner(half);
+        frame.render_widget(block, half);
+        draw_curve(frame, inner, Some(curve), Color::Blue);
+    }
+}
+
+fn draw_server(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    name: &str,
+    server: &ServerStatus,
+    history: &History,
+) {
+    let [head, traffic, peers] =
+        Layout::vertical([Constraint::Length(2), Constraint::Length(6), Constraint::Min(0)])
+            .areas(area);
+    let connected = server.peers.iter().filter(|peer| peer.session.is_some()).count();
+    let lines = vec![
+        Line::from(vec![
+            Span::from(format!("{name}  ")).bold(),
+            Span::from(format!("{connected} of {} peers connected", server.peers.len())).green(),
+        ]),
+        Line::from(format!(
+            "{} listening on {}  up {}",
+            server.interface,
+            server.listen,
+            Time(server.uptime)
+        )),
+    ];
+    frame.render_widget(Paragraph::new(lines), head);
+    draw_traffic(frame, traffic, history, "");
+    let block = Block::bordered().title(" peers ").border_style(Style::new().dark_gray());
+    let inner = block.inner(peers);
+    frame.render_widget(block, peers);
+    // Those who are here first.
+    let mut shown: Vec<&PeerStatus> = server.peers.iter().collect();
+    shown.sort_by_key(|peer| peer.session.is_none());
+    shown.truncate(usize::from(inner.height));
+    let rows = Layout::vertical(shown.iter().map(|_| Constraint::Length(1))).split(inner);
+    for (peer, row) in shown.into_iter().zip(rows.iter()) {
+        let [words, curve] =
+            Layout::horizontal([Constraint::Length(WORDS), Constraint::Min(0)]).areas(*row);
+        let line = match &peer.session {
+            Some(session) => Line::from(vec![
+                Span::from(format!("{:12}", peer.name)).bold(),
+                Span::from(format!("{} {:.1} ms", session.remote, session.quic.rtt)).green(),
+                Span::from(format!(
+                    "  sent {} received {}",
+                    Bytes(peer.traffic.sent_bytes),
+                    Bytes(peer.traffic.received_bytes)
+                )),
+            ]),
+            None => Line::from(format!("{:12}not connected", peer.name)).dark_gray(),
+        };
+        frame.render_widget(Paragraph::new(line), words);
+        draw_curve(frame, curve, history.rtt.get(&peer.name), Color::Green);
+    }
+}

@@ -1,0 +1,188 @@
+//! What a client needs: names, links, and the server's answer over each of them.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError};
+use tokio::time;
+
+use super::{Finding, host};
+use crate::{
+    client::{links::Links, names::Names},
+    config::{ClientConfig, HostPort},
+    host::{resolver, sysctl},
+    link::candidate::Candidate,
+    netlink::Netlink,
+    path::{
+        handshake::{Connected, Handshake, HandshakeError},
+        network::Network,
+        preference::Preferences,
+    },
+    quic::{self, close},
+    status::milliseconds,
+    tls,
+};
+
+/// Outer headers and QUIC's own bytes around an inner packet, at most.
+const AROUND: u16 = 80;
+/// How long the server may take to echo.
+const ECHO: Duration = Duration::from_secs(3);
+
+pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) {
+    let servers = names(&config.server.addresses, tell).await;
+    if config.tun.kill_switch {
+        host::firewall(&config.tun.name, "tun.kill-switch", tell).await;
+    }
+    if config.tun.dns.is_some() {
+        tell(match resolver::is_there().await {
+            Ok(()) => Finding::good("resolver", "systemd-resolved answers"),
+            Err(reason) => Finding::bad("resolver", reason, "tun.dns needs systemd-resolved"),
+        });
+    }
+    let found = async {
+        let own = sysctl_index(&config.tun.name);
+        let preferences = Preferences::new(&config.paths);
+        let links = Arc::new(Links::new(Netlink::open()?, own, preferences, config.quic.dscp));
+        let candidates = links.candidates(&servers).await?;
+        anyhow::Ok((links, candidates))
+    };
+    let (links, candidates) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
+        }
+    };
+    let candidates: Vec<_> = candidates.into_iter().map(|(_, candidate)| candidate).collect();
+    if candidates.is_empty() && !servers.is_empty() {
+        let advice = "ip route get SERVER oif LINK shows whether a link has a route; links in \
+                      paths.ignore are not looked at";
+        tell(Finding::bad("links", "no link has a route to the server", advice));
+    }
+    let links_in_use: HashSet<_> = candidates.iter().map(|candidate| &candidate.link).collect();
+    reverse_path(&links_in_use, tell);
+    mtu(&links_in_use, config.tun.mtu, tell);
+    for candidate in candidates {
+        tell(ask(config, &*links, candidate).await);
+    }
+}
+
+/// The index of a link, 0 if there is none of the name.
+fn sysctl_index(link: &str) -> u32 {
+    nix::net::if_::if_nametoindex(link).unwrap_or(0)
+}
+
+async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    for server in servers {
+        match Names::new(vec![server.clone()]).resolve().await {
+            Ok(addresses) => {
+                let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                tell(Finding::good("server", format!("{server} is {}", shown.join(", "))));
+                all.extend(addresses);
+            }
+            Err(error) => tell(Finding::poor(
+                "server",
+                error.to_string(),
+                "add the server's address to server.address: it works without a resolver",
+            )),
+        }
+    }
+    if all.is_empty() {
+        let advice = "resolvectl query NAME, or a network without a captive portal";
+        tell(Finding::bad("server", "none of its addresses is known", advice));
+    }
+    all
+}
+
+/// With several ways to the server, a strict filter drops what comes over all but one of them.
+fn reverse_path(links: &HashSet<&String>, tell: &mut dyn FnMut(Finding)) {
+    let value =
+        |link: &str| sysctl::read(&format!("ipv4/conf/{link}/rp_filter")).unwrap_or_default();
+    let strict: Vec<_> =
+        links.iter().filter(|link| value(link).max(value("all")) == "1").copied().collect();
+    for link in &strict {
+        tell(Finding::poor(
+            "rp_filter",
+            format!(
+                "is strict on {link}: while another link has the better route, it works one way only"
+            ),
+            format!("sysctl -w net.ipv4.conf.{link}.rp_filter=2"),
+        ));
+    }
+    if strict.is_empty() && !links.is_empty() {
+        tell(Finding::good("rp_filter", "is loose or off"));
+    }
+}
+
+fn mtu(links: &HashSet<&String>, inner: u16, tell: &mut dyn FnMut(Finding)) {
+    for link in links {
+        let mtu = std::fs::read_to_string(format!("/sys/class/net/{link}/mtu"));
+        let Some(mtu) = mtu.ok().and_then(|mtu| mtu.trim().parse::<u16>().ok()) else { continue };
+        tell(if mtu < 1280 {
+            let advice = format!("ip link set {link} mtu 1280, or more");
+            Finding::bad("MTU", format!("{link} carries {mtu} bytes, QUIC needs 1280"), advice)
+        } else if mtu < inner + AROUND {
+            let advice = format!("tun.mtu = {} avoids that", (mtu - AROUND).max(1280));
+            let found = format!("{link} carries {mtu} bytes, so that packets of {inner} are split");
+            Finding::poor("MTU", found, advice)
+        } else {
+            Finding::good("MTU", format!("{link} carries {mtu} bytes"))
+        });
+    }
+}
+
+/// Asks the server over one link, as a probe does.
+async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate) -> Finding {
+    let Candidate { link, server, .. } = candidate.clone();
+    let subject = format!("{server} over {link}");
+    let (key, expected) = (&config.private_key, config.server.public_key);
+    let handshake = match Handshake::new(key, expected, tls::PROBE, quic::probe_transport()) {
+        Ok(handshake) => handshake,
+        Err(error) => return Finding::bad(subject, error.to_string(), "check the keys"),
+    };
+    match handshake.run(network, candidate, config.paths.probe_timeout, None).await {
+        Ok(Connected { connection, underlay: _underlay, .. }) => match echo(&connection).await {
+            Ok(rtt) => Finding::good(subject, format!("answers, {:.1} ms", milliseconds(rtt))),
+            Err(Some(ConnectionError::ApplicationClosed(close)))
+                if close.error_code == close::UNKNOWN_KEY =>
+            {
+                let key = key.public_key();
+                let advice = format!("on the server: [[peer]] with public-key = \"{key}\"");
+                Finding::bad(subject, "the server does not know this client's key", advice)
+            }
+            Err(_) => Finding::poor(
+                subject,
+                "answers, but loses packets",
+                "the network may drop UDP once it lasts; another port (443) may help",
+            ),
+        },
+        Err(error @ HandshakeError::TimedOut { .. }) => Finding::bad(
+            subject,
+            error.to_string(),
+            "is the server running, and does every firewall on the way let UDP to this port through? \
+             networks that let only web pages through often let port 443 pass",
+        ),
+        Err(error @ HandshakeError::WrongServerKey { .. }) => {
+            let advice = "server.public-key is what roamd pubkey prints on the server";
+            Finding::bad(subject, error.to_string(), advice)
+        }
+        Err(error) => Finding::bad(subject, error.to_string(), "is the address the server's?"),
+    }
+}
+
+/// One round trip; an error without a cause means that no answer came.
+async fn echo(connection: &Connection) -> Result<Duration, Option<ConnectionError>> {
+    let sent = Instant::now();
+    // What can't be sent is not answered either.
+    let _ = connection.send_datagram(Bytes::from_static(b"doctor"));
+    match time::timeout(ECHO, connection.read_datagram()).await {
+        Ok(Ok(_)) => Ok(sent.elapsed()),
+        Ok(Err(error)) => Err(Some(error)),
+        Err(_elapsed) => Err(None),
+    }
+}

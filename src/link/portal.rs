@@ -1,0 +1,84 @@
+//! Whether a captive portal answers in the server's place.
+//!
+//! A portal takes every connection to port 80 and sends the browser to its own page. So we ask the server's
+//! own address for a page, over the link in question: nobody else hears of it, and whoever answers by
+//! leading to another host, or with RFC 6585's 511, is a portal.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+    time,
+};
+
+use super::candidate::Candidate;
+
+/// A portal is near, and answers at once.
+const LIMIT: Duration = Duration::from_secs(3);
+const HTTP: u16 = 80;
+/// As much of an answer as is read.
+const ANSWER: u64 = 4096;
+/// A host of which nobody else would speak (RFC 6761 §6.4).
+const HOST: &str = "roamd.invalid";
+
+/// Asks over the candidate's link; `mark` keeps the question out of tunnels.
+pub async fn is_suspected(candidate: &Candidate, mark: u32) -> bool {
+    let answer = time::timeout(LIMIT, ask(candidate, mark)).await;
+    answer.is_ok_and(|answer| answer.is_ok_and(|answer| is_portal(&answer)))
+}
+
+async fn ask(candidate: &Candidate, mark: u32) -> io::Result<Vec<u8>> {
+    let local = SocketAddr::new(candidate.source, 0);
+    let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.bind_device(Some(candidate.link.as_bytes()))?;
+    socket.set_mark(mark)?;
+    socket.bind(&local.into())?;
+    let server = SocketAddr::new(candidate.server.ip(), HTTP);
+    let mut stream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
+    let question = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER).read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Whether this is what a portal says, and not a web server on the same host as the tunnel's.
+fn is_portal(answer: &[u8]) -> bool {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    if response.parse(answer).is_err() {
+        return false;
+    }
+    let location = response.headers.iter().find(|it| it.name.eq_ignore_ascii_case("location"));
+    let location = location.map(|it| String::from_utf8_lossy(it.value));
+    match (response.code, location) {
+        (Some(511), _) => true,
+        (Some(302 | 303 | 307), Some(to)) => to.starts_with("http") && !to.contains(HOST),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leads_elsewhere_is_a_portal() {
+        for (answer, expected) in [
+            ("HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\n\r\n", true),
+            ("HTTP/1.1 307 Temporary Redirect\r\nlocation: https://wifi.example/\r\n\r\n", true),
+            ("HTTP/1.1 511 Network Authentication Required\r\n\r\n", true),
+            ("HTTP/1.1 302 Found\r\nLocation: https://roamd.invalid/\r\n\r\n", false),
+            ("HTTP/1.1 302 Found\r\nLocation: /login\r\n\r\n", false),
+            ("HTTP/1.1 301 Moved Permanently\r\nLocation: https://vpn.example/\r\n\r\n", false),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", false),
+            ("SSH-2.0-OpenSSH_10\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_portal(answer.as_bytes()), expected, "{answer}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What a running daemon shows: events, figures, findings; and to whom.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::harness::{Host, Net, PROGRAM, eventually};
+
+fn said(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = host.tell(arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text)
+}
+
+#[test]
+fn events_tell_what_happens_line_by_line() {
+    let mut net = Net::new(1);
+    net.start();
+    let mut command = net.server.namespace.command(PROGRAM);
+    command.args(["events", "roamd"]).env("ROAMD_RUNTIME_DIR", net.server.folder());
+    let mut events = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    // The listener is there when the daemon has answered somebody who came later.
+    net.server.status();
+    net.clients[0].daemon = None;
+    let gone: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!((&gone["event"], &gone["schema"]), (&"peer-disconnected".into(), &1.into()));
+    assert_eq!(gone["peer"], "client0");
+    net.clients[0].start();
+    let back: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(back["event"], "peer-connected");
+    assert!(back["summary"].as_str().unwrap().starts_with("client0 connected from 10.77.0.2"));
+    events.kill().unwrap();
+    events.wait().unwrap();
+}
+
+fn get(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn figures_are_served_over_loopback_and_a_socket() {
+    let mut net = Net::new(1);
+    let socket = net.server.folder().join("metrics");
+    net.server.amend("[tun]", &format!("[metrics]\nlisten = {socket:?}\n[tun]"));
+    net.clients[0].amend("[tun]", "[metrics]\nlisten = \"127.0.0.1:9433\"\n[tun]");
+    net.clients[0].namespace.set_up("lo").unwrap();
+    net.start();
+    net.clients[0].assert_ping("10.66.0.1", &[]);
+    let connect = || TcpStream::connect("127.0.0.1:9433").unwrap();
+    let client = get(net.clients[0].namespace.run(connect).unwrap(), "/metrics");
+    for line in [
+        "HTTP/1.1 200 OK",
+        "roamd_connected 1.0",
+        "roamd_sessions_total 1",
+        "roamd_path_active{link=\"eth0\",local=\"10.77.0.2\",server=\"10.77.0.1:4433\"} 1.0",
+        "roamd_switch_gap_seconds_bucket{le=\"+Inf\"} 0",
+        "# EOF",
+    ] {
+        assert!(client.contains(line), "{line} in {client}");
+    }
+    let server = get(UnixStream::connect(&socket).unwrap(), "/metrics");
+    for line in ["roamd_peer_connected{peer=\"client0\"} 1.0", "roamd_refused_keys_total 0"] {
+        assert!(server.contains(line), "{line} in {server}");
+    }
+    let wrong = get(UnixStream::connect(&socket).unwrap(), "/");
+    assert!(wrong.starts_with("HTTP/1.1 404"), "{wrong}");
+}
+
+#[test]
+fn strangers_may_not_ask_even_where_the_socket_lets_them() {
+    let mut net = Net::new(1);
+    net.start();
+    let folder = net.server.folder().to_owned();
+    let mut open = folder.as_path();
+    loop {
+        fs::set_permissions(open, fs::Permissions::from_mode(0o755)).unwrap();
+        if open.parent() == Some(&std::env::temp_dir()) {
+            break;
+        }
+        open = open.parent().unwrap();
+    }
+    let socket = folder.join("roamd.sock");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
+    // A stranger needs a copy of the program that it may run.
+    let program = tempfile::tempdir().unwrap();
+    fs::set_permissions(program.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = program.path().join("roamd");
+    fs::copy(PROGRAM, &program).unwrap();
+    let mut command = Command::new(&program);
+    command.args(["status", "roamd"]).env("ROAMD_RUNTIME_DIR", &folder).uid(65534).gid(65534);
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("only root and the daemon's own user and group may ask"), "{error}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
+    let mut net = Net::new(2);
+    net.configure_client(1, "10.77.1.1:4444", "");
+    net.start_only(0);
+    let file = |host: &Host| host.folder().join("roamd.toml").display().to_string();
+    let (code, text) = said(&net.clients[0], &["doctor", &file(&net.clients[0])]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("ok    10.77.0.1:4433 over eth0: answers, "), "{text}");
+    // A server that is not there, over a link that is narrow.
+    net.clients[1].namespace.set_mtu("eth0", 1400).unwrap();
+    let (code, text) = said(&net.clients[1], &["doctor", &file(&net.clients[1])]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("tun.mtu = 1320 avoids that"), "{text}");
+    assert!(text.contains("bad   10.77.1.1:4444 over eth0: no answer"), "{text}");
+    // A key that the server does not know.
+    net.server.amend(&net.clients[1].key(), "ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=");
+    assert_eq!(said(&net.server, &["reload", "roamd"]).0, Some(0));
+    net.configure_client(1, "10.77.1.1:4433", "");
+    let (code, text) = said(&net.clients[1], &["doctor", &file(&net.clients[1])]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the server does not know this client's key"), "{text}");
+    let (code, text) = said(&net.server, &["doctor", &file(&net.server)]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn a_captive_portal_is_told_of_and_never_used() {
+    use roamd::lab::{Namespace, veth};
+    let mut net = Net::new(1);
+    let hotel = Namespace::new("hotel").unwrap();
+    let client = &net.clients[0];
+    veth(&client.namespace, "wlan0", &hotel, "guests").unwrap();
+    for (host, link, last) in [(&client.namespace, "wlan0", 2), (&hotel, "guests", 1)] {
+        host.set_up(link).unwrap();
+        host.add_address(link, &format!("10.99.0.{last}/24")).unwrap();
+    }
+    client.namespace.add_route("10.77.0.0/24", Some("10.99.0.1"), "wlan0", 50).unwrap();
+    // The hotel takes every connection to port 80, and drops everything else.
+    let redirect = "table ip portal {\n chain in {\n type nat hook prerouting priority dstnat;\n \
+                    tcp dport 80 redirect to :80\n }\n}\n";
+    let file = client.folder().join("portal.nft");
+    fs::write(&file, redirect).unwrap();
+    assert!(hotel.command("nft").arg("-f").arg(&file).status().unwrap().success());
+    let listener = hotel.run(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let login = "HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\n\r\n";
+            let _ = stream.write_all(login.as_bytes());
+        }
+    });
+    client.amend(
+        "[tun]",
+        "[paths]\nprefer = [{ link = \"wlan0\" }]\nprobe-timeout = \"1s\"\n\
+         [quic]\nidle-timeout = \"5s\"\nkeep-alive = \"1s\"\n[tun]",
+    );
+    net.start();
+    let client = &net.clients[0];
+    let path = |status: &Value, link: &str| {
+        let paths = status["paths"].as_array()?.clone();
+        paths.into_iter().find(|path| path["link"] == link)
+    };
+    eventually("the portal is seen", || {
+        let path = path(&client.try_status()?, "wlan0")?;
+        (path["portal"] == true).then_some(())
+    });
+    assert_eq!(path(&client.status(), "eth0").unwrap()["state"], "active");
+    let (_, text) = said(client, &["status", "roamd"]);
+    assert!(text.contains("a captive portal seems to answer"), "{text}");
+    // Without another network it is what keeps us from connecting.
+    client.namespace.set_down("eth0").unwrap();
+    eventually("the portal is named", || {
+        let (_, text) = said(client, &["status", "roamd"]);
+        text.contains("captive portal on wlan0").then_some(())
+    });
+}
