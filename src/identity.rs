@@ -83,10 +83,19 @@ impl PrivateKey {
 
     /// Reads one line of base64 from `path`, which only its owner may access.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
+        Self::load_unless(path, 0o077)
+    }
+
+    /// The same for a credential of the service manager's: whom its group is for, an ACL says.
+    pub fn load_credential(path: &Path) -> Result<Self, KeyError> {
+        Self::load_unless(path, 0o007)
+    }
+
+    fn load_unless(path: &Path, open: u32) -> Result<Self, KeyError> {
         let unreadable = |error| KeyError::Read { path: path.into(), error };
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        if mode & open != 0 {
             return Err(KeyError::Exposed { path: path.into(), mode });
         }
         let text = read_text(file).map_err(unreadable)?;

@@ -111,6 +111,7 @@ impl<T: Display + Eq + Hash> Unique<T> {
 /// Where the service manager puts secrets (systemd.exec(5), `LoadCredential=`), and the name of ours.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "private-key";
+const KEY_FILE: &str = "private-key-file";
 
 /// Finds the key: a credential of the service, else in this file or the one that it names. Leaves that
 /// file's absolute path in `named`.
@@ -124,10 +125,13 @@ pub(super) fn private_key(
     if let Some(key) = written {
         return written_key(key, named.is_some(), file, problems);
     }
-    if let Some(credential) = credential() {
-        *named = Some(credential);
+    match credential() {
+        Some(credential) => {
+            let key = PrivateKey::load_credential(named.insert(credential));
+            key.map_err(|error| unusable(&error, problems)).ok()
+        }
+        None => named_key(named, directory, problems),
     }
-    named_key(named, directory, problems)
 }
 
 /// The credential. A dash in its place is how a unit says that there may be none.
@@ -162,17 +166,19 @@ fn named_key(
     directory: &Path,
     problems: &mut Problems,
 ) -> Option<PrivateKey> {
-    const KEY: &str = "private-key-file";
-    let written = problems.require(KEY, named.take())?;
+    let written = problems.require(KEY_FILE, named.take())?;
     if written.to_str().is_some_and(|text| text.parse::<PrivateKey>().is_ok()) {
         let reason = "holds a key itself; it must be the path of a file that holds it, and this \
                       key should not be used any more";
-        problems.add(KEY, None, reason);
+        problems.add(KEY_FILE, None, reason);
         return None;
     }
     let path = named.insert(directory.join(written));
-    let reported = |error: KeyError| problems.add(KEY, None, format!("cannot be used: {error}"));
-    PrivateKey::load(path).map_err(reported).ok()
+    PrivateKey::load(path).map_err(|error| unusable(&error, problems)).ok()
+}
+
+fn unusable(error: &KeyError, problems: &mut Problems) {
+    problems.add(KEY_FILE, None, format!("cannot be used: {error}"));
 }
 
 pub(super) fn tun_name(name: &Option<String>, problems: &mut Problems) -> Option<String> {
