@@ -56,7 +56,7 @@ use crate::{
         preference::Preferences,
     },
     quic::{self, close, congestion::Handle},
-    service::{self, Heart},
+    service::{self, Handed, Heart},
     session, signals,
     status::Status,
     tls,
@@ -119,10 +119,10 @@ pub(crate) struct Client {
 pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let tun = &config.tun;
-    let device = service::tun(&tun.name, tun.mtu, tun.offload)?;
+    let Handed { tun: device, over } = service::tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
-    let (mut host, mut wish) = Host::new(interface)?;
+    let (mut host, mut wish) = Host::new(interface, over)?;
     host.seal(&Layout {
         sealed: sealed(tun),
         exclude: tun.exclude.clone(),
@@ -163,9 +163,12 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
             Ok(())
         }
     };
-    // A tunnel that failed is no reason to let its traffic out.
-    let seal = if ended.is_ok() { Seal::Lifted } else { Seal::Kept };
-    host.undo(seal).await;
+    // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
+    match &ended {
+        Ok(()) if service::is_restarting().await => info!("leaving everything for the next run"),
+        Ok(()) => host.undo(Seal::Lifted).await,
+        Err(_) => host.undo(Seal::Kept).await,
+    }
     ended
 }
 

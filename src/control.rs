@@ -97,7 +97,7 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// The socket can't be used.
-    #[error("control socket {path}: {source}")]
+    #[error("control socket {path}")]
     Io {
         /** The socket. */
         path: PathBuf,

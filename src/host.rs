@@ -114,13 +114,14 @@ pub struct Host {
 }
 
 impl Host {
-    /// The host with the tunnel's interface.
-    pub fn new(interface: Interface) -> anyhow::Result<(Self, Wish)> {
+    /// The host with the tunnel's interface; whether that one is `inherited`, with rules and resolvers, from
+    /// an earlier run.
+    pub fn new(interface: Interface, inherited: bool) -> anyhow::Result<(Self, Wish)> {
         let (wish, orders) = mpsc::channel(1);
         let host = Self {
-            rules: Rules::new(Netlink::open()?),
+            rules: Rules::new(Netlink::open()?, inherited),
             firewall: Firewall::new(interface.name()),
-            resolver: Resolver::new(interface.index()),
+            resolver: Resolver::new(interface.index(), inherited),
             interface,
             orders,
         };

@@ -44,7 +44,7 @@ use crate::{
     netlink::Netlink,
     path::udp::UdpSocket,
     quic::{self, HANDSHAKE_TIMEOUT, close, congestion::Handle},
-    service::{self, Heart},
+    service::{self, Handed, Heart},
     session::{self, Control, SOFTWARE},
     signals,
     status::{self, PeerStatus, ServerStatus, Status},
@@ -118,7 +118,7 @@ impl Acceptor {
 pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let (tun, listen) = (&config.tun, config.listen);
-    let device = service::tun(&tun.name, tun.mtu, tun.offload)?;
+    let Handed { tun: device, .. } = service::tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     interface.set_addresses(&tun.addresses).await?;
     let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)

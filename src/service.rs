@@ -13,6 +13,7 @@ use std::{
 
 use sd_notify::NotifyState;
 use tracing::{debug, info, warn};
+use zbus::zvariant::OwnedObjectPath;
 
 use crate::tunnel::device::Tun;
 
@@ -83,15 +84,78 @@ pub async fn watchdog(heart: &Heart) -> Infallible {
     }
 }
 
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1",
+    gen_blocking = false
+)]
+trait Manager {
+    #[zbus(name = "GetUnitByPID")]
+    fn get_unit_by_pid(&self, pid: u32) -> zbus::Result<OwnedObjectPath>;
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1",
+    gen_blocking = false
+)]
+trait Unit {
+    #[zbus(property)]
+    fn job(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Job",
+    default_service = "org.freedesktop.systemd1",
+    gen_blocking = false
+)]
+trait Job {
+    #[zbus(property)]
+    fn job_type(&self) -> zbus::Result<String>;
+}
+
+/// How long systemd may take to say what it is at.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// Whether systemd stops this process to start it again (org.freedesktop.systemd1(5)).
+pub async fn is_restarting() -> bool {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return false;
+    }
+    let asked = async {
+        let bus = zbus::Connection::system().await?;
+        let unit = ManagerProxy::new(&bus).await?.get_unit_by_pid(std::process::id()).await?;
+        let (_, job) = UnitProxy::builder(&bus).path(unit)?.build().await?.job().await?;
+        JobProxy::builder(&bus).path(job)?.build().await?.job_type().await
+    };
+    match tokio::time::timeout(ANSWER, asked).await {
+        Ok(Ok(job)) => matches!(job.as_str(), "restart" | "try-restart"),
+        Ok(Err(error)) => {
+            debug!(%error, "systemd does not say what it is at");
+            false
+        }
+        Err(_elapsed) => false,
+    }
+}
+
+/// A TUN device.
+pub struct Handed {
+    /// The device.
+    pub tun: Tun,
+    /// Whether the last run left it, and what belongs to it.
+    pub over: bool,
+}
+
 /// The TUN device: the one that the last daemon left with systemd, or a new one, left there for the next.
-pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Tun> {
+pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
     for (descriptor, stored) in handed_over()? {
         // Another device, or one of another kind, goes with its descriptor.
         if stored == TUN
             && let Some(tun) = Tun::adopt(descriptor, name, mtu, offload)?
         {
             info!(interface = name, "taking over the TUN device of the last run");
-            return Ok(tun);
+            return Ok(Handed { tun, over: true });
         }
     }
     let tun = Tun::create(name, mtu, offload).map_err(|error| {
@@ -103,7 +167,7 @@ pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Tun> {
     if let Err(error) = sd_notify::notify_with_fds(&keep, &[tun.as_fd()]) {
         debug!(%error, "the TUN device could not be left with systemd");
     }
-    Ok(tun)
+    Ok(Handed { tun, over: false })
 }
 
 /// The descriptors in the service's store, each with its name.

@@ -23,7 +23,8 @@ const LAN_V6: &str = "fc00::/7, fe80::/10, ff00::/8";
 #[derive(Debug)]
 pub struct Firewall {
     interface: String,
-    chains: String,
+    /// What the table has; before the first look nothing is known.
+    chains: Option<String>,
     sysctls: Sysctls,
 }
 
@@ -31,8 +32,7 @@ impl Firewall {
     /// For the tunnel on `interface`.
     #[must_use]
     pub fn new(interface: &str) -> Self {
-        let (interface, chains) = (interface.into(), String::new());
-        Self { interface, chains, sysctls: Sysctls::default() }
+        Self { interface: interface.into(), chains: None, sysctls: Sysctls::default() }
     }
 
     /// Makes the table what the layout needs. An error only where the kill switch can't be set.
@@ -41,7 +41,7 @@ impl Firewall {
         let strict =
             if layout.is_full() && is_strict() { self.unfilter(layout) } else { String::new() };
         let chains = format!("{sealed}{strict}");
-        if chains == self.chains {
+        if self.chains.as_ref() == Some(&chains) {
             return Ok(());
         }
         if chains.is_empty() {
@@ -58,10 +58,10 @@ impl Firewall {
             }
             result => result.context("can't set the kill switch")?,
         }
-        if !sealed.is_empty() && !self.chains.contains(SEAL) {
+        if !sealed.is_empty() && !self.chains.as_ref().is_some_and(|it| it.contains(SEAL)) {
             info!(table, "kill switch set: what belongs into the tunnel goes nowhere else");
         }
-        self.chains = chains;
+        self.chains = Some(chains);
         Ok(())
     }
 
@@ -83,11 +83,14 @@ impl Firewall {
     /// Removes the table, if it is there, and resets what belongs to it.
     pub async fn remove(&mut self) -> anyhow::Result<()> {
         self.sysctls.restore();
-        if self.chains.is_empty() {
-            return Ok(());
+        let table = nft::table(&self.interface);
+        match self.chains.replace(String::new()) {
+            Some(chains) if chains.is_empty() => Ok(()),
+            Some(_) => nft::delete(&table).await,
+            // An earlier run that crashed may have left one.
+            None if nft::exists(&table).await.unwrap_or(false) => nft::delete(&table).await,
+            None => Ok(()),
         }
-        self.chains.clear();
-        nft::delete(&nft::table(&self.interface)).await
     }
 }
 

@@ -28,13 +28,15 @@ trait Manager {
 pub struct Resolver {
     link: u32,
     told: Option<(Dns, bool)>,
+    /// Whether the resolver knows the link.
+    is_known: bool,
 }
 
 impl Resolver {
-    /// Nothing told yet about the link with this index.
+    /// Nothing told yet about the link with this index, unless by an earlier run.
     #[must_use]
-    pub fn new(link: u32) -> Self {
-        Self { link, told: None }
+    pub fn new(link: u32, inherited: bool) -> Self {
+        Self { link, told: None, is_known: inherited }
     }
 
     /// Tells the resolver what the layout says. Without it names are looked up as before, and a warning says
@@ -43,14 +45,14 @@ impl Resolver {
         // Whoever takes all traffic takes all names; so does a resolver that is given no domains.
         let all = layout.is_full() || layout.dns.domains.is_empty();
         let wanted = (!layout.dns.servers.is_empty()).then(|| (layout.dns.clone(), all));
+        let Some((dns, all)) = wanted.clone() else { return self.revert().await };
         if wanted == self.told {
             return;
         }
-        let Some((dns, all)) = wanted.clone() else { return self.revert().await };
         match self.tell(&dns, all).await {
             Ok(()) => {
                 info!(servers = ?dns.servers, domains = ?dns.domains, all, "resolver set");
-                self.told = wanted;
+                (self.told, self.is_known) = (wanted, true);
             }
             Err(error) => warn!(
                 reason = reason(&error),
@@ -75,7 +77,8 @@ impl Resolver {
 
     /// Makes the resolver forget the link, if it was told of it.
     pub async fn revert(&mut self) {
-        if self.told.take().is_none() {
+        self.told = None;
+        if !std::mem::take(&mut self.is_known) {
             return;
         }
         let reverted = async { manager().await?.revert_link(self.link as i32).await };

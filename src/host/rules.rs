@@ -38,6 +38,8 @@ const MAIN: u8 = 254;
 pub struct Rules {
     netlink: Netlink,
     wanted: Vec<Rule>,
+    /// Whether the kernel has rules of ours.
+    are_set: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,10 @@ impl Family {
 }
 
 impl Rules {
-    /// No rules yet.
+    /// No rules yet, or those that were `inherited` from an earlier run.
     #[must_use]
-    pub fn new(netlink: Netlink) -> Self {
-        Self { netlink, wanted: Vec::new() }
+    pub fn new(netlink: Netlink, inherited: bool) -> Self {
+        Self { netlink, wanted: Vec::new(), are_set: inherited }
     }
 
     /// Makes the layout's rules ours.
@@ -75,7 +77,7 @@ impl Rules {
         if wanted.is_empty() {
             return self.remove().await;
         }
-        self.wanted = wanted;
+        (self.wanted, self.are_set) = (wanted, true);
         self.restore().await.map(drop)
     }
 
@@ -102,15 +104,10 @@ impl Rules {
 
     /// Deletes all our rules, if there are any.
     pub async fn remove(&mut self) -> Result<(), Error> {
-        if self.wanted.is_empty() {
+        self.wanted.clear();
+        if !std::mem::take(&mut self.are_set) {
             return Ok(());
         }
-        self.wanted.clear();
-        self.sweep().await
-    }
-
-    /// Deletes what has our priorities.
-    pub async fn sweep(&self) -> Result<(), Error> {
         for (_, message) in self.found().await? {
             self.delete(message).await?;
         }

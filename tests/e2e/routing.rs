@@ -155,6 +155,15 @@ fn the_kill_switch_holds_when_the_daemon_does_not() {
     stop(client);
     assert_eq!(run(client, "nft", &["list", "tables"]), "");
     assert!(reaches(client, OUTSIDE[0]));
+    // Whoever crashed with it and starts without it lifts it.
+    client.start();
+    client.connected();
+    client.daemon.as_mut().unwrap().signal(Signal::SIGKILL).unwrap();
+    assert_eq!(client.exit_code(), None);
+    client.amend("kill-switch = true", "");
+    client.start();
+    client.connected();
+    assert_eq!(run(client, "nft", &["list", "tables"]), "");
 }
 
 #[test]
