@@ -1,0 +1,184 @@
+//! `roamd peer`: a server's file as a person wrote it, and what becomes of it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+const SERVER: &str = "\
+# The server at home.
+role = \"server\"
+private-key-file = \"host.key\"
+listen = \"[::]:443\"   # often open
+
+[tun]
+addresses = [\"10.66.0.1/29\", \"fd66::1/64\"]
+
+# Anna's
+[[peer]]
+name = \"phone\"
+public-key = \"ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=\"   # new in May
+addresses = [\"10.66.0.2\", \"fd66::2\"]
+";
+
+fn directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(roamd(&directory, &["genkey", "--output", "host.key"]).status.success());
+    write(&directory, "home.toml", SERVER, 0o640);
+    directory
+}
+
+fn write(directory: &TempDir, name: &str, content: &str, mode: u32) {
+    let path = directory.path().join(name);
+    fs::write(&path, content).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn read(directory: &TempDir, name: &str) -> String {
+    fs::read_to_string(directory.path().join(name)).unwrap()
+}
+
+fn roamd(directory: &TempDir, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roamd"));
+    let runtime = directory.path().join("run");
+    command.current_dir(directory.path()).env_clear().env("ROAMD_RUNTIME_DIR", runtime);
+    command.args(arguments).output().unwrap()
+}
+
+fn peer(directory: &TempDir, arguments: &[&str]) -> Output {
+    roamd(directory, &[&["peer"], arguments].concat())
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_new_peer_gets_free_addresses_and_a_configuration_that_works() {
+    let directory = directory();
+    let add = ["add", "laptop", "--server", "home.toml", "--endpoint", "vpn.example.net"];
+    let output = peer(&directory, &[&add[..], &["--output", "laptop.toml"]].concat());
+    assert!(output.status.success(), "{}", error(&output));
+    assert_eq!(error(&output), "laptop has 10.66.0.3, fd66::3 in home.toml\n");
+    assert!(output.stdout.is_empty());
+    let server = read(&directory, "home.toml");
+    assert!(server.starts_with(SERVER), "what was there stays: {server}");
+    let file = directory.path().join("laptop.toml");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let mode = fs::metadata(directory.path().join("home.toml")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640, "the server's file keeps its mode");
+    // Both fit each other.
+    let checked = roamd(&directory, &["check", "laptop.toml"]);
+    let checked = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.contains("address = [\"vpn.example.net:443\"]"), "{checked}");
+    let key = checked.lines().find_map(|line| line.strip_prefix("# this host's public key: "));
+    assert!(server.contains(key.unwrap()), "{server}");
+    assert!(!checked.contains(read(&directory, "laptop.toml").split('"').nth(3).unwrap()));
+    assert!(roamd(&directory, &["check", "home.toml"]).status.success());
+    let list = String::from_utf8(peer(&directory, &["list", "-s", "home.toml"]).stdout).unwrap();
+    assert_eq!(list.lines().count(), 2);
+    assert!(list.starts_with("phone   ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=  10.66.0.2"));
+}
+
+#[test]
+fn a_removed_peer_leaves_the_others_and_their_comments() {
+    let directory = directory();
+    let add = ["add", "laptop", "-s", "home.toml", "-e", "vpn.example.net"];
+    assert!(peer(&directory, &add).status.success());
+    assert!(peer(&directory, &["remove", "laptop", "-s", "home.toml"]).status.success());
+    assert_eq!(read(&directory, "home.toml"), SERVER);
+    assert!(peer(&directory, &["remove", "phone", "-s", "home.toml"]).status.success());
+    assert!(read(&directory, "home.toml").contains("# often open"));
+    assert!(!read(&directory, "home.toml").contains("phone"));
+}
+
+#[test]
+fn a_code_shows_the_whole_configuration() {
+    let directory = directory();
+    let output = peer(&directory, &["add", "x", "-s", "home.toml", "-e", "192.0.2.1", "--qr"]);
+    let drawn = String::from_utf8(output.stdout).unwrap();
+    assert!(drawn.lines().count() > 20 && drawn.contains('█'), "{drawn}");
+}
+
+fn add(more: &[&'static str]) -> Vec<&'static str> {
+    [&["add", "new", "-e", "vpn.example.net"], more].concat()
+}
+
+#[test]
+fn what_can_not_be_is_refused_and_changes_nothing() {
+    let directory = directory();
+    write(&directory, "taken", "", 0o600);
+    write(&directory, "client.toml", "role = \"client\"\n", 0o600);
+    let key = "ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=";
+    for (arguments, status, word) in [
+        (vec!["add", "phone", "-s", "home.toml", "-e", "x"], 1, "a peer called phone already"),
+        (vec!["add", "new", "-s", "home.toml"], 64, "--endpoint"),
+        (vec!["add", "new", "-s", "home.toml", "-e", "a b"], 64, "a b"),
+        (add(&["-s", "home.toml", "-o", "taken"]), 73, "taken: File exists"),
+        (add(&["-s", "home.toml", "-a", "10.9.9.9"]), 78, "is outside of every network"),
+        (add(&["-s", "home.toml", "-a", "10.66.0.2"]), 78, "is already used by"),
+        (add(&["-s", "home.toml", "--public-key", key]), 78, "is already used by"),
+        (add(&["-s", "absent.toml"]), 66, "cannot read absent.toml"),
+        (add(&["-s", "client.toml"]), 78, "client.toml"),
+        (vec!["remove", "nobody", "-s", "home.toml"], 1, "has no peer called nobody, but phone"),
+        (vec!["list", "-s", "absent.toml"], 66, "cannot read absent.toml"),
+        (vec!["lend", "-s", "home.toml"], 64, "lend"),
+    ] {
+        let output = peer(&directory, &arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", error(&output));
+        assert!(error(&output).contains(word), "{arguments:?}: {}", error(&output));
+        assert_eq!(read(&directory, "home.toml"), SERVER, "{arguments:?}");
+    }
+    let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().collect();
+    assert_eq!(left.len(), 4, "nothing is left behind: {left:?}");
+}
+
+#[test]
+fn a_network_that_is_full_is_named() {
+    let directory = directory();
+    for number in 3..=6 {
+        let name = format!("peer{number}");
+        let output = peer(&directory, &["add", &name, "-s", "home.toml", "-e", "x"]);
+        assert!(output.status.success(), "{}", error(&output));
+    }
+    let before = read(&directory, "home.toml");
+    let output = peer(&directory, &["add", "more", "-s", "home.toml", "-e", "x"]);
+    assert!(
+        error(&output).contains("every address of 10.66.0.0/29 is taken"),
+        "{}",
+        error(&output)
+    );
+    assert_eq!(read(&directory, "home.toml"), before);
+}
+
+#[test]
+fn every_other_command_says_what_is_wrong() {
+    let directory = directory();
+    write(&directory, "wg.conf", "[Interface]\nAddress = here\n[Peer]\n", 0o600);
+    for (arguments, status, word) in [
+        (&["import", "wireguard", "absent"][..], 66, "cannot read absent"),
+        (&["import", "wireguard", "wg.conf"], 65, "wg.conf:2: here is no address"),
+        (&["import", "openvpn", "x"], 64, "openvpn"),
+        (&["doctor", "absent.toml"], 66, "cannot read absent.toml"),
+        (&["reload"], 1, "no roamd is running"),
+        (&["reload", "home"], 1, "no roamd named home is running"),
+        (&["events", "home"], 1, "no roamd named home is running"),
+        (&["watch", "home"], 64, "watch needs a terminal"),
+        (&["watch", "home", "--once"], 1, "no roamd named home is running"),
+        (&["status", "home"], 1, "no roamd named home is running"),
+        (&["switch", "wlan0"], 1, "no roamd is running"),
+        (&["switch"], 64, "<LINK>"),
+        (&["probe"], 1, "no roamd is running"),
+    ] {
+        let output = roamd(&directory, arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", error(&output));
+        assert!(error(&output).contains(word), "{arguments:?}: {}", error(&output));
+    }
+    assert!(!Path::new("run").exists());
+}
