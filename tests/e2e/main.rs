@@ -18,6 +18,7 @@ mod edges;
 mod harness;
 mod keystrokes;
 mod lasting;
+mod metered;
 mod offload;
 mod refusal;
 mod reload;

@@ -53,7 +53,7 @@ impl Laptop {
         laptop
     }
 
-    fn until_active(&self, access: Access) {
+    pub(crate) fn until_active(&self, access: Access) {
         eventually("the active path", || {
             (path(&self.client.status(), access)?["state"] == "active").then_some(())
         });

@@ -1,0 +1,319 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{config, path::preference::Preferences};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const CHECK: Duration = Duration::from_secs(15);
+const MS: Duration = Duration::from_millis(1);
+
+fn settings() -> Settings {
+    Settings { probe_timeout: TIMEOUT, standby_check: Some(CHECK), metered_check: None }
+}
+
+fn key(link: u32) -> Key {
+    Key { link, local: [10, 0, link as u8, 2].into(), server: ([192, 0, 2, 1], 4433).into() }
+}
+
+/// Smaller metrics are better.
+fn candidates(links: &[(u32, u32)]) -> Event {
+    let preferences = Preferences::new(&config::Paths {
+        probe_timeout: TIMEOUT,
+        standby_check: None,
+        prefer: Vec::new(),
+        ignore: Vec::new(),
+    });
+    let rank = |metric| preferences.rank("link", metric).unwrap();
+    Event::Candidates(links.iter().map(|(link, metric)| (key(*link), rank(*metric))).collect())
+}
+
+const WIFI: (u32, u32) = (1, 100);
+const LTE: (u32, u32) = (2, 200);
+
+struct Fixture {
+    manager: Manager,
+    now: Instant,
+}
+
+impl Fixture {
+    fn tell(&mut self, event: Event) -> Vec<Action> {
+        self.manager.handle(event, self.now)
+    }
+
+    fn wait(&mut self, duration: Duration) -> Vec<Action> {
+        let end = self.now + duration;
+        let mut actions = Vec::new();
+        while let Some(deadline) = self.manager.next_deadline().filter(|at| *at <= end) {
+            self.now = deadline;
+            actions.extend(self.manager.handle(None, deadline));
+        }
+        self.now = end;
+        actions
+    }
+
+    fn condition(&self, link: u32) -> Option<Condition> {
+        let mut paths = self.manager.paths();
+        paths.find(|(path, ..)| *path == key(link)).map(|(_, condition, _)| condition)
+    }
+}
+
+fn nothing() -> Fixture {
+    Fixture { manager: Manager::new(settings()), now: Instant::now() }
+}
+
+/// Connected over wifi, with lte as a warm standby.
+fn on_wifi() -> Fixture {
+    let mut fixture = nothing();
+    let asked = fixture.tell(candidates(&[WIFI, LTE]));
+    assert_eq!(asked, [Action::Ask(key(1)), Action::Ask(key(2))]);
+    assert_eq!(fixture.tell(Event::Connected(key(1), 10 * MS)), [Action::Forget(key(1))]);
+    assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+    assert_eq!(fixture.condition(1), Some(Condition::Active));
+    assert_eq!(fixture.condition(2), Some(Condition::Standby));
+    fixture
+}
+
+#[test]
+fn the_standby_takes_over_at_once_when_the_active_path_is_gone() {
+    let mut fixture = on_wifi();
+    let actions = fixture.tell(candidates(&[LTE]));
+    assert_eq!(actions, [Action::Forget(key(1)), Action::Switch(key(2), Reason::Gone)]);
+}
+
+#[test]
+fn a_candidate_takes_over_unprobed_when_there_is_no_standby() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI]));
+    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+    assert_eq!(fixture.tell(candidates(&[])), [Action::Forget(key(1))]);
+    let actions = fixture.tell(candidates(&[LTE]));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Gone), Action::Ask(key(2))]);
+}
+
+#[test]
+fn a_better_path_answers_before_it_takes_over_and_the_old_one_stays_warm() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+    assert_eq!(fixture.tell(candidates(&[WIFI, LTE])), [Action::Ask(key(1))]);
+    let actions = fixture.tell(Event::Answered(key(1), 10 * MS));
+    assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
+    assert_eq!(fixture.condition(2), Some(Condition::Standby));
+}
+
+#[test]
+fn a_silent_network_is_not_entered_again_by_its_other_door() {
+    let mut fixture = nothing();
+    // Two ways over one wifi, as with both families, and lte.
+    let _ = fixture.tell(candidates(&[WIFI, (3, 100), LTE]));
+    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+    let _ = fixture.tell(Event::Answered(key(3), 10 * MS));
+    let _ = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let _ = fixture.wait(SHORTEST_GRACE);
+    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+    let _ = fixture.wait(TIMEOUT);
+    assert_eq!(fixture.condition(3), Some(Condition::Failed));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+}
+
+#[test]
+fn a_chosen_link_is_used_until_it_fails() {
+    let mut fixture = on_wifi();
+    let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+    assert_eq!(actions, [Action::Ask(key(2)), Action::Switch(key(2), Reason::Chosen)]);
+    assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "somebody chose another link");
+    assert_eq!(fixture.wait(Duration::from_secs(10)), []);
+    let actions = fixture.tell(candidates(&[WIFI]));
+    assert!(actions.contains(&Action::Switch(key(1), Reason::Gone)), "{actions:?}");
+    assert_eq!(fixture.manager.choice(), None);
+}
+
+#[test]
+fn a_pinned_link_is_not_left_even_when_it_is_silent() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Choose(Some(Choice { link: 1, pinned: true })));
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let _ = fixture.wait(Duration::from_secs(1));
+    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..))), "{actions:?}");
+    let _ = fixture.tell(candidates(&[LTE]));
+    assert_eq!(fixture.manager.active(), None, "not even when it is gone");
+    let actions = fixture.tell(Event::Choose(None));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Gone)]);
+}
+
+#[test]
+fn a_choice_is_asked_first_when_it_failed_before() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Refused(key(2)));
+    let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+    assert_eq!(actions, [Action::Ask(key(2))]);
+    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Chosen)]);
+}
+
+#[test]
+fn probe_deadline_passes_and_the_active_path_stays() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    assert_eq!(fixture.wait(TIMEOUT - MS), []);
+    assert_eq!(fixture.wait(MS), [Action::Forget(key(1))]);
+    assert_eq!(fixture.condition(1), Some(Condition::Failed));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+    assert_eq!(fixture.wait(SHORTEST_RETRY), [Action::Ask(key(1))]);
+}
+
+#[test]
+fn a_silent_path_is_left_when_it_does_not_answer_and_a_standby_does() {
+    let mut fixture = on_wifi();
+    assert_eq!(fixture.tell(Event::Silent(key(1))), [Action::Ask(key(1))]);
+    let actions = fixture.wait(SHORTEST_GRACE);
+    assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
+    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Silent), Action::Forget(key(1))]);
+    assert_eq!(fixture.condition(1), Some(Condition::Failed));
+}
+
+#[test]
+fn a_false_alarm_costs_one_question() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Silent(key(1)));
+    assert_eq!(fixture.condition(1), Some(Condition::Suspect));
+    assert_eq!(fixture.tell(Event::Answered(key(1), 12 * MS)), []);
+    assert_eq!(fixture.condition(1), Some(Condition::Active));
+    assert_eq!(fixture.wait(SHORTEST_GRACE), []);
+}
+
+#[test]
+fn the_only_path_stays_active_however_long_it_is_silent() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI]));
+    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let _ = fixture.wait(Duration::from_secs(600));
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    let _ = fixture.tell(Event::Heard(key(1)));
+    assert_eq!(fixture.condition(1), Some(Condition::Active));
+}
+
+#[test]
+fn a_standby_is_asked_now_and_then() {
+    let mut fixture = on_wifi();
+    assert_eq!(fixture.wait(CHECK), [Action::Ask(key(2))]);
+    assert_eq!(fixture.condition(2), Some(Condition::Standby), "it stays usable meanwhile");
+    assert_eq!(fixture.wait(TIMEOUT), [Action::Forget(key(2))]);
+}
+
+#[test]
+fn while_nothing_works_every_path_is_asked_again_soon() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let _ = fixture.wait(Duration::from_secs(300));
+    let asked = fixture.wait(TIMEOUT + DESPERATE_RETRY);
+    assert!(asked.contains(&Action::Ask(key(2))), "{asked:?}");
+}
+
+#[test]
+fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
+    let mut fixture = on_wifi();
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+        let _ = fixture.tell(Event::Answered(key(1), 10 * MS));
+        let start = fixture.now;
+        for _ in 0..200 {
+            if fixture.manager.active() == Some(key(1)) {
+                break;
+            }
+            for asked in fixture.wait(500 * MS) {
+                if let Action::Ask(path) = asked {
+                    let _ = fixture.tell(Event::Answered(path, 10 * MS));
+                }
+            }
+        }
+        waits.push((fixture.now - start).as_secs());
+    }
+    assert_eq!(waits, [2, 4, 8, 16, 32]);
+}
+
+#[test]
+fn a_path_that_refuses_to_send_is_left_at_once() {
+    let mut fixture = on_wifi();
+    let actions = fixture.tell(Event::SendFailed(key(1)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::SendFailed), Action::Forget(key(1))]);
+}
+
+#[test]
+fn after_a_sleep_everything_is_asked_at_once() {
+    let mut fixture = on_wifi();
+    let actions = fixture.tell(Event::Woke);
+    assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
+    assert_eq!(fixture.condition(1), Some(Condition::Suspect));
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let path = (0u32..4).prop_map(key);
+    let rtt = (1u32..500).prop_map(|ms| ms * MS);
+    prop_oneof![
+        3 => proptest::collection::btree_set((0u32..4, 0u32..3), 0..4)
+            .prop_map(|links| candidates(&links.into_iter().collect::<Vec<_>>())),
+        2 => (path.clone(), rtt.clone()).prop_map(|(path, rtt)| Event::Connected(path, rtt)),
+        1 => Just(Event::Disconnected),
+        6 => (path.clone(), rtt).prop_map(|(path, rtt)| Event::Answered(path, rtt)),
+        2 => path.clone().prop_map(Event::Refused),
+        3 => path.clone().prop_map(Event::Silent),
+        2 => path.clone().prop_map(Event::Heard),
+        2 => path.prop_map(Event::SendFailed),
+        1 => Just(Event::Woke),
+        1 => proptest::option::of((0u32..4, any::<bool>()).prop_map(|(link, pinned)| Choice { link, pinned }))
+            .prop_map(Event::Choose),
+        1 => proptest::option::of(0u32..4).prop_map(Event::Check),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn whatever_happens(events in proptest::collection::vec((event(), 0u64..20_000), 1..60)) {
+        let mut fixture = nothing();
+        let mut connected = false;
+        for (event, pause) in events {
+            match event {
+                Event::Connected(..) => connected = true,
+                Event::Disconnected => connected = false,
+                _ => {}
+            }
+            let _ = fixture.tell(event);
+            let mut steps = 0;
+            let end = fixture.now + Duration::from_millis(pause);
+            while let Some(at) = fixture.manager.next_deadline().filter(|at| *at <= end) {
+                fixture.now = fixture.now.max(at);
+                let _ = fixture.manager.handle(None, fixture.now);
+                steps += 1;
+                prop_assert!(steps < 1000, "time does not move on");
+            }
+            fixture.now = end;
+
+            let conditions: Vec<_> = fixture.manager.paths().map(|(_, it, _)| it).collect();
+            let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
+            let active = conditions.iter().filter(in_use).count();
+            prop_assert!(active <= 1, "one active path at most: {conditions:?}");
+            let pinned = fixture.manager.choice().is_some_and(|choice| choice.pinned);
+            if connected && !pinned && !conditions.is_empty() {
+                prop_assert_eq!(active, 1, "a path is used when there is one");
+            }
+            prop_assert!(!conditions.contains(&Condition::Waiting), "all are asked");
+            if conditions.contains(&Condition::Probing) {
+                let deadline = fixture.manager.next_deadline();
+                prop_assert!(deadline.is_some_and(|at| at <= fixture.now + TIMEOUT));
+            }
+        }
+    }
+}
