@@ -18,7 +18,10 @@ mod shown;
 use std::{
     convert::Infallible,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -32,7 +35,7 @@ use tracing::{debug, info, warn};
 use self::{
     dial::{DialError, Dialer},
     fate::Ended,
-    layout::{layout, ports, sealed},
+    layout::{layout, sealing},
     links::Links,
     names::Names,
     order::{Order, What},
@@ -109,6 +112,10 @@ pub(crate) struct Client {
     links: Option<Arc<Links>>,
     config: Mutex<ClientConfig>,
     renewed: Notify,
+    /// What the host was made last, but for captive portals.
+    laid_out: ArcSwap<Layout>,
+    /// Whether the host lets everything out to reach a captive portal.
+    gives_way: AtomicBool,
     events: Events,
     interface: String,
     started: SystemTime,
@@ -123,13 +130,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
     let (mut host, mut wish) = Host::new(interface, over)?;
-    host.seal(&Layout {
-        sealed: sealed(tun),
-        exclude: tun.exclude.clone(),
-        ports: ports(&config.server.addresses),
-        ..Layout::default()
-    })
-    .await?;
+    host.seal(&sealing(&config)).await?;
     let preferences = Preferences::new(&config.paths);
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
     let metrics = config.metrics.clone();
@@ -206,6 +207,8 @@ impl Client {
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             renewed: Notify::new(),
+            laid_out: ArcSwap::from_pointee(sealing(&config)),
+            gives_way: AtomicBool::new(false),
             config: Mutex::new(config),
         })
     }
@@ -329,7 +332,7 @@ impl Client {
     ) -> anyhow::Result<Ended> {
         let dialed = tokio::select! {
             dialed = self.dial(lost) => dialed,
-            never = self.look_for_portals() => match never {},
+            failed = self.look_for_portals(host) => failed.map(|never| match never {})?,
         };
         let connected = match dialed {
             Ok(dialed) => dialed,
@@ -380,18 +383,32 @@ impl Client {
         }
     }
 
-    /// Tells of captive portals that keep us from connecting.
-    async fn look_for_portals(&self) -> Infallible {
+    /// Tells of captive portals that keep us from connecting, and lets a browser reach them, if it may.
+    async fn look_for_portals(&self, host: &mut impl Setup) -> anyhow::Result<Infallible> {
         loop {
             tokio::time::sleep(PORTAL_PACE).await;
             let servers = self.roaming.names.known();
             let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+            let mut suspected = false;
             for (_, candidate) in found {
                 if self.roaming.network.portal(&candidate).await {
                     self.shown.portal(&candidate.link);
+                    suspected = true;
                 }
             }
+            let may_pass = self.config().tun.exclude.portal;
+            self.give_way(suspected && may_pass, host).await?;
         }
+    }
+
+    /// Lets everything leave outside of the tunnel, or not any more.
+    async fn give_way(&self, gives_way: bool, host: &mut impl Setup) -> anyhow::Result<()> {
+        if self.gives_way.swap(gives_way, Relaxed) == gives_way {
+            return Ok(());
+        }
+        info!(gives_way, "captive portal: everything outside of the tunnel");
+        let layout = self.laid_out.load_full();
+        host.set(if gives_way { layout.opened() } else { Layout::clone(&layout) }).await
     }
 
     /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
@@ -409,6 +426,8 @@ impl Client {
             warn!(%route, "the server gave this client no address of that family");
         }
         let Layout { mtu, addresses, routes, .. } = layout.clone();
+        self.laid_out.store(Arc::new(layout.clone()));
+        self.gives_way.store(false, Relaxed);
         host.set(layout).await?;
         self.shown.set_up(mtu, addresses, routes);
         Ok(())

@@ -177,6 +177,8 @@ pub struct ClientTun {
 pub struct Exclude {
     /// Whatever the host has a route for that is not its default route.
     pub lan: bool,
+    /// Everything, for as long as a captive portal keeps the tunnel from connecting.
+    pub portal: bool,
     /// These prefixes.
     pub nets: Vec<IpNet>,
 }

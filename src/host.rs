@@ -66,6 +66,14 @@ impl Layout {
         self.routes.iter().any(|route| route.prefix_len() == 0)
     }
 
+    /// The same with nothing led into the tunnel and nothing held back.
+    #[must_use]
+    pub fn opened(&self) -> Self {
+        let none = Vec::new;
+        let (routes, blocked, sealed, dns) = (none(), none(), none(), Dns::default());
+        Self { routes, blocked, sealed, dns, ..self.clone() }
+    }
+
     /// The interface's routes.
     fn destinations(&self) -> Vec<Destination> {
         let table = self.is_full().then_some(TABLE);

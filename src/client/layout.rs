@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::{
-    config::{ClientTun, Dns, HostPort},
+    config::{ClientConfig, ClientTun, Dns, HostPort},
     host::Layout,
     wire::control::{Net, Welcome},
 };
@@ -38,13 +38,24 @@ pub(super) fn layout(tun: &ClientTun, welcome: &Welcome, servers: &[HostPort]) -
     layout
 }
 
+/// What there is before the first session: a kill switch, if anything.
+pub(super) fn sealing(config: &ClientConfig) -> Layout {
+    Layout {
+        mtu: config.tun.mtu,
+        exclude: config.tun.exclude.clone(),
+        sealed: sealed(&config.tun),
+        ports: ports(&config.server.addresses),
+        ..Layout::default()
+    }
+}
+
 /// What the kill switch holds back.
-pub(super) fn sealed(tun: &ClientTun) -> Vec<IpNet> {
+fn sealed(tun: &ClientTun) -> Vec<IpNet> {
     if tun.kill_switch { tun.routes.clone().unwrap_or_default() } else { Vec::new() }
 }
 
 /// The server's UDP ports.
-pub(super) fn ports(servers: &[HostPort]) -> Vec<u16> {
+fn ports(servers: &[HostPort]) -> Vec<u16> {
     let mut ports: Vec<_> = servers.iter().map(|server| server.port).collect();
     ports.sort_unstable();
     ports.dedup();

@@ -84,6 +84,7 @@ fn exclude(raw: &List<String>, problems: &mut Problems) -> Exclude {
     for (key, prefix) in elements("tun.exclude", raw) {
         match prefix.as_str() {
             "lan" => exclude.lan = true,
+            "captive-portal" => exclude.portal = true,
             prefix => match check::net(&key, prefix, problems) {
                 Some(net) if net.prefix_len() == 0 => problems.refuse(&key, net),
                 found => exclude.nets.extend(found),

@@ -99,7 +99,7 @@ const KEYS: &[Key] = &[
         "tun.exclude",
         CLIENT,
         Kind::List,
-        r#"a prefix such as "192.168.0.0/16", or "lan" for whatever this host has a route to that is not its default route"#,
+        r#"a prefix such as "192.168.0.0/16", "lan" for whatever this host has a route to that is not its default route, or "captive-portal" for everything while a login page keeps the tunnel down"#,
     ),
     key("tun.kill-switch", CLIENT, Kind::Flag, "true or false"),
     key(

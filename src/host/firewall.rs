@@ -174,7 +174,11 @@ mod tests {
     fn a_sealed_default_route_leaves_the_neighbourhood_and_the_tunnel_open() {
         let layout = Layout {
             sealed: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
-            exclude: Exclude { lan: true, nets: vec!["192.0.2.0/24".parse().unwrap()] },
+            exclude: Exclude {
+                lan: true,
+                portal: false,
+                nets: vec!["192.0.2.0/24".parse().unwrap()],
+            },
             ..Layout::default()
         };
         let chains = seal(&layout, "roam0");

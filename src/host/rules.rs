@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn layout(routes: &[&str], blocked: &[&str], exclude: &[&str]) -> Layout {
-        let exclude = Exclude { lan: true, nets: nets(exclude) };
+        let exclude = Exclude { lan: true, portal: false, nets: nets(exclude) };
         Layout { routes: nets(routes), blocked: nets(blocked), exclude, ..Layout::default() }
     }
 

@@ -158,6 +158,7 @@ fn a_captive_portal_is_told_of_and_never_used() {
             let _ = stream.write_all(login.as_bytes());
         }
     });
+    client.amend("[tun]", "[tun]\nroutes = [\"default\"]\nexclude = [\"lan\", \"captive-portal\"]");
     client.amend(
         "[tun]",
         "[paths]\nprefer = [{ link = \"wlan0\" }]\nprobe-timeout = \"1s\"\n\
@@ -176,10 +177,20 @@ fn a_captive_portal_is_told_of_and_never_used() {
     assert_eq!(path(&client.status(), "eth0").unwrap()["state"], "active");
     let (_, text) = said(client, &["status", "roamd"]);
     assert!(text.contains("a captive portal seems to answer"), "{text}");
-    // Without another network it is what keeps us from connecting.
+    // Without another network it is what keeps us from connecting, and a browser may reach it.
     client.namespace.set_down("eth0").unwrap();
+    client.namespace.add_route("0.0.0.0/0", Some("10.99.0.1"), "wlan0", 50).unwrap();
     eventually("the portal is named", || {
         let (_, text) = said(client, &["status", "roamd"]);
         text.contains("captive portal on wlan0").then_some(())
     });
+    let leaves_by = |link: &str| {
+        let mut command = client.namespace.command("ip");
+        let route = command.args(["route", "get", "203.0.113.1"]).output().unwrap();
+        String::from_utf8_lossy(&route.stdout).contains(&format!("dev {link}"))
+    };
+    eventually("a browser gets there", || leaves_by("wlan0").then_some(()));
+    // Back in a good network everything is inside again.
+    client.namespace.set_up("eth0").unwrap();
+    eventually("the tunnel takes everything", || leaves_by("roam0").then_some(()));
 }
