@@ -96,8 +96,6 @@ const ORDERS: usize = 4;
 /// From one look for captive portals to the next, while there is no connection. Before the first one a good
 /// network has answered.
 const PORTAL_PACE: Duration = Duration::from_secs(3);
-/// From one sign to the watchdog that all is well to the next.
-const BEAT: Duration = Duration::from_secs(1);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -233,10 +231,10 @@ impl Client {
     /// Beats while there is no connection; when there is one, the [`Roamer`] does.
     async fn beat(&self) -> Infallible {
         loop {
+            self.roaming.heart.asked().await;
             if !self.shown.is_connected() {
                 self.roaming.heart.beat();
             }
-            tokio::time::sleep(BEAT).await;
         }
     }
 

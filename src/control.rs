@@ -96,6 +96,14 @@ pub enum ControlError {
         /** The socket. */
         path: PathBuf,
     },
+    /// It is for others.
+    #[error("{path} is for root and the daemon's group")]
+    Denied {
+        /** The socket, or its directory. */
+        path: PathBuf,
+        /** The cause. */
+        source: io::Error,
+    },
     /// The socket can't be used.
     #[error("control socket {path}")]
     Io {
@@ -152,7 +160,12 @@ impl Instance {
     /// The only one that runs.
     pub fn only() -> Result<Self, ControlError> {
         let directory = directory();
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let entries = match fs::read_dir(&directory) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(ControlError::Denied { path: directory, source });
+            }
+            entries => entries.into_iter().flatten().flatten(),
+        };
         let mut running: Vec<_> = entries
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
@@ -202,6 +215,9 @@ impl Instance {
         StdStream::connect(&self.path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
+            }
+            io::ErrorKind::PermissionDenied => {
+                ControlError::Denied { path: self.path.clone(), source }
             }
             _ => self.io(source),
         })

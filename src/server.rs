@@ -61,8 +61,6 @@ use crate::{
     },
 };
 
-/// From one sign to the watchdog that all is well to the next.
-const BEAT: Duration = Duration::from_secs(1);
 /// How long clients have to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -177,9 +175,9 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
 /// Beats as long as quinn's endpoint, which the datapath runs through, can be had.
 async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
     loop {
+        heart.asked().await;
         let _ = endpoint.open_connections();
         heart.beat();
-        tokio::time::sleep(BEAT).await;
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use sd_notify::NotifyState;
+use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use zbus::zvariant::OwnedObjectPath;
 
@@ -54,14 +55,22 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Beats as long as the daemon's main loop comes round.
+/// Beats when it is asked to, as long as the daemon's main loop comes round.
 #[derive(Debug, Default)]
-pub struct Heart(AtomicU64);
+pub struct Heart {
+    beats: AtomicU64,
+    asked: Notify,
+}
 
 impl Heart {
     /// The loop came round.
     pub fn beat(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until the loop should come round. Cancel safe.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
     }
 }
 
@@ -69,18 +78,17 @@ impl Heart {
 /// the datapath, so that it does not wake when that is stuck.
 pub async fn watchdog(heart: &Heart) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    // The main loop may take this long to come round, see `link::monitor::POLL`, and a little longer.
-    let pace = (limit / 2).max(Duration::from_millis(1));
-    let mut last = u64::MAX;
+    // Who is busy when it is asked is in time with the next answer.
+    let pace = (limit / 4).max(Duration::from_millis(1));
     loop {
-        let beats = heart.0.load(Ordering::Relaxed);
-        if beats == last {
+        let before = heart.beats.load(Ordering::Relaxed);
+        heart.asked.notify_waiters();
+        tokio::time::sleep(pace).await;
+        if heart.beats.load(Ordering::Relaxed) == before {
             warn!("the main loop does not come round");
         } else {
             notify(&[NotifyState::Watchdog]);
         }
-        last = beats;
-        tokio::time::sleep(pace).await;
     }
 }
 

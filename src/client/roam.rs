@@ -223,6 +223,7 @@ impl<'a> Roamer<'a> {
                     What::Renew => self.renew().await,
                     _ => self.obey(order),
                 },
+                () = self.roaming.heart.asked() => {}
                 // Whether it slept is seen when the loop comes round.
                 rings = alarm.rings() => rings?,
                 Some(error) = self.underlay.errors.recv() => {

@@ -60,6 +60,10 @@ fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option
     let name = check::tun_name(&raw.name, problems);
     let mtu = check::tun_mtu(raw.mtu, problems);
     let routes = check::tun_routes(&raw.routes, problems);
+    if routes.iter().any(|route| route.prefix_len() == 0) {
+        let reason = "offers everything, which only a client's own file can ask for";
+        problems.add("tun.routes", None, reason);
+    }
     problems.require_some(ADDRESSES, &raw.addresses);
     let mut addresses = Vec::new();
     for (key, address) in elements(ADDRESSES, &raw.addresses) {

@@ -39,27 +39,30 @@ trait Device {
 /// Looks for ever; tells each time which links are metered.
 pub async fn watch(tell: impl Fn(HashSet<String>)) -> Infallible {
     loop {
-        match look().await {
-            Ok(links) => {
-                tell(links);
-                sleep(PACE).await;
+        match Connection::system().await {
+            Ok(bus) => {
+                let failed = keep_looking(&bus, &tell).await.map(|never| match never {});
+                debug!(?failed, "NetworkManager does not tell which links are metered");
             }
-            Err(error) => {
-                debug!(%error, "NetworkManager does not tell which links are metered");
-                sleep(SLOW_PACE).await;
-            }
+            Err(error) => debug!(%error, "there is no D-Bus to ask for metered links"),
         }
+        sleep(SLOW_PACE).await;
     }
 }
 
-async fn look() -> zbus::Result<HashSet<String>> {
-    let bus = Connection::system().await?;
-    let mut metered = HashSet::new();
-    for device in ManagerProxy::new(&bus).await?.get_devices().await? {
-        let device = DeviceProxy::builder(&bus).path(device)?.build().await?;
-        if YES.contains(&device.metered().await?) {
-            metered.insert(device.interface().await?);
+async fn keep_looking(
+    bus: &Connection,
+    tell: &impl Fn(HashSet<String>),
+) -> zbus::Result<Infallible> {
+    loop {
+        let mut metered = HashSet::new();
+        for device in ManagerProxy::new(bus).await?.get_devices().await? {
+            let device = DeviceProxy::builder(bus).path(device)?.build().await?;
+            if YES.contains(&device.metered().await?) {
+                metered.insert(device.interface().await?);
+            }
         }
+        tell(metered);
+        sleep(PACE).await;
     }
-    Ok(metered)
 }
