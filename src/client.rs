@@ -96,6 +96,10 @@ const ORDERS: usize = 4;
 /// From one look for captive portals to the next, while there is no connection. Before the first one a good
 /// network has answered.
 const PORTAL_PACE: Duration = Duration::from_secs(3);
+/// From one look at the server's names to the next, while there is a connection.
+const NAMES_PACE: Duration = Duration::from_secs(600);
+/// From a change of networks to a look at the names: DHCP and the resolver come after the link.
+const NAMES_SETTLE: Duration = Duration::from_secs(5);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -149,6 +153,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
         ended = client.carry(device.reader(), &mut wish, &mut ordered) => ended,
         failed = host.run() => failed.map(|never| match never {}),
         failed = daemon.hangups(|| client.reload(&daemon, &orders)) => failed.map(|never| match never {}),
+        failed = client.keep_names() => failed.map(|never| match never {}),
         never = metered::watch(|found| links.meter(found)) => match never {},
         never = service::watchdog(&client.roaming.heart) => match never {},
         deleted = interface::deleted(index) => {
@@ -440,6 +445,23 @@ impl Client {
         loop {
             self.renewed.notified().await;
             self.set_up(host, welcome).await?;
+        }
+    }
+
+    /// Resolves the server's names now and then, and when a network changes: what they stand for may have
+    /// moved, or be something else in another network.
+    async fn keep_names(&self) -> anyhow::Result<Infallible> {
+        let mut monitor = self.roaming.network.monitor()?;
+        loop {
+            // Until there is a connection, dialing does.
+            let _ = tokio::time::timeout(NAMES_PACE, monitor.hint()).await;
+            tokio::time::sleep(NAMES_SETTLE).await;
+            if self.shown.is_connected()
+                && self.roaming.names.can_change()
+                && let Err(error) = self.roaming.names.resolve().await
+            {
+                debug!(%error, "the server's addresses stay as they were");
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use std::{
 
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 
-use self::world::{Link, World};
+use self::world::{Hole, Link, World};
 use crate::{
     client::Client,
     clock,
@@ -287,7 +287,8 @@ impl Day {
     /// A quiet time in which everything works: the preferred path is used, the other one is warm.
     async fn rest(&mut self, client: &Client) -> Result<(), String> {
         for link in 0..2 {
-            self.world.change(link, |link| (link.up, link.hole, link.loss) = (true, false, 0.0));
+            self.world
+                .change(link, |link| (link.up, link.hole, link.loss) = (true, Hole::None, 0.0));
         }
         self.tell("everything works");
         sleep(REST).await;
@@ -341,12 +342,14 @@ impl Day {
                 self.tell(&format!("{name} is {}", if up { "up" } else { "down" }));
             }
             3..6 => {
-                let mut hole = false;
+                let kinds = [Hole::Everything, Hole::Everything, Hole::Uplink, Hole::Downlink];
+                let kind = kinds[self.random.usize(..kinds.len())];
+                let mut hole = Hole::None;
                 self.world.change(link, |it| {
-                    it.hole = !it.hole;
+                    it.hole = if it.hole == Hole::None { kind } else { Hole::None };
                     hole = it.hole;
                 });
-                self.tell(&format!("{name} {}", if hole { "falls silent" } else { "answers" }));
+                self.tell(&format!("{name} loses: {hole:?}"));
             }
             6 => {
                 let loss = self.random.f64() * 0.05;
@@ -370,13 +373,13 @@ impl Day {
             }
             10 => {
                 for link in 0..2 {
-                    self.world.change(link, |it| it.hole = true);
+                    self.world.change(link, |it| it.hole = Hole::Everything);
                 }
                 self.tell("both fall silent");
                 let outage = Duration::from_millis(self.random.u64(1000..60_000));
                 sleep(outage).await;
                 for link in 0..2 {
-                    self.world.change(link, |it| (it.up, it.hole) = (true, false));
+                    self.world.change(link, |it| (it.up, it.hole) = (true, Hole::None));
                 }
                 self.tell(&format!("both answer after {outage:?}"));
             }

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashSet,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use tokio::time;
+use tokio::{sync::watch, time};
 
 use crate::config::HostPort;
 
@@ -27,14 +27,14 @@ pub struct ResolveError {
 #[derive(Debug)]
 pub struct Names {
     servers: Mutex<Vec<HostPort>>,
-    known: Mutex<Vec<SocketAddr>>,
+    known: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl Names {
     /// Resolves nothing yet.
     #[must_use]
     pub fn new(servers: Vec<HostPort>) -> Self {
-        Self { servers: Mutex::new(servers), known: Mutex::default() }
+        Self { servers: Mutex::new(servers), known: watch::Sender::default() }
     }
 
     /// Takes other names from here on.
@@ -45,7 +45,20 @@ impl Names {
     /// What was found last. The resolver is the first to fail when a network does.
     #[must_use]
     pub fn known(&self) -> Vec<SocketAddr> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.borrow().clone()
+    }
+
+    /// Tells when other addresses are found.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.known.subscribe()
+    }
+
+    /// Whether there is a name among them, which may stand for something else one day.
+    #[must_use]
+    pub fn can_change(&self) -> bool {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().any(|server| server.host.parse::<IpAddr>().is_err())
     }
 
     /// The addresses behind all names; an error only if there is none at all.
@@ -65,7 +78,11 @@ impl Names {
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
-                *self.known.lock().unwrap_or_else(PoisonError::into_inner) = addresses.clone();
+                self.known.send_if_modified(|known| {
+                    let differ = *known != addresses;
+                    known.clone_from(&addresses);
+                    differ
+                });
                 Ok(addresses)
             }
         }

@@ -12,7 +12,10 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quinn::Connection;
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{mpsc, watch},
+    time,
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -86,6 +89,7 @@ pub(super) struct Roamer<'a> {
     orders: &'a mut mpsc::Receiver<Order>,
     inquiries: Vec<Inquiry>,
     servers: Vec<SocketAddr>,
+    renamed: watch::Receiver<Vec<SocketAddr>>,
     connection: Connection,
     underlay: Underlay,
     manager: Manager,
@@ -150,6 +154,7 @@ impl<'a> Roamer<'a> {
             orders,
             inquiries: Vec::new(),
             servers: roaming.names.known(),
+            renamed: roaming.names.changes(),
             connection,
             underlay,
             manager: Manager::new(**roaming.settings.load()),
@@ -193,10 +198,13 @@ impl<'a> Roamer<'a> {
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let connection = &self.connection;
             let limit = || silence_limit(connection);
+            let renewal = &self.roaming.renewal;
+            let unacknowledged =
+                || renewal.unanswered_since().map(|since| clock::now().duration_since(since));
             let silent_path = async {
                 match self.manager.active() {
                     Some(active) => {
-                        socket.silent(limit).await;
+                        socket.silent(limit, unacknowledged).await;
                         active
                     }
                     None => std::future::pending().await,
@@ -209,6 +217,7 @@ impl<'a> Roamer<'a> {
                     self.look().await;
                     time::sleep(SETTLE).await;
                 }
+                Ok(()) = self.renamed.changed() => self.find_servers().await,
                 Some(event) = self.answers.recv() => {
                     self.pass_on(&event);
                     self.tell(event);
@@ -257,10 +266,20 @@ impl<'a> Roamer<'a> {
     /// The configuration changed.
     async fn renew(&mut self) {
         self.manager.settle(**self.roaming.settings.load());
-        match self.roaming.names.resolve().await {
-            Ok(servers) => self.servers = servers,
-            Err(error) => warn!(%error, "the server's addresses stay as they were"),
+        if let Err(error) = self.roaming.names.resolve().await {
+            warn!(%error, "the server's addresses stay as they were");
         }
+        self.look().await;
+    }
+
+    /// The server's names stand for other addresses. The one in use stays for as long as it works: the
+    /// resolver may be a captive portal's.
+    async fn find_servers(&mut self) {
+        let mut servers = self.renamed.borrow_and_update().clone();
+        let in_use = self.manager.active().map(|active| active.server);
+        servers.extend(in_use.filter(|server| !servers.contains(server)));
+        info!(?servers, "the server's addresses changed");
+        self.servers = servers;
         self.look().await;
     }
 
@@ -433,6 +452,7 @@ impl<'a> Roamer<'a> {
             }
             _ => self.roaming.renewal.fresh_start(),
         }
+        self.roaming.renewal.expect_from(clock::now());
         self.linkable = reason.is_soft();
         if !reason.is_soft() {
             self.unheard = heard;
@@ -549,9 +569,10 @@ impl<'a> Roamer<'a> {
     /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
     /// what was lost. So it is made to ask at a steady pace, in a window of its own.
     fn watch_doubt(&mut self, now: Instant) {
-        let last_heard = self.last_heard();
+        let answered = self.roaming.renewal.answered();
         let (Some(doubt), Some(active)) = (&mut self.doubt, self.manager.active()) else { return };
-        if last_heard.is_some_and(|heard| heard > doubt.since) {
+        // To be heard is not enough: the path must work both ways.
+        if answered.is_some_and(|sent| sent >= doubt.since) {
             if now.duration_since(doubt.since) >= LOST_ALL {
                 self.roaming.renewal.fresh_start();
                 self.unheard = Some(doubt.heard);

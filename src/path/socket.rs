@@ -176,10 +176,17 @@ impl PathSocket {
         Some(self.opened + Duration::from_micros(since))
     }
 
-    /// Waits until the active path was sent to without being heard for as long as `limit` says.
-    /// Cancel safe.
-    pub async fn silent(&self, limit: impl Fn() -> Duration) {
+    /// Waits until the active path was sent to without being heard for as long as `limit` says, or without
+    /// an acknowledgement, for which it waits `unacknowledged` long, for twice that. Cancel safe.
+    pub async fn silent(
+        &self,
+        limit: impl Fn() -> Duration,
+        unacknowledged: impl Fn() -> Option<Duration>,
+    ) {
         loop {
+            if unacknowledged().is_some_and(|waited| waited >= 2 * limit()) {
+                return;
+            }
             let Some(since) = self.unanswered_since() else {
                 self.went_unanswered.notified().await;
                 continue;

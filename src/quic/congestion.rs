@@ -11,10 +11,10 @@ mod delay;
 use std::{
     any::Any,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
@@ -32,6 +32,24 @@ struct Shared {
     /// The window of the next start, in bytes; zero for the usual one.
     window: AtomicU64,
     in_flight: AtomicU64,
+    /// Times below are microseconds after this one, and zero is none.
+    origin: OnceLock<Instant>,
+    /// Since when something is in flight and nothing was acknowledged.
+    unanswered: AtomicU64,
+    /// When the newest packet that was acknowledged was sent.
+    answered: AtomicU64,
+}
+
+impl Shared {
+    fn micros(&self, at: Instant) -> u64 {
+        let origin = *self.origin.get_or_init(|| at);
+        at.saturating_duration_since(origin).as_micros() as u64 + 1
+    }
+
+    fn instant(&self, micros: u64) -> Option<Instant> {
+        let since_origin = micros.checked_sub(1)?;
+        Some(*self.origin.get()? + Duration::from_micros(since_origin))
+    }
 }
 
 impl Handle {
@@ -61,12 +79,44 @@ impl Handle {
         self.0.in_flight.load(Relaxed) > 0
     }
 
+    /// Since when something waits to be acknowledged and nothing was. A path that works one way only, from
+    /// the other side to us, shows here alone.
+    #[must_use]
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.0.instant(self.0.unanswered.load(Relaxed)).filter(|_| self.awaits_answer())
+    }
+
+    /// When the newest packet that was acknowledged was sent.
+    #[must_use]
+    pub fn answered(&self) -> Option<Instant> {
+        self.0.instant(self.0.answered.load(Relaxed))
+    }
+
+    /// Waits for answers from here on only: the connection has moved.
+    pub fn expect_from(&self, now: Instant) {
+        self.0.unanswered.store(self.0.micros(now), Relaxed);
+    }
+
+    fn sent(&self, now: Instant) {
+        if self.0.unanswered.load(Relaxed) == 0 {
+            self.expect_from(now);
+        }
+    }
+
+    fn acknowledged(&self, now: Instant, sent: Instant) {
+        self.expect_from(now);
+        self.0.answered.fetch_max(self.0.micros(sent), Relaxed);
+    }
+
     fn epoch(&self) -> u64 {
         self.0.epoch.load(Relaxed)
     }
 
     fn set_in_flight(&self, bytes: u64) {
         self.0.in_flight.store(bytes, Relaxed);
+        if bytes == 0 {
+            self.0.unanswered.store(0, Relaxed);
+        }
     }
 }
 
@@ -178,6 +228,7 @@ impl<F: Restartable> Controller for Renewable<F> {
         self.renew(now);
         self.in_flight += bytes;
         self.factory.handle.set_in_flight(self.in_flight);
+        self.factory.handle.sent(now);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -190,6 +241,7 @@ impl<F: Restartable> Controller for Renewable<F> {
         rtt: &RttEstimator,
     ) {
         self.renew(now);
+        self.factory.handle.acknowledged(now, sent);
         let in_flight = self.in_flight;
         if self.landed(sent, bytes) {
             return;
@@ -271,8 +323,6 @@ impl<F: Restartable> Controller for Renewable<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const MTU: u16 = 1200;
@@ -324,6 +374,24 @@ mod tests {
         assert!(handle.awaits_answer());
         controller.on_end_acks(start, 0, false, Some(0));
         assert!(!handle.awaits_answer());
+    }
+
+    #[test]
+    fn the_handle_tells_how_long_nothing_was_acknowledged() {
+        let (handle, start) = (Handle::default(), Instant::now());
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
+        let mut controller = factory.build(start, MTU);
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert_eq!((handle.unanswered_since(), handle.answered()), (None, None));
+        controller.on_sent(at(1), 1200, 0);
+        controller.on_sent(at(2), 1200, 1);
+        assert_eq!(handle.unanswered_since(), Some(at(1)));
+        handle.acknowledged(at(3), at(1));
+        assert_eq!((handle.unanswered_since(), handle.answered()), (Some(at(3)), Some(at(1))));
+        handle.expect_from(at(5));
+        assert_eq!(handle.unanswered_since(), Some(at(5)));
+        controller.on_end_acks(at(6), 0, false, Some(1));
+        assert_eq!(handle.unanswered_since(), None);
     }
 
     #[test]

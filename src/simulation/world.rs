@@ -41,6 +41,28 @@ use crate::{
 /// A NAT on a mobile network is no more patient.
 const NAT_MEMORY: Duration = Duration::from_secs(30);
 
+/// What a network loses without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hole {
+    None,
+    Everything,
+    /// From the client to the server: at the edge of wifi's reach the laptop hears the access point, but not
+    /// the other way round.
+    Uplink,
+    Downlink,
+}
+
+impl Hole {
+    fn swallows(self, from: Side) -> bool {
+        match (self, from) {
+            (Self::None, _) => false,
+            (Self::Everything, _) => true,
+            (Self::Uplink, side) => matches!(side, Side::Client { .. }),
+            (Self::Downlink, side) => matches!(side, Side::Server),
+        }
+    }
+}
+
 /// One access network.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -49,8 +71,8 @@ pub(super) struct Link {
     pub(super) public: IpAddr,
     pub(super) metric: u32,
     pub(super) up: bool,
-    /// Swallows everything.
-    pub(super) hole: bool,
+    /// What it swallows.
+    pub(super) hole: Hole,
     pub(super) loss: f64,
     pub(super) delay: Duration,
     pub(super) mtu: usize,
@@ -109,7 +131,7 @@ impl Link {
             public: public.parse().unwrap(),
             metric,
             up: true,
-            hole: false,
+            hole: Hole::None,
             loss: 0.0,
             delay: Duration::from_millis(10),
             mtu: 1472,
@@ -119,7 +141,7 @@ impl Link {
 
     /// Whether a path over it should work.
     pub(super) fn is_good(&self) -> bool {
-        self.up && !self.hole
+        self.up && self.hole == Hole::None
     }
 
     /// Forgets all mappings, as a NAT does that restarts.
@@ -214,7 +236,7 @@ impl World {
             }
         };
         let Link { up, hole, loss, delay, mtu, .. } = inner.links[link];
-        if !up || hole || bytes.len() > mtu || inner.random.f64() < loss {
+        if !up || hole.swallows(side) || bytes.len() > mtu || inner.random.f64() < loss {
             return Ok(());
         }
         let world = self.myself.clone();

@@ -85,8 +85,19 @@ impl Host {
     /// Starts it with more variables in its environment.
     pub(crate) fn start_with(&mut self, variables: &[(&str, &str)]) {
         let mut command = self.namespace.command(PROGRAM);
+        command.envs(variables.iter().copied());
+        self.run(command);
+    }
+
+    /// Starts it through another program.
+    pub(crate) fn start_in(&mut self, program: &str, arguments: &[&str]) {
+        let mut command = self.namespace.command(program);
+        command.args(arguments).arg(PROGRAM);
+        self.run(command);
+    }
+
+    fn run(&mut self, mut command: Command) {
         command
-            .envs(variables.iter().copied())
             .arg("run")
             .arg(self.folder.join("roamd.toml"))
             .env("ROAMD_RUNTIME_DIR", &self.folder)

@@ -19,6 +19,7 @@ mod harness;
 mod keystrokes;
 mod lasting;
 mod metered;
+mod names;
 mod offload;
 mod refusal;
 mod reload;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd::lab::{Access, LinkShape, Scene};
+use roamd::lab::{Access, LinkShape, Scene, emulator::Direction};
 use serde_json::Value;
 
 use crate::harness::{Host, client_toml, eventually, transfer};
@@ -156,6 +156,22 @@ fn a_link_that_drops_everything_in_silence_is_left_within_a_second() {
         (&"the old path was silent".into(), &"lte0".into()),
         "{status}"
     );
+}
+
+/// At the edge of wifi's reach a laptop hears the access point, but not the other way round: the server
+/// goes on asking, and is heard.
+#[test]
+fn a_link_that_works_one_way_only_is_left_within_a_second() {
+    for direction in Direction::BOTH {
+        let laptop = Laptop::connected();
+        let silent = laptop.stream(Duration::from_secs(4), || {
+            laptop.scene.air(Access::Wifi).black_hole_direction(direction, true);
+        });
+        assert!(silent.gap < Duration::from_secs(2), "{direction:?}: {silent:?}");
+        let status = laptop.client.status();
+        assert_eq!(last_switch(&status)["to"], "lte0", "{direction:?}: {status}");
+        assert_eq!(status["sessions"], 1);
+    }
 }
 
 #[test]
