@@ -89,6 +89,11 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Whether the key's value may not be shown.
+fn is_secret(key: &str) -> bool {
+    keys::is_within(key, keys::PRIVATE_KEY)
+}
+
 /// The problems found so far, and whether a key is among them.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
@@ -99,7 +104,7 @@ impl Problems {
         self.0.push(Problem {
             origin: Origin::File { line: None },
             key: key.to_owned(),
-            value: value.as_deref().map(shown),
+            value: value.as_deref().map(shown).filter(|_| !is_secret(key)),
             reason: reason.into(),
         });
     }
