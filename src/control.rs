@@ -22,7 +22,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{events::Events, status::Status};
+use crate::{
+    events::{Event, Events},
+    status::Status,
+};
 
 const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const SUFFIX: &str = "sock";
@@ -344,6 +347,7 @@ async fn answer<R: Future<Output = Reply>>(
 /// Writes events until the other side goes.
 async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let mut events = events.listen();
+    write.write_all(Event::Listening.line()?.as_bytes()).await?;
     loop {
         match events.recv().await {
             Ok(event) => write.write_all(event.line()?.as_bytes()).await?,

@@ -17,6 +17,8 @@ const BACKLOG: usize = 256;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum Event {
+    /// To whom it may concern: from here on nothing is missed.
+    Listening,
     /// Client: the tunnel carries packets.
     Connected {
         /// The link.
@@ -103,6 +105,7 @@ impl Event {
     #[must_use]
     pub fn summary(&self) -> String {
         match self {
+            Self::Listening => "listening".into(),
             Self::Connected { link, server, rtt } => {
                 format!("connected to {server} over {link}, {rtt:.0} ms")
             }
