@@ -111,6 +111,14 @@ impl Setup for Wish {
     }
 }
 
+/// Waits for a change to firewall tables, where the kernel has such.
+async fn next(tables: &mut Option<nft::Changes>) {
+    match tables {
+        Some(tables) => tables.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A client's host.
 #[derive(Debug)]
 pub struct Host {
@@ -139,11 +147,25 @@ impl Host {
     /// Does what is wished, and what others undid again, for as long as it is polled.
     pub async fn run(&mut self) -> anyhow::Result<Infallible> {
         let mut monitor = Monitor::open()?;
+        let mut tables = nft::Changes::open()
+            .inspect_err(|error| warn!(%error, "can't hear of changes to firewall rules"))
+            .ok();
         loop {
             tokio::select! {
                 Some((layout, done)) = self.orders.recv() => {
                     // Whoever wished it may not wait any more.
                     let _ = done.send(self.lay_out(layout).await);
+                }
+                () = next(&mut tables) => {
+                    tokio::time::sleep(SETTLE).await;
+                    match self.firewall.restore().await {
+                        Ok(true) => info!("put back the firewall rules that somebody deleted"),
+                        Ok(false) => {}
+                        Err(error) => warn!(
+                            error = format!("{error:#}"),
+                            "can't look after firewall rules"
+                        ),
+                    }
                 }
                 () = monitor.changed() => {
                     tokio::time::sleep(SETTLE).await;

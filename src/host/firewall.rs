@@ -80,6 +80,19 @@ impl Firewall {
         )
     }
 
+    /// Puts the table back if somebody deleted it; whether that was so.
+    pub async fn restore(&self) -> anyhow::Result<bool> {
+        let Some(chains) = self.chains.as_ref().filter(|chains| !chains.is_empty()) else {
+            return Ok(false);
+        };
+        let table = nft::table(&self.interface);
+        if nft::exists(&table).await? {
+            return Ok(false);
+        }
+        nft::replace(&table, chains).await?;
+        Ok(true)
+    }
+
     /// Removes the table, if it is there, and resets what belongs to it.
     pub async fn remove(&mut self) -> anyhow::Result<()> {
         self.sysctls.restore();

@@ -1,9 +1,18 @@
 //! Tables of the firewall, through nft(8): in its own language they read as an admin reads them.
 
-use std::process::Stdio;
+use std::{io, process::Stdio};
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
+use netlink_sys::{
+    AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_NETFILTER,
+};
 use tokio::{io::AsyncWriteExt as _, process::Command};
+
+/// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
+const NFTABLES: u32 = 7;
+/// As much of a message as is read.
+const MESSAGE: usize = 4096;
 
 /// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
 #[must_use]
@@ -30,6 +39,30 @@ pub async fn exists(table: &str) -> anyhow::Result<bool> {
     let mut command = Command::new("nft");
     command.args(["list", "table", "inet", table]).stdout(Stdio::null()).stderr(Stdio::null());
     Ok(command.kill_on_drop(true).status().await.context("can't run nft")?.success())
+}
+
+/// Hears of changes to tables, also those that other programs make.
+pub struct Changes(TokioSocket);
+
+impl Changes {
+    /// Listens to `NFNLGRP_NFTABLES` of netlink(7) from here on.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_mut().add_membership(NFTABLES)?;
+        Ok(Self(socket))
+    }
+
+    /// Returns after a change, and takes all that was told so far. Cancel safe.
+    pub async fn next(&mut self) {
+        let mut message = Vec::with_capacity(MESSAGE);
+        // What was lost for want of room (ENOBUFS) is a change, too.
+        let _ = self.0.recv(&mut message).await;
+        message.clear();
+        while let Some(Ok(())) = self.0.recv(&mut message).now_or_never() {
+            message.clear();
+        }
+    }
 }
 
 async fn run(script: &str) -> anyhow::Result<()> {

@@ -143,6 +143,11 @@ fn the_kill_switch_holds_when_the_daemon_does_not() {
     world.net.start();
     let client = &mut world.net.clients[0];
     client.assert_ping(OUTSIDE[0], &[]);
+    // Whoever flushes all rules does not lift it for long.
+    assert_eq!(run(client, "nft", &["flush", "ruleset"]), "");
+    eventually("the kill switch is back", || {
+        run(client, "nft", &["list", "tables"]).contains("roamd-roam0").then_some(())
+    });
     client.daemon.as_mut().unwrap().signal(Signal::SIGKILL).unwrap();
     assert_eq!(client.exit_code(), None);
     let refused = run(client, "ping", &["-c", "1", "-W", "1", OUTSIDE[0]]);
