@@ -31,6 +31,9 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 /// up.
 const OVERHEAD: u16 = 48;
 
+/// Padding that fits into every datagram and leaves no room for a second one (RFC 9000 §14).
+static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
+
 /// The round trip that is assumed before the first measurement; a lost first packet is repeated after
 /// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -168,13 +171,21 @@ pub const NUDGE: Duration = Duration::from_millis(250);
 pub fn nudge(connection: &Connection, renewal: &Handle) {
     // What is in flight is lost, as far as we know, and must not fill the window.
     renewal.fresh_start();
-    ask(connection);
-}
-
-/// Asks the other side for a sign of life: QUIC must acknowledge any datagram.
-pub fn ask(connection: &Connection) {
     // Without success the connection has worse troubles, which show elsewhere.
     let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+}
+
+/// Asks the other side for a sign of life. QUIC must acknowledge any datagram, but may take 25 ms for it;
+/// of two packets in a row it acknowledges the second at once (RFC 9000 §13.2.2).
+pub fn ask(connection: &Connection) {
+    pad(connection, 2);
+}
+
+/// Sends as many packets with nothing in them.
+pub fn pad(connection: &Connection, packets: usize) {
+    for _ in 0..packets {
+        let _ = connection.send_datagram(Bytes::from_static(&PADDING_PACKET));
+    }
 }
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips

@@ -10,7 +10,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use quinn::Connection;
 use tokio::{
     sync::{mpsc, watch},
@@ -45,19 +44,14 @@ use crate::{
     service::Heart,
     session::Control,
     tunnel::queue::Queue,
-    wire::{
-        control::{Message, Repeat},
-        datagram::PADDING,
-    },
+    wire::control::{Message, Repeat},
 };
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
 /// How often a path in doubt is looked at.
 const WATCH: Duration = Duration::from_millis(10);
-/// Padding that fits into every datagram (RFC 9000 §14), and how many of them introduce a path: enough
-/// that the server may answer with ten packets.
-static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
+/// How many packets introduce a path: enough that the server may answer with ten.
 const INTRODUCTION: usize = 4;
 /// A path's window is remembered for so long: other people use the network, too.
 const WINDOW_MEMORY: Duration = Duration::from_secs(600);
@@ -425,9 +419,7 @@ impl<'a> Roamer<'a> {
     /// times what came over it, in packets of 1200 bytes (RFC 9000 §8.1, §8.2.1): a lone small packet
     /// would keep it quiet for a round trip.
     fn introduce(&self) {
-        for _ in 0..INTRODUCTION {
-            let _ = self.connection.send_datagram(Bytes::from_static(&PADDING_PACKET));
-        }
+        quic::pad(&self.connection, INTRODUCTION);
     }
 
     fn switch(&mut self, to: Key, reason: Reason) {
