@@ -340,6 +340,7 @@ impl Server {
 
     /// Waits for the end of the handshake. Packets of a client that resumes a session are delivered
     /// before that: an attacker can delay them, but not send them twice, since a ticket is used once.
+    /// What comes together with the end of the handshake is left for whoever serves the connection.
     async fn confirm(
         &self,
         connection: Connection,
@@ -355,6 +356,7 @@ impl Server {
             _ => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
         };
         tokio::select! {
+            biased;
             _ = confirmed => {}
             lost = pump::downlink(&connection, &self.counters, deliver) => return Err(lost),
         }

@@ -19,7 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
+use tokio::{
+    runtime::Runtime,
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use self::world::{Hole, Link, World};
 use crate::{
@@ -31,8 +36,11 @@ use crate::{
     },
     host::{Layout, Setup},
     identity::PrivateKey,
+    path::{handshake::Handshake, network::Network as _},
+    quic,
     server::Server,
     status::Role,
+    tls,
     wire::{self, packet::Packet},
 };
 
@@ -90,14 +98,32 @@ fn tell_all() {
     subscriber.with_test_writer().init();
 }
 
+/// A question may reach the server together with the end of the handshake: it is answered all the same.
+#[test]
+fn a_probe_need_not_ask_twice() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
+        let handshake = Handshake::new(key, server, tls::PROBE, quic::probe_transport()).unwrap();
+        for attempt in 0..20 {
+            let probe = handshake.run(&*day.world, candidate.clone(), BOUND, None).await.unwrap();
+            probe.connection.send_datagram("now?".into()).unwrap();
+            let answer = timeout(BOUND, probe.connection.read_datagram()).await;
+            assert_eq!(answer.expect("an answer").unwrap(), "now?", "attempt {attempt}");
+        }
+    });
+}
+
 /// Lives one day; says what was wrong with it.
 fn live(seed: u64) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(Day::new(seed).live())
+    virtual_time().block_on(Day::new(seed).live())
+}
+
+fn virtual_time() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
 /// Who is who.
@@ -136,7 +162,7 @@ impl Setup for NoInterface {
     }
 }
 
-fn quic() -> Quic {
+fn quic_settings() -> Quic {
     Quic {
         idle_timeout: Duration::from_secs(30),
         keep_alive: Duration::from_secs(10),
@@ -176,7 +202,7 @@ impl Hosts {
                 prefer: Vec::new(),
                 ignore: Vec::new(),
             },
-            quic: quic(),
+            quic: quic_settings(),
             log: log(),
             metrics: None,
         }
@@ -200,7 +226,7 @@ impl Hosts {
                 public_key: self.client.public_key(),
                 addresses: vec!["10.66.0.2".parse().unwrap()],
             }],
-            quic: quic(),
+            quic: quic_settings(),
             log: log(),
             metrics: None,
         }
