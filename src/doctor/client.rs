@@ -30,8 +30,13 @@ use crate::{
 
 /// Outer headers and QUIC's own bytes around an inner packet, at most.
 const AROUND: u16 = 80;
-/// How long the server may take to echo.
-const ECHO: Duration = Duration::from_secs(3);
+/// How many packets the server is asked to echo, and how long after one the next is sent.
+const ECHOES: u32 = 10;
+const ECHO_INTERVAL: Duration = Duration::from_millis(100);
+/// How long the last echo may take.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many of these may be lost on a network that is in order: any radio loses some.
+const ECHOES_LOST: u32 = 2;
 
 pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) {
     let servers = names(&config.server.addresses, tell).await;
@@ -147,18 +152,18 @@ async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate)
     };
     match handshake.run(network, candidate, config.paths.probe_timeout, None).await {
         Ok(Connected { connection, underlay: _underlay, .. }) => match echo(&connection).await {
-            Ok(rtt) => Finding::good(subject, format!("answers, {:.1} ms", milliseconds(rtt))),
-            Err(Some(ConnectionError::ApplicationClosed(close)))
+            Ok(echoes) => judge(subject, echoes),
+            Err(ConnectionError::ApplicationClosed(close))
                 if close.error_code == close::UNKNOWN_KEY =>
             {
                 let key = key.public_key();
                 let advice = format!("on the server: [[peer]] with public-key = \"{key}\"");
                 Finding::bad(subject, "the server does not know this client's key", advice)
             }
-            Err(_) => Finding::poor(
+            Err(error) => Finding::bad(
                 subject,
-                "answers, but loses packets",
-                "the network may drop UDP once it lasts; another port (443) may help",
+                format!("answers, and then: {error}"),
+                "what does the server's log say?",
             ),
         },
         Err(error @ HandshakeError::TimedOut { .. }) => Finding::bad(
@@ -175,14 +180,68 @@ async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate)
     }
 }
 
-/// One round trip; an error without a cause means that no answer came.
-async fn echo(connection: &Connection) -> Result<Duration, Option<ConnectionError>> {
-    let sent = Instant::now();
-    // What can't be sent is not answered either.
-    let _ = connection.send_datagram(Bytes::from_static(b"doctor"));
-    match time::timeout(ECHO, connection.read_datagram()).await {
-        Ok(Ok(_)) => Ok(sent.elapsed()),
-        Ok(Err(error)) => Err(Some(error)),
-        Err(_elapsed) => Err(None),
+/// Asks for some echoes and gives the round trips of those that came, the shortest first.
+async fn echo(connection: &Connection) -> Result<Vec<Duration>, ConnectionError> {
+    let epoch = Instant::now();
+    let mut round_trips = Vec::new();
+    let mut next = time::interval(ECHO_INTERVAL);
+    let mut asked = 0;
+    let mut end = None;
+    while round_trips.len() < ECHOES as usize && end.is_none_or(|end| Instant::now() < end) {
+        tokio::select! {
+            reply = connection.read_datagram() => {
+                if let Ok(sent) = reply?.as_ref().try_into() {
+                    let sent = Duration::from_micros(u64::from_be_bytes(sent));
+                    round_trips.push(epoch.elapsed().saturating_sub(sent));
+                }
+            }
+            _ = next.tick() => {
+                if asked < ECHOES {
+                    let now = epoch.elapsed().as_micros() as u64;
+                    // What can't be sent is not answered either.
+                    let _ = connection.send_datagram(Bytes::copy_from_slice(&now.to_be_bytes()));
+                    asked += 1;
+                } else {
+                    end = end.or(Some(Instant::now() + ECHO_TIMEOUT));
+                }
+            }
+        }
+    }
+    round_trips.sort_unstable();
+    Ok(round_trips)
+}
+
+/// What these round trips, the shortest first, tell of a link.
+fn judge(subject: String, round_trips: Vec<Duration>) -> Finding {
+    let lost = ECHOES.saturating_sub(round_trips.len() as u32);
+    let advice = "the network may drop UDP once it lasts; another port (443) may help";
+    match round_trips.get(round_trips.len() / 2) {
+        None => Finding::bad(subject, "lets a handshake pass and nothing after it", advice),
+        Some(&median) => {
+            let found = format!("answers, {:.1} ms", milliseconds(median));
+            if lost <= ECHOES_LOST {
+                return Finding::good(subject, found);
+            }
+            Finding::poor(subject, format!("{found}, but loses {lost} of {ECHOES} packets"), advice)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn some_loss_is_usual_and_more_is_told() {
+        let after = |answered: u64| {
+            let finding = judge("eth0".into(), (1..=answered).map(Duration::from_millis).collect());
+            (finding.verdict, finding.found)
+        };
+        assert_eq!(after(10), (Verdict::Good, "answers, 6.0 ms".into()));
+        assert_eq!(after(8).0, Verdict::Good);
+        let poor = "answers, 4.0 ms, but loses 3 of 10 packets";
+        assert_eq!(after(7), (Verdict::Poor, poor.into()));
+        assert_eq!(after(0).0, Verdict::Bad);
     }
 }
