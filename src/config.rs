@@ -52,6 +52,17 @@ pub fn process_environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
+/// One element of `tun.routes`, unchanged; an error says what is accepted.
+pub fn tun_route(text: &str) -> Result<String, String> {
+    let mut problems = problem::Problems::default();
+    check::tun_routes(&Some(vec![Some(text.to_owned())]), &mut problems);
+    let in_no_file = |_: &str| (Origin::File { line: None }, true);
+    match problems.into_vec(in_no_file).pop() {
+        Some(Problem { reason, .. }) => Err(reason),
+        None => Ok(text.to_owned()),
+    }
+}
+
 /// A configuration, with the text that would give the same one without any defaults.
 #[derive(Debug)]
 pub struct Loaded {

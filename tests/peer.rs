@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    collections::HashSet,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use tempfile::TempDir;
@@ -45,10 +46,15 @@ fn read(directory: &TempDir, name: &str) -> String {
 }
 
 fn roamd(directory: &TempDir, arguments: &[&str]) -> Output {
+    command(directory, arguments).output().unwrap()
+}
+
+fn command(directory: &TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roamd"));
     let runtime = directory.path().join("run");
     command.current_dir(directory.path()).env_clear().env("ROAMD_RUNTIME_DIR", runtime);
-    command.args(arguments).output().unwrap()
+    command.args(arguments);
+    command
 }
 
 fn peer(directory: &TempDir, arguments: &[&str]) -> Output {
@@ -121,6 +127,8 @@ fn what_can_not_be_is_refused_and_changes_nothing() {
         (vec!["add", "new", "-s", "home.toml"], 64, "--endpoint"),
         (vec!["add", "new", "-s", "home.toml", "-e", "a b"], 64, "a b"),
         (add(&["-s", "home.toml", "-o", "taken"]), 73, "taken: File exists"),
+        (add(&["-s", "home.toml", "-r", "nonsense"]), 64, "must be a prefix such as"),
+        (add(&["-s", "home.toml", "-r", "10.1.2.3/8"]), 64, "it must be 10.0.0.0/8"),
         (add(&["-s", "home.toml", "-a", "10.9.9.9"]), 78, "is outside of every network"),
         (add(&["-s", "home.toml", "-a", "10.66.0.2"]), 78, "is already used by"),
         (add(&["-s", "home.toml", "--public-key", key]), 78, "is already used by"),
@@ -137,6 +145,27 @@ fn what_can_not_be_is_refused_and_changes_nothing() {
     }
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().collect();
     assert_eq!(left.len(), 4, "nothing is left behind: {left:?}");
+}
+
+#[test]
+fn peers_that_are_added_at_once_all_get_in() {
+    const PEERS: usize = 100;
+    let directory = directory();
+    write(&directory, "home.toml", &SERVER.replace("/29", "/24"), 0o640);
+    let children: Vec<_> = (0..PEERS)
+        .map(|number| {
+            let name = format!("new{number}");
+            let add = ["peer", "add", &name, "-s", "home.toml", "-e", "x"];
+            command(&directory, &add).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", error(&output));
+    }
+    let list = String::from_utf8(peer(&directory, &["list", "-s", "home.toml"]).stdout).unwrap();
+    let addresses: HashSet<_> = list.lines().filter_map(|line| line.split("  ").last()).collect();
+    assert_eq!((list.lines().count(), addresses.len()), (PEERS + 1, PEERS + 1), "{list}");
 }
 
 #[test]

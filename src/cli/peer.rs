@@ -14,9 +14,9 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
-use self::file::ServerFile;
+use self::file::{Lock, ServerFile};
 use crate::{
-    config::{Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
+    config::{self, Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
     control::{ControlError, Instance, Request},
     exit::Exit,
     identity::{PrivateKey, PublicKey},
@@ -67,7 +67,7 @@ pub struct Add {
     endpoint: Vec<HostPort>,
     /// What the client sends into the tunnel, such as "default"; may be repeated [default: what the
     /// server offers]
-    #[arg(short, long, value_name = "PREFIX")]
+    #[arg(short, long, value_name = "PREFIX", value_parser = config::tun_route)]
     route: Vec<String>,
     /// An inner address instead of a free one; may be repeated
     #[arg(short, long, value_name = "ADDRESS")]
@@ -105,6 +105,7 @@ fn server(path: &Path) -> anyhow::Result<ServerConfig> {
 impl Add {
     fn run(self) -> anyhow::Result<()> {
         let path = &self.which.server;
+        let lock = Lock::of(path)?;
         let server = server(path)?;
         let taken = server.peers.iter().find(|peer| peer.name == self.name);
         ensure!(taken.is_none(), "{} has a peer called {} already", path.display(), self.name);
@@ -137,6 +138,7 @@ impl Add {
             }
             return Err(error);
         }
+        drop(lock);
         let mut stderr = io::stderr().lock();
         let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
         writeln!(stderr, "{} has {} in {}", peer.name, addresses.join(", "), path.display())?;
@@ -157,6 +159,7 @@ fn list(path: &Path) -> anyhow::Result<()> {
 }
 
 fn remove(name: &str, path: &Path) -> anyhow::Result<()> {
+    let lock = Lock::of(path)?;
     let server = server(path)?;
     let Some(at) = server.peers.iter().position(|peer| peer.name == name) else {
         let names: Vec<_> = server.peers.iter().map(|peer| peer.name.as_str()).collect();
@@ -166,6 +169,7 @@ fn remove(name: &str, path: &Path) -> anyhow::Result<()> {
     let mut file = ServerFile::open(path)?;
     file.remove(at);
     file.check(path)?.replace()?;
+    drop(lock);
     let mut stderr = io::stderr().lock();
     writeln!(stderr, "{name} is not in {} any more", path.display())?;
     tell_daemon(path, &mut stderr)

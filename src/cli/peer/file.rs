@@ -1,13 +1,19 @@
 //! A server's file, changed without touching what a person wrote around it.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
-    path::Path,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use tempfile::NamedTempFile;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
@@ -16,11 +22,48 @@ use crate::{
     exit::Exit,
 };
 
+/// How long another command may take to change the same file. A hundred commands take a few seconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the lock is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
+
+/// Keeps other commands from changing the files of one folder until it is dropped. The folder itself is
+/// locked (flock(2)): the file is replaced, and a lock on the old one would exclude nobody.
+#[derive(Debug)]
+pub(super) struct Lock(#[expect(dead_code, reason = "held for its Drop")] Flock<File>);
+
+impl Lock {
+    /// Locks the folder of `path`.
+    pub(super) fn of(path: &Path) -> anyhow::Result<Self> {
+        let path = fs::canonicalize(path)
+            .map_err(|error| Exit::NoInput.because(error))
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let cannot = || format!("cannot lock {}", folder.display());
+        let mut opened = File::open(folder).with_context(cannot)?;
+        let end = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self(lock)),
+                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < end => {
+                    opened = back;
+                    thread::sleep(LOCK_RETRY);
+                }
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    let folder = folder.display();
+                    return Err(anyhow!("another roamd peer has changed {folder} for too long"));
+                }
+                Err((_, error)) => return Err(error).with_context(cannot),
+            }
+        }
+    }
+}
+
 /// The file with its comments.
 pub(super) struct ServerFile(DocumentMut);
 
 /// The changed file beside the old one, found good.
-pub(super) struct Checked(NamedTempFile, std::path::PathBuf);
+pub(super) struct Checked(NamedTempFile, PathBuf);
 
 impl ServerFile {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
