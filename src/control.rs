@@ -162,6 +162,16 @@ impl Instance {
 
     /// The only one that runs.
     pub fn only() -> Result<Self, ControlError> {
+        let mut running = Self::running()?;
+        match running.len() {
+            0 => Err(ControlError::NoneRunning(directory())),
+            1 => Ok(running.remove(0)),
+            _ => Err(ControlError::Several(running.into_iter().map(|it| it.name).collect())),
+        }
+    }
+
+    /// All that run, by name.
+    pub fn running() -> Result<Vec<Self>, ControlError> {
         let directory = directory();
         let entries = match fs::read_dir(&directory) {
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -176,11 +186,7 @@ impl Instance {
             .map(|path| Self::of_file(&path))
             .collect();
         running.sort_by(|a, b| a.name.cmp(&b.name));
-        match running.len() {
-            0 => Err(ControlError::NoneRunning(directory)),
-            1 => Ok(running.remove(0)),
-            _ => Err(ControlError::Several(running.into_iter().map(|it| it.name).collect())),
-        }
+        Ok(running)
     }
 
     /// Its name.

@@ -1,11 +1,16 @@
 //! `roamd doctor`: looks for what keeps a tunnel from working on this host, and says what to do about it.
 
 mod client;
+mod firewall;
 mod host;
+mod links;
+mod routes;
+mod running;
 mod server;
 
-use std::fmt;
+use std::{fmt, path::Path};
 
+use self::running::Running;
 use crate::config::Config;
 
 /// How grave a finding is, the least first.
@@ -70,20 +75,22 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Looks at everything that this configuration needs. Each finding is given to `tell` as soon as it is
-/// there.
-pub async fn examine(config: &Config, tell: &mut dyn FnMut(Finding)) {
+/// Looks at everything that this configuration, of this file, needs. Each finding is given to `tell` as soon
+/// as it is there.
+pub async fn examine(config: &Config, file: &Path, tell: &mut dyn FnMut(Finding)) {
+    let running = Running::of(file);
+    tell(running.finding());
     host::kernel(tell);
     host::capabilities(tell);
     host::clock(tell);
     match config {
         Config::Client(config) => {
-            host::device(&config.tun.name, config.tun.offload, tell);
+            host::device(&config.tun.name, config.tun.offload, &running, tell).await;
             client::examine(config, tell).await;
         }
         Config::Server(config) => {
-            host::device(&config.tun.name, config.tun.offload, tell);
-            server::examine(config, tell).await;
+            host::device(&config.tun.name, config.tun.offload, &running, tell).await;
+            server::examine(config, &running, tell).await;
         }
     }
 }

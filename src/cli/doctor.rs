@@ -37,12 +37,12 @@ pub fn doctor(file: &Path) -> anyhow::Result<()> {
         broken = broken.take().or(said.err());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(examine(&config, &mut tell));
+    runtime.block_on(examine(&config, file, &mut tell));
     if let Some(error) = broken {
         return Err(error.into());
     }
     match worst {
-        Verdict::Bad => bail!("the tunnel cannot work before what is bad is mended"),
+        Verdict::Bad => bail!("fix the lines marked \"bad\", then run roamd doctor again"),
         Verdict::Good | Verdict::Poor => Ok(()),
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +10,11 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
 use tokio::time;
 
-use super::{Finding, host};
+use super::{
+    Finding, host,
+    links::{self, Link},
+    routes,
+};
 use crate::{
     client::{links::Links, names::Names},
     config::{ClientConfig, HostPort},
@@ -40,6 +43,10 @@ const ECHOES_LOST: u32 = 2;
 
 pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) {
     let servers = names(&config.server.addresses, tell).await;
+    host::ipv6("what the server says of IPv6 is left out", tell);
+    if let Some(wanted) = &config.tun.routes {
+        routes::collisions("tun.routes", wanted, &config.tun.name, tell).await;
+    }
     if config.tun.kill_switch {
         host::firewall(&config.tun.name, "tun.kill-switch", tell).await;
     }
@@ -50,13 +57,15 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         });
     }
     let found = async {
-        let own = sysctl_index(&config.tun.name);
+        let netlink = Netlink::open()?;
+        let all = links::all(&netlink).await?;
+        let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let preferences = Preferences::new(&config.paths);
-        let links = Arc::new(Links::new(Netlink::open()?, own, preferences, config.quic.dscp));
-        let candidates = links.candidates(&servers).await?;
-        anyhow::Ok((links, candidates))
+        let network = Links::new(netlink, own, preferences, config.quic.dscp);
+        let candidates = network.candidates(&servers).await?;
+        anyhow::Ok((all, network, candidates))
     };
-    let (links, candidates) = match found.await {
+    let (mut links, network, candidates) = match found.await {
         Ok(found) => found,
         Err(error) => {
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
@@ -70,15 +79,11 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
     }
     let links_in_use: HashSet<_> = candidates.iter().map(|candidate| &candidate.link).collect();
     reverse_path(&links_in_use, tell);
-    mtu(&links_in_use, config.tun.mtu, tell);
+    links.retain(|link| links_in_use.contains(&link.name));
+    mtu(&links, config.tun.mtu, tell);
     for candidate in candidates {
-        tell(ask(config, &*links, candidate).await);
+        tell(ask(config, &network, candidate).await);
     }
-}
-
-/// The index of a link, 0 if there is none of the name.
-fn sysctl_index(link: &str) -> u32 {
-    nix::net::if_::if_nametoindex(link).unwrap_or(0)
 }
 
 async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
@@ -124,19 +129,17 @@ fn reverse_path(links: &HashSet<&String>, tell: &mut dyn FnMut(Finding)) {
     }
 }
 
-fn mtu(links: &HashSet<&String>, inner: u16, tell: &mut dyn FnMut(Finding)) {
-    for link in links {
-        let mtu = std::fs::read_to_string(format!("/sys/class/net/{link}/mtu"));
-        let Some(mtu) = mtu.ok().and_then(|mtu| mtu.trim().parse::<u16>().ok()) else { continue };
-        tell(if mtu < 1280 {
-            let advice = format!("ip link set {link} mtu 1280, or more");
-            Finding::bad("MTU", format!("{link} carries {mtu} bytes, QUIC needs 1280"), advice)
-        } else if mtu < inner + AROUND {
-            let advice = format!("tun.mtu = {} avoids that", (mtu - AROUND).max(1280));
-            let found = format!("{link} carries {mtu} bytes, so that packets of {inner} are split");
+fn mtu(links: &[Link], inner: u16, tell: &mut dyn FnMut(Finding)) {
+    for Link { name, mtu, .. } in links {
+        tell(if *mtu < 1280 {
+            let advice = format!("ip link set {name} mtu 1280, or more");
+            Finding::bad("MTU", format!("{name} carries {mtu} bytes, QUIC needs 1280"), advice)
+        } else if *mtu < u32::from(inner + AROUND) {
+            let advice = format!("tun.mtu = {} avoids that", (mtu - u32::from(AROUND)).max(1280));
+            let found = format!("{name} carries {mtu} bytes, so that packets of {inner} are split");
             Finding::poor("MTU", found, advice)
         } else {
-            Finding::good("MTU", format!("{link} carries {mtu} bytes"))
+            Finding::good("MTU", format!("{name} carries {mtu} bytes"))
         });
     }
 }

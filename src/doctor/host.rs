@@ -7,9 +7,16 @@ use std::{
 
 use nix::sys::utsname::uname;
 
-use super::Finding;
+use super::{
+    Finding,
+    links::{self, Link},
+    running::Running,
+};
 use crate::{
+    control::Instance,
     host::{nft, sysctl},
+    netlink::Netlink,
+    status::Role,
     tunnel::{device::Tun, vnet::Offload},
 };
 
@@ -20,7 +27,7 @@ const FASTEST: (u32, u32) = (6, 2);
 /// `CAP_NET_ADMIN` and `CAP_NET_BIND_SERVICE` of capabilities(7).
 const NET_ADMIN: u32 = 12;
 const NET_BIND_SERVICE: u32 = 10;
-/// This program is younger than any clock that is right.
+/// 2026-01-01 in seconds since 1970. A clock that shows an earlier date is wrong: this program did not exist.
 const YOUNGEST: Duration = Duration::from_secs(1_767_225_600);
 
 pub(super) fn kernel(tell: &mut dyn FnMut(Finding)) {
@@ -74,14 +81,29 @@ pub(super) fn clock(tell: &mut dyn FnMut(Finding)) {
     });
 }
 
-pub(super) fn device(name: &str, offload: bool, tell: &mut dyn FnMut(Finding)) {
+/// Looks whether the TUN device can be had; whether it exists because this tunnel is `running`.
+pub(super) async fn device(
+    name: &str,
+    offload: bool,
+    running: &Running,
+    tell: &mut dyn FnMut(Finding),
+) {
     let subject = "TUN device";
-    if sysctl::links().is_ok_and(|links| links.iter().any(|link| link == name)) {
-        tell(Finding::good(
-            subject,
-            format!("{name} exists: roamd runs, or another program has it"),
-        ));
-        return;
+    let links = async { anyhow::Ok(links::all(&Netlink::open()?).await?) };
+    let links = match links.await {
+        Ok(links) => links,
+        Err(error) => {
+            let found = format!("links cannot be read: {error:#}");
+            return tell(Finding::bad(subject, found, "netlink must be allowed"));
+        }
+    };
+    if let Some(link) = links.iter().find(|link| link.name == name) {
+        return tell(if running.has_device(name) {
+            Finding::good(subject, format!("{name} is this tunnel's"))
+        } else {
+            let found = format!("{name} exists, and {}", holder(link));
+            Finding::bad(subject, found, "choose another tun.name")
+        });
     }
     match Tun::create(name, 1400, offload).map(|tun| tun.offload()) {
         Ok(Offload::None) if offload => tell(Finding::poor(
@@ -97,6 +119,40 @@ pub(super) fn device(name: &str, offload: bool, tell: &mut dyn FnMut(Finding)) {
             format!("can't create {name}: {error}"),
             "modprobe tun; /dev/net/tun must exist and be writable (mode 0666)",
         )),
+    }
+}
+
+/// What an interface is that this tunnel does not have.
+fn holder(link: &Link) -> String {
+    if !link.is_tun {
+        return "is no TUN device".into();
+    }
+    let has_it = |instance: &Instance| {
+        instance.status().is_ok_and(|status| match &status.role {
+            Role::Client(client) => client.interface == link.name,
+            Role::Server(server) => server.interface == link.name,
+        })
+    };
+    let other = Instance::running().ok().and_then(|all| all.into_iter().find(has_it));
+    match other {
+        Some(other) => format!("the tunnel {} has it", other.name()),
+        None => "another program has it".into(),
+    }
+}
+
+/// Whether the kernel lets interfaces have addresses of IPv6.
+pub(super) fn has_ipv6() -> bool {
+    ["all", "default"].iter().all(|link| {
+        sysctl::read(&format!("ipv6/conf/{link}/disable_ipv6")).is_ok_and(|value| value == "0")
+    })
+}
+
+/// Says that IPv6 is off, where `wants` it.
+pub(super) fn ipv6(wants: &str, tell: &mut dyn FnMut(Finding)) {
+    if !has_ipv6() {
+        let advice = "sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0, \
+                      or do without";
+        tell(Finding::poor("IPv6", format!("is off on this host: {wants}"), advice));
     }
 }
 

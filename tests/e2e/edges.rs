@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     process::{Command, Stdio},
 };
@@ -115,10 +115,10 @@ fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("ok    10.77.0.1:4433 over eth0: answers, "), "{text}");
     // A server that is not there, over a link that is narrow.
-    net.clients[1].namespace.set_mtu("eth0", 1400).unwrap();
+    net.clients[1].namespace.set_mtu("eth0", 1420).unwrap();
     let (code, text) = said(&net.clients[1], &["doctor", &file(&net.clients[1])]);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("tun.mtu = 1320 avoids that"), "{text}");
+    assert!(text.contains("tun.mtu = 1340 avoids that"), "{text}");
     assert!(text.contains("bad   10.77.1.1:4444 over eth0: no answer"), "{text}");
     // A key that the server does not know.
     net.server.amend(&net.clients[1].key(), "ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=");
@@ -129,6 +129,70 @@ fn the_doctor_finds_what_is_wrong_and_says_what_to_do() {
     assert!(text.contains("the server does not know this client's key"), "{text}");
     let (code, text) = said(&net.server, &["doctor", &file(&net.server)]);
     assert_eq!(code, Some(0), "{text}");
+}
+
+/// Runs a program on a host.
+fn run(host: &Host, program: &str, arguments: &[&str]) {
+    let output = host.namespace.command(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+}
+
+#[test]
+fn the_doctor_does_not_say_ok_when_it_is_not() {
+    let mut net = Net::new(1);
+    let file = |host: &Host| host.folder().join("roamd.toml").display().to_string();
+    let examined = |host: &Host| said(host, &["doctor", &file(host)]);
+    let client = |net: &Net| examined(&net.clients[0]);
+
+    // Another program has the port and the TUN device.
+    let blocker = net.server.namespace.run(|| UdpSocket::bind("[::]:4433").unwrap()).unwrap();
+    run(&net.server, "ip", &["tuntap", "add", "roam0", "mode", "tun"]);
+    let (code, text) = examined(&net.server);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.starts_with("ok    daemon: not running"), "{text}");
+    assert!(text.contains("bad   port: [::]:4433 is in use (UDP) by another program"), "{text}");
+    assert!(text.contains("bad   TUN device: roam0 exists, and another program has it"), "{text}");
+    drop(blocker);
+    run(&net.server, "ip", &["link", "del", "roam0"]);
+
+    // A client whose server is away.
+    net.clients[0].start();
+    eventually("an attempt has failed", || {
+        let text = client(&net).1;
+        text.starts_with("bad   daemon: runs (pid ").then_some(())
+    });
+    net.server.start();
+    net.clients[0].connected();
+    let (code, text) = client(&net);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(", connected over eth0"), "{text}");
+    assert!(text.contains("ok    TUN device: roam0 is this tunnel's"), "{text}");
+    let (code, text) = examined(&net.server);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("1 of 1 peers connected"), "{text}");
+    assert!(text.contains("ok    port: [::]:4433 is this server's"), "{text}");
+    assert!(text.contains("ok    firewall: this host's nftables let UDP port 4433 in"), "{text}");
+
+    // Its own firewall shuts the port; IPv6 is off; a link has a network of the tunnel's.
+    let shut =
+        "table inet own { chain in { type filter hook input priority 0; udp dport 4433 drop; }; }";
+    run(&net.server, "nft", &[shut]);
+    net.server.namespace.add_address("c0", "10.66.0.9/24").unwrap();
+    let (code, text) = examined(&net.server);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("bad   firewall: the chain inet own in drops what comes to UDP port 4433"),
+        "{text}"
+    );
+    assert!(
+        text.contains("poor  routes: 10.66.0.0/24 of tun.addresses is the network of c0, too"),
+        "{text}"
+    );
+    let off =
+        net.clients[0].namespace.run(|| fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"));
+    off.unwrap().unwrap();
+    let (_, text) = client(&net);
+    assert!(text.contains("poor  IPv6: is off on this host"), "{text}");
 }
 
 #[test]
