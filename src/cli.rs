@@ -54,7 +54,7 @@ Examples:
   roamd genkey --output /etc/roamd/home.key
   roamd genkey | systemd-creds encrypt - home.key")]
     Genkey {
-        /// Write the key to a new file of mode 0600 instead of standard output
+        /// Write the key to a new file of mode 0600 instead of standard output ("-")
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
@@ -114,7 +114,7 @@ Examples:
   roamd status
   roamd status home --json")]
     Status {
-        /// The tunnel [default: the only one that runs]
+        /// The tunnel [default: all that run; with --json the only one]
         name: Option<String>,
         /// Print one JSON object instead of text
         #[arg(long)]

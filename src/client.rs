@@ -5,6 +5,7 @@
 //!  TUN ◀────────── pump::downlink ◀─ connection      Ended: temporary or fatal?
 //! ```
 
+pub mod attempts;
 pub mod dial;
 pub mod fate;
 mod layout;
@@ -50,6 +51,7 @@ use crate::{
     events::{Event, Events},
     host::{Host, Layout, Seal, Setup, metered},
     identity::PublicKey,
+    link::candidate::Unusable,
     metrics,
     netlink::Netlink,
     path::{
@@ -61,7 +63,7 @@ use crate::{
     quic::{self, close, congestion::Handle},
     service::{self, Handed, Heart},
     session, signals,
-    status::Status,
+    status::{ClientState, ClientStatus, Status, UnusedLink},
     tls,
     tunnel::{
         counters::{Counters, Drop},
@@ -146,7 +148,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     })?;
     let _metrics = metrics::serve(metrics.as_ref(), {
         let client = client.clone();
-        move || client.status()
+        move || Status::client(client.status())
     })?;
     info!(interface = client.interface, key = %client.key, "starting");
     let ended = tokio::select! {
@@ -373,6 +375,7 @@ impl Client {
             },
             candidate,
         );
+        self.dialer.attempts.clear();
         let roamer =
             Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
         self.queue.hold(false);
@@ -518,7 +521,7 @@ impl Client {
         daemon: Arc<Daemon>,
     ) -> Reply {
         let what = match request {
-            Request::Status => return Reply::Ok(Box::new(self.status())),
+            Request::Status => return Reply::Ok(Box::new(self.whole_status().await)),
             Request::Reload => {
                 return self.reload(&daemon, &orders).await.map_or_else(Reply::Error, Reply::Done);
             }
@@ -528,7 +531,8 @@ impl Client {
             Request::Probe { link } => What::Probe { link },
         };
         if !self.shown.is_connected() {
-            return Reply::Error("not connected, there are no paths to choose from".into());
+            let why = self.shown.last_error().unwrap_or_else(|| "still connecting".into());
+            return Reply::Error(format!("not connected ({why}): every link is tried as it is"));
         }
         let (reply, answer) = oneshot::channel();
         let sent = orders.send(Order { what, reply }).await;
@@ -564,10 +568,31 @@ impl Client {
         }
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> ClientStatus {
         let (queued, traffic) = (self.queue.bytes(), self.counters.snapshot());
         let delay = self.queue.delay();
-        Status::client(self.shown.status(&self.interface, self.started, queued, delay, traffic))
+        let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
+        let servers = &self.config().server.addresses;
+        status.server = servers.iter().map(ToString::to_string).collect();
+        if status.state != ClientState::Connected {
+            status.paths = self.dialer.attempts.status(clock::now());
+        }
+        status
+    }
+
+    /// The status with what the kernel says of links that carry no path.
+    async fn whole_status(&self) -> Status {
+        let mut status = self.status();
+        let servers = self.roaming.names.known();
+        match self.roaming.network.unusable(&servers).await {
+            Ok(links) => {
+                let unused =
+                    |(link, why): (String, Unusable)| UnusedLink { link, why: why.to_string() };
+                status.unused_links = links.into_iter().map(unused).collect();
+            }
+            Err(error) => debug!(%error, "cannot read links"),
+        }
+        Status::client(status)
     }
 }
 

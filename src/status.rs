@@ -16,6 +16,7 @@ use quinn::Connection;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    link::candidate::Candidate,
     path::manager::{Condition, Reason},
     tunnel::counters::Snapshot,
 };
@@ -54,6 +55,9 @@ pub enum Role {
 pub struct ClientStatus {
     /// `connecting`, `connected` or `waiting` (for the next attempt).
     pub state: ClientState,
+    /// The server's names and addresses, as they are configured.
+    #[serde(default)]
+    pub server: Vec<String>,
     /// The TUN device.
     pub interface: String,
     /// Inner addresses; empty before the first session.
@@ -72,8 +76,11 @@ pub struct ClientStatus {
     pub portal: Option<String>,
     /// The session; none while not connected.
     pub session: Option<SessionStatus>,
-    /// The paths that there are; none while not connected.
+    /// The paths that there are; while not connected, those over which the server is asked.
     pub paths: Vec<PathStatus>,
+    /// The links that carry no path.
+    #[serde(default)]
+    pub unused_links: Vec<UnusedLink>,
     /// The last changes of path, oldest first.
     pub switches: Vec<SwitchStatus>,
     /// How often the path changed since the daemon started, by reason.
@@ -130,6 +137,38 @@ pub struct PathStatus {
     /// Whether a captive portal seems to answer in the server's place.
     pub portal: bool,
     /// Why it is used or is not, in words.
+    pub why: String,
+}
+
+impl PathStatus {
+    /// A path that carries nothing of the tunnel yet.
+    #[must_use]
+    pub fn unused(candidate: &Candidate, state: Condition, why: String) -> Self {
+        Self {
+            link: candidate.link.clone(),
+            local: candidate.source,
+            server: candidate.server,
+            state,
+            rtt: None,
+            sent_bytes: 0,
+            received_bytes: 0,
+            errors: 0,
+            last_heard: None,
+            mtu: None,
+            loss: None,
+            portal: false,
+            why,
+        }
+    }
+}
+
+/// A link that carries no path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnusedLink {
+    /// Its name.
+    pub link: String,
+    /// Why, in words.
     pub why: String,
 }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 
-use crate::exit::Exit;
+use crate::{config::DEFAULT_PORT, exit::Exit};
 
 /// One section of the file: its name, and keys with values in their order.
 struct Section<'a> {
@@ -138,9 +138,12 @@ impl Converted {
     fn peer(&mut self, line: usize, key: &str, value: &str) -> Result<(), Wrong> {
         match key {
             "endpoint" => {
-                let (host, _) = value
+                let (host, port) = value
                     .rsplit_once(':')
                     .ok_or((line, format!("Endpoint {value} has no port")))?;
+                self.left_out.push(format!(
+                    "Endpoint's port {port}: WireGuard has it; roamd listens on {DEFAULT_PORT}"
+                ));
                 self.endpoint = Some(host.trim_matches(['[', ']']).to_owned());
             }
             "allowedips" => {
@@ -184,7 +187,7 @@ impl Converted {
         let mut text = format!(
             "role = \"client\"\nprivate-key-file = \"/etc/roamd/home.key\"   # roamd genkey --output /etc/roamd/home.key\n\n\
              [server]\naddress = [\"{host}:{}\"]\npublic-key = \"\"   # what roamd pubkey prints on the server\n\n[tun]\n",
-            crate::config::DEFAULT_PORT
+            DEFAULT_PORT
         );
         if let Some(mtu) = self.mtu {
             // Less than IPv6 works with is not allowed, and not needed: what does not fit is split.
@@ -250,6 +253,7 @@ PersistentKeepalive = 25
             "search-domains = [\"corp.example\"]",
             "#   addresses = [\"10.8.0.2\", \"fd08::2\"]",
             "#   postup = iptables -A FORWARD",
+            "#   Endpoint's port 51820: WireGuard has it; roamd listens on 4433",
         ] {
             assert!(converted.contains(line), "{converted}");
         }

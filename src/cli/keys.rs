@@ -15,8 +15,8 @@ use crate::identity::PrivateKey;
 pub fn genkey(output: Option<&Path>) -> anyhow::Result<()> {
     let key = PrivateKey::generate()?;
     match output {
-        Some(path) => write_new(path, &key),
-        None => {
+        Some(path) if path != Path::new("-") => write_new(path, &key),
+        Some(_) | None => {
             warn_of_readers()?;
             Ok(writeln!(io::stdout().lock(), "{}", *key.to_base64())?)
         }

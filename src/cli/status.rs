@@ -4,10 +4,20 @@ use std::io::{self, Write as _};
 
 use crate::{control::Instance, paint::Paint, status::text::Text};
 
-/// Prints what the daemon `name` does, or the only one that runs.
+/// Prints what the daemon `name` does; without a name what all do, as text, or the only one as JSON.
 pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let status = Instance::find(name)?.status()?;
+    let running = if name.is_none() && !json { Instance::running()? } else { Vec::new() };
     let mut stdout = io::stdout().lock();
+    if running.len() > 1 {
+        for (number, instance) in running.iter().enumerate() {
+            let gap = if number > 0 { "\n" } else { "" };
+            let status = instance.status()?;
+            let text = Text { status: &status, paint: Paint::for_stdout() };
+            write!(stdout, "{gap}tunnel       {}\n{text}", instance.name())?;
+        }
+        return Ok(());
+    }
+    let status = Instance::find(name)?.status()?;
     if json {
         serde_json::to_writer_pretty(&mut stdout, &status)?;
         writeln!(stdout)?;

@@ -17,7 +17,10 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{task::JoinSet, time};
 use tracing::debug;
 
-use super::names::{Names, ResolveError};
+use super::{
+    attempts::Attempts,
+    names::{Names, ResolveError},
+};
 use crate::{
     clock,
     link::candidate::Candidate,
@@ -74,15 +77,17 @@ pub struct Dialer {
     names: Arc<Names>,
     handshake: Handshake,
     network: Arc<dyn Network>,
+    /// What became of the attempts so far, for people.
+    pub attempts: Attempts,
 }
 
-type Attempts = JoinSet<Result<Connected, (Candidate, HandshakeError)>>;
+type Running = JoinSet<Result<Connected, (Candidate, HandshakeError)>>;
 
 impl Dialer {
     /// A dialer for the server that has these `names` over `network`.
     #[must_use]
     pub fn new(names: Arc<Names>, handshake: Handshake, network: Arc<dyn Network>) -> Self {
-        Self { names, handshake, network }
+        Self { names, handshake, network, attempts: Attempts::default() }
     }
 
     /// One round: races all addresses over all links, also those that are found meanwhile. Packets
@@ -106,7 +111,7 @@ impl Dialer {
         }
         let mut tried = HashSet::new();
         let mut waiting = VecDeque::from(self.find(&servers, &mut tried).await?);
-        let mut attempts = Attempts::new();
+        let mut attempts = Running::new();
         let mut failure = None;
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
@@ -119,6 +124,7 @@ impl Dialer {
                     Ok(Ok(connected)) => return Ok(connected),
                     Ok(Err((candidate, error))) => {
                         debug!(%error, "attempt failed");
+                        self.attempts.fail(&candidate, error.to_string());
                         tried.remove(&candidate);
                         failure = Some(more_telling(failure, error));
                         next = clock::now();
@@ -143,6 +149,7 @@ impl Dialer {
                 () = time::sleep_until(next.into()), if !waiting.is_empty() => {
                     next = clock::now() + STAGGER;
                     if let Some(candidate) = waiting.pop_front() {
+                        self.attempts.begin(&candidate, clock::now());
                         attempts.spawn(attempt(
                             self.handshake.clone(),
                             self.network.clone(),
@@ -163,8 +170,10 @@ impl Dialer {
         tried: &mut HashSet<Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
         let found = self.network.candidates(servers).await?.into_iter().map(|(_, it)| it);
+        let found: Vec<_> = found.collect();
+        self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());
-        Ok(found.filter(|it| tried.insert(it.clone())).take(room).collect())
+        Ok(found.into_iter().filter(|it| tried.insert(it.clone())).take(room).collect())
     }
 }
 

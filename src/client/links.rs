@@ -9,7 +9,7 @@ use quinn::AsyncUdpSocket;
 use crate::{
     host::MARK,
     link::{
-        candidate::{Candidate, candidates},
+        candidate::{self, Candidate, Unusable, candidates},
         monitor::Monitor,
         portal,
     },
@@ -73,6 +73,17 @@ impl Network for Links {
             }
             ranked.sort_by_key(|(rank, _)| *rank);
             Ok(ranked)
+        })
+    }
+
+    fn unusable<'a>(
+        &'a self,
+        servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, rtnetlink::Error>> {
+        Box::pin(async move {
+            let preferences = self.preferences.load_full();
+            let is_ignored = |link: &str| preferences.ignores(link);
+            candidate::unusable(&self.netlink, servers, self.own, is_ignored).await
         })
     }
 

@@ -36,18 +36,21 @@ pub(crate) enum What {
 #[derive(Debug)]
 pub(crate) struct Inquiry {
     reply: Option<oneshot::Sender<Reply>>,
+    /// Whether one of the paths works.
+    works: bool,
     paths: BTreeMap<Key, (String, Option<String>)>,
 }
 
 impl Inquiry {
     pub(crate) fn new(reply: oneshot::Sender<Reply>) -> Self {
-        Self { reply: Some(reply), paths: BTreeMap::new() }
+        Self { reply: Some(reply), works: false, paths: BTreeMap::new() }
     }
 
     /// Adds a path; one with a round trip is answered already.
     pub(crate) fn about(&mut self, key: Key, candidate: &Candidate, rtt: Option<Duration>) {
         let Candidate { link, source, server, .. } = candidate;
         let answer = rtt.map(|rtt| format!("in use, {}", shown(rtt)));
+        self.works |= answer.is_some();
         self.paths.insert(key, (format!("{link} {source} -> {server}"), answer));
     }
 
@@ -59,6 +62,7 @@ impl Inquiry {
             _ => return,
         };
         if let Some((_, open)) = self.paths.get_mut(key) {
+            self.works |= matches!(event, Event::Answered(..));
             open.get_or_insert(answer);
         }
     }
@@ -76,8 +80,10 @@ impl Inquiry {
         if let Some(reply) = self.reply.take() {
             let _ = reply.send(if lines.is_empty() {
                 Reply::Error("no link has a way to the server".into())
-            } else {
+            } else if self.works {
                 Reply::Done(lines)
+            } else {
+                Reply::Error(lines.join("\n"))
             });
         }
         true

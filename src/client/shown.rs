@@ -192,6 +192,11 @@ impl Shown {
         self.with(|state| state.line.is_some())
     }
 
+    /// Why the last attempt or session ended.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.with(|state| state.last_error.clone())
+    }
+
     /// Sessions begun so far.
     pub(super) fn sessions(&self) -> u64 {
         self.with(|state| state.sessions)
@@ -214,6 +219,7 @@ impl Shown {
     ) -> ClientStatus {
         self.with(|state| ClientStatus {
             state: state.state,
+            server: Vec::new(),
             interface: interface.into(),
             addresses: state.addresses.clone(),
             routes: state.routes.clone(),
@@ -224,6 +230,7 @@ impl Shown {
             portal: state.portal.clone(),
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
             paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
+            unused_links: Vec::new(),
             switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
             switches_by_reason: state.by_reason.clone(),
             gaps: state.gaps.clone(),

@@ -4,7 +4,10 @@
 //! The route is asked for, not guessed: a socket bound to a link without one sends ARP requests for
 //! the server into a network that does not know it, and every send succeeds.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
@@ -16,7 +19,7 @@ use rtnetlink::RouteMessageBuilder;
 use crate::netlink::Netlink;
 
 /// A link that could carry a path to one address of the server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Candidate {
     /// The link's name, such as `wlan0`.
     pub link: String,
@@ -30,6 +33,33 @@ pub struct Candidate {
     pub server: SocketAddr,
 }
 
+/// Why a link carries no path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It was taken down, or never brought up.
+    Down,
+    /// It is up, and nothing is at the other end.
+    NoCarrier,
+    /// It has no address from which the server could be reached.
+    NoAddress,
+    /// The kernel has no route to the server through it.
+    NoRoute,
+    /// The configuration excludes it (`paths.ignore`).
+    Ignored,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "it is down",
+            Self::NoCarrier => "it has no carrier",
+            Self::NoAddress => "it has no address to reach the server from",
+            Self::NoRoute => "it has no route to the server",
+            Self::Ignored => "paths.ignore names it",
+        })
+    }
+}
+
 /// Finds the links with a route to `server`; never the link `own`, which is the tunnel itself.
 pub async fn candidates(
     netlink: &Netlink,
@@ -39,25 +69,72 @@ pub async fn candidates(
     let mut found = Vec::new();
     let mut links = netlink.handle().link().get().execute();
     while let Some(link) = links.try_next().await? {
-        let index = link.header.index;
         // Loopback carries a path only to an address of this very machine.
-        let loopback = link.header.flags.contains(LinkFlags::Loopback);
-        if index == own || !has_carrier(&link) || loopback && !server.ip().is_loopback() {
-            continue;
+        if link.header.index != own && (!is_loopback(&link) || server.ip().is_loopback()) {
+            found.extend(candidate(netlink, &link, server).await?);
         }
-        let Some(matched) = route(netlink, server.ip(), index, RouteFlags::FibMatch).await? else {
-            continue;
-        };
-        let Some(chosen) = route(netlink, server.ip(), index, RouteFlags::empty()).await? else {
-            continue;
-        };
-        let Some(source) = source(&chosen).filter(|source| is_usable(*source, loopback)) else {
-            continue;
-        };
-        let (link, metric) = (name(&link), metric(&matched));
-        found.push(Candidate { link, index, source, metric, server });
     }
     Ok(found)
+}
+
+/// Tells of each link but `own` and loopback why it carries no path to any of `servers`; links that could
+/// are left out, unless the user ignores them.
+pub async fn unusable(
+    netlink: &Netlink,
+    servers: &[SocketAddr],
+    own: u32,
+    is_ignored: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, Unusable)>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    let mut links = netlink.handle().link().get().execute();
+    'links: while let Some(link) = links.try_next().await? {
+        if link.header.index == own || is_loopback(&link) {
+            continue;
+        }
+        if is_ignored(&name(&link)) {
+            found.push((name(&link), Unusable::Ignored));
+            continue;
+        }
+        // Without a known address of the server there is no route to it.
+        let mut why = Unusable::NoRoute;
+        for server in servers {
+            match candidate(netlink, &link, *server).await? {
+                Ok(_) => continue 'links,
+                Err(reason) => why = reason,
+            }
+        }
+        found.push((name(&link), why));
+    }
+    Ok(found)
+}
+
+/// What `link` could carry to `server`, or why it could not.
+async fn candidate(
+    netlink: &Netlink,
+    link: &LinkMessage,
+    server: SocketAddr,
+) -> Result<Result<Candidate, Unusable>, rtnetlink::Error> {
+    let index = link.header.index;
+    if !link.header.flags.contains(LinkFlags::Up) {
+        return Ok(Err(Unusable::Down));
+    }
+    if !has_carrier(link) {
+        return Ok(Err(Unusable::NoCarrier));
+    }
+    let Some(matched) = route(netlink, server.ip(), index, RouteFlags::FibMatch).await? else {
+        return Ok(Err(Unusable::NoRoute));
+    };
+    let Some(chosen) = route(netlink, server.ip(), index, RouteFlags::empty()).await? else {
+        return Ok(Err(Unusable::NoRoute));
+    };
+    let source = source(&chosen).filter(|source| is_usable(*source, is_loopback(link)));
+    let (link, metric) = (name(link), metric(&matched));
+    let found = source.map(|source| Candidate { link, index, source, metric, server });
+    Ok(found.ok_or(Unusable::NoAddress))
+}
+
+fn is_loopback(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Loopback)
 }
 
 /// Operational state (RFC 2863), not IFF_RUNNING: that one clears at every wifi roam. Links whose
@@ -69,7 +146,7 @@ fn has_carrier(link: &LinkMessage) -> bool {
             LinkAttribute::OperState(State::Down | State::LowerLayerDown | State::NotPresent)
         )
     });
-    link.header.flags.contains(LinkFlags::Up) && !down
+    !down
 }
 
 fn is_usable(source: IpAddr, loopback: bool) -> bool {

@@ -6,7 +6,10 @@ use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
 use super::preference::Rank;
-use crate::link::{candidate::Candidate, monitor::Monitor};
+use crate::link::{
+    candidate::{Candidate, Unusable},
+    monitor::Monitor,
+};
 
 /// Links, routes and sockets.
 pub trait Network: fmt::Debug + Send + Sync {
@@ -15,6 +18,14 @@ pub trait Network: fmt::Debug + Send + Sync {
         &'a self,
         servers: &'a [SocketAddr],
     ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>>;
+
+    /// The links that carry no path to any of `servers`, with the reason.
+    fn unusable<'a>(
+        &'a self,
+        _servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, rtnetlink::Error>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 
     /// Whether a captive portal answers in the server's place.
     fn portal<'a>(&'a self, _candidate: &'a Candidate) -> BoxFuture<'a, bool> {

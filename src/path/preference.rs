@@ -38,10 +38,16 @@ impl Preferences {
         }
     }
 
+    /// Whether `link` is never to be used.
+    #[must_use]
+    pub fn ignores(&self, link: &str) -> bool {
+        self.ignore.iter().any(|ignored| ignored.matches(link))
+    }
+
     /// The place of `link` with a route of this metric; `None` if it is never to be used.
     #[must_use]
     pub fn rank(&self, link: &str, metric: u32) -> Option<Rank> {
-        if self.ignore.iter().any(|ignored| ignored.matches(link)) {
+        if self.ignores(link) {
             return None;
         }
         let preference = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus, Status,
-    SwitchStatus,
+    SwitchStatus, UnusedLink,
 };
 use anstyle::{AnsiColor, Style};
 
@@ -36,7 +36,10 @@ const READY: Style = AnsiColor::Cyan.on_default();
 const UNSURE: Style = AnsiColor::Yellow.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 const HEAD: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
 const PLAIN: Style = Style::new();
+/// Rows of unused links: a host of containers has hundreds of links.
+const MOST_UNUSED: usize = 8;
 
 fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) -> fmt::Result {
     let (style, state) = match (client.state, &client.portal) {
@@ -46,10 +49,14 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         (ClientState::Waiting, None) => (BAD, "waiting for the next attempt".into()),
     };
     writeln!(f, "client       {}, up {}", paint.paint(style, state), Span(client.uptime))?;
-    match (&client.session, &client.last_error) {
-        (Some(session), _) => writeln!(f, "server       {session}")?,
-        (None, Some(error)) => writeln!(f, "last error   {error}")?,
-        (None, None) => {}
+    match &client.session {
+        Some(session) => writeln!(f, "server       {session}")?,
+        None => {
+            writeln!(f, "server       {}", client.server.join(", "))?;
+            if let Some(error) = &client.last_error {
+                writeln!(f, "last error   {error}")?;
+            }
+        }
     }
     write!(f, "interface    {}, MTU {}", client.interface, client.mtu)?;
     for address in &client.addresses {
@@ -60,12 +67,16 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         writeln!(f, "routes       {}", list(&client.routes))?;
     }
     traffic(f, &client.traffic, client.queued_bytes)?;
-    if !client.paths.is_empty() {
+    if !client.paths.is_empty() || !client.unused_links.is_empty() {
         writeln!(f)?;
         let mut rows =
             vec![head(["PATH", "STATE", "RTT", "LOSS", "MTU", "HEARD", "SERVER", "WHY"])];
         rows.extend(client.paths.iter().map(path_row));
+        rows.extend(client.unused_links.iter().take(MOST_UNUSED).map(unused_row));
         table(f, &rows, paint)?;
+        if let Some(more) = client.unused_links.len().checked_sub(MOST_UNUSED + 1) {
+            writeln!(f, "and {} more links that are not used", more + 1)?;
+        }
     }
     if !client.switches.is_empty() {
         writeln!(f)?;
@@ -94,6 +105,12 @@ fn path_row(path: &PathStatus) -> [Cell; 8] {
         (PLAIN, path.server.to_string()),
         (PLAIN, path.why.clone()),
     ]
+}
+
+fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
+    let dash = || (PLAIN, "-".to_owned());
+    let (link, why) = ((PLAIN, unused.link.clone()), (PLAIN, unused.why.clone()));
+    [link, (FAINT, "not used".into()), dash(), dash(), dash(), dash(), dash(), why]
 }
 
 fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {

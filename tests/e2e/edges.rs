@@ -1,6 +1,7 @@
 //! What a running daemon shows: events, figures, findings; and to whom.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpStream, UdpSocket},
@@ -8,6 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use roamd::lab::veth;
 use serde_json::Value;
 
 use crate::harness::{Host, Net, PROGRAM, eventually};
@@ -193,6 +195,73 @@ fn the_doctor_does_not_say_ok_when_it_is_not() {
     off.unwrap().unwrap();
     let (_, text) = client(&net);
     assert!(text.contains("poor  IPv6: is off on this host"), "{text}");
+}
+
+#[test]
+fn the_status_of_a_tunnel_that_does_not_stand_shows_links_and_attempts() {
+    let mut net = Net::new(1);
+    let client = &mut net.clients[0];
+    client.amend("[tun]", "[paths]\nignore = [\"veth*\"]\n[tun]");
+    for (link, there) in [("wlan0", "a"), ("veth7", "b"), ("docker0", "c")] {
+        veth(&client.namespace, link, &net.server.namespace, there).unwrap();
+    }
+    client.namespace.set_up("docker0").unwrap();
+    net.server.namespace.set_up("c").unwrap();
+    run(client, "ip", &["link", "set", "wlan0", "down"]);
+    client.start();
+    eventually("an attempt", || {
+        let status = client.try_status()?;
+        let path = status["paths"].get(0)?;
+        let silent = path["why"].as_str()?.starts_with("no answer for ");
+        (path["link"] == "eth0" && path["state"] == "probing" && silent).then_some(())
+    });
+    let status = client.status();
+    assert_eq!(status["server"], serde_json::json!(["10.77.0.1:4433"]));
+    let unused: BTreeMap<_, _> = status["unused-links"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (it["link"].as_str().unwrap(), it["why"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("docker0", "it has no route to the server"),
+        ("veth7", "paths.ignore names it"),
+        ("wlan0", "it is down"),
+    ];
+    assert_eq!(unused, expected.into());
+    let (_, text) = said(client, &["status", "roamd"]);
+    for line in ["server       10.77.0.1:4433", "eth0     being probed", "wlan0    not used"] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    let (code, text) = said(client, &["probe", "-t", "roamd"]);
+    assert!(code == Some(1) && text.contains("not connected (still connecting)"), "{text}");
+    net.server.start();
+    net.clients[0].connected();
+    let status = net.clients[0].status();
+    assert_eq!(status["paths"][0]["state"], "active");
+    assert_eq!(status["unused-links"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn without_a_name_the_status_is_that_of_all_tunnels() {
+    let mut net = Net::new(1);
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    let folder = net.server.folder().to_owned();
+    let other = folder.join("other.toml");
+    fs::copy(folder.join("roamd.toml"), &other).unwrap();
+    let mut command = net.server.namespace.command(PROGRAM);
+    command.arg("run").arg(&other).env("ROAMD_RUNTIME_DIR", &folder);
+    command.env("ROAMD_TUN__NAME", "roam1").env("ROAMD_LISTEN", "[::]:4434");
+    let _other = net.server.namespace.spawn("other", command, &folder).unwrap();
+    eventually("both are shown", || {
+        let (code, text) = said(&net.server, &["status"]);
+        let shows = |word: &str| text.contains(word);
+        (code == Some(0) && shows("tunnel       other\n") && shows("tunnel       roamd\n"))
+            .then_some(())
+    });
+    let (code, text) = said(&net.server, &["status", "--json"]);
+    assert!(code == Some(1) && text.contains("name one: other, roamd"), "{text}");
 }
 
 #[test]

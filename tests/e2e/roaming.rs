@@ -449,8 +449,8 @@ fn leaks(migrations: usize, probes: usize) {
     laptop.scene.air(Access::Lte).black_hole(true);
     for _ in 0..probes {
         let output = laptop.client.tell(&["probe", "lte0"]);
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert!(said.contains("no answer"), "{said}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains("no answer"), "{said}");
     }
     laptop.scene.air(Access::Lte).black_hole(false);
     assert!(laptop.client.tell(&["probe", "lte0"]).status.success());

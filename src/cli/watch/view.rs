@@ -34,8 +34,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, name: &str, history: &History, error: 
     let [body, foot] =
         Layout::vertical([Constraint::Min(0), Constraint::Length(1)]).areas(frame.area());
     match history.status.as_ref().map(|status| &status.role) {
-        Some(Role::Client(client)) => draw_client(frame, body, name, client, history),
-        Some(Role::Server(server)) => draw_server(frame, body, name, server, history),
+        Some(Role::Client(client)) => draw_client(frame, body, name, client, history, error),
+        Some(Role::Server(server)) => draw_server(frame, body, name, server, history, error),
         None => {}
     }
     let foot_text = match error {
@@ -64,6 +64,7 @@ fn draw_client(
     name: &str,
     client: &ClientStatus,
     history: &History,
+    error: Option<&str>,
 ) {
     let paths = (client.paths.len() as u16 * ROW).max(1) + 2;
     let [head, paths, traffic, switches] = Layout::vertical([
@@ -74,6 +75,7 @@ fn draw_client(
     ])
     .areas(area);
     let state = match (client.state, &client.portal) {
+        _ if error.is_some() => gone(),
         (ClientState::Connected, _) => Span::from("connected").green(),
         (_, Some(link)) => Span::from(format!("captive portal on {link}")).yellow(),
         (ClientState::Connecting, _) => Span::from("connecting").yellow(),
@@ -98,6 +100,11 @@ fn draw_client(
     let lines = client.switches.iter().rev().map(|it| Line::from(it.to_string()));
     let block = Block::bordered().title(" last switches ").border_style(Style::new().dark_gray());
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), switches);
+}
+
+/// The state of a daemon that does not answer any more.
+fn gone() -> Span<'static> {
+    Span::from("does not answer; this is how it was").red()
 }
 
 fn draw_paths(frame: &mut Frame<'_>, area: Rect, paths: &[PathStatus], history: &History) {
@@ -167,16 +174,20 @@ fn draw_server(
     name: &str,
     server: &ServerStatus,
     history: &History,
+    error: Option<&str>,
 ) {
     let [head, traffic, peers] =
         Layout::vertical([Constraint::Length(2), Constraint::Length(6), Constraint::Min(0)])
             .areas(area);
     let connected = server.peers.iter().filter(|peer| peer.session.is_some()).count();
+    let state = match error {
+        Some(_) => gone(),
+        None => {
+            Span::from(format!("{connected} of {} peers connected", server.peers.len())).green()
+        }
+    };
     let lines = vec![
-        Line::from(vec![
-            Span::from(format!("{name}  ")).bold(),
-            Span::from(format!("{connected} of {} peers connected", server.peers.len())).green(),
-        ]),
+        Line::from(vec![Span::from(format!("{name}  ")).bold(), state]),
         Line::from(format!(
             "{} listening on {}  up {}",
             server.interface,
