@@ -147,10 +147,13 @@ Examples:
     #[command(after_help = "\
 Examples:
   roamd events
-  roamd events home | jq --unbuffered -r .summary | xargs -I{} notify-send roamd {}")]
+  roamd events --follow home | jq --unbuffered -r .summary | xargs -I{} notify-send roamd {}")]
     Events {
         /// The tunnel [default: the only one that runs]
         name: Option<String>,
+        /// Go on with the next daemon of the name when this one ends
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Move a client's tunnel to a link
     #[command(after_help = "\

@@ -35,7 +35,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Status { name, json } => cli::status(name.as_deref(), json),
         Command::Watch { name, once } => cli::watch(name.as_deref(), once),
         Command::Reload { name } => cli::reload(name.as_deref()),
-        Command::Events { name } => cli::events(name.as_deref()),
+        Command::Events { name, follow } => cli::events(name.as_deref(), follow),
         Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),
         Command::Probe { link, tunnel } => cli::probe(tunnel.as_deref(), link),
         Command::Demo { svg } => demo::run(svg),

@@ -1,8 +1,17 @@
 //! `roamd switch`, `roamd probe`, `roamd reload`, `roamd events`
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    thread,
+    time::Duration,
+};
 
-use crate::control::{Instance, Request};
+use anyhow::bail;
+
+use crate::control::{ControlError, Instance, Request};
+
+/// How often a daemon that ended is looked for.
+const FOLLOW_RETRY: Duration = Duration::from_millis(250);
 
 /// Moves the tunnel to `link`, or without one lets it choose by itself again.
 pub fn switch(tunnel: Option<&str>, link: Option<String>, pin: bool) -> anyhow::Result<()> {
@@ -19,13 +28,28 @@ pub fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Reload)
 }
 
-/// Prints what happens to the tunnel, until the daemon ends.
-pub fn events(tunnel: Option<&str>) -> anyhow::Result<()> {
+/// Prints what happens to the tunnel, until the daemon ends; with `follow` also what happens to the next one
+/// of the name.
+pub fn events(tunnel: Option<&str>, follow: bool) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    for line in Instance::find(tunnel)?.events()? {
-        writeln!(stdout, "{}", line?)?;
+    let instance = Instance::find(tunnel)?;
+    let mut events = instance.events()?;
+    loop {
+        // A daemon that ends may reset the connection.
+        for line in events.map_while(Result::ok) {
+            writeln!(stdout, "{line}")?;
+        }
+        if !follow {
+            bail!("the daemon {} ended", instance.name());
+        }
+        events = loop {
+            thread::sleep(FOLLOW_RETRY);
+            match instance.events() {
+                Err(ControlError::NotRunning { .. }) => {}
+                found => break found?,
+            }
+        };
     }
-    Ok(())
 }
 
 fn tell(tunnel: Option<&str>, request: &Request) -> anyhow::Result<()> {

@@ -39,8 +39,19 @@ fn events_tell_what_happens_line_by_line() {
     let back: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
     assert_eq!(back["event"], "peer-connected");
     assert!(back["summary"].as_str().unwrap().starts_with("client0 connected from 10.77.0.2"));
-    events.kill().unwrap();
-    events.wait().unwrap();
+    // A listener that follows hears the next daemon, too; another one ends and says why.
+    let mut command = net.server.namespace.command(PROGRAM);
+    command.args(["events", "--follow", "roamd"]).env("ROAMD_RUNTIME_DIR", net.server.folder());
+    let mut following = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut heard = BufReader::new(following.stdout.take().unwrap()).lines();
+    heard.next().unwrap().unwrap();
+    net.server.daemon = None;
+    assert_eq!(events.wait().unwrap().code(), Some(1));
+    net.server.start();
+    let mut next = || -> Value { serde_json::from_str(&heard.next().unwrap().unwrap()).unwrap() };
+    while next()["event"] != "listening" {}
+    following.kill().unwrap();
+    following.wait().unwrap();
 }
 
 fn get(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
