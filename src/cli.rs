@@ -43,7 +43,7 @@ The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-
 
 Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input,
 69 the server refused this key, 70 a bug, 73 the output cannot be created,
-77 permission denied, 78 wrong configuration.";
+77 permission denied, 78 wrong configuration, 130 interrupted.";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]

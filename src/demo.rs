@@ -42,7 +42,7 @@ use self::{
     stage::Stage,
     tally::Tally,
 };
-use crate::lab;
+use crate::{exit::Exit, lab};
 
 /// What is needed to put the demonstration on.
 struct Plan {
@@ -57,7 +57,7 @@ struct Plan {
 
 /// Shows roaming: makes networks and daemons, types through the tunnel, reports on standard output.
 ///
-/// Blocks until the show is over or interrupted. Must be called before any thread is started,
+/// Blocks until the show is over or interrupted. A picture that could not be written ends it at once. Must be called before any thread is started,
 /// because it becomes root in a user namespace when it is not root already.
 ///
 /// # Errors
@@ -65,6 +65,9 @@ struct Plan {
 /// When the kernel does not let it make networks, when a daemon fails (the end of its log has been
 /// printed by then), and when the session lost something.
 pub fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
+    if let Some(file) = &svg {
+        can_write(file)?;
+    }
     lab::enter_user_namespace()?;
     File::options().read(true).write(true).open("/dev/net/tun").context(
         "cannot open /dev/net/tun, which the tunnel needs: load it with `sudo modprobe tun`, or \
@@ -77,6 +80,22 @@ pub fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
         svg,
     };
     perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
+}
+
+/// Finds out before the show whether its picture could be written. A file that is there stays as it is.
+fn can_write(file: &Path) -> anyhow::Result<()> {
+    let is_new = !file.exists();
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(file)
+        .map_err(|error| Exit::CannotCreate.because(error))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    if is_new {
+        std::fs::remove_file(file)?;
+    }
+    Ok(())
 }
 
 fn perform(plan: &Plan, screen: &mut Screen<'_>, interrupt: &Interrupt) -> anyhow::Result<()> {
@@ -98,13 +117,14 @@ fn show(
     let connection = stage.connect(plan.server, screen, interrupt)?;
     let mut session = Session::new(connection, plan.script.clone())?;
     let played = session.play(stage, screen, interrupt)?;
+    interrupt.check()?;
     screen.timeline(&played)?;
     screen.summary(&played)?;
     if let Some(file) = &plan.svg {
         draw(file, &played)?;
         screen.drawn(file)?;
     }
-    verdict(&played.tally, interrupt)
+    verdict(&played.tally)
 }
 
 fn draw(file: &Path, played: &Played) -> anyhow::Result<()> {
@@ -114,8 +134,7 @@ fn draw(file: &Path, played: &Played) -> anyhow::Result<()> {
     std::fs::write(file, chart.svg()).with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn verdict(tally: &Tally, interrupt: &Interrupt) -> anyhow::Result<()> {
-    anyhow::ensure!(!interrupt.is_set(), "interrupted");
+fn verdict(tally: &Tally) -> anyhow::Result<()> {
     anyhow::ensure!(tally.waiting() == 0, "{} lines never came back", tally.waiting());
     Ok(())
 }

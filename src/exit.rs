@@ -29,6 +29,8 @@ pub enum Exit {
     Permission = 77,
     /// The configuration is wrong.
     Config = 78,
+    /// Somebody pressed Ctrl-C: 128 and the signal's number, as shells have it.
+    Interrupted = 130,
 }
 
 /// An error with the exit status that it deserves.

@@ -232,6 +232,14 @@ fn run_refuses_a_wrong_configuration_before_it_does_anything() {
 }
 
 #[test]
+fn a_demo_whose_picture_cannot_be_written_does_not_begin() {
+    let ended = roamd(&directory(), &["demo", "--svg", "/nonexistent/picture.svg"]);
+    assert_eq!((ended.status, ended.stdout.as_str()), (73, ""));
+    let said = ended.stderr;
+    assert!(said.contains("cannot write /nonexistent/picture.svg: No such file"), "{said}");
+}
+
+#[test]
 fn wrong_usage_has_a_status_of_its_own() {
     for arguments in [&["frobnicate"][..], &["check"], &["status", "--jsno"], &[]] {
         let ended = roamd(&directory(), arguments);

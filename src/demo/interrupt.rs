@@ -12,6 +12,8 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::exit::Exit;
+
 /// Whether the user wants to stop.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
@@ -43,6 +45,14 @@ impl Interrupt {
 
     pub(super) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// An error if the user wants to stop.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.is_set() {
+            return Err(Exit::Interrupted.because(anyhow::anyhow!("interrupted")));
+        }
+        Ok(())
     }
 
     pub(super) fn set(&self) {

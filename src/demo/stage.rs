@@ -69,7 +69,7 @@ impl Stage {
         let start = Instant::now();
         let server = SocketAddr::new(server, self.echo.port()?);
         loop {
-            anyhow::ensure!(!interrupt.is_set(), "interrupted");
+            interrupt.check()?;
             self.check()?;
             let attempt = || TcpStream::connect_timeout(&server, ATTEMPT);
             match self.scene.client().run(attempt)? {
