@@ -42,7 +42,7 @@ Examples:
 The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-timeout.
 
 Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input,
-69 the server refused this key, 70 a bug, 73 the output cannot be created,
+69 the server refused a client started by hand, 70 a bug, 73 the output cannot be created,
 77 permission denied, 78 wrong configuration, 130 interrupted.";
 
 /// The subcommands.

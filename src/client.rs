@@ -12,6 +12,7 @@ mod layout;
 pub mod links;
 pub mod names;
 pub(crate) mod order;
+mod pauses;
 mod portals;
 mod roam;
 mod shown;
@@ -28,18 +29,18 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
-use quinn::{Connection, ConnectionError};
+use quinn::Connection;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
     dial::{DialError, Dialer},
-    fate::Ended,
+    fate::{Ended, Refusal},
     layout::{layout, sealing},
     links::Links,
     names::Names,
     order::{Order, What},
+    pauses::{Pause, Pauses},
     roam::{Roamer, Roaming},
     shown::{Line, Shown},
 };
@@ -55,7 +56,7 @@ use crate::{
     metrics,
     netlink::Netlink,
     path::{
-        handshake::{Connected, Handshake, HandshakeError},
+        handshake::{Connected, Handshake},
         manager::Settings,
         network::Network,
         preference::Preferences,
@@ -77,13 +78,6 @@ use crate::{
 
 /// Bytes that wait for the connection, or for a path, at most.
 const QUEUE: usize = 1024 * 1024;
-/// From the first failed attempt to the next, doubled up to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
-/// A server that restarts is found again within this time.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The pause where there is no route at all: the kernel tells when there is one, link, address and
-/// route in close succession.
-const NO_ROUTE_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
 const EARLY: usize = 8 * 1024;
 /// After a session that lasted so long, the pauses begin anew.
@@ -126,7 +120,7 @@ pub(crate) struct Client {
     shown: Shown,
 }
 
-/// Runs the client until the process is told to stop or the server refuses it.
+/// Runs the client until the process is told to stop.
 pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let tun = &config.tun;
@@ -257,53 +251,53 @@ impl Client {
         }
     }
 
-    /// Connects, for ever. Returns only what trying again would not change.
+    /// Connects, for ever. Returns only errors of this machine and, to whoever started the client by hand, a
+    /// refusal before the first session.
     async fn stay_connected(
         &self,
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
-        let (mut pauses, mut lost, mut told) = (pauses(), clock::now(), String::new());
+        let (mut pauses, mut lost, mut told) = (Pauses::default(), clock::now(), String::new());
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             self.shown.connecting();
             let ended = self.connect(host, orders, lost).await?;
             self.queue.hold(true);
-            self.shown.waiting(ended.to_string());
-            let ended = ended.unless_fatal(self.key, self.shown.sessions() == 0)?;
+            let refusal = ended.refusal(self.key);
             if self.shown.sessions() > sessions {
                 lost = clock::now();
                 told.clear();
             }
             if clock::now().duration_since(begun) >= STABLE {
-                pauses = self::pauses();
+                pauses = Pauses::default();
             }
-            let reason = ended.to_string();
+            let pause = pauses.after(&ended, refusal.as_ref());
+            let reason = refusal.as_ref().map_or_else(|| ended.to_string(), Refusal::in_short);
+            let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
+            self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
+            match refusal {
+                // Whoever started it by hand reads this, and mends it at once.
+                Some(refusal) if self.shown.sessions() == 0 && !service::is_managed() => {
+                    return Err(refusal.into());
+                }
+                Some(_) | None => {}
+            }
             if told == reason {
                 debug!(reason, "not connected");
             } else {
                 warn!(reason, "not connected");
-                service::report(&format!("not connected: {reason}"));
                 told = reason;
             }
-            match ended {
-                // The attempts had their own pace, or none was made since.
-                Ended::Dial(DialError::Handshake(HandshakeError::TimedOut { .. }))
-                | Ended::Lost(ConnectionError::TimedOut) => {}
-                Ended::Dial(DialError::NoRoute(_)) => {
-                    self.sleep_or_change(NO_ROUTE_PAUSE, LONGEST_PAUSE).await?;
-                }
-                _ => {
-                    let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
-                    self.sleep_or_change(SHORTEST_PAUSE, pause).await?;
-                }
+            if let Some(pause) = pause {
+                self.sleep_or_change(pause).await?;
             }
         }
     }
 
-    /// Waits for `longest`, or less if a network changes, but for `shortest` at least.
-    async fn sleep_or_change(&self, shortest: Duration, longest: Duration) -> io::Result<()> {
+    /// Waits for the longest of the pause, or less if a network changes, but for the shortest at least.
+    async fn sleep_or_change(&self, Pause { shortest, longest }: Pause) -> io::Result<()> {
         let mut monitor = self.roaming.network.monitor()?;
         tokio::time::sleep(shortest).await;
         tokio::select! {
@@ -604,29 +598,7 @@ fn settings(paths: &config::Paths) -> Settings {
     }
 }
 
-fn pauses() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(SHORTEST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build()
-}
-
 /// A duration as people read it, without micro- and nanoseconds.
 fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_never_end() {
-        let pauses: Vec<_> = pauses().take(50).collect();
-        assert!(pauses[0] >= SHORTEST_PAUSE && pauses[0] <= 2 * SHORTEST_PAUSE);
-        assert!(pauses.iter().all(|pause| *pause <= 2 * LONGEST_PAUSE), "{pauses:?}");
-        assert_eq!(pauses.len(), 50);
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::client::fate::Fatal;
+use crate::client::fate::Refusal;
 use crate::config::ConfigErrors;
 use crate::identity::KeyError;
 use crate::tunnel::interface::InterfaceError;
@@ -18,8 +18,8 @@ pub enum Exit {
     Data = 65,
     /// What was to be read does not exist or cannot be read.
     NoInput = 66,
-    /// There will be no session with this server: it refused this host's key, has another key than
-    /// the configured one, or speaks another version.
+    /// A client that was started by hand got no first session: the server refused its key, has another key
+    /// than the configured one, or speaks another version. Under a service manager it asks again instead.
     Refused = 69,
     /// A bug in roamd.
     Bug = 70,
@@ -61,7 +61,7 @@ impl Exit {
                 Some(of_config(errors))
             } else if let Some(error) = cause.downcast_ref::<KeyError>() {
                 of_key(error)
-            } else if cause.is::<Fatal>() {
+            } else if cause.is::<Refusal>() {
                 Some(Self::Refused)
             } else if let Some(error) = cause.downcast_ref::<InterfaceError>() {
                 error.os_error().map(io::Error::from_raw_os_error).as_ref().and_then(of_io)

@@ -21,6 +21,14 @@ use crate::tunnel::device::Tun;
 /// The name of the TUN device's descriptor in the store.
 const TUN: &str = "tun";
 
+/// Whether a service manager runs this process. The environment of a program that a person starts may hold
+/// variables of the service that their terminal belongs to, hence the process id (systemd.exec(5)).
+#[must_use]
+pub fn is_managed() -> bool {
+    let own = |id: String| id == std::process::id().to_string();
+    std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var("SYSTEMD_EXEC_PID").is_ok_and(own)
+}
+
 /// Tells systemd, where it asked to be told, that the daemon does its work.
 pub fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);

@@ -72,6 +72,10 @@ pub struct ClientStatus {
     pub sessions: u64,
     /// Why the last attempt or session ended.
     pub last_error: Option<String>,
+    /// Seconds since the server first refused this client, which no session has followed; none if it did not.
+    pub refused_since: Option<f64>,
+    /// Seconds until the server is asked again; none while it is being asked or connected.
+    pub next_attempt: Option<f64>,
     /// The link on which a captive portal was suspected since the last session began.
     pub portal: Option<String>,
     /// The session; none while not connected.

@@ -1,16 +1,16 @@
-//! Whether to try again: every end of a session, or of the attempt at one, is either temporary and
-//! retried for ever, or fatal and reported.
+//! How a session, or the attempt at one, ended, and whether the server refused us. All is tried again for
+//! ever: only a person who starts a client by hand is better served by an error.
 
-use quinn::{ApplicationClose, ConnectionError};
+use quinn::ConnectionError;
 
 use super::dial::DialError;
 use crate::{
     identity::PublicKey, path::handshake::HandshakeError, quic::close, session::SessionError,
 };
 
-/// An end that trying again would not change.
+/// The server will not have us, or what answers is another one: until somebody changes something.
 #[derive(Debug, thiserror::Error)]
-pub enum Fatal {
+pub enum Refusal {
     /// The server does not know our key.
     #[error(
         "the server refused this client's key. Add this to the server's configuration:\n\n\
@@ -23,7 +23,29 @@ pub enum Fatal {
     Version(String),
     /// The server is not the one that we want.
     #[error("{0}")]
-    WrongServer(HandshakeError),
+    WrongServer(String),
+}
+
+impl Refusal {
+    /// Whether the server said so after it proved its key. Anything else can come from anybody on the way.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        match self {
+            Self::UnknownKey(_) | Self::Version(_) => true,
+            Self::WrongServer(_) => false,
+        }
+    }
+
+    /// The refusal in one line.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        match self {
+            Self::UnknownKey(key) => {
+                format!("no [[peer]] of the server has this client's key {key}")
+            }
+            Self::Version(_) | Self::WrongServer(_) => self.to_string(),
+        }
+    }
 }
 
 /// Why a session, or the attempt at one, ended.
@@ -44,40 +66,26 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// Tells ends for which trying again is worth while from those for which it is not.
-    ///
-    /// Only what the server said after it proved its key can be believed: its refusals. A wrong key
-    /// or protocol can come from anybody on the way, so it is fatal only for a client that
-    /// `never_met` its server, which is most likely misconfigured.
-    pub fn unless_fatal(self, own_key: PublicKey, never_met: bool) -> Result<Self, Fatal> {
+    /// The refusal, if it was one. What is refused is asked again, though more rarely.
+    #[must_use]
+    pub fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {
         match self {
             Self::Dial(DialError::Handshake(
                 error @ (HandshakeError::WrongServerKey { .. } | HandshakeError::NotRoamd { .. }),
-            )) if never_met => Err(Fatal::WrongServer(error)),
+            )) => Some(Refusal::WrongServer(error.to_string())),
             Self::Session(error @ SessionError::Version { .. }) => {
-                Err(Fatal::Version(error.to_string()))
+                Some(Refusal::Version(error.to_string()))
             }
-            Self::Session(SessionError::Connection(ConnectionError::ApplicationClosed(
-                ref closed,
-            )))
-            | Self::Lost(ConnectionError::ApplicationClosed(ref closed)) => {
-                match refusal(closed, own_key) {
-                    Some(fatal) => Err(fatal),
-                    None => Ok(self),
+            Self::Session(SessionError::Connection(ConnectionError::ApplicationClosed(closed)))
+            | Self::Lost(ConnectionError::ApplicationClosed(closed)) => match closed.error_code {
+                close::UNKNOWN_KEY => Some(Refusal::UnknownKey(own_key)),
+                close::VERSION => {
+                    Some(Refusal::Version(String::from_utf8_lossy(&closed.reason).into_owned()))
                 }
-            }
-            _ => Ok(self),
+                _ => None,
+            },
+            Self::Dial(_) | Self::Session(_) | Self::NoGreeting | Self::Lost(_) => None,
         }
-    }
-}
-
-fn refusal(closed: &ApplicationClose, own_key: PublicKey) -> Option<Fatal> {
-    match closed.error_code {
-        close::UNKNOWN_KEY => Some(Fatal::UnknownKey(own_key)),
-        close::VERSION => {
-            Some(Fatal::Version(String::from_utf8_lossy(&closed.reason).into_owned()))
-        }
-        _ => None,
     }
 }
 
@@ -91,7 +99,7 @@ mod tests {
 
     fn closed(code: quinn::VarInt) -> ConnectionError {
         let reason = bytes::Bytes::from_static(b"why");
-        ConnectionError::ApplicationClosed(ApplicationClose { error_code: code, reason })
+        ConnectionError::ApplicationClosed(quinn::ApplicationClose { error_code: code, reason })
     }
 
     fn wrong_key() -> Ended {
@@ -102,30 +110,31 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_refuses_is_fatal_whenever_it_says_so() {
+    fn what_the_server_says_after_the_handshake_is_a_proven_refusal() {
         for ended in [
             Ended::Lost(closed(close::UNKNOWN_KEY)),
             Ended::Session(closed(close::UNKNOWN_KEY).into()),
         ] {
-            let fatal = ended.unless_fatal(key(9), false).unwrap_err();
-            assert!(fatal.to_string().contains(&key(9).to_string()), "{fatal}");
+            let refusal = ended.refusal(key(9)).unwrap();
+            assert!(refusal.is_proven());
+            assert!(refusal.to_string().contains(&key(9).to_string()), "{refusal}");
+            assert!(!refusal.in_short().contains('\n'));
         }
         for ended in [
             Ended::Lost(closed(close::VERSION)),
             Ended::Session(SessionError::Version { theirs: vec![7] }),
         ] {
-            assert!(matches!(ended.unless_fatal(key(9), false), Err(Fatal::Version(_))));
+            assert!(matches!(ended.refusal(key(9)), Some(Refusal::Version(_))));
         }
     }
 
     #[test]
-    fn a_wrong_server_key_is_fatal_only_before_the_first_session() {
-        assert!(matches!(wrong_key().unless_fatal(key(9), true), Err(Fatal::WrongServer(_))));
-        assert!(wrong_key().unless_fatal(key(9), false).is_ok());
+    fn a_wrong_server_key_can_come_from_anybody() {
+        assert!(!wrong_key().refusal(key(9)).unwrap().is_proven());
     }
 
     #[test]
-    fn everything_else_is_tried_again() {
+    fn everything_else_is_no_refusal() {
         for ended in [
             Ended::Lost(ConnectionError::TimedOut),
             Ended::Lost(ConnectionError::Reset),
@@ -135,7 +144,7 @@ mod tests {
             Ended::NoGreeting,
             Ended::Dial(DialError::NoRoute(Vec::new())),
         ] {
-            assert!(ended.unless_fatal(key(9), true).is_ok());
+            assert!(ended.refusal(key(9)).is_none());
         }
     }
 }

@@ -11,6 +11,7 @@ use quinn::{Connection, Endpoint};
 use tracing::info;
 
 use crate::{
+    clock,
     events::{Event, Events},
     link::candidate::Candidate,
     path::{
@@ -39,6 +40,10 @@ pub(super) struct Shown {
 struct State {
     state: ClientState,
     last_error: Option<String>,
+    /// Since when the server refuses us.
+    refused: Option<SystemTime>,
+    /// When the server is asked again.
+    next_attempt: Option<Instant>,
     mtu: u16,
     addresses: Vec<IpNet>,
     routes: Vec<IpNet>,
@@ -81,6 +86,8 @@ impl Shown {
         let state = Mutex::new(State {
             state: ClientState::Connecting,
             last_error: None,
+            refused: None,
+            next_attempt: None,
             mtu,
             addresses: Vec::new(),
             routes: Vec::new(),
@@ -97,7 +104,10 @@ impl Shown {
     }
 
     pub(super) fn connecting(&self) {
-        self.with(|state| state.state = ClientState::Connecting);
+        self.with(|state| {
+            state.state = ClientState::Connecting;
+            state.next_attempt = None;
+        });
     }
 
     pub(super) fn set_up(&self, mtu: u16, addresses: Vec<IpNet>, routes: Vec<IpNet>) {
@@ -115,6 +125,7 @@ impl Shown {
         self.events.tell(Event::Connected { link, server, rtt });
         self.with(|state| {
             state.state = ClientState::Connected;
+            state.refused = None;
             state.said.clear();
             state.portal = None;
             state.sessions += 1;
@@ -122,16 +133,33 @@ impl Shown {
         });
     }
 
-    pub(super) fn waiting(&self, reason: String) {
+    /// There is no session, for this reason; the next attempt begins after `pause`.
+    pub(super) fn waiting(&self, reason: &str, refused: bool, pause: Duration) {
         if self.is_connected() {
-            self.events.tell(Event::Disconnected { reason: reason.clone() });
+            self.events.tell(Event::Disconnected { reason: reason.into() });
         }
-        self.with(|state| {
+        let words = self.with(|state| {
             state.state = ClientState::Waiting;
-            state.last_error = Some(reason);
+            state.last_error = Some(reason.into());
             state.line = None;
             state.paths.clear();
+            state.next_attempt = Some(clock::now() + pause);
+            let words = if refused {
+                let since = *state.refused.get_or_insert_with(SystemTime::now);
+                let (since, next) = (clock::local(since), clock::local(SystemTime::now() + pause));
+                format!("refused by the server since {since}; asks again at {next}")
+            } else {
+                state.refused = None;
+                format!("not connected: {reason}")
+            };
+            state.say(words)
         });
+        // A client that is refused does what it can: whoever waits for it to start learns why.
+        match words {
+            Some(words) if refused => service::ready(&words),
+            Some(words) => service::report(&words),
+            None => {}
+        }
     }
 
     pub(super) fn paths(&self, paths: Vec<ShownPath>) {
@@ -141,7 +169,7 @@ impl Shown {
             }
             state.paths = paths;
             let words = state.in_words();
-            (state.said != words).then(|| state.said.clone_from(&words)).map(|()| words)
+            state.say(words)
         });
         if let Some(words) = words {
             service::report(&words);
@@ -227,6 +255,10 @@ impl Shown {
             uptime: status::seconds_ago(started),
             sessions: state.sessions,
             last_error: state.last_error.clone(),
+            refused_since: state.refused.map(status::seconds_ago),
+            next_attempt: state
+                .next_attempt
+                .map(|at| status::rounded(at.saturating_duration_since(clock::now()))),
             portal: state.portal.clone(),
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
             paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
@@ -246,6 +278,11 @@ impl Shown {
 }
 
 impl State {
+    /// The words, if the service manager was told others last.
+    fn say(&mut self, words: String) -> Option<String> {
+        (self.said != words).then(|| self.said.clone_from(&words)).map(|()| words)
+    }
+
     /// The paths as the service manager shows them: "active on wlan0, 12 ms; standby wwan0".
     fn in_words(&self) -> String {
         let mut words = String::new();

@@ -46,7 +46,7 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         (ClientState::Connected, _) => (GOOD, "connected".to_owned()),
         (_, Some(link)) => (UNSURE, format!("captive portal on {link}: log in with a browser")),
         (ClientState::Connecting, None) => (UNSURE, "connecting".into()),
-        (ClientState::Waiting, None) => (BAD, "waiting for the next attempt".into()),
+        (ClientState::Waiting, None) => (BAD, waiting(client)),
     };
     writeln!(f, "client       {}, up {}", paint.paint(style, state), Span(client.uptime))?;
     match &client.session {
@@ -85,6 +85,13 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         table(f, &rows, paint)?;
     }
     Ok(())
+}
+
+fn waiting(client: &ClientStatus) -> String {
+    let refused = client.refused_since.map(|since| format!("refused for {}", Span(since.floor())));
+    let refused = refused.unwrap_or_else(|| "not connected".into());
+    let next = client.next_attempt.map(|next| format!(", next attempt in {}", Span(next.ceil())));
+    refused + &next.unwrap_or_default()
 }
 
 fn path_row(path: &PathStatus) -> [Cell; 8] {

@@ -18,6 +18,7 @@ mod edges;
 mod harness;
 mod keystrokes;
 mod lasting;
+mod manager;
 mod metered;
 mod names;
 mod offload;

@@ -1,6 +1,11 @@
 //! Who is not let in, and what both sides say.
 
-use crate::harness::{Net, client_toml, eventually};
+use nix::sys::signal::Signal;
+
+use crate::{
+    harness::{Net, client_toml, eventually},
+    manager::Manager,
+};
 
 #[test]
 fn an_unknown_key_is_refused_with_a_reason_on_both_sides() {
@@ -20,6 +25,40 @@ fn an_unknown_key_is_refused_with_a_reason_on_both_sides() {
     assert!(said.contains(&format!("public-key = \"{key}\"")), "{said}");
     assert!(net.server.log().contains(&key), "the server names the key");
     assert_eq!(net.server.status()["refused-keys"], 1);
+}
+
+#[test]
+fn a_service_that_is_refused_asks_again_and_keeps_its_seal() {
+    let mut net = Net::new(1);
+    let known = net.clients[0].key();
+    net.server.amend(&known, "ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=");
+    net.clients[0].amend("[tun]", "[tun]\nroutes = [\"default\"]\nkill-switch = true");
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    let manager = Manager::new(net.clients[0].folder());
+    net.clients[0].start_with(&manager.variables());
+    let client = &net.clients[0];
+    let refused = eventually("a refusal", || {
+        client.try_status().filter(|status| status["refused-since"].is_number())
+    });
+    assert_eq!(refused["state"], "waiting");
+    assert!(refused["last-error"].as_str().unwrap().contains(&client.key()), "{refused}");
+    assert!((20.0..=60.0).contains(&refused["next-attempt"].as_f64().unwrap()), "{refused}");
+    let said = manager.assignments();
+    let status = said.iter().find(|it| it.starts_with("STATUS=refused by the server since "));
+    assert!(status.is_some_and(|it| it.contains("; asks again at ")), "{said:?}");
+    assert!(said.iter().any(|it| it == "READY=1"), "whoever starts it waits for this: {said:?}");
+    let tables = client.namespace.command("nft").args(["list", "tables"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&tables.stdout).contains("roamd-roam0"), "{tables:?}");
+
+    net.server.amend("ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=", &known);
+    net.server.daemon.as_mut().unwrap().signal(Signal::SIGHUP).unwrap();
+    // Another network may lead to another server.
+    net.clients[0].namespace.add_address("eth0", "10.77.0.3/24").unwrap();
+    net.clients[0].connected();
+    let status = net.clients[0].status();
+    assert!(status["refused-since"].is_null() && status["next-attempt"].is_null(), "{status}");
+    net.clients[0].assert_ping("10.66.0.1", &[]);
 }
 
 #[test]
