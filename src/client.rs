@@ -355,7 +355,7 @@ impl Client {
             server = %candidate.server,
             rtt = %milliseconds(connection.rtt()),
             resumed = connected.early_arrived,
-            name = welcome.name,
+            name = %welcome.name,
             addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
             "connected"
         );

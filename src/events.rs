@@ -8,7 +8,7 @@ use std::{net::SocketAddr, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use crate::{path::manager::Condition, status::SCHEMA};
+use crate::{foreign::Foreign, path::manager::Condition, status::SCHEMA};
 
 /// Events that a slow listener may leave unread; then it misses some.
 const BACKLOG: usize = 256;
@@ -71,8 +71,8 @@ pub enum Event {
     PeerDisconnected {
         /// Its name.
         peer: String,
-        /// Why.
-        reason: String,
+        /// Why, in words that the peer may have chosen.
+        reason: Foreign,
     },
     /// The configuration was read again.
     Reloaded {

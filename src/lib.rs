@@ -9,6 +9,7 @@
 //! In the order of that flow:
 //! - [`tunnel`]: the TUN device and its interface, the queue, the pumps. Knows nothing of paths.
 //! - [`wire`]: what crosses the network. Pure.
+//! - [`foreign`]: text that others wrote, made harmless. Pure.
 //! - [`quic`], [`tls`], [`identity`]: how quinn and rustls are set up, and whose key is whose.
 //! - [`path`]: the sockets below quinn. Knows nothing of tunnels.
 //! - [`link`], [`netlink`]: what the kernel tells of the machine's networks.
@@ -30,6 +31,7 @@ pub mod demo;
 pub mod doctor;
 pub mod events;
 pub mod exit;
+pub mod foreign;
 pub mod host;
 pub mod identity;
 pub mod lab;

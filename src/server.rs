@@ -38,6 +38,7 @@ use crate::{
     control::{self, Reply, Request},
     daemon::Daemon,
     events::{Event, Events},
+    foreign::Foreign,
     host::nat::Nat,
     identity::PrivateKey,
     metrics,
@@ -242,7 +243,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     }
     let remote = connection.remote_address();
     server.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
-    info!(peer = peer.name, software = hello.software, "connected");
+    info!(peer = peer.name, software = %hello.software, "connected");
     let reason = tokio::select! {
         reason = pump::uplink(&connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
         reason = pump::downlink(&connection, &peer.counters, |batch| server.admit(&peer, batch)) => {
@@ -252,9 +253,9 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
         never = silence::watch(&connection, &peer.queue, &renewal) => match never {},
     };
     peer.detach(&connection);
+    let reason = Foreign::of(reason);
     info!(peer = peer.name, %reason, "disconnected");
-    let (peer, reason) = (peer.name.clone(), reason.to_string());
-    server.events.tell(Event::PeerDisconnected { peer, reason });
+    server.events.tell(Event::PeerDisconnected { peer: peer.name.clone(), reason });
 }
 
 /// Does what a client asks for over the control stream. Its end is no reason to end the session.
@@ -455,7 +456,7 @@ impl Server {
         Welcome {
             version,
             software: SOFTWARE.into(),
-            name: peer.name.clone(),
+            name: peer.name.as_str().into(),
             addresses: addresses.collect(),
             routes: offer.routes.iter().copied().map(Net).collect(),
             mtu: offer.mtu,

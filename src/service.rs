@@ -16,8 +16,11 @@ use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use zbus::zvariant::OwnedObjectPath;
 
-use crate::tunnel::device::Tun;
+use crate::{foreign::printable, tunnel::device::Tun};
 
+/// Characters of a status: some paths with their states. A new line in it would begin the next assignment
+/// (sd_notify(3)), and sd-notify writes it as it is.
+const STATUS: usize = 500;
 /// The name of the TUN device's descriptor in the store.
 const TUN: &str = "tun";
 
@@ -31,12 +34,12 @@ pub fn is_managed() -> bool {
 
 /// Tells systemd, where it asked to be told, that the daemon does its work.
 pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&printable(status, STATUS))]);
 }
 
 /// Tells systemd what the daemon is at.
 pub fn report(status: &str) {
-    notify(&[NotifyState::Status(status)]);
+    notify(&[NotifyState::Status(&printable(status, STATUS))]);
 }
 
 /// Tells systemd that the configuration is being read again; [`reloaded`] ends it.

@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
 
 use crate::{
+    foreign::Foreign,
     quic::close,
     wire::control::{ControlError, Hello, LENGTH_SIZE, Message, VERSIONS, Welcome},
 };
@@ -17,7 +18,7 @@ pub const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The connection ended; its reason may be the server's refusal.
-    #[error(transparent)]
+    #[error("{}", Foreign::of(.0))]
     Connection(#[from] ConnectionError),
     /// The control stream ended or was reset.
     #[error("control stream: {0}")]
@@ -29,7 +30,10 @@ pub enum SessionError {
     #[error("unexpected control message")]
     Unexpected,
     /// No version of the protocol in common.
-    #[error("no common protocol version: we speak {VERSIONS:?}, the other side {theirs:?}")]
+    #[error(
+        "no common protocol version: we speak {VERSIONS:?}, the other side {}",
+        Foreign::of(format_args!("{theirs:?}"))
+    )]
     Version {
         /// The versions of the other side.
         theirs: Vec<u16>,

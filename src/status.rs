@@ -16,6 +16,7 @@ use quinn::Connection;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    foreign::Foreign,
     link::candidate::Candidate,
     path::manager::{Condition, Reason},
     tunnel::counters::Snapshot,
@@ -245,7 +246,7 @@ pub struct SessionStatus {
     /// Seconds since it began.
     pub since: f64,
     /// The program on the other side.
-    pub software: String,
+    pub software: Foreign,
     /// The connection.
     #[serde(flatten)]
     pub quic: QuicStatus,

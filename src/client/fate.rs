@@ -5,7 +5,8 @@ use quinn::ConnectionError;
 
 use super::dial::DialError;
 use crate::{
-    identity::PublicKey, path::handshake::HandshakeError, quic::close, session::SessionError,
+    foreign::Foreign, identity::PublicKey, path::handshake::HandshakeError, quic::close,
+    session::SessionError,
 };
 
 /// The server will not have us, or what answers is another one: until somebody changes something.
@@ -20,7 +21,7 @@ pub enum Refusal {
     UnknownKey(PublicKey),
     /// The server speaks another version of the protocol.
     #[error("{0}; upgrade the older side")]
-    Version(String),
+    Version(Foreign),
     /// The server is not the one that we want.
     #[error("{0}")]
     WrongServer(String),
@@ -61,7 +62,7 @@ pub enum Ended {
     #[error("the server did not greet")]
     NoGreeting,
     /// The session's connection ended.
-    #[error("connection lost: {0}")]
+    #[error("connection lost: {}", Foreign::of(.0))]
     Lost(ConnectionError),
 }
 
@@ -74,14 +75,12 @@ impl Ended {
                 error @ (HandshakeError::WrongServerKey { .. } | HandshakeError::NotRoamd { .. }),
             )) => Some(Refusal::WrongServer(error.to_string())),
             Self::Session(error @ SessionError::Version { .. }) => {
-                Some(Refusal::Version(error.to_string()))
+                Some(Refusal::Version(Foreign::of(error)))
             }
             Self::Session(SessionError::Connection(ConnectionError::ApplicationClosed(closed)))
             | Self::Lost(ConnectionError::ApplicationClosed(closed)) => match closed.error_code {
                 close::UNKNOWN_KEY => Some(Refusal::UnknownKey(own_key)),
-                close::VERSION => {
-                    Some(Refusal::Version(String::from_utf8_lossy(&closed.reason).into_owned()))
-                }
+                close::VERSION => Some(Refusal::Version(Foreign::from(&closed.reason[..]))),
                 _ => None,
             },
             Self::Dial(_) | Self::Session(_) | Self::NoGreeting | Self::Lost(_) => None,

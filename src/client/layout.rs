@@ -65,7 +65,7 @@ fn ports(servers: &[HostPort]) -> Vec<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Exclude;
+    use crate::{config::Exclude, foreign::Foreign};
 
     fn nets(nets: &[&str]) -> Vec<IpNet> {
         nets.iter().map(|net| net.parse().unwrap()).collect()
@@ -74,8 +74,8 @@ mod tests {
     fn welcome(addresses: &[&str], routes: &[&str]) -> Welcome {
         Welcome {
             version: 1,
-            software: String::new(),
-            name: String::new(),
+            software: Foreign::default(),
+            name: Foreign::default(),
             addresses: nets(addresses).into_iter().map(Net).collect(),
             routes: nets(routes).into_iter().map(Net).collect(),
             mtu: 1400,

@@ -13,6 +13,7 @@ use tracing::info;
 use crate::{
     clock,
     events::{Event, Events},
+    foreign::Foreign,
     link::candidate::Candidate,
     path::{
         manager::{Condition, Reason},
@@ -77,7 +78,7 @@ pub(super) struct Line {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) socket: Arc<PathSocket>,
-    pub(super) software: String,
+    pub(super) software: Foreign,
     pub(super) since: SystemTime,
 }
 

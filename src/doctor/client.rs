@@ -18,6 +18,7 @@ use super::{
 use crate::{
     client::{links::Links, names::Names},
     config::{ClientConfig, HostPort},
+    foreign::Foreign,
     host::{resolver, sysctl},
     link::candidate::Candidate,
     netlink::Netlink,
@@ -165,7 +166,7 @@ async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate)
             }
             Err(error) => Finding::bad(
                 subject,
-                format!("answers, and then: {error}"),
+                format!("answers, and then: {}", Foreign::of(error)),
                 "what does the server's log say?",
             ),
         },

@@ -9,6 +9,8 @@ use netlink_sys::{
 };
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
+use crate::foreign::Foreign;
+
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES: u32 = 7;
 /// As much of a message as is read.
@@ -75,8 +77,8 @@ async fn run(script: &str) -> anyhow::Result<()> {
     }
     let output = nft.wait_with_output().await.context("nft")?;
     if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("nft refuses: {}", complaint.lines().next().unwrap_or("without a word"));
+        let complaint = output.stderr.split(|byte| *byte == b'\n').next();
+        bail!("nft refuses: {}", Foreign::from(complaint.unwrap_or(b"without a word")));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 use zbus::proxy;
 
 use super::Layout;
-use crate::config::Dns;
+use crate::{config::Dns, foreign::Foreign};
 
 #[proxy(
     interface = "org.freedesktop.resolve1.Manager",
@@ -119,6 +119,6 @@ fn reason(error: &zbus::Error) -> String {
             "it is not running (systemctl enable --now systemd-resolved)".into()
         }
         zbus::Error::InputOutput(error) => format!("there is no D-Bus system bus ({error})"),
-        error => error.to_string(),
+        error => Foreign::of(error).to_string(),
     }
 }

@@ -20,6 +20,7 @@ use super::{
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
 };
 use crate::{
+    foreign::Foreign,
     identity::{PrivateKey, PublicKey},
     link::candidate::Candidate,
     quic::{self, close},
@@ -52,7 +53,7 @@ pub enum HandshakeError {
         /// Where.
         server: SocketAddr,
         /// What it said.
-        reason: String,
+        reason: Foreign,
     },
     /// No answer in time.
     #[error("no answer from {server} over {link}")]
@@ -69,8 +70,8 @@ pub enum HandshakeError {
         server: SocketAddr,
         /// Over which link.
         link: String,
-        /// What went wrong.
-        reason: String,
+        /// What went wrong; a peer may have chosen the words.
+        reason: Foreign,
     },
 }
 
@@ -179,7 +180,7 @@ impl Handshake {
         let unreachable = |reason: &dyn std::fmt::Display| HandshakeError::Unreachable {
             server: candidate.server,
             link: candidate.link.clone(),
-            reason: reason.to_string(),
+            reason: Foreign::of(reason),
         };
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
@@ -211,12 +212,12 @@ impl Handshake {
                 Some(HandshakeError::WrongServerKey { server, shown, expected })
             }
             (_, ConnectionError::VersionMismatch) => {
-                Some(HandshakeError::NotRoamd { server, reason: error.to_string() })
+                Some(HandshakeError::NotRoamd { server, reason: Foreign::of(error) })
             }
             (_, ConnectionError::ConnectionClosed(close))
                 if close.error_code == no_application_protocol() =>
             {
-                Some(HandshakeError::NotRoamd { server, reason: error.to_string() })
+                Some(HandshakeError::NotRoamd { server, reason: Foreign::of(error) })
             }
             _ => None,
         }

@@ -13,6 +13,7 @@ use quinn::Connection;
 
 use crate::{
     config,
+    foreign::Foreign,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -57,7 +58,7 @@ pub struct PeerSession {
     /// When the session began.
     pub since: SystemTime,
     /// The program that the peer runs.
-    pub software: String,
+    pub software: Foreign,
 }
 
 impl Peers {

@@ -12,6 +12,8 @@ use bytes::{BufMut, BytesMut};
 use ipnet::IpNet;
 use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 
+use crate::foreign::Foreign;
+
 /// Versions of this protocol that we speak, best first.
 pub const VERSIONS: [u16; 1] = [1];
 /// Bytes of the length in front of each message.
@@ -49,7 +51,7 @@ pub struct Hello {
     pub versions: Vec<u16>,
     /// Name and version of the program, for people who read logs.
     #[n(1)]
-    pub software: String,
+    pub software: Foreign,
     /// Whether the client takes packets whose checksum is left to it.
     #[n(2)]
     #[cbor(default)]
@@ -65,10 +67,10 @@ pub struct Welcome {
     pub version: u16,
     /// Name and version of the program, for people who read logs.
     #[n(1)]
-    pub software: String,
+    pub software: Foreign,
     /// The client's name in the server's configuration.
     #[n(2)]
-    pub name: String,
+    pub name: Foreign,
     /// The client's inner addresses, with the prefix length of the tunnel's network.
     #[n(3)]
     pub addresses: Vec<Net>,
@@ -175,7 +177,7 @@ mod tests {
         prop_oneof![
             (proptest::collection::vec(any::<u16>(), 0..4), ".*", any::<bool>()).prop_map(
                 |(versions, software, unchecked)| {
-                    Message::Hello(Hello { versions, software, unchecked })
+                    Message::Hello(Hello { versions, software: software.into(), unchecked })
                 }
             ),
             any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
@@ -183,8 +185,8 @@ mod tests {
                 .prop_map(|(version, software, name, addresses, routes, mtu, unchecked, dns)| {
                     Message::Welcome(Welcome {
                         version,
-                        software,
-                        name,
+                        software: software.into(),
+                        name: name.into(),
                         addresses,
                         routes,
                         mtu,
@@ -234,6 +236,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_calls_itself_is_printable_as_soon_as_it_is_read() {
+        // [1, [{0: 1, 1: "a\n\x1b[0m", 2: "b\rc", 3: [], 4: [], 5: 1400}]]
+        let raw = b"\x82\x01\x81\xa6\x00\x01\x01\x66a\n\x1b[0m\x02\x63b\rc\x03\x80\x04\x80\x05\x19\x05\x78";
+        let Some(Message::Welcome(welcome)) = Message::decode(raw).unwrap() else {
+            panic!("a welcome")
+        };
+        assert_eq!(welcome.software.as_str(), "a\\n\\u{1b}[0m");
+        assert_eq!(welcome.name.as_str(), "b\\rc");
+    }
+
+    #[test]
     fn a_hello_is_what_the_specification_shows() {
         let hello = Message::Hello(Hello {
             versions: vec![1],
@@ -246,8 +259,8 @@ mod tests {
 
     #[test]
     fn a_message_beyond_its_length_field_is_an_error() {
-        let software = "x".repeat(70_000);
-        let hello = Message::Hello(Hello { versions: vec![1], software, unchecked: false });
+        let versions = vec![1000; 30_000];
+        let hello = Message::Hello(Hello { versions, software: "x".into(), unchecked: false });
         assert!(matches!(hello.encode(), Err(ControlError::TooLong(_))));
     }
 }

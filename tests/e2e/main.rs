@@ -15,6 +15,9 @@
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
 mod edges;
+#[path = "../../examples/forger.rs"]
+mod forger;
+mod forgery;
 mod harness;
 mod keystrokes;
 mod lasting;
