@@ -16,7 +16,10 @@ use netlink_packet_route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use crate::netlink::Netlink;
+use crate::{
+    foreign::{LIMIT, is_printable, printable},
+    netlink::Netlink,
+};
 
 /// A link that could carry a path to one address of the server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +47,8 @@ pub enum Unusable {
     NoAddress,
     /// The kernel has no route to the server through it.
     NoRoute,
+    /// Its name has characters that no terminal should be given.
+    Name,
     /// The configuration excludes it (`paths.ignore`).
     Ignored,
 }
@@ -55,6 +60,7 @@ impl fmt::Display for Unusable {
             Self::NoCarrier => "it has no carrier",
             Self::NoAddress => "it has no address to reach the server from",
             Self::NoRoute => "it has no route to the server",
+            Self::Name => "its name is not printable",
             Self::Ignored => "paths.ignore names it",
         })
     }
@@ -91,8 +97,9 @@ pub async fn unusable(
         if link.header.index == own || is_loopback(&link) {
             continue;
         }
+        let shown = || printable(&name(&link), LIMIT);
         if is_ignored(&name(&link)) {
-            found.push((name(&link), Unusable::Ignored));
+            found.push((shown(), Unusable::Ignored));
             continue;
         }
         // Without a known address of the server there is no route to it.
@@ -103,7 +110,7 @@ pub async fn unusable(
                 Err(reason) => why = reason,
             }
         }
-        found.push((name(&link), why));
+        found.push((shown(), why));
     }
     Ok(found)
 }
@@ -115,6 +122,10 @@ async fn candidate(
     server: SocketAddr,
 ) -> Result<Result<Candidate, Unusable>, rtnetlink::Error> {
     let index = link.header.index;
+    // The kernel takes all but white space, / and : in a name, and a name goes to logs and terminals.
+    if !name(link).chars().all(is_printable) {
+        return Ok(Err(Unusable::Name));
+    }
     if !link.header.flags.contains(LinkFlags::Up) {
         return Ok(Err(Unusable::Down));
     }

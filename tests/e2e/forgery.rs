@@ -134,3 +134,29 @@ fn say(config: &Path) -> anyhow::Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_link_whose_name_would_move_the_cursor_is_not_used() {
+    let mut net = Net::new(1);
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    let rename = |from: &str, to: &str| {
+        let link = |arguments: &[&str]| {
+            let mut ip = net.clients[0].namespace.command("ip");
+            assert!(ip.arg("link").arg("set").args(arguments).status().unwrap().success());
+        };
+        link(&[from, "down"]);
+        link(&[from, "name", to]);
+        link(&[to, "up"]);
+    };
+    rename("eth0", "e\x1b[31m");
+    let mut client = net.clients.pop().unwrap();
+    client.start();
+    eventually("an attempt", || {
+        client.try_status()?["last-error"].as_str()?.contains("no network link").then_some(())
+    });
+    let unused = &client.status()["unused-links"][0];
+    assert_eq!(unused["link"], "e\\u{1b}[31m");
+    assert_eq!(unused["why"], "its name is not printable");
+    drop(client);
+}
