@@ -17,7 +17,7 @@
 //! - [`session`]: how a session begins.
 //! - [`client`], [`server`]: the two composition roots.
 //! - [`config`], [`cli`], [`control`], [`status`], [`events`], [`metrics`], [`paint`], [`logging`], [`daemon`],
-//!   [`service`], [`signals`], [`exit`]: the daemon's edges towards people and systemd.
+//!   [`service`], [`signals`], [`exit`], [`rights`]: the daemon's edges towards people and systemd.
 //! - [`doctor`]: what keeps a tunnel from working on this host.
 //! - [`lab`], [`demo`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
@@ -42,6 +42,7 @@ pub mod netlink;
 pub mod paint;
 pub mod path;
 pub mod quic;
+pub mod rights;
 pub mod server;
 pub mod service;
 pub mod session;
