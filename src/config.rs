@@ -81,6 +81,15 @@ impl Loaded {
         Ok(Self { config, effective })
     }
 
+    /// The file that the key was read from, if that is another one.
+    #[must_use]
+    pub fn key_file(&self) -> Option<&Path> {
+        match &self.effective {
+            raw::RawConfig::Client(raw) => raw.private_key_file.as_deref(),
+            raw::RawConfig::Server(raw) => raw.private_key_file.as_deref(),
+        }
+    }
+
     /// The effective configuration as TOML: every default filled in, no secrets.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string(&self.effective)

@@ -2,6 +2,8 @@
 
 use std::{convert::Infallible, path::PathBuf};
 
+use anyhow::Context as _;
+use nix::sys::prctl;
 use tracing::{error, info};
 
 use crate::{
@@ -23,6 +25,8 @@ pub struct Daemon {
 impl Daemon {
     /// Loads the file and starts to log.
     pub fn load(file: PathBuf) -> anyhow::Result<(Self, Config)> {
+        // Neither a dump nor a debugger of the same user may have the key.
+        prctl::set_dumpable(false).context("cannot switch core dumps off")?;
         let config = config::load(&file)?;
         let log = logging::init(config.log())?;
         let instance = Instance::of_file(&file);

@@ -6,6 +6,7 @@ use std::io;
 use crate::client::fate::Refusal;
 use crate::config::ConfigErrors;
 use crate::identity::KeyError;
+use crate::rights::Unreadable;
 use crate::tunnel::interface::InterfaceError;
 
 /// A reason to end, with its exit status. Anything else ends with status 1.
@@ -61,6 +62,8 @@ impl Exit {
                 Some(of_config(errors))
             } else if let Some(error) = cause.downcast_ref::<KeyError>() {
                 of_key(error)
+            } else if cause.is::<Unreadable>() {
+                Some(Self::Permission)
             } else if cause.is::<Refusal>() {
                 Some(Self::Refused)
             } else if let Some(error) = cause.downcast_ref::<InterfaceError>() {
@@ -74,7 +77,7 @@ impl Exit {
 
 fn of_config(errors: &ConfigErrors) -> Exit {
     match errors {
-        ConfigErrors::Unreadable { .. } => Exit::NoInput,
+        ConfigErrors::Unreadable { error, .. } => of_io(error).unwrap_or(Exit::NoInput),
         ConfigErrors::Syntax { .. } | ConfigErrors::Problems { .. } => Exit::Config,
     }
 }

@@ -95,11 +95,14 @@ impl PrivateKey {
         let unreadable = |error| KeyError::Read { path: path.into(), error };
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
+        let text = read_text(file).map_err(unreadable)?;
+        let key = Self::from_base64(&text)
+            .map_err(|error| KeyError::Content { path: path.into(), error })?;
+        // Last: the mode of a folder or a device is right as it is, whatever it would be for a key.
         if mode & open != 0 {
             return Err(KeyError::Exposed { path: path.into(), mode });
         }
-        let text = read_text(file).map_err(unreadable)?;
-        Self::from_base64(&text).map_err(|error| KeyError::Content { path: path.into(), error })
+        Ok(key)
     }
 
     /// Reads one line of base64, as standard input gives it.

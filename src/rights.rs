@@ -62,10 +62,11 @@ pub fn mend(file: &Path) -> String {
 pub fn check(file: &Path, key: Option<&Path>) -> Result<(), Unreadable> {
     let Some(user) = reader(file).filter(|_| geteuid().is_root()) else { return Ok(()) };
     readable_by(&user, file)?;
-    // LoadCredential= of the unit: systemd reads this one, as root.
-    match key {
-        Some(key) if key != file.with_extension("key") => readable_by(&user, key),
-        Some(_) | None => Ok(()),
+    // LoadCredential= of the unit: systemd reads that one, as root.
+    let credential = path::absolute(file.with_extension("key")).ok();
+    match key.filter(|key| credential.as_deref() != Some(*key)) {
+        Some(key) => readable_by(&user, key),
+        None => Ok(()),
     }
 }
 
@@ -142,7 +143,10 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, chown};
 
     fn nobody() -> User {
-        assert!(geteuid().is_root(), "this test needs root: only root can take another user's place");
+        assert!(
+            geteuid().is_root(),
+            "this test needs root: only root can take another user's place"
+        );
         User::from_name("nobody").unwrap().unwrap()
     }
 
@@ -165,9 +169,7 @@ mod tests {
         let path = closed.display();
         assert_eq!(
             error.to_string(),
-            format!(
-                "user nobody cannot read {path}: run chown nobody: {path} && chmod 600 {path}"
-            )
+            format!("user nobody cannot read {path}: run chown nobody: {path} && chmod 600 {path}")
         );
         chown(&closed, Some(user.uid.as_raw()), None).unwrap();
         readable_by(&user, &closed).unwrap();

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -165,6 +166,12 @@ fn pubkey_says_what_is_wrong_with_its_input() {
         let ended = roamd(&directory, &["pubkey", file]);
         assert_eq!((ended.status, ended.stderr), (status, format!("roamd: {message}\n")));
     }
+    // Their modes are right for what they are: a chmod would break the system.
+    for (file, status) in [("/dev/null", 65), ("/bin/ls", 65), ("/tmp", 66)] {
+        let ended = roamd(&directory, &["pubkey", file]);
+        assert_eq!(ended.status, status, "{}", ended.stderr);
+        assert!(!ended.stderr.contains("chmod"), "{}", ended.stderr);
+    }
     let ended = roamd_with_input(&["pubkey"], "secret\n");
     assert_eq!(ended.status, 65);
     assert_eq!(
@@ -204,6 +211,50 @@ fn check_tells_a_missing_file_from_a_wrong_one() {
     write(&directory, "syntax.toml", "role = \n", 0o644);
     assert_eq!(roamd(&directory, &["check", "absent.toml"]).status, 66);
     assert_eq!(roamd(&directory, &["check", "syntax.toml"]).status, 78);
+}
+
+#[test]
+fn a_key_in_the_configuration_is_for_its_owner_alone() {
+    let directory = directory();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/valid/client-least.toml");
+    let text = fs::read_to_string(data).unwrap();
+    let inline =
+        text.replace("private-key-file = \"host.key\"", &format!("private-key = {SEED:?}"));
+    assert_ne!(inline, text);
+    for mode in [0o640, 0o620, 0o604] {
+        write(&directory, "home.toml", &inline, mode);
+        let ended = roamd(&directory, &["check", "home.toml"]);
+        assert_eq!(ended.status, 78, "{mode:o}");
+        let file = fs::canonicalize(directory.path()).unwrap().join("home.toml");
+        assert_eq!(
+            ended.stderr,
+            format!(
+                "home.toml:2: private-key can be read by others, for this file has mode {mode:04o}: run \
+                 chmod 600 {}, and make another key if they are not to be trusted with this one\n",
+                file.display()
+            )
+        );
+    }
+    write(&directory, "home.toml", &inline, 0o600);
+    assert_eq!(roamd(&directory, &["check", "home.toml"]).status, 0);
+    // Without a key in it, a file may be for everybody.
+    write(&directory, "home.toml", &text, 0o644);
+    assert_eq!(roamd(&directory, &["check", "home.toml"]).status, 0);
+}
+
+/// A file that another user may not read ends the daemon in the way that `--help` says.
+#[test]
+fn a_configuration_that_cannot_be_read_is_a_matter_of_permission() {
+    let directory = directory();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    copy(&directory, "valid/client-least.toml");
+    write(&directory, "home.toml", "", 0o600);
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let mut command = command(directory.path());
+    command.args(["run", "home.toml"]).uid(nobody.uid.as_raw()).gid(nobody.gid.as_raw());
+    let ended = Ended::from(command.output().unwrap());
+    assert_eq!(ended.status, 77, "{}", ended.stderr);
+    assert_eq!(ended.stderr, "roamd: cannot read home.toml: Permission denied (os error 13)\n");
 }
 
 #[test]

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use crate::config::{Loaded, process_environment};
+use crate::rights;
 
 /// Prints the effective configuration with this host's public key, or fails with every
 /// problem.
 pub fn check(file: &Path) -> anyhow::Result<()> {
     let loaded = Loaded::new(file, process_environment())?;
+    rights::check(file, loaded.key_file())?;
     let toml = loaded.to_toml()?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "# {}: no problems; with every default it reads:", file.display())?;

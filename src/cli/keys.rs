@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 
 use crate::exit::Exit;
 use crate::identity::PrivateKey;
+use crate::rights;
 
 /// Writes a new private key to a file of its own or to standard output.
 pub fn genkey(output: Option<&Path>) -> anyhow::Result<()> {
@@ -42,7 +43,9 @@ fn write_new(path: &Path, key: &PrivateKey) -> anyhow::Result<()> {
         .mode(0o600)
         .open(path)
         .map_err(|error| cannot_create(path, error))?;
-    let written = writeln!(file, "{}", *key.to_base64()).and_then(|()| file.sync_all());
+    let written = writeln!(file, "{}", *key.to_base64())
+        .and_then(|()| rights::give(&file, path))
+        .and_then(|()| file.sync_all());
     written.map_err(|error| {
         // Half a key is of no use, and would be in the way of the next attempt.
         let _ = fs::remove_file(path);

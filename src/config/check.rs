@@ -16,6 +16,7 @@ use super::problem::Problems;
 use super::raw::{List, RawLog, RawMetrics, RawQuic, Secret};
 use super::{Dns, Log, Metrics, Quic};
 use crate::identity::{KeyError, PrivateKey};
+use crate::rights;
 
 /// More often than this costs battery and data, and keeps no NAT open that others do not.
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -150,10 +151,11 @@ fn written_key(
         problems.add(keys::PRIVATE_KEY, None, "is one key too many beside private-key-file");
     }
     let mode = file.metadata().map_or(0, |found| found.permissions().mode() & 0o7777);
-    if mode & 0o007 != 0 {
+    if mode & 0o077 != 0 {
         let reason = format!(
-            "is readable by everybody, for this file has mode {mode:04o}; use another key, and \
-             chmod o= the file"
+            "can be read by others, for this file has mode {mode:04o}: run {}, and make another key \
+             if they are not to be trusted with this one",
+            rights::mend(file)
         );
         problems.add(keys::PRIVATE_KEY, None, reason);
     }
@@ -178,7 +180,12 @@ fn named_key(
 }
 
 fn unusable(error: &KeyError, problems: &mut Problems) {
-    problems.add(KEY_FILE, None, format!("cannot be used: {error}"));
+    let advice = match error {
+        KeyError::Read { path, error } => rights::advice(path, error),
+        KeyError::Exposed { .. } | KeyError::Content { .. } | KeyError::Random => None,
+    };
+    let advice = advice.map_or_else(String::new, |advice| format!(": {advice}"));
+    problems.add(KEY_FILE, None, format!("cannot be used: {error}{advice}"));
 }
 
 pub(super) fn tun_name(name: &Option<String>, problems: &mut Problems) -> Option<String> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::keys::{self, Key, Kind, Role};
 use super::lines::join;
+use crate::rights;
 
 /// Longer values are cut in messages.
 const MAX_SHOWN: usize = 80;
@@ -14,7 +15,7 @@ const MAX_SHOWN: usize = 80;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigErrors {
     /// The file could not be read.
-    #[error("cannot read {path}: {error}", path = path.display())]
+    #[error("cannot read {}: {error}{}", path.display(), advice(path, error))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -41,6 +42,10 @@ pub enum ConfigErrors {
         /// All of them, in the order of the file, those of the environment last.
         problems: Vec<Problem>,
     },
+}
+
+fn advice(path: &std::path::Path, error: &io::Error) -> String {
+    rights::advice(path, error).map_or_else(String::new, |advice| format!(": {advice}"))
 }
 
 fn lines(path: &std::path::Path, problems: &[Problem]) -> String {

@@ -5,14 +5,19 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpStream, UdpSocket},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
+    os::unix::{
+        fs::PermissionsExt as _,
+        net::UnixStream,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     process::{Command, Stdio},
 };
 
+use nix::sys::signal::Signal;
 use roamd::lab::veth;
 use serde_json::Value;
 
-use crate::harness::{Host, Net, PROGRAM, eventually};
+use crate::harness::{Host, Net, PATIENCE, PROGRAM, eventually};
 
 fn said(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
     let output = host.tell(arguments);
@@ -337,4 +342,18 @@ fn a_captive_portal_is_told_of_and_never_used() {
     // Back in a good network everything is inside again.
     client.namespace.set_up("eth0").unwrap();
     eventually("the tunnel takes everything", || leaves_by("roam0").then_some(()));
+}
+
+#[test]
+fn a_daemon_that_is_aborted_leaves_no_core_dump() {
+    let mut net = Net::new(0);
+    let folder = net.server.folder().display().to_string();
+    let script = "ulimit -c unlimited; cd \"$0\"; exec \"$@\"";
+    net.server.start_in("sh", &["-c", script, &folder]);
+    eventually("the server listens", || net.server.try_status());
+    let daemon = net.server.daemon.as_mut().unwrap();
+    daemon.signal(Signal::SIGABRT).unwrap();
+    let status = daemon.wait(PATIENCE).unwrap().unwrap();
+    assert_eq!(status.signal(), Some(Signal::SIGABRT as i32));
+    assert!(!status.core_dumped(), "{status}: the key is in the dump");
 }

@@ -15,6 +15,7 @@ use crate::{
     config::{HostPort, ServerConfig},
     exit::Exit,
     identity::PrivateKey,
+    rights,
 };
 
 /// The whole file.
@@ -31,7 +32,9 @@ pub(super) fn toml(
     let mut text = Zeroizing::new(String::from("role = \"client\"\n"));
     match key {
         Some(key) => {
-            text.push_str("# Whoever has this key is this client: chmod o= this file.\n");
+            text.push_str(
+                "# Whoever has this key is this client: this file is for its owner alone.\n",
+            );
             text.extend(["private-key = \"", key.to_base64().as_str(), "\"\n"]);
         }
         None => text.push_str("private-key-file = \"the path of this client's key\"\n"),
@@ -64,7 +67,10 @@ pub(super) fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     };
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(path).map_err(cannot)?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| rights::give(&file, path))
+        .and_then(|()| file.sync_all());
     written.map_err(|error| {
         let _ = fs::remove_file(path);
         cannot(error)
