@@ -96,6 +96,9 @@ const PORTAL_PACE: Duration = Duration::from_secs(3);
 const NAMES_PACE: Duration = Duration::from_secs(600);
 /// From a change of networks to a look at the names: DHCP and the resolver come after the link.
 const NAMES_SETTLE: Duration = Duration::from_secs(5);
+/// How long `systemctl start` waits for the first session. There may be no network for hours, and then it
+/// would hang, and with it what waits for it at boot.
+const START: Duration = Duration::from_secs(5);
 /// How long the server has to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -144,13 +147,13 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
         let client = client.clone();
         move || Status::client(client.status())
     })?;
-    info!(interface = client.interface, key = %client.key, "starting");
     let ended = tokio::select! {
         ended = client.carry(device.reader(), &mut wish, &mut ordered) => ended,
         failed = host.run() => failed.map(|never| match never {}),
         failed = daemon.hangups(|| client.reload(&daemon, &orders)) => failed.map(|never| match never {}),
         failed = client.keep_names() => failed.map(|never| match never {}),
         never = metered::watch(|found| links.meter(found)) => match never {},
+        never = client.end_start() => match never {},
         never = service::watchdog(&client.roaming.heart) => match never {},
         deleted = interface::deleted(index) => {
             deleted?;
@@ -258,7 +261,7 @@ impl Client {
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
-        let (mut pauses, mut lost, mut told) = (Pauses::default(), clock::now(), String::new());
+        let (mut pauses, mut lost) = (Pauses::default(), clock::now());
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
@@ -268,7 +271,6 @@ impl Client {
             let refusal = ended.refusal(self.key);
             if self.shown.sessions() > sessions {
                 lost = clock::now();
-                told.clear();
             }
             if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();
@@ -284,16 +286,27 @@ impl Client {
                 }
                 Some(_) | None => {}
             }
-            if told == reason {
-                debug!(reason, "not connected");
-            } else {
-                warn!(reason, "not connected");
-                told = reason;
-            }
+            self.not_connected(&reason);
             if let Some(pause) = pause {
                 self.sleep_or_change(pause).await?;
             }
         }
+    }
+
+    /// Logs why there is no connection, once.
+    fn not_connected(&self, reason: &str) {
+        if self.shown.is_news(reason) {
+            warn!(reason, "not connected");
+        } else {
+            debug!(reason, "not connected");
+        }
+    }
+
+    /// Tells the service manager after a while that the daemon has started, connected or not.
+    async fn end_start(&self) -> Infallible {
+        tokio::time::sleep(START).await;
+        self.shown.end_start();
+        std::future::pending().await
     }
 
     /// Waits for the longest of the pause, or less if a network changes, but for the shortest at least.
@@ -312,7 +325,14 @@ impl Client {
         let (taken, dropped) = self.queue.take_early(EARLY);
         self.counters.dropped_by_queue(dropped);
         let early = taken.datagrams();
-        let dialed = self.dialer.dial(early.clone(), lost).await;
+        let dialed = self
+            .dialer
+            .dial(early.clone(), lost, |error| {
+                let reason = error.to_string();
+                self.shown.silent(&reason);
+                self.not_connected(&reason);
+            })
+            .await;
         if dialed.as_ref().is_ok_and(|connected| connected.early_arrived) {
             let bytes = early.iter().map(|packet| packet.len() as u64).sum();
             self.counters.sent.add(early.len() as u64, bytes);

@@ -114,6 +114,14 @@ impl Config {
         }
     }
 
+    /// The name of the TUN device.
+    pub fn interface(&self) -> &str {
+        match self {
+            Self::Client(client) => &client.tun.name,
+            Self::Server(server) => &server.tun.name,
+        }
+    }
+
     /// What to log, and how.
     pub fn log(&self) -> &Log {
         match self {

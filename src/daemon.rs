@@ -10,7 +10,9 @@ use crate::{
     config::{self, Config, ConfigErrors, Log},
     control::Instance,
     logging::{self, LogHandle},
-    service, signals,
+    service,
+    session::SOFTWARE,
+    signals,
 };
 
 /// A daemon that is about to run.
@@ -29,6 +31,12 @@ impl Daemon {
         prctl::set_dumpable(false).context("cannot switch core dumps off")?;
         let config = config::load(&file)?;
         let log = logging::init(config.log())?;
+        info!(
+            file = %file.display(),
+            interface = config.interface(),
+            key = %config.private_key().public_key(),
+            "{SOFTWARE} starting"
+        );
         let instance = Instance::of_file(&file);
         Ok((Self { file, log, instance }, config))
     }

@@ -1,15 +1,19 @@
-//! Where log lines go: standard error, as text or as JSON.
+//! Where log lines go: standard error, as text or as JSON; or systemd's journal.
+
+mod journal;
 
 use std::env;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use tracing::warn;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
+use self::journal::{Entries, Journal};
 use crate::config::{Filter, Log, LogFormat};
 use crate::foreign::is_printable;
 
@@ -31,20 +35,25 @@ impl LogHandle {
     }
 }
 
-/// Sends this process's events to standard error from here on.
+/// Sends this process's events to standard error from here on, or to the journal behind it.
 pub fn init(log: &Log) -> Result<LogHandle, LoggingError> {
     let ansi = io::stderr().is_terminal();
     let lines = fmt::layer().with_ansi(ansi);
     let stderr = move || OneLine { to: io::stderr(), ansi };
-    let layer = match log.format {
-        LogFormat::Json => lines
+    let journal = if is_journal() { Journal::open().ok() } else { None };
+    let layer = match (log.format, journal) {
+        (LogFormat::Json, _) => lines
             .with_writer(io::stderr)
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .boxed(),
-        LogFormat::Text if is_journal() => lines.with_writer(stderr).without_time().boxed(),
-        LogFormat::Text => lines.with_writer(stderr).boxed(),
+        (LogFormat::Text, Some(journal)) => fmt::layer()
+            .event_format(Entries::default())
+            .with_ansi(false)
+            .with_writer(Arc::new(journal))
+            .boxed(),
+        (LogFormat::Text, None) => lines.with_writer(stderr).boxed(),
     };
     let (filter, handle) = reload::Layer::new(log.level.to_env_filter());
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
@@ -80,6 +89,13 @@ impl<W: Write> Write for OneLine<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
+}
+
+/// Writes what ends the process to standard error; for the journal, each line with its priority (sd-daemon(3)).
+pub fn complain(lines: &str) -> io::Result<()> {
+    let mut stderr = io::stderr().lock();
+    let priority = if is_journal() { "<3>" } else { "" };
+    lines.lines().try_for_each(|line| writeln!(stderr, "{priority}{line}"))
 }
 
 /// Whether standard error is the journal, which has its own clock.

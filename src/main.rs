@@ -1,7 +1,6 @@
 //! The `roamd` binary: parses the command line, dispatches, and ends with a status that
 //! says why.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ use roamd::cli::{self, Cli, Command, ImportFrom};
 use roamd::config::{Config, ConfigErrors};
 use roamd::daemon::Daemon;
 use roamd::exit::Exit;
-use roamd::{client, demo, server};
+use roamd::{client, demo, logging, server, service};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -43,6 +42,15 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 }
 
 fn run(file: PathBuf) -> anyhow::Result<()> {
+    let ended = run_daemon(file);
+    if let Err(error) = &ended {
+        // systemctl status shows it beside the exit status. The journal has all of it.
+        service::report(format!("{error:#}").lines().next().unwrap_or_default());
+    }
+    ended
+}
+
+fn run_daemon(file: PathBuf) -> anyhow::Result<()> {
     let (daemon, config) = Daemon::load(file)?;
     // One thread: on two cores the datapath is faster on one than shared between threads, because
     // packets then never wait for another thread to wake.
@@ -66,13 +74,14 @@ fn end(error: &anyhow::Error) -> ExitCode {
     if cli::is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    let mut stderr = io::stderr().lock();
     // Each line about a configuration names its own file.
     let _ = match error.downcast_ref::<ConfigErrors>() {
         Some(errors @ (ConfigErrors::Problems { .. } | ConfigErrors::Syntax { .. })) => {
-            writeln!(stderr, "{errors}")
+            logging::complain(&errors.to_string())
         }
-        Some(ConfigErrors::Unreadable { .. }) | None => writeln!(stderr, "roamd: {error:#}"),
+        Some(ConfigErrors::Unreadable { .. }) | None => {
+            logging::complain(&format!("roamd: {error:#}"))
+        }
     };
     Exit::of(error).map_or(ExitCode::FAILURE, |exit| exit.code().into())
 }

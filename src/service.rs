@@ -91,15 +91,25 @@ pub async fn watchdog(heart: &Heart) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     // Who is busy when it is asked is in time with the next answer.
     let pace = (limit / 4).max(Duration::from_millis(1));
+    ask(heart, pace, |is_beating| {
+        if is_beating {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            warn!("the main loop does not come round");
+        }
+    })
+    .await
+}
+
+/// Tells at this pace whether the heart beats.
+async fn ask(heart: &Heart, pace: Duration, mut tell: impl FnMut(bool)) -> Infallible {
+    // A question reaches only those who wait for it, and at first nobody does.
+    tokio::time::sleep(pace).await;
     loop {
         let before = heart.beats.load(Ordering::Relaxed);
         heart.asked.notify_waiters();
         tokio::time::sleep(pace).await;
-        if heart.beats.load(Ordering::Relaxed) == before {
-            warn!("the main loop does not come round");
-        } else {
-            notify(&[NotifyState::Watchdog]);
-        }
+        tell(heart.beats.load(Ordering::Relaxed) != before);
     }
 }
 
@@ -196,4 +206,35 @@ fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
     // else takes them.
     let owned = |(descriptor, name)| (unsafe { OwnedFd::from_raw_fd(descriptor) }, name);
     Ok(descriptors.map(owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answers(heart: &Heart) -> Infallible {
+        loop {
+            heart.asked().await;
+            heart.beat();
+        }
+    }
+
+    async fn told(heart: &Heart, beats: bool) -> Vec<bool> {
+        let mut told = Vec::new();
+        let asked = ask(heart, Duration::from_secs(1), |is_beating| told.push(is_beating));
+        tokio::select! {
+            // As at a start: the watchdog comes first.
+            biased;
+            never = asked => match never {},
+            never = answers(heart), if beats => match never {},
+            () = tokio::time::sleep(Duration::from_millis(9_500)) => {}
+        }
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heart_that_beats_is_never_said_to_stand_still() {
+        assert_eq!(told(&Heart::default(), true).await, [true; 8]);
+        assert_eq!(told(&Heart::default(), false).await, [false; 8]);
+    }
 }

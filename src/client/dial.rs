@@ -37,6 +37,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Attempts in one round.
 const MAX_ATTEMPTS: usize = 16;
+/// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long the further handshakes of an attempt may take. The first one may take longer, should the
 /// network be that slow.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -92,13 +94,14 @@ impl Dialer {
 
     /// One round: races all addresses over all links, also those that are found meanwhile. Packets
     /// of `early` go with the first packet of each attempt, where the server lets that be. `since` is
-    /// when the last connection was lost.
+    /// when the last connection was lost. A server that does not answer soon is told to `silent`.
     ///
     /// Cancel safe: what it opened is closed.
     pub async fn dial(
         &self,
         early: Arc<[Bytes]>,
         mut since: Instant,
+        silent: impl Fn(&HandshakeError),
     ) -> Result<Connected, DialError> {
         let mut monitor = self.network.monitor()?;
         let resolving = self.names.resolve();
@@ -115,6 +118,7 @@ impl Dialer {
         let mut failure = None;
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
+        let (silence, mut is_told) = (next + SILENCE, false);
         loop {
             if waiting.is_empty() && attempts.is_empty() && !unresolved {
                 return Err(failure.map_or(DialError::NoRoute(servers), DialError::Handshake));
@@ -140,6 +144,10 @@ impl Dialer {
                 }
                 () = time::sleep_until(end.into()), if !attempts.is_empty() => {
                     return Err(failure.unwrap_or_else(|| no_answer(&tried)).into());
+                }
+                () = time::sleep_until(silence.into()), if !is_told && !attempts.is_empty() => {
+                    is_told = true;
+                    silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
                 }
                 () = monitor.hint() => {
                     waiting.extend(self.find(&servers, &mut tried).await?);

@@ -56,6 +56,8 @@ struct State {
     gaps: Gaps,
     /// The link with a captive portal that was told of last.
     portal: Option<String>,
+    /// Why there is no connection, as it was told last.
+    told: Option<String>,
     /// What the service manager was told last.
     said: String,
 }
@@ -99,6 +101,7 @@ impl Shown {
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
             portal: None,
+            told: None,
             said: String::new(),
         });
         Self { state, events }
@@ -128,6 +131,7 @@ impl Shown {
             state.state = ClientState::Connected;
             state.refused = None;
             state.said.clear();
+            state.told = None;
             state.portal = None;
             state.sessions += 1;
             state.line = Some(line);
@@ -159,6 +163,35 @@ impl Shown {
         match words {
             Some(words) if refused => service::ready(&words),
             Some(words) => service::report(&words),
+            None => {}
+        }
+    }
+
+    /// The server does not answer so far.
+    pub(super) fn silent(&self, reason: &str) {
+        let words = self.with(|state| {
+            state.last_error = Some(reason.into());
+            match state.refused {
+                Some(_) => None,
+                None => state.say(format!("not connected: {reason}")),
+            }
+        });
+        if let Some(words) = words {
+            service::report(&words);
+        }
+    }
+
+    /// Whether this reason for having no connection was not the last one since there was one.
+    pub(super) fn is_news(&self, reason: &str) -> bool {
+        self.with(|state| state.told.replace(reason.into()).as_deref() != Some(reason))
+    }
+
+    /// Whoever waits for the daemon to start learns that it has, and what came of it.
+    pub(super) fn end_start(&self) {
+        let words = self.with(|state| (state.sessions == 0).then(|| state.said.clone()));
+        match words.as_deref() {
+            Some("") => service::ready("not connected: the server is asked"),
+            Some(words) => service::ready(words),
             None => {}
         }
     }

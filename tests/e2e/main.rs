@@ -29,5 +29,6 @@ mod refusal;
 mod reload;
 mod roaming;
 mod routing;
+mod service;
 mod ssh;
 mod tunnel;
