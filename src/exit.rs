@@ -17,7 +17,7 @@ pub enum Exit {
     Usage = 64,
     /// What was to be read is not what it should be.
     Data = 65,
-    /// What was to be read does not exist or cannot be read.
+    /// What was to be read does not exist, or is a folder.
     NoInput = 66,
     /// A client that was started by hand got no first session: the server refused its key, has another key
     /// than the configured one, or speaks another version. Under a service manager it asks again instead.
@@ -26,7 +26,7 @@ pub enum Exit {
     Bug = 70,
     /// What was to be written cannot be created.
     CannotCreate = 73,
-    /// The system denied permission.
+    /// The system denied permission, also to read a file.
     Permission = 77,
     /// The configuration is wrong.
     Config = 78,
