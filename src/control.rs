@@ -8,8 +8,9 @@ mod access;
 use std::{
     env, fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
+    os::unix::net::UnixStream as StdStream,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,12 +18,13 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
-    sync::broadcast::error::RecvError,
+    sync::{Semaphore, broadcast::error::RecvError},
     task::{JoinHandle, JoinSet},
 };
 use tracing::{debug, warn};
 
 use crate::{
+    door::{self, Door, Place},
     events::{Event, Events},
     status::Status,
 };
@@ -31,8 +33,19 @@ const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const SUFFIX: &str = "sock";
 /// The longest request; a longer one is cut off and does not parse.
 const MAX_REQUEST: u64 = 4096;
+/// The longest answer: a server's status with tens of thousands of peers.
+const MAX_ANSWER: u64 = 64 * 1024 * 1024;
+/// Clients that have not asked yet; one more takes the place of the oldest.
+const ASKING: usize = 16;
+/// Clients that wait for an answer, and clients that listen to events; one more is refused.
+const ANSWERED: usize = 16;
+const LISTENING: usize = 16;
 /// How long a client may take to ask, and to listen.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// After an error of the listener.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a socket may take to show whether a daemon listens on it.
+const GREETING: Duration = Duration::from_secs(1);
 /// How long an answer may take: longer than any probe.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -182,7 +195,7 @@ impl Instance {
         let mut running: Vec<_> = entries
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
-            .filter(|path| StdStream::connect(path).is_ok())
+            .filter(|path| is_daemon(path))
             .map(|path| Self::of_file(&path))
             .collect();
         running.sort_by(|a, b| a.name.cmp(&b.name));
@@ -251,16 +264,32 @@ impl Instance {
     }
 }
 
+/// Whether a daemon listens there, and not another program or our own metrics: those close the connection or give
+/// another answer. One that gives none in time is a daemon that is busy.
+fn is_daemon(path: &Path) -> bool {
+    let Ok(mut stream) = StdStream::connect(path) else { return false };
+    match ask_within(&mut stream, &Request::Status, GREETING) {
+        Ok(answer) => serde_json::from_str::<Reply>(&answer).is_ok(),
+        Err(error) => {
+            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        }
+    }
+}
+
 fn directory() -> PathBuf {
     env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
 }
 
 fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    ask_within(stream, request, ANSWER_TIMEOUT)
+}
+
+fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut answer = String::new();
-    BufReader::new(stream.take(u64::MAX)).read_line(&mut answer)?;
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
     Ok(answer)
 }
 
@@ -278,6 +307,19 @@ impl Drop for Server {
     }
 }
 
+/// Room for clients that have asked.
+#[derive(Debug)]
+struct Room {
+    answered: Semaphore,
+    listening: Semaphore,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { answered: Semaphore::new(ANSWERED), listening: Semaphore::new(LISTENING) }
+    }
+}
+
 /// Answers requests to `instance` with what `handler` gives.
 pub fn serve<F, R>(instance: &Instance, events: Events, handler: F) -> Result<Server, ControlError>
 where
@@ -291,10 +333,12 @@ where
     let listener = bind(&path).map_err(|source| instance.io(source))?;
     let task = tokio::spawn(async move {
         let mut requests = JoinSet::new();
+        let (mut door, room) = (Door::new(ASKING), Arc::new(Room::default()));
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let answered = answer(stream, events.clone(), handler.clone());
+                    let (place, room) = (door.enter().await, room.clone());
+                    let answered = answer(stream, place, room, events.clone(), handler.clone());
                     requests.spawn(async move {
                         if let Err(error) = answered.await {
                             debug!(%error, "control request failed");
@@ -304,7 +348,7 @@ where
                 }
                 Err(error) => {
                     warn!(%error, "control socket");
-                    tokio::time::sleep(TIMEOUT).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         }
@@ -317,17 +361,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
+    door::listen(path)
 }
 
 async fn answer<R: Future<Output = Reply>>(
     mut stream: UnixStream,
+    mut place: Place,
+    room: Arc<Room>,
     events: Events,
     handler: impl Fn(Request) -> R,
 ) -> io::Result<()> {
@@ -336,18 +376,27 @@ async fn answer<R: Future<Output = Reply>>(
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let mut read = tokio::io::BufReader::new(read.take(MAX_REQUEST));
-    tokio::time::timeout(TIMEOUT, read.read_line(&mut line)).await??;
-    let reply = match serde_json::from_str(&line) {
+    tokio::select! {
+        read = tokio::time::timeout(TIMEOUT, read.read_line(&mut line)) => read??,
+        () = place.lost() => return Err(io::Error::other("others ask")),
+    };
+    drop(place);
+    let request = serde_json::from_str(&line);
+    let listens = matches!(request, Ok(Request::Events));
+    let room = if listens { &room.listening } else { &room.answered };
+    let room = room.try_acquire();
+    let reply = match request {
         _ if !allowed => {
             Reply::Error("only root and the daemon's own user and group may ask".into())
         }
+        _ if room.is_err() => Reply::Error("too many ask at the same time, try again".into()),
         Ok(Request::Events) => return tell(events, &mut write).await,
         Ok(request) => tokio::time::timeout(ANSWER_TIMEOUT, handler(request)).await?,
         Err(error) => Reply::Error(format!("bad request: {error}")),
     };
     let mut reply = serde_json::to_vec(&reply)?;
     reply.push(b'\n');
-    write.write_all(&reply).await
+    tokio::time::timeout(TIMEOUT, write.write_all(&reply)).await?
 }
 
 /// Writes events until the other side goes.

@@ -16,8 +16,8 @@
 //! - [`host`]: what else of this machine belongs to a tunnel: rules, firewall, resolver.
 //! - [`session`]: how a session begins.
 //! - [`client`], [`server`]: the two composition roots.
-//! - [`config`], [`cli`], [`control`], [`status`], [`events`], [`metrics`], [`paint`], [`logging`], [`daemon`],
-//!   [`service`], [`signals`], [`exit`], [`rights`]: the daemon's edges towards people and systemd.
+//! - [`config`], [`cli`], [`control`], [`door`], [`status`], [`events`], [`metrics`], [`paint`], [`logging`],
+//!   [`daemon`], [`service`], [`signals`], [`exit`], [`rights`]: the daemon's edges towards people and systemd.
 //! - [`doctor`]: what keeps a tunnel from working on this host.
 //! - [`lab`], [`demo`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
@@ -29,6 +29,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
+pub mod door;
 pub mod events;
 pub mod exit;
 pub mod foreign;

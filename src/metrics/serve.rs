@@ -1,8 +1,7 @@
 //! HTTP on a loopback address or a UNIX socket.
 
 use std::{
-    convert::Infallible, fs, io, net::TcpListener as StdListener,
-    os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration,
+    convert::Infallible, fs, io, net::TcpListener as StdListener, sync::Arc, time::Duration,
 };
 
 use http_body_util::Full;
@@ -16,15 +15,21 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     task::JoinHandle,
 };
 use tracing::{debug, info, warn};
 
 use super::text;
-use crate::{config::Metrics, status::Status};
+use crate::{
+    config::Metrics,
+    door::{self, Door, Place},
+    status::Status,
+};
 
-/// How long a request may take to arrive.
+/// Requests at once.
+const REQUESTS: usize = 16;
+/// How long a request may take, with its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// After an error of the listener.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -52,6 +57,7 @@ pub fn serve(
 ) -> io::Result<Option<MetricsServer>> {
     let Some(listen) = listen else { return Ok(None) };
     let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(status);
+    let mut door = Door::new(REQUESTS);
     let task = match listen {
         Metrics::Loopback(address) => {
             let named = |error| name(error, &address.to_string());
@@ -60,23 +66,18 @@ pub fn serve(
             let listener = TcpListener::from_std(listener)?;
             tokio::spawn(async move {
                 loop {
-                    accepted(listener.accept().await.map(|(stream, _)| stream), &status).await;
+                    let stream = listener.accept().await.map(|(stream, _)| stream);
+                    accepted(stream, &mut door, &status).await;
                 }
             })
         }
         Metrics::Socket(path) => {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(name(error, &path.display().to_string()));
-                }
-                Ok(()) | Err(_) => {}
-            }
             let named = |error| name(error, &path.display().to_string());
-            let listener = UnixListener::bind(path).map_err(named)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+            let listener = door::listen(path).map_err(named)?;
             tokio::spawn(async move {
                 loop {
-                    accepted(listener.accept().await.map(|(stream, _)| stream), &status).await;
+                    let stream = listener.accept().await.map(|(stream, _)| stream);
+                    accepted(stream, &mut door, &status).await;
                 }
             })
         }
@@ -89,8 +90,11 @@ fn name(error: io::Error, listen: &str) -> io::Error {
     io::Error::new(error.kind(), format!("metrics.listen = {listen}: {error}"))
 }
 
-async fn accepted<S>(stream: io::Result<S>, status: &Arc<dyn Fn() -> Status + Send + Sync>)
-where
+async fn accepted<S>(
+    stream: io::Result<S>,
+    door: &mut Door,
+    status: &Arc<dyn Fn() -> Status + Send + Sync>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = match stream {
@@ -100,7 +104,7 @@ where
             return tokio::time::sleep(PAUSE).await;
         }
     };
-    let status = status.clone();
+    let (status, place) = (status.clone(), door.enter().await);
     tokio::spawn(async move {
         let service = service_fn(move |request| {
             let status = status.clone();
@@ -108,10 +112,20 @@ where
         });
         let mut http = http1::Builder::new();
         let http = http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).keep_alive(false);
-        if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-            debug!(%error, "metrics request failed");
+        tokio::select! {
+            served = http.serve_connection(TokioIo::new(stream), service) => {
+                if let Err(error) = served {
+                    debug!(%error, "metrics request failed");
+                }
+            }
+            () = over(place) => debug!("metrics request given up"),
         }
     });
+}
+
+/// Returns when a request has taken too long, or another one needs its place.
+async fn over(mut place: Place) {
+    let _ = tokio::time::timeout(TIMEOUT, place.lost()).await;
 }
 
 fn answer(request: &Request<Incoming>, status: &dyn Fn() -> Status) -> Response<Full<Bytes>> {

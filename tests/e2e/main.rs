@@ -14,6 +14,7 @@
 #![cfg(test)]
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
+mod doors;
 mod edges;
 #[path = "../../examples/forger.rs"]
 mod forger;

@@ -61,7 +61,7 @@ impl Laptop {
 
     /// Sends packets through the tunnel for `duration`, with `event` after a second; the longest
     /// time without an echo, and how many packets had none.
-    fn stream(&self, duration: Duration, event: impl FnOnce() + Send) -> Stream {
+    pub(crate) fn stream(&self, duration: Duration, event: impl FnOnce() + Send) -> Stream {
         let echo = self.scene.server().run(|| UdpSocket::bind("10.66.0.1:7000").unwrap()).unwrap();
         echo.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let socket = self.scene.client().run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
@@ -105,12 +105,12 @@ impl Laptop {
 }
 
 #[derive(Debug)]
-struct Stream {
-    gap: Duration,
-    lost: u64,
+pub(crate) struct Stream {
+    pub(crate) gap: Duration,
+    pub(crate) lost: u64,
 }
 
-fn path(status: &Value, access: Access) -> Option<Value> {
+pub(crate) fn path(status: &Value, access: Access) -> Option<Value> {
     let paths = status["paths"].as_array()?;
     paths.iter().find(|path| path["link"] == access.link()).cloned()
 }

@@ -1,0 +1,98 @@
+//! Doors for programs on this host: the sockets that they come to, and how many of them are inside at once.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use tokio::{net::UnixListener, sync::oneshot};
+
+/// Bounds how many are inside: whoever comes when it is full takes the place of whoever has been there longest, so
+/// that nobody can keep others out by doing nothing.
+#[derive(Debug)]
+pub struct Door {
+    places: VecDeque<oneshot::Sender<Infallible>>,
+    most: usize,
+}
+
+/// A place inside, for as long as this is not dropped or lost.
+#[derive(Debug)]
+pub struct Place(oneshot::Receiver<Infallible>);
+
+impl Door {
+    /// A door for so many.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self { places: VecDeque::with_capacity(most), most }
+    }
+
+    /// Lets somebody in, and whoever lost the place out, before the next one may come.
+    pub async fn enter(&mut self) -> Place {
+        tokio::task::yield_now().await;
+        self.take()
+    }
+
+    fn take(&mut self) -> Place {
+        self.places.retain(|place| !place.is_closed());
+        if self.places.len() >= self.most {
+            self.places.pop_front();
+        }
+        let (place, taken) = oneshot::channel();
+        self.places.push_back(place);
+        Place(taken)
+    }
+}
+
+impl Place {
+    /// Returns when somebody else takes the place. Cancel safe.
+    pub async fn lost(&mut self) {
+        let _ = (&mut self.0).await;
+    }
+}
+
+/// Listens at `path` for the owner and its group only, in place of a socket that an earlier run left. Any other
+/// file stays, and is an error.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_takes_the_place_of_the_oldest_and_of_nobody_else() {
+        let mut door = Door::new(2);
+        let mut first = door.take();
+        let mut second = door.take();
+        assert!(first.lost().now_or_never().is_none());
+        let mut third = door.take();
+        assert!(first.lost().now_or_never().is_some());
+        assert!(second.lost().now_or_never().is_none());
+        drop(second);
+        let _fourth = door.take();
+        assert!(third.lost().now_or_never().is_none(), "there was room");
+    }
+
+    #[tokio::test]
+    async fn an_ordinary_file_in_the_sockets_place_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("diary");
+        fs::write(&path, "dear diary").unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read(&path).unwrap(), b"dear diary");
+        fs::remove_file(&path).unwrap();
+        drop(listen(&path).unwrap());
+        drop(listen(&path).unwrap());
+    }
+}
