@@ -5,7 +5,7 @@
 //! rarely, and somebody waits: so each attempt starts further handshakes at a steady pace.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     net::SocketAddr,
     sync::Arc,
@@ -39,6 +39,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 const MAX_ATTEMPTS: usize = 16;
 /// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Attempts that begin further handshakes at the full pace. With more of them each one is slower, so that an answer
+/// with many addresses makes us no louder towards those who own them.
+const CROWD: usize = 4;
 /// How long the further handshakes of an attempt may take. The first one may take longer, should the
 /// network be that slow.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -115,7 +118,7 @@ impl Dialer {
         let mut tried = HashSet::new();
         let mut waiting = VecDeque::from(self.find(&servers, &mut tried).await?);
         let mut attempts = Running::new();
-        let mut failure = None;
+        let (mut failure, crowd) = (None, Crowd::default());
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
         let (silence, mut is_told) = (next + SILENCE, false);
@@ -164,6 +167,7 @@ impl Dialer {
                             candidate,
                             early.clone(),
                             since,
+                            crowd.clone(),
                         ));
                     }
                 }
@@ -181,7 +185,33 @@ impl Dialer {
         let found: Vec<_> = found.collect();
         self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());
-        Ok(found.into_iter().filter(|it| tried.insert(it.clone())).take(room).collect())
+        Ok(in_turn(found.into_iter()).filter(|it| tried.insert(it.clone())).take(room).collect())
+    }
+}
+
+/// Each link in turn, the best first: a link over which nobody answers must not use up the attempts of the others.
+fn in_turn(found: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Candidate> {
+    let mut before = HashMap::<_, usize>::new();
+    let mut numbered: Vec<_> = found
+        .map(|candidate| {
+            let turn = before.entry(candidate.index).or_default();
+            *turn += 1;
+            (*turn, candidate)
+        })
+        .collect();
+    numbered.sort_by_key(|(turn, _)| *turn);
+    numbered.into_iter().map(|(_, candidate)| candidate)
+}
+
+/// How many attempts are under way.
+#[derive(Clone, Default)]
+struct Crowd(Arc<()>);
+
+impl Crowd {
+    /// How much slower each of them has to be.
+    fn slowness(&self) -> u32 {
+        let attempts = Arc::strong_count(&self.0) - 1;
+        attempts.div_ceil(CROWD).max(1) as u32
     }
 }
 
@@ -206,6 +236,7 @@ async fn attempt(
     candidate: Candidate,
     early: Arc<[Bytes]>,
     since: Instant,
+    crowd: Crowd,
 ) -> Result<Connected, (Candidate, HandshakeError)> {
     let start = |limit, early| handshake.run(&*network, candidate.clone(), limit, early);
     let mut handshakes = FuturesUnordered::new();
@@ -216,7 +247,7 @@ async fn attempt(
                 Err(HandshakeError::TimedOut { .. }) => {}
                 ended => return ended.map_err(|error| (candidate, error)),
             },
-            () = time::sleep(pace(since)) => handshakes.push(start(FURTHER_TIMEOUT, None)),
+            () = time::sleep(pace(since) * crowd.slowness()) => handshakes.push(start(FURTHER_TIMEOUT, None)),
         }
     }
 }
@@ -232,5 +263,36 @@ fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> Handsh
     match before {
         None | Some(HandshakeError::Unreachable { .. } | HandshakeError::TimedOut { .. }) => error,
         Some(before) => before,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(link: u32, server: u8) -> Candidate {
+        let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, server], 4433).into());
+        Candidate { link: format!("eth{link}"), index: link, source, metric: 0, server }
+    }
+
+    #[test]
+    fn every_link_has_its_turn_however_many_addresses_there_are() {
+        let all = (1..=3).flat_map(|link| (0..9).map(move |server| candidate(link, server)));
+        let first: Vec<_> = in_turn(all).take(MAX_ATTEMPTS).collect();
+        assert_eq!(first[..3], [candidate(1, 0), candidate(2, 0), candidate(3, 0)]);
+        for link in 1..=3 {
+            assert!(first.iter().filter(|it| it.index == link).count() >= 5, "{first:?}");
+        }
+    }
+
+    #[test]
+    fn many_attempts_together_are_not_louder_than_a_few() {
+        let crowd = Crowd::default();
+        let mut attempts = vec![crowd.clone(); CROWD];
+        assert_eq!(crowd.slowness(), 1);
+        attempts.resize(MAX_ATTEMPTS, crowd.clone());
+        assert_eq!(crowd.slowness() as usize, MAX_ATTEMPTS / CROWD);
+        attempts.clear();
+        assert_eq!(crowd.slowness(), 1);
     }
 }

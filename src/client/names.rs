@@ -1,7 +1,10 @@
 //! The server's addresses: those that are written down, and what its names stand for at the moment.
+//!
+//! Who answers for a name is whoever runs the network: an answer may hold any number of addresses of anybody. So
+//! those that are written down come first, and names add a few only.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -14,6 +17,9 @@ use crate::config::HostPort;
 
 /// How long the resolver may take; libc's own default is two tries of five seconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses that all names together add. Each is asked over each link, with a socket of its own.
+const MOST: usize = 8;
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -58,23 +64,22 @@ impl Names {
     #[must_use]
     pub fn can_change(&self) -> bool {
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.iter().any(|server| server.host.parse::<IpAddr>().is_err())
+        servers.iter().any(|server| !is_address(server))
     }
 
     /// The addresses behind all names; an error only if there is none at all.
     pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ResolveError> {
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answers = join_all(servers.iter().map(resolve)).await;
-        let mut addresses = Vec::new();
-        let mut failure = None;
-        for answer in answers {
+        let (mut written, mut found, mut failure) = (Vec::new(), Vec::new(), None);
+        for (server, answer) in servers.iter().zip(answers) {
             match answer {
-                Ok(found) => addresses.extend(found),
+                Ok(addresses) if is_address(server) => written.extend(addresses),
+                Ok(addresses) => found.push(addresses),
                 Err(error) => failure = Some(error),
             }
         }
-        let mut seen = HashSet::new();
-        addresses.retain(|address| seen.insert(*address));
+        let addresses = choose(written, found, &self.known());
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
@@ -87,6 +92,62 @@ impl Names {
             }
         }
     }
+}
+
+fn is_address(server: &HostPort) -> bool {
+    server.host.parse::<IpAddr>().is_ok()
+}
+
+/// The addresses that are used: all that are `written` down, and the first few of those that were `found`, of each
+/// name in turn. What is `known` already goes first, so that an answer in another order changes nothing.
+fn choose(
+    written: Vec<SocketAddr>,
+    found: Vec<Vec<SocketAddr>>,
+    known: &[SocketAddr],
+) -> Vec<SocketAddr> {
+    let mut seen = HashSet::new();
+    let mut addresses = written;
+    addresses.retain(|address| seen.insert(*address));
+    let mut names: Vec<_> = found
+        .into_iter()
+        .map(|mut found| {
+            found.retain(|address| is_host(address.ip()));
+            let (mut stay, new): (Vec<_>, _) = found.into_iter().partition(|it| known.contains(it));
+            stay.sort_by_key(|address| known.iter().position(|it| it == address));
+            stay.into_iter().chain(alternate(new))
+        })
+        .collect();
+    let most = addresses.len() + MOST;
+    while addresses.len() < most {
+        let turn: Vec<_> =
+            names.iter_mut().filter_map(|name| name.find(|it| !seen.contains(it))).collect();
+        if turn.is_empty() {
+            break;
+        }
+        let new = turn.into_iter().filter(|address| seen.insert(*address));
+        addresses.extend(new.take(most - addresses.len()));
+    }
+    addresses
+}
+
+/// Both families in turn, the resolver's first choice first (RFC 8305 §4).
+fn alternate(addresses: Vec<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+    let is_first = addresses.first().is_none_or(SocketAddr::is_ipv4);
+    let (mut first, mut other): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == is_first);
+    std::iter::from_fn(move || {
+        let next = first.pop_front();
+        if !other.is_empty() {
+            std::mem::swap(&mut first, &mut other);
+        }
+        next
+    })
+}
+
+/// Whether a server can have this address.
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !address.is_unspecified() && !address.is_multicast() && !is_broadcast
 }
 
 async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
@@ -116,6 +177,59 @@ mod tests {
         let found = names.resolve().await.unwrap();
         assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
         assert_eq!(names.known(), found);
+    }
+
+    fn v4(count: usize) -> Vec<SocketAddr> {
+        (0..count).map(|n| ([192, 0, (n / 256) as u8, (n % 256) as u8], 4433).into()).collect()
+    }
+
+    fn v6(count: usize) -> Vec<SocketAddr> {
+        let address = |n| ([0x2001, 0xdb8, 0, 0, 0, 0, 0, n as u16], 4433).into();
+        (0..count).map(address).collect()
+    }
+
+    #[test]
+    fn an_answer_with_901_addresses_adds_eight() {
+        assert_eq!(choose(Vec::new(), vec![v4(901)], &[]), v4(MOST));
+    }
+
+    #[test]
+    fn what_is_written_down_stays_and_comes_first() {
+        let written = v6(2);
+        let addresses = choose(written.clone(), vec![v4(901)], &[]);
+        assert_eq!(addresses, [written, v4(MOST)].concat());
+    }
+
+    #[test]
+    fn families_and_names_take_turns() {
+        let both = [v6(20), v4(20)].concat();
+        let addresses = choose(Vec::new(), vec![both], &[]);
+        assert_eq!(addresses[..4], [v6(1)[0], v4(1)[0], v6(2)[1], v4(2)[1]]);
+        let few = vec![v6(1)[0]];
+        let addresses = choose(Vec::new(), vec![v4(901), few.clone()], &[]);
+        assert_eq!(addresses[..3], [v4(1)[0], few[0], v4(2)[1]]);
+    }
+
+    #[test]
+    fn an_answer_in_another_order_changes_nothing() {
+        let known = choose(Vec::new(), vec![v4(901)], &[]);
+        let mut turned = v4(901);
+        turned.rotate_left(450);
+        assert_eq!(choose(Vec::new(), vec![turned], &known), known);
+    }
+
+    #[test]
+    fn an_address_that_is_gone_makes_room() {
+        let addresses = choose(Vec::new(), vec![v4(901).split_off(1)], &v4(MOST));
+        assert_eq!(addresses.len(), MOST);
+        assert!(!addresses.contains(&v4(1)[0]), "{addresses:?}");
+    }
+
+    #[test]
+    fn no_server_has_the_address_of_a_group_or_of_nobody() {
+        let bad = ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1", "[::]:1"];
+        let bad = bad.map(|address| address.parse().unwrap());
+        assert_eq!(choose(Vec::new(), vec![bad.into()], &[]), []);
     }
 
     #[tokio::test]

@@ -271,7 +271,11 @@ impl<'a> Roamer<'a> {
     async fn find_servers(&mut self) {
         let mut servers = self.renamed.borrow_and_update().clone();
         let in_use = self.manager.active().map(|active| active.server);
-        servers.extend(in_use.filter(|server| !servers.contains(server)));
+        if let Some(in_use) = in_use
+            && !servers.contains(&in_use)
+        {
+            servers.insert(0, in_use);
+        }
         info!(?servers, "the server's addresses changed");
         self.servers = servers;
         self.look().await;

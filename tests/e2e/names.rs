@@ -1,10 +1,19 @@
 //! The server's name, and what it stands for.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use roamd::lab::Access;
 
 use crate::{harness::eventually, roaming::Laptop};
+
+/// Starts the client anew with the server's name instead of its address, and with `file` in the place of another.
+fn start_with(laptop: &mut Laptop, file: &Path, place: &str) {
+    laptop.client.daemon = None;
+    laptop.client.amend("10.77.9.2:4433", "vpn.example:4433");
+    let script = format!("mount --bind $0 {place} && exec \"$@\"");
+    let arguments = ["--mount", "sh", "-c", &script, file.to_str().unwrap()];
+    laptop.client.start_in("unshare", &arguments);
+}
 
 #[test]
 fn a_server_that_moves_is_found_by_its_name_while_the_old_address_works() {
@@ -12,18 +21,7 @@ fn a_server_that_moves_is_found_by_its_name_while_the_old_address_works() {
     let hosts = folder.path().join("hosts");
     fs::write(&hosts, "10.77.9.2 vpn.example\n").unwrap();
     let mut laptop = Laptop::connected();
-    laptop.client.daemon = None;
-    laptop.client.amend("10.77.9.2:4433", "vpn.example:4433");
-    laptop.client.start_in(
-        "unshare",
-        &[
-            "--mount",
-            "sh",
-            "-c",
-            "mount --bind $0 /etc/hosts && exec \"$@\"",
-            hosts.to_str().unwrap(),
-        ],
-    );
+    start_with(&mut laptop, &hosts, "/etc/hosts");
     laptop.client.connected();
     laptop.until_active(Access::Wifi);
     laptop.scene.server().add_address("eth0", "10.77.9.3/24").unwrap();
@@ -56,4 +54,27 @@ fn a_server_that_moves_is_found_by_its_name_while_the_old_address_works() {
     });
     laptop.client.assert_ping("10.66.0.1", &[]);
     assert_eq!(laptop.client.status()["sessions"], 1, "the same connection");
+}
+
+#[test]
+fn an_answer_with_hundreds_of_addresses_is_harmless() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    // The real one is somewhere among the first, as it would be in an answer that keeps what was true.
+    let mut lines = String::from("10.77.9.77 vpn.example\n10.77.9.2 vpn.example\n");
+    for number in 0..900 {
+        lines += &format!("10.78.{}.{} vpn.example\n", number / 250, number % 250 + 1);
+    }
+    fs::write(&hosts, lines).unwrap();
+    let mut laptop = Laptop::connected();
+    start_with(&mut laptop, &hosts, "/etc/hosts");
+    laptop.client.connected();
+    laptop.until_active(Access::Wifi);
+    laptop.client.assert_ping("10.66.0.1", &["-c", "20"]);
+    let status = laptop.client.status();
+    let paths = status["paths"].as_array().unwrap().len();
+    assert!((3..=16).contains(&paths), "eight addresses over two links: {status}");
+    let process = laptop.client.daemon.as_ref().unwrap().pid();
+    let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
+    assert!(open < 100, "{open} descriptors");
 }
