@@ -55,12 +55,15 @@ fn run_daemon(file: PathBuf) -> anyhow::Result<()> {
     // One thread: on two cores the datapath is faster on one than shared between threads, because
     // packets then never wait for another thread to wake.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         match config {
             Config::Client(config) => client::run(config, daemon).await,
             Config::Server(config) => server::run(config, daemon).await,
         }
-    })
+    });
+    // A question to the resolver runs on a thread of its own, and can hang there for long.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Help and version are successes to clap as well.

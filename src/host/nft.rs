@@ -1,18 +1,20 @@
 //! Tables of the firewall, through nft(8): in its own language they read as an admin reads them.
 
-use std::{io, process::Stdio};
+use std::{io, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_NETFILTER,
 };
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{io::AsyncWriteExt as _, process::Command, time};
 
 use crate::foreign::Foreign;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES: u32 = 7;
+/// How long nft may take to delete a table: a daemon that stops waits for this.
+const DELETE: Duration = Duration::from_secs(1);
 /// As much of a message as is read.
 const MESSAGE: usize = 4096;
 
@@ -33,7 +35,8 @@ pub async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
 
 /// Deletes the table, if it is there.
 pub async fn delete(table: &str) -> anyhow::Result<()> {
-    run(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+    let script = format!("table inet {table} {{}}\ndelete table inet {table}\n");
+    time::timeout(DELETE, run(&script)).await.context("nft does not come to an end")?
 }
 
 /// Whether the table is there.

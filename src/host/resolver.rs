@@ -1,8 +1,9 @@
 //! The host's resolver: systemd-resolved, through its D-Bus interface (org.freedesktop.resolve1(5)). What a
 //! link was told is forgotten with the link.
 
-use std::net::IpAddr;
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use zbus::proxy;
 
@@ -22,6 +23,11 @@ trait Manager {
     fn set_link_default_route(&self, link: i32, enable: bool) -> zbus::Result<()>;
     fn revert_link(&self, link: i32) -> zbus::Result<()>;
 }
+
+/// How long the resolver may take; D-Bus itself waits for ever.
+const TELL: Duration = Duration::from_secs(3);
+/// The same for a daemon that stops.
+const REVERT: Duration = Duration::from_millis(250);
 
 /// The link of the tunnel, as the resolver sees it.
 #[derive(Debug)]
@@ -49,7 +55,7 @@ impl Resolver {
         if wanted == self.told {
             return;
         }
-        match self.tell(&dns, all).await {
+        match within(TELL, self.tell(&dns, all)).await {
             Ok(()) => {
                 info!(servers = ?dns.servers, domains = ?dns.domains, all, "resolver set");
                 (self.told, self.is_known) = (wanted, true);
@@ -82,16 +88,24 @@ impl Resolver {
             return;
         }
         let reverted = async { manager().await?.revert_link(self.link as i32).await };
-        if let Err(error) = reverted.await {
+        if let Err(error) = within(REVERT, reverted).await {
             debug!(%error, "the resolver can't be told to forget the link");
         }
     }
 }
 
+async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = zbus::Result<T>>,
+) -> zbus::Result<T> {
+    let late = |_| zbus::Error::InputOutput(Arc::new(io::ErrorKind::TimedOut.into()));
+    timeout(limit, asked).await.map_err(late)?
+}
+
 /// Whether the resolver answers; if not, why.
 pub async fn is_there() -> Result<(), String> {
     let asked = async { Ok(manager().await?.inner().introspect().await?) };
-    asked.await.map(drop).map_err(|error| reason(&error))
+    within(TELL, asked).await.map(drop).map_err(|error| reason(&error))
 }
 
 async fn manager() -> zbus::Result<ManagerProxy<'static>> {
@@ -117,6 +131,9 @@ fn reason(error: &zbus::Error) -> String {
             ) =>
         {
             "it is not running (systemctl enable --now systemd-resolved)".into()
+        }
+        zbus::Error::InputOutput(error) if error.kind() == io::ErrorKind::TimedOut => {
+            "it does not answer".into()
         }
         zbus::Error::InputOutput(error) => format!("there is no D-Bus system bus ({error})"),
         error => Foreign::of(error).to_string(),

@@ -32,4 +32,5 @@ mod roaming;
 mod routing;
 mod service;
 mod ssh;
+mod stop;
 mod tunnel;

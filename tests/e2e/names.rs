@@ -7,7 +7,7 @@ use roamd::lab::Access;
 use crate::{harness::eventually, roaming::Laptop};
 
 /// Starts the client anew with the server's name instead of its address, and with `file` in the place of another.
-fn start_with(laptop: &mut Laptop, file: &Path, place: &str) {
+pub(crate) fn start_with(laptop: &mut Laptop, file: &Path, place: &str) {
     laptop.client.daemon = None;
     laptop.client.amend("10.77.9.2:4433", "vpn.example:4433");
     let script = format!("mount --bind $0 {place} && exec \"$@\"");
