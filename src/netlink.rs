@@ -1,34 +1,70 @@
 //! A route netlink socket (rtnetlink(7)) and the task that serves it.
 
-use std::io;
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
+use tracing::warn;
 
 /// An open netlink socket. It is closed when this is dropped; handles then fail.
 #[derive(Debug)]
-pub struct Netlink {
+pub struct Netlink(Mutex<Socket>);
+
+#[derive(Debug)]
+struct Socket {
     handle: Handle,
     connection: JoinHandle<()>,
+    strict: bool,
+}
+
+impl Socket {
+    fn open(strict: bool) -> io::Result<Self> {
+        let opened = if strict {
+            // Linux knows it since 4.20.
+            rtnetlink::new_connection_with_strict_check().or_else(|_| rtnetlink::new_connection())
+        } else {
+            rtnetlink::new_connection()
+        };
+        let (connection, handle, _messages) = opened?;
+        Ok(Self { handle, connection: tokio::spawn(connection), strict })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 impl Netlink {
     /// Opens the socket in the namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _messages) = rtnetlink::new_connection()?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self(Mutex::new(Socket::open(false)?)))
     }
 
-    /// Makes requests.
+    /// The same, with a kernel that answers exactly what is asked (`NETLINK_GET_STRICT_CHK`), where it can.
+    pub fn open_strict() -> io::Result<Self> {
+        Ok(Self(Mutex::new(Socket::open(true)?)))
+    }
+
+    /// Makes requests. The task ends at a message that it cannot read; then this opens another socket.
     #[must_use]
-    pub fn handle(&self) -> &Handle {
-        &self.handle
+    pub fn handle(&self) -> Handle {
+        let mut socket = self.socket();
+        if socket.connection.is_finished() {
+            match Socket::open(socket.strict) {
+                Ok(open) => *socket = open,
+                Err(error) => warn!(%error, "can't open another netlink socket"),
+            }
+        }
+        socket.handle.clone()
     }
-}
 
-impl Drop for Netlink {
-    fn drop(&mut self) {
-        self.connection.abort();
+    fn socket(&self) -> MutexGuard<'_, Socket> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -38,5 +74,26 @@ pub fn os_error(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt as _;
+
+    use super::*;
+
+    async fn ask(netlink: &Netlink) -> bool {
+        netlink.handle().link().get().execute().try_next().await.is_ok_and(|link| link.is_some())
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_task_ended_is_opened_again() {
+        let netlink = Netlink::open().unwrap();
+        assert!(ask(&netlink).await);
+        netlink.socket().connection.abort();
+        tokio::task::yield_now().await;
+        assert!(ask(&netlink).await, "the first question after the end");
+        assert!(ask(&netlink).await);
     }
 }
