@@ -4,7 +4,11 @@
 //! arrived, and sends from it. A client that moves to the other address family, or to another
 //! address of this server, would then be answered from an address it never spoke to, or not at all:
 //! the kernel refuses a source of the wrong family with EINVAL, and quinn gives up segmentation
-//! offload for everybody. So answers leave from the address at which their client was last heard.
+//! offload for everybody. So answers leave from an address at which their client was heard lately.
+//!
+//! Anybody can forge a datagram in a client's name to another address of this server. So the address of
+//! the connection's first datagram goes before others as long as the client is heard there, and then the
+//! one that is known longest.
 //!
 //! A dual-stack socket shows IPv4 clients as IPv4-mapped IPv6 addresses. Here they are IPv4, so that
 //! quinn knows a mere change of port (a NAT that rebinds) from a move, and keeps RTT and window.
@@ -22,6 +26,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use lru::LruCache;
@@ -31,9 +36,16 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
+use crate::clock;
+
 /// Clients whose local address is remembered. Beyond that the least recently used one is answered
 /// from the address of its first datagram, or from one that the kernel picks.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Addresses that are remembered for each of them.
+const ADDRESSES: usize = 4;
+/// How long an address counts after the client was heard there: longer than the pause between two
+/// keep-alives, unless configured otherwise.
+const LATELY: Duration = Duration::from_secs(15);
 /// Receive errors in a row before other tasks get a turn.
 const RECEIVE_ERRORS: usize = 16;
 
@@ -42,9 +54,39 @@ pub struct ServerSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     is_ipv6: bool,
     /// Where each client was last heard; `None` if this socket has one address only.
-    heard_at: Option<Mutex<LruCache<SocketAddr, IpAddr>>>,
+    heard_at: Option<Mutex<LruCache<SocketAddr, Heard>>>,
     send_errors: AtomicU64,
     receive_errors: AtomicU64,
+}
+
+/// Our addresses at which a client was heard, and when last; in the order in which they became known.
+#[derive(Debug, Default)]
+struct Heard([Option<(IpAddr, Instant)>; ADDRESSES]);
+
+impl Heard {
+    fn note(&mut self, local: IpAddr, now: Instant) {
+        let known = self.0.iter_mut().flatten().find(|(known, _)| *known == local);
+        if let Some((_, at)) = known {
+            *at = now;
+            return;
+        }
+        // What was not heard for longest goes, and the younger ones move up.
+        let oldest = (0..ADDRESSES).min_by_key(|&place| self.0[place].map(|(_, at)| at));
+        self.0[oldest.unwrap_or_default()..].rotate_left(1);
+        self.0[ADDRESSES - 1] = Some((local, now));
+    }
+
+    /// From where to answer on a connection that began at `first`.
+    fn answer_from(&self, first: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
+        let is_late = |at: Instant| now.saturating_duration_since(at) < LATELY;
+        let mut lately = self.0.iter().flatten().filter(|(_, at)| is_late(*at));
+        let senior = lately.clone().next();
+        lately
+            .find(|(local, _)| Some(*local) == first)
+            .or(senior)
+            .or_else(|| self.0.iter().flatten().max_by_key(|(_, at)| *at))
+            .map(|(local, _)| *local)
+    }
 }
 
 impl ServerSocket {
@@ -78,13 +120,12 @@ impl ServerSocket {
             .heard_at
             .as_ref()
             .map(|heard_at| heard_at.lock().unwrap_or_else(PoisonError::into_inner));
+        let now = clock::now();
         for meta in meta {
             meta.addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
             meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
-            if let (Some(heard_at), Some(local)) = (&mut heard_at, meta.dst_ip)
-                && heard_at.get(&meta.addr) != Some(&local)
-            {
-                heard_at.put(meta.addr, local);
+            if let (Some(heard_at), Some(local)) = (&mut heard_at, meta.dst_ip) {
+                heard_at.get_or_insert_mut(meta.addr, Heard::default).note(local, now);
             }
         }
     }
@@ -95,7 +136,7 @@ impl ServerSocket {
         let mut heard_at = heard_at.lock().unwrap_or_else(PoisonError::into_inner);
         heard_at
             .get(&destination)
-            .copied()
+            .and_then(|heard| heard.answer_from(first, clock::now()))
             .or(first)
             .filter(|source| source.is_ipv4() == destination.is_ipv4())
     }
@@ -217,17 +258,73 @@ mod tests {
         fake.arrive(Ok((vec![1], from.parse().unwrap(), Some(at.parse().unwrap()))));
     }
 
+    const FIRST: &str = "2001:db8::1";
+    const SECOND: &str = "2001:db8::2";
+    const FORGED: &str = "2001:db8::3";
+
+    /// The address from which a client is answered that was heard at these addresses, so many seconds
+    /// before; its connection began at the first one.
+    fn answered_from(heard: &[(&str, u64)]) -> IpAddr {
+        let start = Instant::now();
+        let mut clients = Heard::default();
+        for (local, before) in heard {
+            let now = start + Duration::from_secs(100 - before);
+            clients.note(local.parse().unwrap(), now);
+        }
+        let now = start + Duration::from_secs(100);
+        clients.answer_from(Some(FIRST.parse().unwrap()), now).unwrap()
+    }
+
     #[test]
-    fn answers_leave_from_where_the_client_was_last_heard() {
+    fn a_client_that_moved_to_another_address_is_answered_from_there() {
+        let moved = [(FIRST, 40), (SECOND, 9), (SECOND, 8)];
+        assert_eq!(answered_from(&moved), SECOND.parse::<IpAddr>().unwrap());
+        assert_eq!(
+            answered_from(&[(SECOND, 30)]),
+            SECOND.parse::<IpAddr>().unwrap(),
+            "the only one"
+        );
+    }
+
+    #[test]
+    fn forged_datagrams_do_not_move_the_answers_while_the_client_is_heard() {
+        let idle = [(FIRST, 10), (FORGED, 9), (FORGED, 0)];
+        assert_eq!(answered_from(&idle), FIRST.parse::<IpAddr>().unwrap());
+        let moved = [(FIRST, 40), (SECOND, 20), (FORGED, 19), (SECOND, 10), (FORGED, 0)];
+        assert_eq!(answered_from(&moved), SECOND.parse::<IpAddr>().unwrap());
+        let came_back = [(FIRST, 60), (FORGED, 30), (FORGED, 10), (FIRST, 9), (FORGED, 0)];
+        assert_eq!(answered_from(&came_back), FIRST.parse::<IpAddr>().unwrap());
+    }
+
+    #[test]
+    fn forgers_with_many_addresses_of_ours_take_no_memory_and_no_place_in_use() {
+        let start = Instant::now();
+        let mut heard = Heard::default();
+        for second in 0..100 {
+            let now = start + Duration::from_secs(second);
+            heard.note(FIRST.parse().unwrap(), now);
+            for forged in 10..13_u16 {
+                let forged =
+                    std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, second as u16, forged);
+                heard.note(forged.into(), now);
+            }
+            assert_eq!(heard.answer_from(None, now), Some(FIRST.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn answers_leave_from_where_the_client_was_heard() {
         let fake = FakeSocket::new("[::]:4433");
         let socket = ServerSocket::new(fake.clone()).unwrap();
-        arrive(&fake, "[2001:db8::9]:1000", "2001:db8::1");
-        arrive(&fake, "[2001:db8::9]:1000", "2001:db8::2");
+        arrive(&fake, "[2001:db8::9]:1000", SECOND);
+        arrive(&fake, "[2001:db8::9]:1000", FORGED);
         assert!(receive(&socket).is_ready());
         assert!(receive(&socket).is_ready());
-        send(&socket, "[2001:db8::9]:1000", Some("2001:db8::1")).unwrap();
+        send(&socket, "[2001:db8::9]:1000", Some(FIRST)).unwrap();
+        send(&socket, "[2001:db8::9]:1000", Some(SECOND)).unwrap();
         let sent = fake.sent.lock().unwrap();
-        assert_eq!(sent[0].1, Some("2001:db8::2".parse().unwrap()));
+        assert_eq!(sent[0].1, Some(SECOND.parse().unwrap()));
+        assert_eq!(sent[1].1, Some(SECOND.parse().unwrap()));
     }
 
     #[test]
