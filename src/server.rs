@@ -20,10 +20,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use quinn::{
-    AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted,
-    crypto::rustls::QuicServerConfig,
-};
+use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted};
 use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -49,7 +46,7 @@ use crate::{
     session::{self, Control, SOFTWARE},
     signals,
     status::{self, PeerStatus, ServerStatus, Status},
-    tls,
+    tls::{self, ServerTls, TlsError},
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
@@ -68,7 +65,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// The server, apart from this machine's device and signals.
 pub(crate) struct Server {
     acceptor: Acceptor,
-    peers: ArcSwap<Peers>,
+    peers: Arc<ArcSwap<Peers>>,
     offer: ArcSwap<Offer>,
     config: Mutex<ServerConfig>,
     events: Events,
@@ -99,17 +96,20 @@ impl Offer {
 
 /// How connections are set up.
 struct Acceptor {
-    tls: quinn::ServerConfig,
+    /// What holds before a connection is accepted.
+    base: quinn::ServerConfig,
+    tls: ServerTls,
     quic: config::Quic,
     mtu: u16,
 }
 
 impl Acceptor {
     /// The set-up of one connection, whose congestion controllers listen to `renewal`.
-    fn config(&self, renewal: Handle) -> Arc<quinn::ServerConfig> {
-        let mut config = self.tls.clone();
+    fn config(&self, renewal: Handle) -> Result<Arc<quinn::ServerConfig>, TlsError> {
+        let mut config = self.base.clone();
+        config.crypto = Arc::new(self.tls.visit()?);
         config.transport_config(Arc::new(quic::transport(&self.quic, self.mtu, renewal)));
-        Arc::new(config)
+        Ok(Arc::new(config))
     }
 }
 
@@ -182,9 +182,8 @@ async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
     }
 }
 
-fn quinn_config(key: &PrivateKey) -> Result<quinn::ServerConfig, tls::TlsError> {
-    let crypto: QuicServerConfig = tls::server(key)?;
-    Ok(quinn::ServerConfig::new(Arc::new(crypto), quic::token_key(key)))
+fn quinn_config(key: &PrivateKey, tls: &ServerTls) -> Result<quinn::ServerConfig, TlsError> {
+    Ok(quinn::ServerConfig::new(Arc::new(tls.visit()?), quic::token_key(key)))
 }
 
 async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
@@ -211,7 +210,7 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
     let renewal = Handle::default();
     let begin = async {
-        let connecting = incoming.accept_with(server.acceptor.config(renewal.clone()))?;
+        let connecting = incoming.accept_with(server.acceptor.config(renewal.clone())?)?;
         let connection = match connecting.into_0rtt() {
             Ok((connection, confirmed)) => server.confirm(connection, confirmed).await?,
             Err(connecting) => connecting.await?,
@@ -222,7 +221,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
         }
         let (control, hello) =
             session::accept(&connection, |version| server.welcome(&peer, version)).await?;
-        Ok::<_, session::SessionError>(Some((connection, peer, Some((control, hello)))))
+        anyhow::Ok(Some((connection, peer, Some((control, hello)))))
     };
     let begun = match tokio::time::timeout(HANDSHAKE_TIMEOUT, begin).await {
         Ok(Ok(begun)) => begun,
@@ -300,17 +299,22 @@ impl Server {
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let socket = ServerSocket::new(udp)?;
-        let acceptor =
-            Acceptor { tls: quinn_config(private_key)?, quic: quic.clone(), mtu: tun.mtu };
+        let peers = Arc::new(ArcSwap::from_pointee(Peers::new(&config.peers)));
+        let tls = ServerTls::new(private_key, {
+            let peers = peers.clone();
+            move |key| peers.load().with_key(key).is_some()
+        })?;
+        let base = quinn_config(private_key, &tls)?;
+        let acceptor = Acceptor { base, tls, quic: quic.clone(), mtu: tun.mtu };
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::server_endpoint(private_key),
-            Some(acceptor.tls.clone()),
+            Some(acceptor.base.clone()),
             socket.clone(),
             Arc::new(TokioRuntime),
         )?;
         let server = Self {
             acceptor,
-            peers: ArcSwap::from_pointee(Peers::new(&config.peers)),
+            peers,
             offer: ArcSwap::from_pointee(Offer::new(tun)),
             events: Events::default(),
             tun: device,
@@ -412,6 +416,7 @@ impl Server {
                 session.connection.close(code, reason);
             }
         }
+        self.acceptor.tls.forget_strangers();
         let ServerTun { routes, dns, .. } = new.tun;
         config.tun = ServerTun { routes, dns, ..config.tun.clone() };
         (config.peers, config.log) = (new.peers, new.log);

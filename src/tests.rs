@@ -27,7 +27,7 @@ use crate::{
     quic::{self, congestion::Handle},
     server::socket::ServerSocket,
     session,
-    tls::{self, WrongServerKey},
+    tls::{self, ServerTls, WrongServerKey},
     tunnel::{
         counters::{Counters, Drop},
         device::{PacketSink, PacketSource},
@@ -53,8 +53,8 @@ fn quic_settings() -> Quic {
 }
 
 fn server_endpoint(key: &PrivateKey, listen: SocketAddr) -> Endpoint {
-    let mut config =
-        quinn::ServerConfig::new(Arc::new(tls::server(key).unwrap()), quic::token_key(key));
+    let tls = ServerTls::new(key, |_| true).unwrap();
+    let mut config = quinn::ServerConfig::new(Arc::new(tls.visit().unwrap()), quic::token_key(key));
     config.transport_config(Arc::new(quic::transport(
         &quic_settings(),
         TUN_MTU,

@@ -5,14 +5,15 @@
 //! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
 //! rustls does not ask its verifier again on resumption.
 
+mod visit;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::crypto::rustls::{
     HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig,
 };
 use rustls::{
-    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, NamedGroup,
-    SignatureScheme,
+    CertificateError, CipherSuite, DigitallySignedStruct, Error, NamedGroup, SignatureScheme,
     client::{
         AlwaysResolvesClientRawPublicKeys, ClientSessionMemoryCache, ClientSessionStore,
         Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
@@ -25,13 +26,10 @@ use rustls::{
     pki_types::{
         CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
     },
-    server::{
-        AlwaysResolvesServerRawPublicKeys, ServerSessionMemoryCache,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
     sign::CertifiedKey,
 };
 
+use self::visit::{ServerTickets, Visit};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// What a client asks for in the handshake (ALPN, RFC 7301) when it wants a tunnel.
@@ -63,8 +61,6 @@ pub type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 const CLIENT_TICKETS: usize = 8;
 /// Tickets for one session. A client that races its links needs one for each.
 const TICKETS_A_SESSION: usize = 4;
-/// Tickets that a server keeps for all its clients; without one a handshake is one round trip longer.
-const SERVER_TICKETS: usize = 4096;
 
 /// TLS for a client.
 pub struct ClientTls {
@@ -124,8 +120,50 @@ impl ClientSessionStore for Tickets {
 }
 
 /// TLS for a server; any client that proves its key completes the handshake.
-pub fn server(key: &PrivateKey) -> Result<QuicServerConfig, TlsError> {
-    Ok(QuicServerConfig::try_from(rustls_server(key)?)?)
+#[derive(Debug)]
+pub struct ServerTls {
+    provider: Arc<CryptoProvider>,
+    own: Arc<CertifiedKey>,
+    tickets: Arc<ServerTickets>,
+}
+
+impl ServerTls {
+    /// TLS for the server with this `key`, which keeps tickets for the keys that it `knows`.
+    pub fn new(
+        key: &PrivateKey,
+        knows: impl Fn(PublicKey) -> bool + Send + Sync + 'static,
+    ) -> Result<Self, TlsError> {
+        Ok(Self {
+            provider: provider().into(),
+            own: certified_key(key)?,
+            tickets: Arc::new(ServerTickets::new(Box::new(knows))),
+        })
+    }
+
+    /// The configuration for one connection.
+    pub fn visit(&self) -> Result<QuicServerConfig, TlsError> {
+        Ok(QuicServerConfig::try_from(self.rustls()?)?)
+    }
+
+    /// Forgets the tickets of keys that are not known any more.
+    pub fn forget_strangers(&self) {
+        self.tickets.forget_strangers();
+    }
+
+    fn rustls(&self) -> Result<rustls::ServerConfig, Error> {
+        let algorithms = self.provider.signature_verification_algorithms;
+        let visit = Arc::new(Visit::new(self.tickets.clone(), self.own.clone(), algorithms));
+        let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(visit.clone())
+            .with_cert_resolver(visit.clone());
+        config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
+        config.session_storage = visit;
+        config.send_tls13_tickets = TICKETS_A_SESSION;
+        // The only other value that QUIC allows is zero (RFC 9001 §4.6.1).
+        config.max_early_data_size = u32::MAX;
+        Ok(config)
+    }
 }
 
 fn rustls_client(
@@ -136,7 +174,7 @@ fn rustls_client(
     let provider = provider();
     let wrong = WrongServerKey::default();
     let verifier = Verifier {
-        expected: Some(server),
+        expected: server,
         wrong: wrong.clone(),
         algorithms: provider.signature_verification_algorithms,
     };
@@ -150,26 +188,6 @@ fn rustls_client(
     config.alpn_protocols = vec![alpn.to_vec()];
     config.enable_sni = false;
     Ok((config, wrong))
-}
-
-fn rustls_server(key: &PrivateKey) -> Result<rustls::ServerConfig, Error> {
-    let provider = provider();
-    let verifier = Verifier {
-        expected: None,
-        wrong: WrongServerKey::default(),
-        algorithms: provider.signature_verification_algorithms,
-    };
-    let mut config = rustls::ServerConfig::builder_with_provider(provider.into())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified_key(key)?)));
-    config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
-    // Kept here and deleted at their first use: who records a client's first flight can't send it
-    // again (RFC 8446 §8.1). The only other value that QUIC allows is zero (RFC 9001 §4.6.1).
-    config.session_storage = ServerSessionMemoryCache::new(SERVER_TICKETS);
-    config.send_tls13_tickets = TICKETS_A_SESSION;
-    config.max_early_data_size = u32::MAX;
-    Ok(config)
 }
 
 /// The key that the other side of an established connection proved.
@@ -236,36 +254,22 @@ fn public_key(spki: &CertificateDer<'_>) -> Option<PublicKey> {
     Some(PublicKey::from(bytes))
 }
 
-/// Checks that a peer owns its key and, on a client, that it is the expected one.
-#[derive(Debug)]
-struct Verifier {
-    expected: Option<PublicKey>,
-    wrong: WrongServerKey,
-    algorithms: WebPkiSupportedAlgorithms,
+fn check_signature(
+    message: &[u8],
+    spki: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    let spki = SubjectPublicKeyInfoDer::from(spki.as_ref());
+    verify_tls13_signature_with_raw_key(message, &spki, signature, algorithms)
 }
 
-impl Verifier {
-    fn check_key(&self, end_entity: &CertificateDer<'_>) -> Result<(), Error> {
-        let shown = public_key(end_entity)
-            .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        if self.expected.is_some_and(|expected| expected != shown) {
-            *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
-            return Err(Error::InvalidCertificate(
-                CertificateError::ApplicationVerificationFailure,
-            ));
-        }
-        Ok(())
-    }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        spki: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let spki = SubjectPublicKeyInfoDer::from(spki.as_ref());
-        verify_tls13_signature_with_raw_key(message, &spki, signature, &self.algorithms)
-    }
+/// Checks that a server has the expected key and owns it.
+#[derive(Debug)]
+struct Verifier {
+    expected: PublicKey,
+    wrong: WrongServerKey,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -277,7 +281,15 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check_key(end_entity).map(|()| ServerCertVerified::assertion())
+        let shown = public_key(end_entity)
+            .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if shown != self.expected {
+            *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+            return Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ));
+        }
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -295,48 +307,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check_key(end_entity).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, cert, dss)
+        check_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -350,17 +321,19 @@ impl ClientCertVerifier for Verifier {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{visit::SHARE, *};
 
-    #[test]
-    fn the_key_exchange_is_post_quantum() {
-        let (here, there) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-        let (config, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
+    /// Both ends of one connection, without QUIC; the client reads its tickets.
+    fn meet(
+        client: rustls::ClientConfig,
+        server: &ServerTls,
+    ) -> (rustls::ClientConnection, rustls::ServerConnection) {
         let name = ServerName::try_from("roamd").unwrap();
-        let mut client = rustls::ClientConnection::new(config.into(), name).unwrap();
-        let mut server =
-            rustls::ServerConnection::new(rustls_server(&there).unwrap().into()).unwrap();
-        while client.is_handshaking() || server.is_handshaking() {
+        let mut client = rustls::ClientConnection::new(client.into(), name).unwrap();
+        let mut server = rustls::ServerConnection::new(server.rustls().unwrap().into()).unwrap();
+        let mut is_done = false;
+        while !is_done {
+            is_done = !client.is_handshaking() && !server.is_handshaking();
             let mut wire = Vec::new();
             while client.wants_write() {
                 client.write_tls(&mut wire).unwrap();
@@ -380,11 +353,70 @@ mod tests {
                 client.process_new_packets().unwrap();
             }
         }
+        (client, server)
+    }
+
+    fn keys() -> (PrivateKey, PrivateKey) {
+        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap())
+    }
+
+    #[test]
+    fn the_key_exchange_is_post_quantum() {
+        let (here, there) = keys();
+        let (config, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
+        let (client, server) = meet(config, &ServerTls::new(&there, |_| true).unwrap());
         let group = client.negotiated_key_exchange_group().unwrap();
         assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
         assert_eq!(
             server.peer_certificates().and_then(|keys| public_key(&keys[0])),
             Some(here.public_key())
         );
+    }
+
+    fn resumes(client: &rustls::ClientConfig, server: &ServerTls) -> bool {
+        let (client, _) = meet(client.clone(), server);
+        client.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+
+    #[test]
+    fn strangers_and_probes_do_not_cost_a_known_client_its_tickets() {
+        let (here, there) = keys();
+        let known = here.public_key();
+        let server = ServerTls::new(&there, move |key| key == known).unwrap();
+        let client =
+            |key: &PrivateKey, alpn| rustls_client(key, there.public_key(), alpn).unwrap().0;
+        let returning = client(&here, TUNNEL);
+        assert!(!resumes(&returning, &server));
+        let stranger = PrivateKey::generate().unwrap();
+        for _ in 0..1100 {
+            meet(client(&stranger, TUNNEL), &server);
+        }
+        for _ in 0..SHARE {
+            meet(client(&here, PROBE), &server);
+        }
+        let returning_stranger = client(&stranger, TUNNEL);
+        assert!(!resumes(&returning_stranger, &server));
+        assert!(!resumes(&returning_stranger, &server), "a stranger has no ticket");
+        assert!(resumes(&returning, &server));
+    }
+
+    #[test]
+    fn a_ticket_dies_with_its_key() {
+        let (here, there) = keys();
+        let is_known = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let server = ServerTls::new(&there, {
+            let is_known = is_known.clone();
+            move |_| is_known.load(std::sync::atomic::Ordering::Relaxed)
+        })
+        .unwrap();
+        let (returning, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
+        assert!(!resumes(&returning, &server));
+        assert!(resumes(&returning, &server));
+        is_known.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert!(!resumes(&returning, &server));
+        server.forget_strangers();
+        is_known.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(!resumes(&returning, &server), "forgotten");
+        assert!(resumes(&returning, &server));
     }
 }
