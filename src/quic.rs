@@ -41,8 +41,10 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// acknowledgement that comes after an outage can make the measured round trip any length.
 const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
+/// Bytes of the control stream that wait to be read: more than its longest message.
+const CONTROL_BUFFER: u32 = 128 * 1024;
 /// How long a probe's connection stays without a question.
-const PROBE_IDLE: Duration = Duration::from_secs(60);
+pub const PROBE_IDLE: Duration = Duration::from_secs(60);
 
 /// Application error codes with which a connection is closed (RFC 9000 §20.2).
 pub mod close {
@@ -77,6 +79,7 @@ pub fn transport(quic: &Quic, mtu: u16, renewal: Handle) -> TransportConfig {
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
         .datagram_send_buffer_size(SEND_BUFFER)
+        .stream_receive_window(VarInt::from_u32(CONTROL_BUFFER))
         // The control stream is all there is, and the client opens it.
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0));

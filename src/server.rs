@@ -6,10 +6,14 @@
 //!             └─▶ another peer's queue
 //! ```
 
+mod few;
+mod gate;
 pub mod handshake;
 pub mod peers;
 pub mod silence;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::{
     convert::Infallible,
@@ -25,8 +29,8 @@ use tokio::task::JoinSet;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use self::{
-    handshake::{Gate, Pass},
-    peers::{Peer, PeerSession, Peers},
+    handshake::{Door, PROOF_TIMEOUT, Pass},
+    peers::{Attached, Peer, PeerSession, Peers},
     socket::ServerSocket,
 };
 use crate::{
@@ -41,7 +45,7 @@ use crate::{
     metrics,
     netlink::Netlink,
     path::udp::UdpSocket,
-    quic::{self, HANDSHAKE_TIMEOUT, close, congestion::Handle},
+    quic::{self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close, congestion::Handle},
     service::{self, Handed, Heart},
     session::{self, Control, SOFTWARE},
     signals,
@@ -54,11 +58,14 @@ use crate::{
         pump,
     },
     wire::{
-        control::{Message, Net, Repeat, Welcome},
+        control::{Hello, Message, Net, Repeat, Welcome},
         packet::Packet,
     },
 };
 
+/// First packets that wait to be looked at, and bytes that wait behind them.
+const WAITING: usize = 256;
+const WAITING_BYTES: u64 = 256 * 1024;
 /// How long clients have to hear our goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -73,7 +80,7 @@ pub(crate) struct Server {
     interface: String,
     listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
-    gate: Gate,
+    door: Door,
     /// What concerns no single peer.
     counters: Counters,
     since: SystemTime,
@@ -108,7 +115,10 @@ impl Acceptor {
     fn config(&self, renewal: Handle) -> Result<Arc<quinn::ServerConfig>, TlsError> {
         let mut config = self.base.clone();
         config.crypto = Arc::new(self.tls.visit()?);
-        config.transport_config(Arc::new(quic::transport(&self.quic, self.mtu, renewal)));
+        let mut transport = quic::transport(&self.quic, self.mtu, renewal);
+        // A tunnel is kept alive by [`silence::keep_alive`], a probe connection by its questions.
+        transport.keep_alive_interval(None);
+        config.transport_config(Arc::new(transport));
         Ok(Arc::new(config))
     }
 }
@@ -183,7 +193,13 @@ async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
 }
 
 fn quinn_config(key: &PrivateKey, tls: &ServerTls) -> Result<quinn::ServerConfig, TlsError> {
-    Ok(quinn::ServerConfig::new(Arc::new(tls.visit()?), quic::token_key(key)))
+    let mut config = quinn::ServerConfig::new(Arc::new(tls.visit()?), quic::token_key(key));
+    // All of these wait for a moment only, until the gate has decided.
+    config
+        .max_incoming(WAITING)
+        .incoming_buffer_size(WAITING_BYTES)
+        .incoming_buffer_size_total(WAITING_BYTES);
+    Ok(config)
 }
 
 async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
@@ -192,7 +208,7 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                if let Some((incoming, pass)) = server.gate.enter(incoming) {
+                if let Some((incoming, pass)) = server.door.enter(incoming) {
                     let span = info_span!("peer", remote = %incoming.remote_address());
                     connections.spawn(serve(server.clone(), incoming, pass).instrument(span));
                 }
@@ -207,54 +223,32 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 }
 
 /// One connection, from its first datagram to its end.
-async fn serve(server: Arc<Server>, incoming: quinn::Incoming, pass: Pass) {
+async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
     let renewal = Handle::default();
-    let begin = async {
-        let connecting = incoming.accept_with(server.acceptor.config(renewal.clone())?)?;
-        let connection = match connecting.into_0rtt() {
-            Ok((connection, confirmed)) => server.confirm(connection, confirmed).await?,
-            Err(connecting) => connecting.await?,
-        };
-        let Some(peer) = server.identify(&connection) else { return Ok(None) };
-        if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
-            return Ok(Some((connection, peer, None)));
-        }
-        let (control, hello) =
-            session::accept(&connection, |version| server.welcome(&peer, version)).await?;
-        anyhow::Ok(Some((connection, peer, Some((control, hello)))))
+    let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, renewal.clone()));
+    let proven = tokio::select! {
+        proven = proof => proven,
+        () = pass.must_give_way() => return debug!("handshake gave way to a newer one"),
     };
-    let begun = match tokio::time::timeout(HANDSHAKE_TIMEOUT, begin).await {
-        Ok(Ok(begun)) => begun,
+    let (connection, peer) = match proven {
+        Ok(Ok(Some(proven))) => proven,
+        Ok(Ok(None)) => return,
         Ok(Err(error)) => return debug!(%error, "handshake failed"),
         Err(_elapsed) => return debug!("handshake timed out"),
     };
-    drop(pass);
-    let Some((connection, peer, session)) = begun else { return };
-    let Some((mut control, hello)) = session else { return echo(&connection).await };
-    peer.attach(PeerSession {
-        connection: connection.clone(),
-        since: SystemTime::now(),
-        software: hello.software.clone(),
-    });
-    // The configuration may have changed since this peer was found in it.
-    if server.peers.load().with_key(peer.key).is_none_or(|now| !Arc::ptr_eq(now, &peer)) {
-        connection.close(close::TAKEN_OVER, b"the configuration changed");
+    if !pass.proven() {
+        return;
     }
-    let remote = connection.remote_address();
-    server.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
-    info!(peer = peer.name, software = %hello.software, "connected");
-    let reason = tokio::select! {
-        reason = pump::uplink(&connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
-        reason = pump::downlink(&connection, &peer.counters, |batch| server.admit(&peer, batch)) => {
-            reason
+    if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
+        let _place = peer.probes.admit(&connection);
+        if server.still_has(&peer, &connection) {
+            echo(&connection, PROBE_IDLE).await;
         }
-        never = listen(&mut control, &peer) => match never {},
-        never = silence::watch(&connection, &peer.queue, &renewal) => match never {},
-    };
-    peer.detach(&connection);
-    let reason = Foreign::of(reason);
-    info!(peer = peer.name, %reason, "disconnected");
-    server.events.tell(Event::PeerDisconnected { peer: peer.name.clone(), reason });
+        return;
+    }
+    if let Some((control, hello)) = server.greet(&connection, &peer).await {
+        server.carry_session(&connection, &peer, control, hello, &renewal).await;
+    }
 }
 
 /// Does what a client asks for over the control stream. Its end is no reason to end the session.
@@ -271,11 +265,21 @@ async fn listen(control: &mut Control, peer: &Peer) -> Infallible {
     std::future::pending().await
 }
 
-/// Answers a probe with its own words until it ends.
-async fn echo(connection: &Connection) {
-    while let Ok(datagram) = connection.read_datagram().await {
-        // What can't be answered is asked again.
-        let _ = connection.send_datagram(datagram);
+/// Answers a probe with its own words until it ends, or asks nothing for longer than `limit`.
+async fn echo(connection: &Connection, limit: Duration) {
+    loop {
+        let question = tokio::time::timeout(limit, connection.read_datagram());
+        tokio::select! {
+            question = question => match question {
+                // What can't be answered is asked again.
+                Ok(Ok(datagram)) => drop(connection.send_datagram(datagram)),
+                Ok(Err(_lost)) => return,
+                Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),
+            },
+            _ = connection.accept_bi() => {
+                return connection.close(close::PROTOCOL, b"a probe has no streams");
+            }
+        }
     }
 }
 
@@ -321,7 +325,7 @@ impl Server {
             interface: tun.name.clone(),
             listen: endpoint.local_addr()?,
             socket,
-            gate: Gate::default(),
+            door: Door::default(),
             counters: Counters::default(),
             since: SystemTime::now(),
             config: Mutex::new(config),
@@ -341,6 +345,84 @@ impl Server {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }
+    }
+
+    /// Waits for the end of a handshake; gives the peer that has the key which the client proved.
+    async fn prove(
+        &self,
+        incoming: quinn::Incoming,
+        renewal: Handle,
+    ) -> anyhow::Result<Option<(Connection, Arc<Peer>)>> {
+        let connecting = incoming.accept_with(self.acceptor.config(renewal)?)?;
+        let connection = match connecting.into_0rtt() {
+            Ok((connection, confirmed)) => self.confirm(connection, confirmed).await?,
+            Err(connecting) => connecting.await?,
+        };
+        Ok(self.identify(&connection).map(|peer| (connection, peer)))
+    }
+
+    /// Waits for a peer's hello and answers it. Packets that come before it are taken at once, so that
+    /// they do not wait in quinn, which counts neither the memory around small ones nor their number.
+    async fn greet(&self, connection: &Connection, peer: &Arc<Peer>) -> Option<(Control, Hello)> {
+        let _place = peer.silent.admit(connection);
+        if !self.still_has(peer, connection) {
+            return None;
+        }
+        let greeted = tokio::select! {
+            greeted = session::accept(connection, |version| self.welcome(peer, version)) => greeted,
+            lost = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+                Err(lost.into())
+            }
+            () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {
+                connection.close(close::PROTOCOL, b"no hello");
+                return None;
+            }
+        };
+        greeted.inspect_err(|error| debug!(%error, "no session")).ok()
+    }
+
+    /// A peer's session, until its connection ends.
+    async fn carry_session(
+        &self,
+        connection: &Connection,
+        peer: &Arc<Peer>,
+        mut control: Control,
+        hello: Hello,
+        renewal: &Handle,
+    ) {
+        peer.attach(PeerSession {
+            connection: connection.clone(),
+            since: SystemTime::now(),
+            software: hello.software.clone(),
+        });
+        let attached = Attached { peer, connection };
+        self.still_has(peer, connection);
+        let remote = connection.remote_address();
+        self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
+        info!(peer = peer.name, software = %hello.software, "connected");
+        let reason = tokio::select! {
+            reason = pump::uplink(connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
+            reason = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+                reason
+            }
+            never = listen(&mut control, peer) => match never {},
+            never = silence::watch(connection, &peer.queue, renewal) => match never {},
+            never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
+        };
+        drop(attached);
+        let reason = Foreign::of(reason);
+        info!(peer = peer.name, %reason, "disconnected");
+        self.events.tell(Event::PeerDisconnected { peer: peer.name.clone(), reason });
+    }
+
+    /// Closes `connection` if the configuration has changed since `peer` was found in it.
+    fn still_has(&self, peer: &Arc<Peer>, connection: &Connection) -> bool {
+        let is_there =
+            self.peers.load().with_key(peer.key).is_some_and(|now| Arc::ptr_eq(now, peer));
+        if !is_there {
+            connection.close(close::TAKEN_OVER, b"the configuration changed");
+        }
+        is_there
     }
 
     /// Waits for the end of the handshake. Packets of a client that resumes a session are delivered
@@ -382,7 +464,7 @@ impl Server {
             return Some(peer.clone());
         }
         connection.close(close::UNKNOWN_KEY, b"unknown key");
-        if let Some(suppressed) = self.gate.may_log() {
+        if let Some(suppressed) = self.door.may_log() {
             warn!(
                 %key,
                 suppressed,
@@ -407,14 +489,12 @@ impl Server {
         self.peers.store(Arc::new(peers));
         for (peer, is_changed) in gone {
             info!(peer = peer.name, is_changed, "cut off: the configuration changed");
-            if let Some(session) = peer.session() {
-                let (code, reason) = if is_changed {
-                    (close::TAKEN_OVER, &b"the configuration changed"[..])
-                } else {
-                    (close::UNKNOWN_KEY, &b"unknown key"[..])
-                };
-                session.connection.close(code, reason);
-            }
+            let (code, reason) = if is_changed {
+                (close::TAKEN_OVER, &b"the configuration changed"[..])
+            } else {
+                (close::UNKNOWN_KEY, &b"unknown key"[..])
+            };
+            peer.cut_off(code, reason);
         }
         self.acceptor.tls.forget_strangers();
         let ServerTun { routes, dns, .. } = new.tun;
@@ -495,7 +575,7 @@ impl Server {
             traffic: self.counters.snapshot(),
             send_errors: self.socket.send_errors(),
             receive_errors: self.socket.receive_errors(),
-            refused_keys: self.gate.refused(),
+            refused_keys: self.door.refused(),
         })
     }
 }

@@ -116,6 +116,30 @@ fn a_probe_need_not_ask_twice() {
     });
 }
 
+/// A client may keep its probe connection alive, but not for nothing.
+#[test]
+fn a_probe_that_asks_nothing_for_a_minute_is_ended() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
+        let mut transport = quic::probe_transport();
+        transport.keep_alive_interval(Some(Duration::from_secs(5)));
+        let handshake = Handshake::new(key, server, tls::PROBE, transport).unwrap();
+        let probe = handshake.run(&*day.world, candidate, BOUND, None).await.unwrap();
+        sleep(Duration::from_secs(30)).await;
+        probe.connection.send_datagram("now?".into()).unwrap();
+        assert_eq!(probe.connection.read_datagram().await.unwrap(), "now?");
+        let asked = clock::now();
+        let ended = timeout(REST, probe.connection.closed()).await.expect("it ends");
+        let quinn::ConnectionError::ApplicationClosed(close) = ended else { panic!("{ended}") };
+        assert_eq!(close.error_code, quic::close::NOT_NEEDED);
+        assert_eq!((clock::now() - asked).as_secs(), 60);
+    });
+}
+
 /// Lives one day; says what was wrong with it.
 fn live(seed: u64) -> Result<(), String> {
     virtual_time().block_on(Day::new(seed).live())

@@ -3,50 +3,88 @@
 //! quinn itself sends at most three times what an unvalidated address sent (RFC 9000 §8.1).
 
 use std::{
+    collections::HashMap,
+    convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use quinn::Incoming;
+use tokio::sync::oneshot;
 
-/// Handshakes under way from which on a client must first prove its address with a Retry
-/// (RFC 9000 §8.1.2), which costs it a round trip and us nothing.
-const RETRY_FROM: usize = 32;
-/// Handshakes under way from which on new ones are ignored; the client tries again.
-const IGNORE_FROM: usize = 512;
+use super::gate::{Gate, Verdict};
+use crate::clock;
+
+/// How long a client has to prove its key: a round trip of a second, and two repetitions.
+pub const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
 /// At most one log line about refused keys in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lets handshakes in.
-#[derive(Debug, Default)]
-pub struct Gate {
-    under_way: Arc<AtomicUsize>,
+#[derive(Debug)]
+pub struct Door {
+    inner: Arc<Mutex<Inner>>,
     refused: AtomicU64,
     last_line: Mutex<Option<(Instant, u64)>>,
 }
 
+#[derive(Debug)]
+struct Inner {
+    gate: Gate,
+    /// Dropped when a handshake must give way.
+    stays: HashMap<u64, oneshot::Sender<Infallible>>,
+}
+
 /// A handshake under way; it counts until this is dropped.
 #[derive(Debug)]
-pub struct Pass(Arc<AtomicUsize>);
+pub struct Pass {
+    id: u64,
+    inner: Arc<Mutex<Inner>>,
+    stays: oneshot::Receiver<Infallible>,
+}
 
-impl Gate {
+impl Default for Door {
+    fn default() -> Self {
+        let inner = Inner { gate: Gate::new(clock::now()), stays: HashMap::new() };
+        Self {
+            inner: Arc::new(Mutex::new(inner)),
+            refused: AtomicU64::default(),
+            last_line: Mutex::default(),
+        }
+    }
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Door {
     /// Lets `incoming` in, or answers it with a Retry, or ignores it.
     pub fn enter(&self, incoming: Incoming) -> Option<(Incoming, Pass)> {
-        let under_way = self.under_way.load(Relaxed);
-        if under_way >= IGNORE_FROM {
-            incoming.ignore();
-            return None;
+        let mut inner = lock(&self.inner);
+        let source = incoming.remote_address().ip();
+        match inner.gate.enter(source, incoming.remote_address_validated(), clock::now()) {
+            Verdict::Admit { id, give_way } => {
+                for other in give_way {
+                    inner.stays.remove(&other);
+                }
+                let (holds, stays) = oneshot::channel();
+                inner.stays.insert(id, holds);
+                Some((incoming, Pass { id, inner: self.inner.clone(), stays }))
+            }
+            Verdict::Retry => {
+                // It can only fail for an address that is validated already.
+                let _ = incoming.retry();
+                None
+            }
+            Verdict::Ignore => {
+                incoming.ignore();
+                None
+            }
         }
-        if under_way >= RETRY_FROM && !incoming.remote_address_validated() {
-            // It can only fail for an address that is validated already.
-            let _ = incoming.retry();
-            return None;
-        }
-        self.under_way.fetch_add(1, Relaxed);
-        Some((incoming, Pass(self.under_way.clone())))
     }
 
     /// Counts a refused key; `Some` if it may be logged, with how many were not since the last one.
@@ -73,9 +111,24 @@ impl Gate {
     }
 }
 
+impl Pass {
+    /// Waits until this handshake must give way to a newer one.
+    pub async fn must_give_way(&mut self) {
+        let Err(_closed) = (&mut self.stays).await;
+    }
+
+    /// The client proved a known key: from now on it is no stranger; `false` if it came too late.
+    #[must_use]
+    pub fn proven(self) -> bool {
+        lock(&self.inner).gate.proven(self.id)
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        let mut inner = lock(&self.inner);
+        inner.gate.ended(self.id);
+        inner.stays.remove(&self.id);
     }
 }
 
@@ -85,12 +138,12 @@ mod tests {
 
     #[test]
     fn a_flood_of_refusals_is_one_line_a_second() {
-        let (gate, start) = (Gate::default(), Instant::now());
-        assert_eq!(gate.may_log_at(start), Some(0));
+        let (door, start) = (Door::default(), Instant::now());
+        assert_eq!(door.may_log_at(start), Some(0));
         for _ in 0..100 {
-            assert_eq!(gate.may_log_at(start + LOG_INTERVAL / 2), None);
+            assert_eq!(door.may_log_at(start + LOG_INTERVAL / 2), None);
         }
-        assert_eq!(gate.may_log_at(start + LOG_INTERVAL), Some(100));
-        assert_eq!(gate.refused(), 102);
+        assert_eq!(door.may_log_at(start + LOG_INTERVAL), Some(100));
+        assert_eq!(door.refused(), 102);
     }
 }

@@ -9,8 +9,9 @@ use std::{
 
 use ipnet::IpNet;
 use prefix_trie::joint::map::JointPrefixMap;
-use quinn::Connection;
+use quinn::{Connection, VarInt};
 
+use super::few::Few;
 use crate::{
     config,
     foreign::Foreign,
@@ -25,6 +26,10 @@ use crate::{
 
 /// Bytes that wait for one peer's connection, or for the peer's return, at most.
 const QUEUE: usize = 1024 * 1024;
+/// Probe connections of one peer: one for each path, those of a client that restarted, and some to spare.
+const PROBES: usize = 16;
+/// Connections of one peer whose hello has not come: a client races some, and says hello at once.
+const SILENT: usize = 8;
 
 /// All peers, by key and by inner address.
 #[derive(Debug)]
@@ -47,6 +52,10 @@ pub struct Peer {
     pub queue: Queue,
     /// Its datapath, as seen from the server.
     pub counters: Counters,
+    /// Its probe connections.
+    pub(super) probes: Few,
+    /// Its connections that have not said hello.
+    pub(super) silent: Few,
     session: Mutex<Option<PeerSession>>,
 }
 
@@ -163,6 +172,8 @@ impl Peer {
             addresses: configured.addresses.clone(),
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
+            probes: Few::new(PROBES),
+            silent: Few::new(SILENT),
             session: Mutex::default(),
         }
     }
@@ -184,6 +195,15 @@ impl Peer {
         self.queue.hold(current.is_none());
     }
 
+    /// Closes all of its connections.
+    pub fn cut_off(&self, code: VarInt, reason: &[u8]) {
+        self.probes.close(code, reason);
+        self.silent.close(code, reason);
+        if let Some(session) = self.session() {
+            session.connection.close(code, reason);
+        }
+    }
+
     /// The session, if the peer is connected.
     #[must_use]
     pub fn session(&self) -> Option<PeerSession> {
@@ -192,6 +212,18 @@ impl Peer {
 
     fn enqueue(&self, batch: &mut Vec<Packet>) {
         self.counters.dropped_by_queue(self.queue.push(batch));
+    }
+}
+
+/// A connection that may have the session of `peer`; when this is dropped, it has not.
+pub(super) struct Attached<'a> {
+    pub(super) peer: &'a Peer,
+    pub(super) connection: &'a Connection,
+}
+
+impl std::ops::Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.peer.detach(self.connection);
     }
 }
 

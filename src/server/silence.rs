@@ -5,6 +5,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
+use bytes::Bytes;
 use quinn::Connection;
 use tokio::time;
 use tracing::debug;
@@ -12,6 +13,7 @@ use tracing::debug;
 use crate::{
     quic::{NUDGE, congestion::Handle, nudge, silence_limit},
     tunnel::queue::Queue,
+    wire::datagram::PADDING,
 };
 
 /// How often it is looked at whether it answered.
@@ -40,6 +42,18 @@ pub async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> 
         if connection.close_reason().is_none() {
             renewal.fresh_start();
             queue.hold(false);
+        }
+    }
+}
+
+/// Keeps a session alive whose client keeps still. quinn would do the same for probe connections too, whose
+/// transport parameters are sent before the server knows what the client wants.
+pub async fn keep_alive(connection: &Connection, interval: Duration) -> Infallible {
+    loop {
+        let heard = heard(connection);
+        time::sleep(interval).await;
+        if self::heard(connection) == heard {
+            let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
         }
     }
 }

@@ -1,0 +1,59 @@
+//! The connections of a peer that are not its session: each costs memory, so there are few.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use quinn::{Connection, VarInt};
+
+use crate::quic::close;
+
+/// Connections of one kind and one peer, the oldest first.
+#[derive(Debug)]
+pub(super) struct Few {
+    most: usize,
+    open: Mutex<VecDeque<Connection>>,
+}
+
+/// A connection among few; it leaves when this is dropped.
+pub(super) struct Place<'a> {
+    few: &'a Few,
+    connection: &'a Connection,
+}
+
+impl Few {
+    /// `most` is their number.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, open: Mutex::default() }
+    }
+
+    fn open(&self) -> MutexGuard<'_, VecDeque<Connection>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one more; if there are too many, the oldest is closed.
+    pub(super) fn admit<'a>(&'a self, connection: &'a Connection) -> Place<'a> {
+        let mut open = self.open();
+        open.push_back(connection.clone());
+        if open.len() > self.most
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.close(close::TAKEN_OVER, b"newer connections have this key");
+        }
+        Place { few: self, connection }
+    }
+
+    /// Closes all of them.
+    pub(super) fn close(&self, code: VarInt, reason: &[u8]) {
+        for connection in self.open().drain(..) {
+            connection.close(code, reason);
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.few.open().retain(|other| other.stable_id() != self.connection.stable_id());
+    }
+}

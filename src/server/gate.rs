@@ -1,0 +1,554 @@
+//! Which handshakes begin: a decision for each first packet, by its source and the time.
+//!
+//! ```text
+//!  first packet ─ enter ─▶ under way ─ proven ─▶ its key is known; its source is good from now on
+//!                   │          └────── ended ──▶ another key, silence, or it gave way to a newer one
+//!                   └─▶ Retry: prove the address (RFC 9000 §8.1.2), or ignored
+//! ```
+//!
+//! A handshake costs some hundred times as much time as a data packet, on the thread that carries the
+//! packets of all clients. So there is a budget. *Good* sources, where a known key was proven lately, may
+//! spend all of it. Others must leave a quarter for those, and more with each handshake that they began
+//! lately and that proved nothing. No memory grows with the number of sources.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    net::IpAddr,
+    num::NonZeroUsize,
+    time::Instant,
+};
+
+use ipnet::IpNet;
+use lru::LruCache;
+
+/// Handshakes under way at most, some 40 kB each. At the pace of [`HANDSHAKES`] the oldest is 1.3 s old
+/// before it must give way.
+const MOST: usize = 384;
+/// Handshakes under way from which on a client must prove its address first.
+const RETRY_FROM: usize = 32;
+/// Handshakes under way from one address (IPv4) or /64 (IPv6).
+const SHARE: usize = 16;
+/// The same for a /24 (IPv4) or /48 (IPv6), which often has one owner.
+const WIDE_SHARE: usize = 64;
+
+/// Handshakes: 300 a second take some 15 % of a thread.
+const HANDSHAKES: Pace = Pace { per_second: 300.0, burst: 32.0 };
+/// Retries cost a twentieth of a handshake.
+const RETRIES: Pace = Pace { per_second: 2000.0, burst: 256.0 };
+/// Handshakes that one source may begin without a known key before it comes last: a client races a
+/// handshake for each of its links, and repeats them.
+const ATTEMPTS: Pace = Pace { per_second: 1.0 / 15.0, burst: 4.0 };
+/// How many times as many a good source may begin: a stranger may share it.
+const GOOD_ATTEMPTS: f64 = 4.0;
+/// The share of a budget that a new source leaves for good ones, and a source without attempts for all.
+const LEAST_LEFT: f64 = 0.25;
+const MOST_LEFT: f64 = 0.75;
+
+/// Sources whose attempts are counted; at the pace of [`HANDSHAKES`] from half a minute.
+const SOURCES: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
+/// Good sources that are remembered. Only the owners of known keys can fill it.
+const GOOD_SOURCES: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+
+/// What becomes of a first packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The handshake begins.
+    Admit {
+        /// Names it in [`Gate::proven`] and [`Gate::ended`].
+        id: u64,
+        /// Handshakes that end for it.
+        give_way: Vec<u64>,
+    },
+    /// The client must prove its address.
+    Retry,
+    /// Nothing is sent. The client repeats its packet.
+    Ignore,
+}
+
+/// Decides.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// By age.
+    under_way: BTreeMap<u64, UnderWay>,
+    /// How many of them each block has.
+    shares: HashMap<IpNet, usize>,
+    next: u64,
+    handshakes: Bucket,
+    retries: Bucket,
+    /// Attempts that each block has left.
+    sources: LruCache<IpNet, Bucket>,
+    good: LruCache<IpNet, ()>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    blocks: Blocks,
+    is_validated: bool,
+}
+
+/// The blocks of addresses that a source belongs to.
+#[derive(Clone, Copy, Debug)]
+struct Blocks {
+    narrow: IpNet,
+    wide: IpNet,
+}
+
+/// A rate and what may come at once.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    per_second: f64,
+    burst: f64,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    level: f64,
+    at: Instant,
+    pace: Pace,
+}
+
+impl Gate {
+    /// Begins with full budgets.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            under_way: BTreeMap::new(),
+            shares: HashMap::new(),
+            next: 0,
+            handshakes: Bucket::full(HANDSHAKES, now),
+            retries: Bucket::full(RETRIES, now),
+            sources: LruCache::new(SOURCES),
+            good: LruCache::new(GOOD_SOURCES),
+        }
+    }
+
+    /// Decides about a first packet from `source`, which has proven that it receives what is sent to
+    /// that address if `is_validated`.
+    pub(crate) fn enter(&mut self, source: IpAddr, is_validated: bool, now: Instant) -> Verdict {
+        let blocks = Blocks::of(source);
+        let left = self.must_leave(blocks, now);
+        let share_is_full = self.has(blocks.narrow) >= SHARE || self.has(blocks.wide) >= WIDE_SHARE;
+        let is_busy = self.under_way.len() >= RETRY_FROM
+            || self.handshakes.level(now) < MOST_LEFT * HANDSHAKES.burst;
+        if !is_validated && (share_is_full || is_busy && left > 0.0) {
+            return if self.retries.take(left, now) { Verdict::Retry } else { Verdict::Ignore };
+        }
+        if !self.handshakes.take(left, now) {
+            return Verdict::Ignore;
+        }
+        for block in blocks.both() {
+            let fresh = || Bucket::full(ATTEMPTS.times(blocks.size(block)), now);
+            self.sources.get_or_insert_mut(block, fresh).spend(now);
+        }
+        let give_way = self.make_room(blocks);
+        let id = self.next;
+        self.next += 1;
+        self.under_way.insert(id, UnderWay { blocks, is_validated });
+        for block in blocks.both() {
+            *self.shares.entry(block).or_default() += 1;
+        }
+        Verdict::Admit { id, give_way }
+    }
+
+    /// A handshake under way proved a known key; `false` if it had to give way before.
+    pub(crate) fn proven(&mut self, id: u64) -> bool {
+        let Some(blocks) = self.leave(id) else { return false };
+        self.good.put(blocks.narrow, ());
+        for block in blocks.both() {
+            self.sources.pop(&block);
+        }
+        true
+    }
+
+    /// A handshake ended otherwise.
+    pub(crate) fn ended(&mut self, id: u64) {
+        self.leave(id);
+    }
+
+    fn leave(&mut self, id: u64) -> Option<Blocks> {
+        let UnderWay { blocks, .. } = self.under_way.remove(&id)?;
+        for block in blocks.both() {
+            if let Entry::Occupied(mut count) = self.shares.entry(block) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        Some(blocks)
+    }
+
+    /// Makes a place for one more: of those that share what is full with it, the oldest leaves, first
+    /// of those that proved nothing at all.
+    fn make_room(&mut self, blocks: Blocks) -> Vec<u64> {
+        let mut give_way = Vec::new();
+        for (block, most) in
+            [(Some(blocks.narrow), SHARE), (Some(blocks.wide), WIDE_SHARE), (None, MOST)]
+        {
+            let count = block.map_or(self.under_way.len(), |block| self.has(block));
+            if count < most {
+                continue;
+            }
+            let sharing = self.under_way.iter().filter(|(_, other)| {
+                block.is_none_or(|block| other.blocks.both().contains(&block))
+            });
+            let oldest = sharing.min_by_key(|(id, other)| (other.is_validated, **id));
+            if let Some((&id, _)) = oldest {
+                self.leave(id);
+                give_way.push(id);
+            }
+        }
+        give_way
+    }
+
+    fn has(&self, block: IpNet) -> usize {
+        self.shares.get(&block).copied().unwrap_or_default()
+    }
+
+    /// The share of the budget that a source must leave for better ones.
+    fn must_leave(&mut self, blocks: Blocks, now: Instant) -> f64 {
+        let spent = blocks.both().map(|block| {
+            self.sources
+                .get_mut(&block)
+                .map_or(0.0, |source| 1.0 - source.level(now) / source.pace.burst)
+        });
+        if spent[0] < GOOD_ATTEMPTS && self.good.get(&blocks.narrow).is_some() {
+            return 0.0;
+        }
+        let spent = spent[0].max(spent[1]).min(1.0);
+        LEAST_LEFT + (MOST_LEFT - LEAST_LEFT) * spent
+    }
+}
+
+impl Blocks {
+    fn of(source: IpAddr) -> Self {
+        let (narrow, wide) = if source.is_ipv4() { (32, 24) } else { (64, 48) };
+        let block = |length| IpNet::new(source, length).map_or(source.into(), |net| net.trunc());
+        Self { narrow: block(narrow), wide: block(wide) }
+    }
+
+    fn both(&self) -> [IpNet; 2] {
+        [self.narrow, self.wide]
+    }
+
+    /// How many shares a block has.
+    fn size(&self, block: IpNet) -> f64 {
+        if block == self.narrow { 1.0 } else { (WIDE_SHARE / SHARE) as f64 }
+    }
+}
+
+impl Pace {
+    fn times(self, factor: f64) -> Self {
+        Self { per_second: factor * self.per_second, burst: factor * self.burst }
+    }
+}
+
+impl Bucket {
+    fn full(pace: Pace, now: Instant) -> Self {
+        Self { level: pace.burst, at: now, pace }
+    }
+
+    fn level(&mut self, now: Instant) -> f64 {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.level = self.pace.burst.min(self.level + passed * self.pace.per_second);
+        self.at = self.at.max(now);
+        self.level
+    }
+
+    /// Takes one if that leaves this share of a full bucket.
+    fn take(&mut self, left: f64, now: Instant) -> bool {
+        let is_there = self.level(now) >= 1.0 + left * self.pace.burst;
+        if is_there {
+            self.level -= 1.0;
+        }
+        is_there
+    }
+
+    /// Takes one, on credit if need be; that ends somewhere, so that it is paid off in minutes.
+    fn spend(&mut self, now: Instant) {
+        self.level = (self.level(now) - 1.0).max((1.0 - GOOD_ATTEMPTS) * self.pace.burst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    /// From a stranger's first packet to the moment at which the server refuses its key.
+    const REFUSED_AFTER: Duration = Duration::from_millis(40);
+
+    fn stranger(number: u32) -> IpAddr {
+        IpAddr::from((0x0a00_0000 + (number << 8)).to_be_bytes())
+    }
+
+    fn honest() -> IpAddr {
+        "192.0.2.7".parse().unwrap()
+    }
+
+    fn admitted(verdict: &Verdict) -> Option<u64> {
+        match verdict {
+            Verdict::Admit { id, .. } => Some(*id),
+            Verdict::Retry | Verdict::Ignore => None,
+        }
+    }
+
+    /// Strangers begin ten handshakes a millisecond, in turn from as many sources, for so long.
+    struct Flood {
+        gate: Gate,
+        now: Instant,
+        begun: Vec<(Instant, u64)>,
+        sources: u32,
+        is_validated: bool,
+        count: u32,
+        admitted: u32,
+    }
+
+    impl Flood {
+        fn new(sources: u32, is_validated: bool) -> Self {
+            let now = Instant::now();
+            let (gate, begun) = (Gate::new(now), Vec::new());
+            Self { gate, now, begun, sources, is_validated, count: 0, admitted: 0 }
+        }
+
+        fn run(&mut self, duration: Duration) {
+            let end = self.now + duration;
+            while self.now < end {
+                for _ in 0..10 {
+                    let source = stranger(self.count % self.sources);
+                    self.count += 1;
+                    let verdict = self.gate.enter(source, self.is_validated, self.now);
+                    if let Some(id) = admitted(&verdict) {
+                        self.begun.push((self.now, id));
+                        self.admitted += 1;
+                    }
+                }
+                self.now += MILLISECOND;
+                if self.is_validated {
+                    let (gate, now) = (&mut self.gate, self.now);
+                    self.begun.retain(|(begun, id)| {
+                        let goes_on = *begun + REFUSED_AFTER > now;
+                        if !goes_on {
+                            gate.ended(*id);
+                        }
+                        goes_on
+                    });
+                }
+            }
+        }
+
+        /// How long a client needs to get in that sends a first packet every 100 ms, and answers a Retry.
+        fn time_to_enter(&mut self) -> Duration {
+            let begun = self.now;
+            let mut is_validated = false;
+            loop {
+                match self.gate.enter(honest(), is_validated, self.now) {
+                    Verdict::Admit { id, .. } => {
+                        self.run(100 * MILLISECOND);
+                        assert!(self.gate.proven(id), "it had to give way");
+                        return self.now - begun;
+                    }
+                    Verdict::Retry => {
+                        is_validated = true;
+                        self.run(20 * MILLISECOND);
+                    }
+                    Verdict::Ignore => self.run(100 * MILLISECOND),
+                }
+                assert!(self.now - begun < Duration::from_secs(20), "{}", self.sources);
+            }
+        }
+    }
+
+    #[test]
+    fn a_newcomer_gets_in_while_strangers_flood() {
+        for (sources, is_validated, limit) in
+            [(1, false, 3000), (1, true, 200), (1_000_000, false, 3000), (1000, true, 200)]
+        {
+            let mut flood = Flood::new(sources, is_validated);
+            flood.run(Duration::from_secs(5));
+            let time = flood.time_to_enter();
+            assert!(time <= limit * MILLISECOND, "{sources} sources: {time:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_was_here_before_gets_in_at_once_while_strangers_flood() {
+        for (sources, is_validated) in
+            [(1, false), (1, true), (1_000_000, false), (1_000_000, true)]
+        {
+            let mut flood = Flood::new(sources, is_validated);
+            let id = admitted(&flood.gate.enter(honest(), false, flood.now)).unwrap();
+            assert!(flood.gate.proven(id));
+            for _ in 0..20 {
+                flood.run(Duration::from_millis(500));
+                let time = flood.time_to_enter();
+                assert!(time <= 100 * MILLISECOND, "{sources} sources: {time:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_gets_its_budget_and_no_more() {
+        for (sources, is_validated) in
+            [(1, true), (1000, true), (1_000_000, true), (1_000_000, false)]
+        {
+            let mut flood = Flood::new(sources, is_validated);
+            flood.run(Duration::from_secs(10));
+            let most = 10.0 * HANDSHAKES.per_second + HANDSHAKES.burst;
+            assert!(f64::from(flood.admitted) <= most, "{sources}: {}", flood.admitted);
+        }
+    }
+
+    #[test]
+    fn the_oldest_of_a_source_gives_way_to_its_newest() {
+        let now = Instant::now();
+        let mut gate = Gate::new(now);
+        let at = |id| now + id * Duration::from_millis(100);
+        for id in 0..SHARE as u32 {
+            let verdict = gate.enter(honest(), true, at(id));
+            assert_eq!(verdict, Verdict::Admit { id: id.into(), give_way: Vec::new() });
+        }
+        let verdict = gate.enter(honest(), true, at(SHARE as u32));
+        assert_eq!(verdict, Verdict::Admit { id: SHARE as u64, give_way: vec![0] });
+        assert!(!gate.proven(0));
+        assert!(gate.proven(1));
+    }
+
+    #[test]
+    fn forged_first_packets_in_a_clients_name_do_not_end_its_handshake() {
+        let mut now = Instant::now();
+        let mut gate = Gate::new(now);
+        let id = admitted(&gate.enter(honest(), true, now)).unwrap();
+        for _ in 0..10_000 {
+            let _ = gate.enter(honest(), false, now);
+            now += MILLISECOND / 10;
+        }
+        assert!(gate.proven(id));
+    }
+
+    #[test]
+    fn one_owner_of_many_ipv6_networks_has_a_wide_share() {
+        let mut now = Instant::now();
+        let mut gate = Gate::new(now);
+        for network in 0..1000_u128 {
+            let source = 0x2001_0db8_0001_0000_0000_0000_0000_0001 + (network << 64);
+            let _ = gate.enter(std::net::Ipv6Addr::from(source).into(), true, now);
+            now += 20 * MILLISECOND;
+        }
+        assert_eq!(gate.under_way.len(), WIDE_SHARE);
+    }
+
+    #[test]
+    fn clients_that_all_come_back_at_once_are_in_within_seconds() {
+        let (mut gate, mut now, mut outside) = (Gate::new(Instant::now()), Instant::now(), 500);
+        let begun = now;
+        let mut inside = [false; 500];
+        while outside > 0 {
+            // Each tries four times a second.
+            for turn in 0..50 {
+                for number in (turn..500).step_by(50) {
+                    if inside[number] {
+                        continue;
+                    }
+                    let verdict = gate.enter(stranger(number as u32), true, now);
+                    if let Some(id) = admitted(&verdict) {
+                        inside[number] = gate.proven(id);
+                        outside -= 1;
+                    }
+                }
+                now += 5 * MILLISECOND;
+            }
+        }
+        assert!(now - begun <= Duration::from_secs(3), "{:?}", now - begun);
+    }
+
+    #[test]
+    fn a_handshake_that_began_has_time_to_end_however_many_come_after_it() {
+        let mut flood = Flood::new(1_000_000, true);
+        flood.run(Duration::from_secs(3));
+        let id = admitted(&flood.gate.enter(honest(), true, flood.now));
+        // None of these ends by itself.
+        let begun = flood.now;
+        for number in 2_000_000.. {
+            let _ = flood.gate.enter(stranger(number), true, flood.now);
+            flood.now += MILLISECOND / 10;
+            if flood.now - begun > Duration::from_secs(1) {
+                break;
+            }
+        }
+        assert!(id.is_none_or(|id| flood.gate.proven(id)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Enter { source: u32, wide: bool, is_validated: bool },
+        End { which: usize, proven: bool },
+        Pass { milliseconds: u64 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            8 => (0..40_u32, any::<bool>(), any::<bool>())
+                .prop_map(|(source, wide, is_validated)| Step::Enter { source, wide, is_validated }),
+            2 => (any::<usize>(), any::<bool>()).prop_map(|(which, proven)| Step::End { which, proven }),
+            1 => (0..400_u64).prop_map(|milliseconds| Step::Pass { milliseconds }),
+        ];
+        prop::collection::vec(step, 1..1000)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn shares_budget_and_memory_hold_whatever_comes(steps in steps()) {
+            let start = Instant::now();
+            let (mut gate, mut now) = (Gate::new(start), start);
+            let mut open: BTreeMap<u64, (IpAddr, bool)> = BTreeMap::new();
+            let mut begun = 0;
+            for step in steps {
+                match step {
+                    Step::Enter { source, wide, is_validated } => {
+                        let address = if wide { stranger(source << 8) } else { stranger(source / 8) };
+                        let verdict = gate.enter(address, is_validated, now);
+                        prop_assert!(!(is_validated && verdict == Verdict::Retry), "asked twice");
+                        if let Verdict::Admit { id, give_way } = verdict {
+                            begun += 1;
+                            for gone in give_way {
+                                let (_, was_validated) = open.remove(&gone).unwrap();
+                                prop_assert!(is_validated || !was_validated);
+                            }
+                            open.insert(id, (address, is_validated));
+                            let same = open.values().filter(|(other, _)| *other == address);
+                            prop_assert!(same.count() <= SHARE);
+                        }
+                    }
+                    Step::End { which, proven } => {
+                        if let Some(&id) = open.keys().nth(which % open.len().max(1)) {
+                            open.remove(&id);
+                            if proven {
+                                prop_assert!(gate.proven(id));
+                            } else {
+                                gate.ended(id);
+                            }
+                            prop_assert!(!gate.proven(id), "twice");
+                        }
+                    }
+                    Step::Pass { milliseconds } => now += milliseconds as u32 * MILLISECOND,
+                }
+                let most = HANDSHAKES.burst + HANDSHAKES.per_second * (now - start).as_secs_f64();
+                prop_assert!(f64::from(begun) <= most + 1e-6);
+                prop_assert!(open.len() <= MOST && open.len() == gate.under_way.len());
+                prop_assert!(gate.shares.len() <= 2 * MOST && gate.sources.len() <= SOURCES.get());
+            }
+            prop_assert!(open.keys().eq(gate.under_way.keys()));
+            for id in open.into_keys() {
+                gate.ended(id);
+            }
+            prop_assert!(gate.shares.is_empty());
+        }
+    }
+}

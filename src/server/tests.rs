@@ -1,0 +1,403 @@
+//! The whole server, apart from its device, against clients that do not play by the rules.
+
+use std::{
+    collections::HashSet,
+    net::{SocketAddr, UdpSocket as StdSocket},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Server,
+    handshake::PROOF_TIMEOUT,
+    peers::{Attached, PeerSession},
+};
+use crate::{
+    config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
+    identity::PrivateKey,
+    path::udp::UdpSocket,
+    quic::{self, close, congestion::Handle},
+    session,
+    tls::{self, ClientTls},
+    wire::packet::{Packet, tests::packet},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything takes that should happen.
+const WHILE: Duration = Duration::from_millis(600);
+const KEEP_ALIVE: Duration = Duration::from_millis(100);
+
+struct Site {
+    server: Arc<Server>,
+    endpoint: Endpoint,
+    address: SocketAddr,
+    key: PrivateKey,
+    laptop: PrivateKey,
+    delivered: mpsc::Receiver<Packet>,
+    /// The device's other side.
+    _device: mpsc::Sender<Packet>,
+    running: JoinHandle<()>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+fn quic_settings() -> Quic {
+    Quic {
+        idle_timeout: Duration::from_secs(30),
+        keep_alive: KEEP_ALIVE,
+        congestion: Congestion::Cubic,
+        dscp: 0,
+    }
+}
+
+impl Site {
+    /// A server with one peer, a laptop.
+    fn new() -> Self {
+        let (key, laptop) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
+        let (to_device, delivered) = mpsc::channel(1024);
+        let (_device, source) = mpsc::channel::<Packet>(1);
+        let (server, endpoint) =
+            Server::new(Self::config(&key, &[&laptop]), udp, Box::new(to_device)).unwrap();
+        let running = tokio::spawn({
+            let (server, endpoint) = (server.clone(), endpoint.clone());
+            async move { drop(server.carry(source, &endpoint).await) }
+        });
+        let address = endpoint.local_addr().unwrap();
+        Self { server, endpoint, address, key, laptop, delivered, _device, running }
+    }
+
+    fn config(key: &PrivateKey, peers: &[&PrivateKey]) -> ServerConfig {
+        let peer = |peer: &&PrivateKey| config::Peer {
+            name: "laptop".into(),
+            public_key: peer.public_key(),
+            addresses: vec!["10.66.0.2".parse().unwrap()],
+        };
+        ServerConfig {
+            private_key: key.clone(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            tun: ServerTun {
+                offload: true,
+                name: "roam0".into(),
+                mtu: 1400,
+                addresses: vec!["10.66.0.1/24".parse().unwrap()],
+                routes: Vec::new(),
+                dns: Dns::default(),
+                nat: false,
+            },
+            peers: peers.iter().map(peer).collect(),
+            quic: quic_settings(),
+            log: Log { level: Filter::default(), format: LogFormat::Text },
+            metrics: None,
+        }
+    }
+
+    fn forget_laptop(&self) {
+        self.server.renew(Self::config(&self.key, &[]));
+    }
+
+    fn tls(&self, key: &PrivateKey, alpn: &[u8]) -> ClientTls {
+        tls::client(key, self.key.public_key(), alpn).unwrap()
+    }
+
+    async fn connect(&self, key: &PrivateKey, alpn: &[u8]) -> Connection {
+        let config = quinn::ClientConfig::new(Arc::new(self.tls(key, alpn).fresh));
+        let connecting = client().connect_with(config, self.address, "roamd").unwrap();
+        timeout(PATIENCE, connecting).await.unwrap().unwrap()
+    }
+
+    async fn probe(&self) -> Connection {
+        let config = self.tls(&self.laptop, tls::PROBE).fresh;
+        let mut config = quinn::ClientConfig::new(Arc::new(config));
+        config.transport_config(Arc::new(quic::probe_transport()));
+        let connecting = client().connect_with(config, self.address, "roamd").unwrap();
+        timeout(PATIENCE, connecting).await.unwrap().unwrap()
+    }
+
+    /// Whether a packet comes to the device.
+    async fn delivers(&mut self) -> bool {
+        timeout(WHILE, self.delivered.recv()).await.is_ok()
+    }
+}
+
+fn client() -> Endpoint {
+    let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
+    let runtime = Arc::new(TokioRuntime);
+    Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, udp, runtime).unwrap()
+}
+
+fn from_laptop() -> bytes::Bytes {
+    packet("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap(), 8).into()
+}
+
+async fn answers(connection: &Connection) -> bool {
+    connection.send_datagram("now?".into()).unwrap();
+    matches!(timeout(PATIENCE, connection.read_datagram()).await, Ok(Ok(echo)) if echo == "now?")
+}
+
+/// With which code the server ends a connection.
+async fn closed(connection: &Connection) -> quinn::VarInt {
+    match timeout(PATIENCE, connection.closed()).await.expect("it ends") {
+        ConnectionError::ApplicationClosed(close) => close.error_code,
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_gets_no_answer_to_a_probe() {
+    let site = Site::new();
+    let stranger = site.connect(&PrivateKey::generate().unwrap(), tls::PROBE).await;
+    let _ = stranger.send_datagram("now?".into());
+    assert_eq!(closed(&stranger).await, close::UNKNOWN_KEY);
+    assert!(stranger.read_datagram().await.is_err());
+}
+
+#[tokio::test]
+async fn a_peer_has_few_probe_connections_and_the_newest_one_works() {
+    let site = Site::new();
+    let mut probes = Vec::new();
+    for _ in 0..17 {
+        probes.push(site.probe().await);
+        assert!(answers(probes.last().unwrap()).await);
+    }
+    assert_eq!(closed(&probes[0]).await, close::TAKEN_OVER);
+    for probe in &probes[1..] {
+        assert!(answers(probe).await);
+    }
+}
+
+#[tokio::test]
+async fn a_removed_peers_probe_connections_end_with_its_session() {
+    let site = Site::new();
+    let probe = site.probe().await;
+    assert!(answers(&probe).await);
+    site.forget_laptop();
+    assert_eq!(closed(&probe).await, close::UNKNOWN_KEY);
+}
+
+#[tokio::test]
+async fn a_probe_connection_has_no_streams() {
+    let site = Site::new();
+    let probe = site.probe().await;
+    assert!(answers(&probe).await);
+    let (mut stream, _) = timeout(PATIENCE, probe.open_bi()).await.unwrap().unwrap();
+    let _ = stream.write(&[0; 1000]).await;
+    assert_eq!(closed(&probe).await, close::PROTOCOL);
+}
+
+#[tokio::test]
+async fn the_server_keeps_sessions_alive_and_leaves_probe_connections_alone() {
+    let site = Site::new();
+    let probe = site.probe().await;
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let _session = session::open(&laptop, true).await.unwrap();
+    assert!(answers(&probe).await);
+    sleep(WHILE).await;
+    let heard = |connection: &Connection| connection.stats().udp_rx.datagrams;
+    let before = (heard(&laptop), heard(&probe));
+    sleep(WHILE).await;
+    assert!(heard(&laptop) >= before.0 + 2);
+    assert_eq!(heard(&probe), before.1);
+}
+
+#[tokio::test]
+async fn packets_before_the_hello_are_taken() {
+    let mut site = Site::new();
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    laptop.send_datagram(from_laptop()).unwrap();
+    assert!(site.delivers().await);
+    let _session = session::open(&laptop, true).await.unwrap();
+    laptop.send_datagram(from_laptop()).unwrap();
+    assert!(site.delivers().await);
+}
+
+#[tokio::test]
+async fn a_peer_has_few_connections_that_say_no_hello() {
+    let site = Site::new();
+    let mut silent = Vec::new();
+    for _ in 0..9 {
+        silent.push(site.connect(&site.laptop, tls::TUNNEL).await);
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(closed(&silent[0]).await, close::TAKEN_OVER);
+    assert_eq!(silent[1].close_reason(), None);
+    session::open(&silent[8], true).await.unwrap();
+    site.forget_laptop();
+    assert_eq!(closed(&silent[1]).await, close::UNKNOWN_KEY);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_task_even_if_that_panics() {
+    let site = Site::new();
+    let connection = site.connect(&site.laptop, tls::PROBE).await;
+    let peer = site.server.peers.load().with_key(site.laptop.public_key()).unwrap().clone();
+    let task = tokio::spawn({
+        let peer = peer.clone();
+        async move {
+            let session = PeerSession {
+                connection: connection.clone(),
+                since: std::time::SystemTime::now(),
+                software: "a program".into(),
+            };
+            peer.attach(session);
+            let _attached = Attached { peer: &peer, connection: &connection };
+            panic!("on purpose");
+        }
+    });
+    task.await.unwrap_err();
+    assert!(peer.session().is_none());
+}
+
+/// A laptop that has tickets and comes back.
+struct Returning {
+    config: quinn::ClientConfig,
+    endpoint: Endpoint,
+}
+
+impl Returning {
+    async fn new(site: &Site) -> Self {
+        let ClientTls { resuming, .. } = site.tls(&site.laptop, tls::TUNNEL);
+        let mut config = quinn::ClientConfig::new(Arc::new(resuming));
+        config.transport_config(Arc::new(quic::transport(
+            &quic_settings(),
+            1400,
+            Handle::default(),
+        )));
+        let endpoint = client();
+        let connecting = endpoint.connect_with(config.clone(), site.address, "roamd").unwrap();
+        let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let _session = session::open(&connection, true).await.unwrap();
+        connection.close(close::GOODBYE, b"");
+        Self { config, endpoint }
+    }
+
+    /// Begins a connection with a ticket, and sends a packet along.
+    fn come_back(&self, to: SocketAddr) -> (Connection, quinn::ZeroRttAccepted) {
+        let connecting = self.endpoint.connect_with(self.config.clone(), to, "roamd").unwrap();
+        let (connection, accepted) = connecting.into_0rtt().map_err(|_| "no ticket").unwrap();
+        connection.send_datagram(from_laptop()).unwrap();
+        (connection, accepted)
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_of_a_removed_key_lets_nobody_in() {
+    let mut site = Site::new();
+    let laptop = Returning::new(&site).await;
+    let (known, accepted) = laptop.come_back(site.address);
+    assert!(accepted.await, "with its key there it lets the client in");
+    assert!(site.delivers().await);
+    known.close(close::GOODBYE, b"");
+    site.forget_laptop();
+    let (removed, accepted) = laptop.come_back(site.address);
+    assert_eq!(closed(&removed).await, close::UNKNOWN_KEY);
+    assert!(!accepted.await);
+    assert!(!site.delivers().await);
+}
+
+/// Takes a client's first flight, and withholds it from the server.
+fn record(from: &StdSocket) -> Vec<Vec<u8>> {
+    from.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let (mut flight, mut buffer) = (Vec::new(), [0; 2048]);
+    while let Ok(length) = from.recv(&mut buffer) {
+        flight.push(buffer[..length].to_vec());
+    }
+    flight
+}
+
+#[tokio::test]
+async fn a_recorded_first_flight_is_delivered_once_however_often_it_is_sent() {
+    let mut site = Site::new();
+    let laptop = Returning::new(&site).await;
+    let on_the_way = StdSocket::bind("127.0.0.1:0").unwrap();
+    let (connection, _) = laptop.come_back(on_the_way.local_addr().unwrap());
+    sleep(Duration::from_millis(100)).await;
+    let flight = record(&on_the_way);
+    assert!(flight.len() >= 2, "{}", flight.len());
+    let replay = || {
+        let socket = StdSocket::bind("127.0.0.1:0").unwrap();
+        for datagram in &flight {
+            socket.send_to(datagram, site.address).unwrap();
+        }
+    };
+    replay();
+    replay();
+    assert!(timeout(PATIENCE, site.delivered.recv()).await.is_ok(), "late, but whole");
+    assert!(!matches!(timeout(WHILE, site.delivered.recv()).await, Ok(Some(_))), "both at once");
+    // The server forgets the connection, since the client never answers.
+    timeout(PATIENCE, async {
+        while site.endpoint.open_connections() > 0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("forgotten");
+    replay();
+    assert!(!matches!(timeout(WHILE, site.delivered.recv()).await, Ok(Some(_))), "again");
+    assert!(site.endpoint.open_connections() > 0, "it did look at it");
+    drop(connection);
+}
+
+/// What a server answers to first packets: Initial or Retry (RFC 9000 §17.2).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_first_packets_from_one_address_are_asked_for_proof_and_then_ignored() {
+    const SENT: usize = 1000;
+    let site = Site::new();
+    let config = quinn::ClientConfig::new(Arc::new(
+        site.tls(&PrivateKey::generate().unwrap(), tls::TUNNEL).fresh,
+    ));
+    let mut endpoint =
+        quinn_proto::Endpoint::new(Arc::new(EndpointConfig::default()), None, false, None);
+    let socket = StdSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let (answered, retried) = (Mutex::new(HashSet::new()), Mutex::new(HashSet::new()));
+    let read = || {
+        let mut buffer = [0; 2048];
+        while socket.recv(&mut buffer).is_ok() {
+            // The destination connection id is the client's own.
+            let client = buffer[6..6 + usize::from(buffer[5])].to_vec();
+            if buffer[0] & 0xf0 == 0xf0 {
+                retried.lock().unwrap().insert(client);
+            } else if buffer[0] & 0xf0 == 0xc0 {
+                answered.lock().unwrap().insert(client);
+            }
+        }
+    };
+    let begun = Instant::now();
+    for _ in 0..SENT {
+        let (_, mut connection) =
+            endpoint.connect(Instant::now(), config.clone(), site.address, "roamd").unwrap();
+        loop {
+            let mut datagram = Vec::new();
+            if connection.poll_transmit(Instant::now(), 1, &mut datagram).is_none() {
+                break;
+            }
+            let _ = socket.send_to(&datagram, site.address);
+        }
+        read();
+    }
+    sleep(WHILE).await;
+    read();
+    let (answered, retried) = (answered.lock().unwrap().len(), retried.lock().unwrap().len());
+    let seconds = begun.elapsed().as_secs_f64();
+    // Each takes its place for as long as the server waits for the proof of a key.
+    let most = 16.0 * (1.0 + seconds / PROOF_TIMEOUT.as_secs_f64());
+    assert!(
+        answered > 0 && answered as f64 <= most,
+        "{answered} were answered, {retried} retried in {seconds} s"
+    );
+    assert!(retried > 0 && retried as f64 <= 256.0 + 2000.0 * seconds, "{retried} Retries");
+    // And a client is let in all the same.
+    assert!(answers(&site.probe().await).await);
+}
