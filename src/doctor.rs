@@ -11,7 +11,7 @@ mod server;
 use std::{fmt, path::Path};
 
 use self::running::Running;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 
 /// How grave a finding is, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,13 +77,14 @@ impl fmt::Display for Verdict {
 
 /// Looks at everything that this configuration, of this file, needs. Each finding is given to `tell` as soon
 /// as it is there.
-pub async fn examine(config: &Config, file: &Path, tell: &mut dyn FnMut(Finding)) {
+pub async fn examine(loaded: &Loaded, file: &Path, tell: &mut dyn FnMut(Finding)) {
     let running = Running::of(file);
     tell(running.finding());
+    host::files(file, loaded.key_file(), tell);
     host::kernel(tell);
     host::capabilities(tell);
     host::clock(tell);
-    match config {
+    match &loaded.config {
         Config::Client(config) => {
             host::device(&config.tun.name, config.tun.offload, &running, tell).await;
             client::examine(config, tell).await;

@@ -22,12 +22,20 @@ const USER: &str = "roamd";
 
 /// A user cannot read a file that it needs.
 #[derive(Debug, thiserror::Error)]
-#[error("user {user} cannot read {}: {advice}", file.display())]
+#[error("{}: {advice}", self.found())]
 pub struct Unreadable {
     user: String,
     file: PathBuf,
     /// What to do about it.
     pub advice: String,
+}
+
+impl Unreadable {
+    /// Who cannot read what.
+    #[must_use]
+    pub fn found(&self) -> String {
+        format!("user {} cannot read {}", self.user, self.file.display())
+    }
 }
 
 /// The user that will read `file`, if it is one of the unit's.

@@ -9,14 +9,14 @@ use anstyle::{AnsiColor, Style};
 use anyhow::bail;
 
 use crate::{
-    config,
+    config::{Loaded, process_environment},
     doctor::{Finding, Verdict, examine},
     paint::Paint,
 };
 
 /// Looks for what keeps the tunnel of this file from working; an error if something does.
 pub fn doctor(file: &Path) -> anyhow::Result<()> {
-    let config = config::load(file)?;
+    let loaded = Loaded::new(file, process_environment())?;
     let paint = Paint::for_stdout();
     let mut stdout = io::stdout().lock();
     let mut worst = Verdict::Good;
@@ -37,7 +37,7 @@ pub fn doctor(file: &Path) -> anyhow::Result<()> {
         broken = broken.take().or(said.err());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(examine(&config, file, &mut tell));
+    runtime.block_on(examine(&loaded, file, &mut tell));
     if let Some(error) = broken {
         return Err(error.into());
     }

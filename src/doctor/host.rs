@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -16,6 +17,7 @@ use crate::{
     control::Instance,
     host::{nft, sysctl},
     netlink::Netlink,
+    rights,
     status::Role,
     tunnel::{device::Tun, vnet::Offload},
 };
@@ -41,6 +43,15 @@ pub(super) fn kernel(tell: &mut dyn FnMut(Finding)) {
         Finding::poor("kernel", found, "Linux 6.2 and newer carry UDP through the tunnel faster")
     } else {
         Finding::good("kernel", found)
+    });
+}
+
+/// Looks whether the user of the unit can read the configuration and its key, where the unit has them.
+pub(super) fn files(file: &Path, key: Option<&Path>, tell: &mut dyn FnMut(Finding)) {
+    let Some(user) = rights::reader(file) else { return };
+    tell(match rights::check(file, key) {
+        Ok(()) => Finding::good("files", format!("user {} can read them", user.name)),
+        Err(error) => Finding::bad("files", error.found(), error.advice),
     });
 }
 
