@@ -6,6 +6,7 @@
 //!             └─▶ another peer's queue
 //! ```
 
+pub mod fallback;
 mod few;
 mod gate;
 pub mod handshake;
@@ -242,7 +243,10 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
     if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
         let _place = peer.probes.admit(&connection);
         if server.still_has(&peer, &connection) {
-            echo(&connection, PROBE_IDLE).await;
+            tokio::select! {
+                () = echo(&connection, PROBE_IDLE) => {}
+                never = fallback::watch(&connection, &renewal) => match never {},
+            }
         }
         return;
     }
@@ -407,6 +411,7 @@ impl Server {
             }
             never = listen(&mut control, peer) => match never {},
             never = silence::watch(connection, &peer.queue, renewal) => match never {},
+            never = fallback::watch(connection, renewal) => match never {},
             never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
         };
         drop(attached);

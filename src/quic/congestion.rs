@@ -19,6 +19,7 @@ use std::{
 
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
+use tokio::sync::Notify;
 
 use self::delay::{Acked, DelayLimit};
 
@@ -38,6 +39,7 @@ struct Shared {
     unanswered: AtomicU64,
     /// When the newest packet that was acknowledged was sent.
     answered: AtomicU64,
+    path_left: Notify,
 }
 
 impl Shared {
@@ -95,6 +97,12 @@ impl Handle {
     /// Waits for answers from here on only: the connection has moved.
     pub fn expect_from(&self, now: Instant) {
         self.0.unanswered.store(self.0.micros(now), Relaxed);
+    }
+
+    /// Waits until quinn has forgotten a path: it keeps a controller for each that it knows, and drops it
+    /// when it returns to the path before.
+    pub async fn path_left(&self) {
+        self.0.path_left.notified().await;
     }
 
     fn sent(&self, now: Instant) {
@@ -190,6 +198,12 @@ struct Renewable<F> {
     /// The part of `in_flight` that was sent before the fresh start.
     old_in_flight: u64,
     fresh_since: Instant,
+}
+
+impl<F> Drop for Renewable<F> {
+    fn drop(&mut self) {
+        self.factory.handle.0.path_left.notify_one();
+    }
 }
 
 impl<F: Restartable> Renewable<F> {
@@ -392,6 +406,20 @@ mod tests {
         assert_eq!(handle.unanswered_since(), Some(at(5)));
         controller.on_end_acks(at(6), 0, false, Some(1));
         assert_eq!(handle.unanswered_since(), None);
+    }
+
+    #[tokio::test]
+    async fn the_handle_tells_that_a_path_was_left() {
+        use futures_util::FutureExt as _;
+
+        let (handle, start) = (Handle::default(), Instant::now());
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
+        let before = factory.build(start, MTU);
+        // A change of port copies the controller, see `PathData::from_previous` of quinn-proto.
+        let after = before.clone_box();
+        assert_eq!(handle.path_left().now_or_never(), None);
+        drop(after);
+        assert_eq!(handle.path_left().now_or_never(), Some(()));
     }
 
     #[test]

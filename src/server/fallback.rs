@@ -1,0 +1,20 @@
+//! Says something when quinn has gone back to an earlier path.
+//!
+//! A server's connection follows its client to a new address, and returns to the one before when the new
+//! one does not answer a challenge (RFC 9000 §9.3.2). quinn then leaves its timer for lost packets as it
+//! was, although nothing may be in flight any more; the next packet sets it anew. What goes wrong without
+//! one is told in docs/development/quinn-migrate-loss-timer.md.
+
+use std::convert::Infallible;
+
+use quinn::Connection;
+
+use crate::quic::{self, congestion::Handle};
+
+/// Sends a packet at once whenever the connection has left a path for good.
+pub async fn watch(connection: &Connection, renewal: &Handle) -> Infallible {
+    loop {
+        renewal.path_left().await;
+        quic::pad(connection, 1);
+    }
+}
