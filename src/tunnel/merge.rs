@@ -24,10 +24,16 @@ const PLAIN: u8 = 0x10 | 0x40;
 /// "Don't fragment", in byte 6 of an IPv4 header.
 const DF: u8 = 0x40;
 
+/// Flows of a batch that are told apart. Two with the same place are not joined while they take turns.
+const FLOWS: usize = 256;
+
 /// Sorts a batch into groups that can be written as one. One for each writer of a device.
 #[derive(Debug, Default)]
 pub struct Merger {
     groups: Vec<Group>,
+    /// The latest group in each flow's place. One of an earlier batch names a group of other flows: those of
+    /// a flow in this batch have taken its place.
+    latest: Vec<usize>,
     /// For each packet of the batch the next one of its group.
     next: Vec<Option<usize>>,
     headers: Vec<u8>,
@@ -78,12 +84,13 @@ impl Merger {
     /// stays. What is joined depends on `offload`.
     pub fn merge(&mut self, batch: &[Packet], offload: Offload, mut write: impl FnMut(Joined<'_>)) {
         self.groups.clear();
+        self.latest.resize(FLOWS, 0);
         self.next.clear();
         self.next.resize(batch.len(), None);
         for (at, packet) in batch.iter().enumerate() {
             self.add(batch, at, packet, offload);
         }
-        let Self { groups, next, headers } = self;
+        let Self { groups, next, headers, .. } = self;
         for group in groups {
             headers.clear();
             let from = group.write_headers(batch, headers);
@@ -96,20 +103,25 @@ impl Merger {
         let ip = packet.ip();
         let new = Group::new(at, packet, offload);
         if let Some(transport) = new.transport {
-            // The latest one of the flow: nothing may overtake that.
-            let latest = self.groups.iter_mut().rev().find(|group| {
-                group
-                    .transport
-                    .is_some_and(|of| is_same_flow(batch[group.head].ip(), of, ip, transport))
-            });
+            let is_same = |at: &usize| {
+                self.groups.get(*at).is_some_and(|group| {
+                    let of = group.transport;
+                    of.is_some_and(|of| is_same_flow(batch[group.head].ip(), of, ip, transport))
+                })
+            };
+            // Joined to the latest one of the flow only: nothing may overtake that.
+            let newest = self.groups.len().checked_sub(1).filter(is_same);
+            let latest = newest.or_else(|| Some(self.latest[place(ip, transport)]).filter(is_same));
             if packet.is_unchecked()
-                && let Some(group) = latest
+                && let Some(found) = latest
+                && let group = &mut self.groups[found]
                 && group.takes(batch[group.head].ip(), ip, transport)
             {
                 self.next[group.tail] = Some(at);
                 group.append(at, ip, transport);
                 return;
             }
+            self.latest[place(ip, transport)] = self.groups.len();
         }
         self.groups.push(new);
     }
@@ -191,6 +203,17 @@ impl Group {
 
 fn tcp_flags(ip: &[u8], transport: Transport) -> u8 {
     ip[transport.start + 13]
+}
+
+/// A flow's place among [`FLOWS`]. Whoever chooses ports to share one with another flow of the same
+/// receiver keeps it from being joined, no more.
+fn place(ip: &[u8], transport: Transport) -> usize {
+    let addresses = if ip[0] >> 4 == 4 { &ip[12..20] } else { &ip[8..40] };
+    let words = addresses.chunks_exact(4).chain([&ip[transport.start..transport.start + 4]]);
+    let sum = words.fold(0_u32, |sum, word| {
+        sum.rotate_left(7) ^ u32::from_ne_bytes([word[0], word[1], word[2], word[3]])
+    });
+    (sum.wrapping_mul(0x9e37_79b1) >> 24) as usize
 }
 
 fn is_same_flow(left: &[u8], of_left: Transport, right: &[u8], of_right: Transport) -> bool {

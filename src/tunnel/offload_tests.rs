@@ -254,3 +254,27 @@ fn an_acknowledgement_is_not_overtaken() {
     assert_eq!(lengths, [200, 0, 200]);
     assert_eq!(writes(&batch, Offload::Checksums).len(), 5);
 }
+
+#[test]
+fn more_flows_than_places_keep_their_order() {
+    let flows = (1..=600).map(|port| Super {
+        v6: false,
+        protocol: Protocol::Udp,
+        port,
+        options: 0,
+        flags: 0,
+        sequence: 0,
+        id: 1,
+        size: 100,
+        payload: (0..5).flat_map(|number| [number; 100]).collect(),
+    });
+    let flows: Vec<_> = flows.map(|flow| flow.split()).collect();
+    let batch: Vec<_> =
+        (0..5).flat_map(|at| flows.iter().map(move |flow| flow[at].clone())).collect();
+    let writes = writes(&batch, Offload::Udp);
+    assert!(writes.len() < batch.len(), "some are joined");
+    let mut delivered = cut_again(&writes);
+    assert_eq!(delivered.len(), batch.len());
+    delivered.sort_by_key(|ip| [ip[20], ip[21]]);
+    assert!(delivered.chunks(5).all(|flow| flow.is_sorted_by_key(|ip| ip[28])));
+}

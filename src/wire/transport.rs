@@ -49,8 +49,8 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Finds the header in a whole IP packet. `None` in fragments, in packets of other protocols and
-    /// in those that are cut short.
+    /// Finds the header in a whole IP packet. `None` in fragments, in packets of other protocols, in
+    /// those that are cut short, and where the header lies farther back than offsets of 16 bits tell.
     #[must_use]
     pub fn of(ip: &[u8]) -> Option<Self> {
         let (protocol, start) = upper(ip)?;
@@ -60,7 +60,8 @@ impl Transport {
             _ => return None,
         };
         let end = start + length;
-        let whole = end <= ip.len() && length >= if protocol == Protocol::Tcp { 20 } else { 8 };
+        let whole = end <= ip.len().min(u16::MAX.into())
+            && length >= if protocol == Protocol::Tcp { 20 } else { 8 };
         whole.then_some(Self { protocol, start, end })
     }
 }
@@ -125,6 +126,20 @@ mod tests {
             tcp[12] = length;
             assert_eq!(Transport::of(&ipv6(TCP, &tcp)), None);
         }
+    }
+
+    #[test]
+    fn a_header_beyond_64_kb_is_none() {
+        let chain = |count: usize| {
+            let mut rest =
+                [DESTINATION_OPTIONS, 255].into_iter().chain([0; 2046]).collect::<Vec<u8>>();
+            rest = rest.repeat(count);
+            rest[(count - 1) * 2048] = UDP;
+            rest.extend([0; 8]);
+            Transport::of(&ipv6(DESTINATION_OPTIONS, &rest)).map(|found| found.start)
+        };
+        assert_eq!(chain(31), Some(40 + 31 * 2048));
+        assert_eq!(chain(32), None);
     }
 
     proptest! {
