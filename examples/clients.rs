@@ -6,29 +6,25 @@
 //! The server is the real daemon in a namespace; the clients are connections of this process.
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
+#[path = "clients/rig.rs"]
+mod rig;
+
 use std::{
     fs,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Connection, Endpoint};
 use roamd::{
-    config::{Congestion, Quic},
     identity::{PrivateKey, PublicKey},
-    lab::{Namespace, Process, veth},
-    path::udp::UdpSocket,
-    quic::{self, congestion::Handle},
-    session::{self, Control},
-    tls,
+    lab::Process,
 };
 use tokio::{task::JoinSet, time};
 
-const SERVER: &str = "10.77.0.1:4433";
+use self::rig::{config, connect, inner, resident, start};
+
 /// Handshakes at a time: more, and the server asks for a Retry.
 const AT_ONCE: usize = 32;
 const ACTIVE: usize = 100;
@@ -57,12 +53,7 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(number: usize) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (here, there) = (Namespace::new("clients")?, Namespace::new("server")?);
-    veth(&here, "eth0", &there, "eth0")?;
-    for (host, last) in [(&here, 2), (&there, 1)] {
-        host.set_up("eth0")?;
-        host.add_address("eth0", &format!("10.77.0.{last}/24"))?;
-    }
+    let (here, there) = rig::namespaces()?;
     let keys: Vec<_> = (0..number).map(|_| PrivateKey::generate()).collect::<Result<_, _>>()?;
     let (mut server, server_key) = start(&there, folder.path(), &keys)?;
     let row = here.run(|| {
@@ -74,48 +65,8 @@ fn measure(number: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the server with a peer for each key.
-fn start(
-    namespace: &Namespace,
-    folder: &std::path::Path,
-    keys: &[PrivateKey],
-) -> anyhow::Result<(Process, PublicKey)> {
-    let output = std::process::Command::new(program()?)
-        .args(["genkey", "--output"])
-        .arg(folder.join("server.key"))
-        .output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut toml = "role = \"server\"\nprivate-key-file = \"server.key\"\nlisten = \"[::]:4433\"\n\
-                    [tun]\naddresses = [\"10.66.0.1/16\"]\n"
-        .to_owned();
-    for (number, key) in keys.iter().enumerate() {
-        let [.., high, low] = inner(number);
-        toml += &format!(
-            "[[peer]]\nname = \"client {number}\"\npublic-key = \"{}\"\naddresses = [\"10.66.{high}.{low}\"]\n",
-            key.public_key()
-        );
-    }
-    let file = folder.join("server.toml");
-    fs::write(&file, toml)?;
-    let mut command = namespace.command(program()?);
-    command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", folder).env("ROAMD_LOG__LEVEL", "warn");
-    let server = namespace.spawn("server", command, folder)?;
-    Ok((server, PrivateKey::load(&folder.join("server.key"))?.public_key()))
-}
-
-/// The inner address of a client.
-fn inner(number: usize) -> [u8; 4] {
-    let [high, low] = (number as u16 + 2).to_be_bytes();
-    [10, 66, high, low]
-}
-
 async fn load(server: &Process, key: PublicKey, keys: &[PrivateKey]) -> anyhow::Result<String> {
-    let endpoint = Endpoint::new_with_abstract_socket(
-        EndpointConfig::default(),
-        None,
-        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None, 0, None)?,
-        Arc::new(TokioRuntime),
-    )?;
+    let endpoint = rig::endpoint()?;
     let empty = memory(server, &endpoint, key, keys).await?;
     let mut clients = Vec::new();
     for keys in keys.chunks(AT_ONCE) {
@@ -173,42 +124,12 @@ async fn memory(
     }
 }
 
-fn config(own: &PrivateKey, server: PublicKey) -> anyhow::Result<quinn::ClientConfig> {
-    let quic = Quic {
-        idle_timeout: Duration::from_secs(30),
-        keep_alive: Duration::from_secs(10),
-        congestion: Congestion::Cubic,
-        dscp: 0,
-    };
-    let mut config =
-        quinn::ClientConfig::new(Arc::new(tls::client(own, server, tls::TUNNEL)?.fresh));
-    config.transport_config(Arc::new(quic::transport(&quic, 1400, Handle::default())));
-    Ok(config)
-}
-
-async fn connect(
-    endpoint: Endpoint,
-    config: quinn::ClientConfig,
-) -> anyhow::Result<(Connection, Control)> {
-    let connection = endpoint.connect_with(config, SERVER.parse()?, "roamd")?.await?;
-    let (control, _) = session::open(&connection, true).await?;
-    Ok((connection, control))
-}
-
 /// Sends UDP packets to the discard port of the server's inner address (RFC 863); the bytes of payload.
 async fn send(connection: Connection, source: [u8; 4], end: Instant) -> u64 {
     const PAYLOAD: usize = 1200;
-    let mut ip = vec![0; 28 + PAYLOAD];
-    ip[0] = 0x45;
-    ip[2..4].copy_from_slice(&((28 + PAYLOAD) as u16).to_be_bytes());
-    ip[8..10].copy_from_slice(&[64, 17]);
-    ip[12..16].copy_from_slice(&source);
-    ip[16..20].copy_from_slice(&[10, 66, 0, 1]);
-    ip[20..26].copy_from_slice(&[0x9c, 0x40, 0, 9, 4, 0xb8]);
-    let sum: u32 =
-        ip[..20].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut udp = vec![0; 8 + PAYLOAD];
+    udp[..6].copy_from_slice(&[0x9c, 0x40, 0, 9, 4, 0xb8]);
+    let ip = rig::ipv4(source, [10, 66, 0, 1], 17, &udp);
     let (packet, mut bytes) = (Bytes::from(ip), 0);
     while Instant::now() < end && connection.send_datagram_wait(packet.clone()).await.is_ok() {
         bytes += PAYLOAD as u64;
@@ -222,19 +143,4 @@ fn cpu(server: &Process) -> anyhow::Result<f64> {
     let after_name = stat.rsplit(')').next().context("stat without a name")?;
     let ticks = after_name.split_whitespace().skip(11).take(2);
     Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
-}
-
-/// In kB (VmRSS of proc_pid_status(5)).
-fn resident(server: &Process) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-/// The daemon, built beside this example.
-fn program() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let program = own.ancestors().nth(2).context("no folder")?.join("roamd");
-    anyhow::ensure!(program.exists(), "{} is missing: cargo build --release", program.display());
-    Ok(program)
 }

@@ -24,12 +24,15 @@ use crate::{
     wire::packet::Packet,
 };
 
-/// Bytes that wait for one peer's connection, or for the peer's return, at most.
+/// Bytes of memory for what waits for one peer's connection, or for the peer's return, at most.
 const QUEUE: usize = 1024 * 1024;
 /// Probe connections of one peer: one for each path, those of a client that restarted, and some to spare.
 const PROBES: usize = 16;
 /// Connections of one peer whose hello has not come: a client races some, and says hello at once.
 const SILENT: usize = 8;
+/// A packet from one peer for another is copied up to this size, about what a queue charges for it anyway: a
+/// peer can send it together with 64 KB of nothing, and the other one may be slow.
+const SMALL: usize = 512;
 
 /// All peers, by key and by inner address.
 #[derive(Debug)]
@@ -153,7 +156,8 @@ impl Peers {
             length += packet.size() as u64;
             match run.find(self, addresses.destination) {
                 Some(to) => {
-                    run.add(to, packet.clone());
+                    let small = packet.size() <= SMALL;
+                    run.add(to, if small { packet.detached() } else { packet.clone() });
                     false
                 }
                 None => true,

@@ -1,13 +1,19 @@
 //! The queue between the TUN device and the connection.
 //!
-//! Bounded in bytes, fair between flows and short for each (FQ-CoDel, RFC 8290). It is *held* while no path
+//! Bounded in memory, fair between flows and short for each (FQ-CoDel, RFC 8290). It is *held* while no path
 //! works: packets stay, TCP longest, and leave when one does. It also remembers what left lately, so
 //! that the last words into a path that turned out dead can be said again.
 //!
 //! Both ends work in batches, so that lock and clock are taken once for many packets.
+//!
+//! A packet is a slice of a buffer that came with many others, up to 64 KB, and keeps all of it in memory.
+//! That is fine for one that leaves at once. One that has to wait behind others, or is remembered, is
+//! copied.
 
 mod codel;
 mod fair;
+mod list;
+mod sizes;
 
 use std::{
     collections::VecDeque,
@@ -19,7 +25,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 pub use self::fair::Dropped;
-use self::fair::{Fair, is_stale};
+use self::fair::{Fair, OVERHEAD, is_stale};
 use super::flow::{self, Classifier};
 use crate::{clock, wire::packet::Packet};
 
@@ -29,6 +35,8 @@ const REMEMBERED: usize = 128;
 const LARGEST_REMEMBERED: usize = 512;
 /// For how long.
 const MEMORY: Duration = Duration::from_secs(2);
+/// Packets that wait without being copied: some batches. A queue that holds more does not flow freely.
+const UNCOPIED: usize = 256;
 /// Several round trips.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Packets that are looked at for early ones.
@@ -71,7 +79,7 @@ impl Taken {
 }
 
 impl Queue {
-    /// A queue of at most `capacity` bytes, held until it is released.
+    /// A queue of at most `capacity` bytes of memory, held until it is released.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -94,11 +102,19 @@ impl Queue {
         let runs: Vec<_> = runs.map(|run| (self.classifier.flow(run[0].ip()), run.len())).collect();
         {
             let waiting = &mut *self.lock();
-            let mut packets = batch.drain(..);
+            let mut room = waiting.uncopied_room();
+            let mut packets = batch.drain(..).map(|packet| match room.checked_sub(1) {
+                Some(left) => {
+                    room = left;
+                    packet
+                }
+                None => packet.detached(),
+            });
             for (flow, length) in runs {
                 waiting.fair.push(flow, packets.by_ref().take(length), now, &mut dropped);
             }
-            waiting.fair.shrink(self.capacity, waiting.held, &mut dropped);
+            let capacity = self.capacity.saturating_sub(waiting.again_cost());
+            waiting.fair.shrink(capacity, waiting.held, &mut dropped);
         }
         self.ready.notify_one();
         dropped
@@ -139,7 +155,7 @@ impl Queue {
         {
             waiting.delay = now.saturating_duration_since(since);
             if packet.size() <= LARGEST_REMEMBERED && flow::is_tcp(packet.ip()) {
-                waiting.remember(packet.clone(), now);
+                waiting.remember(packet.detached(), now);
             }
             room = room.saturating_sub(packet.size());
             batch.push(packet);
@@ -233,6 +249,16 @@ impl Waiting {
         self.again_bytes + self.fair.bytes()
     }
 
+    /// How many more packets may wait without being copied.
+    fn uncopied_room(&self) -> usize {
+        if self.held { 0 } else { UNCOPIED.saturating_sub(self.fair.packets()) }
+    }
+
+    /// Bytes of memory of what goes first.
+    fn again_cost(&self) -> usize {
+        self.again_bytes + OVERHEAD * self.again.len()
+    }
+
     fn next(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
         while let Some((since, packet)) = self.again.pop_front() {
             self.again_bytes -= packet.size();
@@ -288,7 +314,7 @@ mod tests {
 
     #[test]
     fn packets_of_a_flow_leave_in_the_order_in_which_they_came() {
-        let queue = queue(1000);
+        let queue = queue(10_000);
         assert_eq!(queue.push(&mut packets(&[41, 42, 43])), Dropped::default());
         assert_eq!(pop(&queue, 2), [41, 42]);
         assert_eq!(pop(&queue, 2), [43]);
@@ -298,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_oldest_gives_way_when_the_queue_overflows() {
-        let queue = queue(100);
+        let queue = queue(100 + 3 * OVERHEAD);
         assert_eq!(queue.push(&mut packets(&[44, 45])).full, 0);
         assert_eq!(queue.push(&mut packets(&[43])).full, 1);
         assert_eq!(pop(&queue, 9), [45, 43]);
@@ -346,7 +372,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_push_wakes_the_reader() {
-        let queue = std::sync::Arc::new(queue(100));
+        let queue = std::sync::Arc::new(queue(1000));
         let reader = tokio::spawn({
             let queue = queue.clone();
             async move {

@@ -130,6 +130,9 @@ impl Joiner {
         *place = piece;
         let pieces = &slot.pieces[..usize::from(count)];
         if pieces.iter().any(Bytes::is_empty) {
+            // It may stay for long, and must not keep all that came in the same buffer.
+            let place = &mut slot.pieces[usize::from(index)];
+            *place = Bytes::copy_from_slice(place);
             return Joined::Incomplete;
         }
         let mut packet = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());

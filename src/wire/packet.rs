@@ -28,6 +28,12 @@ impl Packet {
         &self.0
     }
 
+    /// A copy that keeps no other packets in memory that came in the same buffer.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self(Bytes::copy_from_slice(&self.0))
+    }
+
     /// The bytes from the IP header on.
     #[must_use]
     pub fn ip(&self) -> &[u8] {

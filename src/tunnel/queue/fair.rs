@@ -3,15 +3,20 @@
 //! Flows take turns by bytes (deficit round robin). One that has just begun, or that sends less
 //! than its share, goes first: a keystroke does not wait behind an upload. A flow whose packets wait
 //! too long is told by a congestion mark (ECN) or by a loss.
+//!
+//! The work for a packet does not grow with the number of flows, and memory is charged for what it is:
+//! flows share a fixed number of places by their hash, and one of them that has nothing more to send goes.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-use hashbrown::HashTable;
-
-use super::codel::Codel;
+use super::{
+    codel::Codel,
+    list::{Link, List, NONE, Slot},
+    sizes::{self, Sizes},
+};
 use crate::{
     tunnel::{ecn, flow::Flow},
     wire::packet::Packet,
@@ -19,13 +24,19 @@ use crate::{
 
 /// Bytes that a flow sends in one turn: a packet (RFC 8290 §5.2).
 const QUANTUM: isize = 1514;
+/// Flows of TCP, and as many of all else, that are told apart; those with the same hash share what a flow
+/// gets (RFC 8290 §4.1.2).
+const BUCKETS: usize = 1024;
+/// Bytes of memory that a packet takes beside its own, and a flow beside its packets.
+pub(super) const OVERHEAD: usize = 256;
 /// A packet of a protocol that does not repeat is worthless after so long: less than a second, with
 /// the way still before it.
 const STALE: Duration = Duration::from_millis(750);
 /// Linux gives a TCP connection up after about so long without an answer (tcp_retries2 of tcp(7)).
 const TCP_STALE: Duration = Duration::from_secs(15 * 60);
-/// Queues of ended flows that are kept for new ones.
+/// Places of ended flows that are kept for new ones when nothing waits, and for how many packets each.
 const SPARE: usize = 64;
+const SPARE_PACKETS: usize = 16;
 
 /// What was dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,25 +55,37 @@ pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
 }
 
 /// Flows and their packets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fair {
-    flows: HashTable<FlowQueue>,
-    /// Flows that have not used up their first turn.
-    new: VecDeque<u64>,
-    /// All others that wait.
-    old: VecDeque<u64>,
-    spare: Vec<FlowQueue>,
+    flows: Vec<FlowQueue>,
+    /// The flow of each bucket; empty as long as there was none.
+    buckets: Vec<Slot>,
+    /// Flows that have not used up their first turn, all others that wait, and places for more.
+    new: List,
+    old: List,
+    spare: List,
+    turns: Vec<Link>,
+    /// By size: all that is not TCP, and TCP.
+    sizes: [Sizes; 2],
+    neighbours: Vec<Link>,
+    packets: usize,
     bytes: usize,
+    cost: usize,
     patient_until: Option<Instant>,
+    /// How often a flow was looked at.
+    #[cfg(test)]
+    steps: u64,
 }
 
 #[derive(Debug, Default)]
 struct FlowQueue {
-    hash: u64,
+    bucket: usize,
+    is_tcp: bool,
+    is_new: bool,
+    size: u8,
     packets: VecDeque<Waiting>,
     bytes: usize,
     credit: isize,
-    is_tcp: bool,
     codel: Codel,
 }
 
@@ -70,6 +93,27 @@ struct FlowQueue {
 struct Waiting {
     packet: Packet,
     since: Instant,
+}
+
+impl Default for Fair {
+    fn default() -> Self {
+        Self {
+            flows: Vec::new(),
+            buckets: Vec::new(),
+            new: List::EMPTY,
+            old: List::EMPTY,
+            spare: List::EMPTY,
+            turns: Vec::new(),
+            sizes: Default::default(),
+            neighbours: Vec::new(),
+            packets: 0,
+            bytes: 0,
+            cost: 0,
+            patient_until: None,
+            #[cfg(test)]
+            steps: 0,
+        }
+    }
 }
 
 impl Fair {
@@ -83,6 +127,11 @@ impl Fair {
         self.bytes
     }
 
+    /// Packets that wait.
+    pub(super) fn packets(&self) -> usize {
+        self.packets
+    }
+
     /// Adds packets of one flow.
     pub(super) fn push(
         &mut self,
@@ -91,87 +140,163 @@ impl Fair {
         now: Instant,
         dropped: &mut Dropped,
     ) {
-        let Flow { hash, is_tcp } = flow;
-        let entry = self.flows.entry(hash, |queue| queue.hash == hash, |queue| queue.hash);
-        let queue = entry
-            .or_insert_with(|| {
-                self.new.push_back(hash);
-                let spare = self.spare.pop().unwrap_or_default();
-                FlowQueue { hash, is_tcp, credit: QUANTUM, ..spare }
-            })
-            .into_mut();
-        // Where nobody takes packets out, the stale ones make room here.
-        while queue.packets.front().is_some_and(|head| is_stale(is_tcp, head.since, now)) {
-            self.bytes -= queue.drop_head();
-            dropped.stale += 1;
+        let slot = self.slot(flow);
+        self.change(slot, |queue| {
+            // Where nobody takes packets out, the stale ones make room here.
+            while queue.packets.front().is_some_and(|head| is_stale(queue.is_tcp, head.since, now))
+            {
+                queue.drop_head();
+                dropped.stale += 1;
+            }
+            for packet in packets {
+                queue.bytes += packet.size();
+                queue.packets.push_back(Waiting { packet, since: now });
+            }
+        });
+        if self.flows[usize::from(slot)].packets.is_empty() {
+            self.end(slot);
         }
-        let before = queue.bytes;
-        for packet in packets {
-            queue.bytes += packet.size();
-            queue.packets.push_back(Waiting { packet, since: now });
-        }
-        self.bytes += queue.bytes - before;
     }
 
-    /// Drops packets until at most `capacity` bytes wait: those of the flow with the most bytes,
-    /// oldest first. While the queue is `held`, TCP is spared as long as there is anything else, and
-    /// keeps what came first: the receiver needs that before all that follows.
+    /// Drops packets until what waits takes at most `capacity` bytes of memory: those of the flow with
+    /// the most, oldest first. While the queue is `held`, TCP is spared as long as there is anything
+    /// else, and keeps what came first: the receiver needs that before all that follows.
     pub(super) fn shrink(&mut self, capacity: usize, held: bool, dropped: &mut Dropped) {
-        while self.bytes > capacity {
-            let full = self.flows.iter_mut().filter(|queue| queue.bytes > 0);
-            let fattest = full.max_by_key(|queue| (held && !queue.is_tcp, queue.bytes));
-            let Some(queue) = fattest else { return };
-            self.bytes -= if held && queue.is_tcp { queue.drop_tail() } else { queue.drop_head() };
+        while self.cost > capacity {
+            let [others, tcp] = self.sizes.each_ref().map(Sizes::largest);
+            let fattest = if held { others.or(tcp) } else { others.max(tcp) };
+            let Some((_, slot)) = fattest else { return };
+            self.change(slot, |queue| {
+                if held && queue.is_tcp { queue.drop_tail() } else { queue.drop_head() }
+            });
             dropped.full += 1;
+            if self.flows[usize::from(slot)].packets.is_empty() {
+                self.end(slot);
+            }
         }
     }
 
     /// The next packet, and when it came.
     pub(super) fn pop(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
         loop {
-            let is_new = !self.new.is_empty();
-            let hash = *if is_new { self.new.front() } else { self.old.front() }?;
-            let queue = self.flows.find_mut(hash, |queue| queue.hash == hash)?;
+            let slot = self.new.first().or_else(|| self.old.first())?;
+            let queue = &mut self.flows[usize::from(slot)];
             if queue.credit <= 0 {
                 queue.credit += QUANTUM;
-                self.leave_turn(is_new, Some(hash));
+                self.wait_behind(slot);
                 continue;
             }
-            let before = queue.bytes;
             let patient = self.patient_until.is_some_and(|until| now < until);
-            let packet = queue.take(now, patient, dropped);
-            self.bytes -= before - queue.bytes;
+            let packet = self.change(slot, |queue| queue.take(now, patient, dropped));
             if packet.is_some() {
                 return packet;
             }
-            if is_new && !self.old.is_empty() {
+            if self.flows[usize::from(slot)].is_new && !self.old.is_empty() {
                 // Gone at once it could come back as new and starve the others (RFC 8290 §4.2).
-                self.leave_turn(is_new, Some(hash));
+                self.wait_behind(slot);
             } else {
-                self.leave_turn(is_new, None);
-                self.end(hash);
+                self.end(slot);
             }
         }
     }
 
-    /// Takes the first flow off its list; `back` goes to the end of the line.
-    fn leave_turn(&mut self, is_new: bool, back: Option<u64>) {
-        let list = if is_new { &mut self.new } else { &mut self.old };
-        list.pop_front();
-        self.old.extend(back);
+    /// The place of a flow: the one that its bucket has, or a new one.
+    fn slot(&mut self, Flow { hash, is_tcp }: Flow) -> Slot {
+        self.buckets.resize(2 * BUCKETS, NONE);
+        let bucket = hash as usize % BUCKETS * 2 + usize::from(is_tcp);
+        if self.buckets[bucket] != NONE {
+            return self.buckets[bucket];
+        }
+        let slot = match self.spare.first() {
+            Some(slot) => {
+                self.spare.remove(&mut self.turns, slot);
+                slot
+            }
+            None => {
+                self.flows.push(FlowQueue::default());
+                self.turns.push(Link::default());
+                self.neighbours.push(Link::default());
+                (self.flows.len() - 1) as Slot
+            }
+        };
+        let queue = &mut self.flows[usize::from(slot)];
+        let packets = std::mem::take(&mut queue.packets);
+        *queue = FlowQueue {
+            bucket,
+            is_tcp,
+            is_new: true,
+            credit: QUANTUM,
+            packets,
+            ..FlowQueue::default()
+        };
+        self.buckets[bucket] = slot;
+        self.new.push(&mut self.turns, slot);
+        slot
     }
 
-    fn end(&mut self, hash: u64) {
-        if let Ok(entry) = self.flows.find_entry(hash, |queue| queue.hash == hash)
-            && let (queue, _) = entry.remove()
-            && self.spare.len() < SPARE
+    /// Has packets of a flow come or go, and keeps its size and all sums.
+    fn change<T>(&mut self, slot: Slot, change: impl FnOnce(&mut FlowQueue) -> T) -> T {
+        #[cfg(test)]
         {
-            self.spare.push(FlowQueue { packets: queue.packets, ..FlowQueue::default() });
+            self.steps += 1;
+        }
+        let queue = &mut self.flows[usize::from(slot)];
+        let (packets, bytes, cost) = (queue.packets.len(), queue.bytes, queue.cost());
+        let result = change(queue);
+        self.packets = self.packets + queue.packets.len() - packets;
+        self.bytes = self.bytes + queue.bytes - bytes;
+        self.cost = self.cost + queue.cost() - cost;
+        let size = sizes::class(queue.cost());
+        let before = std::mem::replace(&mut queue.size, size);
+        if size != before {
+            let sizes = &mut self.sizes[usize::from(queue.is_tcp)];
+            sizes.resize(&mut self.neighbours, slot, before, size);
+        }
+        result
+    }
+
+    /// Sends a flow to the end of the line.
+    fn wait_behind(&mut self, slot: Slot) {
+        #[cfg(test)]
+        {
+            self.steps += 1;
+        }
+        self.leave_turn(slot);
+        self.flows[usize::from(slot)].is_new = false;
+        self.old.push(&mut self.turns, slot);
+    }
+
+    fn leave_turn(&mut self, slot: Slot) {
+        let is_new = self.flows[usize::from(slot)].is_new;
+        let list = if is_new { &mut self.new } else { &mut self.old };
+        list.remove(&mut self.turns, slot);
+    }
+
+    /// Ends a flow that has no packets.
+    fn end(&mut self, slot: Slot) {
+        self.leave_turn(slot);
+        let queue = &mut self.flows[usize::from(slot)];
+        self.buckets[queue.bucket] = NONE;
+        if queue.packets.capacity() > SPARE_PACKETS {
+            queue.packets = VecDeque::new();
+        }
+        self.spare.push(&mut self.turns, slot);
+        if self.new.is_empty() && self.old.is_empty() && self.flows.len() > SPARE {
+            self.spare = List::EMPTY;
+            (self.flows, self.turns, self.neighbours) = Default::default();
         }
     }
 }
 
 impl FlowQueue {
+    /// Bytes of memory.
+    fn cost(&self) -> usize {
+        match self.packets.len() {
+            0 => 0,
+            count => self.bytes + OVERHEAD * (1 + count),
+        }
+    }
+
     fn take(
         &mut self,
         now: Instant,
@@ -179,7 +304,7 @@ impl FlowQueue {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         while let Some(Waiting { packet, since }) = self.packets.pop_front() {
-            self.bytes -= packet.size();
+            self.gone(&packet);
             if is_stale(self.is_tcp, since, now) {
                 dropped.stale += 1;
                 continue;
@@ -201,17 +326,25 @@ impl FlowQueue {
         None
     }
 
-    fn drop_head(&mut self) -> usize {
-        self.packets.pop_front().map_or(0, |waiting| self.dropped(&waiting))
+    fn drop_head(&mut self) {
+        if let Some(Waiting { packet, .. }) = self.packets.pop_front() {
+            self.gone(&packet);
+        }
     }
 
-    fn drop_tail(&mut self) -> usize {
-        self.packets.pop_back().map_or(0, |waiting| self.dropped(&waiting))
+    fn drop_tail(&mut self) {
+        if let Some(Waiting { packet, .. }) = self.packets.pop_back() {
+            self.gone(&packet);
+        }
     }
 
-    fn dropped(&mut self, waiting: &Waiting) -> usize {
-        self.bytes -= waiting.packet.size();
-        waiting.packet.size()
+    /// Counts a packet that left, and returns memory that was needed for more packets than are left.
+    fn gone(&mut self, packet: &Packet) {
+        self.bytes -= packet.size();
+        let count = self.packets.len();
+        if self.packets.capacity() > SPARE_PACKETS.max(4 * count) {
+            self.packets.shrink_to(2 * count);
+        }
     }
 }
 
@@ -296,7 +429,7 @@ mod tests {
         for _ in 0..20 {
             fair.push(BULK, once(packet(BULK, 1000)), now, &mut dropped);
         }
-        fair.shrink(10_000, false, &mut dropped);
+        fair.shrink(10_000 + 12 * OVERHEAD, false, &mut dropped);
         assert_eq!((dropped.full, fair.bytes()), (11, 9080));
         assert!(drain(&mut fair, now).0.contains(&2));
     }
@@ -308,9 +441,52 @@ mod tests {
             fair.push(VOICE, once(packet(VOICE, 1000)), now, &mut dropped);
             fair.push(BULK, once(vec![0x40 | number; 900].into()), now, &mut dropped);
         }
-        fair.shrink(4500, true, &mut dropped);
+        fair.shrink(4500 + 6 * OVERHEAD, true, &mut dropped);
         let kept: Vec<_> = drain(&mut fair, now).0;
         assert_eq!(kept, [0, 1, 2, 3, 4]);
+    }
+
+    /// As many packets of 28 bytes, each of another flow, and how many steps each took.
+    fn flood(fair: &mut Fair, held: bool, is_tcp: bool, now: Instant) -> f64 {
+        const PACKETS: u64 = 100_000;
+        let (before, mut dropped) = (fair.steps, Dropped::default());
+        for number in 0..PACKETS {
+            let flow = Flow { hash: number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8, is_tcp };
+            fair.push(flow, once(packet(flow, 28)), now, &mut dropped);
+            fair.shrink(1 << 20, held, &mut dropped);
+            assert!(fair.cost <= 1 << 20);
+        }
+        (fair.steps - before) as f64 / PACKETS as f64
+    }
+
+    #[test]
+    fn a_hundred_thousand_flows_cost_no_more_for_each_packet_than_one() {
+        let now = Instant::now();
+        for held in [false, true] {
+            let mut fair = Fair::default();
+            for is_tcp in [false, true, false] {
+                let steps = flood(&mut fair, held, is_tcp, now);
+                // One to come, one to go; those of the flood before have to go as well.
+                assert!(steps <= 2.1, "{steps}, held: {held}, TCP: {is_tcp}");
+                assert!(fair.flows.len() <= 2 * BUCKETS);
+                let places = fair.buckets.iter().filter(|bucket| **bucket != NONE).count();
+                let used = fair.flows.iter().filter(|queue| !queue.packets.is_empty()).count();
+                assert_eq!(places, used, "a flow with nothing in it does not stay");
+            }
+            let (before, packets) = (fair.steps, fair.packets as u64);
+            drain(&mut fair, now);
+            assert!(fair.steps - before <= 4 * packets, "{} for {packets}", fair.steps - before);
+            assert_eq!(fair.flows.capacity(), 0, "nor does its place");
+        }
+    }
+
+    #[test]
+    fn a_held_queue_keeps_tcp_against_a_flood_of_flows() {
+        let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
+        fair.push(KEYS, (0..100).map(|_| packet(KEYS, 1400)), now, &mut dropped);
+        flood(&mut fair, true, false, now);
+        let kept = drain(&mut fair, now).0;
+        assert!(kept.iter().filter(|flow| **flow == 2).count() >= 100);
     }
 
     #[test]
@@ -353,7 +529,7 @@ mod tests {
                 fair.push(flow, once(bytes.into()), now, &mut dropped);
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
-                prop_assert!(fair.bytes() <= capacity);
+                prop_assert!(fair.cost <= capacity);
                 if pop && let Some((_, packet)) = fair.pop(now, &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
@@ -364,8 +540,10 @@ mod tests {
                 prop_assert!(check(packet));
             }
             prop_assert_eq!(pushed, popped + dropped.full + dropped.stale + dropped.slow);
-            prop_assert_eq!((fair.bytes(), fair.flows.len()), (0, 0));
+            prop_assert_eq!((fair.packets, fair.bytes, fair.cost), (0, 0, 0));
             prop_assert!(fair.new.is_empty() && fair.old.is_empty());
+            prop_assert!(fair.buckets.iter().all(|bucket| *bucket == NONE));
+            prop_assert!(fair.sizes.iter().all(|sizes| sizes.largest().is_none()));
         }
     }
 }

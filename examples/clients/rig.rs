@@ -1,0 +1,137 @@
+//! A server in a namespace of its own, and clients that are connections of this process.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use roamd::{
+    config::{Congestion, Quic},
+    identity::{PrivateKey, PublicKey},
+    lab::{Namespace, Process, veth},
+    path::udp::UdpSocket,
+    quic::{self, congestion::Handle},
+    session::{self, Control},
+    tls,
+};
+
+const SERVER: &str = "10.77.0.1:4433";
+
+/// The clients' namespace and the server's.
+pub(crate) fn namespaces() -> anyhow::Result<(Namespace, Namespace)> {
+    let (here, there) = (Namespace::new("clients")?, Namespace::new("server")?);
+    veth(&here, "eth0", &there, "eth0")?;
+    for (host, last) in [(&here, 2), (&there, 1)] {
+        host.set_up("eth0")?;
+        host.add_address("eth0", &format!("10.77.0.{last}/24"))?;
+    }
+    Ok((here, there))
+}
+
+/// The clients' end.
+pub(crate) fn endpoint() -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::new_with_abstract_socket(
+        EndpointConfig::default(),
+        None,
+        UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], 0)), None, 0, None)?,
+        Arc::new(TokioRuntime),
+    )?)
+}
+
+/// Starts the server with a peer for each key.
+pub(crate) fn start(
+    namespace: &Namespace,
+    folder: &Path,
+    keys: &[PrivateKey],
+) -> anyhow::Result<(Process, PublicKey)> {
+    let output = std::process::Command::new(program()?)
+        .args(["genkey", "--output"])
+        .arg(folder.join("server.key"))
+        .output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut toml = "role = \"server\"\nprivate-key-file = \"server.key\"\nlisten = \"[::]:4433\"\n\
+                    [tun]\naddresses = [\"10.66.0.1/16\"]\n"
+        .to_owned();
+    for (number, key) in keys.iter().enumerate() {
+        let [.., high, low] = inner(number);
+        toml += &format!(
+            "[[peer]]\nname = \"client {number}\"\npublic-key = \"{}\"\naddresses = [\"10.66.{high}.{low}\"]\n",
+            key.public_key()
+        );
+    }
+    let file = folder.join("server.toml");
+    fs::write(&file, toml)?;
+    let mut command = namespace.command(program()?);
+    command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", folder).env("ROAMD_LOG__LEVEL", "warn");
+    let server = namespace.spawn("server", command, folder)?;
+    Ok((server, PrivateKey::load(&folder.join("server.key"))?.public_key()))
+}
+
+/// The inner address of a client.
+pub(crate) fn inner(number: usize) -> [u8; 4] {
+    let [high, low] = (number as u16 + 2).to_be_bytes();
+    [10, 66, high, low]
+}
+
+pub(crate) fn config(own: &PrivateKey, server: PublicKey) -> anyhow::Result<quinn::ClientConfig> {
+    let quic = Quic {
+        idle_timeout: Duration::from_secs(30),
+        keep_alive: Duration::from_secs(10),
+        congestion: Congestion::Cubic,
+        dscp: 0,
+    };
+    let mut config =
+        quinn::ClientConfig::new(Arc::new(tls::client(own, server, tls::TUNNEL)?.fresh));
+    config.transport_config(Arc::new(quic::transport(&quic, 1400, Handle::default())));
+    Ok(config)
+}
+
+pub(crate) async fn connect(
+    endpoint: Endpoint,
+    config: quinn::ClientConfig,
+) -> anyhow::Result<(Connection, Control)> {
+    let connection = endpoint.connect_with(config, SERVER.parse()?, "roamd")?.await?;
+    let (control, _) = session::open(&connection, true).await?;
+    Ok((connection, control))
+}
+
+/// An IPv4 packet of `protocol` from a client to another address in the tunnel.
+pub(crate) fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut ip = vec![0; 20];
+    ip[0] = 0x45;
+    ip[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+    ip[8..10].copy_from_slice(&[64, protocol]);
+    ip[12..16].copy_from_slice(&source);
+    ip[16..20].copy_from_slice(&destination);
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    ip.extend_from_slice(payload);
+    ip
+}
+
+/// The Internet checksum of an even number of bytes (RFC 1071).
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// In kB (VmRSS of proc_pid_status(5)).
+pub(crate) fn resident(server: &Process) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+/// The daemon, built beside this example.
+fn program() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let program = own.ancestors().nth(2).context("no folder")?.join("roamd");
+    anyhow::ensure!(program.exists(), "{} is missing: cargo build --release", program.display());
+    Ok(program)
+}

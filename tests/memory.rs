@@ -1,0 +1,186 @@
+//! What packets that wait keep in memory, counted by the allocator. Each packet here is a slice of a
+//! buffer of its own of 64 KB, as one that comes with 44 others of which nobody keeps anything.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+};
+
+use bytes::Bytes;
+use roamd::{
+    config,
+    identity::PublicKey,
+    server::peers::{Peer, Peers},
+    tunnel::queue::Queue,
+    wire::{
+        datagram::Datagram,
+        fragment::{Fragmenter, Joiner},
+        packet::Packet,
+    },
+};
+
+const KIB: isize = 1024;
+const MIB: isize = 1024 * KIB;
+const BUFFER: usize = 64 * 1024;
+const CAPACITY: usize = 1024 * 1024;
+const PACKETS: u16 = 8000;
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+thread_local! {
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // A thread that ends does not count.
+    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+}
+
+// SAFETY: all calls are the system allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn live() -> isize {
+    LIVE.with(Cell::get)
+}
+
+/// The slice of a buffer that begins with `bytes`.
+fn slice_with(bytes: &[u8]) -> Bytes {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    buffer.extend_from_slice(bytes);
+    buffer.resize(BUFFER, 0);
+    Bytes::from(buffer).slice(..bytes.len())
+}
+
+/// A packet from 10.66.0.2 to 10.66.0.3, of the flow that `port` makes it.
+fn packet(protocol: u8, port: u16, length: usize) -> Packet {
+    let mut ip = vec![0; length];
+    ip[0] = 0x45;
+    ip[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+    ip[9] = protocol;
+    ip[12..20].copy_from_slice(&[10, 66, 0, 2, 10, 66, 0, 3]);
+    if length > 22 {
+        ip[20..22].copy_from_slice(&port.to_be_bytes());
+    }
+    match Datagram::decode(slice_with(&ip)) {
+        Ok(Datagram::Packet(packet)) => packet,
+        other => panic!("not a packet: {other:?}"),
+    }
+}
+
+/// Queues packets of many lengths, protocols and flows, each as a batch of its own.
+fn fill(queue: &Queue) {
+    for number in 0..PACKETS {
+        let protocol = [6, 17, 1][usize::from(number % 3)];
+        let length = [20, 28, 52, 600, 1400][usize::from(number % 5)];
+        let _ = queue.push(&mut vec![packet(protocol, number, length)]);
+    }
+}
+
+#[test]
+fn a_held_queue_takes_twice_its_capacity_at_most() {
+    let before = live();
+    let queue = Queue::new(CAPACITY);
+    fill(&queue);
+    let held = live() - before;
+    assert!((MIB / 4..2 * MIB).contains(&held), "{held} bytes for {} that wait", queue.bytes());
+}
+
+#[test]
+fn a_queue_that_flows_takes_some_batches_of_buffers_more() {
+    let before = live();
+    let queue = Queue::new(CAPACITY);
+    queue.hold(false);
+    fill(&queue);
+    let held = live() - before;
+    assert!(held < 2 * MIB + 257 * BUFFER.cast_signed(), "{held} bytes for {}", queue.bytes());
+}
+
+#[test]
+fn a_queue_that_ran_empty_keeps_little() {
+    let before = live();
+    let queue = Queue::new(CAPACITY);
+    fill(&queue);
+    queue.hold(false);
+    let mut batch = Vec::new();
+    let _ = queue.pop(&mut batch, usize::MAX, usize::MAX);
+    drop(batch);
+    let kept = live() - before;
+    assert!(kept < 256 * KIB, "{kept} bytes, of which 128 packets are remembered");
+}
+
+#[test]
+fn what_is_remembered_is_its_own_size() {
+    let before = live();
+    let queue = Queue::new(CAPACITY);
+    queue.hold(false);
+    for number in 0..PACKETS {
+        let _ = queue.push(&mut vec![packet(6, number, 52)]);
+        let _ = queue.pop(&mut Vec::new(), 9, usize::MAX);
+    }
+    let kept = live() - before;
+    assert!(kept < 64 * KIB, "{kept} bytes");
+}
+
+#[test]
+fn pieces_whose_packet_is_never_whole_are_their_own_size() {
+    let before = live();
+    let (mut fragmenter, mut joiner) = (Fragmenter::default(), Joiner::default());
+    for _ in 0..1000 {
+        let pieces: Vec<_> =
+            fragmenter.split(&[0x45; 16 * 1400], 1404).into_iter().flatten().collect();
+        for piece in &pieces[1..] {
+            if let Ok(Datagram::Fragment(fragment)) = Datagram::decode(slice_with(piece)) {
+                joiner.join(fragment);
+            }
+        }
+    }
+    drop(fragmenter);
+    let kept = live() - before;
+    assert!((MIB..2 * MIB).contains(&kept), "{kept} bytes for 64 packets of 15 pieces");
+}
+
+fn two_peers() -> Peers {
+    let peer = |number: u8| config::Peer {
+        name: format!("peer {number}"),
+        public_key: PublicKey::from([number; 32]),
+        addresses: vec![[10, 66, 0, number].into()],
+    };
+    Peers::new(&[peer(2), peer(3)])
+}
+
+/// Has the first peer send to the second one.
+fn flood(peers: &Peers, is_connected: bool, length: usize) -> isize {
+    let [from, to]: [&Peer; 2] =
+        [2, 3].map(|number| &**peers.with_key(PublicKey::from([number; 32])).expect("a peer"));
+    to.queue.hold(!is_connected);
+    let before = live();
+    for number in 0..PACKETS {
+        peers.admit(from, &mut vec![packet(17, number, length)]);
+    }
+    live() - before
+}
+
+#[test]
+fn a_peer_cannot_fill_the_memory_through_another_one() {
+    for (is_connected, length, bound) in
+        [(false, 20, 2 * MIB), (false, 28, 2 * MIB), (false, 1400, 2 * MIB), (true, 28, 2 * MIB)]
+    {
+        let kept = flood(&two_peers(), is_connected, length);
+        assert!(kept < bound, "{kept} bytes of {length}-byte packets, connected: {is_connected}");
+    }
+}
