@@ -37,10 +37,14 @@ pub struct Names {
 }
 
 impl Names {
-    /// Resolves nothing yet.
+    /// Resolves nothing yet; known is what is written down.
     #[must_use]
     pub fn new(servers: Vec<HostPort>) -> Self {
-        Self { servers: Mutex::new(servers), known: watch::Sender::default() }
+        let written = servers
+            .iter()
+            .filter_map(|HostPort { host, port }| Some(SocketAddr::new(host.parse().ok()?, *port)));
+        let known = choose(written.collect(), Vec::new(), &[]);
+        Self { servers: Mutex::new(servers), known: watch::Sender::new(known) }
     }
 
     /// Takes other names from here on.
@@ -173,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn one_name_that_fails_does_not_hide_the_others() {
         let names = names(&[("no-such-host.invalid", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)]);
-        assert_eq!(names.known(), []);
+        assert_eq!(names.known(), ["192.0.2.1:2".parse().unwrap()]);
         let found = names.resolve().await.unwrap();
         assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
         assert_eq!(names.known(), found);

@@ -260,9 +260,13 @@ impl<'a> Roamer<'a> {
     /// The configuration changed.
     async fn renew(&mut self) {
         self.manager.settle(**self.roaming.settings.load());
-        if let Err(error) = self.roaming.names.resolve().await {
-            warn!(%error, "the server's addresses stay as they were");
-        }
+        // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
+        let names = self.roaming.names.clone();
+        tokio::spawn(async move {
+            if let Err(error) = names.resolve().await {
+                warn!(%error, "the server's addresses stay as they were");
+            }
+        });
         self.look().await;
     }
 

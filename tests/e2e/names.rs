@@ -1,15 +1,26 @@
 //! The server's name, and what it stands for.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use roamd::lab::Access;
 
-use crate::{harness::eventually, roaming::Laptop};
+use crate::{
+    harness::eventually,
+    roaming::{Laptop, path},
+};
 
 /// Starts the client anew with the server's name instead of its address, and with `file` in the place of another.
 pub(crate) fn start_with(laptop: &mut Laptop, file: &Path, place: &str) {
+    start_as("vpn.example:4433", laptop, file, place);
+}
+
+fn start_as(server: &str, laptop: &mut Laptop, file: &Path, place: &str) {
     laptop.client.daemon = None;
-    laptop.client.amend("10.77.9.2:4433", "vpn.example:4433");
+    laptop.client.amend("10.77.9.2:4433", server);
     let script = format!("mount --bind $0 {place} && exec \"$@\"");
     let arguments = ["--mount", "sh", "-c", &script, file.to_str().unwrap()];
     laptop.client.start_in("unshare", &arguments);
@@ -77,4 +88,26 @@ fn an_answer_with_hundreds_of_addresses_is_harmless() {
     let process = laptop.client.daemon.as_ref().unwrap().pid();
     let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap().count();
     assert!(open < 100, "{open} descriptors");
+}
+
+#[test]
+fn a_resolver_that_does_not_answer_holds_up_neither_a_start_nor_a_switch_after_a_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let resolver = folder.path().join("resolv.conf");
+    fs::write(&resolver, "nameserver 10.77.9.99\noptions timeout:10 attempts:3\n").unwrap();
+    let mut laptop = Laptop::connected();
+    let both = "10.77.9.2:4433\", \"vpn.example:4433";
+    let begun = Instant::now();
+    start_as(both, &mut laptop, &resolver, "/etc/resolv.conf");
+    laptop.client.connected();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    laptop.until_active(Access::Wifi);
+    eventually("a warm standby", || {
+        (path(&laptop.client.status(), Access::Lte)?["state"] == "standby").then_some(())
+    });
+    let moved = laptop.stream(Duration::from_secs(4), || {
+        assert!(laptop.client.tell(&["reload", "roamd"]).status.success());
+        laptop.scene.disconnect(Access::Wifi).unwrap();
+    });
+    assert!(moved.gap < Duration::from_secs(1), "{moved:?}");
 }
