@@ -34,12 +34,18 @@ pub fn is_managed() -> bool {
 
 /// Tells systemd, where it asked to be told, that the daemon does its work.
 pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(&printable(status, STATUS))]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&assigned(status))]);
 }
 
 /// Tells systemd what the daemon is at.
 pub fn report(status: &str) {
-    notify(&[NotifyState::Status(&printable(status, STATUS))]);
+    notify(&[NotifyState::Status(&assigned(status))]);
+}
+
+/// A status as the value of an assignment. systemd takes a backslash away and the next character as it is, and drops a
+/// message that ends with one.
+fn assigned(status: &str) -> String {
+    printable(status, STATUS).replace('\\', "\\\\")
 }
 
 /// Tells systemd that the configuration is being read again; [`reloaded`] ends it.
@@ -211,6 +217,11 @@ fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_one_assignment_whatever_is_in_it() {
+        assert_eq!(assigned("a\nWATCHDOG=trigger\\"), "a\\\\nWATCHDOG=trigger\\\\");
+    }
 
     async fn answers(heart: &Heart) -> Infallible {
         loop {
