@@ -1,5 +1,6 @@
 //! What strangers cost a server and its clients: `cargo build --release && cargo run --release --example
-//! flood [PROGRAM]`, as root; some three minutes. `PROGRAM` is another roamd to compare with.
+//! flood [PROGRAM [FLOOD]]`, as root; some three minutes. `PROGRAM` is another roamd to compare with, `FLOOD` the
+//! one row that is wanted, such as `half-open`.
 //!
 //! ```text
 //!  inside    client with a tunnel, pings through it ──┐
@@ -7,8 +8,8 @@
 //!  flood     10,000 handshakes a second ──────────────┘
 //! ```
 //! The flood consists of first flights from addresses that never answer (*spoofed*), of handshakes that
-//! answer a Retry and then fall silent (*half open*), or of whole handshakes with keys that the server does
-//! not know (*unknown key*), from one address or from a thousand, each in a /24 of its own. All daemons are
+//! answer a Retry and then fall silent (*half-open*), or of whole handshakes with keys that the server does
+//! not know (*unknown-key*), from one address or from a thousand, each in a /24 of its own. All daemons are
 //! real, each in a namespace of its own; the flood is this process, and its own CPU limits how many
 //! handshakes it begins.
 #![expect(clippy::print_stdout, reason = "a table for people")]
@@ -47,8 +48,10 @@ const RATE: usize = 10_000;
 const STRANGERS: usize = 1000;
 /// How long a stranger waits for an answer.
 const IMPATIENCE: Duration = Duration::from_millis(300);
+/// From one half-open handshake of a stranger to its next.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long a half-open handshake is kept up; it ends without a word.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(12);
 /// Under the flood, before and after the newcomer starts.
 const SPELL: Duration = Duration::from_secs(5);
 /// The newcomer gives up.
@@ -67,8 +70,20 @@ enum Kind {
     UnknownKey,
 }
 
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "none",
+            Self::Spoofed => "spoofed",
+            Self::HalfOpen => "half-open",
+            Self::UnknownKey => "unknown-key",
+        }
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let program = std::env::args().nth(1).map_or_else(program, |path| Ok(PathBuf::from(path)))?;
+    let wanted = std::env::args().nth(2);
     println!(
         "{:<12}{:>9}{:>10}{:>14}{:>10}{:>10}{:>8}{:>12}{:>12}",
         "flood",
@@ -90,7 +105,9 @@ fn main() -> anyhow::Result<()> {
         (Kind::UnknownKey, 1),
         (Kind::UnknownKey, 1000),
     ] {
-        println!("{}", measure(&program, kind, sources)?);
+        if wanted.as_ref().is_none_or(|wanted| wanted == kind.name()) {
+            println!("{}", measure(&program, kind, sources)?);
+        }
     }
     Ok(())
 }
@@ -169,18 +186,13 @@ fn measure(program: &Path, kind: Kind, sources: usize) -> anyhow::Result<String>
         times.get(place.min(times.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
     };
     let lost = text.split("received, ").nth(1).and_then(|rest| rest.split('%').next());
-    let name = match kind {
-        Kind::Quiet => "none",
-        Kind::Spoofed => "spoofed",
-        Kind::HalfOpen => "half open",
-        Kind::UnknownKey => "unknown key",
-    };
     let entered = entered.map_or_else(
         || format!("> {}", PATIENCE.as_secs()),
         |time| format!("{:.2}", time.as_secs_f64()),
     );
     Ok(format!(
-        "{name:<12}{sources:>9}{rate:>10.0}{entered:>14}{:>10.2}{:>10.2}{:>8}{used:>12.0}{:>12.1}",
+        "{:<12}{sources:>9}{rate:>10.0}{entered:>14}{:>10.2}{:>10.2}{:>8}{used:>12.0}{:>12.1}",
+        kind.name(),
         percentile(0.5),
         percentile(0.99),
         lost.unwrap_or("?"),
@@ -327,7 +339,7 @@ async fn knock(
                 };
                 if kind == Kind::HalfOpen {
                     tokio::spawn(connecting);
-                    time::sleep(IMPATIENCE).await;
+                    time::sleep(PAUSE).await;
                 } else if let Ok(Ok(connection)) = time::timeout(IMPATIENCE, connecting).await {
                     let _ = time::timeout(IMPATIENCE, connection.closed()).await;
                 }
