@@ -34,7 +34,7 @@ const WIDE_SHARE: usize = 64;
 /// Handshakes: 300 a second take some 15 % of a thread.
 const HANDSHAKES: Pace = Pace { per_second: 300.0, burst: 32.0 };
 /// Retries cost a twentieth of a handshake.
-const RETRIES: Pace = Pace { per_second: 2000.0, burst: 256.0 };
+pub(super) const RETRIES: Pace = Pace { per_second: 2000.0, burst: 256.0 };
 /// Handshakes that one source may begin without a known key before it comes last: a client races a
 /// handshake for each of its links, and repeats them.
 const ATTEMPTS: Pace = Pace { per_second: 1.0 / 15.0, burst: 4.0 };
@@ -95,9 +95,9 @@ struct Blocks {
 
 /// A rate and what may come at once.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
-    per_second: f64,
-    burst: f64,
+pub(super) struct Pace {
+    pub(super) per_second: f64,
+    pub(super) burst: f64,
 }
 
 /// A token bucket.
