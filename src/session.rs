@@ -56,7 +56,14 @@ pub async fn open(
     let mut control = Control { send, receive };
     let hello = Hello { versions: VERSIONS.to_vec(), software: SOFTWARE.into(), unchecked };
     control.write(&Message::Hello(hello)).await?;
-    match control.read().await? {
+    let answer = control.read().await.inspect_err(|error| match error {
+        SessionError::Control(_) => connection.close(close::PROTOCOL, b"malformed control message"),
+        SessionError::Connection(_)
+        | SessionError::Stream(_)
+        | SessionError::Unexpected
+        | SessionError::Version { .. } => {}
+    })?;
+    match answer {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((control, welcome)),
         Message::Welcome(welcome) => Err(refuse_version(connection, vec![welcome.version])),
         Message::Hello(_) | Message::Repeat(_) => Err(unexpected(connection)),

@@ -414,3 +414,26 @@ async fn a_restarted_server_tells_its_clients_at_once() {
     assert_eq!(reason.await.unwrap(), ConnectionError::Reset);
     drop((there, restarted));
 }
+
+#[tokio::test]
+async fn a_welcome_that_is_none_is_answered_with_a_reason() {
+    let (server_key, client_key) =
+        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    let endpoint = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());
+    let client = Client::new(&client_key, server_key.public_key(), endpoint.local_addr().unwrap());
+    // [1, [{0: 1, 1: "x", 2: "x", 3: [], 4: [], 5: 70000}]]: an MTU of more than 16 bits.
+    let body =
+        b"\x82\x01\x81\xa6\x00\x01\x01\x61x\x02\x61x\x03\x80\x04\x80\x05\x1a\x00\x01\x11\x70";
+    let server = tokio::spawn(async move {
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        let (mut send, _receive) = connection.accept_bi().await.unwrap();
+        send.write_all(&[0, body.len() as u8]).await.unwrap();
+        send.write_all(body).await.unwrap();
+        timeout(PATIENCE, connection.closed()).await.unwrap()
+    });
+    let connection = client.connect().await.unwrap();
+    let error = session::open(&connection, true).await.unwrap_err();
+    assert!(matches!(error, session::SessionError::Control(_)), "{error}");
+    let ConnectionError::ApplicationClosed(closed) = server.await.unwrap() else { panic!() };
+    assert_eq!(closed.error_code, quic::close::PROTOCOL);
+}
