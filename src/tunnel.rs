@@ -13,6 +13,7 @@ pub mod counters;
 pub mod device;
 pub mod ecn;
 pub mod flow;
+pub mod inside;
 pub mod interface;
 pub mod merge;
 pub mod pump;

@@ -16,9 +16,9 @@ use super::queue::Dropped;
 pub enum Drop {
     /// Not an IP packet, or its length contradicts its header.
     Malformed,
-    /// The inner source address is not the peer's.
+    /// The inner source address is not one that the other side may send from.
     ForeignSource,
-    /// Nobody in the tunnel has the inner destination address.
+    /// The inner destination address is nobody's in the tunnel, or, on a client, not one of its own.
     UnknownDestination,
     /// Too large for the connection even in pieces.
     TooLarge,
