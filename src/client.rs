@@ -11,6 +11,7 @@ pub mod fate;
 mod layout;
 pub mod links;
 pub mod names;
+mod offer;
 pub(crate) mod order;
 mod pauses;
 mod portals;
@@ -20,6 +21,7 @@ mod shown;
 use std::{
     convert::Infallible,
     io,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -36,9 +38,10 @@ use tracing::{debug, info, warn};
 use self::{
     dial::{DialError, Dialer},
     fate::{Ended, Refusal},
-    layout::{layout, sealing},
+    layout::{inside, layout, sealing},
     links::Links,
     names::Names,
+    offer::{Offer, OfferError},
     order::{Order, What},
     pauses::{Pause, Pauses},
     roam::{Roamer, Roaming},
@@ -50,7 +53,7 @@ use crate::{
     control::{self, Reply, Request},
     daemon::Daemon,
     events::{Event, Events},
-    host::{Host, Layout, Seal, Setup, metered},
+    host::{Host, Layout, Reports, Seal, Setup, metered},
     identity::PublicKey,
     link::candidate::Unusable,
     metrics,
@@ -69,7 +72,8 @@ use crate::{
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
-        interface::{self, Interface},
+        inside::Inside,
+        interface::{self, Interface, LeftOut},
         pump,
         queue::Queue,
     },
@@ -113,6 +117,10 @@ pub(crate) struct Client {
     links: Option<Arc<Links>>,
     config: Mutex<ClientConfig>,
     renewed: Notify,
+    /// What may come out of the tunnel.
+    inside: ArcSwap<Inside>,
+    /// What the host has, and refuses.
+    reports: Reports,
     /// What the host was made last, but for captive portals.
     laid_out: ArcSwap<Layout>,
     /// Whether the host lets everything out to reach a captive portal.
@@ -128,15 +136,17 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let tun = &config.tun;
     let Handed { tun: device, over } = service::tun(&tun.name, tun.mtu, tun.offload)?;
-    let interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
+    let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
     let (mut host, mut wish) = Host::new(interface, over)?;
+    host.survey().await;
     host.seal(&sealing(&config)).await?;
     let preferences = Preferences::new(&config.paths);
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
     let metrics = config.metrics.clone();
     let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
     client.links = Some(links.clone());
+    client.reports = host.reports();
     let (client, daemon) = (Arc::new(client), Arc::new(daemon));
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&daemon.instance, client.events.clone(), {
@@ -209,6 +219,8 @@ impl Client {
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             renewed: Notify::new(),
+            inside: ArcSwap::default(),
+            reports: Reports::default(),
             laid_out: ArcSwap::from_pointee(sealing(&config)),
             gives_way: AtomicBool::new(false),
             config: Mutex::new(config),
@@ -367,7 +379,9 @@ impl Client {
             Ok(Err(error)) => return Ok(error.into()),
             Err(_elapsed) => return Ok(Ended::NoGreeting),
         };
-        self.set_up(host, &welcome).await?;
+        if let Err(error) = self.set_up(host, &welcome).await? {
+            return Ok(decline(&connection, error));
+        }
         let candidate = &connected.candidate;
         info!(
             link = candidate.link,
@@ -399,7 +413,7 @@ impl Client {
                 Ok(Ended::Lost(lost))
             }
             failed = roamer.run() => failed.map(|never| match never {}),
-            failed = self.keep_up(host, &welcome) => failed.map(|never| match never {}),
+            ended = self.keep_up(host, &welcome) => Ok(decline(&connection, ended?)),
         }
     }
 
@@ -439,29 +453,44 @@ impl Client {
         }
     }
 
-    /// Gives the host what the server says belongs to the tunnel.
-    async fn set_up(&self, host: &mut impl Setup, welcome: &Welcome) -> anyhow::Result<()> {
-        let layout = self.layout(welcome);
+    /// Gives the host what is taken of the server's offer.
+    async fn set_up(
+        &self,
+        host: &mut impl Setup,
+        welcome: &Welcome,
+    ) -> anyhow::Result<Result<(), OfferError>> {
+        let (layout, inside, declined) = match self.layout(welcome) {
+            Ok(checked) => checked,
+            Err(error) => return Ok(Err(error)),
+        };
         for route in &layout.blocked {
             warn!(%route, "the server gave this client no address of that family");
         }
-        let Layout { mtu, addresses, routes, .. } = layout.clone();
+        self.inside.store(Arc::new(inside));
         self.laid_out.store(Arc::new(layout.clone()));
         self.gives_way.store(false, Relaxed);
-        host.set(layout).await?;
-        self.shown.set_up(mtu, addresses, routes);
-        Ok(())
+        host.set(layout.clone()).await?;
+        let Layout { mtu, addresses, networks, routes, .. } = layout;
+        self.shown.set_up(mtu, addresses, [networks, routes].concat(), declined);
+        Ok(Ok(()))
     }
 
-    /// Sets up again whenever the configuration has changed.
+    /// Sets up again whenever the configuration or the host's networks have changed; returns when the session
+    /// can't be kept.
     async fn keep_up(
         &self,
         host: &mut impl Setup,
         welcome: &Welcome,
-    ) -> anyhow::Result<Infallible> {
+    ) -> anyhow::Result<OfferError> {
+        let mut reports = self.reports.clone();
         loop {
-            self.renewed.notified().await;
-            self.set_up(host, welcome).await?;
+            tokio::select! {
+                () = self.renewed.notified() => {}
+                () = reports.changed() => {}
+            }
+            if let Err(error) = self.set_up(host, welcome).await? {
+                return Ok(error);
+            }
         }
     }
 
@@ -486,9 +515,14 @@ impl Client {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn layout(&self, welcome: &Welcome) -> Layout {
-        let config = self.config();
-        layout(&config.tun, welcome, &config.server.addresses)
+    /// What is taken of the welcome, what may come out of the tunnel then, and what is declined.
+    fn layout(&self, welcome: &Welcome) -> Result<(Layout, Inside, Vec<LeftOut>), OfferError> {
+        let (config, facts) = (self.config(), self.reports.facts.borrow());
+        let servers: Vec<_> = self.roaming.names.known().iter().map(SocketAddr::ip).collect();
+        let offer = Offer::check(welcome, &config.tun, &facts, &servers)?;
+        let layout = layout(&config.tun, &offer, &config.server.addresses);
+        let inside = inside(&layout, &facts);
+        Ok((layout, inside, offer.left_out))
     }
 
     /// Takes over a changed configuration; what takes a restart stays as it was and is named.
@@ -519,9 +553,7 @@ impl Client {
     }
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
-        let before = batch.len();
-        batch.retain(|packet| packet.addresses().is_some());
-        self.counters.dropped(Drop::Malformed, (before - batch.len()) as u64);
+        self.inside.load().admit(batch, &self.counters);
         let bytes = batch.iter().map(|packet| packet.size() as u64).sum();
         self.counters.received.add(batch.len() as u64, bytes);
         self.counters.dropped(Drop::Device, self.tun.send(batch));
@@ -587,6 +619,7 @@ impl Client {
         let delay = self.queue.delay();
         let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
         let servers = &self.config().server.addresses;
+        status.left_out.extend_from_slice(&self.reports.left_out.borrow());
         status.server = servers.iter().map(ToString::to_string).collect();
         if status.state != ClientState::Connected {
             status.paths = self.dialer.attempts.status(clock::now());
@@ -608,6 +641,12 @@ impl Client {
         }
         Status::client(status)
     }
+}
+
+/// Ends a session that is of no use.
+fn decline(connection: &Connection, error: OfferError) -> Ended {
+    connection.close(close::PROTOCOL, error.to_string().as_bytes());
+    error.into()
 }
 
 fn settings(paths: &config::Paths) -> Settings {

@@ -35,6 +35,7 @@ use ipnet::IpNet;
 
 use crate::identity::{PrivateKey, PublicKey};
 
+pub(crate) use check::{MIN_MTU, is_domain};
 pub use congestion::Congestion;
 pub use filter::{Filter, FilterError};
 pub use host_port::{DEFAULT_PORT, HostPort, HostPortError};

@@ -8,6 +8,7 @@
 //!                             └─▶ resolver            systemd-resolved
 //! ```
 
+pub mod facts;
 pub mod firewall;
 pub mod metered;
 pub mod nat;
@@ -20,15 +21,15 @@ use std::{convert::Infallible, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use self::{firewall::Firewall, resolver::Resolver, rules::Rules};
+use self::{facts::Facts, firewall::Firewall, resolver::Resolver, rules::Rules};
 use crate::{
     config::{Dns, Exclude},
     link::monitor::Monitor,
     netlink::Netlink,
-    tunnel::interface::{Destination, Interface},
+    tunnel::interface::{Destination, Interface, LeftOut},
 };
 
 /// The packets that carry a tunnel have this mark ("roam"); what has it stays outside of every tunnel.
@@ -45,6 +46,8 @@ pub struct Layout {
     pub mtu: u16,
     /// The interface's addresses.
     pub addresses: Vec<IpNet>,
+    /// The tunnel's own networks: they go into the tunnel whatever else does.
+    pub networks: Vec<IpNet>,
     /// What goes into the tunnel.
     pub routes: Vec<IpNet>,
     /// What is meant for the tunnel, but the server gave no address of its family: it goes nowhere.
@@ -77,7 +80,26 @@ impl Layout {
     /// The interface's routes.
     fn destinations(&self) -> Vec<Destination> {
         let table = self.is_full().then_some(TABLE);
-        self.routes.iter().map(|net| Destination { net: *net, table }).collect()
+        let routes = self.routes.iter().map(|net| Destination { net: *net, table });
+        // In the main table, so that what stays outside of a full tunnel does not hide them.
+        let networks = self.networks.iter().map(|net| Destination { net: *net, table: None });
+        let mut all: Vec<_> = networks.chain(routes).collect();
+        // The user may name a network of the tunnel's.
+        let mut seen = Vec::new();
+        all.retain(|it| {
+            !seen.contains(it) && {
+                seen.push(*it);
+                true
+            }
+        });
+        all
+    }
+
+    /// The same where the kernel does not take all routes: a family that should be in the tunnel as a whole, and
+    /// can't be, is not let around it.
+    fn without(mut self, lacks: impl Fn(IpNet) -> bool) -> Self {
+        self.blocked.extend(self.routes.extract_if(.., |net| net.prefix_len() == 0 && lacks(*net)));
+        self
     }
 }
 
@@ -119,10 +141,42 @@ async fn next(tables: &mut Option<nft::Changes>) {
     }
 }
 
+/// What a host tells, as it changes.
+#[derive(Clone, Debug)]
+pub struct Reports {
+    /// What it has without the tunnel.
+    pub facts: watch::Receiver<Facts>,
+    /// What the tunnel wants and the kernel refuses.
+    pub left_out: watch::Receiver<Vec<LeftOut>>,
+}
+
+impl Default for Reports {
+    /// A host that has nothing and refuses nothing.
+    fn default() -> Self {
+        Self {
+            facts: watch::Sender::default().subscribe(),
+            left_out: watch::Sender::default().subscribe(),
+        }
+    }
+}
+
+impl Reports {
+    /// Returns when the host has something else than before. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.facts.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// A client's host.
 #[derive(Debug)]
 pub struct Host {
+    netlink: Netlink,
     interface: Interface,
+    facts: watch::Sender<Facts>,
+    /// What was wished last.
+    layout: Option<Layout>,
     rules: Rules,
     firewall: Firewall,
     resolver: Resolver,
@@ -138,10 +192,33 @@ impl Host {
             rules: Rules::new(Netlink::open()?, inherited),
             firewall: Firewall::new(interface.name()),
             resolver: Resolver::new(interface.index(), inherited),
+            netlink: Netlink::open()?,
             interface,
+            facts: watch::Sender::default(),
+            layout: None,
             orders,
         };
         Ok((host, Wish(wish)))
+    }
+
+    /// What it tells from here on.
+    #[must_use]
+    pub fn reports(&self) -> Reports {
+        Reports { facts: self.facts.subscribe(), left_out: self.interface.left_out() }
+    }
+
+    /// Looks at what the host has without the tunnel.
+    pub async fn survey(&self) {
+        match facts::survey(&self.netlink, self.interface.index()).await {
+            Ok(found) => {
+                self.facts.send_if_modified(|known| {
+                    let is_new = *known != found;
+                    *known = found;
+                    is_new
+                });
+            }
+            Err(error) => warn!(%error, "can't look at this host's addresses and routes"),
+        }
     }
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
@@ -186,17 +263,34 @@ impl Host {
     pub async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
         // What may not leave is held back before anything else changes.
         self.firewall.set(&layout).await?;
-        self.interface.set(layout.mtu, &layout.addresses, &layout.destinations()).await?;
-        self.rules.set(&layout).await.context("can't set routing rules")?;
+        let Layout { mtu, addresses, .. } = &layout;
+        if let Err(error) = self.interface.set(*mtu, addresses, &layout.destinations()).await {
+            warn!(%error, "can't set the interface up, trying again");
+        }
         self.resolver.set(&layout).await;
-        Ok(())
+        self.layout = Some(layout);
+        match self.effective() {
+            Some(layout) => self.rules.set(&layout).await.context("can't set routing rules"),
+            None => Ok(()),
+        }
+    }
+
+    /// What the kernel took of the layout.
+    fn effective(&self) -> Option<Layout> {
+        Some(self.layout.clone()?.without(|net| self.interface.lacks(net)))
     }
 
     async fn restore(&mut self) -> anyhow::Result<()> {
-        let routes = self.interface.restore_routes().await?;
+        self.survey().await;
+        let before = self.effective();
+        let interface = self.interface.mend().await?;
+        let now = self.effective();
+        if let Some(layout) = now.filter(|now| before.as_ref() != Some(now)) {
+            self.rules.set(&layout).await?;
+        }
         let rules = self.rules.restore().await?;
-        if routes + rules > 0 {
-            info!(routes, rules, "put back what somebody deleted");
+        if interface + rules > 0 {
+            info!(interface, rules, "put back what was missing");
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted};
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use self::{
@@ -55,7 +55,7 @@ use crate::{
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
-        interface::{self, Interface},
+        interface::{self, Interface, LeftOut},
         pump,
     },
     wire::{
@@ -79,6 +79,8 @@ pub(crate) struct Server {
     events: Events,
     tun: Box<dyn PacketSink>,
     interface: String,
+    /// What the kernel refuses to the interface.
+    left_out: watch::Receiver<Vec<LeftOut>>,
     listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
     door: Door,
@@ -129,14 +131,15 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let (tun, listen) = (&config.tun, config.listen);
     let Handed { tun: device, .. } = service::tun(&tun.name, tun.mtu, tun.offload)?;
-    let mut interface = Interface::up(Netlink::open()?, &tun.name, tun.mtu).await?;
-    interface.set_addresses(&tun.addresses).await?;
+    let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
+    interface.set(tun.mtu, &tun.addresses, &[]).await?;
+    let (index, left_out) = (interface.index(), interface.left_out());
     let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
         .with_context(|| format!("can't listen on {listen}"))?;
     let nat = if tun.nat { Some(Nat::set(&tun.name, &tun.addresses).await?) } else { None };
     let key = config.private_key.public_key();
     let metrics = config.metrics.clone();
-    let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()))?;
+    let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
     let daemon = Arc::new(daemon);
     let _control = control::serve(&daemon.instance, server.events.clone(), {
         let (server, daemon) = (server.clone(), daemon.clone());
@@ -166,7 +169,8 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
         }
         never = service::watchdog(&heart) => match never {},
         never = beat(&heart, &endpoint) => match never {},
-        deleted = interface::deleted(interface.index()) => {
+        failed = interface.keep() => failed.map(|never| match never {}).context("can't hear of networks"),
+        deleted = interface::deleted(index) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
         }
@@ -304,6 +308,7 @@ impl Server {
         config: ServerConfig,
         udp: Arc<dyn AsyncUdpSocket>,
         device: Box<dyn PacketSink>,
+        left_out: watch::Receiver<Vec<LeftOut>>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let socket = ServerSocket::new(udp)?;
@@ -327,6 +332,7 @@ impl Server {
             events: Events::default(),
             tun: device,
             interface: tun.name.clone(),
+            left_out,
             listen: endpoint.local_addr()?,
             socket,
             door: Door::default(),
@@ -553,6 +559,7 @@ impl Server {
             unchecked: self.tun.completes_checksums(),
             dns: offer.dns.servers.iter().map(ToString::to_string).collect(),
             search_domains: offer.dns.domains.clone(),
+            server_addresses: offer.networks.iter().map(|net| net.addr().to_string()).collect(),
         }
     }
 
@@ -575,6 +582,7 @@ impl Server {
         Status::server(ServerStatus {
             listen: self.listen,
             interface: self.interface.clone(),
+            left_out: self.left_out.borrow().clone(),
             uptime: status::seconds_ago(self.since),
             peers: peers.collect(),
             traffic: self.counters.snapshot(),

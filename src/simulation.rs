@@ -21,7 +21,7 @@ use std::{
 
 use tokio::{
     runtime::Runtime,
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -448,8 +448,9 @@ impl Day {
         let (to_device, mut delivered) = mpsc::channel::<Packet>(1024);
         let (from_device, source) = mpsc::channel::<Packet>(1024);
         let config = self.hosts.server_config();
+        let nothing = watch::Sender::default().subscribe();
         let (server, endpoint) =
-            Server::new(config, self.world.listen(), Box::new(to_device)).unwrap();
+            Server::new(config, self.world.listen(), Box::new(to_device), nothing).unwrap();
         let app = self.app.clone();
         let echoing = async move {
             while let Some(packet) = delivered.recv().await {

@@ -19,7 +19,7 @@ use crate::{
     foreign::Foreign,
     link::candidate::Candidate,
     path::manager::{Condition, Reason},
-    tunnel::counters::Snapshot,
+    tunnel::{counters::Snapshot, interface::LeftOut},
 };
 
 /// The version of the schema.
@@ -63,8 +63,11 @@ pub struct ClientStatus {
     pub interface: String,
     /// Inner addresses; empty before the first session.
     pub addresses: Vec<IpNet>,
-    /// Routes into the tunnel beyond the networks of the addresses.
+    /// Routes into the tunnel.
     pub routes: Vec<IpNet>,
+    /// What the tunnel does without, since the client does not take it from the server or the kernel refuses it.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// The TUN device's MTU in bytes.
     pub mtu: u16,
     /// Seconds since the daemon started.
@@ -203,6 +206,9 @@ pub struct ServerStatus {
     pub listen: SocketAddr,
     /// The TUN device.
     pub interface: String,
+    /// What the tunnel does without, since the kernel refuses it.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// Seconds since the daemon started.
     pub uptime: f64,
     /// Every peer of the configuration.

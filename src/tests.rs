@@ -168,6 +168,7 @@ fn welcome(version: u16) -> Welcome {
         unchecked: true,
         dns: Vec::new(),
         search_domains: Vec::new(),
+        server_addresses: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use quinn::ConnectionError;
 
-use super::dial::DialError;
+use super::{dial::DialError, offer::OfferError};
 use crate::{
     foreign::Foreign, identity::PublicKey, path::handshake::HandshakeError, quic::close,
     session::SessionError,
@@ -61,6 +61,9 @@ pub enum Ended {
     /// The server took the connection and then said nothing.
     #[error("the server did not greet")]
     NoGreeting,
+    /// The session is of no use.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
     /// The session's connection ended.
     #[error("connection lost: {}", Foreign::of(.0))]
     Lost(ConnectionError),
@@ -83,7 +86,11 @@ impl Ended {
                 close::VERSION => Some(Refusal::Version(Foreign::from(&closed.reason[..]))),
                 _ => None,
             },
-            Self::Dial(_) | Self::Session(_) | Self::NoGreeting | Self::Lost(_) => None,
+            Self::Dial(_)
+            | Self::Session(_)
+            | Self::NoGreeting
+            | Self::Offer(_)
+            | Self::Lost(_) => None,
         }
     }
 }

@@ -2,27 +2,24 @@
 
 use ipnet::IpNet;
 
+use super::offer::Offer;
 use crate::{
-    config::{ClientConfig, ClientTun, Dns, HostPort},
-    host::Layout,
-    wire::control::{Net, Welcome},
+    config::{ClientConfig, ClientTun, Exclude, HostPort},
+    host::{Layout, facts::Facts},
+    tunnel::inside::Inside,
 };
 
-/// What our own configuration wants, or the server's offer where ours says nothing. A server may not
-/// take all traffic or all names on its own account.
-pub(super) fn layout(tun: &ClientTun, welcome: &Welcome, servers: &[HostPort]) -> Layout {
-    let addresses: Vec<_> = welcome.addresses.iter().map(|Net(net)| *net).collect();
-    let offered = || welcome.routes.iter().map(|Net(net)| *net);
-    let wanted = tun
-        .routes
-        .clone()
-        .unwrap_or_else(|| offered().filter(|net| net.prefix_len() > 0).collect());
+/// What our own configuration wants, or what is taken of the server's offer where ours says nothing.
+pub(super) fn layout(tun: &ClientTun, offer: &Offer, servers: &[HostPort]) -> Layout {
+    let addresses: Vec<_> = offer.addresses.iter().copied().map(IpNet::from).collect();
+    let wanted = tun.routes.clone().unwrap_or_else(|| offer.routes.clone());
     let (routes, blocked) = wanted.into_iter().partition(|route| {
         addresses.iter().any(|net| net.addr().is_ipv4() == route.addr().is_ipv4())
     });
     let mut layout = Layout {
-        mtu: tun.mtu.min(welcome.mtu),
+        mtu: offer.mtu,
         addresses,
+        networks: offer.networks.clone(),
         routes,
         blocked,
         exclude: tun.exclude.clone(),
@@ -30,12 +27,23 @@ pub(super) fn layout(tun: &ClientTun, welcome: &Welcome, servers: &[HostPort]) -
         dns: tun.dns.clone().unwrap_or_default(),
         ports: ports(servers),
     };
-    if tun.dns.is_none() && (layout.is_full() || !welcome.search_domains.is_empty()) {
-        let servers = welcome.dns.iter().filter_map(|address| address.parse().ok());
-        let domains = welcome.search_domains.clone();
-        layout.dns = Dns { servers: servers.collect(), domains };
+    // Without domains a resolver is asked about everything.
+    if tun.dns.is_none() && (layout.is_full() || !offer.dns.domains.is_empty()) {
+        layout.dns = offer.dns.clone();
     }
     layout
+}
+
+/// What may come out of the tunnel of such a layout, on a host with these facts: what would go into it.
+pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
+    let Exclude { lan, nets, .. } = &layout.exclude;
+    let neighbourhood = facts.networks.iter().map(|(_, net)| *net);
+    // A full tunnel without "lan" has even the neighbourhood inside.
+    let is_outside = !layout.is_full() || *lan;
+    let outside = neighbourhood.filter(|_| is_outside).chain(nets.iter().copied());
+    let own = facts.addresses.iter().map(|(_, address)| IpNet::from(*address));
+    let routes = layout.networks.iter().chain(&layout.routes).copied();
+    Inside::new(layout.addresses.iter().map(IpNet::addr).collect(), routes, outside.chain(own))
 }
 
 /// What there is before the first session: a kill switch, if anything.
@@ -63,15 +71,19 @@ fn ports(servers: &[HostPort]) -> Vec<u16> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::{config::Exclude, foreign::Foreign};
+    use crate::{
+        config::Dns,
+        foreign::Foreign,
+        wire::control::{Net, Welcome},
+    };
 
-    fn nets(nets: &[&str]) -> Vec<IpNet> {
+    pub(in super::super) fn nets(nets: &[&str]) -> Vec<IpNet> {
         nets.iter().map(|net| net.parse().unwrap()).collect()
     }
 
-    fn welcome(addresses: &[&str], routes: &[&str]) -> Welcome {
+    pub(in super::super) fn welcome(addresses: &[&str], routes: &[&str]) -> Welcome {
         Welcome {
             version: 1,
             software: Foreign::default(),
@@ -82,10 +94,11 @@ mod tests {
             unchecked: true,
             dns: vec!["10.66.0.1".into()],
             search_domains: Vec::new(),
+            server_addresses: Vec::new(),
         }
     }
 
-    fn tun(routes: Option<&[&str]>) -> ClientTun {
+    pub(in super::super) fn tun(routes: Option<&[&str]>) -> ClientTun {
         ClientTun {
             name: "roam0".into(),
             mtu: 1500,
@@ -98,7 +111,9 @@ mod tests {
     }
 
     fn laid_out(routes: Option<&[&str]>, welcome: &Welcome) -> Layout {
-        layout(&tun(routes), welcome, &[])
+        let tun = tun(routes);
+        let offer = Offer::check(welcome, &tun, &Facts::default(), &[]).unwrap();
+        layout(&tun, &offer, &[])
     }
 
     #[test]
@@ -106,15 +121,26 @@ mod tests {
         let welcome = welcome(&["10.66.0.2/24"], &["192.0.2.0/24"]);
         assert_eq!(laid_out(None, &welcome).routes, nets(&["192.0.2.0/24"]));
         assert_eq!(laid_out(Some(&["10.1.0.0/16"]), &welcome).routes, nets(&["10.1.0.0/16"]));
-        assert_eq!(laid_out(Some(&[]), &welcome).routes, []);
+        let none = laid_out(Some(&[]), &welcome);
+        assert_eq!((none.routes, none.networks), (Vec::new(), nets(&["10.66.0.0/24"])));
+    }
+
+    #[test]
+    fn an_address_brings_no_network_but_by_a_route() {
+        let layout = laid_out(None, &welcome(&["10.66.0.2/24", "200.0.0.2/1"], &[]));
+        assert_eq!(layout.addresses, nets(&["10.66.0.2/32", "200.0.0.2/32"]));
+        assert_eq!(layout.networks, nets(&["10.66.0.0/24"]));
     }
 
     #[test]
     fn a_server_can_take_neither_all_traffic_nor_all_names_on_its_own_account() {
-        let welcome = welcome(&["10.66.0.2/24", "fd66::2/64"], &["0.0.0.0/0", "::/0"]);
-        let layout = laid_out(None, &welcome);
-        assert_eq!((layout.routes, layout.blocked), (Vec::new(), Vec::new()));
-        assert_eq!(layout.dns, Dns::default());
+        let mut welcome = welcome(&["10.66.0.2/24", "fd66::2/64"], &["0.0.0.0/0", "::/0"]);
+        for domains in [&[][..], &["com"], &["."]] {
+            welcome.search_domains = domains.iter().map(ToString::to_string).collect();
+            let layout = laid_out(None, &welcome);
+            assert_eq!((layout.routes, layout.blocked), (Vec::new(), Vec::new()));
+            assert_eq!(layout.dns, Dns::default());
+        }
     }
 
     #[test]

@@ -24,7 +24,10 @@ use crate::{
     status::{
         self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
     },
-    tunnel::counters::Snapshot,
+    tunnel::{
+        counters::Snapshot,
+        interface::{self, LeftOut},
+    },
 };
 
 /// Switches that are remembered.
@@ -48,6 +51,8 @@ struct State {
     mtu: u16,
     addresses: Vec<IpNet>,
     routes: Vec<IpNet>,
+    /// What the server offered and the client does not take.
+    declined: Vec<LeftOut>,
     sessions: u64,
     line: Option<Line>,
     paths: Vec<ShownPath>,
@@ -94,6 +99,7 @@ impl Shown {
             mtu,
             addresses: Vec::new(),
             routes: Vec::new(),
+            declined: Vec::new(),
             sessions: 0,
             line: None,
             paths: Vec::new(),
@@ -114,8 +120,16 @@ impl Shown {
         });
     }
 
-    pub(super) fn set_up(&self, mtu: u16, addresses: Vec<IpNet>, routes: Vec<IpNet>) {
+    pub(super) fn set_up(
+        &self,
+        mtu: u16,
+        addresses: Vec<IpNet>,
+        routes: Vec<IpNet>,
+        declined: Vec<LeftOut>,
+    ) {
         self.with(|state| {
+            interface::log(&state.declined, &declined);
+            state.declined = declined;
             state.mtu = mtu;
             state.addresses = addresses;
             state.routes = routes;
@@ -285,6 +299,7 @@ impl Shown {
             interface: interface.into(),
             addresses: state.addresses.clone(),
             routes: state.routes.clone(),
+            left_out: state.declined.clone(),
             mtu: state.mtu,
             uptime: status::seconds_ago(started),
             sessions: state.sessions,

@@ -32,7 +32,8 @@ const MAX_DSCP: u8 = 63;
 const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-const MIN_MTU: u16 = 1280;
+/// What IPv6 asks of a link (RFC 8200 §5).
+pub(crate) const MIN_MTU: u16 = 1280;
 const MAX_MTU: u16 = 9000;
 
 /// IFNAMSIZ less the terminating zero (netdevice(7)).
@@ -254,7 +255,7 @@ pub(super) fn dns(servers: &List<IpAddr>, domains: &List<String>, problems: &mut
 }
 
 /// RFC 1035 §2.3.4: labels of 63 bytes at most; names of 255 bytes on the wire.
-fn is_domain(domain: &str) -> bool {
+pub(crate) fn is_domain(domain: &str) -> bool {
     let domain = domain.strip_suffix('.').unwrap_or(domain);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())

@@ -38,6 +38,13 @@ pub fn read(name: &str) -> io::Result<String> {
     })
 }
 
+/// Sets `net.NAME` for good.
+pub fn write(name: &str, value: &str) -> io::Result<()> {
+    fs::write(path(name), value).map_err(|error| {
+        io::Error::new(error.kind(), format!("kernel parameter net/{name}: {error}"))
+    })
+}
+
 /// The links that have parameters of their own, and `all`.
 pub fn links() -> io::Result<Vec<String>> {
     let entries = fs::read_dir(path("ipv4/conf"))?;

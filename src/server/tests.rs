@@ -9,7 +9,7 @@ use std::{
 
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -69,8 +69,9 @@ impl Site {
         let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
         let (to_device, delivered) = mpsc::channel(1024);
         let (_device, source) = mpsc::channel::<Packet>(1);
+        let (config, nothing) = (Self::config(&key, &[&laptop]), watch::Sender::default());
         let (server, endpoint) =
-            Server::new(Self::config(&key, &[&laptop]), udp, Box::new(to_device)).unwrap();
+            Server::new(config, udp, Box::new(to_device), nothing.subscribe()).unwrap();
         let running = tokio::spawn({
             let (server, endpoint) = (server.clone(), endpoint.clone());
             async move { drop(server.carry(source, &endpoint).await) }

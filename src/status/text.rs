@@ -11,7 +11,11 @@ use super::{
 };
 use anstyle::{AnsiColor, Style};
 
-use crate::{paint::Paint, path::manager::Condition, tunnel::counters::Snapshot};
+use crate::{
+    paint::Paint,
+    path::manager::Condition,
+    tunnel::{counters::Snapshot, interface::LeftOut},
+};
 
 /// A status for people.
 #[derive(Debug)]
@@ -66,6 +70,7 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
     if !client.routes.is_empty() {
         writeln!(f, "routes       {}", list(&client.routes))?;
     }
+    left_out(f, &client.left_out)?;
     traffic(f, &client.traffic, client.queued_bytes)?;
     if !client.paths.is_empty() || !client.unused_links.is_empty() {
         writeln!(f)?;
@@ -140,6 +145,7 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         server.peers.len()
     )?;
     writeln!(f, "interface    {}", server.interface)?;
+    left_out(f, &server.left_out)?;
     if server.refused_keys > 0 {
         writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
     }
@@ -243,6 +249,10 @@ fn dropped(f: &mut fmt::Formatter<'_>, traffic: &Snapshot) -> fmt::Result {
         write!(reasons, "{separator}{count} {reason}")?;
     }
     writeln!(f, "dropped      {reasons}")
+}
+
+fn left_out(f: &mut fmt::Formatter<'_>, items: &[LeftOut]) -> fmt::Result {
+    items.iter().try_for_each(|item| writeln!(f, "left out     {item}"))
 }
 
 fn list(items: &[impl Display]) -> String {

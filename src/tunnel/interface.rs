@@ -1,4 +1,11 @@
 //! The TUN device as the kernel's network sees it: addresses, MTU and routes, through rtnetlink.
+//!
+//! An interface holds what is *wanted* of it, and [`Interface::mend`] gives the kernel whatever of that is
+//! missing: at first, after somebody deleted it, and after what stood in its way is gone. What the kernel
+//! refuses is left out and told of ([`Interface::left_out`]); a tunnel without one route is better than none.
+
+mod left_out;
+mod route;
 
 use std::net::IpAddr;
 
@@ -7,14 +14,19 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     address::AddressAttribute,
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags},
 };
-use nix::errno::Errno;
-use rtnetlink::{LinkUnspec, RouteMessageBuilder};
-use tracing::debug;
+use nix::{errno::Errno, net::if_::if_indextoname};
+use rtnetlink::LinkUnspec;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
 
+pub use self::{
+    left_out::{LeftOut, log},
+    route::Destination,
+};
 use crate::{
+    host::sysctl,
     link::monitor::Monitor,
     netlink::{Netlink, os_error},
 };
@@ -36,23 +48,37 @@ impl InterfaceError {
     }
 }
 
-/// What is routed through an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// The network.
-    pub net: IpNet,
-    /// The table of the route; `None` is the main one.
-    pub table: Option<u32>,
-}
-
 /// An interface of ours. Addresses and routes vanish with the device, so nothing is undone on drop.
 #[derive(Debug)]
 pub struct Interface {
     netlink: Netlink,
     name: String,
     index: u32,
+    wanted: Wanted,
+    /// What we, or an earlier run of this daemon, gave it: what is not wanted any more is taken away, and what
+    /// an admin added stays.
+    given: Given,
+    left_out: watch::Sender<Vec<LeftOut>>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    mtu: u16,
     addresses: Vec<IpNet>,
     routes: Vec<Destination>,
+}
+
+#[derive(Debug, Default)]
+struct Given {
+    addresses: Vec<IpNet>,
+    routes: Vec<Destination>,
+}
+
+/// What a look at the interface came to.
+#[derive(Default)]
+struct Look {
+    mended: usize,
+    left_out: Vec<LeftOut>,
 }
 
 impl Interface {
@@ -62,8 +88,9 @@ impl Interface {
             netlink,
             name: name.into(),
             index: 0,
-            addresses: Vec::new(),
-            routes: Vec::new(),
+            wanted: Wanted { mtu, addresses: Vec::new(), routes: Vec::new() },
+            given: Given::default(),
+            left_out: watch::channel(Vec::new()).0,
         };
         let links = interface.netlink.handle().link();
         let found = links.get().match_name(name.to_owned()).execute().try_next().await;
@@ -79,14 +106,23 @@ impl Interface {
         if let Err(error) = links.set(quiet).execute().await {
             debug!(%error, name, "link-local address generation stays on");
         }
+        // The far end is no router of this host: no routes and addresses from advertisements (RFC 4861).
+        for parameter in ["accept_ra", "autoconf"] {
+            if let Err(error) = sysctl::write(&format!("ipv6/conf/{name}/{parameter}"), "0") {
+                debug!(%error, "router advertisements are left to the check of packets");
+            }
+        }
         let up = LinkUnspec::new_with_index(interface.index).mtu(mtu.into()).up().build();
         let result = links.set(up).execute().await;
         interface.because(format_args!("bring it up with MTU {mtu}"), result)?;
         // A device that was handed over has what the last daemon gave it.
         let addresses = interface.found_addresses().await;
-        interface.addresses = interface.because("look for its addresses", addresses)?;
+        interface.given.addresses = interface.because("look for its addresses", addresses)?;
         let routes = interface.found_routes().await;
-        interface.routes = interface.because("look for its routes", routes)?;
+        interface.given.routes = interface.because("look for its routes", routes)?;
+        // Until somebody wants something else, it keeps that.
+        let Given { addresses, routes } = &interface.given;
+        interface.wanted = Wanted { mtu, addresses: addresses.clone(), routes: routes.clone() };
         Ok(interface)
     }
 
@@ -102,92 +138,157 @@ impl Interface {
         self.index
     }
 
-    /// Changes the MTU, in bytes.
-    async fn set_mtu(&self, mtu: u16) -> Result<(), InterfaceError> {
-        let message = LinkUnspec::new_with_index(self.index).mtu(mtu.into()).build();
-        let result = self.netlink.handle().link().set(message).execute().await;
-        self.because(format_args!("set its MTU to {mtu}"), result)
+    /// What is wanted and can't be had, as it changes.
+    #[must_use]
+    pub fn left_out(&self) -> watch::Receiver<Vec<LeftOut>> {
+        self.left_out.subscribe()
     }
 
-    /// Makes `wanted` the addresses of the interface; those that stay are not touched.
-    pub async fn set_addresses(&mut self, wanted: &[IpNet]) -> Result<(), InterfaceError> {
-        let addresses = self.netlink.handle().address();
-        for net in difference(&self.addresses, wanted) {
-            let message =
-                addresses.add(self.index, net.addr(), net.prefix_len()).message_mut().clone();
-            let result = addresses.del(message).execute().await;
-            let result = unless(Errno::EADDRNOTAVAIL, result);
-            self.because(format_args!("remove address {net}"), result)?;
-            self.addresses.retain(|kept| *kept != net);
-        }
-        for net in difference(wanted, &self.addresses) {
-            let result = addresses.add(self.index, net.addr(), net.prefix_len()).execute().await;
-            let result = unless(Errno::EEXIST, result);
-            self.because(format_args!("add address {net}"), result)?;
-            self.addresses.push(net);
-        }
-        Ok(())
+    /// Whether the kernel does not take this route.
+    #[must_use]
+    pub fn lacks(&self, route: IpNet) -> bool {
+        let what = what_route(route);
+        self.left_out.borrow().iter().any(|item| item.what == what)
     }
 
-    /// Sets MTU (bytes), addresses and routes; what stays is not touched.
+    /// Wants this MTU (bytes), these addresses and these routes; what stays is not touched.
     pub async fn set(
         &mut self,
         mtu: u16,
         addresses: &[IpNet],
         routes: &[Destination],
     ) -> Result<(), InterfaceError> {
-        self.set_mtu(mtu).await?;
-        self.set_addresses(addresses).await?;
-        self.set_routes(routes).await
+        self.wanted = Wanted { mtu, addresses: addresses.into(), routes: routes.into() };
+        self.mend().await.map(drop)
     }
 
-    /// Makes `wanted` the routes through the interface; those that stay are not touched.
-    async fn set_routes(&mut self, wanted: &[Destination]) -> Result<(), InterfaceError> {
-        // The kernel made these with the addresses.
-        let connected: Vec<_> = self
-            .addresses
-            .iter()
-            .map(|net| Destination { net: net.trunc(), table: None })
-            .collect();
-        let wanted = difference(wanted, &connected);
-        for route in difference(&self.routes, &wanted) {
-            let request = self.netlink.handle().route().del(route_message(route, self.index));
-            let result = unless(Errno::ESRCH, request.execute().await);
-            self.because(format_args!("remove route {}", route.net), result)?;
-            self.routes.retain(|kept| *kept != route);
+    /// Gives the kernel what is wanted and missing; returns how much that was. An error only where the kernel
+    /// does not say what there is.
+    pub async fn mend(&mut self) -> Result<usize, InterfaceError> {
+        let mut look = Look::default();
+        let mended = self.mend_link(&mut look).await;
+        self.because("look at it", mended)?;
+        let mended = self.mend_addresses(&mut look).await;
+        self.because("look for its addresses", mended)?;
+        let mended = self.mend_routes(&mut look).await;
+        self.because("look for its routes", mended)?;
+        self.left_out.send_if_modified(|known| {
+            log(known, &look.left_out);
+            let is_new = *known != look.left_out;
+            *known = look.left_out;
+            is_new
+        });
+        Ok(look.mended)
+    }
+
+    /// Mends it whenever the kernel's networks change, for as long as it is polled.
+    pub async fn keep(&mut self) -> std::io::Result<std::convert::Infallible> {
+        let mut monitor = Monitor::open()?;
+        loop {
+            monitor.changed().await;
+            match self.mend().await {
+                Ok(0) => {}
+                Ok(mended) => info!(mended, "gave the interface back what it missed"),
+                Err(error) => warn!(%error, "can't look after the interface"),
+            }
         }
-        for route in difference(&wanted, &self.routes) {
-            self.add_route(route).await?;
-            self.routes.push(route);
+    }
+
+    async fn mend_link(&self, look: &mut Look) -> Result<(), rtnetlink::Error> {
+        let links = self.netlink.handle().link();
+        let found = links.get().match_index(self.index).execute().try_next().await?;
+        let Some(link) = found else { return Err(rtnetlink::Error::RequestFailed) };
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        if !link.header.flags.contains(LinkFlags::Up) {
+            let up = LinkUnspec::new_with_index(self.index).up().build();
+            look.note(links.set(up).execute().await, || self.name.clone(), reason);
+        }
+        if mtu != Some(self.wanted.mtu.into()) {
+            let mtu = self.wanted.mtu;
+            let change = LinkUnspec::new_with_index(self.index).mtu(mtu.into()).build();
+            look.note(links.set(change).execute().await, || format!("MTU {mtu}"), reason);
         }
         Ok(())
     }
 
-    async fn add_route(&self, route: Destination) -> Result<(), InterfaceError> {
-        let request = self.netlink.handle().route().add(route_message(route, self.index));
-        self.because(format_args!("add route {}", route.net), request.execute().await)
+    async fn mend_addresses(&mut self, look: &mut Look) -> Result<(), rtnetlink::Error> {
+        let addresses = self.netlink.handle().address();
+        for net in difference(&self.given.addresses, &self.wanted.addresses) {
+            let message =
+                addresses.add(self.index, net.addr(), net.prefix_len()).message_mut().clone();
+            if let Err(error) = addresses.del(message).execute().await {
+                debug!(%error, %net, "can't remove an address");
+            }
+        }
+        for net in difference(&self.wanted.addresses, &self.found_addresses().await?) {
+            let added = addresses.add(self.index, net.addr(), net.prefix_len()).execute().await;
+            // An admin gave it this address with another prefix length.
+            if added.as_ref().is_err_and(|error| is(error, Errno::EEXIST)) {
+                continue;
+            }
+            look.note(added, || format!("address {net}"), |error| self.why(error, net));
+        }
+        self.given.addresses.clone_from(&self.wanted.addresses);
+        Ok(())
     }
 
-    /// Adds the routes that somebody deleted; returns how many that were.
-    pub async fn restore_routes(&self) -> Result<usize, InterfaceError> {
-        let found = self.because("look for its routes", self.found_routes().await)?;
-        let missing = difference(&self.routes, &found);
-        for route in &missing {
-            self.add_route(*route).await?;
+    async fn mend_routes(&mut self, look: &mut Look) -> Result<(), rtnetlink::Error> {
+        let routes = self.netlink.handle().route();
+        for route in difference(&self.given.routes, &self.wanted.routes) {
+            if let Err(error) = routes.del(route.message(self.index)).execute().await {
+                debug!(%error, net = %route.net, "can't remove a route");
+            }
         }
-        Ok(missing.len())
+        for route in difference(&self.wanted.routes, &self.found_routes().await?) {
+            let net = route.net;
+            let added = routes.add(route.message(self.index)).execute().await;
+            let owner = match &added {
+                Err(error) if is(error, Errno::EEXIST) => self.owner(net.addr()).await,
+                _ => None,
+            };
+            look.note(
+                added,
+                || what_route(net),
+                |error| match owner {
+                    Some(link) => format!("{link} has it"),
+                    None => self.why(error, net),
+                },
+            );
+        }
+        self.given.routes.clone_from(&self.wanted.routes);
+        Ok(())
+    }
+
+    /// Why the kernel refuses something of this network's family, in words.
+    fn why(&self, error: &rtnetlink::Error, net: IpNet) -> String {
+        let name = &self.name;
+        match sysctl::read(&format!("ipv6/conf/{name}/disable_ipv6")) {
+            Ok(off) if net.addr().is_ipv6() && off != "0" => {
+                format!("IPv6 is off (net.ipv6.conf.{name}.disable_ipv6 = {off})")
+            }
+            Err(_) if net.addr().is_ipv6() => "this host has no IPv6".into(),
+            Ok(_) | Err(_) => reason(error),
+        }
+    }
+
+    /// The link through which the host reaches this address.
+    async fn owner(&self, address: IpAddr) -> Option<String> {
+        let mut answer = self.netlink.handle().route().get(route::one_to(address)).execute();
+        let index = route::oif(&answer.try_next().await.ok()??)?;
+        Some(if_indextoname(index).ok()?.to_string_lossy().into_owned())
     }
 
     /// The routes through the interface that somebody set, not the kernel by itself.
     async fn found_routes(&self) -> Result<Vec<Destination>, rtnetlink::Error> {
         let mut found = Vec::new();
-        for message in [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ] {
-            let mut routes = self.netlink.handle().route().get(message).execute();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let question = route::all_through(self.index, family);
+            let mut routes = self.netlink.handle().route().get(question).execute();
             while let Some(route) = routes.try_next().await? {
-                found.extend(destination(&route, self.index));
+                found.extend(Destination::read(&route, self.index));
             }
         }
         Ok(found)
@@ -221,6 +322,21 @@ impl Interface {
     }
 }
 
+impl Look {
+    /// Counts what was mended, or notes what is left out and why.
+    fn note(
+        &mut self,
+        result: Result<(), rtnetlink::Error>,
+        what: impl FnOnce() -> String,
+        why: impl FnOnce(&rtnetlink::Error) -> String,
+    ) {
+        match result {
+            Ok(()) => self.mended += 1,
+            Err(error) => self.left_out.push(LeftOut::new(what(), why(&error))),
+        }
+    }
+}
+
 /// Waits until the interface with this index is deleted: the kernel does not wake those who read
 /// from its device.
 pub async fn deleted(index: u32) -> std::io::Result<()> {
@@ -228,62 +344,30 @@ pub async fn deleted(index: u32) -> std::io::Result<()> {
     loop {
         monitor.changed().await;
         match netlink.handle().link().get().match_index(index).execute().try_next().await {
-            Err(error) if os_error(&error) == Some(Errno::ENODEV as i32) => return Ok(()),
+            Err(error) if is(&error, Errno::ENODEV) => return Ok(()),
             Ok(_) => {}
             Err(error) => debug!(%error, "can't look for the interface"),
         }
     }
 }
 
-/// Success also where the kernel says that nothing was left to do.
-fn unless(done: Errno, result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
-    match result {
-        Err(error) if os_error(&error) == Some(done as i32) => Ok(()),
-        other => other,
+fn what_route(net: IpNet) -> String {
+    format!("route {net}")
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    os_error(error) == Some(errno as i32)
+}
+
+/// The kernel's word, without netlink's around it.
+fn reason(error: &rtnetlink::Error) -> String {
+    match os_error(error) {
+        Some(errno) => format!("the kernel says: {}", Errno::from_raw(errno).desc()),
+        None => error.to_string(),
     }
 }
 
 /// What is in `left` and not in `right`.
 fn difference<T: Copy + PartialEq>(left: &[T], right: &[T]) -> Vec<T> {
     left.iter().filter(|it| !right.contains(it)).copied().collect()
-}
-
-fn route_message(route: Destination, index: u32) -> RouteMessage {
-    let (network, prefix) = (route.net.network(), route.net.prefix_len());
-    let table = route.table.unwrap_or(RouteHeader::RT_TABLE_MAIN.into());
-    match network {
-        IpAddr::V4(network) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-            .destination_prefix(network, prefix)
-            .output_interface(index)
-            .table_id(table)
-            .build(),
-        IpAddr::V6(network) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-            .destination_prefix(network, prefix)
-            .output_interface(index)
-            .table_id(table)
-            .build(),
-    }
-}
-
-/// What the route leads to, if it is one through the interface with this index and not the kernel's.
-fn destination(route: &RouteMessage, index: u32) -> Option<Destination> {
-    let mut address = match route.header.address_family {
-        AddressFamily::Inet => IpAddr::from([0; 4]),
-        AddressFamily::Inet6 => IpAddr::from([0; 16]),
-        _ => return None,
-    };
-    let (mut through, mut table) = (None, route.header.table.into());
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(found)) => address = (*found).into(),
-            RouteAttribute::Destination(RouteAddress::Inet6(found)) => address = (*found).into(),
-            RouteAttribute::Oif(found) => through = Some(*found),
-            RouteAttribute::Table(found) => table = *found,
-            _ => {}
-        }
-    }
-    let is_ours = through == Some(index) && route.header.protocol != RouteProtocol::Kernel;
-    let net = IpNet::new(address, route.header.destination_prefix_length).ok()?;
-    let table = Some(table).filter(|table| *table != u32::from(RouteHeader::RT_TABLE_MAIN));
-    is_ours.then_some(Destination { net, table })
 }

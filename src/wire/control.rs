@@ -92,6 +92,10 @@ pub struct Welcome {
     #[n(8)]
     #[cbor(default)]
     pub search_domains: Vec<String>,
+    /// The server's own inner addresses, as text.
+    #[n(9)]
+    #[cbor(default)]
+    pub server_addresses: Vec<String>,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -193,6 +197,7 @@ mod tests {
                         unchecked,
                         dns: dns.iter().map(|net| net.0.addr().to_string()).collect(),
                         search_domains: vec!["corp.example".into(); dns.len()],
+                        server_addresses: vec!["10.66.0.1".into(); dns.len()],
                     })
                 }),
         ]

@@ -31,7 +31,7 @@ fn a_killed_server_that_returns_is_found_at_once_and_device_and_addresses_stay()
     net.clients[0].assert_ping("10.66.0.1", &[]);
     assert_eq!(net.clients[0].namespace.ifindex("roam0").unwrap(), device);
     let status = net.clients[0].status();
-    assert_eq!(status["addresses"][0], format!("{}/24", inner_v4(0)));
+    assert_eq!(status["addresses"][0], format!("{}/32", inner_v4(0)));
     assert!(status["last-error"].as_str().unwrap().contains("reset"), "{status}");
 }
 

@@ -14,6 +14,7 @@
 #![cfg(test)]
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
+mod counsel;
 mod doors;
 mod edges;
 #[path = "../../examples/forger.rs"]
@@ -29,6 +30,7 @@ mod offload;
 mod refusal;
 mod reload;
 mod roaming;
+mod rogue;
 mod routing;
 mod service;
 mod ssh;

@@ -50,7 +50,7 @@ fn a_peers_new_address_takes_effect() {
     assert!(reload(&net.server).status.success());
     eventually("the new address", || {
         let status = net.clients[0].try_status()?;
-        (status["addresses"][0] == "10.66.0.77/24" && status["state"] == "connected").then_some(())
+        (status["addresses"][0] == "10.66.0.77/32" && status["state"] == "connected").then_some(())
     });
     net.clients[0].assert_ping("10.66.0.1", &[]);
     assert_eq!(net.clients[1].status()["sessions"], 1);
