@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use ipnet::IpNet;
 use quinn::{AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, ZeroRttAccepted};
 use tokio::{sync::watch, task::JoinSet};
@@ -174,10 +175,11 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
         }
-        signal = stop => {
+        // The goodbye comes before the connections' tasks are dropped: a connection that nobody holds is closed
+        // without a word.
+        signal = stop.inspect(|_| endpoint.close(close::GOODBYE, b"the server stops")) => {
             info!(signal, "stopping");
             service::stopping();
-            endpoint.close(close::GOODBYE, b"the server stops");
             let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
             Ok(())
         }
