@@ -6,6 +6,7 @@
 //! ```
 
 pub mod attempts;
+mod desired;
 pub mod dial;
 pub mod fate;
 mod layout;
@@ -22,26 +23,22 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use quinn::Connection;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
+    desired::{ApplyError, Desired, Plan},
     dial::{DialError, Dialer},
     fate::{Ended, Refusal},
-    layout::{inside, layout, sealing},
     links::Links,
     names::Names,
-    offer::{Offer, OfferError},
     order::{Order, What},
     pauses::{Pause, Pauses},
     roam::{Roamer, Roaming},
@@ -53,7 +50,8 @@ use crate::{
     control::{self, Reply, Request},
     daemon::Daemon,
     events::{Event, Events},
-    host::{Host, Layout, Reports, Seal, Setup, metered},
+    exit::Exit,
+    host::{Host, Layout, Reports, Seal, Setup, Wish, metered},
     identity::PublicKey,
     link::candidate::Unusable,
     metrics,
@@ -73,7 +71,7 @@ use crate::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
         inside::Inside,
-        interface::{self, Interface, LeftOut},
+        interface::{self, Interface},
         pump,
         queue::Queue,
     },
@@ -116,15 +114,12 @@ pub(crate) struct Client {
     counters: Counters,
     links: Option<Arc<Links>>,
     config: Mutex<ClientConfig>,
-    renewed: Notify,
     /// What may come out of the tunnel.
     inside: ArcSwap<Inside>,
     /// What the host has, and refuses.
     reports: Reports,
-    /// What the host was made last, but for captive portals.
-    laid_out: ArcSwap<Layout>,
-    /// Whether the host lets everything out to reach a captive portal.
-    gives_way: AtomicBool,
+    /// What the host is made like. Whoever changes the host holds this lock.
+    desired: tokio::sync::Mutex<Desired>,
     events: Events,
     interface: String,
     started: SystemTime,
@@ -135,12 +130,14 @@ pub(crate) struct Client {
 pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let tun = &config.tun;
-    let Handed { tun: device, over } = service::tun(&tun.name, tun.mtu, tun.offload)?;
+    let Handed { tun: device, over } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
-    let (mut host, mut wish) = Host::new(interface, over)?;
+    let (mut host, wish) = Host::new(interface, over, daemon.record.clone())?;
     host.survey().await;
-    host.seal(&sealing(&config)).await?;
+    // Without its kill switch a tunnel that has one does not run.
+    let sealed = host.lay_out(Desired::new(&config).plan()?.layout).await;
+    sealed.map_err(|error| Exit::Config.because(error))?;
     let preferences = Preferences::new(&config.paths);
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
     let metrics = config.metrics.clone();
@@ -151,17 +148,22 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&daemon.instance, client.events.clone(), {
         let (client, daemon, orders) = (client.clone(), daemon.clone(), orders.clone());
-        move |request| client.clone().answer(request, orders.clone(), daemon.clone())
+        let wish = wish.clone();
+        move |request| client.clone().answer(request, orders.clone(), wish.clone(), daemon.clone())
     })?;
     let _metrics = metrics::serve(metrics.as_ref(), {
         let client = client.clone();
         move || Status::client(client.status())
     })?;
+    let (admission, admissions) = mpsc::channel(1);
+    client.roaming.names.admit_through(admission);
+    let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
-        ended = client.carry(device.reader(), &mut wish, &mut ordered) => ended,
+        ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
         failed = host.run() => failed.map(|never| match never {}),
-        failed = daemon.hangups(|| client.reload(&daemon, &orders)) => failed.map(|never| match never {}),
+        failed = daemon.hangups(|| client.reload(&daemon, wish.clone(), &orders)) => failed.map(|never| match never {}),
         failed = client.keep_names() => failed.map(|never| match never {}),
+        never = client.admit(wish.clone(), admissions) => match never {},
         never = metered::watch(|found| links.meter(found)) => match never {},
         never = client.end_start() => match never {},
         never = service::watchdog(&client.roaming.heart) => match never {},
@@ -218,11 +220,9 @@ impl Client {
             started: SystemTime::now(),
             shown: Shown::new(tun.mtu, events.clone()),
             events,
-            renewed: Notify::new(),
             inside: ArcSwap::default(),
             reports: Reports::default(),
-            laid_out: ArcSwap::from_pointee(sealing(&config)),
-            gives_way: AtomicBool::new(false),
+            desired: tokio::sync::Mutex::new(Desired::new(&config)),
             config: Mutex::new(config),
         })
     }
@@ -363,7 +363,7 @@ impl Client {
     ) -> anyhow::Result<Ended> {
         let dialed = tokio::select! {
             dialed = self.dial(lost) => dialed,
-            failed = self.look_for_portals(host) => failed.map(|never| match never {})?,
+            never = self.look_for_portals(host) => match never {},
         };
         let connected = match dialed {
             Ok(dialed) => dialed,
@@ -379,8 +379,8 @@ impl Client {
             Ok(Err(error)) => return Ok(error.into()),
             Err(_elapsed) => return Ok(Ended::NoGreeting),
         };
-        if let Err(error) = self.set_up(host, &welcome).await? {
-            return Ok(decline(&connection, error));
+        if let Err(error) = self.greeted(host, &welcome).await {
+            return Ok(error.end(&connection));
         }
         let candidate = &connected.candidate;
         info!(
@@ -413,12 +413,12 @@ impl Client {
                 Ok(Ended::Lost(lost))
             }
             failed = roamer.run() => failed.map(|never| match never {}),
-            ended = self.keep_up(host, &welcome) => Ok(decline(&connection, ended?)),
+            ended = self.follow_host(host) => Ok(ended.end(&connection)),
         }
     }
 
     /// Tells of captive portals that keep us from connecting, and lets a browser reach them, if it may.
-    async fn look_for_portals(&self, host: &mut impl Setup) -> anyhow::Result<Infallible> {
+    async fn look_for_portals(&self, host: &mut impl Setup) -> Infallible {
         loop {
             tokio::time::sleep(PORTAL_PACE).await;
             let servers = self.roaming.names.known();
@@ -431,18 +431,21 @@ impl Client {
                 }
             }
             let may_pass = self.config().tun.exclude.portal;
-            self.give_way(suspected && may_pass, host).await?;
+            self.give_way(suspected && may_pass, host).await;
         }
     }
 
     /// Lets everything leave outside of the tunnel, or not any more.
-    async fn give_way(&self, gives_way: bool, host: &mut impl Setup) -> anyhow::Result<()> {
-        if self.gives_way.swap(gives_way, Relaxed) == gives_way {
-            return Ok(());
+    async fn give_way(&self, gives_way: bool, host: &mut impl Setup) {
+        let desired = self.desired.lock().await;
+        if desired.is_applied && desired.portal == gives_way {
+            return;
         }
+        drop(desired);
         info!(gives_way, "captive portal: everything outside of the tunnel");
-        let layout = self.laid_out.load_full();
-        host.set(if gives_way { layout.opened() } else { Layout::clone(&layout) }).await
+        if let Err(error) = self.apply(host, |desired| desired.portal = gives_way).await {
+            warn!(error = format!("{error:#}"), "the host stays as it was");
+        }
     }
 
     /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
@@ -454,44 +457,79 @@ impl Client {
     }
 
     /// Gives the host what is taken of the server's offer.
-    async fn set_up(
-        &self,
-        host: &mut impl Setup,
-        welcome: &Welcome,
-    ) -> anyhow::Result<Result<(), OfferError>> {
-        let (layout, inside, declined) = match self.layout(welcome) {
-            Ok(checked) => checked,
-            Err(error) => return Ok(Err(error)),
-        };
-        for route in &layout.blocked {
-            warn!(%route, "the server gave this client no address of that family");
-        }
-        self.inside.store(Arc::new(inside));
-        self.laid_out.store(Arc::new(layout.clone()));
-        self.gives_way.store(false, Relaxed);
-        host.set(layout.clone()).await?;
-        let Layout { mtu, addresses, networks, routes, .. } = layout;
-        self.shown.set_up(mtu, addresses, [networks, routes].concat(), declined);
-        Ok(Ok(()))
+    async fn greeted(&self, host: &mut impl Setup, welcome: &Welcome) -> Result<(), ApplyError> {
+        self.apply(host, |desired| {
+            desired.welcome = Some(welcome.clone());
+            desired.portal = false;
+        })
+        .await
     }
 
-    /// Sets up again whenever the configuration or the host's networks have changed; returns when the session
-    /// can't be kept.
-    async fn keep_up(
-        &self,
-        host: &mut impl Setup,
-        welcome: &Welcome,
-    ) -> anyhow::Result<OfferError> {
+    /// Takes the offer again whenever the host's networks have changed; returns when the session cannot be kept.
+    async fn follow_host(&self, host: &mut impl Setup) -> ApplyError {
         let mut reports = self.reports.clone();
         loop {
-            tokio::select! {
-                () = self.renewed.notified() => {}
-                () = reports.changed() => {}
-            }
-            if let Err(error) = self.set_up(host, welcome).await? {
-                return Ok(error);
+            reports.changed().await;
+            match self.apply(host, |_| ()).await {
+                Err(error @ ApplyError::Offer(_)) => return error,
+                Err(ApplyError::Host(error)) => {
+                    warn!(error = format!("{error:#}"), "the host stays as it was");
+                }
+                Ok(()) => {}
             }
         }
+    }
+
+    /// Lets packets to the server's addresses pass the kill switch, as they are found.
+    async fn admit(
+        &self,
+        mut host: Wish,
+        mut admissions: mpsc::Receiver<(Vec<SocketAddr>, oneshot::Sender<()>)>,
+    ) -> Infallible {
+        while let Some((mut found, done)) = admissions.recv().await {
+            found.extend(self.shown.remote());
+            if let Err(error) = self.apply(&mut host, |desired| desired.found = found).await {
+                warn!(%error, "the host does not know the server's addresses");
+            }
+            let _ = done.send(());
+        }
+        std::future::pending().await
+    }
+
+    /// Changes what is wanted of the host, and makes the host like that before it returns. On failure nothing
+    /// has changed.
+    async fn apply(
+        &self,
+        host: &mut impl Setup,
+        change: impl FnOnce(&mut Desired),
+    ) -> Result<(), ApplyError> {
+        let mut desired = self.desired.lock().await;
+        let (before, mut changed) = (desired.plan()?.layout, desired.clone());
+        changed.facts = self.reports.facts.borrow().clone();
+        change(&mut changed);
+        let Plan { layout, inside, declined } = changed.plan()?;
+        // Whoever waits for the host may not wait any more.
+        desired.is_applied = false;
+        if let Err(error) = host.set(layout.clone()).await {
+            match host.set(before).await {
+                Ok(()) => desired.is_applied = true,
+                Err(error) => {
+                    warn!(error = format!("{error:#}"), "the host can't be made as it was");
+                }
+            }
+            return Err(ApplyError::Host(error));
+        }
+        for route in layout.blocked.iter().filter(|route| !before.blocked.contains(route)) {
+            warn!(%route, "the server gave this client no address of that family");
+        }
+        changed.is_applied = true;
+        *desired = changed;
+        if desired.welcome.is_some() {
+            self.inside.store(Arc::new(inside));
+            let Layout { mtu, addresses, networks, routes, .. } = layout;
+            self.shown.set_up(mtu, addresses, [networks, routes].concat(), declined);
+        }
+        Ok(())
     }
 
     /// Resolves the server's names now and then, and when a network changes: what they stand for may have
@@ -515,18 +553,22 @@ impl Client {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is taken of the welcome, what may come out of the tunnel then, and what is declined.
-    fn layout(&self, welcome: &Welcome) -> Result<(Layout, Inside, Vec<LeftOut>), OfferError> {
-        let (config, facts) = (self.config(), self.reports.facts.borrow());
-        let servers: Vec<_> = self.roaming.names.known().iter().map(SocketAddr::ip).collect();
-        let offer = Offer::check(welcome, &config.tun, &facts, &servers)?;
-        let layout = layout(&config.tun, &offer, &config.server.addresses);
-        let inside = inside(&layout, &facts);
-        Ok((layout, inside, offer.left_out))
-    }
-
-    /// Takes over a changed configuration; what takes a restart stays as it was and is named.
-    async fn renew(&self, new: ClientConfig, orders: &mpsc::Sender<Order>) -> Vec<&'static str> {
+    /// Takes over a changed configuration; what takes a restart stays as it was and is named. If the host can't
+    /// be made as it says, nothing changes.
+    async fn renew(
+        &self,
+        new: ClientConfig,
+        host: &mut impl Setup,
+        orders: &mpsc::Sender<Order>,
+    ) -> anyhow::Result<Vec<&'static str>> {
+        let tun = {
+            let config = self.config();
+            let (name, mtu, offload) =
+                (config.tun.name.clone(), config.tun.mtu, config.tun.offload);
+            ClientTun { name, mtu, offload, ..new.tun.clone() }
+        };
+        let (wanted, servers) = (tun.clone(), new.server.addresses.clone());
+        self.apply(host, |desired| desired.configure(wanted, servers)).await?;
         let stays = {
             let mut config = self.config();
             let stays = config.takes_restart(&new);
@@ -538,18 +580,15 @@ impl Client {
             config.server.addresses = new.server.addresses;
             config.paths = new.paths;
             config.log = new.log;
-            let (name, mtu, offload) =
-                (config.tun.name.clone(), config.tun.mtu, config.tun.offload);
-            config.tun = ClientTun { name, mtu, offload, ..new.tun };
+            config.tun = tun;
             stays
         };
-        self.renewed.notify_one();
         if self.shown.is_connected() {
             let (reply, _) = oneshot::channel();
             // Without a connection there is nobody who would have to know.
             let _ = orders.send(Order { what: What::Renew, reply }).await;
         }
-        stays
+        Ok(stays)
     }
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
@@ -564,12 +603,14 @@ impl Client {
         self: Arc<Self>,
         request: Request,
         orders: mpsc::Sender<Order>,
+        host: Wish,
         daemon: Arc<Daemon>,
     ) -> Reply {
         let what = match request {
             Request::Status => return Reply::Ok(Box::new(self.whole_status().await)),
             Request::Reload => {
-                return self.reload(&daemon, &orders).await.map_or_else(Reply::Error, Reply::Done);
+                let done = self.reload(&daemon, host, &orders).await;
+                return done.map_or_else(Reply::Error, Reply::Done);
             }
             Request::Events => return Reply::Error("events come without end".into()),
             Request::Switch { link, pin } => What::Switch { link, pin },
@@ -592,6 +633,7 @@ impl Client {
     async fn reload(
         &self,
         daemon: &Daemon,
+        mut host: Wish,
         orders: &mpsc::Sender<Order>,
     ) -> Result<Vec<String>, String> {
         let config = match daemon.read_again().map_err(|errors| errors.to_string())? {
@@ -600,8 +642,12 @@ impl Client {
                 return Err("role: a client becomes a server with a restart".into());
             }
         };
-        daemon.log(&config.log);
-        let stays = self.renew(config, orders).await;
+        let log = config.log.clone();
+        let stays = match self.renew(config, &mut host, orders).await {
+            Ok(stays) => stays,
+            Err(error) => return Err(daemon.refused(&error)),
+        };
+        daemon.log(&log);
         let restart_needed = stays.iter().map(ToString::to_string).collect();
         self.events.tell(Event::Reloaded { restart_needed });
         Ok(daemon.reloaded(&stays))
@@ -641,12 +687,6 @@ impl Client {
         }
         Status::client(status)
     }
-}
-
-/// Ends a session that is of no use.
-fn decline(connection: &Connection, error: OfferError) -> Ended {
-    connection.close(close::PROTOCOL, error.to_string().as_bytes());
-    error.into()
 }
 
 fn settings(paths: &config::Paths) -> Settings {

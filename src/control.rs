@@ -202,6 +202,19 @@ impl Instance {
         Ok(running)
     }
 
+    /// The instance called `name` in the same directory.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        let path = self.path.with_file_name(format!("{name}.{SUFFIX}"));
+        Self { name: name.into(), path }
+    }
+
+    /// The file of this instance with another suffix, beside its socket.
+    #[must_use]
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        self.path.with_file_name(format!("{}.{suffix}", self.name))
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

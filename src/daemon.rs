@@ -1,6 +1,6 @@
 //! What a daemon is apart from its role: its file, its name, its log.
 
-use std::{convert::Infallible, path::PathBuf};
+use std::{convert::Infallible, io, path::PathBuf};
 
 use anyhow::Context as _;
 use nix::sys::prctl;
@@ -9,8 +9,9 @@ use tracing::{error, info};
 use crate::{
     config::{self, Config, ConfigErrors, Log},
     control::Instance,
+    host::record::{self, Record},
     logging::{self, LogHandle},
-    service,
+    service::{self, Handed},
     session::SOFTWARE,
     signals,
 };
@@ -22,6 +23,8 @@ pub struct Daemon {
     log: LogHandle,
     /// Its name and where it is asked.
     pub instance: Instance,
+    /// What it changes on its host.
+    pub record: Record,
 }
 
 impl Daemon {
@@ -38,7 +41,23 @@ impl Daemon {
             "{SOFTWARE} starting"
         );
         let instance = Instance::of_file(&file);
-        Ok((Self { file, log, instance }, config))
+        let record = Record::open(&instance)?;
+        Ok((Self { file, log, instance, record }, config))
+    }
+
+    /// The TUN device, see [`service::tun`].
+    pub fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
+        let handed = service::tun(name, mtu, offload).map_err(|error| {
+            match record::who_has(name, &self.instance) {
+                Some(tunnel) => io::Error::new(
+                    error.kind(),
+                    format!("{error}: tunnel {tunnel} has it; give this one another tun.name"),
+                ),
+                None => error,
+            }
+        })?;
+        self.record.update(|changes| changes.interface = name.into());
+        Ok(handed)
     }
 
     /// The configuration as the file has it now.
@@ -56,7 +75,14 @@ impl Daemon {
     pub fn reloaded(&self, stays: &[&str]) -> Vec<String> {
         let mut lines = vec![format!("{} is in effect", self.file.display())];
         lines.extend(stays.iter().map(|key| format!("{key} changes with a restart only")));
+        service::note(&lines[1..].join(", "));
         lines
+    }
+
+    /// What to say about a reload that this host does not let happen.
+    #[must_use]
+    pub fn refused(&self, error: &anyhow::Error) -> String {
+        format!("{} is not in effect, everything stays as it was: {error:#}", self.file.display())
     }
 
     /// Reloads at each SIGHUP, for ever.

@@ -7,26 +7,30 @@
 //!                             ├─▶ firewall            kill switch, strict reverse path filters
 //!                             └─▶ resolver            systemd-resolved
 //! ```
+//!
+//! What would outlive a daemon that is killed is written down in its [`record`].
 
 pub mod facts;
 pub mod firewall;
 pub mod metered;
 pub mod nat;
 pub mod nft;
+pub mod record;
 pub mod resolver;
 pub mod rules;
 pub mod sysctl;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use self::{facts::Facts, firewall::Firewall, resolver::Resolver, rules::Rules};
+use self::{facts::Facts, firewall::Firewall, record::Record, resolver::Resolver, rules::Rules};
 use crate::{
     config::{Dns, Exclude},
+    exit::Exit,
     link::monitor::Monitor,
     netlink::Netlink,
     tunnel::interface::{Destination, Interface, LeftOut},
@@ -58,8 +62,12 @@ pub struct Layout {
     pub sealed: Vec<IpNet>,
     /// Who is asked about names.
     pub dns: Dns,
-    /// The server's UDP ports.
-    pub ports: Vec<u16>,
+    /// Whether the configuration leads all traffic into the tunnel; only one tunnel can.
+    pub everything: bool,
+    /// Whether everything is let out to reach a captive portal.
+    pub is_open: bool,
+    /// The server's addresses: only there may go what carries the tunnel.
+    pub servers: Vec<SocketAddr>,
 }
 
 impl Layout {
@@ -74,7 +82,7 @@ impl Layout {
     pub fn opened(&self) -> Self {
         let none = Vec::new;
         let (routes, blocked, sealed, dns) = (none(), none(), none(), Dns::default());
-        Self { routes, blocked, sealed, dns, ..self.clone() }
+        Self { routes, blocked, sealed, dns, is_open: true, ..self.clone() }
     }
 
     /// The interface's routes.
@@ -119,7 +127,7 @@ pub trait Setup: Send {
 }
 
 /// Tells the [`Host`] what is wanted.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Wish(mpsc::Sender<Order>);
 
 type Order = (Layout, oneshot::Sender<anyhow::Result<()>>);
@@ -181,22 +189,31 @@ pub struct Host {
     firewall: Firewall,
     resolver: Resolver,
     orders: mpsc::Receiver<Order>,
+    record: Record,
+    /// Whether rules and resolver are an earlier run's, which handed its interface over.
+    inherited: bool,
 }
 
 impl Host {
     /// The host with the tunnel's interface; whether that one is `inherited`, with rules and resolvers, from
     /// an earlier run.
-    pub fn new(interface: Interface, inherited: bool) -> anyhow::Result<(Self, Wish)> {
+    pub fn new(
+        interface: Interface,
+        inherited: bool,
+        record: Record,
+    ) -> anyhow::Result<(Self, Wish)> {
         let (wish, orders) = mpsc::channel(1);
         let host = Self {
-            rules: Rules::new(Netlink::open()?, inherited),
-            firewall: Firewall::new(interface.name()),
+            rules: Rules::new(Netlink::open()?, record.clone()),
+            firewall: Firewall::new(interface.name(), record.clone()),
             resolver: Resolver::new(interface.index(), inherited),
             netlink: Netlink::open()?,
             interface,
             facts: watch::Sender::default(),
             layout: None,
             orders,
+            record,
+            inherited,
         };
         Ok((host, Wish(wish)))
     }
@@ -236,7 +253,7 @@ impl Host {
                 () = next(&mut tables) => {
                     tokio::time::sleep(SETTLE).await;
                     match self.firewall.restore().await {
-                        Ok(true) => info!("put back the firewall rules that somebody deleted"),
+                        Ok(true) => info!("put back the firewall rules that somebody changed"),
                         Ok(false) => {}
                         Err(error) => warn!(
                             error = format!("{error:#}"),
@@ -254,21 +271,34 @@ impl Host {
         }
     }
 
-    /// Holds back what may go into the tunnel only, before there is one.
-    pub async fn seal(&mut self, layout: &Layout) -> anyhow::Result<()> {
-        self.firewall.set(layout).await
+    /// Makes the host as the layout says; an error only where the kill switch or routing rules can't be set.
+    pub async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
+        let takes = layout.everything;
+        if takes {
+            self.record.take_everything(true).map_err(|error| Exit::Config.because(error))?;
+        }
+        self.change(&layout).await?;
+        if !takes {
+            self.record.take_everything(false)?;
+        }
+        Ok(())
     }
 
-    /// Makes the host as the layout says.
-    pub async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
+    async fn change(&mut self, layout: &Layout) -> anyhow::Result<()> {
         // What may not leave is held back before anything else changes.
-        self.firewall.set(&layout).await?;
-        let Layout { mtu, addresses, .. } = &layout;
+        self.firewall.set(layout).await?;
+        self.record.remove_tables(Some(self.interface.name())).await?;
+        if layout.addresses.is_empty() {
+            // No server has said yet what belongs to the tunnel. What the last run handed over carries on.
+            let carries_on = self.inherited && layout.everything && !layout.is_open;
+            return if carries_on { Ok(()) } else { self.remove_rules().await };
+        }
+        let Layout { mtu, addresses, .. } = layout;
         if let Err(error) = self.interface.set(*mtu, addresses, &layout.destinations()).await {
             warn!(%error, "can't set the interface up, trying again");
         }
-        self.resolver.set(&layout).await;
-        self.layout = Some(layout);
+        self.resolver.set(layout).await;
+        self.layout = Some(layout.clone());
         match self.effective() {
             Some(layout) => self.rules.set(&layout).await.context("can't set routing rules"),
             None => Ok(()),
@@ -278,6 +308,10 @@ impl Host {
     /// What the kernel took of the layout.
     fn effective(&self) -> Option<Layout> {
         Some(self.layout.clone()?.without(|net| self.interface.lacks(net)))
+    }
+
+    async fn remove_rules(&mut self) -> anyhow::Result<()> {
+        self.rules.remove().await.context("can't remove routing rules")
     }
 
     async fn restore(&mut self) -> anyhow::Result<()> {
@@ -298,8 +332,8 @@ impl Host {
     /// Undoes everything but the interface, which vanishes with its device.
     pub async fn undo(&mut self, seal: Seal) {
         self.resolver.revert().await;
-        if let Err(error) = self.rules.remove().await {
-            warn!(%error, "can't remove routing rules");
+        if let Err(error) = self.remove_rules().await {
+            warn!(error = format!("{error:#}"), "can't remove routing rules");
         }
         if seal == Seal::Lifted
             && let Err(error) = self.firewall.remove().await

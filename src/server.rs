@@ -131,13 +131,13 @@ impl Acceptor {
 pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let (tun, listen) = (&config.tun, config.listen);
-    let Handed { tun: device, .. } = service::tun(&tun.name, tun.mtu, tun.offload)?;
+    let Handed { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     interface.set(tun.mtu, &tun.addresses, &[]).await?;
     let (index, left_out) = (interface.index(), interface.left_out());
     let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
         .with_context(|| format!("can't listen on {listen}"))?;
-    let nat = if tun.nat { Some(Nat::set(&tun.name, &tun.addresses).await?) } else { None };
+    let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let key = config.private_key.public_key();
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
@@ -154,6 +154,12 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
         move || server.status()
     })?;
 
+    // Last, when nothing else can fail.
+    if tun.nat {
+        nat.set(&tun.name, &tun.addresses).await?;
+    } else {
+        nat.remove().await;
+    }
     info!(
         listen = %server.listen,
         interface = server.interface,
@@ -184,9 +190,7 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
             Ok(())
         }
     };
-    if let Some(nat) = nat {
-        nat.remove().await;
-    }
+    nat.remove().await;
     ended
 }
 

@@ -7,7 +7,10 @@ use std::{
     convert::Infallible,
     io,
     os::fd::{AsFd, FromRawFd as _, OwnedFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,20 +35,39 @@ pub fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var("SYSTEMD_EXEC_PID").is_ok_and(own)
 }
 
+/// What was told last, and what is said after it.
+static TOLD: Mutex<(String, String)> = Mutex::new((String::new(), String::new()));
+
 /// Tells systemd, where it asked to be told, that the daemon does its work.
 pub fn ready(status: &str) {
-    notify(&[NotifyState::Ready, NotifyState::Status(&assigned(status))]);
+    say(&[NotifyState::Ready], |told| told.0 = status.into());
 }
 
 /// Tells systemd what the daemon is at.
 pub fn report(status: &str) {
-    notify(&[NotifyState::Status(&assigned(status))]);
+    say(&[], |told| told.0 = status.into());
 }
 
 /// A status as the value of an assignment. systemd takes a backslash away and the next character as it is, and drops a
 /// message that ends with one.
 fn assigned(status: &str) -> String {
     printable(status, STATUS).replace('\\', "\\\\")
+}
+
+/// Tells systemd what an admin should know whatever the daemon is at; an empty text takes it back.
+pub fn note(note: &str) {
+    say(&[], |told| told.1 = note.into());
+}
+
+fn say(states: &[NotifyState<'_>], change: impl FnOnce(&mut (String, String))) {
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    change(&mut told);
+    let text = match &*told {
+        (status, note) if note.is_empty() => status.clone(),
+        (status, note) => format!("{status} ({note})"),
+    };
+    let status = assigned(&text);
+    notify(&[states, &[NotifyState::Status(&status)]].concat());
 }
 
 /// Tells systemd that the configuration is being read again; [`reloaded`] ends it.

@@ -64,6 +64,9 @@ pub enum Ended {
     /// The session is of no use.
     #[error(transparent)]
     Offer(#[from] OfferError),
+    /// This host could not be made as the session needs it.
+    #[error("{0}")]
+    Host(String),
     /// The session's connection ended.
     #[error("connection lost: {}", Foreign::of(.0))]
     Lost(ConnectionError),
@@ -90,6 +93,7 @@ impl Ended {
             | Self::Session(_)
             | Self::NoGreeting
             | Self::Offer(_)
+            | Self::Host(_)
             | Self::Lost(_) => None,
         }
     }

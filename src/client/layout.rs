@@ -4,13 +4,13 @@ use ipnet::IpNet;
 
 use super::offer::Offer;
 use crate::{
-    config::{ClientConfig, ClientTun, Exclude, HostPort},
+    config::{ClientTun, Exclude},
     host::{Layout, facts::Facts},
     tunnel::inside::Inside,
 };
 
 /// What our own configuration wants, or what is taken of the server's offer where ours says nothing.
-pub(super) fn layout(tun: &ClientTun, offer: &Offer, servers: &[HostPort]) -> Layout {
+pub(super) fn layout(tun: &ClientTun, offer: &Offer) -> Layout {
     let addresses: Vec<_> = offer.addresses.iter().copied().map(IpNet::from).collect();
     let wanted = tun.routes.clone().unwrap_or_else(|| offer.routes.clone());
     let (routes, blocked) = wanted.into_iter().partition(|route| {
@@ -25,7 +25,7 @@ pub(super) fn layout(tun: &ClientTun, offer: &Offer, servers: &[HostPort]) -> La
         exclude: tun.exclude.clone(),
         sealed: sealed(tun),
         dns: tun.dns.clone().unwrap_or_default(),
-        ports: ports(servers),
+        ..Layout::default()
     };
     // Without domains a resolver is asked about everything.
     if tun.dns.is_none() && (layout.is_full() || !offer.dns.domains.is_empty()) {
@@ -47,27 +47,13 @@ pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
 }
 
 /// What there is before the first session: a kill switch, if anything.
-pub(super) fn sealing(config: &ClientConfig) -> Layout {
-    Layout {
-        mtu: config.tun.mtu,
-        exclude: config.tun.exclude.clone(),
-        sealed: sealed(&config.tun),
-        ports: ports(&config.server.addresses),
-        ..Layout::default()
-    }
+pub(super) fn sealing(tun: &ClientTun) -> Layout {
+    Layout { mtu: tun.mtu, exclude: tun.exclude.clone(), sealed: sealed(tun), ..Layout::default() }
 }
 
 /// What the kill switch holds back.
 fn sealed(tun: &ClientTun) -> Vec<IpNet> {
     if tun.kill_switch { tun.routes.clone().unwrap_or_default() } else { Vec::new() }
-}
-
-/// The server's UDP ports.
-fn ports(servers: &[HostPort]) -> Vec<u16> {
-    let mut ports: Vec<_> = servers.iter().map(|server| server.port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
 }
 
 #[cfg(test)]
@@ -113,7 +99,7 @@ pub(super) mod tests {
     fn laid_out(routes: Option<&[&str]>, welcome: &Welcome) -> Layout {
         let tun = tun(routes);
         let offer = Offer::check(welcome, &tun, &Facts::default(), &[]).unwrap();
-        layout(&tun, &offer, &[])
+        layout(&tun, &offer)
     }
 
     #[test]

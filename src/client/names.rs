@@ -6,12 +6,15 @@
 use std::{
     collections::{HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use tokio::{sync::watch, time};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
 
 use crate::config::HostPort;
 
@@ -20,6 +23,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Addresses that all names together add. Each is asked over each link, with a socket of its own.
 const MOST: usize = 8;
+
+/// Who lets packets to the server's addresses leave this host, where a kill switch holds others back.
+pub(super) type Admission = mpsc::Sender<(Vec<SocketAddr>, oneshot::Sender<()>)>;
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +40,7 @@ pub struct ResolveError {
 pub struct Names {
     servers: Mutex<Vec<HostPort>>,
     known: watch::Sender<Vec<SocketAddr>>,
+    admission: OnceLock<Admission>,
 }
 
 impl Names {
@@ -44,7 +51,21 @@ impl Names {
             .iter()
             .filter_map(|HostPort { host, port }| Some(SocketAddr::new(host.parse().ok()?, *port)));
         let known = choose(written.collect(), Vec::new(), &[]);
-        Self { servers: Mutex::new(servers), known: watch::Sender::new(known) }
+        let (known, admission) = (watch::Sender::new(known), OnceLock::new());
+        Self { servers: Mutex::new(servers), known, admission }
+    }
+
+    /// Has new addresses admitted before anybody hears of them.
+    pub(super) fn admit_through(&self, admission: Admission) {
+        let _ = self.admission.set(admission);
+    }
+
+    async fn admit(&self, addresses: Vec<SocketAddr>) {
+        let Some(admission) = self.admission.get() else { return };
+        let (done, admitted) = oneshot::channel();
+        if admission.send((addresses, done)).await.is_ok() {
+            let _ = admitted.await;
+        }
     }
 
     /// Takes other names from here on.
@@ -87,6 +108,9 @@ impl Names {
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
+                if self.known() != addresses {
+                    self.admit(addresses.clone()).await;
+                }
                 self.known.send_if_modified(|known| {
                     let differ = *known != addresses;
                     known.clone_from(&addresses);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -274,6 +275,13 @@ impl Shown {
     }
 
     /// Sessions begun so far.
+    /// The address of the server that is in use.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.with(|state| {
+            state.paths.iter().find(|path| path.is_in_use()).map(|path| path.candidate.server)
+        })
+    }
+
     pub(super) fn sessions(&self) -> u64 {
         self.with(|state| state.sessions)
     }
@@ -375,12 +383,16 @@ fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
         .collect()
 }
 
+impl ShownPath {
+    fn is_in_use(&self) -> bool {
+        matches!(self.condition, Condition::Active | Condition::Suspect)
+    }
+}
+
 impl Line {
     fn session(&self, paths: &[ShownPath]) -> Option<SessionStatus> {
-        let in_use =
-            |path: &&ShownPath| matches!(path.condition, Condition::Active | Condition::Suspect);
         Some(SessionStatus {
-            remote: paths.iter().find(in_use)?.candidate.server,
+            remote: paths.iter().find(|path| path.is_in_use())?.candidate.server,
             since: status::seconds_ago(self.since),
             software: self.software.clone(),
             quic: QuicStatus::of(&self.connection),

@@ -170,7 +170,7 @@ pub(super) fn ipv6(wants: &str, tell: &mut dyn FnMut(Finding)) {
 /// Looks for nft(8), which `reason` needs.
 pub(super) async fn firewall(table_of: &str, reason: &str, tell: &mut dyn FnMut(Finding)) {
     let table = nft::table(table_of);
-    tell(match nft::exists(&table).await {
+    tell(match nft::listing(&table).await.map(|found| found.is_some()) {
         Err(error) => Finding::bad(
             "firewall",
             format!("{error:#}"),

@@ -1,8 +1,9 @@
 //! A client's firewall: the kill switch, and what strict reverse path filters need.
 //!
-//! The table outlives a daemon that crashed; the next one replaces it, and a stop removes it.
+//! The table outlives a daemon that crashed; the next one replaces it, and a stop or `roamd unseal` removes it.
+//! It is always replaced as a whole, in one transaction.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _, net::SocketAddr};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -10,8 +11,10 @@ use tracing::{info, warn};
 
 use super::{
     Layout, MARK, nft,
+    record::Record,
     sysctl::{self, Sysctls},
 };
+use crate::config::Exclude;
 
 /// Networks that no router passes on to the internet, RFC 1918, RFC 3927, RFC 4193 and RFC 4291 §2.5.6, and
 /// multicast: what "lan" means while there is no tunnel to compare with.
@@ -23,91 +26,141 @@ const LAN_V6: &str = "fc00::/7, fe80::/10, ff00::/8";
 #[derive(Debug)]
 pub struct Firewall {
     interface: String,
-    /// What the table has; before the first look nothing is known.
-    chains: Option<String>,
+    record: Record,
     sysctls: Sysctls,
+    /// What the table was made last; before the first look nothing is known.
+    made: Option<Made>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Made {
+    chains: String,
+    /// What is held back, and what is not.
+    sealed: (Vec<IpNet>, Exclude),
+    /// How nft shows the table, as long as nobody changes it.
+    listing: Option<String>,
 }
 
 impl Firewall {
     /// For the tunnel on `interface`.
     #[must_use]
-    pub fn new(interface: &str) -> Self {
-        Self { interface: interface.into(), chains: None, sysctls: Sysctls::default() }
+    pub fn new(interface: &str, record: Record) -> Self {
+        let sysctls = Sysctls::new(record.clone());
+        Self { interface: interface.into(), record, sysctls, made: None }
     }
 
-    /// Makes the table what the layout needs. An error only where the kill switch can't be set.
+    /// Makes the table what the layout needs. An error only where the kill switch can't be set or lifted;
+    /// the table is then as it was.
     pub async fn set(&mut self, layout: &Layout) -> anyhow::Result<()> {
-        let sealed = seal(layout, &self.interface);
-        let strict =
-            if layout.is_full() && is_strict() { self.unfilter(layout) } else { String::new() };
-        let chains = format!("{sealed}{strict}");
-        if self.chains.as_ref() == Some(&chains) {
+        let seals = seal(layout, &self.interface);
+        let chains = if layout.is_full() && is_strict() {
+            self.heed_marks();
+            format!("{seals}{}", from_server(layout, &self.interface))
+        } else {
+            self.sysctls.restore();
+            seals.clone()
+        };
+        if self.made.as_ref().is_some_and(|made| made.chains == chains) {
             return Ok(());
         }
         if chains.is_empty() {
-            return self.remove().await;
+            return self.remove_table().await.context("can't lift the kill switch");
         }
-        let table = nft::table(&self.interface);
-        match nft::replace(&table, &chains).await {
-            Err(error) if sealed.is_empty() => {
+        let sealed = (layout.sealed.clone(), layout.exclude.clone());
+        self.record.update(|changes| {
+            changes.tables.insert(self.interface.clone());
+            changes.sealed |= !seals.is_empty();
+        });
+        let was_sealed = self.made.as_ref().is_some_and(|made| !made.sealed.0.is_empty());
+        match self.replace(&chains).await {
+            Err(error) if seals.is_empty() && !was_sealed => {
                 warn!(
                     error = format!("{error:#}"),
                     "this host's reverse path filter is strict (rp_filter = 1) and may drop what the \
                      server sends; roamd doctor tells more"
                 );
             }
-            result => result.context("can't set the kill switch")?,
+            // All but the server's addresses is as it should be.
+            Err(error) if self.made.as_ref().is_some_and(|made| made.sealed == sealed) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "the kill switch lets packets to earlier addresses of the server out, not to new ones"
+                );
+                return Ok(());
+            }
+            Err(error) => {
+                self.record.update(|changes| changes.sealed = was_sealed);
+                return Err(error.context("can't set the kill switch"));
+            }
+            Ok(()) => {}
         }
-        if !sealed.is_empty() && !self.chains.as_ref().is_some_and(|it| it.contains(SEAL)) {
-            info!(table, "kill switch set: what belongs into the tunnel goes nowhere else");
+        self.record.update(|changes| changes.sealed = !seals.is_empty());
+        match (was_sealed, !seals.is_empty()) {
+            (false, true) => {
+                info!("kill switch set: what belongs into the tunnel goes nowhere else");
+            }
+            (true, false) => info!("kill switch lifted"),
+            _ => {}
         }
-        self.chains = Some(chains);
+        let listing = self.listing().await;
+        self.made = Some(Made { chains, sealed, listing });
         Ok(())
     }
 
-    /// Lets the server's packets through a strict reverse path filter: it looks their way back up
-    /// with their mark, and finds the way around the tunnel.
-    fn unfilter(&mut self, layout: &Layout) -> String {
+    async fn replace(&self, chains: &str) -> anyhow::Result<()> {
+        nft::replace(&nft::table(&self.interface), chains).await
+    }
+
+    async fn listing(&self) -> Option<String> {
+        nft::listing(&nft::table(&self.interface)).await.ok().flatten()
+    }
+
+    /// Makes the reverse path filter look up the way back of a packet with the packet's mark.
+    fn heed_marks(&self) {
         if let Err(error) = self.sysctls.set("ipv4/conf/all/src_valid_mark", "1") {
             warn!(%error, "the reverse path filter may drop what the server sends");
         }
-        let ports: Vec<_> = layout.ports.iter().map(ToString::to_string).collect();
-        format!(
-            "  chain from-server {{\n    type filter hook prerouting priority mangle; policy accept;\n    \
-             iifname != \"{}\" udp sport {{ {} }} meta mark set {MARK:#x}\n  }}\n",
-            self.interface,
-            ports.join(", ")
-        )
     }
 
-    /// Puts the table back if somebody deleted it; whether that was so.
-    pub async fn restore(&self) -> anyhow::Result<bool> {
-        let Some(chains) = self.chains.as_ref().filter(|chains| !chains.is_empty()) else {
+    /// Puts the table back if somebody changed or deleted it; whether that was so.
+    pub async fn restore(&mut self) -> anyhow::Result<bool> {
+        let Some(made) = self.made.as_ref().filter(|made| !made.chains.is_empty()) else {
             return Ok(false);
         };
-        let table = nft::table(&self.interface);
-        if nft::exists(&table).await? {
+        let found = nft::listing(&nft::table(&self.interface)).await?;
+        if found.is_some() && found == made.listing {
             return Ok(false);
         }
-        nft::replace(&table, chains).await?;
+        self.replace(&made.chains).await?;
+        let listing = self.listing().await;
+        if let Some(made) = &mut self.made {
+            made.listing = listing;
+        }
         Ok(true)
     }
 
     /// Removes the table, if it is there, and resets what belongs to it.
     pub async fn remove(&mut self) -> anyhow::Result<()> {
         self.sysctls.restore();
+        self.remove_table().await
+    }
+
+    async fn remove_table(&mut self) -> anyhow::Result<()> {
+        let was_sealed = self.record.changes().sealed;
+        self.record.remove_tables(None).await?;
+        // A run of an earlier version, which kept no record, may have left one.
         let table = nft::table(&self.interface);
-        match self.chains.replace(String::new()) {
-            Some(chains) if chains.is_empty() => Ok(()),
-            Some(_) => nft::delete(&table).await,
-            // An earlier run that crashed may have left one.
-            None if nft::exists(&table).await.unwrap_or(false) => nft::delete(&table).await,
-            None => Ok(()),
+        if self.made.is_none() && nft::listing(&table).await.is_ok_and(|found| found.is_some()) {
+            nft::delete(&table).await?;
         }
+        self.record.update(|changes| changes.sealed = false);
+        if was_sealed {
+            info!("kill switch lifted");
+        }
+        self.made = Some(Made::default());
+        Ok(())
     }
 }
-
-const SEAL: &str = "chain seal";
 
 /// The chains that hold back what is sealed; empty where nothing is.
 fn seal(layout: &Layout, interface: &str) -> String {
@@ -115,18 +168,25 @@ fn seal(layout: &Layout, interface: &str) -> String {
         return String::new();
     }
     let mut chains = String::new();
-    for hook in ["output", "forward"] {
+    // Only this host itself carries the tunnel, asks for addresses and looks for neighbours.
+    chains.push_str(
+        "  chain output {\n    type filter hook output priority filter; policy accept;\n",
+    );
+    for (family, servers) in servers(layout) {
         let _ = writeln!(
             chains,
-            "  chain {hook} {{\n    type filter hook {hook} priority filter; policy accept;\n    \
-             jump seal\n  }}"
+            "    meta mark {MARK:#x} {family} daddr . udp dport {{ {} }} accept\n    \
+             meta mark {MARK:#x} {family} daddr {{ {} }} tcp dport 80 accept",
+            list(servers.iter().map(|server| format!("{} . {}", server.ip(), server.port()))),
+            list(servers.iter().map(|server| server.ip().to_string())),
         );
     }
     let _ = writeln!(
         chains,
-        "  {SEAL} {{\n    oifname {{ \"lo\", \"{interface}\" }} accept\n    meta mark {MARK:#x} accept\n    \
-         udp sport 68 udp dport 67 accept\n    udp sport 546 udp dport 547 accept\n    \
-         icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept"
+        "    udp sport 68 udp dport 67 accept\n    udp sport 546 udp dport 547 accept\n    \
+         icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} accept\n    \
+         jump seal\n  }}\n  chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
+         jump seal\n  }}\n  chain seal {{\n    oifname {{ \"lo\", \"{interface}\" }} accept"
     );
     let mut open: Vec<(bool, String)> =
         layout.exclude.nets.iter().map(|net| (net.addr().is_ipv4(), net.to_string())).collect();
@@ -163,6 +223,48 @@ fn rule(chains: &mut String, word: &str, nets: &[(bool, String)], v4: bool, verd
     }
 }
 
+/// Lets the server's packets through a strict reverse path filter: it looks their way back up with their mark,
+/// and finds the way around the tunnel. Only what is meant for this host itself gets the mark: what this host
+/// sends on must not get past the tunnel with it.
+fn from_server(layout: &Layout, interface: &str) -> String {
+    let servers = servers(layout);
+    if servers.is_empty() {
+        return String::new();
+    }
+    let mut chain = String::from(
+        "  chain from-server {\n    type filter hook prerouting priority mangle; policy accept;\n",
+    );
+    for (family, servers) in servers {
+        let servers = servers.iter().map(|server| format!("{} . {}", server.ip(), server.port()));
+        let _ = writeln!(
+            chain,
+            "    iifname != \"{interface}\" {family} saddr . udp sport {{ {} }} fib daddr type local \
+             meta mark set {MARK:#x}",
+            list(servers)
+        );
+    }
+    chain.push_str("  }\n");
+    chain
+}
+
+/// The server's addresses by family, where there are any.
+fn servers(layout: &Layout) -> Vec<(&'static str, Vec<SocketAddr>)> {
+    let of = |v4: bool| {
+        let servers =
+            layout.servers.iter().map(|it| SocketAddr::new(it.ip().to_canonical(), it.port()));
+        servers.filter(|server| server.is_ipv4() == v4).collect::<BTreeSet<_>>()
+    };
+    let both = [("ip", of(true)), ("ip6", of(false))];
+    both.into_iter()
+        .filter(|(_, servers)| !servers.is_empty())
+        .map(|(family, servers)| (family, servers.into_iter().collect()))
+        .collect()
+}
+
+fn list(elements: impl Iterator<Item = String>) -> String {
+    elements.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+}
+
 /// Whether some link drops packets whose way back would be another link (rp_filter = 1; the larger of
 /// the link's value and that of `all` counts).
 fn is_strict() -> bool {
@@ -176,7 +278,6 @@ fn is_strict() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Exclude;
 
     #[test]
     fn nothing_is_sealed_unless_it_is_asked_for() {
@@ -204,6 +305,36 @@ mod tests {
         ] {
             assert!(chains.contains(line), "{chains}");
         }
+    }
+
+    #[test]
+    fn only_the_servers_addresses_are_open_to_what_carries_the_tunnel() {
+        let layout = Layout {
+            sealed: vec!["0.0.0.0/0".parse().unwrap()],
+            servers: vec![
+                "192.0.2.1:4433".parse().unwrap(),
+                "[::ffff:192.0.2.1]:4433".parse().unwrap(),
+                "[2001:db8::1]:443".parse().unwrap(),
+            ],
+            ..Layout::default()
+        };
+        let chains = seal(&layout, "roam0");
+        let (output, forward) = chains.split_once("chain forward").unwrap();
+        for line in [
+            "meta mark 0x726f616d ip daddr . udp dport { 192.0.2.1 . 4433 } accept",
+            "meta mark 0x726f616d ip6 daddr . udp dport { 2001:db8::1 . 443 } accept",
+        ] {
+            assert!(output.contains(line), "{chains}");
+        }
+        assert!(!forward.contains("mark"), "{chains}");
+        let marked = from_server(&layout, "roam0");
+        assert!(
+            marked.contains(
+                "ip saddr . udp sport { 192.0.2.1 . 4433 } fib daddr type local meta mark set"
+            ),
+            "{marked}"
+        );
+        assert_eq!(from_server(&Layout::default(), "roam0"), "");
     }
 
     #[test]

@@ -8,28 +8,44 @@ use tracing::{info, warn};
 
 use super::{
     nft,
+    record::Record,
     sysctl::{self, Sysctls},
 };
 
 /// Masquerading for the peers, until [`Nat::remove`].
 #[derive(Debug)]
 pub struct Nat {
-    table: String,
+    record: Record,
     sysctls: Sysctls,
 }
 
 impl Nat {
-    /// Sets it up for the networks of `interface`.
-    pub async fn set(interface: &str, networks: &[IpNet]) -> anyhow::Result<Self> {
-        let mut nat = Self { table: nft::table(interface), sysctls: Sysctls::default() };
-        nat.forward(networks).context("tun.nat: can't turn forwarding on")?;
-        let chains = chains(interface, networks);
-        nft::replace(&nat.table, &chains).await.context("tun.nat: can't set firewall rules")?;
-        info!(table = nat.table, "peers reach other networks with this host's addresses");
-        Ok(nat)
+    /// Takes over what an earlier run may have left.
+    #[must_use]
+    pub fn new(record: Record) -> Self {
+        Self { sysctls: Sysctls::new(record.clone()), record }
     }
 
-    fn forward(&mut self, networks: &[IpNet]) -> std::io::Result<()> {
+    /// Sets it up for the networks of `interface`. On failure nothing is left of it.
+    pub async fn set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
+        let set = self.try_set(interface, networks).await;
+        if set.is_err() {
+            self.remove().await;
+        }
+        set
+    }
+
+    async fn try_set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
+        self.record.remove_tables(Some(interface)).await?;
+        self.forward(networks).context("tun.nat: can't turn forwarding on")?;
+        self.record.update(|changes| _ = changes.tables.insert(interface.into()));
+        let (table, chains) = (nft::table(interface), chains(interface, networks));
+        nft::replace(&table, &chains).await.context("tun.nat: can't set firewall rules")?;
+        info!(table, "peers reach other networks with this host's addresses");
+        Ok(())
+    }
+
+    fn forward(&self, networks: &[IpNet]) -> std::io::Result<()> {
         if networks.iter().any(|net| net.addr().is_ipv4()) {
             self.sysctls.set("ipv4/ip_forward", "1")?;
         }
@@ -46,10 +62,10 @@ impl Nat {
         Ok(())
     }
 
-    /// Takes everything back.
-    pub async fn remove(mut self) {
+    /// Takes everything back, also what an earlier run has left.
+    pub async fn remove(&self) {
         self.sysctls.restore();
-        if let Err(error) = nft::delete(&self.table).await {
+        if let Err(error) = self.record.remove_tables(None).await {
             warn!(error = format!("{error:#}"), "can't remove firewall rules");
         }
     }

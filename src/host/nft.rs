@@ -17,6 +17,8 @@ const NFTABLES: u32 = 7;
 const DELETE: Duration = Duration::from_secs(1);
 /// As much of a message as is read.
 const MESSAGE: usize = 4096;
+/// How long nft(8) may take. It takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
 #[must_use]
@@ -39,11 +41,15 @@ pub async fn delete(table: &str) -> anyhow::Result<()> {
     time::timeout(DELETE, run(&script)).await.context("nft does not come to an end")?
 }
 
-/// Whether the table is there.
-pub async fn exists(table: &str) -> anyhow::Result<bool> {
+/// The table with the handles of its rules and without its counters, as nft(8) shows it; `None` where there is
+/// no such table. Any change to the table makes another text.
+pub async fn listing(table: &str) -> anyhow::Result<Option<String>> {
     let mut command = Command::new("nft");
-    command.args(["list", "table", "inet", table]).stdout(Stdio::null()).stderr(Stdio::null());
-    Ok(command.kill_on_drop(true).status().await.context("can't run nft")?.success())
+    command.args(["--stateless", "--handle", "list", "table", "inet", table]);
+    command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = time::timeout(LIMIT, command.output()).await.context("nft does not answer")?;
+    let output = output.context("can't run nft")?;
+    Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 /// Hears of changes to tables, also those that other programs make.
@@ -78,7 +84,8 @@ async fn run(script: &str) -> anyhow::Result<()> {
     if let Some(mut stdin) = nft.stdin.take() {
         stdin.write_all(script.as_bytes()).await.context("can't write to nft")?;
     }
-    let output = nft.wait_with_output().await.context("nft")?;
+    let output = time::timeout(LIMIT, nft.wait_with_output()).await;
+    let output = output.context("nft does not answer")?.context("nft")?;
     if !output.status.success() {
         let complaint = output.stderr.split(|byte| *byte == b'\n').next();
         bail!("nft refuses: {}", Foreign::from(complaint.unwrap_or(b"without a word")));

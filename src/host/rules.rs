@@ -9,21 +9,22 @@
 //! ```
 //!
 //! Whoever asks for a route through a certain link (as we do for paths) gets past the tunnel, for its
-//! table has no route through that link.
+//! table has no route through that link. Our rules have a protocol number of their own, [`PROTOCOL`]; others with
+//! the same priorities are not touched.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    route::RouteProtocol,
+    route::{RouteAttribute, RouteProtocol},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 use nix::errno::Errno;
-use rtnetlink::{Error, IpVersion};
+use rtnetlink::{Error, IpVersion, RouteMessageBuilder};
 
-use super::{Layout, MARK, TABLE};
+use super::{Layout, MARK, TABLE, record::Record};
 use crate::netlink::{Netlink, os_error};
 
 /// The order in which the kernel asks; before it come the table of local addresses (0) and whatever an
@@ -32,14 +33,17 @@ const EXCLUDED: u32 = 5310;
 const LAN: u32 = 5320;
 const TUNNEL: u32 = 5330;
 const MAIN: u8 = 254;
+/// Who has set a rule, `FRA_PROTOCOL` of linux/fib_rules.h: "r" for roamd. The kernel leaves numbers above
+/// `RTPROT_STATIC` (4) to programs, and /usr/share/iproute2/rt_protos has none of this value.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
 
 /// The rules that are ours.
 #[derive(Debug)]
 pub struct Rules {
     netlink: Netlink,
     wanted: Vec<Rule>,
-    /// Whether the kernel has rules of ours.
-    are_set: bool,
+    /// Says whether the kernel has rules of ours.
+    record: Record,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +69,10 @@ impl Family {
 }
 
 impl Rules {
-    /// No rules yet, or those that were `inherited` from an earlier run.
+    /// No rules yet, or those that an earlier run has left.
     #[must_use]
-    pub fn new(netlink: Netlink, inherited: bool) -> Self {
-        Self { netlink, wanted: Vec::new(), are_set: inherited }
+    pub fn new(netlink: Netlink, record: Record) -> Self {
+        Self { netlink, wanted: Vec::new(), record }
     }
 
     /// Makes the layout's rules ours.
@@ -77,7 +81,8 @@ impl Rules {
         if wanted.is_empty() {
             return self.remove().await;
         }
-        (self.wanted, self.are_set) = (wanted, true);
+        self.wanted = wanted;
+        self.record.update(|changes| changes.rules = true);
         self.restore().await.map(drop)
     }
 
@@ -93,23 +98,50 @@ impl Rules {
             }
         }
         let is_missing = |rule: &&Rule| !found.iter().any(|(found, _)| *found == Some(**rule));
-        let missing: Vec<_> = self.wanted.iter().filter(is_missing).collect();
-        for rule in &missing {
+        let mut added = 0;
+        for rule in self.wanted.iter().filter(is_missing) {
             let mut request = self.netlink.handle().rule().add();
             *request.message_mut() = rule.message();
-            unless(Errno::EEXIST, request.execute().await)?;
+            match request.execute().await {
+                Ok(()) => added += 1,
+                // The same rule, set by somebody else.
+                Err(error) if os_error(&error) == Some(Errno::EEXIST as i32) => {}
+                Err(error) => return Err(error),
+            }
         }
-        Ok(missing.len())
+        Ok(added)
     }
 
     /// Deletes all our rules, if there are any.
     pub async fn remove(&mut self) -> Result<(), Error> {
         self.wanted.clear();
-        if !std::mem::take(&mut self.are_set) {
+        if !self.record.changes().rules {
             return Ok(());
         }
-        for (_, message) in self.found().await? {
-            self.delete(message).await?;
+        // If another tunnel takes all traffic by now, the rules are its own.
+        if let Some(_right) = self.record.borrow_everything() {
+            for (_, message) in self.found().await? {
+                self.delete(message).await?;
+            }
+        }
+        self.record.update(|changes| changes.rules = false);
+        Ok(())
+    }
+
+    /// Deletes the routes of [`TABLE`], unless they are another tunnel's.
+    pub async fn flush_table(&self) -> Result<(), Error> {
+        let Some(_right) = self.record.borrow_everything() else { return Ok(()) };
+        for message in [
+            RouteMessageBuilder::<Ipv4Addr>::new().table_id(TABLE).build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().table_id(TABLE).build(),
+        ] {
+            let mut routes = self.netlink.handle().route().get(message).execute();
+            while let Some(route) = routes.try_next().await? {
+                if route.attributes.contains(&RouteAttribute::Table(TABLE)) {
+                    let request = self.netlink.handle().route().del(route);
+                    unless(Errno::ESRCH, request.execute().await)?;
+                }
+            }
         }
         Ok(())
     }
@@ -118,13 +150,13 @@ impl Rules {
         unless(Errno::ENOENT, self.netlink.handle().rule().del(message).execute().await)
     }
 
-    /// What the kernel has with our priorities.
+    /// What the kernel has of ours.
     async fn found(&self) -> Result<Vec<(Option<Rule>, RuleMessage)>, Error> {
         let mut found = Vec::new();
         for (version, family) in [(IpVersion::V4, Family::V4), (IpVersion::V6, Family::V6)] {
             let mut messages = self.netlink.handle().rule().get(version).execute();
             while let Some(message) = messages.try_next().await? {
-                if matches!(priority(&message), Some(EXCLUDED | LAN | TUNNEL)) {
+                if is_ours(&message) {
                     found.push((Rule::read(&message, family), message));
                 }
             }
@@ -197,7 +229,7 @@ impl Rule {
             message.attributes.push(RuleAttribute::FwMark(MARK));
         }
         message.attributes.push(RuleAttribute::Priority(priority));
-        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        message.attributes.push(RuleAttribute::Protocol(PROTOCOL));
         message
     }
 
@@ -221,6 +253,14 @@ impl Rule {
             _ => None,
         }
     }
+}
+
+/// Whether it is a rule of ours. Earlier versions set theirs without a protocol number of their own, but nobody
+/// else has the mark.
+fn is_ours(message: &RuleMessage) -> bool {
+    let has = |attribute| message.attributes.contains(&attribute);
+    matches!(priority(message), Some(EXCLUDED | LAN | TUNNEL))
+        && (has(RuleAttribute::Protocol(PROTOCOL)) || has(RuleAttribute::FwMark(MARK)))
 }
 
 fn priority(message: &RuleMessage) -> Option<u32> {
@@ -270,6 +310,19 @@ mod tests {
                 Rule::Block(Family::V6),
             ]
         );
+    }
+
+    #[test]
+    fn a_rule_of_somebody_else_is_not_ours_for_its_priority() {
+        let mut rule = Rule::Lan(Family::V4).message();
+        assert!(is_ours(&rule));
+        rule.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+        rule.attributes.push(RuleAttribute::Protocol(RouteProtocol::Static));
+        assert!(!is_ours(&rule));
+        // Of an earlier version.
+        let mut rule = Rule::Tunnel(Family::V4).message();
+        rule.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+        assert!(is_ours(&rule));
     }
 
     #[test]

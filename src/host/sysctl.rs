@@ -4,29 +4,58 @@ use std::{fs, io, path::PathBuf};
 
 use tracing::{debug, warn};
 
-/// Parameters that were changed, with what they were before.
-#[derive(Debug, Default)]
-pub struct Sysctls(Vec<(String, String)>);
+use super::record::{Parameter, Record};
+
+/// Parameters that were changed; what they were before is in the record, and outlives the daemon there.
+#[derive(Debug)]
+pub struct Sysctls(Record);
 
 impl Sysctls {
-    /// Sets `net.NAME` (with `/` for `.`), and remembers what it was.
-    pub fn set(&mut self, name: &str, value: &str) -> io::Result<()> {
-        let before = read(name)?;
-        if before != value {
-            debug!(name, before, value, "setting a kernel parameter");
-            fs::write(path(name), value)?;
-            self.0.push((name.into(), before));
-        }
-        Ok(())
+    /// What the record says was changed, perhaps by an earlier run.
+    #[must_use]
+    pub fn new(record: Record) -> Self {
+        Self(record)
     }
 
-    /// Gives everything its former value.
-    pub fn restore(&mut self) {
-        for (name, before) in self.0.drain(..).rev() {
-            if let Err(error) = fs::write(path(&name), before) {
+    /// Sets `net.NAME` (with `/` for `.`), and remembers what it was.
+    pub fn set(&self, name: &str, value: &str) -> io::Result<()> {
+        let before = read(name)?;
+        if before == value {
+            return Ok(());
+        }
+        debug!(name, before, value, "setting a kernel parameter");
+        self.0.update(|changes| {
+            let parameter = changes
+                .sysctls
+                .entry(name.into())
+                .or_insert(Parameter { before, set: String::new() });
+            parameter.set = value.into();
+        });
+        fs::write(path(name), value)
+    }
+
+    /// Gives everything its former value, unless somebody has changed it since.
+    pub fn restore(&self) {
+        for (name, Parameter { before, set }) in self.0.changes().sysctls.into_iter().rev() {
+            let restored = match read(&name) {
+                Ok(value) if value == set => fs::write(path(&name), before),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = restored {
                 warn!(%error, name, "can't reset a kernel parameter");
             }
+            self.0.update(|changes| _ = changes.sysctls.remove(&name));
         }
+    }
+}
+
+/// Whether this is the name of a parameter that roamd sets.
+pub(super) fn is_ours(name: &str) -> bool {
+    let of_link = name.strip_prefix("ipv6/conf/").and_then(|rest| rest.strip_suffix("/accept_ra"));
+    match name {
+        "ipv4/ip_forward" | "ipv4/conf/all/src_valid_mark" | "ipv6/conf/all/forwarding" => true,
+        _ => of_link.is_some_and(|link| !link.contains('/') && !matches!(link, "" | "." | "..")),
     }
 }
 

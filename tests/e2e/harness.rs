@@ -44,6 +44,9 @@ pub(crate) struct Host {
     pub(crate) namespace: Namespace,
     name: String,
     folder: PathBuf,
+    /// What the configuration is called, and the key.
+    tunnel: &'static str,
+    key: &'static str,
     pub(crate) daemon: Option<Process>,
     starts: usize,
 }
@@ -54,11 +57,25 @@ impl Host {
         fs::create_dir(&folder).unwrap();
         let key = folder.join("own.key");
         assert!(roamd(&["genkey", "--output", key.to_str().unwrap()]).status.success());
-        Self { namespace, name: name.into(), folder, daemon: None, starts: 0 }
+        let (name, tunnel, key) = (name.into(), "roamd", "own.key");
+        Self { namespace, name, folder, tunnel, key, daemon: None, starts: 0 }
+    }
+
+    /// Another tunnel on this host, with the key of `peer`; its configuration is the file `TUNNEL.toml`.
+    pub(crate) fn second(&self, tunnel: &'static str, peer: &Self) -> Self {
+        let key = "second.key";
+        fs::copy(peer.folder.join(peer.key), self.folder.join(key)).unwrap();
+        let (namespace, folder) = (self.namespace.clone(), self.folder.clone());
+        let name = format!("{}-{tunnel}", self.name);
+        Self { namespace, name, folder, tunnel, key, daemon: None, starts: 0 }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.join(format!("{}.toml", self.tunnel))
     }
 
     pub(crate) fn key(&self) -> String {
-        public_key(&self.folder.join("own.key"))
+        public_key(&self.folder.join(self.key))
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -66,13 +83,13 @@ impl Host {
     }
 
     pub(crate) fn configure(&self, toml: &str) {
-        let text = format!("private-key-file = \"own.key\"\n{toml}");
-        fs::write(self.folder.join("roamd.toml"), text).unwrap();
+        let text = format!("private-key-file = \"{}\"\n{toml}", self.key);
+        fs::write(self.file(), text).unwrap();
     }
 
     /// Changes the configuration where it says `from`.
     pub(crate) fn amend(&self, from: &str, to: &str) {
-        let file = self.folder.join("roamd.toml");
+        let file = self.file();
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.contains(from), "{text}");
         fs::write(file, text.replacen(from, to, 1)).unwrap();
@@ -99,7 +116,7 @@ impl Host {
     fn run(&mut self, mut command: Command) {
         command
             .arg("run")
-            .arg(self.folder.join("roamd.toml"))
+            .arg(self.file())
             .env("ROAMD_RUNTIME_DIR", &self.folder)
             .env("ROAMD_LOG__LEVEL", "debug");
         self.starts += 1;
@@ -121,7 +138,7 @@ impl Host {
     /// What `roamd status --json` says, if the daemon answers.
     pub(crate) fn try_status(&self) -> Option<Value> {
         let mut command = self.namespace.command(PROGRAM);
-        command.args(["status", "roamd", "--json"]).env("ROAMD_RUNTIME_DIR", &self.folder);
+        command.args(["status", self.tunnel, "--json"]).env("ROAMD_RUNTIME_DIR", &self.folder);
         let output = command.output().unwrap();
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }

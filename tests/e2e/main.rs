@@ -32,6 +32,7 @@ mod reload;
 mod roaming;
 mod rogue;
 mod routing;
+mod seal;
 mod service;
 mod ssh;
 mod stop;

@@ -100,3 +100,27 @@ fn a_clients_routes_and_preferences_change_without_a_new_session() {
     });
     assert_eq!(client.status()["sessions"], 1);
 }
+
+#[test]
+fn what_takes_a_restart_is_named_to_the_service_manager_until_it_has_had_one() {
+    let mut net = Net::new(0);
+    let path = net.server.folder().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    net.server.start_with(&[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let mut told = [0; 4096];
+    let mut until = |text: &str| loop {
+        let length = manager.recv(&mut told).unwrap_or_else(|_| panic!("never told: {text}"));
+        if String::from_utf8_lossy(&told[..length]).contains(text) {
+            return;
+        }
+    };
+    until("STATUS=listening on [::]:4433\n");
+    net.server.amend("[tun]", "[tun]\nnat = true");
+    let output = reload(&net.server);
+    assert!(said(&output).contains("tun.nat changes with a restart only"), "{}", said(&output));
+    until("STATUS=listening on [::]:4433 (tun.nat changes with a restart only)\n");
+    net.server.amend("nat = true", "");
+    assert!(reload(&net.server).status.success());
+    until("STATUS=listening on [::]:4433\n");
+}

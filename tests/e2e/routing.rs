@@ -177,7 +177,7 @@ fn a_kill_switch_that_can_not_be_set_is_an_error() {
     let client = &mut world.net.clients[0];
     let empty = tempfile::tempdir().unwrap();
     client.start_with(&[("PATH", empty.path().to_str().unwrap())]);
-    assert_eq!(client.exit_code(), Some(1));
+    assert_eq!(client.exit_code(), Some(78));
     let log = client.log();
     assert!(log.contains("kill switch") && log.contains("is nftables installed?"), "{log}");
     assert!(fs::read_dir(empty.path()).unwrap().next().is_none());

@@ -1,0 +1,364 @@
+//! What a daemon changes on its host beyond its own interface: written down before it is done, so that the
+//! next run, or `roamd unseal`, takes back what a daemon that was killed could not.
+//!
+//! The record is the file `NAME.state` beside the control socket. The daemon holds a lock on it, flock(2), for
+//! as long as it runs. A tunnel that takes all traffic holds a second lock, on one file for each network
+//! namespace: there cannot be two such tunnels in one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context as _;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::{
+    nft,
+    rules::Rules,
+    sysctl::{self, Sysctls},
+};
+use crate::{control::Instance, netlink::Netlink};
+
+const SUFFIX: &str = "state";
+/// More than any record of ours has.
+const MAX_RECORD: u64 = 64 * 1024;
+
+/// What there is to take back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Changes {
+    /// The TUN device.
+    pub interface: String,
+    /// Whether a kill switch holds traffic back.
+    pub sealed: bool,
+    /// Interfaces for which there are firewall tables.
+    pub tables: BTreeSet<String>,
+    /// Whether there are routing rules.
+    pub rules: bool,
+    /// Kernel parameters that were changed, see [`Sysctls`].
+    pub sysctls: BTreeMap<String, Parameter>,
+}
+
+/// A changed kernel parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// What it was.
+    pub before: String,
+    /// What it was set to.
+    pub set: String,
+}
+
+impl Changes {
+    /// Reads the first line. `unseal` runs as root and the file is the daemon's, which does not: what a daemon
+    /// of ours would not write is not believed.
+    fn read(file: &File) -> io::Result<Self> {
+        let mut text = String::new();
+        file.take(MAX_RECORD).read_to_string(&mut text)?;
+        let line = text.lines().next().unwrap_or_default();
+        let mut changes: Self = serde_json::from_str(line).unwrap_or_default();
+        changes.sysctls.retain(|name, parameter| {
+            let is_number = |text: &str| text.parse::<i32>().is_ok();
+            sysctl::is_ours(name) && is_number(&parameter.before) && is_number(&parameter.set)
+        });
+        Ok(changes)
+    }
+}
+
+/// Why a record can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Its daemon runs.
+    #[error("roamd {0} is running")]
+    Running(String),
+    /// Another tunnel takes all traffic.
+    #[error(
+        "tunnel {0} already takes all traffic of this host, and only one can: stop it, or list the prefixes \
+         that belong into this tunnel in tun.routes"
+    )]
+    Taken(String),
+    /// The file can't be used.
+    #[error("can't use {path}")]
+    Io {
+        /** The file. */
+        path: PathBuf,
+        /** The cause. */
+        source: io::Error,
+    },
+}
+
+/// A tunnel's record, locked. Clones are the same record.
+#[derive(Clone, Debug)]
+pub struct Record(Arc<Inner>);
+
+/// Lasts as long as the right, see [`Record::borrow_everything`].
+#[derive(Debug)]
+pub(super) struct Borrowed(#[expect(dead_code, reason = "held")] Option<Flock<File>>);
+
+#[derive(Debug)]
+struct Inner {
+    instance: Instance,
+    file: Flock<File>,
+    changes: Mutex<Changes>,
+    /// The lock of the one tunnel that takes all traffic, if this is it.
+    everything: Mutex<Option<Flock<File>>>,
+}
+
+impl Record {
+    /// The record of this tunnel, with what an earlier run left to take back.
+    pub fn open(instance: &Instance) -> Result<Self, RecordError> {
+        let path = path(instance);
+        let broken = |source| RecordError::Io { path: path.clone(), source };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(broken)?;
+        }
+        let Some(file) = lock(open(&path).map_err(broken)?).map_err(broken)? else {
+            return Err(RecordError::Running(instance.name().into()));
+        };
+        let changes = Changes::read(&file).map_err(broken)?;
+        Ok(Self(Arc::new(Inner {
+            instance: instance.clone(),
+            file,
+            changes: Mutex::new(changes),
+            everything: Mutex::default(),
+        })))
+    }
+
+    /// What there is to take back.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.lock().clone()
+    }
+
+    /// Writes down a change that is about to be made, or one that was taken back.
+    pub fn update(&self, change: impl FnOnce(&mut Changes)) {
+        let mut changes = self.lock();
+        let before = changes.clone();
+        change(&mut changes);
+        if *changes != before
+            && let Err(error) = self.write(&changes)
+        {
+            warn!(%error, "changes to this host can't be recorded: a run that is killed leaves them");
+        }
+    }
+
+    /// One write, and then what is left of a longer line: whoever reads takes the first line.
+    fn write(&self, changes: &Changes) -> io::Result<()> {
+        let line = format!("{}\n", serde_json::to_string(changes)?);
+        self.0.file.write_all_at(line.as_bytes(), 0)?;
+        self.0.file.set_len(line.len() as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Changes> {
+        self.0.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes this the tunnel that takes all traffic, or not any more.
+    pub fn take_everything(&self, takes: bool) -> Result<(), RecordError> {
+        let mut held = self.0.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        if !takes {
+            *held = None;
+        } else if held.is_none() {
+            *held = Some(self.lock_everything()?);
+        }
+        Ok(())
+    }
+
+    /// The right to change what belongs to the tunnel that takes all traffic: it is this one or none.
+    pub(super) fn borrow_everything(&self) -> Option<Borrowed> {
+        let held = self.0.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            Some(Borrowed(None))
+        } else {
+            self.lock_everything().ok().map(|lock| Borrowed(Some(lock)))
+        }
+    }
+
+    fn lock_everything(&self) -> Result<Flock<File>, RecordError> {
+        let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |it| it.ino());
+        let path = path(&self.0.instance).with_file_name(format!("everything-{namespace}"));
+        let broken = |source| RecordError::Io { path: path.clone(), source };
+        let file = open(&path).map_err(broken)?;
+        let name = self.0.instance.name();
+        match lock(file).map_err(broken)? {
+            Some(file) => {
+                let line = format!("{name}\n");
+                file.write_all_at(line.as_bytes(), 0).map_err(broken)?;
+                file.set_len(line.len() as u64).map_err(broken)?;
+                Ok(file)
+            }
+            None => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                Err(RecordError::Taken(holder.trim().escape_default().to_string()))
+            }
+        }
+    }
+
+    /// Takes back firewall tables, but for the one of the interface `but`, that no longer have a daemon.
+    pub async fn remove_tables(&self, but: Option<&str>) -> anyhow::Result<()> {
+        for interface in self.changes().tables {
+            if Some(interface.as_str()) != but {
+                nft::delete(&nft::table(&interface)).await?;
+                self.update(|changes| _ = changes.tables.remove(&interface));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back everything: firewall, routing rules, kernel parameters. Returns whether there was anything.
+    pub async fn undo(&self) -> anyhow::Result<bool> {
+        let before = self.changes();
+        self.remove_tables(None).await?;
+        self.update(|changes| changes.sealed = false);
+        let mut rules = Rules::new(Netlink::open()?, self.clone());
+        rules.remove().await.context("can't remove routing rules")?;
+        rules.flush_table().await.context("can't remove routes")?;
+        Sysctls::new(self.clone()).restore();
+        Ok(before != self.changes())
+    }
+}
+
+/// Whether a tunnel that does not run holds traffic back.
+#[must_use]
+pub fn is_sealed(instance: &Instance) -> bool {
+    let changes = File::open(path(instance)).and_then(|file| Changes::read(&file));
+    changes.is_ok_and(|changes| changes.sealed)
+}
+
+/// The tunnels that have records in the folder of `instance`'s, by name.
+pub fn names(beside: &Instance) -> Vec<String> {
+    let folder = path(beside).parent().map(Path::to_owned).unwrap_or_default();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut names: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// The tunnel that runs and has this interface.
+#[must_use]
+pub fn who_has(interface: &str, beside: &Instance) -> Option<String> {
+    names(beside).into_iter().find(|name| {
+        let Ok(file) = File::open(path(&beside.sibling(name))) else { return false };
+        let is_its = Changes::read(&file).is_ok_and(|changes| changes.interface == interface);
+        is_its && lock(file).is_ok_and(|lock| lock.is_none())
+    })
+}
+
+/// Lets out what a daemon that is gone holds back; says what was done.
+pub async fn unseal(instance: &Instance) -> anyhow::Result<String> {
+    let name = instance.name();
+    let record = match Record::open(instance) {
+        Err(RecordError::Running(_)) => anyhow::bail!(
+            "roamd {name} is running: stop it (systemctl stop roamd@{name}), or set tun.kill-switch = false and \
+             reload it; either lets everything out"
+        ),
+        record => record?,
+    };
+    let done = record.undo().await?;
+    info!(name, done, "unsealed");
+    Ok(if done {
+        format!(
+            "{name}: nothing is held back any more; its rules and kernel parameters are taken back"
+        )
+    } else {
+        format!("{name}: nothing was held back")
+    })
+}
+
+fn path(instance: &Instance) -> PathBuf {
+    instance.beside(SUFFIX)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Locks the file, unless somebody else does.
+fn lock(file: File) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(locked) => Ok(Some(locked)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(folder: &tempfile::TempDir) -> Instance {
+        Instance::within(folder.path(), "home")
+    }
+
+    #[test]
+    fn a_record_outlives_its_daemon_and_belongs_to_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let instance = instance(&folder);
+        let record = Record::open(&instance).unwrap();
+        record.update(|changes| {
+            changes.interface = "roam0".into();
+            changes.sealed = true;
+            let parameter = Parameter { before: "0".into(), set: "1".into() };
+            changes.sysctls.insert("ipv4/ip_forward".into(), parameter);
+        });
+        assert!(
+            matches!(Record::open(&instance), Err(RecordError::Running(name)) if name == "home")
+        );
+        assert_eq!(who_has("roam0", &instance).as_deref(), Some("home"));
+        let left = record.changes();
+        drop(record);
+        assert!(is_sealed(&instance));
+        assert_eq!(who_has("roam0", &instance), None);
+        let record = Record::open(&instance).unwrap();
+        assert_eq!(record.changes(), left);
+        // A shorter line after a longer one.
+        record.update(|changes| *changes = Changes::default());
+        drop(record);
+        assert_eq!(Record::open(&instance).unwrap().changes(), Changes::default());
+    }
+
+    #[test]
+    fn what_no_daemon_writes_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let instance = instance(&folder);
+        let evil = r#"{"sysctls":{"../kernel/core_pattern":{"before":"1","set":"0"},
+            "ipv6/conf/../../../kernel/accept_ra":{"before":"1","set":"0"},
+            "ipv4/ip_forward":{"before":"|/bin/sh","set":"0"}}}"#;
+        fs::write(path(&instance), evil.replace('\n', "")).unwrap();
+        assert_eq!(Record::open(&instance).unwrap().changes(), Changes::default());
+        fs::write(path(&instance), "no record at all").unwrap();
+        assert_eq!(Record::open(&instance).unwrap().changes(), Changes::default());
+    }
+
+    #[test]
+    fn one_tunnel_alone_takes_all_traffic() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Record::open(&instance(&folder)).unwrap();
+        let work = Record::open(&Instance::within(folder.path(), "work")).unwrap();
+        home.take_everything(true).unwrap();
+        home.take_everything(true).unwrap();
+        let refused = work.take_everything(true).unwrap_err().to_string();
+        assert!(refused.starts_with("tunnel home already takes all traffic"), "{refused}");
+        home.take_everything(false).unwrap();
+        work.take_everything(true).unwrap();
+    }
+}
