@@ -7,6 +7,7 @@ mod keys;
 mod peer;
 mod status;
 mod tell;
+mod unseal;
 mod watch;
 
 use std::io;
@@ -21,6 +22,7 @@ pub use keys::{genkey, pubkey};
 pub use peer::{PeerCommand, peer};
 pub use status::status;
 pub use tell::{events, probe, reload, switch};
+pub use unseal::unseal;
 pub use watch::watch;
 
 /// The arguments of the `roamd` binary.
@@ -141,6 +143,19 @@ Examples:
   roamd reload home")]
     Reload {
         /// The tunnel [default: the only one that runs]
+        name: Option<String>,
+    },
+    /// Let out what a tunnel that no longer runs holds back
+    #[command(after_help = "\
+A tunnel with tun.kill-switch that fails or is killed leaves its traffic held back. This removes its firewall table,
+its routing rules and routes, and gives kernel parameters their former values. A tunnel that runs is left alone:
+stop it instead. Needs root.
+
+Examples:
+  roamd unseal
+  roamd unseal home")]
+    Unseal {
+        /// The tunnel [default: all that do not run]
         name: Option<String>,
     },
     /// Print what happens to a running tunnel, one JSON object a line

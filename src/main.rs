@@ -7,8 +7,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use roamd::cli::{self, Cli, Command, ImportFrom};
 use roamd::config::{Config, ConfigErrors};
+use roamd::control::Instance;
 use roamd::daemon::Daemon;
 use roamd::exit::Exit;
+use roamd::host::record;
 use roamd::{client, demo, logging, server, service};
 
 fn main() -> ExitCode {
@@ -16,9 +18,22 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return end_usage(&error),
     };
+    let tunnel = match &cli.command {
+        Command::Run { file } => Some(Instance::of_file(file)),
+        _ => None,
+    };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => end(&error),
+        Err(error) => {
+            let code = end(&error);
+            if let Some(tunnel) = tunnel.filter(record::is_sealed) {
+                let name = tunnel.name();
+                let _ = logging::complain(&format!(
+                    "roamd: the traffic of tunnel {name} stays held back; roamd unseal {name} lets it out"
+                ));
+            }
+            code
+        }
     }
 }
 
@@ -34,6 +49,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Status { name, json } => cli::status(name.as_deref(), json),
         Command::Watch { name, once } => cli::watch(name.as_deref(), once),
         Command::Reload { name } => cli::reload(name.as_deref()),
+        Command::Unseal { name } => cli::unseal(name.as_deref()),
         Command::Events { name, follow } => cli::events(name.as_deref(), follow),
         Command::Switch { link, pin, auto: _, tunnel } => cli::switch(tunnel.as_deref(), link, pin),
         Command::Probe { link, tunnel } => cli::probe(tunnel.as_deref(), link),

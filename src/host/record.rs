@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -18,9 +18,10 @@ use anyhow::Context as _;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::geteuid,
 };
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     nft,
@@ -230,8 +231,9 @@ impl Record {
 /// Whether a tunnel that does not run holds traffic back.
 #[must_use]
 pub fn is_sealed(instance: &Instance) -> bool {
-    let changes = File::open(path(instance)).and_then(|file| Changes::read(&file));
-    changes.is_ok_and(|changes| changes.sealed)
+    let Ok(file) = File::open(path(instance)) else { return false };
+    let is_sealed = Changes::read(&file).is_ok_and(|changes| changes.sealed);
+    is_sealed && lock(file).is_ok_and(|lock| lock.is_some())
 }
 
 /// The tunnels that have records in the folder of `instance`'s, by name.
@@ -256,25 +258,12 @@ pub fn who_has(interface: &str, beside: &Instance) -> Option<String> {
     })
 }
 
-/// Lets out what a daemon that is gone holds back; says what was done.
-pub async fn unseal(instance: &Instance) -> anyhow::Result<String> {
-    let name = instance.name();
-    let record = match Record::open(instance) {
-        Err(RecordError::Running(_)) => anyhow::bail!(
-            "roamd {name} is running: stop it (systemctl stop roamd@{name}), or set tun.kill-switch = false and \
-             reload it; either lets everything out"
-        ),
-        record => record?,
-    };
-    let done = record.undo().await?;
-    info!(name, done, "unsealed");
-    Ok(if done {
-        format!(
-            "{name}: nothing is held back any more; its rules and kernel parameters are taken back"
-        )
-    } else {
-        format!("{name}: nothing was held back")
-    })
+/// Takes back what a daemon that is gone has left. Returns whether there was anything.
+pub async fn unseal(instance: &Instance) -> anyhow::Result<bool> {
+    if !path(instance).exists() {
+        return Ok(false);
+    }
+    Record::open(instance)?.undo().await
 }
 
 fn path(instance: &Instance) -> PathBuf {
@@ -282,14 +271,22 @@ fn path(instance: &Instance) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)
+        .open(path)?;
+    if geteuid().is_root()
+        && let Some(folder) = path.parent()
+    {
+        // The next run may be the unit's, with its own user.
+        let owner = fs::metadata(folder)?;
+        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(file)
 }
 
 /// Locks the file, unless somebody else does.

@@ -336,3 +336,63 @@ fn firewall_rules_that_somebody_flushes_or_changes_come_back() {
         world.assert_sealed("put back");
     }
 }
+
+#[test]
+fn unseal_is_the_way_out_when_no_daemon_runs() {
+    let mut world = World::new(SEALED);
+    let before = rules(world.client());
+    let unseal = |world: &World| world.net.clients[0].tell(&["unseal", "roamd"]);
+    world.serve();
+    world.client().start();
+    world.client().connected();
+    let output = unseal(&world);
+    let advice = "systemctl stop roamd@roamd";
+    assert!(!output.status.success() && said(&output).contains(advice), "{}", said(&output));
+    world.client().assert_ping("10.66.0.1", &[]);
+    kill(world.client());
+    world.assert_sealed("killed");
+    // A broken file keeps it that way, and says how to get out.
+    world.client().amend("kill-switch = true", "kill-switch = maybe");
+    world.client().start();
+    assert_eq!(world.client().exit_code(), Some(78));
+    let log = world.client().log();
+    assert!(log.contains("roamd unseal roamd lets it out"), "{log}");
+    world.assert_sealed("a broken file");
+    for _ in 0..2 {
+        let output = unseal(&world);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(rules(world.client()), before);
+        assert_eq!(run(world.client(), "nft", &["list", "tables"]), "");
+    }
+    world.assert_open("unsealed");
+    assert!(world.client().tell(&["unseal"]).status.success());
+    assert!(world.client().tell(&["unseal", "nobody"]).status.success());
+}
+
+#[test]
+fn a_sealed_client_finds_its_server_by_name_and_where_it_moves() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    fs::write(&hosts, "10.77.0.1 vpn.example\n").unwrap();
+    let mut world = World::new(&format!("{SEALED}\nexclude = []"));
+    world.net.server.namespace.add_address("c0", "203.0.113.1/32").unwrap();
+    world.client().amend("10.77.0.1:4433", "vpn.example:4433");
+    world.serve();
+    let mount = "mount --bind $0 /etc/hosts && exec \"$@\"";
+    let arguments = ["--mount", "sh", "-c", mount, hosts.to_str().unwrap()];
+    world.client().start_in("unshare", &arguments);
+    world.client().connected();
+    world.client().assert_ping("10.66.0.1", &[]);
+    fs::write(&hosts, "203.0.113.1 vpn.example\n").unwrap();
+    assert!(reload(world.client()).status.success());
+    eventually("a path to the new address", || {
+        let status = world.net.clients[0].try_status()?;
+        let mut paths = status["paths"].as_array()?.iter();
+        let is_new = |path: &serde_json::Value| path["server"] == "203.0.113.1:4433";
+        paths.any(|path| is_new(path) && path["state"] == "standby").then_some(())
+    });
+    let table = run(world.client(), "nft", &["list", "table", "inet", "roamd-roam0"]);
+    assert!(table.contains("10.77.0.1 . 4433") && table.contains("203.0.113.1 . 4433"), "{table}");
+    world.client().assert_ping("10.66.0.1", &[]);
+    world.assert_sealed("all along");
+}

@@ -1,0 +1,37 @@
+//! `roamd unseal`
+
+use std::io::{self, Write as _};
+
+use crate::{
+    control::Instance,
+    host::record::{self, RecordError},
+};
+
+/// Lets out what tunnels that do not run hold back: the one called `name`, or all.
+pub fn unseal(name: Option<&str>) -> anyhow::Result<()> {
+    let names = match name {
+        Some(name) => vec![name.to_owned()],
+        None => record::names(&Instance::named("roamd")),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut stdout = io::stdout().lock();
+    let mut failure = None;
+    for name in names {
+        match runtime.block_on(record::unseal(&Instance::named(&name))) {
+            Ok(true) => writeln!(stdout, "{name}: nothing is held back any more")?,
+            Ok(false) => writeln!(stdout, "{name}: nothing was held back")?,
+            Err(error) if is_running(&error) => {
+                failure = Some(error.context(format!(
+                    "stop it (systemctl stop roamd@{name}), or set tun.kill-switch = false and reload it; \
+                     either lets everything out"
+                )));
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn is_running(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(RecordError::Running(_)))
+}
