@@ -6,6 +6,8 @@
 //!               default route via 10.77.0.1      └─ counts what comes for the outside, in clear and inside
 //! ```
 
+mod matrix;
+
 use std::{
     fs,
     net::UdpSocket,
@@ -83,9 +85,10 @@ impl World {
         client
             .run(|| {
                 for (local, outside) in [("0.0.0.0:0", OUTSIDE[0]), ("[::]:0", OUTSIDE[1])] {
-                    let socket = UdpSocket::bind(local).unwrap();
                     let outside: std::net::IpAddr = outside.parse().unwrap();
                     for _ in 0..PACKETS {
+                        // Offload would make one packet of several from the same socket.
+                        let socket = UdpSocket::bind(local).unwrap();
                         // What is held back is an error here.
                         let _ = socket.send_to(b"secret", (outside, 9));
                     }
