@@ -370,6 +370,8 @@ impl Client {
             Err(error) => return Ok(error.into()),
         };
         let connection = connected.connection.clone();
+        self.roaming.renewal.measure_from(clock::now());
+        quic::ask(&connection);
         let greeted = tokio::select! {
             greeted = tokio::time::timeout(GREETING, session::open(&connection, self.tun.completes_checksums())) => greeted,
             never = self.insist(&connection) => match never {},
@@ -387,7 +389,7 @@ impl Client {
             link = candidate.link,
             local = %candidate.source,
             server = %candidate.server,
-            rtt = %milliseconds(connection.rtt()),
+            rtt = %milliseconds(self.roaming.renewal.shortest_round_trip().unwrap_or_else(|| connection.rtt())),
             resumed = connected.early_arrived,
             name = %welcome.name,
             addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
@@ -398,6 +400,7 @@ impl Client {
                 connection: connection.clone(),
                 endpoint: connected.underlay.endpoint().clone(),
                 socket: connected.underlay.socket().clone(),
+                renewal: self.roaming.renewal.clone(),
                 software: welcome.software.clone(),
                 since: SystemTime::now(),
             },

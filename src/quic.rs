@@ -34,6 +34,9 @@ const OVERHEAD: u16 = 48;
 /// Padding that fits into every datagram and leaves no room for a second one (RFC 9000 §14).
 static PADDING_PACKET: [u8; 1100] = [PADDING; 1100];
 
+/// Bytes of padding in a ping.
+const PING: usize = 64;
+
 /// The round trip that is assumed before the first measurement; a lost first packet is repeated after
 /// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -176,6 +179,12 @@ pub fn nudge(connection: &Connection, renewal: &Handle) {
     renewal.fresh_start();
     // Without success the connection has worse troubles, which show elsewhere.
     let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+}
+
+/// Asks for a sign of life with a packet that nobody takes for a bare acknowledgement. It costs little, and
+/// the answer may take 25 ms.
+pub fn ping(connection: &Connection) {
+    let _ = connection.send_datagram(Bytes::from_static(&PADDING_PACKET[..PING]));
 }
 
 /// Asks the other side for a sign of life. QUIC must acknowledge any datagram, but may take 25 ms for it;

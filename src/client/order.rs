@@ -57,7 +57,8 @@ impl Inquiry {
     /// Takes in an answer if it is about one of the paths.
     pub(crate) fn hear(&mut self, event: &Event) {
         let (key, answer) = match event {
-            Event::Answered(key, rtt) => (key, format!("works, {}", shown(*rtt))),
+            // Otherwise another answer follows, with the round trip.
+            Event::Answered(key, Some(rtt)) => (key, format!("works, {}", shown(*rtt))),
             Event::Refused(key) => (key, "no answer".into()),
             _ => return,
         };

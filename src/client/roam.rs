@@ -95,6 +95,8 @@ pub(super) struct Roamer<'a> {
     windows: HashMap<Key, (Instant, u64)>,
     /// The connection id is still the one of an old path.
     linkable: bool,
+    /// The manager knows the active path's round trip.
+    is_measured: bool,
     portals: Portals,
     probes: HashMap<Key, Probe>,
     answers: mpsc::Receiver<Event>,
@@ -120,8 +122,9 @@ struct Move {
     from: Option<Candidate>,
     to: Key,
     reason: Reason,
-    /// When the server was last heard before it.
-    heard: Instant,
+    begun: Instant,
+    /// Since when the server owed an answer on the old path.
+    silent_since: Instant,
 }
 
 fn key(candidate: &Candidate) -> Key {
@@ -157,6 +160,7 @@ impl<'a> Roamer<'a> {
             closing: Vec::new(),
             windows: HashMap::new(),
             linkable: false,
+            is_measured: false,
             portals: Portals::default(),
             probes: HashMap::new(),
             answers,
@@ -174,7 +178,7 @@ impl<'a> Roamer<'a> {
         let first = self.open.keys().next().copied();
         self.look().await;
         if let Some(first) = first {
-            self.tell(Event::Connected(first, self.connection.rtt()));
+            self.tell(Event::Connected(first));
         }
         let socket = self.underlay.socket().clone();
         let mut wake = Wake::new(monitor::POLL);
@@ -204,8 +208,10 @@ impl<'a> Roamer<'a> {
                     None => std::future::pending().await,
                 }
             };
-            let watching =
-                self.doubt.is_some() || self.moving.is_some() || !self.closing.is_empty();
+            let watching = self.doubt.is_some()
+                || self.moving.is_some()
+                || !self.closing.is_empty()
+                || !self.is_measured;
             tokio::select! {
                 () = monitor.changed() => {
                     self.look().await;
@@ -237,8 +243,11 @@ impl<'a> Roamer<'a> {
                 }
                 active = silent_path, if self.doubt.is_none() => {
                     if !self.roaming.renewal.awaits_answer() {
-                        // All that was sent is acknowledgements, which nobody answers.
+                        // All that was sent is acknowledgements, which nobody answers, or pings.
                         socket.expect_nothing();
+                        if self.roaming.renewal.may_await_answer() {
+                            quic::ping(&self.connection);
+                        }
                         continue;
                     }
                     self.tell(Event::Silent(active));
@@ -317,7 +326,9 @@ impl<'a> Roamer<'a> {
                         && let Some(candidate) = self.candidates.get(&key)
                     {
                         let known = self.manager.active() == Some(key);
-                        inquiry.about(key, candidate, known.then(|| self.connection.rtt()));
+                        let rtt = self.connection.rtt();
+                        let rtt = self.roaming.renewal.round_trip(rtt).unwrap_or(rtt);
+                        inquiry.about(key, candidate, known.then_some(rtt));
                     }
                 }
                 self.tell(Event::Check(index));
@@ -366,7 +377,13 @@ impl<'a> Roamer<'a> {
 
     fn tell(&mut self, event: impl Into<Option<Event>>) {
         let event = event.into();
-        let actions = self.manager.handle(event, clock::now());
+        let measured = self.manager.active().zip(self.roaming.renewal.shortest_round_trip());
+        let mut actions = Vec::new();
+        if let Some((active, rtt)) = measured {
+            self.is_measured = true;
+            actions = self.manager.handle(Event::Measured(active, rtt), clock::now());
+        }
+        actions.extend(self.manager.handle(event, clock::now()));
         for action in actions {
             match action {
                 Action::Ask(key) => self.ask(key),
@@ -435,8 +452,10 @@ impl<'a> Roamer<'a> {
         let old = socket.active();
         let heard = self.last_heard().or(self.heard.take());
         // Where nothing was asked, silence is no gap.
-        let gap_since = heard.filter(|_| socket.unanswered_since().is_some());
+        let silent_since = socket.unanswered_since().filter(|_| !reason.is_soft());
         let from = old.and_then(|old| self.key_of(old));
+        self.roaming.renewal.measure_from(clock::now());
+        self.is_measured = false;
         let Some(id) = self.path(to) else { return };
         debug!(local = %to.local, server = %to.server, %reason, "switching");
         socket.switch(id);
@@ -467,7 +486,8 @@ impl<'a> Roamer<'a> {
             from: from.and_then(|from| self.candidates.get(&from).cloned()),
             to,
             reason,
-            heard: gap_since.unwrap_or_else(clock::now),
+            begun: clock::now(),
+            silent_since: silent_since.unwrap_or_else(clock::now),
         });
     }
 
@@ -536,6 +556,9 @@ impl<'a> Roamer<'a> {
         let socket: Arc<_> = self.underlay.socket().clone();
         let now = clock::now();
         self.watch_doubt(now);
+        if !self.is_measured && self.roaming.renewal.shortest_round_trip().is_some() {
+            self.tell(None);
+        }
         let active = self.manager.active();
         for (_, key, id) in self.closing.extract_if(.., |(at, ..)| *at <= now) {
             if active != Some(key) && self.open.get(&key) == Some(&id) {
@@ -549,8 +572,10 @@ impl<'a> Roamer<'a> {
         if let Some(moving) = &self.moving
             && let Some(id) = self.open.get(&moving.to)
             && let Some(ago) = socket.stats(*id).and_then(|stats| stats.last_heard)
+            && let heard = now.checked_sub(ago).unwrap_or(now)
+            && heard >= moving.begun
         {
-            let gap = now.duration_since(moving.heard).saturating_sub(ago);
+            let gap = heard.saturating_duration_since(moving.silent_since);
             if let Some(to) = self.candidates.get(&moving.to) {
                 info!(
                     from = moving.from.as_ref().map_or("none", |from| from.link.as_str()),

@@ -21,6 +21,7 @@ use crate::{
         probe::Measured,
         socket::{PathId, PathSocket},
     },
+    quic::congestion::Handle,
     service,
     status::{
         self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus, SwitchStatus,
@@ -86,6 +87,7 @@ pub(super) struct Line {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) socket: Arc<PathSocket>,
+    pub(super) renewal: Handle,
     pub(super) software: Foreign,
     pub(super) since: SystemTime,
 }
@@ -138,7 +140,7 @@ impl Shown {
     }
 
     pub(super) fn connected(&self, line: Line, candidate: &Candidate) {
-        let rtt = status::milliseconds(line.connection.rtt());
+        let rtt = status::milliseconds(line.rtt().unwrap_or_else(|| line.connection.rtt()));
         let (link, server) = (candidate.link.clone(), candidate.server);
         service::ready(&format!("active on {link}, {rtt:.0} ms"));
         self.events.tell(Event::Connected { link, server, rtt });
@@ -391,12 +393,17 @@ impl ShownPath {
 
 impl Line {
     fn session(&self, paths: &[ShownPath]) -> Option<SessionStatus> {
+        let rtt = status::milliseconds(self.rtt().unwrap_or_else(|| self.connection.rtt()));
         Some(SessionStatus {
             remote: paths.iter().find(|path| path.is_in_use())?.candidate.server,
             since: status::seconds_ago(self.since),
             software: self.software.clone(),
-            quic: QuicStatus::of(&self.connection),
+            quic: QuicStatus { rtt, ..QuicStatus::of(&self.connection) },
         })
+    }
+
+    fn rtt(&self) -> Option<Duration> {
+        self.renewal.round_trip(self.connection.rtt())
     }
 }
 
@@ -404,7 +411,7 @@ impl ShownPath {
     fn status(&self, line: Option<&Line>) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
         let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
-        let rtt = line.filter(|_| in_use).map_or(self.rtt, |line| Some(line.connection.rtt()));
+        let rtt = line.filter(|_| in_use).map_or(self.rtt, Line::rtt);
         let (mtu, loss) = match line.filter(|_| in_use) {
             Some(line) => {
                 let path = line.connection.stats().path;

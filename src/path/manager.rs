@@ -66,12 +66,14 @@ pub struct Key {
 pub enum Event {
     /// All candidates that there are, with their places; what is not among them is gone.
     Candidates(BTreeMap<Key, Rank>),
-    /// The tunnel's connection stands on this path; its round trip took so long.
-    Connected(Key, Duration),
+    /// The tunnel's connection stands on this path.
+    Connected(Key),
     /// The tunnel's connection is lost.
     Disconnected,
-    /// A question over this path was answered; the round trip took so long.
-    Answered(Key, Duration),
+    /// A question over this path was answered; the round trip took so long, if that can be told.
+    Answered(Key, Option<Duration>),
+    /// The tunnel's own packets over the active path take so long for a round trip.
+    Measured(Key, Duration),
     /// A question over this path will not be answered: it was refused, or its socket failed.
     Refused(Key),
     /// The active path was sent to and is silent for longer than it should be.
@@ -272,12 +274,13 @@ impl Manager {
         let mut actions = Vec::new();
         match event.into() {
             Some(Event::Candidates(found)) => self.update(&found, now, &mut actions),
-            Some(Event::Connected(key, rtt)) => self.connect(key, rtt, now, &mut actions),
+            Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
             Some(Event::Disconnected) => {
                 self.connected = false;
                 self.active = None;
             }
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
+            Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
             Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
             Some(Event::Heard(key)) => self.trust(key),
@@ -377,21 +380,30 @@ impl Manager {
         }
     }
 
-    fn connect(&mut self, key: Key, rtt: Duration, now: Instant, actions: &mut Vec<Action>) {
+    fn connect(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
-            path.rtt = Some(rtt);
+            // A handshake takes longer than a round trip.
+            path.rtt = None;
             path.state = State::Standby { since: now, check: None };
             // Its own traffic tells more than a question does.
             actions.push(Action::Forget(key));
         }
     }
 
-    fn answer(&mut self, key: Key, rtt: Duration, now: Instant, actions: &mut Vec<Action>) {
+    fn measure(&mut self, key: Key, rtt: Duration) {
+        if self.is_active(key)
+            && let Some(path) = self.paths.get_mut(&key)
+        {
+            path.rtt = Some(rtt);
+        }
+    }
+
+    fn answer(&mut self, key: Key, rtt: Option<Duration>, now: Instant, actions: &mut Vec<Action>) {
         let check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
-        path.rtt = Some(rtt);
+        path.rtt = rtt.or(path.rtt);
         let since = match path.state {
             State::Standby { since, .. } => since,
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
@@ -571,8 +583,8 @@ impl Manager {
             .paths
             .iter()
             .filter(|(key, path)| self.ready_at(**key, path).is_some_and(|ready| ready <= now))
-            .filter_map(|(key, path)| Some((path.rank, path.rtt, *key, self.improves(*key)?)))
-            .min_by_key(|(rank, rtt, key, _)| (*rank, *rtt, *key));
+            .filter_map(|(key, path)| Some((path.rank, path.speed(), *key, self.improves(*key)?)))
+            .min_by_key(|(rank, speed, key, _)| (*rank, *speed, *key));
         if let Some((.., key, reason)) = better {
             self.switch(key, reason, now, actions);
         }
@@ -631,7 +643,7 @@ impl Manager {
         self.paths
             .iter()
             .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(**key) && fits(path))
-            .min_by_key(|(key, path)| (!self.is_chosen(**key), path.rank, path.rtt, **key))
+            .min_by_key(|(key, path)| (!self.is_chosen(**key), path.rank, path.speed(), **key))
             .map(|(key, _)| *key)
     }
 
@@ -661,6 +673,11 @@ impl Manager {
 impl Path {
     fn new(rank: Rank, failures: Failures) -> Self {
         Self { rank, state: State::Waiting, rtt: None, failures }
+    }
+
+    /// Its round trip, the longest where it is not known.
+    fn speed(&self) -> Duration {
+        self.rtt.unwrap_or(Duration::MAX)
     }
 
     fn fail(&mut self, now: Instant, longest_retry: Duration) {

@@ -2,7 +2,8 @@
 //!
 //! A probe is a connection of its own, a short QUIC handshake under the ALPN `roamd-probe`, on a
 //! socket bound to the candidate's link. An echo over it proves that the path works both ways and
-//! leads to the right server, and measures it. The connection stays open, so that the next question
+//! leads to the right server, and measures it; the first one, which still meets the end of the
+//! handshake, is no measure, and others follow at once. The connection stays open, so that the next question
 //! is one round trip: the warm standby.
 
 use std::{
@@ -70,6 +71,7 @@ impl Probe {
             candidate,
             limit,
             standing: None,
+            last: None,
             epoch: Instant::now(),
             measured: Arc::clone(&measured),
         };
@@ -101,8 +103,17 @@ struct Asker {
     candidate: Candidate,
     limit: Duration,
     standing: Option<Connected>,
+    /// The last round trip over it.
+    last: Option<Duration>,
     epoch: Instant,
     measured: Arc<Mutex<Option<Measured>>>,
+}
+
+/// An answer to a question.
+struct Answer {
+    rtt: Duration,
+    /// The first over its connection.
+    is_first: bool,
 }
 
 impl Asker {
@@ -121,7 +132,10 @@ impl Asker {
                 }
             };
             let event = match answer {
-                Ok(Some(rtt)) => Event::Answered(key, rtt),
+                Ok(Some(Answer { rtt, is_first })) => {
+                    pending = is_first;
+                    Event::Answered(key, (!is_first).then_some(rtt))
+                }
                 Ok(None) => Event::Refused(key),
                 Err(_elapsed) => {
                     self.standing = None;
@@ -135,9 +149,10 @@ impl Asker {
     }
 
     /// One answer, over the connection that stands or a new one; `None` if there is no hope.
-    async fn question(&mut self) -> Option<Duration> {
+    async fn question(&mut self) -> Option<Answer> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
-        if self.standing.is_none() {
+        let is_first = self.standing.is_none();
+        if is_first {
             match self.handshake.run(&*self.network, self.candidate.clone(), self.limit, None).await
             {
                 Ok(connected) => self.standing = Some(connected),
@@ -148,12 +163,20 @@ impl Asker {
             }
         }
         let connection = &self.standing.as_ref()?.connection;
-        let rtt = echo(connection, self.epoch).await;
+        let rtt = echo(connection, self.epoch).await?;
+        // One sample may be late because a machine was busy; of two the shorter one counts.
+        let before = match self.last {
+            _ if is_first => None,
+            None => Some(echo(connection, self.epoch).await?),
+            known => known,
+        };
+        self.last = (!is_first).then_some(rtt);
+        let rtt = before.map_or(rtt, |before| before.min(rtt));
         let path = connection.stats().path;
         let measured =
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
-        rtt
+        Some(Answer { rtt, is_first })
     }
 }
 

@@ -7,6 +7,7 @@
 //! window, nor as congestion when it is declared lost.
 
 mod delay;
+mod round_trip;
 
 use std::{
     any::Any,
@@ -21,7 +22,15 @@ use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetr
 use quinn_proto::RttEstimator;
 use tokio::sync::Notify;
 
-use self::delay::{Acked, DelayLimit};
+use self::{
+    delay::{Acked, DelayLimit},
+    round_trip::RoundTrip,
+};
+
+/// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
+/// is larger than this has more in it: a bare one has some 35 bytes, with a few ranges more. Smaller ones
+/// that are answered are pings.
+const LARGEST_BARE_ACK: u64 = 48;
 
 /// The controllers of one connection, from outside.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +42,8 @@ struct Shared {
     /// The window of the next start, in bytes; zero for the usual one.
     window: AtomicU64,
     in_flight: AtomicU64,
+    /// The part of `in_flight` that is sure to be acknowledged.
+    owed: AtomicU64,
     /// Times below are microseconds after this one, and zero is none.
     origin: OnceLock<Instant>,
     /// Since when something is in flight and nothing was acknowledged.
@@ -40,6 +51,7 @@ struct Shared {
     /// When the newest packet that was acknowledged was sent.
     answered: AtomicU64,
     path_left: Notify,
+    round_trip: RoundTrip,
 }
 
 impl Shared {
@@ -78,6 +90,12 @@ impl Handle {
     /// Whether something was sent that the other side must acknowledge, and did not yet.
     #[must_use]
     pub fn awaits_answer(&self) -> bool {
+        self.0.owed.load(Relaxed) > 0
+    }
+
+    /// The same, or something was sent of which that cannot be told.
+    #[must_use]
+    pub fn may_await_answer(&self) -> bool {
         self.0.in_flight.load(Relaxed) > 0
     }
 
@@ -105,7 +123,31 @@ impl Handle {
         self.0.path_left.notified().await;
     }
 
-    fn sent(&self, now: Instant) {
+    /// Measures the round trip anew, of what is sent from here on: the path is another, or the handshake is
+    /// over.
+    pub fn measure_from(&self, now: Instant) {
+        self.0.round_trip.begin(self.0.micros(now));
+    }
+
+    /// The shortest round trip since then.
+    #[must_use]
+    pub fn shortest_round_trip(&self) -> Option<Duration> {
+        self.0.round_trip.shortest()
+    }
+
+    /// The present round trip of the path, where `smoothed` is quinn's estimate; `None` before the first
+    /// sample.
+    #[must_use]
+    pub fn round_trip(&self, smoothed: Duration) -> Option<Duration> {
+        let shortest = self.shortest_round_trip()?;
+        Some(if self.0.round_trip.is_settled() { smoothed } else { shortest })
+    }
+
+    fn sent(&self, now: Instant, bytes: u64) {
+        if bytes <= LARGEST_BARE_ACK {
+            return;
+        }
+        self.0.owed.fetch_add(bytes, Relaxed);
         if self.0.unanswered.load(Relaxed) == 0 {
             self.expect_from(now);
         }
@@ -113,7 +155,9 @@ impl Handle {
 
     fn acknowledged(&self, now: Instant, sent: Instant) {
         self.expect_from(now);
-        self.0.answered.fetch_max(self.0.micros(sent), Relaxed);
+        let sent = self.0.micros(sent);
+        self.0.answered.fetch_max(sent, Relaxed);
+        self.0.round_trip.sample(self.0.micros(now), sent);
     }
 
     fn epoch(&self) -> u64 {
@@ -122,6 +166,7 @@ impl Handle {
 
     fn set_in_flight(&self, bytes: u64) {
         self.0.in_flight.store(bytes, Relaxed);
+        self.0.owed.fetch_min(bytes, Relaxed);
         if bytes == 0 {
             self.0.unanswered.store(0, Relaxed);
         }
@@ -242,7 +287,7 @@ impl<F: Restartable> Controller for Renewable<F> {
         self.renew(now);
         self.in_flight += bytes;
         self.factory.handle.set_in_flight(self.in_flight);
-        self.factory.handle.sent(now);
+        self.factory.handle.sent(now, bytes);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
@@ -278,6 +323,7 @@ impl<F: Restartable> Controller for Renewable<F> {
         // quinn's own count: it also knows of packets that were dropped with their keys.
         self.in_flight = in_flight;
         self.factory.handle.set_in_flight(in_flight);
+        self.factory.handle.0.owed.store(in_flight, Relaxed);
         self.old_in_flight = self.old_in_flight.min(in_flight);
         let new = in_flight - self.old_in_flight;
         self.inner.on_end_acks(now, new, app_limited, largest_packet_num_acked);
@@ -388,6 +434,21 @@ mod tests {
         assert!(handle.awaits_answer());
         controller.on_end_acks(start, 0, false, Some(0));
         assert!(!handle.awaits_answer());
+    }
+
+    #[test]
+    fn a_bare_acknowledgement_is_not_answered() {
+        let (handle, start) = (Handle::default(), Instant::now());
+        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
+        let mut controller = factory.build(start, MTU);
+        controller.on_sent(start, 35, 0);
+        assert!(!handle.awaits_answer() && handle.may_await_answer());
+        assert_eq!(handle.unanswered_since(), None);
+        controller.on_sent(start, 100, 1);
+        assert!(handle.awaits_answer());
+        assert_eq!(handle.unanswered_since(), Some(start));
+        controller.on_end_acks(start, 0, false, Some(1));
+        assert!(!handle.may_await_answer());
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod harness;
 mod keystrokes;
 mod lasting;
 mod manager;
+mod measured;
 mod metered;
 mod names;
 mod offload;

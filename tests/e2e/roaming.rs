@@ -28,7 +28,7 @@ impl Laptop {
     }
 
     /// The same with other addresses of the server, more configuration or other networks.
-    fn with(server_address: &str, more: &str, prepare: impl FnOnce(&Scene)) -> Self {
+    pub(crate) fn with(server_address: &str, more: &str, prepare: impl FnOnce(&Scene)) -> Self {
         let scene = Scene::new().unwrap();
         prepare(&scene);
         let folder = tempfile::tempdir().unwrap();
@@ -47,61 +47,71 @@ impl Laptop {
         client.connected();
         let laptop = Self { scene, client, server, _folder: folder };
         laptop.until_active(Access::Wifi);
-        eventually("a warm standby", || {
-            (path(&laptop.client.status(), Access::Lte)?["state"] == "standby").then_some(())
-        });
+        laptop.until(Access::Lte, "standby");
         laptop
     }
 
+    /// Waits until one of the paths over `access` carries the tunnel.
     pub(crate) fn until_active(&self, access: Access) {
-        eventually("the active path", || {
-            (path(&self.client.status(), access)?["state"] == "active").then_some(())
+        self.until(access, "active");
+    }
+
+    fn until(&self, access: Access, state: &str) {
+        eventually(state, || {
+            let status = self.client.try_status()?;
+            let mut paths = status["paths"].as_array()?.iter();
+            paths.any(|it| it["link"] == access.link() && it["state"] == state).then_some(())
         });
     }
 
-    /// Sends packets through the tunnel for `duration`, with `event` after a second; the longest
-    /// time without an echo, and how many packets had none.
+    /// [`stream`] through its tunnel.
     pub(crate) fn stream(&self, duration: Duration, event: impl FnOnce() + Send) -> Stream {
-        let echo = self.scene.server().run(|| UdpSocket::bind("10.66.0.1:7000").unwrap()).unwrap();
-        echo.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let socket = self.scene.client().run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
-        socket.connect("10.66.0.1:7000").unwrap();
-        let end = Instant::now() + duration;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut buffer = [0; 16];
-                while Instant::now() < end + Duration::from_secs(1) {
-                    if let Ok((count, from)) = echo.recv_from(&mut buffer) {
-                        let _ = echo.send_to(&buffer[..count], from);
-                    }
-                }
-            });
-            let sender = scope.spawn(|| {
-                let mut sent = 0_u64;
-                while Instant::now() < end {
-                    let _ = socket.send(&sent.to_be_bytes());
-                    sent += 1;
-                    std::thread::sleep(INTERVAL);
-                }
-                sent
-            });
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_secs(1));
-                event();
-            });
-            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            let (mut last, mut gap, mut received) = (Instant::now(), Duration::ZERO, 0);
+        stream(&self.scene, duration, event)
+    }
+}
+
+/// Sends packets through the tunnel for `duration`, with `event` after a second; the longest
+/// time without an echo, and how many packets had none.
+pub(crate) fn stream(scene: &Scene, duration: Duration, event: impl FnOnce() + Send) -> Stream {
+    let echo = scene.server().run(|| UdpSocket::bind("10.66.0.1:7000").unwrap()).unwrap();
+    echo.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let socket = scene.client().run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
+    socket.connect("10.66.0.1:7000").unwrap();
+    let end = Instant::now() + duration;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
             let mut buffer = [0; 16];
-            while Instant::now() < end + Duration::from_millis(500) {
-                if socket.recv(&mut buffer).is_ok() {
-                    gap = gap.max(last.elapsed());
-                    last = Instant::now();
-                    received += 1;
+            while Instant::now() < end + Duration::from_secs(1) {
+                if let Ok((count, from)) = echo.recv_from(&mut buffer) {
+                    let _ = echo.send_to(&buffer[..count], from);
                 }
             }
-            Stream { gap, lost: sender.join().unwrap() - received }
-        })
-    }
+        });
+        let sender = scope.spawn(|| {
+            let mut sent = 0_u64;
+            while Instant::now() < end {
+                let _ = socket.send(&sent.to_be_bytes());
+                sent += 1;
+                std::thread::sleep(INTERVAL);
+            }
+            sent
+        });
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(1));
+            event();
+        });
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let (mut last, mut gap, mut received) = (Instant::now(), Duration::ZERO, 0);
+        let mut buffer = [0; 16];
+        while Instant::now() < end + Duration::from_millis(500) {
+            if socket.recv(&mut buffer).is_ok() {
+                gap = gap.max(last.elapsed());
+                last = Instant::now();
+                received += 1;
+            }
+        }
+        Stream { gap, lost: sender.join().unwrap() - received }
+    })
 }
 
 #[derive(Debug)]
@@ -115,7 +125,7 @@ pub(crate) fn path(status: &Value, access: Access) -> Option<Value> {
     paths.iter().find(|path| path["link"] == access.link()).cloned()
 }
 
-fn last_switch(status: &Value) -> Value {
+pub(crate) fn last_switch(status: &Value) -> Value {
     status["switches"].as_array().unwrap().last().cloned().unwrap_or_default()
 }
 

@@ -66,8 +66,8 @@ fn on_wifi() -> Fixture {
     let mut fixture = nothing();
     let asked = fixture.tell(candidates(&[WIFI, LTE]));
     assert_eq!(asked, [Action::Ask(key(1)), Action::Ask(key(2))]);
-    assert_eq!(fixture.tell(Event::Connected(key(1), 10 * MS)), [Action::Forget(key(1))]);
-    assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+    assert_eq!(fixture.tell(Event::Connected(key(1))), [Action::Forget(key(1))]);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
     assert_eq!(fixture.condition(1), Some(Condition::Active));
     assert_eq!(fixture.condition(2), Some(Condition::Standby));
     fixture
@@ -84,7 +84,7 @@ fn the_standby_takes_over_at_once_when_the_active_path_is_gone() {
 fn a_candidate_takes_over_unprobed_when_there_is_no_standby() {
     let mut fixture = nothing();
     let _ = fixture.tell(candidates(&[WIFI]));
-    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+    let _ = fixture.tell(Event::Connected(key(1)));
     assert_eq!(fixture.tell(candidates(&[])), [Action::Forget(key(1))]);
     let actions = fixture.tell(candidates(&[LTE]));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Gone), Action::Ask(key(2))]);
@@ -94,9 +94,9 @@ fn a_candidate_takes_over_unprobed_when_there_is_no_standby() {
 fn a_better_path_answers_before_it_takes_over_and_the_old_one_stays_warm() {
     let mut fixture = nothing();
     let _ = fixture.tell(candidates(&[LTE]));
-    let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+    let _ = fixture.tell(Event::Connected(key(2)));
     assert_eq!(fixture.tell(candidates(&[WIFI, LTE])), [Action::Ask(key(1))]);
-    let actions = fixture.tell(Event::Answered(key(1), 10 * MS));
+    let actions = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
     assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
     assert_eq!(fixture.condition(2), Some(Condition::Standby));
 }
@@ -106,12 +106,12 @@ fn a_silent_network_is_not_entered_again_by_its_other_door() {
     let mut fixture = nothing();
     // Two ways over one wifi, as with both families, and lte.
     let _ = fixture.tell(candidates(&[WIFI, (3, 100), LTE]));
-    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
-    let _ = fixture.tell(Event::Answered(key(3), 10 * MS));
-    let _ = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    let _ = fixture.tell(Event::Answered(key(3), Some(10 * MS)));
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     let _ = fixture.tell(Event::Silent(key(1)));
     let _ = fixture.wait(SHORTEST_GRACE);
-    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
     assert_eq!(fixture.manager.active(), Some(key(2)));
     let _ = fixture.wait(TIMEOUT);
@@ -124,7 +124,7 @@ fn a_chosen_link_is_used_until_it_fails() {
     let mut fixture = on_wifi();
     let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
     assert_eq!(actions, [Action::Ask(key(2)), Action::Switch(key(2), Reason::Chosen)]);
-    assert_eq!(fixture.tell(Event::Answered(key(2), 50 * MS)), []);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
     assert_eq!(fixture.manager.why(key(1), fixture.now), "somebody chose another link");
     assert_eq!(fixture.wait(Duration::from_secs(10)), []);
     let actions = fixture.tell(candidates(&[WIFI]));
@@ -138,7 +138,7 @@ fn a_pinned_link_is_not_left_even_when_it_is_silent() {
     let _ = fixture.tell(Event::Choose(Some(Choice { link: 1, pinned: true })));
     let _ = fixture.tell(Event::Silent(key(1)));
     let _ = fixture.wait(Duration::from_secs(1));
-    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..))), "{actions:?}");
     let _ = fixture.tell(candidates(&[LTE]));
     assert_eq!(fixture.manager.active(), None, "not even when it is gone");
@@ -152,7 +152,7 @@ fn a_choice_is_asked_first_when_it_failed_before() {
     let _ = fixture.tell(Event::Refused(key(2)));
     let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
     assert_eq!(actions, [Action::Ask(key(2))]);
-    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Chosen)]);
 }
 
@@ -160,7 +160,7 @@ fn a_choice_is_asked_first_when_it_failed_before() {
 fn probe_deadline_passes_and_the_active_path_stays() {
     let mut fixture = nothing();
     let _ = fixture.tell(candidates(&[LTE]));
-    let _ = fixture.tell(Event::Connected(key(2), 50 * MS));
+    let _ = fixture.tell(Event::Connected(key(2)));
     let _ = fixture.tell(candidates(&[WIFI, LTE]));
     assert_eq!(fixture.wait(TIMEOUT - MS), []);
     assert_eq!(fixture.wait(MS), [Action::Forget(key(1))]);
@@ -175,7 +175,7 @@ fn a_silent_path_is_left_when_it_does_not_answer_and_a_standby_does() {
     assert_eq!(fixture.tell(Event::Silent(key(1))), [Action::Ask(key(1))]);
     let actions = fixture.wait(SHORTEST_GRACE);
     assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
-    let actions = fixture.tell(Event::Answered(key(2), 50 * MS));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Silent), Action::Forget(key(1))]);
     assert_eq!(fixture.condition(1), Some(Condition::Failed));
 }
@@ -185,7 +185,7 @@ fn a_false_alarm_costs_one_question() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Silent(key(1)));
     assert_eq!(fixture.condition(1), Some(Condition::Suspect));
-    assert_eq!(fixture.tell(Event::Answered(key(1), 12 * MS)), []);
+    assert_eq!(fixture.tell(Event::Answered(key(1), Some(12 * MS))), []);
     assert_eq!(fixture.condition(1), Some(Condition::Active));
     assert_eq!(fixture.wait(SHORTEST_GRACE), []);
 }
@@ -194,7 +194,7 @@ fn a_false_alarm_costs_one_question() {
 fn the_only_path_stays_active_however_long_it_is_silent() {
     let mut fixture = nothing();
     let _ = fixture.tell(candidates(&[WIFI]));
-    let _ = fixture.tell(Event::Connected(key(1), 10 * MS));
+    let _ = fixture.tell(Event::Connected(key(1)));
     let _ = fixture.tell(Event::Silent(key(1)));
     let _ = fixture.wait(Duration::from_secs(600));
     assert_eq!(fixture.manager.active(), Some(key(1)));
@@ -226,7 +226,7 @@ fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
     for _ in 0..5 {
         let _ = fixture.tell(candidates(&[LTE]));
         let _ = fixture.tell(candidates(&[WIFI, LTE]));
-        let _ = fixture.tell(Event::Answered(key(1), 10 * MS));
+        let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
         let start = fixture.now;
         for _ in 0..200 {
             if fixture.manager.active() == Some(key(1)) {
@@ -234,13 +234,39 @@ fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
             }
             for asked in fixture.wait(500 * MS) {
                 if let Action::Ask(path) = asked {
-                    let _ = fixture.tell(Event::Answered(path, 10 * MS));
+                    let _ = fixture.tell(Event::Answered(path, Some(10 * MS)));
                 }
             }
         }
         waits.push((fixture.now - start).as_secs());
     }
     assert_eq!(waits, [2, 4, 8, 16, 32]);
+}
+
+#[test]
+fn paths_are_compared_when_both_are_measured() {
+    let mut fixture = nothing();
+    // Both families over one wifi.
+    let _ = fixture.tell(candidates(&[WIFI, (3, 100)]));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    assert_eq!(fixture.tell(Event::Answered(key(3), None)), []);
+    assert_eq!(fixture.tell(Event::Measured(key(1), 60 * MS)), [], "the other is not measured");
+    let _ = fixture.tell(Event::Connected(key(1)));
+    assert_eq!(fixture.tell(Event::Answered(key(3), Some(10 * MS))), [], "this one is not");
+    assert_eq!(fixture.tell(Event::Measured(key(1), 11 * MS)), [], "it is as fast");
+    let actions = fixture.tell(Event::Measured(key(1), 60 * MS));
+    assert_eq!(actions, [Action::Switch(key(3), Reason::Faster)]);
+}
+
+#[test]
+fn a_standby_that_is_measured_goes_before_one_that_is_not() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI, (2, 100), (3, 100)]));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    let _ = fixture.tell(Event::Answered(key(2), None));
+    let _ = fixture.tell(Event::Answered(key(3), Some(10 * MS)));
+    let actions = fixture.tell(candidates(&[(2, 100), (3, 100)]));
+    assert!(actions.contains(&Action::Switch(key(3), Reason::Gone)), "{actions:?}");
 }
 
 #[test]
@@ -264,9 +290,11 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => proptest::collection::btree_set((0u32..4, 0u32..3), 0..4)
             .prop_map(|links| candidates(&links.into_iter().collect::<Vec<_>>())),
-        2 => (path.clone(), rtt.clone()).prop_map(|(path, rtt)| Event::Connected(path, rtt)),
+        2 => path.clone().prop_map(Event::Connected),
+        2 => (path.clone(), rtt.clone()).prop_map(|(path, rtt)| Event::Measured(path, rtt)),
         1 => Just(Event::Disconnected),
-        6 => (path.clone(), rtt).prop_map(|(path, rtt)| Event::Answered(path, rtt)),
+        6 => (path.clone(), proptest::option::of(rtt))
+            .prop_map(|(path, rtt)| Event::Answered(path, rtt)),
         2 => path.clone().prop_map(Event::Refused),
         3 => path.clone().prop_map(Event::Silent),
         2 => path.clone().prop_map(Event::Heard),
