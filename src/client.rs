@@ -16,6 +16,7 @@ mod offer;
 pub(crate) mod order;
 mod pauses;
 mod portals;
+mod rival;
 mod roam;
 mod shown;
 
@@ -30,6 +31,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use quinn::Connection;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -41,6 +43,7 @@ use self::{
     names::Names,
     order::{Order, What},
     pauses::{Pause, Pauses},
+    rival::Rival,
     roam::{Roamer, Roaming},
     shown::{Line, Shown},
 };
@@ -123,6 +126,8 @@ pub(crate) struct Client {
     events: Events,
     interface: String,
     started: SystemTime,
+    /// Names this process to the server.
+    instance: u64,
     shown: Shown,
 }
 
@@ -218,6 +223,7 @@ impl Client {
             links: None,
             interface: tun.name.clone(),
             started: SystemTime::now(),
+            instance: instance()?,
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             inside: ArcSwap::default(),
@@ -281,6 +287,7 @@ impl Client {
             let ended = self.connect(host, orders, lost).await?;
             self.queue.hold(true);
             let refusal = ended.refusal(self.key);
+            let rival = Rival::of(&ended);
             if self.shown.sessions() > sessions {
                 lost = clock::now();
             }
@@ -288,7 +295,11 @@ impl Client {
                 pauses = Pauses::default();
             }
             let pause = pauses.after(&ended, refusal.as_ref());
-            let reason = refusal.as_ref().map_or_else(|| ended.to_string(), Refusal::in_short);
+            let reason = match (&refusal, rival) {
+                (_, Some(rival)) => rival.to_string(),
+                (Some(refusal), None) => refusal.in_short(),
+                (None, None) => ended.to_string(),
+            };
             let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
             self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
             match refusal {
@@ -373,7 +384,7 @@ impl Client {
         self.roaming.renewal.measure_from(clock::now());
         quic::ask(&connection);
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout(GREETING, session::open(&connection, self.tun.completes_checksums())) => greeted,
+            greeted = tokio::time::timeout(GREETING, session::open(&connection, self.tun.completes_checksums(), self.instance)) => greeted,
             never = self.insist(&connection) => match never {},
         };
         let (control, welcome) = match greeted {
@@ -690,6 +701,14 @@ impl Client {
         }
         Status::client(status)
     }
+}
+
+fn instance() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the kernel gives no randomness"))?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 fn settings(paths: &config::Paths) -> Settings {

@@ -65,6 +65,8 @@ pub mod close {
     pub const PROTOCOL: VarInt = VarInt::from_u32(4);
     /// This connection lost the race against another one of the same client.
     pub const NOT_NEEDED: VarInt = VarInt::from_u32(5);
+    /// Another machine with the same key has the session. The reason is its address.
+    pub const DISPLACED: VarInt = VarInt::from_u32(6);
 }
 
 /// The transport parameters of both sides, for inner packets of up to `mtu` bytes. Through `renewal`

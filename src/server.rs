@@ -11,6 +11,7 @@ mod few;
 mod gate;
 pub mod handshake;
 pub mod peers;
+mod rivals;
 pub mod silence;
 pub mod socket;
 #[cfg(test)]
@@ -385,7 +386,10 @@ impl Server {
             return None;
         }
         let greeted = tokio::select! {
-            greeted = session::accept(connection, |version| self.welcome(peer, version)) => greeted,
+            greeted = session::accept(connection, |version, hello| {
+                let admitted = peer.admits(hello.instance, connection);
+                admitted.then(|| self.welcome(peer, version))
+            }) => greeted,
             lost = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
                 Err(lost.into())
             }
@@ -410,6 +414,7 @@ impl Server {
             connection: connection.clone(),
             since: SystemTime::now(),
             software: hello.software.clone(),
+            instance: hello.instance,
         });
         let attached = Attached { peer, connection };
         self.still_has(peer, connection);
@@ -581,6 +586,7 @@ impl Server {
                 software: session.software,
                 quic: status::QuicStatus::of(&session.connection),
             }),
+            rival: peer.rival(),
             queued_bytes: peer.queue.bytes(),
             queue_delay: status::milliseconds(peer.queue.delay()),
             traffic: peer.counters.snapshot(),

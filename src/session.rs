@@ -38,6 +38,9 @@ pub enum SessionError {
         /// The versions of the other side.
         theirs: Vec<u16>,
     },
+    /// Another machine with the client's key keeps the session.
+    #[error("another machine with this key has the session")]
+    Displaced,
 }
 
 /// The control stream. The session ends with its connection; the stream stays open until then.
@@ -47,20 +50,28 @@ pub struct Control {
     receive: RecvStream,
 }
 
-/// Begins a session as the client, who takes packets whose checksum is left to it if `unchecked`.
+/// Begins a session as the client, who takes packets whose checksum is left to it if `unchecked`. `instance`
+/// is the same for all sessions of a process.
 pub async fn open(
     connection: &Connection,
     unchecked: bool,
+    instance: u64,
 ) -> Result<(Control, Welcome), SessionError> {
     let (send, receive) = connection.open_bi().await?;
     let mut control = Control { send, receive };
-    let hello = Hello { versions: VERSIONS.to_vec(), software: SOFTWARE.into(), unchecked };
+    let hello = Hello {
+        versions: VERSIONS.to_vec(),
+        software: SOFTWARE.into(),
+        unchecked,
+        instance: Some(instance),
+    };
     control.write(&Message::Hello(hello)).await?;
     let answer = control.read().await.inspect_err(|error| match error {
         SessionError::Control(_) => connection.close(close::PROTOCOL, b"malformed control message"),
         SessionError::Connection(_)
         | SessionError::Stream(_)
         | SessionError::Unexpected
+        | SessionError::Displaced
         | SessionError::Version { .. } => {}
     })?;
     match answer {
@@ -71,10 +82,11 @@ pub async fn open(
 }
 
 /// Begins a session as the server, for a client whose key is known. `welcome` gets the version that
-/// both speak.
+/// both speak, and what the client said; without one the session does not begin, and the connection must be
+/// closed with a reason.
 pub async fn accept(
     connection: &Connection,
-    welcome: impl FnOnce(u16) -> Welcome,
+    welcome: impl FnOnce(u16, &Hello) -> Option<Welcome>,
 ) -> Result<(Control, Hello), SessionError> {
     let (send, receive) = connection.accept_bi().await?;
     let mut control = Control { send, receive };
@@ -85,7 +97,8 @@ pub async fn accept(
     else {
         return Err(refuse_version(connection, hello.versions));
     };
-    control.write(&Message::Welcome(welcome(version))).await?;
+    let Some(welcome) = welcome(version, &hello) else { return Err(SessionError::Displaced) };
+    control.write(&Message::Welcome(welcome)).await?;
     Ok((control, hello))
 }
 

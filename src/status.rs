@@ -235,6 +235,9 @@ pub struct PeerStatus {
     pub addresses: Vec<IpAddr>,
     /// Its session; none while not connected.
     pub session: Option<SessionStatus>,
+    /// Where another machine with its key was seen lately; it has no session because a newer one does.
+    #[serde(default)]
+    pub rival: Option<IpAddr>,
     /// Bytes that wait to be sent to it.
     pub queued_bytes: usize,
     /// How long the last packet that was sent had waited, in milliseconds.

@@ -175,7 +175,8 @@ fn welcome(version: u16) -> Welcome {
 /// A server that lets in one client; gives its connection and key.
 async fn accept_one(endpoint: Endpoint) -> (Connection, Option<PublicKey>) {
     let connection = endpoint.accept().await.unwrap().await.unwrap();
-    let (control, _) = session::accept(&connection, welcome).await.unwrap();
+    let (control, _) =
+        session::accept(&connection, |version, _| Some(welcome(version))).await.unwrap();
     let key = tls::peer_key(&connection);
     // The stream lives as long as the test.
     std::mem::forget(control);
@@ -198,7 +199,7 @@ async fn pair(listen: &str) -> Pair {
     let client = Client::new(&client_key, server_key.public_key(), server);
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    let (control, greeting) = session::open(&here, true).await.unwrap();
+    let (control, greeting) = session::open(&here, true, 1).await.unwrap();
     assert_eq!(greeting, welcome(1));
     std::mem::forget(control);
     let (there, key) = accepted.await.unwrap();
@@ -233,7 +234,7 @@ async fn an_ipv4_client_of_a_dual_stack_server_is_served() {
     let client = Client::new(&client_key, server_key.public_key(), ([127, 0, 0, 1], port).into());
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    session::open(&here, true).await.unwrap();
+    session::open(&here, true, 1).await.unwrap();
     let (there, _) = accepted.await.unwrap();
     assert!(there.remote_address().is_ipv4(), "{}", there.remote_address());
 }
@@ -370,7 +371,7 @@ async fn a_connection_moves_to_another_path_and_family() {
     let client = Client::new(&client_key, server_key.public_key(), ([127, 0, 0, 1], port).into());
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    session::open(&here, true).await.unwrap();
+    session::open(&here, true, 1).await.unwrap();
     let (there, _) = accepted.await.unwrap();
 
     let v6 = UdpSocket::bind("[::1]:0".parse().unwrap(), None, 0, None).unwrap();
@@ -395,7 +396,7 @@ async fn a_restarted_server_tells_its_clients_at_once() {
     let client = Client::new(&client_key, server_key.public_key(), server);
     let accepted = tokio::spawn(accept_one(endpoint.clone()));
     let here = client.connect().await.unwrap();
-    session::open(&here, true).await.unwrap();
+    session::open(&here, true, 1).await.unwrap();
     let (there, _) = accepted.await.unwrap();
 
     // The new process has the key and the address, and knows nothing of the connection.
@@ -433,7 +434,7 @@ async fn a_welcome_that_is_none_is_answered_with_a_reason() {
         timeout(PATIENCE, connection.closed()).await.unwrap()
     });
     let connection = client.connect().await.unwrap();
-    let error = session::open(&connection, true).await.unwrap_err();
+    let error = session::open(&connection, true, 1).await.unwrap_err();
     assert!(matches!(error, session::SessionError::Control(_)), "{error}");
     let ConnectionError::ApplicationClosed(closed) = server.await.unwrap() else { panic!() };
     assert_eq!(closed.error_code, quic::close::PROTOCOL);

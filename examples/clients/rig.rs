@@ -96,7 +96,7 @@ pub(crate) async fn connect(
     config: quinn::ClientConfig,
 ) -> anyhow::Result<(Connection, Control)> {
     let connection = endpoint.connect_with(config, SERVER.parse()?, "roamd")?.await?;
-    let (control, _) = session::open(&connection, true).await?;
+    let (control, _) = session::open(&connection, true, 1).await?;
     Ok((connection, control))
 }
 

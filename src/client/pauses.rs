@@ -8,6 +8,7 @@ use quinn::ConnectionError;
 use super::{
     dial::DialError,
     fate::{Ended, Refusal},
+    rival::Rival,
 };
 use crate::path::handshake::HandshakeError;
 
@@ -67,6 +68,10 @@ impl Pauses {
         if refusal.is_some_and(Refusal::is_proven) {
             let longest = self.refused.next().unwrap_or(LONGEST_REFUSED);
             return Some(Pause { shortest: REFUSED_FLOOR, longest });
+        }
+        if let Some(rival) = Rival::of(ended) {
+            let pause = rival.pause();
+            return Some(Pause { shortest: pause, longest: pause });
         }
         match ended {
             // The attempts had their own pace, or none was made since.

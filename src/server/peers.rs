@@ -3,15 +3,19 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
 };
 
 use ipnet::IpNet;
 use prefix_trie::joint::map::JointPrefixMap;
 use quinn::{Connection, VarInt};
+use tracing::warn;
 
-use super::few::Few;
+use super::{
+    few::Few,
+    rivals::{Instance, Rivals},
+};
 use crate::{
     config,
     foreign::Foreign,
@@ -59,7 +63,14 @@ pub struct Peer {
     pub(super) probes: Few,
     /// Its connections that have not said hello.
     pub(super) silent: Few,
-    session: Mutex<Option<PeerSession>>,
+    place: Mutex<Place>,
+}
+
+/// A peer's one session, and who else would like to have it.
+#[derive(Debug, Default)]
+struct Place {
+    session: Option<PeerSession>,
+    rivals: Rivals,
 }
 
 /// A connected peer's connection.
@@ -71,6 +82,18 @@ pub struct PeerSession {
     pub since: SystemTime,
     /// The program that the peer runs.
     pub software: Foreign,
+    /// Which process of it, if it says so.
+    pub instance: Option<u64>,
+}
+
+impl PeerSession {
+    fn is_alive(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+}
+
+fn address(connection: &Connection) -> IpAddr {
+    connection.remote_address().ip().to_canonical()
 }
 
 impl Peers {
@@ -178,23 +201,56 @@ impl Peer {
             counters: Counters::default(),
             probes: Few::new(PROBES),
             silent: Few::new(SILENT),
-            session: Mutex::default(),
+            place: Mutex::default(),
         }
+    }
+
+    /// Whether the process `instance` may have the session. If not, `connection` is closed: a newer machine
+    /// with the same key has it.
+    pub fn admits(&self, instance: Instance, connection: &Connection) -> bool {
+        let mut place = self.place();
+        let Some(current) = place.session.as_ref().filter(|it| it.is_alive()) else { return true };
+        if place.rivals.admit(instance, current.instance) {
+            return true;
+        }
+        let (newer, older) = (address(&current.connection), address(connection));
+        place.rivals.see(older, Instant::now());
+        drop(place);
+        warn!(peer = self.name, %newer, %older, "two machines use this key, the newer one keeps the session");
+        connection.close(close::DISPLACED, newer.to_string().as_bytes());
+        false
     }
 
     /// Makes `session` the peer's session at once. The connection that had it is closed; its task
     /// must not detach this one.
     pub fn attach(&self, session: PeerSession) {
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.place();
         self.queue.hold(false);
-        if let Some(old) = current.replace(session) {
-            old.connection.close(close::TAKEN_OVER, b"another connection has this key");
+        let (newer, instance) = (address(&session.connection), session.instance);
+        let Some(old) = place.session.replace(session) else {
+            place.rivals.take_over(instance, None);
+            return;
+        };
+        if !place.rivals.take_over(instance, old.instance) {
+            return old.connection.close(close::TAKEN_OVER, b"another connection has this key");
         }
+        // Of a process that is gone nobody hears the reason.
+        old.connection.close(close::DISPLACED, newer.to_string().as_bytes());
+    }
+
+    /// Where another machine with the peer's key was seen lately.
+    #[must_use]
+    pub fn rival(&self) -> Option<IpAddr> {
+        self.place().rivals.address(Instant::now())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the session of `connection`, unless another one took it over.
     pub fn detach(&self, connection: &Connection) {
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = &mut self.place().session;
         current.take_if(|session| session.connection.stable_id() == connection.stable_id());
         self.queue.hold(current.is_none());
     }
@@ -211,7 +267,7 @@ impl Peer {
     /// The session, if the peer is connected.
     #[must_use]
     pub fn session(&self) -> Option<PeerSession> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.place().session.clone()
     }
 
     fn enqueue(&self, batch: &mut Vec<Packet>) {

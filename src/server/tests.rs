@@ -203,7 +203,7 @@ async fn the_server_keeps_sessions_alive_and_leaves_probe_connections_alone() {
     let site = Site::new();
     let probe = site.probe().await;
     let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
-    let _session = session::open(&laptop, true).await.unwrap();
+    let _session = session::open(&laptop, true, 1).await.unwrap();
     assert!(answers(&probe).await);
     sleep(WHILE).await;
     let heard = |connection: &Connection| connection.stats().udp_rx.datagrams;
@@ -219,7 +219,7 @@ async fn packets_before_the_hello_are_taken() {
     let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
     laptop.send_datagram(from_laptop()).unwrap();
     assert!(site.delivers().await);
-    let _session = session::open(&laptop, true).await.unwrap();
+    let _session = session::open(&laptop, true, 1).await.unwrap();
     laptop.send_datagram(from_laptop()).unwrap();
     assert!(site.delivers().await);
 }
@@ -234,7 +234,7 @@ async fn a_peer_has_few_connections_that_say_no_hello() {
     }
     assert_eq!(closed(&silent[0]).await, close::TAKEN_OVER);
     assert_eq!(silent[1].close_reason(), None);
-    session::open(&silent[8], true).await.unwrap();
+    session::open(&silent[8], true, 1).await.unwrap();
     site.forget_laptop();
     assert_eq!(closed(&silent[1]).await, close::UNKNOWN_KEY);
 }
@@ -251,6 +251,7 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
                 connection: connection.clone(),
                 since: std::time::SystemTime::now(),
                 software: "a program".into(),
+                instance: None,
             };
             peer.attach(session);
             let _attached = Attached { peer: &peer, connection: &connection };
@@ -279,7 +280,7 @@ impl Returning {
         let endpoint = client();
         let connecting = endpoint.connect_with(config.clone(), site.address, "roamd").unwrap();
         let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
-        let _session = session::open(&connection, true).await.unwrap();
+        let _session = session::open(&connection, true, 1).await.unwrap();
         connection.close(close::GOODBYE, b"");
         Self { config, endpoint }
     }

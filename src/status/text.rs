@@ -162,6 +162,15 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         rows.extend(server.peers.iter().map(peer_row));
         table(f, &rows, paint)?;
     }
+    for peer in &server.peers {
+        if let Some(rival) = peer.rival {
+            let name = &peer.name;
+            writeln!(
+                f,
+                "{name}: another machine with the same key is at {rival}; give it a key of its own"
+            )?;
+        }
+    }
     Ok(())
 }
 

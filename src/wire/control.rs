@@ -56,6 +56,9 @@ pub struct Hello {
     #[n(2)]
     #[cbor(default)]
     pub unchecked: bool,
+    /// Drawn anew by each process: tells machines apart that have the same key.
+    #[n(3)]
+    pub instance: Option<u64>,
 }
 
 /// What the client must know to set up its side.
@@ -179,11 +182,16 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let nets = || proptest::collection::vec(net(), 0..5);
         prop_oneof![
-            (proptest::collection::vec(any::<u16>(), 0..4), ".*", any::<bool>()).prop_map(
-                |(versions, software, unchecked)| {
-                    Message::Hello(Hello { versions, software: software.into(), unchecked })
-                }
-            ),
+            (
+                proptest::collection::vec(any::<u16>(), 0..4),
+                ".*",
+                any::<bool>(),
+                any::<Option<u64>>()
+            )
+                .prop_map(|(versions, software, unchecked, instance)| {
+                    let software = software.into();
+                    Message::Hello(Hello { versions, software, unchecked, instance })
+                }),
             any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<bool>(), nets())
                 .prop_map(|(version, software, name, addresses, routes, mtu, unchecked, dns)| {
@@ -236,7 +244,8 @@ mod tests {
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
         // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
         let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 7, 0xf5];
-        let hello = Hello { versions: vec![1], software: "x".into(), unchecked: false };
+        let hello =
+            Hello { versions: vec![1], software: "x".into(), unchecked: false, instance: None };
         assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
 
@@ -257,15 +266,18 @@ mod tests {
             versions: vec![1],
             software: "roamd 0.1.0".into(),
             unchecked: true,
+            instance: Some(0x1234),
         });
-        let shown = b"\x00\x16\x82\x00\x81\xa3\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5";
+        let shown =
+            b"\x00\x1a\x82\x00\x81\xa4\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 
     #[test]
     fn a_message_beyond_its_length_field_is_an_error() {
         let versions = vec![1000; 30_000];
-        let hello = Message::Hello(Hello { versions, software: "x".into(), unchecked: false });
+        let software = "x".into();
+        let hello = Message::Hello(Hello { versions, software, unchecked: false, instance: None });
         assert!(matches!(hello.encode(), Err(ControlError::TooLong(_))));
     }
 }

@@ -30,6 +30,7 @@ mod names;
 mod offload;
 mod refusal;
 mod reload;
+mod rivals;
 mod roaming;
 mod rogue;
 mod routing;
