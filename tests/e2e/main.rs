@@ -26,6 +26,7 @@ mod lasting;
 mod manager;
 mod measured;
 mod metered;
+mod moving;
 mod names;
 mod offload;
 mod refusal;
