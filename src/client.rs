@@ -6,6 +6,7 @@
 //! ```
 
 pub mod attempts;
+mod chance;
 mod desired;
 pub mod dial;
 pub mod fate;

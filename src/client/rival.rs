@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, str::FromStr as _, time::Duration};
 
 use quinn::ConnectionError;
 
-use super::fate::Ended;
+use super::{chance::fraction, fate::Ended};
 use crate::{quic::close, session::SessionError};
 
 /// From one question whether the other machine is gone to the next, and up to half of it more, at random.
@@ -44,14 +44,6 @@ impl Rival {
     pub(super) fn pause(self) -> Duration {
         if self.is_new { FIRST_PAUSE } else { PAUSE + PAUSE.mul_f32(fraction() / 2.0) }
     }
-}
-
-/// Between zero and one.
-fn fraction() -> f32 {
-    let mut byte = [0];
-    // Without randomness all wait alike.
-    let _ = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut byte);
-    f32::from(byte[0]) / 255.0
 }
 
 impl fmt::Display for Rival {

@@ -136,7 +136,8 @@ async fn serve(
         if tls::purpose(&connection).as_deref() != Some(tls::TUNNEL) {
             continue;
         }
-        let Ok((control, _)) = session::accept(&connection, |_| welcomes(number)).await else {
+        let Ok((control, _)) = session::accept(&connection, |_, _| Some(welcomes(number))).await
+        else {
             continue;
         };
         number += 1;
