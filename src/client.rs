@@ -33,7 +33,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use quinn::Connection;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
@@ -167,7 +167,7 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let ended = tokio::select! {
         ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
         failed = host.run() => failed.map(|never| match never {}),
-        failed = daemon.hangups(|| client.reload(&daemon, wish.clone(), &orders)) => failed.map(|never| match never {}),
+        failed = daemon.hangups(|| client.reload(&daemon, wish.clone())) => failed.map(|never| match never {}),
         failed = client.keep_names() => failed.map(|never| match never {}),
         never = client.admit(wish.clone(), admissions) => match never {},
         never = metered::watch(|found| links.meter(found)) => match never {},
@@ -213,6 +213,7 @@ impl Client {
             heart: Heart::default(),
             settings: ArcSwap::from_pointee(settings(&config.paths)),
             renewal,
+            changed: Notify::new(),
         };
         Ok(Self {
             key: private_key.public_key(),
@@ -303,6 +304,8 @@ impl Client {
             };
             let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
             self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
+            // Whoever waits for an answer learns that there is none.
+            while orders.try_recv().is_ok() {}
             match refusal {
                 // Whoever started it by hand reads this, and mends it at once.
                 Some(refusal) if self.shown.sessions() == 0 && !service::is_managed() => {
@@ -574,7 +577,6 @@ impl Client {
         &self,
         new: ClientConfig,
         host: &mut impl Setup,
-        orders: &mpsc::Sender<Order>,
     ) -> anyhow::Result<Vec<&'static str>> {
         let tun = {
             let config = self.config();
@@ -598,11 +600,7 @@ impl Client {
             config.tun = tun;
             stays
         };
-        if self.shown.is_connected() {
-            let (reply, _) = oneshot::channel();
-            // Without a connection there is nobody who would have to know.
-            let _ = orders.send(Order { what: What::Renew, reply }).await;
-        }
+        self.roaming.changed.notify_one();
         Ok(stays)
     }
 
@@ -624,7 +622,7 @@ impl Client {
         let what = match request {
             Request::Status => return Reply::Ok(Box::new(self.whole_status().await)),
             Request::Reload => {
-                let done = self.reload(&daemon, host, &orders).await;
+                let done = self.reload(&daemon, host).await;
                 return done.map_or_else(Reply::Error, Reply::Done);
             }
             Request::Events => return Reply::Error("events come without end".into()),
@@ -632,12 +630,13 @@ impl Client {
             Request::Auto => What::Auto,
             Request::Probe { link } => What::Probe { link },
         };
+        let session = self.shown.sessions();
         if !self.shown.is_connected() {
             let why = self.shown.last_error().unwrap_or_else(|| "still connecting".into());
             return Reply::Error(format!("not connected ({why}): every link is tried as it is"));
         }
         let (reply, answer) = oneshot::channel();
-        let sent = orders.send(Order { what, reply }).await;
+        let sent = orders.send(Order { session, what, reply }).await;
         match answer.await {
             Ok(reply) if sent.is_ok() => reply,
             _ => Reply::Error("the connection was lost meanwhile".into()),
@@ -645,12 +644,7 @@ impl Client {
     }
 
     /// Reads the configuration again; what to say about it.
-    async fn reload(
-        &self,
-        daemon: &Daemon,
-        mut host: Wish,
-        orders: &mpsc::Sender<Order>,
-    ) -> Result<Vec<String>, String> {
+    async fn reload(&self, daemon: &Daemon, mut host: Wish) -> Result<Vec<String>, String> {
         let config = match daemon.read_again().map_err(|errors| errors.to_string())? {
             Config::Client(config) => config,
             Config::Server(_) => {
@@ -658,7 +652,7 @@ impl Client {
             }
         };
         let log = config.log.clone();
-        let stays = match self.renew(config, &mut host, orders).await {
+        let stays = match self.renew(config, &mut host).await {
             Ok(stays) => stays,
             Err(error) => return Err(daemon.refused(&error)),
         };

@@ -14,22 +14,17 @@ use crate::{
 /// An order, and where the answer goes.
 #[derive(Debug)]
 pub(crate) struct Order {
+    /// The session that it is for, by its number: it means nothing to the next one.
+    pub(crate) session: u64,
     pub(crate) what: What,
     pub(crate) reply: oneshot::Sender<Reply>,
 }
 
 #[derive(Debug)]
 pub(crate) enum What {
-    /// Heed the configuration, which has changed.
-    Renew,
-    Switch {
-        link: String,
-        pin: bool,
-    },
+    Switch { link: String, pin: bool },
     Auto,
-    Probe {
-        link: Option<String>,
-    },
+    Probe { link: Option<String> },
 }
 
 /// A question about some paths, until all are answered.

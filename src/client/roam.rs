@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use quinn::Connection;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tracing::{debug, info, warn};
@@ -72,6 +72,8 @@ pub(super) struct Roaming {
     pub(super) heart: Heart,
     pub(super) settings: ArcSwap<Settings>,
     pub(super) renewal: Handle,
+    /// The configuration has changed.
+    pub(super) changed: Notify,
 }
 
 /// One connection on its way from path to path.
@@ -220,7 +222,15 @@ impl<'a> Roamer<'a> {
                 Ok(()) = self.renamed.changed() => self.find_servers().await,
                 Some(event) = self.answers.recv() => {
                     self.pass_on(&event);
+                    let measured = match event {
+                        Event::Answered(key, Some(_)) => Some(key),
+                        _ => None,
+                    };
                     self.tell(event);
+                    // Its connection would only cost keep-alives.
+                    if let Some(key) = measured.filter(|key| !self.manager.is_asked_again(*key)) {
+                        self.probes.remove(&key);
+                    }
                 }
                 key = self.portals.found() => {
                     if let Some(candidate) = self.candidates.get(&key) {
@@ -228,10 +238,12 @@ impl<'a> Roamer<'a> {
                     }
                     self.look().await;
                 }
-                Some(order) = self.orders.recv() => match order.what {
-                    What::Renew => self.renew().await,
-                    _ => self.obey(order),
-                },
+                Some(order) = self.orders.recv() => {
+                    if order.session == self.shown.sessions() {
+                        self.obey(order);
+                    }
+                }
+                () = self.roaming.changed.notified() => self.renew().await,
                 () = self.roaming.heart.asked() => {}
                 // Whether it slept is seen when the loop comes round.
                 rings = alarm.rings() => rings?,
@@ -294,10 +306,9 @@ impl<'a> Roamer<'a> {
         self.look().await;
     }
 
-    fn obey(&mut self, Order { what, reply }: Order) {
+    fn obey(&mut self, Order { what, reply, .. }: Order) {
         // Whoever asked may not wait for the answer any more.
         let _ = match what {
-            What::Renew => Ok(()),
             What::Auto => {
                 self.tell(Event::Choose(None));
                 reply.send(Reply::Done(vec!["the best path is chosen again".into()]))

@@ -332,6 +332,14 @@ impl Manager {
         self.choice
     }
 
+    /// Whether a question over this path is due, now or later, although nothing happens.
+    #[must_use]
+    pub fn is_asked_again(&self, key: Key) -> bool {
+        self.paths
+            .get(&key)
+            .is_some_and(|path| !matches!(path.state, State::Standby { check: None, .. }))
+    }
+
     /// Whether the active path is silent, or may be dead for another reason.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {

@@ -4,9 +4,11 @@ use std::{
     collections::HashMap,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 
-use roamd::lab::Access;
+use roamd::lab::{Access, emulator::Direction};
 use zbus::{interface, zvariant::OwnedObjectPath};
 
 use crate::{harness::eventually, roaming::Laptop};
@@ -94,4 +96,20 @@ fn a_link_that_network_manager_takes_for_metered_is_not_preferred() {
         let mut paths = status["paths"].as_array()?.iter();
         (paths.find(|path| path["link"] == "wifi0")?["state"] == "standby").then_some(())
     });
+}
+
+#[test]
+fn a_standby_that_is_never_checked_is_silent() {
+    let laptop = Laptop::with("10.77.9.2:4433", "[paths]\nstandby-check = \"0s\"", |_| {});
+    // The kernel looks for routers meanwhile.
+    sleep(Duration::from_secs(15));
+    let passed = || Direction::BOTH.map(|it| laptop.scene.air(Access::Lte).counters(it).passed);
+    let before = passed();
+    // Longer than a keep-alive takes.
+    sleep(Duration::from_secs(15));
+    assert_eq!(passed(), before);
+    // It is there when it is needed.
+    laptop.scene.disconnect(Access::Wifi).unwrap();
+    laptop.until_active(Access::Lte);
+    laptop.client.assert_ping("10.66.0.1", &[]);
 }

@@ -56,7 +56,7 @@ impl Laptop {
         self.until(access, "active");
     }
 
-    fn until(&self, access: Access, state: &str) {
+    pub(crate) fn until(&self, access: Access, state: &str) {
         eventually(state, || {
             let status = self.client.try_status()?;
             let mut paths = status["paths"].as_array()?.iter();
