@@ -1,7 +1,7 @@
 //! The client: one TUN device that stays, and the connection of the day.
 //!
 //! ```text
-//!  TUN ─▶ queue ─▶ pump::uplink ─▶ connection        Dialer: names, links, race ─▶ connection
+//!  TUN ─▶ queue ─▶ pump::uplink ─▶ connection        Dialer: names, links, race ─▶ session
 //!  TUN ◀────────── pump::downlink ◀─ connection      Ended: temporary or fatal?
 //! ```
 
@@ -10,6 +10,7 @@ mod chance;
 mod desired;
 pub mod dial;
 pub mod fate;
+mod greeting;
 mod layout;
 pub mod links;
 pub mod names;
@@ -31,15 +32,15 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use quinn::Connection;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
     desired::{ApplyError, Desired, Plan},
-    dial::{DialError, Dialer},
+    dial::Dialer,
     fate::{Ended, Refusal},
+    greeting::{Reached, Terms},
     links::Links,
     names::Names,
     order::{Order, What},
@@ -60,15 +61,10 @@ use crate::{
     link::candidate::Unusable,
     metrics,
     netlink::Netlink,
-    path::{
-        handshake::{Connected, Handshake},
-        manager::Settings,
-        network::Network,
-        preference::Preferences,
-    },
+    path::{handshake::Handshake, manager::Settings, network::Network, preference::Preferences},
     quic::{self, close, congestion::Handle},
     service::{self, Handed, Heart},
-    session, signals,
+    signals,
     status::{ClientState, ClientStatus, Status, UnusedLink},
     tls,
     tunnel::{
@@ -90,9 +86,6 @@ const EARLY: usize = 8 * 1024;
 const STABLE: Duration = Duration::from_secs(10);
 /// How much more rarely a standby is asked where traffic costs money.
 const METERED: u32 = 20;
-/// How long the server may take to greet: a round trip, on the slowest link, and a lost packet or two. The
-/// path may have died meanwhile, and until the session stands the connection does not move.
-const GREETING: Duration = Duration::from_secs(3);
 /// Orders from the control socket that wait.
 const ORDERS: usize = 4;
 /// From one look for captive portals to the next, while there is no connection. Before the first one a good
@@ -127,8 +120,6 @@ pub(crate) struct Client {
     events: Events,
     interface: String,
     started: SystemTime,
-    /// Names this process to the server.
-    instance: u64,
     shown: Shown,
 }
 
@@ -215,9 +206,14 @@ impl Client {
             renewal,
             changed: Notify::new(),
         };
+        let terms = Terms {
+            renewal: roaming.renewal.clone(),
+            unchecked: device.completes_checksums(),
+            instance: instance()?,
+        };
         Ok(Self {
             key: private_key.public_key(),
-            dialer: Dialer::new(names, tunnel, network),
+            dialer: Dialer::new(names, tunnel, network, terms),
             roaming,
             tun: device,
             queue: Queue::new(QUEUE),
@@ -225,7 +221,6 @@ impl Client {
             links: None,
             interface: tun.name.clone(),
             started: SystemTime::now(),
-            instance: instance()?,
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             inside: ArcSwap::default(),
@@ -347,8 +342,8 @@ impl Client {
         Ok(())
     }
 
-    /// Reaches the server, and lets what waits go with the first packet.
-    async fn dial(&self, lost: Instant) -> Result<Connected, DialError> {
+    /// Begins a session, and lets what waits go with the first packet.
+    async fn dial(&self, lost: Instant) -> Result<Reached, Ended> {
         let (taken, dropped) = self.queue.take_early(EARLY);
         self.counters.dropped_by_queue(dropped);
         let early = taken.datagrams();
@@ -360,7 +355,7 @@ impl Client {
                 self.not_connected(&reason);
             })
             .await;
-        if dialed.as_ref().is_ok_and(|connected| connected.early_arrived) {
+        if dialed.as_ref().is_ok_and(|reached| reached.connected.early_arrived) {
             let bytes = early.iter().map(|packet| packet.len() as u64).sum();
             self.counters.sent.add(early.len() as u64, bytes);
         } else {
@@ -380,58 +375,53 @@ impl Client {
             dialed = self.dial(lost) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
-        let connected = match dialed {
-            Ok(dialed) => dialed,
-            Err(error) => return Ok(error.into()),
+        let Reached { connected, control, welcome } = match dialed {
+            Ok(reached) => reached,
+            Err(ended) => return Ok(ended),
         };
-        let connection = connected.connection.clone();
-        self.roaming.renewal.measure_from(clock::now());
-        quic::ask(&connection);
-        let greeted = tokio::select! {
-            greeted = tokio::time::timeout(GREETING, session::open(&connection, self.tun.completes_checksums(), self.instance)) => greeted,
-            never = self.insist(&connection) => match never {},
+        let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
+        let line = Line {
+            connection: connection.clone(),
+            endpoint: connected.underlay.endpoint().clone(),
+            socket: connected.underlay.socket().clone(),
+            renewal: self.roaming.renewal.clone(),
+            software: welcome.software.clone(),
+            since: SystemTime::now(),
         };
-        let (control, welcome) = match greeted {
-            Ok(Ok(greeted)) => greeted,
-            Ok(Err(error)) => return Ok(error.into()),
-            Err(_elapsed) => return Ok(Ended::NoGreeting),
-        };
-        if let Err(error) = self.greeted(host, &welcome).await {
-            return Ok(error.end(&connection));
-        }
-        let candidate = &connected.candidate;
-        info!(
-            link = candidate.link,
-            local = %candidate.source,
-            server = %candidate.server,
-            rtt = %milliseconds(self.roaming.renewal.shortest_round_trip().unwrap_or_else(|| connection.rtt())),
-            resumed = connected.early_arrived,
-            name = %welcome.name,
-            addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
-            "connected"
-        );
-        self.shown.connected(
-            Line {
-                connection: connection.clone(),
-                endpoint: connected.underlay.endpoint().clone(),
-                socket: connected.underlay.socket().clone(),
-                renewal: self.roaming.renewal.clone(),
-                software: welcome.software.clone(),
-                since: SystemTime::now(),
-            },
-            candidate,
-        );
-        self.dialer.attempts.clear();
+        let resumed = connected.early_arrived;
+        // From here on the path is watched: the host may take its time.
         let roamer =
             Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
-        self.queue.hold(false);
-        tokio::select! {
-            lost = pump::uplink(&connection, &self.queue, &self.counters, welcome.unchecked) => Ok(Ended::Lost(lost)),
-            lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
-                Ok(Ended::Lost(lost))
+        let carry = async {
+            if let Err(error) = self.greeted(host, &welcome).await {
+                return error.end(&connection);
             }
+            let rtt = self.roaming.renewal.shortest_round_trip();
+            info!(
+                link = candidate.link,
+                local = %candidate.source,
+                server = %candidate.server,
+                rtt = %milliseconds(rtt.unwrap_or_else(|| connection.rtt())),
+                resumed,
+                name = %welcome.name,
+                addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
+                "connected"
+            );
+            self.shown.connected(line, &candidate);
+            self.dialer.attempts.clear();
+            tokio::select! {
+                lost = pump::uplink(&connection, &self.queue, &self.counters, welcome.unchecked) => {
+                    Ended::Lost(lost)
+                }
+                lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
+                    Ended::Lost(lost)
+                }
+                ended = self.follow_host(host) => ended.end(&connection),
+            }
+        };
+        tokio::select! {
+            ended = carry => Ok(ended),
             failed = roamer.run() => failed.map(|never| match never {}),
-            ended = self.follow_host(host) => Ok(ended.end(&connection)),
         }
     }
 
@@ -463,14 +453,6 @@ impl Client {
         info!(gives_way, "captive portal: everything outside of the tunnel");
         if let Err(error) = self.apply(host, |desired| desired.portal = gives_way).await {
             warn!(error = format!("{error:#}"), "the host stays as it was");
-        }
-    }
-
-    /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
-    async fn insist(&self, connection: &Connection) -> Infallible {
-        loop {
-            tokio::time::sleep(quic::NUDGE).await;
-            quic::nudge(connection, &self.roaming.renewal);
         }
     }
 

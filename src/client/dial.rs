@@ -1,8 +1,18 @@
 //! Reaching the server: all its addresses, over every link with a route to them, raced.
 //!
-//! Attempts start a moment apart, best link first (RFC 8305 §5), and the first handshake to
-//! complete wins. The others close what they opened. A handshake repeats its first packet ever more
-//! rarely, and somebody waits: so each attempt starts further handshakes at a steady pace.
+//! Attempts start a moment apart, best link first (RFC 8305 §5), and each starts further handshakes at a
+//! steady pace. The first handshake to complete asks for a session, while the race goes on:
+//!
+//! ```text
+//!  attempts ──complete──▶ runner-up ──no greeting is due──▶ Greeting ──welcome──▶ Reached
+//!                         (the last)                           │
+//!                             ▲                                ▼
+//!                             └──────── takes over ── overdue, or forgotten by the server
+//! ```
+//! A handshake that is complete proves that its path worked half a round trip ago. The path may be dead by
+//! now, and the connection could not even leave it: a client must not migrate before the server has its
+//! last flight (RFC 9000 §9), and a server drops what comes from elsewhere until then. So a path that died
+//! is left here by another handshake, and only from the welcome on by migration.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -13,29 +23,34 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::{task::JoinSet, time};
+use quinn::ConnectionError;
+use tokio::{sync::mpsc, task::JoinSet, time};
 use tracing::debug;
 
 use super::{
     attempts::Attempts,
     chance::fraction,
+    fate::Ended,
+    greeting::{Greeting, Reached, Terms},
     names::{Names, ResolveError},
 };
 use crate::{
     clock,
     link::candidate::Candidate,
     path::{
-        handshake::{Connected, Handshake, HandshakeError},
+        handshake::{Attempt, Connected, Handshake, HandshakeError},
         network::Network,
     },
-    quic::HANDSHAKE_TIMEOUT,
+    quic::{HANDSHAKE_TIMEOUT, close},
+    session::SessionError,
 };
 
 /// From one attempt to the next ("Connection Attempt Delay", RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Handshakes that are complete and wait to be looked at.
+const COMPLETE: usize = 4;
 /// Attempts in one round.
 const MAX_ATTEMPTS: usize = 16;
 /// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
@@ -80,58 +95,83 @@ fn list(addresses: &[SocketAddr]) -> String {
 }
 
 /// Connects.
-pub struct Dialer {
+pub(super) struct Dialer {
     names: Arc<Names>,
     handshake: Handshake,
     network: Arc<dyn Network>,
+    terms: Terms,
     /// What became of the attempts so far, for people.
-    pub attempts: Attempts,
+    pub(super) attempts: Attempts,
 }
 
-type Running = JoinSet<Result<Connected, (Candidate, HandshakeError)>>;
-
 impl Dialer {
-    /// A dialer for the server that has these `names` over `network`.
-    #[must_use]
-    pub fn new(names: Arc<Names>, handshake: Handshake, network: Arc<dyn Network>) -> Self {
-        Self { names, handshake, network, attempts: Attempts::default() }
+    /// A dialer for the server that has these `names` over `network`, and is asked for a session on these
+    /// `terms`.
+    pub(super) fn new(
+        names: Arc<Names>,
+        handshake: Handshake,
+        network: Arc<dyn Network>,
+        terms: Terms,
+    ) -> Self {
+        Self { names, handshake, network, terms, attempts: Attempts::default() }
     }
 
-    /// One round: races all addresses over all links, also those that are found meanwhile. Packets
-    /// of `early` go with the first packet of each attempt, where the server lets that be. `since` is
-    /// when the last connection was lost. A server that does not answer soon is told to `silent`.
+    /// One round: races all addresses over all links, also those that are found meanwhile, for a session.
+    /// Packets of `early` go with the first packet of each attempt, where the server lets that be. `since`
+    /// is when the last connection was lost. A server that does not answer soon is told to `silent`.
     ///
     /// Cancel safe: what it opened is closed.
-    pub async fn dial(
+    pub(super) async fn dial(
         &self,
         early: Arc<[Bytes]>,
         mut since: Instant,
         silent: impl Fn(&HandshakeError),
-    ) -> Result<Connected, DialError> {
-        let mut monitor = self.network.monitor()?;
+    ) -> Result<Reached, Ended> {
+        let mut monitor = self.network.monitor().map_err(DialError::Monitor)?;
         let resolving = self.names.resolve();
         tokio::pin!(resolving);
         let mut servers = self.names.known();
         let mut unresolved = true;
         if servers.is_empty() {
-            servers = resolving.as_mut().await?;
+            servers = resolving.as_mut().await.map_err(DialError::Resolve)?;
             unresolved = false;
         }
         let mut tried = HashSet::new();
         let mut waiting = VecDeque::from(self.find(&servers, &mut tried).await?);
-        let mut attempts = Running::new();
-        let (mut failure, crowd) = (None, Crowd::default());
+        let mut attempts = JoinSet::<(Candidate, HandshakeError)>::new();
+        let (complete, mut completed) = mpsc::channel(COMPLETE);
+        let mut runner_up = None;
+        let mut greeting: Option<Greeting> = None;
+        let (mut failure, mut forgotten, crowd) = (None, None, Crowd::default());
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
         let (silence, mut is_told) = (next + SILENCE, false);
         loop {
-            if waiting.is_empty() && attempts.is_empty() && !unresolved {
-                return Err(failure.map_or(DialError::NoRoute(servers), DialError::Handshake));
+            if greeting.as_ref().is_none_or(Greeting::is_overdue)
+                && let Some(connected) = runner_up.take()
+            {
+                greeting = Some(Greeting::begin(connected, &self.terms));
             }
+            let is_over = waiting.is_empty() && attempts.is_empty() && completed.is_empty();
+            if is_over && !unresolved && greeting.is_none() {
+                return Err(failure
+                    .map_or(DialError::NoRoute(servers), DialError::Handshake)
+                    .into());
+            }
+            let due = greeting.as_ref().map_or(end, Greeting::due);
             tokio::select! {
+                // It may be overdue, and the freshest handshake is the one whose path most likely works.
+                Some(connected) = completed.recv() => runner_up = Some(connected),
+                ended = Greeting::end(&mut greeting) => match ended {
+                    Err(Ended::Session(lost)) if is_forgotten(&lost) => {
+                        debug!(reason = %lost, "no greeting");
+                        forgotten = Some(lost);
+                    }
+                    ended => return ended,
+                },
+                () = time::sleep_until(due.into()), if runner_up.is_some() => {}
                 Some(ended) = attempts.join_next() => match ended {
-                    Ok(Ok(connected)) => return Ok(connected),
-                    Ok(Err((candidate, error))) => {
+                    Ok((candidate, error)) => {
                         debug!(%error, "attempt failed");
                         self.attempts.fail(&candidate, error.to_string());
                         tried.remove(&candidate);
@@ -147,8 +187,14 @@ impl Dialer {
                         waiting.extend(self.find(&servers, &mut tried).await?);
                     }
                 }
-                () = time::sleep_until(end.into()), if !attempts.is_empty() => {
-                    return Err(failure.unwrap_or_else(|| no_answer(&tried)).into());
+                () = time::sleep_until(end.max(due).into()), if !attempts.is_empty() || greeting.is_some() => {
+                    return Err(match (forgotten, greeting) {
+                        (Some(lost), _) => lost.into(),
+                        (None, Some(_)) => Ended::NoGreeting,
+                        (None, None) => {
+                            DialError::from(failure.unwrap_or_else(|| no_answer(&tried))).into()
+                        }
+                    });
                 }
                 () = time::sleep_until(silence.into()), if !is_told && !attempts.is_empty() => {
                     is_told = true;
@@ -163,14 +209,10 @@ impl Dialer {
                     next = clock::now() + STAGGER;
                     if let Some(candidate) = waiting.pop_front() {
                         self.attempts.begin(&candidate, clock::now());
-                        attempts.spawn(attempt(
-                            self.handshake.clone(),
-                            self.network.clone(),
-                            candidate,
-                            early.clone(),
-                            since,
-                            crowd.clone(),
-                        ));
+                        let (handshake, network) = (self.handshake.clone(), self.network.clone());
+                        let attempt = Attempt::new(handshake, network, candidate);
+                        let (complete, crowd) = (complete.clone(), crowd.clone());
+                        attempts.spawn(pursue(attempt, early.clone(), since, complete, crowd));
                     }
                 }
             }
@@ -231,28 +273,43 @@ fn no_answer(tried: &HashSet<Candidate>) -> HandshakeError {
     }
 }
 
-/// Handshakes over one candidate until one completes or fails otherwise than by silence.
-async fn attempt(
-    handshake: Handshake,
-    network: Arc<dyn Network>,
-    candidate: Candidate,
+/// Handshakes over one candidate for as long as the race goes on, or until one fails otherwise than by silence.
+async fn pursue(
+    mut attempt: Attempt,
     early: Arc<[Bytes]>,
     since: Instant,
+    complete: mpsc::Sender<Connected>,
     crowd: Crowd,
-) -> Result<Connected, (Candidate, HandshakeError)> {
-    let start = |limit, early| handshake.run(&*network, candidate.clone(), limit, early);
-    let mut handshakes = FuturesUnordered::new();
-    handshakes.push(start(HANDSHAKE_TIMEOUT, Some(early)));
+) -> (Candidate, HandshakeError) {
+    attempt.start(HANDSHAKE_TIMEOUT, Some(early));
     loop {
         tokio::select! {
-            Some(ended) = handshakes.next() => match ended {
+            ended = attempt.next() => match ended {
+                Ok(connected) => {
+                    // The race ends before its finish is gone.
+                    let _ = complete.send(connected).await;
+                }
                 Err(HandshakeError::TimedOut { .. }) => {}
-                ended => return ended.map_err(|error| (candidate, error)),
+                Err(error) => return (attempt.candidate().clone(), error),
             },
             () = time::sleep(pace(clock::now().saturating_duration_since(since), fraction()) * crowd.slowness()) => {
-                handshakes.push(start(FURTHER_TIMEOUT, None));
+                attempt.start(FURTHER_TIMEOUT, None);
             }
         }
+    }
+}
+
+/// Whether a session did not begin because the server stopped, or was another one before. A handshake that is
+/// under way may find the next one.
+fn is_forgotten(error: &SessionError) -> bool {
+    match error {
+        SessionError::Connection(ConnectionError::ApplicationClosed(closed)) => {
+            closed.error_code == close::GOODBYE
+        }
+        SessionError::Connection(error) => {
+            matches!(error, ConnectionError::Reset | ConnectionError::TimedOut)
+        }
+        _ => false,
     }
 }
 

@@ -76,6 +76,7 @@ impl Pauses {
         match ended {
             // The attempts had their own pace, or none was made since.
             Ended::Dial(DialError::Handshake(HandshakeError::TimedOut { .. }))
+            | Ended::NoGreeting
             | Ended::Lost(ConnectionError::TimedOut) => None,
             Ended::Dial(DialError::NoRoute(_)) => {
                 Some(Pause { shortest: NO_ROUTE, longest: LONGEST })

@@ -199,12 +199,10 @@ impl<'a> Roamer<'a> {
             let connection = &self.connection;
             let limit = || silence_limit(connection);
             let renewal = &self.roaming.renewal;
-            let unacknowledged =
-                || renewal.unanswered_since().map(|since| clock::now().duration_since(since));
             let silent_path = async {
                 match self.manager.active() {
                     Some(active) => {
-                        socket.silent(limit, unacknowledged).await;
+                        socket.silent(limit, || renewal.unanswered_since()).await;
                         active
                     }
                     None => std::future::pending().await,
@@ -617,6 +615,7 @@ impl<'a> Roamer<'a> {
         } else if now.duration_since(doubt.nudged) >= NUDGE {
             doubt.nudged = now;
             quic::nudge(&self.connection, &self.roaming.renewal);
+            self.probes.values().for_each(Probe::hurry);
         }
     }
 

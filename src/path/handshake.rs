@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
     TransportErrorCode, crypto::rustls::QuicClientConfig,
@@ -220,6 +221,49 @@ impl Handshake {
                 Some(HandshakeError::NotRoamd { server, reason: Foreign::of(error) })
             }
             _ => None,
+        }
+    }
+}
+
+/// Handshakes over one candidate, side by side. QUIC repeats the first packet of a handshake ever more
+/// rarely, and somebody waits: a further handshake finds a network that has just come back.
+pub struct Attempt {
+    handshake: Handshake,
+    network: Arc<dyn Network>,
+    candidate: Candidate,
+    under_way: FuturesUnordered<BoxFuture<'static, Result<Connected, HandshakeError>>>,
+}
+
+impl Attempt {
+    /// An attempt without a handshake.
+    #[must_use]
+    pub fn new(handshake: Handshake, network: Arc<dyn Network>, candidate: Candidate) -> Self {
+        Self { handshake, network, candidate, under_way: FuturesUnordered::new() }
+    }
+
+    /// Where it leads.
+    #[must_use]
+    pub fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
+    /// Starts a handshake beside those that are under way; see [`Handshake::run`].
+    pub fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
+        let (handshake, network) = (self.handshake.clone(), self.network.clone());
+        let candidate = self.candidate.clone();
+        let run = async move { handshake.run(&*network, candidate, limit, early).await };
+        self.under_way.push(Box::pin(run));
+    }
+
+    /// The next handshake that completes, or fails otherwise than by silence; silence is told of when it is
+    /// that of the last one. Without a handshake it waits. Cancel safe.
+    pub async fn next(&mut self) -> Result<Connected, HandshakeError> {
+        loop {
+            match self.under_way.next().await {
+                Some(Err(HandshakeError::TimedOut { .. })) if !self.under_way.is_empty() => {}
+                Some(ended) => return ended,
+                None => std::future::pending().await,
+            }
         }
     }
 }

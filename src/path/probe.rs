@@ -14,14 +14,14 @@ use std::{
 use bytes::Bytes;
 use quinn::Connection;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinHandle,
     time::{self, Instant},
 };
 use tracing::debug;
 
 use super::{
-    handshake::{Connected, Handshake},
+    handshake::{Attempt, Connected, Handshake, HandshakeError},
     manager::{Event, Key},
     network::Network,
 };
@@ -47,6 +47,7 @@ pub struct Measured {
 #[derive(Debug)]
 pub struct Probe {
     questions: mpsc::Sender<()>,
+    hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
     task: JoinHandle<()>,
 }
@@ -64,18 +65,20 @@ impl Probe {
         answers: mpsc::Sender<Event>,
     ) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let measured = Arc::default();
+        let (hurry, measured) = (Arc::default(), Arc::default());
         let asker = Asker {
             network,
             handshake,
             candidate,
             limit,
+            attempt: None,
             standing: None,
             last: None,
             epoch: Instant::now(),
+            hurry: Arc::clone(&hurry),
             measured: Arc::clone(&measured),
         };
-        Self { questions, measured, task: tokio::spawn(asker.run(key, asked, answers)) }
+        Self { questions, hurry, measured, task: tokio::spawn(asker.run(key, asked, answers)) }
     }
 
     /// What was found out so far.
@@ -84,10 +87,15 @@ impl Probe {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks. A handshake that is under way starts anew: its next retransmission may be far.
+    /// Asks. An earlier question that is not answered yet is void.
     pub fn ask(&self) {
         // Full means that the same question waits already.
         let _ = self.questions.try_send(());
+    }
+
+    /// Starts a further handshake if one is under way: its next retransmission may be far.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
     }
 }
 
@@ -102,10 +110,12 @@ struct Asker {
     handshake: Handshake,
     candidate: Candidate,
     limit: Duration,
+    attempt: Option<Attempt>,
     standing: Option<Connected>,
     /// The last round trip over it.
     last: Option<Duration>,
     epoch: Instant,
+    hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
 }
 
@@ -138,7 +148,7 @@ impl Asker {
                 }
                 Ok(None) => Event::Refused(key),
                 Err(_elapsed) => {
-                    self.standing = None;
+                    (self.attempt, self.standing) = (None, None);
                     Event::Refused(key)
                 }
             };
@@ -153,8 +163,9 @@ impl Asker {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         let is_first = self.standing.is_none();
         if is_first {
-            match self.handshake.run(&*self.network, self.candidate.clone(), self.limit, None).await
-            {
+            let connected = self.connect().await;
+            self.attempt = None;
+            match connected {
                 Ok(connected) => self.standing = Some(connected),
                 Err(error) => {
                     debug!(%error, "probe failed");
@@ -177,6 +188,22 @@ impl Asker {
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
         Some(Answer { rtt, is_first })
+    }
+
+    /// The first handshake to complete: of this question, of void ones before it, and of those that somebody
+    /// in a hurry starts. Cancel safe.
+    async fn connect(&mut self) -> Result<Connected, HandshakeError> {
+        let attempt = self.attempt.get_or_insert_with(|| {
+            let candidate = self.candidate.clone();
+            Attempt::new(self.handshake.clone(), self.network.clone(), candidate)
+        });
+        attempt.start(self.limit, None);
+        loop {
+            tokio::select! {
+                ended = attempt.next() => return ended,
+                () = self.hurry.notified() => attempt.start(self.limit, None),
+            }
+        }
     }
 }
 

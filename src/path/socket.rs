@@ -41,6 +41,9 @@ pub const VIRTUAL_SERVER: SocketAddr =
 /// then works or waits; one that only fails would spin.
 const RECEIVE_ERRORS: u32 = 16;
 
+/// What a full queue on the way may add to a round trip.
+const QUEUED: Duration = Duration::from_millis(500);
+
 /// Names an open path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathId(u64);
@@ -177,25 +180,26 @@ impl PathSocket {
     }
 
     /// Waits until the active path was sent to without being heard for as long as `limit` says, or without
-    /// an acknowledgement, for which it waits `unacknowledged` long, for twice that. Cancel safe.
+    /// an acknowledgement since `unacknowledged`: for as long, and for half a second at least, since a queue
+    /// on the way to the server holds acknowledgements up, but not what is heard. Cancel safe.
     pub async fn silent(
         &self,
         limit: impl Fn() -> Duration,
-        unacknowledged: impl Fn() -> Option<Duration>,
+        unacknowledged: impl Fn() -> Option<Instant>,
     ) {
         loop {
-            if unacknowledged().is_some_and(|waited| waited >= 2 * limit()) {
-                return;
-            }
-            let Some(since) = self.unanswered_since() else {
+            let unheard = self.unanswered_since().map(|since| since + limit());
+            let unacknowledged = unacknowledged().map(|since| since + limit().max(QUEUED));
+            let Some(silent_at) = unheard.into_iter().chain(unacknowledged).min() else {
                 self.went_unanswered.notified().await;
                 continue;
             };
-            let silent_at = since + limit();
-            if silent_at <= clock::now() {
+            let now = clock::now();
+            if silent_at <= now {
                 return;
             }
-            tokio::time::sleep_until(silent_at.into()).await;
+            // What is sent meanwhile is not overdue before that.
+            tokio::time::sleep_until(silent_at.min(now + limit()).into()).await;
         }
     }
 

@@ -9,7 +9,7 @@
 //! packet from inside, and lets nothing in without one.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
@@ -25,7 +25,7 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     clock,
@@ -63,6 +63,24 @@ impl Hole {
     }
 }
 
+/// A moment in the life of a connection, as the network sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// A part of a handshake from the server reaches the client.
+    Handshake,
+    /// The server's first word after the handshake reaches the client: a greeting, or the answer to a probe.
+    Greeting,
+    /// The client goes on with a connection over a socket that is new.
+    Switch,
+}
+
+/// Something that happens to a link at a moment, and who is told which link it was.
+struct Ambush {
+    at: Moment,
+    change: Box<dyn FnOnce(&mut Link) + Send>,
+    done: oneshot::Sender<usize>,
+}
+
 /// One access network.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
@@ -94,6 +112,11 @@ struct Inner {
     /// The client's sockets by link and port.
     clients: HashMap<(usize, u16), Weak<SimSocket>>,
     next_port: u16,
+    ambush: Option<Ambush>,
+    /// Ports of the client that sent something.
+    spoke: HashSet<u16>,
+    /// Ports of the client that the server sent something to after a handshake.
+    greeted: HashSet<u16>,
     random: fastrand::Rng,
     preferences: Preferences,
 }
@@ -165,6 +188,9 @@ impl World {
                 server: Weak::new(),
                 clients: HashMap::new(),
                 next_port: 1024,
+                ambush: None,
+                spoke: HashSet::new(),
+                greeted: HashSet::new(),
                 random: fastrand::Rng::with_seed(seed),
                 preferences: Preferences::new(&paths),
             }),
@@ -179,12 +205,36 @@ impl World {
 
     /// Changes a link and lets the client know that something changed.
     pub(super) fn change(&self, link: usize, change: impl FnOnce(&mut Link)) {
-        let mut inner = self.lock();
+        self.change_locked(&mut self.lock(), link, change);
+    }
+
+    fn change_locked(&self, inner: &mut Inner, link: usize, change: impl FnOnce(&mut Link)) {
         let up = inner.links[link].up;
         change(&mut inner.links[link]);
         if inner.links[link].up != up {
             // Without a listener nobody needs to know.
             let _ = self.changes.send(());
+        }
+    }
+
+    /// Changes the link on which the next such moment is, before anybody can send again. It is called off
+    /// when the receiver is dropped, or another one is laid.
+    pub(super) fn ambush(
+        &self,
+        at: Moment,
+        change: impl FnOnce(&mut Link) + Send + 'static,
+    ) -> oneshot::Receiver<usize> {
+        let (done, passed) = oneshot::channel();
+        self.lock().ambush = Some(Ambush { at, change: Box::new(change), done });
+        passed
+    }
+
+    fn pass(&self, inner: &mut Inner, at: Moment, link: usize) {
+        let ambush = inner.ambush.take_if(|ambush| ambush.at == at);
+        // Nobody waits for one that is called off.
+        if let Some(ambush) = ambush.filter(|ambush| !ambush.done.is_closed()) {
+            self.change_locked(inner, link, ambush.change);
+            let _ = ambush.done.send(link);
         }
     }
 
@@ -224,7 +274,11 @@ impl World {
                 }
                 inner.next_port = inner.next_port.checked_add(1).unwrap_or(1024);
                 mapping.1 = now;
-                (link, SocketAddr::new(public, mapping.0))
+                let outside = mapping.0;
+                if inner.spoke.insert(local.port()) && !is_handshake(bytes) {
+                    self.pass(inner, Moment::Switch, link);
+                }
+                (link, SocketAddr::new(public, outside))
             }
             Side::Server => {
                 let Some(link) = inner.links.iter().position(|link| link.public == to.ip()) else {
@@ -265,6 +319,11 @@ impl World {
                 if !inner.links[link].up {
                     return;
                 }
+                if is_handshake(&datagram.bytes) {
+                    self.pass(inner, Moment::Handshake, link);
+                } else if inner.greeted.insert(inside) {
+                    self.pass(inner, Moment::Greeting, link);
+                }
                 inner.clients.get(&(link, inside)).and_then(Weak::upgrade)
             }
         };
@@ -276,6 +335,11 @@ impl World {
             }
         }
     }
+}
+
+/// Whether a datagram begins with a long header (RFC 9000 §17.2).
+fn is_handshake(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|byte| byte & 0x80 != 0)
 }
 
 impl fmt::Debug for World {

@@ -1,0 +1,94 @@
+//! A connection that asks the server for a session.
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use quinn::Connection;
+use tokio::time;
+
+use super::fate::Ended;
+use crate::{
+    clock,
+    path::handshake::Connected,
+    quic::{self, congestion::Handle, silence_limit},
+    session::{self, Control, SessionError},
+    wire::control::Welcome,
+};
+
+/// A connection with a session.
+pub(super) struct Reached {
+    pub(super) connected: Connected,
+    pub(super) control: Control,
+    pub(super) welcome: Welcome,
+}
+
+/// What a client says to any server, and how it listens.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// Tells the congestion controllers of all handshakes to start afresh, and measures round trips.
+    pub(super) renewal: Handle,
+    /// Whether packets whose checksum is left to us are welcome.
+    pub(super) unchecked: bool,
+    /// Which process of this key's owner asks.
+    pub(super) instance: u64,
+}
+
+/// A connection that waits for the server's welcome.
+pub(super) struct Greeting {
+    connected: Connected,
+    welcome: BoxFuture<'static, Result<(Control, Welcome), SessionError>>,
+    due: Instant,
+}
+
+impl Greeting {
+    /// Says hello, and measures the path's round trip from here on.
+    pub(super) fn begin(connected: Connected, terms: &Terms) -> Self {
+        let connection = connected.connection.clone();
+        let Terms { renewal, unchecked, instance } = terms.clone();
+        let due = clock::now() + patience(&connection);
+        renewal.measure_from(clock::now());
+        quic::ask(&connection);
+        let welcome = async move {
+            tokio::select! {
+                welcome = session::open(&connection, unchecked, instance) => welcome,
+                never = insist(&connection, &renewal) => match never {},
+            }
+        };
+        Self { connected, welcome: Box::pin(welcome), due }
+    }
+
+    /// When the welcome should have come.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    pub(super) fn is_overdue(&self) -> bool {
+        self.due <= clock::now()
+    }
+
+    /// Waits for the end of a greeting, which is taken out then; without a greeting for ever. Cancel safe.
+    pub(super) async fn end(greeting: &mut Option<Self>) -> Result<Reached, Ended> {
+        let Some(waiting) = greeting else { return std::future::pending().await };
+        let ended = (&mut waiting.welcome).await;
+        let Some(Self { connected, .. }) = greeting.take() else { return Err(Ended::NoGreeting) };
+        let (control, welcome) = ended?;
+        Ok(Reached { connected, control, welcome })
+    }
+}
+
+/// As long as the path of an established session may be silent. On the slowest links that is less than a
+/// round trip, and a greeting that gives way too soon would never come.
+fn patience(connection: &Connection) -> Duration {
+    silence_limit(connection).max(2 * connection.rtt())
+}
+
+/// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
+async fn insist(connection: &Connection, renewal: &Handle) -> Infallible {
+    loop {
+        time::sleep(quic::NUDGE).await;
+        quic::nudge(connection, renewal);
+    }
+}
