@@ -307,7 +307,9 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     while received.len() < sent.len() {
         timeout(PATIENCE, PacketSource::recv(&mut device, &mut received)).await.unwrap().unwrap();
     }
-    assert_eq!(received, sent);
+    // Each of them is a flow of its own, and the order is of each flow alone.
+    received.sort_by_key(Packet::size);
+    assert!(received == sent, "packets are damaged");
     assert!(counters.snapshot().split_packets > 0);
 }
 

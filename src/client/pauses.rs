@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_never_end() {
-        let pauses = after(&Ended::NoGreeting, 50);
+        let pauses = after(&Ended::Lost(ConnectionError::Reset), 50);
         assert!(pauses[0].longest >= SHORTEST && pauses[0].longest <= 2 * SHORTEST);
         assert!(pauses.iter().all(|pause| pause.longest <= 2 * LONGEST), "{pauses:?}");
     }
