@@ -13,7 +13,7 @@
 //! ROAMD_SEED=17 cargo test --lib random_days -- --nocapture             # one day again, with its log
 //! ROAMD_FIRST_DAY=5000 ROAMD_DAYS=100 cargo test --lib random_days      # these only
 //! ```
-//! `MALLOC_MMAP_THRESHOLD_=1048576` (mallopt(3)) saves a third of the time: quinn zeroes 2.3 MB for each
+//! `MALLOC_MMAP_THRESHOLD_=1048576` (mallopt(3)) saves half of the time: quinn zeroes 2.3 MB for each
 //! handshake, which fresh pages need not be.
 //!
 //! Keys and connection ids are drawn anew each time, so that a day is the same in what happens to the
