@@ -75,8 +75,9 @@ pub(crate) struct Gate {
     next: u64,
     handshakes: Bucket,
     retries: Bucket,
-    /// Attempts that each block has left.
-    sources: LruCache<IpNet, Bucket>,
+    /// Attempts that each block has left. Those that have proven their address are counted apart: anybody can
+    /// make the others in its name.
+    sources: LruCache<(IpNet, bool), Bucket>,
     good: LruCache<IpNet, ()>,
 }
 
@@ -126,19 +127,20 @@ impl Gate {
     /// that address if `is_validated`.
     pub(crate) fn enter(&mut self, source: IpAddr, is_validated: bool, now: Instant) -> Verdict {
         let blocks = Blocks::of(source);
-        let left = self.must_leave(blocks, now);
+        let left = self.must_leave(blocks, is_validated, now);
         let share_is_full = self.has(blocks.narrow) >= SHARE || self.has(blocks.wide) >= WIDE_SHARE;
         let is_busy = self.under_way.len() >= RETRY_FROM
-            || self.handshakes.level(now) < MOST_LEFT * HANDSHAKES.burst;
+            || self.handshakes.level(now) < 1.0 + MOST_LEFT * HANDSHAKES.burst;
         if !is_validated && (share_is_full || is_busy && left > 0.0) {
-            return if self.retries.take(left, now) { Verdict::Retry } else { Verdict::Ignore };
+            let may_ask = self.retries.take(left.min(LEAST_LEFT), now);
+            return if may_ask { Verdict::Retry } else { Verdict::Ignore };
         }
         if !self.handshakes.take(left, now) {
             return Verdict::Ignore;
         }
         for block in blocks.both() {
             let fresh = || Bucket::full(ATTEMPTS.times(blocks.size(block)), now);
-            self.sources.get_or_insert_mut(block, fresh).spend(now);
+            self.sources.get_or_insert_mut((block, is_validated), fresh).spend(now);
         }
         let give_way = self.make_room(blocks);
         let id = self.next;
@@ -155,7 +157,8 @@ impl Gate {
         let Some(blocks) = self.leave(id) else { return false };
         self.good.put(blocks.narrow, ());
         for block in blocks.both() {
-            self.sources.pop(&block);
+            self.sources.pop(&(block, false));
+            self.sources.pop(&(block, true));
         }
         true
     }
@@ -206,10 +209,10 @@ impl Gate {
     }
 
     /// The share of the budget that a source must leave for better ones.
-    fn must_leave(&mut self, blocks: Blocks, now: Instant) -> f64 {
+    fn must_leave(&mut self, blocks: Blocks, is_validated: bool, now: Instant) -> f64 {
         let spent = blocks.both().map(|block| {
             self.sources
-                .get_mut(&block)
+                .get_mut(&(block, is_validated))
                 .map_or(0.0, |source| 1.0 - source.level(now) / source.pace.burst)
         });
         if spent[0] < GOOD_ATTEMPTS && self.good.get(&blocks.narrow).is_some() {
@@ -428,6 +431,26 @@ mod tests {
             now += MILLISECOND / 10;
         }
         assert!(gate.proven(id));
+    }
+
+    #[test]
+    fn first_packets_forged_in_a_clients_name_do_not_keep_it_out_of_a_flood() {
+        for (was_here, limit) in [(false, 3000), (true, 100)] {
+            let mut flood = Flood::new(1_000_000, false);
+            if was_here {
+                let id = admitted(&flood.gate.enter(honest(), false, flood.now)).unwrap();
+                assert!(flood.gate.proven(id));
+            }
+            for _ in 0..200 {
+                if let Some(id) = admitted(&flood.gate.enter(honest(), false, flood.now)) {
+                    flood.gate.ended(id);
+                }
+                flood.now += 20 * MILLISECOND;
+            }
+            flood.run(Duration::from_secs(1));
+            let time = flood.time_to_enter();
+            assert!(time <= limit * MILLISECOND, "was here: {was_here}, {time:?}");
+        }
     }
 
     #[test]
