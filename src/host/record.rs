@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ use super::{
     rules::Rules,
     sysctl::{self, Sysctls},
 };
-use crate::{control::Instance, netlink::Netlink};
+use crate::{control::Instance, foreign::is_printable, netlink::Netlink};
 
 const SUFFIX: &str = "state";
 /// More than any record of ours has.
@@ -231,7 +231,7 @@ impl Record {
 /// Whether a tunnel that does not run holds traffic back.
 #[must_use]
 pub fn is_sealed(instance: &Instance) -> bool {
-    let Ok(file) = File::open(path(instance)) else { return false };
+    let Ok(file) = look(&path(instance)) else { return false };
     let is_sealed = Changes::read(&file).is_ok_and(|changes| changes.sealed);
     is_sealed && lock(file).is_ok_and(|lock| lock.is_some())
 }
@@ -243,6 +243,7 @@ pub fn names(beside: &Instance) -> Vec<String> {
     let mut names: Vec<_> = entries
         .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
         .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .filter(|name| name.chars().all(is_printable))
         .collect();
     names.sort();
     names
@@ -252,7 +253,7 @@ pub fn names(beside: &Instance) -> Vec<String> {
 #[must_use]
 pub fn who_has(interface: &str, beside: &Instance) -> Option<String> {
     names(beside).into_iter().find(|name| {
-        let Ok(file) = File::open(path(&beside.sibling(name))) else { return false };
+        let Ok(file) = look(&path(&beside.sibling(name))) else { return false };
         let is_its = Changes::read(&file).is_ok_and(|changes| changes.interface == interface);
         is_its && lock(file).is_ok_and(|lock| lock.is_none())
     })
@@ -271,20 +272,29 @@ fn path(instance: &Instance) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(path)?;
+    let file = opened(File::options().write(true).create(true).truncate(false).mode(0o600), path)?;
     if geteuid().is_root()
         && let Some(folder) = path.parent()
     {
         // The next run may be the unit's, with its own user.
         let owner = fs::metadata(folder)?;
         fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(file)
+}
+
+fn look(path: &Path) -> io::Result<File> {
+    opened(&mut File::options(), path)
+}
+
+/// Opens a plain file that has no other name. The folder is the daemon's, and root must neither wait at a pipe
+/// in it nor give away a file of somebody else's.
+fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = options.read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() > 1 {
+        return Err(io::Error::other("it is not a plain file with one name"));
     }
     Ok(file)
 }
@@ -344,6 +354,23 @@ mod tests {
         assert_eq!(Record::open(&instance).unwrap().changes(), Changes::default());
         fs::write(path(&instance), "no record at all").unwrap();
         assert_eq!(Record::open(&instance).unwrap().changes(), Changes::default());
+    }
+
+    #[test]
+    fn what_is_no_file_of_its_own_is_no_record() {
+        use nix::{sys::stat::Mode, unistd::mkfifo};
+        let folder = tempfile::tempdir().unwrap();
+        let instance = instance(&folder);
+        mkfifo(&path(&instance), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        assert!(matches!(Record::open(&instance), Err(RecordError::Io { .. })), "a pipe");
+        assert!(!is_sealed(&instance) && who_has("roam0", &instance).is_none());
+        fs::remove_file(path(&instance)).unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, r#"{"sealed":true}"#).unwrap();
+        fs::hard_link(&victim, path(&instance)).unwrap();
+        assert!(matches!(Record::open(&instance), Err(RecordError::Io { .. })), "a second name");
+        fs::write(folder.path().join("a\u{1b}[2J.state"), "").unwrap();
+        assert_eq!(names(&instance), ["home"]);
     }
 
     #[test]
