@@ -42,6 +42,8 @@ pub(super) struct Pause {
 pub(super) struct Pauses {
     ordinary: ExponentialBackoff,
     refused: ExponentialBackoff,
+    /// How often the server told of another machine with our key.
+    rivals: u32,
 }
 
 impl Default for Pauses {
@@ -58,6 +60,7 @@ impl Default for Pauses {
         Self {
             ordinary: begin(SHORTEST, LONGEST, 2.0),
             refused: begin(REFUSED, LONGEST_REFUSED, REFUSED_FACTOR),
+            rivals: 0,
         }
     }
 }
@@ -70,7 +73,8 @@ impl Pauses {
             return Some(Pause { shortest: REFUSED_FLOOR, longest });
         }
         if let Some(rival) = Rival::of(ended) {
-            let pause = rival.pause();
+            let pause = rival.pause(self.rivals);
+            self.rivals += 1;
             return Some(Pause { shortest: pause, longest: pause });
         }
         match ended {
@@ -129,6 +133,21 @@ mod tests {
         let server = ([192, 0, 2, 1], 4433).into();
         let ended = Ended::Dial(HandshakeError::NotRoamd { server, reason: "x".into() }.into());
         assert!(after(&ended, 50).iter().all(|pause| pause.longest <= 2 * LONGEST));
+    }
+
+    #[test]
+    fn a_session_that_an_earlier_run_left_behind_keeps_its_successor_out_for_less_than_a_minute() {
+        let displaced = || {
+            let (error_code, reason) = (close::DISPLACED, bytes::Bytes::from_static(b"192.0.2.7"));
+            ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason })
+        };
+        let mut pauses = Pauses::default();
+        let mut pause = |ended| pauses.after(&ended, None).unwrap().longest;
+        let taken = pause(Ended::Lost(displaced()));
+        let refused = pause(Ended::Session(displaced().into()));
+        let minute = Duration::from_secs(60);
+        assert!(refused >= minute / 2 && taken + refused < minute, "{taken:?}, {refused:?}");
+        assert!(pause(Ended::Session(displaced().into())) >= 3 * minute);
     }
 
     #[test]
