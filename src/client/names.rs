@@ -108,7 +108,8 @@ impl Names {
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
-                if self.known() != addresses {
+                // What a name stands for is admitted each time: the host may have refused the last time.
+                if self.can_change() || self.known() != addresses {
                     self.admit(addresses.clone()).await;
                 }
                 self.known.send_if_modified(|known| {
@@ -205,6 +206,19 @@ mod tests {
         let found = names.resolve().await.unwrap();
         assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
         assert_eq!(names.known(), found);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_admitted_is_tried_again() {
+        let names = names(&[("192.0.2.1", 2), ("localhost", 3)]);
+        let (admission, mut admissions) = mpsc::channel(1);
+        names.admit_through(admission);
+        for attempt in 1..=3 {
+            let asked =
+                async { time::timeout(TIMEOUT, admissions.recv()).await.map(|it| it.unwrap().0) };
+            let (found, asked) = tokio::join!(names.resolve(), asked);
+            assert_eq!(Ok(found.unwrap()), asked, "attempt {attempt}");
+        }
     }
 
     fn v4(count: usize) -> Vec<SocketAddr> {
