@@ -37,7 +37,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
-    desired::{ApplyError, Desired, Plan},
+    desired::{ApplyError, Desired},
     dial::Dialer,
     fate::{Ended, Refusal},
     greeting::{Reached, Terms},
@@ -283,6 +283,7 @@ impl Client {
             self.shown.connecting();
             let ended = self.connect(host, orders, lost).await?;
             self.queue.hold(true);
+            self.desired.lock().await.in_session = false;
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
             if self.shown.sessions() > sessions {
@@ -309,6 +310,10 @@ impl Client {
                 Some(_) | None => {}
             }
             self.not_connected(&reason);
+            if refused {
+                // A server that answers is behind no portal, and the pause may be long.
+                self.give_way(false, host).await;
+            }
             if let Some(pause) = pause {
                 self.sleep_or_change(pause).await?;
             }
@@ -460,6 +465,7 @@ impl Client {
     async fn greeted(&self, host: &mut impl Setup, welcome: &Welcome) -> Result<(), ApplyError> {
         self.apply(host, |desired| {
             desired.welcome = Some(welcome.clone());
+            desired.in_session = true;
             desired.portal = false;
         })
         .await
@@ -507,7 +513,8 @@ impl Client {
         let (before, mut changed) = (desired.plan()?.layout, desired.clone());
         changed.facts = self.reports.facts.borrow().clone();
         change(&mut changed);
-        let Plan { layout, inside, declined } = changed.plan()?;
+        let plan = changed.plan()?;
+        let layout = &plan.layout;
         // Whoever waits for the host may not wait any more.
         desired.is_applied = false;
         if let Err(error) = host.set(layout.clone()).await {
@@ -522,11 +529,12 @@ impl Client {
         for route in layout.blocked.iter().filter(|route| !before.blocked.contains(route)) {
             warn!(%route, "the server gave this client no address of that family");
         }
-        changed.is_applied = true;
+        changed.take(&plan);
         *desired = changed;
         if desired.welcome.is_some() {
-            self.inside.store(Arc::new(inside));
-            let Layout { mtu, addresses, networks, routes, .. } = layout;
+            let declined = plan.declined();
+            self.inside.store(Arc::new(plan.inside));
+            let Layout { mtu, addresses, networks, routes, .. } = plan.layout;
             self.shown.set_up(mtu, addresses, [networks, routes].concat(), declined);
         }
         Ok(())

@@ -415,10 +415,14 @@ async fn answer<R: Future<Output = Reply>>(
 /// Writes events until the other side goes.
 async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let mut events = events.listen();
-    write.write_all(Event::Listening.line()?.as_bytes()).await?;
+    let mut say = async |event: Event| {
+        let line = event.line()?;
+        tokio::time::timeout(TIMEOUT, write.write_all(line.as_bytes())).await?
+    };
+    say(Event::Listening).await?;
     loop {
         match events.recv().await {
-            Ok(event) => write.write_all(event.line()?.as_bytes()).await?,
+            Ok(event) => say(event).await?,
             Err(RecvError::Lagged(missed)) => debug!(missed, "a listener is too slow for events"),
             Err(RecvError::Closed) => return Ok(()),
         }

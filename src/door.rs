@@ -54,8 +54,11 @@ impl Place {
 }
 
 /// Listens at `path` for the owner and its group only, in place of a socket that an earlier run left. Any other
-/// file stays, and is an error.
+/// file stays, and is an error; so is a socket that somebody listens to.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path)?;
     }
@@ -69,6 +72,16 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_somebody_listens_to_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let first = listen(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        listen(&path).unwrap();
+    }
 
     #[test]
     fn the_newest_takes_the_place_of_the_oldest_and_of_nobody_else() {

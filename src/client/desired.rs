@@ -35,6 +35,10 @@ pub(super) struct Desired {
     pub(super) found: Vec<SocketAddr>,
     /// What the server said last.
     pub(super) welcome: Option<Welcome>,
+    /// What was taken of it last.
+    taken: Option<Offer>,
+    /// Whether there is a session, for which the offer must fit the host as it is.
+    pub(super) in_session: bool,
     /// What the host has without the tunnel.
     pub(super) facts: Facts,
     /// Whether a captive portal has to be reached.
@@ -49,8 +53,8 @@ pub(super) struct Plan {
     pub(super) layout: Layout,
     /// What may come out of the tunnel.
     pub(super) inside: Inside,
-    /// What the server offers and is not taken.
-    pub(super) declined: Vec<LeftOut>,
+    /// What is taken of the server's offer.
+    taken: Option<Offer>,
 }
 
 /// Why the host is not made as desired; it stays as it was.
@@ -80,6 +84,13 @@ impl ApplyError {
     }
 }
 
+impl Plan {
+    /// What the server offers and is not taken.
+    pub(super) fn declined(&self) -> Vec<LeftOut> {
+        self.taken.as_ref().map(|offer| offer.left_out.clone()).unwrap_or_default()
+    }
+}
+
 impl Desired {
     pub(super) fn new(config: &ClientConfig) -> Self {
         Self {
@@ -87,6 +98,8 @@ impl Desired {
             servers: config.server.addresses.clone(),
             found: Vec::new(),
             welcome: None,
+            taken: None,
+            in_session: false,
             facts: Facts::default(),
             portal: false,
             is_applied: false,
@@ -99,22 +112,34 @@ impl Desired {
         self.portal &= self.tun.exclude.portal;
     }
 
-    /// What follows; an error if the server's offer allows no session.
+    /// Keeps in mind what a plan takes of the offer, which is now in effect.
+    pub(super) fn take(&mut self, plan: &Plan) {
+        self.taken.clone_from(&plan.taken);
+        self.is_applied = true;
+    }
+
+    /// What follows; an error if the server's offer allows no session, and there is one. Without a session what
+    /// was taken last stays: another network may have a use for the inner address for a while.
     pub(super) fn plan(&self) -> Result<Plan, OfferError> {
         let servers: Vec<_> = self.written_down().chain(self.found.iter().copied()).collect();
-        let (mut layout, declined) = match &self.welcome {
+        let taken = match &self.welcome {
             Some(welcome) => {
                 let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
-                let offer = Offer::check(welcome, &self.tun, &self.facts, &outer)?;
-                (layout(&self.tun, &offer), offer.left_out)
+                let checked = Offer::check(welcome, &self.tun, &self.facts, &outer);
+                match (checked, &self.taken) {
+                    (Err(_), Some(taken)) if !self.in_session => Some(taken.clone()),
+                    (checked, _) => Some(checked?),
+                }
             }
-            None => (sealing(&self.tun), Vec::new()),
+            None => None,
         };
+        let mut layout =
+            taken.as_ref().map_or_else(|| sealing(&self.tun), |offer| layout(&self.tun, offer));
         let inside = inside(&layout, &self.facts);
         layout.everything = self.tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
         layout.servers = servers;
         let layout = if self.portal { layout.opened() } else { layout };
-        Ok(Plan { layout, inside, declined })
+        Ok(Plan { layout, inside, taken })
     }
 
     /// The addresses that need no resolver.
@@ -122,5 +147,35 @@ impl Desired {
         self.servers.iter().filter_map(|server| {
             server.host.parse::<IpAddr>().ok().map(|host| SocketAddr::new(host, server.port))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::layout::tests::{tun, welcome};
+
+    #[test]
+    fn between_sessions_another_network_may_have_the_inner_address() {
+        let mut desired = Desired {
+            tun: tun(None),
+            servers: Vec::new(),
+            found: Vec::new(),
+            welcome: Some(welcome(&["10.66.0.2/24"], &[])),
+            taken: None,
+            in_session: true,
+            facts: Facts::default(),
+            portal: false,
+            is_applied: false,
+        };
+        let plan = desired.plan().unwrap();
+        desired.take(&plan);
+        // DHCP gives this host the address that it has inside.
+        desired.facts.addresses.push(("eth0".into(), [10, 66, 0, 2].into()));
+        assert!(desired.plan().is_err(), "a session cannot be kept");
+        desired.in_session = false;
+        desired.portal = true;
+        let layout = desired.plan().unwrap().layout;
+        assert!(layout.is_open && layout.addresses == plan.layout.addresses);
     }
 }

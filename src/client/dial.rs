@@ -142,7 +142,8 @@ impl Dialer {
         let (complete, mut completed) = mpsc::channel(COMPLETE);
         let mut runner_up = None;
         let mut greeting: Option<Greeting> = None;
-        let (mut failure, mut forgotten, crowd) = (None, None, Crowd::default());
+        let (mut failure, crowd) = (None, Crowd::default());
+        let mut forgotten: Option<SessionError> = None;
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
         let (silence, mut is_told) = (next + SILENCE, false);
@@ -154,6 +155,9 @@ impl Dialer {
             }
             let is_over = waiting.is_empty() && attempts.is_empty() && completed.is_empty();
             if is_over && !unresolved && greeting.is_none() {
+                if let Some(lost) = forgotten {
+                    return Err(lost.into());
+                }
                 return Err(failure
                     .map_or(DialError::NoRoute(servers), DialError::Handshake)
                     .into());

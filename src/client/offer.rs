@@ -36,7 +36,7 @@ const SHORTEST: [u8; 2] = [8, 16];
 const MOST_OF_SHORTEST: u128 = 4;
 
 /// What is taken of a welcome.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Offer {
     /// The TUN device's MTU in bytes.
     pub(super) mtu: u16,

@@ -67,6 +67,8 @@ impl Firewall {
             return self.remove_table().await.context("can't lift the kill switch");
         }
         let sealed = (layout.sealed.clone(), layout.exclude.clone());
+        // An earlier run's table may hold.
+        let recorded = self.record.changes().sealed;
         self.record.update(|changes| {
             changes.tables.insert(self.interface.clone());
             changes.sealed |= !seals.is_empty();
@@ -89,7 +91,7 @@ impl Firewall {
                 return Ok(());
             }
             Err(error) => {
-                self.record.update(|changes| changes.sealed = was_sealed);
+                self.record.update(|changes| changes.sealed = recorded || was_sealed);
                 return Err(error.context("can't set the kill switch"));
             }
             Ok(()) => {}

@@ -251,8 +251,11 @@ impl Peer {
     /// Ends the session of `connection`, unless another one took it over.
     pub fn detach(&self, connection: &Connection) {
         let current = &mut self.place().session;
-        current.take_if(|session| session.connection.stable_id() == connection.stable_id());
-        self.queue.hold(current.is_none());
+        let is_ended =
+            |session: &mut PeerSession| session.connection.stable_id() == connection.stable_id();
+        if current.take_if(is_ended).is_some() {
+            self.queue.hold(true);
+        }
     }
 
     /// Closes all of its connections.
