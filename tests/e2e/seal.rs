@@ -28,13 +28,14 @@ const OPEN: &str = "routes = []";
 const SEALED: &str = "routes = [\"default\"]\nkill-switch = true";
 const JUDGE: &str = "table inet judge {
   counter clear {}
-  counter inside {}
+  counter inside4 {}
+  counter inside6 {}
   chain in {
     type filter hook prerouting priority raw;
     iifname c0 udp dport 9 ip daddr 198.51.100.2 counter name clear
     iifname c0 udp dport 9 ip6 daddr 2001:db8:1::2 counter name clear
-    iifname roam0 udp dport 9 ip daddr 198.51.100.2 counter name inside
-    iifname roam0 udp dport 9 ip6 daddr 2001:db8:1::2 counter name inside
+    iifname roam0 udp dport 9 ip daddr 198.51.100.2 counter name inside4
+    iifname roam0 udp dport 9 ip6 daddr 2001:db8:1::2 counter name inside6
   }
 }
 ";
