@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use roamd::lab::veth;
 
-use crate::harness::{Net, eventually, inner_v4};
+use crate::{
+    harness::{Net, eventually, inner_v4},
+    roaming::shown,
+};
 
 /// Long enough for the tests' patience, so that it can't be what saves them.
 const SLOW_TO_NOTICE: &str = "[quic]\nidle-timeout = \"60s\"\nkeep-alive = \"20s\"";
@@ -41,7 +44,9 @@ fn a_server_that_stops_says_goodbye_and_is_found_again() {
     net.start();
     let begun = Instant::now();
     assert!(net.server.daemon.as_mut().unwrap().stop().unwrap().success());
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    let took = shown(begun.elapsed());
+    // 450 ms measured on a busy machine.
+    assert!(took < Duration::from_millis(1500), "{took:?}");
     eventually("the client hears", || {
         let status = net.clients[0].try_status()?;
         status["last-error"].as_str()?.contains("the server stops").then_some(())

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{PROGRAM, eventually},
-    roaming::{Laptop, last_switch},
+    roaming::{Laptop, last_switch, shown},
 };
 
 /// The true round trips of wifi and lte in milliseconds; see `roamd::lab::scene`.
@@ -32,7 +32,9 @@ fn round_trips_are_true_from_the_first_second_and_cause_no_switch() {
             let measured = paths.iter().filter(|path| path["rtt"].is_f64()).count();
             (measured == 4).then_some(paths)
         });
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let took = shown(begun.elapsed());
+        // 200 to 270 ms measured.
+        assert!(took < Duration::from_millis(800), "{took:?}");
         for path in paths {
             let (_, expected) = ROUND_TRIPS.into_iter().find(|it| path["link"] == it.0).unwrap();
             let rtt = path["rtt"].as_f64().unwrap();

@@ -13,6 +13,18 @@ use crate::harness::{Host, client_toml, eventually, transfer};
 
 /// One packet a hundred times a second, as a voice call would send.
 const INTERVAL: Duration = Duration::from_millis(10);
+/// A gap that is known when it begins, or a move to lte: 51 to 87 ms measured on two busy cores, 50 of them the
+/// round trip over lte. Three times the median.
+const MOMENT: Duration = Duration::from_millis(200);
+/// Packets without an echo in such a gap: 0 to 3 measured, twice that.
+const FEW: u64 = 6;
+/// The longest of 32 such gaps in eight seconds: 60 to 173 ms measured in six runs, 297 in another.
+const FLAPS: Duration = Duration::from_millis(300);
+/// A link that drops everything without a word: 470 to 820 ms measured, three times the lower of them.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// Until three pings 100 ms apart are answered after a break of all networks or of the process: 220 to 460 ms
+/// measured, of which 200 are the pings' own pace. Three times that.
+const RETURN: Duration = Duration::from_millis(1300);
 
 pub(crate) struct Laptop {
     pub(crate) scene: Scene,
@@ -88,13 +100,15 @@ pub(crate) fn stream(scene: &Scene, duration: Duration, event: impl FnOnce() + S
             }
         });
         let sender = scope.spawn(|| {
-            let mut sent = 0_u64;
+            let (mut sent, mut stall) = (0_u64, Duration::ZERO);
             while Instant::now() < end {
+                let begun = Instant::now();
                 let _ = socket.send(&sent.to_be_bytes());
                 sent += 1;
                 std::thread::sleep(INTERVAL);
+                stall = stall.max(begun.elapsed() - INTERVAL);
             }
-            sent
+            (sent, stall)
         });
         scope.spawn(|| {
             std::thread::sleep(Duration::from_secs(1));
@@ -110,14 +124,23 @@ pub(crate) fn stream(scene: &Scene, duration: Duration, event: impl FnOnce() + S
                 received += 1;
             }
         }
-        Stream { gap, lost: sender.join().unwrap() - received }
+        let (sent, stall) = sender.join().unwrap();
+        shown(Stream { gap, lost: sent - received, stall })
     })
+}
+
+/// Prints what a test measured; `cargo test --test e2e roaming -- --nocapture` shows it.
+pub(crate) fn shown<T: std::fmt::Debug>(measured: T) -> T {
+    eprintln!("{}: {measured:?}", std::thread::current().name().unwrap_or_default());
+    measured
 }
 
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) gap: Duration,
     pub(crate) lost: u64,
+    /// How long the sender itself waited for a busy machine; nothing that the tunnel did.
+    pub(crate) stall: Duration,
 }
 
 pub(crate) fn path(status: &Value, access: Access) -> Option<Value> {
@@ -135,8 +158,7 @@ fn a_link_that_goes_down_costs_a_moment_and_its_return_costs_nothing() {
     let down = laptop.stream(Duration::from_secs(3), || {
         laptop.scene.disconnect(Access::Wifi).unwrap();
     });
-    // Generous beside the aim of 60 ms: other tests share the machine.
-    assert!(down.gap < Duration::from_secs(1), "{down:?}");
+    assert!(down.gap < MOMENT + down.stall && down.lost <= FEW, "{down:?}");
     laptop.until_active(Access::Lte);
     let switch = last_switch(&laptop.client.status());
     // Whichever shows first.
@@ -147,7 +169,7 @@ fn a_link_that_goes_down_costs_a_moment_and_its_return_costs_nothing() {
         laptop.scene.connect(Access::Wifi).unwrap();
     });
     laptop.until_active(Access::Wifi);
-    assert!(back.gap < Duration::from_millis(500) && back.lost <= 3, "{back:?}");
+    assert!(back.gap < MOMENT + back.stall && back.lost <= 3, "{back:?}");
     assert_eq!(last_switch(&laptop.client.status())["reason"], "the new path is preferred");
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
@@ -158,7 +180,7 @@ fn a_link_that_drops_everything_in_silence_is_left_within_a_second() {
     let silent = laptop.stream(Duration::from_secs(4), || {
         laptop.scene.air(Access::Wifi).black_hole(true);
     });
-    assert!(silent.gap < Duration::from_secs(2), "{silent:?}");
+    assert!(silent.gap < SILENCE + silent.stall, "{silent:?}");
     let status = laptop.client.status();
     let switch = last_switch(&status);
     assert_eq!(
@@ -177,7 +199,7 @@ fn a_link_that_works_one_way_only_is_left_within_a_second() {
         let silent = laptop.stream(Duration::from_secs(4), || {
             laptop.scene.air(Access::Wifi).black_hole_direction(direction, true);
         });
-        assert!(silent.gap < Duration::from_secs(2), "{direction:?}: {silent:?}");
+        assert!(silent.gap < SILENCE + silent.stall, "{direction:?}: {silent:?}");
         let status = laptop.client.status();
         assert_eq!(last_switch(&status)["to"], "lte0", "{direction:?}: {status}");
         assert_eq!(status["sessions"], 1);
@@ -192,7 +214,7 @@ fn a_network_that_becomes_preferred_takes_over_without_a_loss() {
         client.add_route("0.0.0.0/0", Some("10.77.2.1"), "lte0", 50).unwrap();
     });
     laptop.until_active(Access::Lte);
-    assert!(stream.gap < Duration::from_millis(500) && stream.lost <= 3, "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= 3, "{stream:?}");
     assert_eq!(last_switch(&laptop.client.status())["reason"], "the new path is preferred");
 }
 
@@ -205,7 +227,7 @@ fn another_address_on_the_same_network_costs_a_moment() {
         client.add_address("wifi0", "10.77.1.77/24").unwrap();
         client.add_route("0.0.0.0/0", Some("10.77.1.1"), "wifi0", 100).unwrap();
     });
-    assert!(stream.gap < Duration::from_secs(1) && stream.lost <= 30, "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= FEW, "{stream:?}");
     laptop.until_active(Access::Wifi);
     eventually("the new address", || {
         let wifi = path(&laptop.client.status(), Access::Wifi)?;
@@ -220,7 +242,7 @@ fn a_lost_carrier_costs_a_moment_although_its_route_stays() {
     let stream = laptop.stream(Duration::from_secs(4), || {
         laptop.scene.carrier(Access::Wifi, false).unwrap();
     });
-    assert!(stream.gap < Duration::from_secs(1), "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= FEW, "{stream:?}");
     laptop.until_active(Access::Lte);
     laptop.scene.carrier(Access::Wifi, true).unwrap();
     laptop.until_active(Access::Wifi);
@@ -259,7 +281,8 @@ fn after_both_networks_were_silent_traffic_returns_with_them() {
         laptop.scene.air(access).black_hole(false);
     }
     laptop.client.assert_ping("10.66.0.1", &[]);
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let took = shown(begun.elapsed());
+    assert!(took < RETURN, "{took:?}");
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
 
@@ -329,7 +352,7 @@ fn a_network_of_another_family_takes_over_and_gives_back() {
     let down = laptop.stream(Duration::from_secs(3), || {
         laptop.scene.client().set_down("wifi0").unwrap();
     });
-    assert!(down.gap < Duration::from_secs(1), "{down:?}");
+    assert!(down.gap < MOMENT + down.stall && down.lost <= FEW, "{down:?}");
     laptop.until_active(Access::Lte);
     let lte = path(&laptop.client.status(), Access::Lte).unwrap();
     assert_eq!(lte["server"], "[fd77:9::2]:4433");
@@ -340,7 +363,7 @@ fn a_network_of_another_family_takes_over_and_gives_back() {
         client.add_route("0.0.0.0/0", Some("10.77.1.1"), "wifi0", 100).unwrap();
     });
     laptop.until_active(Access::Wifi);
-    assert!(back.gap < Duration::from_millis(500) && back.lost <= 3, "{back:?}");
+    assert!(back.gap < MOMENT + back.stall && back.lost <= 3, "{back:?}");
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
 
@@ -362,7 +385,8 @@ fn a_bulk_transfer_goes_on_over_a_narrower_path() {
             });
             transfer(from, to, address, 20_000_000);
         });
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        let took = shown(begun.elapsed());
+        assert!(took < Duration::from_secs(20), "{took:?}");
         assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
         laptop.scene.connect(Access::Wifi).unwrap();
     }
@@ -394,8 +418,7 @@ fn a_network_that_comes_and_goes_is_not_used() {
             std::thread::sleep(Duration::from_millis(250));
         }
     });
-    assert!(stream.lost <= 20, "{stream:?}");
-    assert!(stream.gap < Duration::from_secs(1), "{stream:?}");
+    assert!(stream.gap < FLAPS + stream.stall && stream.lost <= FEW, "{stream:?}");
     let switches = laptop.client.status()["switches"].as_array().unwrap().len();
     assert!(switches <= 4, "{switches}");
 }
@@ -410,7 +433,8 @@ fn a_stopped_client_goes_on_where_it_was() {
     daemon.signal(Signal::SIGCONT).unwrap();
     let begun = Instant::now();
     laptop.client.assert_ping("10.66.0.1", &["-I", "10.66.0.2"]);
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let took = shown(begun.elapsed());
+    assert!(took < RETURN, "{took:?}");
 }
 
 #[test]

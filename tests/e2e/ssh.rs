@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::{
     harness::{Host, Net, eventually},
-    roaming::Laptop,
+    roaming::{Laptop, shown},
 };
 
 const SSHD: &str = "/usr/sbin/sshd";
@@ -121,8 +121,13 @@ fn a_real_ssh_session_does_not_notice_that_its_networks_come_and_go() {
         }
         assert_eq!(stalls.len(), 699);
         stalls.sort_unstable();
-        // The longest is that of the two seconds without any network.
-        assert!(stalls[698] < seconds(4) && stalls[697] < seconds(2), "{:?}", &stalls[690..]);
+        shown(&stalls[690..]);
+        // The longest is that of the two seconds without any network: 2.3 s measured. The next is the silence: 0.5 s,
+        // three times that is allowed. The others are moments: 140 ms at most.
+        let bounds = [(698, 3000), (697, 1500), (696, 450)];
+        for (place, bound) in bounds {
+            assert!(stalls[place] < Duration::from_millis(bound), "{:?}", &stalls[690..]);
+        }
     });
     assert_eq!(ssh.wait().unwrap().code(), Some(7));
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
