@@ -426,7 +426,7 @@ impl Client {
         };
         tokio::select! {
             ended = carry => Ok(ended),
-            failed = roamer.run() => failed.map(|never| match never {}),
+            forgotten = roamer.run() => forgotten.map(|()| Ended::Forgotten),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod burst;
 mod class;
+pub mod forgotten;
 pub mod handshake;
 pub mod manager;
 pub mod network;

@@ -70,6 +70,9 @@ pub enum Ended {
     /// The session's connection ended.
     #[error("connection lost: {}", Foreign::of(.0))]
     Lost(ConnectionError),
+    /// The server answers, but nothing that the session's connection asks.
+    #[error("the server does not know this connection any more")]
+    Forgotten,
 }
 
 impl Ended {
@@ -94,7 +97,8 @@ impl Ended {
             | Self::NoGreeting
             | Self::Offer(_)
             | Self::Host(_)
-            | Self::Lost(_) => None,
+            | Self::Lost(_)
+            | Self::Forgotten => None,
         }
     }
 }
@@ -152,6 +156,7 @@ mod tests {
             Ended::Lost(closed(close::TAKEN_OVER)),
             Ended::Session(closed(close::GOODBYE).into()),
             Ended::NoGreeting,
+            Ended::Forgotten,
             Ended::Dial(DialError::NoRoute(Vec::new())),
         ] {
             assert!(ended.refusal(key(9)).is_none());

@@ -81,6 +81,8 @@ impl Pauses {
             // The attempts had their own pace, or none was made since.
             Ended::Dial(DialError::Handshake(HandshakeError::TimedOut { .. }))
             | Ended::NoGreeting
+            // It answered just now.
+            | Ended::Forgotten
             | Ended::Lost(ConnectionError::TimedOut) => None,
             Ended::Dial(DialError::NoRoute(_)) => {
                 Some(Pause { shortest: NO_ROUTE, longest: LONGEST })
@@ -148,6 +150,11 @@ mod tests {
         let minute = Duration::from_secs(60);
         assert!(refused >= minute / 2 && taken + refused < minute, "{taken:?}, {refused:?}");
         assert!(pause(Ended::Session(displaced().into())) >= 3 * minute);
+    }
+
+    #[test]
+    fn a_server_that_answers_but_does_not_know_the_connection_is_asked_at_once() {
+        assert_eq!(Pauses::default().after(&Ended::Forgotten, None), None);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    convert::Infallible,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -33,6 +32,7 @@ use crate::{
         wake::{Alarm, Wake},
     },
     path::{
+        forgotten::{Advice, Forgotten},
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Choice, Event, Key, Manager, Reason, Settings},
         network::Network,
@@ -104,6 +104,8 @@ pub(super) struct Roamer<'a> {
     answers: mpsc::Receiver<Event>,
     answered: mpsc::Sender<Event>,
     doubt: Option<Doubt>,
+    forgotten: Forgotten,
+    is_forgotten: bool,
     moving: Option<Move>,
     /// When the server was last heard on an active path that is gone.
     heard: Option<Instant>,
@@ -168,14 +170,16 @@ impl<'a> Roamer<'a> {
             answers,
             answered,
             doubt: None,
+            forgotten: Forgotten::default(),
+            is_forgotten: false,
             moving: None,
             heard: None,
             unheard: None,
         }
     }
 
-    /// Watches, asks and switches, for as long as it is polled.
-    pub(super) async fn run(mut self) -> anyhow::Result<Infallible> {
+    /// Watches, asks and switches, for as long as it is polled and the server knows the connection.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut monitor = self.roaming.network.monitor()?;
         let first = self.open.keys().next().copied();
         self.look().await;
@@ -185,7 +189,7 @@ impl<'a> Roamer<'a> {
         let socket = self.underlay.socket().clone();
         let mut wake = Wake::new(monitor::POLL);
         let alarm = Alarm::set()?;
-        loop {
+        while !self.is_forgotten {
             self.roaming.heart.beat();
             if wake.slept() {
                 info!("woke up");
@@ -220,13 +224,16 @@ impl<'a> Roamer<'a> {
                 Ok(()) = self.renamed.changed() => self.find_servers().await,
                 Some(event) = self.answers.recv() => {
                     self.pass_on(&event);
+                    if let Event::Answered(key, _) = event {
+                        self.forgotten.answered(key);
+                    }
                     let measured = match event {
                         Event::Answered(key, Some(_)) => Some(key),
                         _ => None,
                     };
                     self.tell(event);
                     // Its connection would only cost keep-alives.
-                    if let Some(key) = measured.filter(|key| !self.manager.is_asked_again(*key)) {
+                    if let Some(key) = measured.filter(|key| !self.is_asked_again(*key)) {
                         self.probes.remove(&key);
                     }
                 }
@@ -266,6 +273,9 @@ impl<'a> Roamer<'a> {
                 () = sleep_until(deadline) => self.tell(None),
             }
         }
+        // To say goodbye to a server that knows us after all would end what the next connection takes over.
+        self.underlay.socket().close_all();
+        Ok(())
     }
 
     /// Lets those who asked by hand hear an answer.
@@ -413,6 +423,7 @@ impl<'a> Roamer<'a> {
             let now = clock::now();
             let heard = self.last_heard().unwrap_or(now);
             self.doubt = Some(Doubt { heard, since: now, nudged: now });
+            self.ask_again(now);
         }
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
             let candidate = self.candidates.get(&key)?.clone();
@@ -435,6 +446,10 @@ impl<'a> Roamer<'a> {
         if self.manager.active() == Some(key) {
             return quic::ask(&self.connection);
         }
+        self.probe(key);
+    }
+
+    fn probe(&mut self, key: Key) {
         let Some(candidate) = self.candidates.get(&key) else { return };
         let probe = self.probes.entry(key).or_insert_with(|| {
             Probe::start(
@@ -611,12 +626,33 @@ impl<'a> Roamer<'a> {
                 self.roaming.renewal.fresh_start();
                 self.unheard = Some(doubt.heard);
             }
+            self.probes.remove(&active);
             self.tell(Event::Heard(active));
         } else if now.duration_since(doubt.nudged) >= NUDGE {
             doubt.nudged = now;
             quic::nudge(&self.connection, &self.roaming.renewal);
             self.probes.values().for_each(Probe::hurry);
+            self.ask_again(now);
         }
+    }
+
+    /// Asks over the silent path what the connection and a probe are to ask.
+    fn ask_again(&mut self, now: Instant) {
+        let Some(active) = self.manager.active() else { return };
+        match self.forgotten.ask(active, self.roaming.renewal.answered(), now) {
+            Advice::Nudge => {}
+            Advice::AskBoth => {
+                self.introduce();
+                self.probe(active);
+            }
+            Advice::GiveUp => self.is_forgotten = true,
+        }
+    }
+
+    /// Whether a question over this path is due, now or later.
+    fn is_asked_again(&self, key: Key) -> bool {
+        let is_silent = self.doubt.is_some() && self.manager.active() == Some(key);
+        is_silent || self.manager.is_asked_again(key)
     }
 
     fn key_of(&self, id: PathId) -> Option<Key> {

@@ -419,7 +419,8 @@ impl Manager {
         path.state = State::Standby { since, check };
         let allowed = self.is_allowed(key);
         match &mut self.active {
-            Some(active) if active.key == key => active.doubt = None,
+            // The path works; whether the connection does is another question.
+            Some(active) if active.key == key => {}
             Some(Active { doubt: Some(Doubt::Open), .. }) if allowed => {
                 self.switch(key, Reason::Silent, now, actions);
             }

@@ -93,7 +93,8 @@ impl Probe {
         let _ = self.questions.try_send(());
     }
 
-    /// Starts a further handshake if one is under way: its next retransmission may be far.
+    /// Starts a further handshake if a question is not answered yet: the next retransmission may be far, and a
+    /// server that was started again does not know the connection that stands.
     pub fn hurry(&self) {
         self.hurry.notify_one();
     }
@@ -161,24 +162,40 @@ impl Asker {
     /// One answer, over the connection that stands or a new one; `None` if there is no hope.
     async fn question(&mut self) -> Option<Answer> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
-        let is_first = self.standing.is_none();
-        if is_first {
-            let connected = self.connect().await;
-            self.attempt = None;
-            match connected {
-                Ok(connected) => self.standing = Some(connected),
-                Err(error) => {
-                    debug!(%error, "probe failed");
-                    return None;
-                }
+        let (standing, epoch) =
+            (self.standing.as_ref().map(|it| it.connection.clone()), self.epoch);
+        let over_standing = async {
+            match &standing {
+                Some(connection) => echo(connection, epoch).await,
+                None => std::future::pending().await,
             }
-        }
+        };
+        // A server that was started again does not know the connection that stands.
+        let known = tokio::select! {
+            rtt = over_standing => Some(rtt?),
+            connected = self.connect(standing.is_none()) => {
+                self.attempt = None;
+                match connected {
+                    Ok(connected) => self.standing = Some(connected),
+                    Err(error) => {
+                        debug!(%error, "probe failed");
+                        return None;
+                    }
+                }
+                None
+            }
+        };
+        self.attempt = None;
         let connection = &self.standing.as_ref()?.connection;
-        let rtt = echo(connection, self.epoch).await?;
+        let is_first = known.is_none();
+        let rtt = match known {
+            Some(rtt) => rtt,
+            None => echo(connection, epoch).await?,
+        };
         // One sample may be late because a machine was busy; of two the shorter one counts.
         let before = match self.last {
             _ if is_first => None,
-            None => Some(echo(connection, self.epoch).await?),
+            None => Some(echo(connection, epoch).await?),
             known => known,
         };
         self.last = (!is_first).then_some(rtt);
@@ -191,13 +208,15 @@ impl Asker {
     }
 
     /// The first handshake to complete: of this question, of void ones before it, and of those that somebody
-    /// in a hurry starts. Cancel safe.
-    async fn connect(&mut self) -> Result<Connected, HandshakeError> {
+    /// in a hurry starts; without `at_once` of the latter alone. Cancel safe.
+    async fn connect(&mut self, at_once: bool) -> Result<Connected, HandshakeError> {
         let attempt = self.attempt.get_or_insert_with(|| {
             let candidate = self.candidate.clone();
             Attempt::new(self.handshake.clone(), self.network.clone(), candidate)
         });
-        attempt.start(self.limit, None);
+        if at_once {
+            attempt.start(self.limit, None);
+        }
         loop {
             tokio::select! {
                 ended = attempt.next() => return ended,

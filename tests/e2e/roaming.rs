@@ -124,6 +124,8 @@ pub(crate) fn stream(scene: &Scene, duration: Duration, event: impl FnOnce() + S
                 received += 1;
             }
         }
+        // A silence that did not end counts, too.
+        gap = gap.max(end.saturating_duration_since(last));
         let (sent, stall) = sender.join().unwrap();
         shown(Stream { gap, lost: sent - received, stall })
     })

@@ -186,6 +186,8 @@ fn a_false_alarm_costs_one_question() {
     let _ = fixture.tell(Event::Silent(key(1)));
     assert_eq!(fixture.condition(1), Some(Condition::Suspect));
     assert_eq!(fixture.tell(Event::Answered(key(1), Some(12 * MS))), []);
+    assert_eq!(fixture.condition(1), Some(Condition::Suspect), "the connection has no answer");
+    assert_eq!(fixture.tell(Event::Heard(key(1))), []);
     assert_eq!(fixture.condition(1), Some(Condition::Active));
     assert_eq!(fixture.wait(SHORTEST_GRACE), []);
 }

@@ -1,0 +1,170 @@
+//! Whether the server has forgotten a connection: it answers everything but this.
+//!
+//! A server that was started again, or whose place another machine took, knows nothing of a connection. It
+//! says so with a stateless reset (RFC 9000 §10.3), which need not arrive; without one, QUIC would wait for the
+//! idle timeout. Silence alone proves nothing: the path may be dead. So the connection and a probe ask
+//! together, over the same path at the same moment:
+//!
+//! ```text
+//!                   probe answered, connection not
+//!  both ask ─┬──────────────────────────────────────▶ this counts; both ask again ─▶ … ─▶ forgotten
+//!     ▲      ├─ connection answered ─▶ nothing counts any more
+//!     └──────┴─ neither ─▶ the path may be dead
+//! ```
+//! What counts stays when the connection moves to another path meanwhile: both may lead to such a server.
+
+use std::time::{Duration, Instant};
+
+use super::manager::Key;
+
+/// Questions in vain, in a row. After an outage a server may answer a probe a moment before it has found its
+/// way back to a connection, and a packet of each question may be lost.
+const IN_VAIN: u32 = 3;
+/// A probe's question is asked again when it is not answered for so long. A new question voids the one before.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What to send now over a silent path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Let the connection ask for a sign of life, with as little as possible.
+    Nudge,
+    /// Let the connection and a probe ask, such that the server may answer at once.
+    AskBoth,
+    /// Nothing: the server does not know the connection any more.
+    GiveUp,
+}
+
+/// What speaks for it that the server has forgotten the connection.
+#[derive(Debug, Default)]
+pub struct Forgotten {
+    /// When the newest packet that the server acknowledged was sent.
+    answered: Option<Instant>,
+    question: Option<Question>,
+    in_vain: u32,
+}
+
+/// The last question of both.
+#[derive(Debug)]
+struct Question {
+    path: Key,
+    asked: Instant,
+    /// The probe's was answered.
+    is_answered: bool,
+}
+
+impl Forgotten {
+    /// The connection is silent on `path`, and what it sent until `answered` was acknowledged before. To be
+    /// called at most as often as the server can be expected to have answered the last question.
+    #[must_use]
+    pub fn ask(&mut self, path: Key, answered: Option<Instant>, now: Instant) -> Advice {
+        if self.answered != answered {
+            *self = Self { answered, ..Self::default() };
+            return Advice::Nudge;
+        }
+        match self.question.take() {
+            Some(Question { is_answered: true, .. }) => self.in_vain += 1,
+            Some(question) if question.path == path && now < question.asked + PATIENCE => {
+                self.question = Some(question);
+                return Advice::Nudge;
+            }
+            Some(_) | None => {}
+        }
+        if self.in_vain == IN_VAIN {
+            return Advice::GiveUp;
+        }
+        self.question = Some(Question { path, asked: now, is_answered: false });
+        Advice::AskBoth
+    }
+
+    /// The server answered a probe over `path`.
+    pub fn answered(&mut self, path: Key) {
+        if let Some(question) = self.question.as_mut().filter(|question| question.path == path) {
+            question.is_answered = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Duration = Duration::from_millis(250);
+
+    fn key(link: u32) -> Key {
+        let server = ([192, 0, 2, 1], 4433).into();
+        Key { link, local: [10, 0, 0, 2].into(), server }
+    }
+
+    /// A connection whose last answer is noted, and that is silent.
+    fn silent(now: Instant) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        assert_eq!(forgotten.ask(key(1), Some(now), now), Advice::Nudge);
+        forgotten
+    }
+
+    #[test]
+    fn a_server_that_answers_probes_only_has_forgotten_the_connection() {
+        let heard = Instant::now();
+        let (mut forgotten, mut now) = (silent(heard), heard);
+        for _ in 0..IN_VAIN {
+            now += PACE;
+            assert_eq!(forgotten.ask(key(1), Some(heard), now), Advice::AskBoth);
+            forgotten.answered(key(1));
+        }
+        assert_eq!(forgotten.ask(key(1), Some(heard), now + PACE), Advice::GiveUp);
+        assert!(now + PACE - heard >= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_dead_path_is_no_forgotten_connection_however_long_it_lasts() {
+        let heard = Instant::now();
+        let mut forgotten = silent(heard);
+        let mut questions = 0;
+        for tick in 1..=240 {
+            match forgotten.ask(key(1), Some(heard), heard + tick * PACE) {
+                Advice::Nudge => {}
+                Advice::AskBoth => questions += 1,
+                Advice::GiveUp => panic!("given up after {tick} ticks"),
+            }
+            forgotten.answered(key(2));
+        }
+        assert_eq!(questions, 20, "one question in {PATIENCE:?}");
+    }
+
+    #[test]
+    fn one_answer_to_the_connection_refutes_all_that_speaks_against_it() {
+        let heard = Instant::now();
+        let (mut forgotten, mut now, mut answered) = (silent(heard), heard, heard);
+        for round in 0..100 {
+            now += PACE;
+            if round % IN_VAIN == IN_VAIN - 1 {
+                answered = now;
+            }
+            assert_ne!(forgotten.ask(key(1), Some(answered), now), Advice::GiveUp);
+            forgotten.answered(key(1));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_moves_to_and_fro_in_vain_is_given_up() {
+        let heard = Instant::now();
+        let (mut forgotten, mut now) = (silent(heard), heard);
+        for round in 0..IN_VAIN {
+            now += PACE;
+            let path = key(1 + round % 2);
+            assert_eq!(forgotten.ask(path, Some(heard), now), Advice::AskBoth);
+            forgotten.answered(path);
+        }
+        assert_eq!(forgotten.ask(key(1), Some(heard), now + PACE), Advice::GiveUp);
+    }
+
+    #[test]
+    fn a_question_on_a_path_that_was_left_waits_for_nothing() {
+        let heard = Instant::now();
+        let mut forgotten = silent(heard);
+        assert_eq!(forgotten.ask(key(1), Some(heard), heard + PACE), Advice::AskBoth);
+        assert_eq!(forgotten.ask(key(2), Some(heard), heard + 2 * PACE), Advice::AskBoth);
+        forgotten.answered(key(1));
+        assert_eq!(forgotten.ask(key(2), Some(heard), heard + 3 * PACE), Advice::Nudge);
+    }
+}
