@@ -112,6 +112,29 @@ fn queue(criterion: &mut Criterion) {
             );
         });
     }
+    // What waits behind more than some batches is copied.
+    for standing in [0, 2, 20] {
+        let packets = batch(1);
+        let queue = Queue::new(64 << 20);
+        for _ in 0..standing {
+            let _ = queue.push(&mut packets.clone());
+        }
+        queue.hold(false);
+        let mut popped = Vec::with_capacity(packets.len());
+        group.throughput(Throughput::Elements(packets.len() as u64));
+        let name = format!("push and pop behind {} packets", standing * packets.len());
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched_ref(
+                || packets.clone(),
+                |packets| {
+                    let full = queue.push(packets);
+                    popped.clear();
+                    (full, queue.pop(&mut popped, SEGMENTS, usize::MAX))
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
     group.finish();
 }
 

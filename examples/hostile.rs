@@ -30,9 +30,10 @@ use tokio::{task::JoinSet, time};
 
 const HONEST: usize = 10;
 const HOSTILE: usize = HONEST;
-/// A peer that is configured and never comes.
+/// Peers that are configured and never come: the first of them, and how many.
 const OFFLINE: usize = HONEST + 1;
-const PEERS: usize = HONEST + 2;
+const ABSENT: usize = 100;
+const PEERS: usize = OFFLINE + ABSENT;
 const SERVER: [u8; 4] = [10, 66, 0, 1];
 /// Only pings, then pings while all honest clients send.
 const PHASE: Duration = Duration::from_secs(5);
@@ -46,8 +47,10 @@ enum Deed {
     Nothing,
     /// Large UDP packets to the server.
     Bulk,
-    /// The smallest UDP packets, each from another port, to the peer that is offline.
+    /// The smallest UDP packets, each from another port, to a peer that is offline.
     Flows,
+    /// The same to all peers that are offline, in turn.
+    Everyone,
     /// Packets of 20 bytes to it, each after as much padding as fits into one buffer of the receiver.
     Slices,
     /// Pieces of packets that are never whole.
@@ -59,7 +62,8 @@ fn main() -> anyhow::Result<()> {
         "{:<10}{:>12}{:>10}{:>10}{:>10}{:>10}{:>12}{:>12}",
         "hostile", "datagrams/s", "p50 ms", "p99 ms", "max ms", "lost %", "Mbit/s", "server kB"
     );
-    for deed in [Deed::Nothing, Deed::Bulk, Deed::Flows, Deed::Slices, Deed::Pieces] {
+    for deed in [Deed::Nothing, Deed::Bulk, Deed::Flows, Deed::Everyone, Deed::Slices, Deed::Pieces]
+    {
         measure(deed)?;
     }
     Ok(())
@@ -153,6 +157,11 @@ async fn misbehave(deed: Deed, connection: &Connection) -> anyhow::Result<u64> {
         Deed::Nothing => time::sleep(INTERVAL).await,
         Deed::Bulk => say(udp(own, SERVER, 9, 1200)).await?,
         Deed::Flows => say(udp(own, offline, fastrand::u16(..), 0)).await?,
+        Deed::Everyone => {
+            for number in OFFLINE..PEERS {
+                say(udp(own, rig::inner(number), fastrand::u16(..), 0)).await?;
+            }
+        }
         Deed::Slices => {
             for _ in 0..44 {
                 say(vec![0; full]).await?;

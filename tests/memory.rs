@@ -68,6 +68,13 @@ fn slice_with(bytes: &[u8]) -> Bytes {
 
 /// A packet from 10.66.0.2 to 10.66.0.3, of the flow that `port` makes it.
 fn packet(protocol: u8, port: u16, length: usize) -> Packet {
+    match Datagram::decode(slice_with(&ip(protocol, port, length))) {
+        Ok(Datagram::Packet(packet)) => packet,
+        other => panic!("not a packet: {other:?}"),
+    }
+}
+
+fn ip(protocol: u8, port: u16, length: usize) -> Vec<u8> {
     let mut ip = vec![0; length];
     ip[0] = 0x45;
     ip[2..4].copy_from_slice(&(length as u16).to_be_bytes());
@@ -76,10 +83,7 @@ fn packet(protocol: u8, port: u16, length: usize) -> Packet {
     if length > 22 {
         ip[20..22].copy_from_slice(&port.to_be_bytes());
     }
-    match Datagram::decode(slice_with(&ip)) {
-        Ok(Datagram::Packet(packet)) => packet,
-        other => panic!("not a packet: {other:?}"),
-    }
+    ip
 }
 
 /// Queues packets of many lengths, protocols and flows, each as a batch of its own.
@@ -154,13 +158,14 @@ fn pieces_whose_packet_is_never_whole_are_their_own_size() {
     assert!((MIB..2 * MIB).contains(&kept), "{kept} bytes for 64 packets of 15 pieces");
 }
 
-fn two_peers() -> Peers {
+/// Peers with the addresses 10.66.0.2 and up.
+fn peers(count: u8) -> Peers {
     let peer = |number: u8| config::Peer {
         name: format!("peer {number}"),
         public_key: PublicKey::from([number; 32]),
         addresses: vec![[10, 66, 0, number].into()],
     };
-    Peers::new(&[peer(2), peer(3)])
+    Peers::new(&(2..2 + count).map(peer).collect::<Vec<_>>())
 }
 
 /// Has the first peer send to the second one.
@@ -180,7 +185,54 @@ fn a_peer_cannot_fill_the_memory_through_another_one() {
     for (is_connected, length, bound) in
         [(false, 20, 2 * MIB), (false, 28, 2 * MIB), (false, 1400, 2 * MIB), (true, 28, 2 * MIB)]
     {
-        let kept = flood(&two_peers(), is_connected, length);
+        let kept = flood(&peers(2), is_connected, length);
         assert!(kept < bound, "{kept} bytes of {length}-byte packets, connected: {is_connected}");
     }
+}
+
+/// A packet of 10.66.0.`from` to 10.66.0.`to`.
+fn between(from: u8, to: u8, protocol: u8, port: u16, length: usize) -> Packet {
+    let mut ip = ip(protocol, port, length);
+    (ip[15], ip[19]) = (from, to);
+    Packet::from(ip)
+}
+
+#[test]
+fn a_peer_cannot_fill_the_memory_through_all_others() {
+    for length in [28, 600, 1400] {
+        let peers = peers(101);
+        let hostile = &**peers.with_key(PublicKey::from([2; 32])).expect("a peer");
+        let before = live();
+        for number in 0..1000 {
+            for to in 3..=102 {
+                peers.admit(hostile, &mut vec![between(2, to, 17, number, length)]);
+            }
+        }
+        let kept = live() - before;
+        assert!(kept < 24 * MIB, "{kept} bytes of {length}-byte packets");
+    }
+}
+
+#[test]
+fn what_a_peer_sends_to_one_that_is_offline_is_not_crowded_out_by_another() {
+    let peers = peers(101);
+    let [hostile, honest, offline] =
+        [2, 3, 4].map(|number| &**peers.with_key(PublicKey::from([number; 32])).expect("a peer"));
+    let flood = |protocol| {
+        for number in 0..1500 {
+            for to in [4].into_iter().chain(5..=102) {
+                peers.admit(hostile, &mut vec![between(2, to, protocol, number, 28)]);
+            }
+        }
+    };
+    flood(6);
+    for number in 0..20 {
+        peers.admit(honest, &mut vec![between(3, 4, 6, number, 1400)]);
+    }
+    flood(6);
+    offline.queue.hold(false);
+    let mut batch = Vec::new();
+    let _ = offline.queue.pop(&mut batch, usize::MAX, usize::MAX);
+    let arrived = batch.iter().filter(|packet| packet.ip()[15] == 3).count();
+    assert_eq!(arrived, 20);
 }

@@ -23,13 +23,17 @@ use crate::{
     quic::close,
     tunnel::{
         counters::{Counters, Drop},
-        queue::Queue,
+        queue::{Pool, Queue},
     },
     wire::packet::Packet,
 };
 
 /// Bytes of memory for what waits for one peer's connection, or for the peer's return, at most.
 const QUEUE: usize = 1024 * 1024;
+/// Bytes of memory for what waits for all peers: each may have this much if few have.
+const QUEUES: usize = 16 * QUEUE;
+/// The sender of what comes from the server's side, in the peers' queues.
+const HERE: usize = 0;
 /// Probe connections of one peer: one for each path, those of a client that restarted, and some to spare.
 const PROBES: usize = 16;
 /// Connections of one peer whose hello has not come: a client races some, and says hello at once.
@@ -44,6 +48,7 @@ pub struct Peers {
     by_key: HashMap<PublicKey, Arc<Peer>>,
     by_address: JointPrefixMap<IpNet, Arc<Peer>>,
     in_order: Vec<Arc<Peer>>,
+    queues: Arc<Pool>,
 }
 
 /// One peer. It keeps its addresses, its queue and its counters from connection to connection.
@@ -55,6 +60,8 @@ pub struct Peer {
     pub key: PublicKey,
     /// Its inner addresses.
     pub addresses: Vec<IpAddr>,
+    /// Which sender it is in the others' queues.
+    sender: usize,
     /// What waits to be sent to it.
     pub queue: Queue,
     /// Its datapath, as seen from the server.
@@ -100,7 +107,12 @@ impl Peers {
     /// The peers of a checked configuration: names, keys and addresses occur once.
     #[must_use]
     pub fn new(configured: &[config::Peer]) -> Self {
-        Self::of(configured.iter().map(Peer::new).map(Arc::new).collect())
+        let queues = Pool::new(QUEUES);
+        let peers = (HERE + 1..).zip(configured);
+        Self::of(
+            peers.map(|(sender, peer)| Peer::new(peer, sender, &queues).into()).collect(),
+            queues,
+        )
     }
 
     /// The same for a configuration that has changed. Whoever is in it as before is the same peer, with
@@ -112,12 +124,14 @@ impl Peers {
             let same = before.name == peer.name && before.addresses == peer.addresses;
             same.then(|| before.clone())
         };
-        let renewed =
-            configured.iter().map(|peer| kept(peer).unwrap_or_else(|| Peer::new(peer).into()));
-        Self::of(renewed.collect())
+        let free = 1 + self.iter().map(|peer| peer.sender).max().unwrap_or(HERE);
+        let renewed = (free..).zip(configured).map(|(sender, peer)| {
+            kept(peer).unwrap_or_else(|| Peer::new(peer, sender, &self.queues).into())
+        });
+        Self::of(renewed.collect(), self.queues.clone())
     }
 
-    fn of(in_order: Vec<Arc<Peer>>) -> Self {
+    fn of(in_order: Vec<Arc<Peer>>, queues: Arc<Pool>) -> Self {
         let by_key = in_order.iter().map(|peer| (peer.key, peer.clone())).collect();
         let mut by_address = JointPrefixMap::default();
         for peer in &in_order {
@@ -125,7 +139,7 @@ impl Peers {
                 by_address.insert(IpNet::from(*address), peer.clone());
             }
         }
-        Self { by_key, by_address, in_order }
+        Self { by_key, by_address, in_order, queues }
     }
 
     /// The peer with this key.
@@ -148,7 +162,7 @@ impl Peers {
     /// Queues packets from the server's side for their peers; packets for nobody are counted in
     /// `counters`.
     pub fn route(&self, batch: &mut Vec<Packet>, counters: &Counters) {
-        let mut run = Run::default();
+        let mut run = Run::from(HERE);
         for packet in batch.drain(..) {
             match packet.addresses() {
                 Some(addresses) => match run.find(self, addresses.destination) {
@@ -164,7 +178,7 @@ impl Peers {
     /// Sorts packets that came from `from`: those for other peers are queued for them, those for the
     /// server's side stay in `batch`, and those that `from` may not send are dropped.
     pub fn admit(&self, from: &Peer, batch: &mut Vec<Packet>) {
-        let mut run = Run::default();
+        let mut run = Run::from(from.sender);
         let (mut packets, mut length) = (0, 0);
         batch.retain(|packet| {
             let Some(addresses) = packet.addresses() else {
@@ -192,12 +206,13 @@ impl Peers {
 }
 
 impl Peer {
-    fn new(configured: &config::Peer) -> Self {
+    fn new(configured: &config::Peer, sender: usize, queues: &Arc<Pool>) -> Self {
         Self {
             name: configured.name.clone(),
             key: configured.public_key,
             addresses: configured.addresses.clone(),
-            queue: Queue::new(QUEUE),
+            sender,
+            queue: Queue::sharing(queues.clone(), QUEUE),
             counters: Counters::default(),
             probes: Few::new(PROBES),
             silent: Few::new(SILENT),
@@ -273,8 +288,8 @@ impl Peer {
         self.place().session.clone()
     }
 
-    fn enqueue(&self, batch: &mut Vec<Packet>) {
-        self.counters.dropped_by_queue(self.queue.push(batch));
+    fn enqueue(&self, sender: usize, batch: &mut Vec<Packet>) {
+        self.counters.dropped_by_queue(self.queue.push_from(sender, batch));
     }
 }
 
@@ -291,8 +306,8 @@ impl std::ops::Drop for Attached<'_> {
 }
 
 /// Packets for the same peer in a row, queued together.
-#[derive(Default)]
 struct Run<'a> {
+    sender: usize,
     /// The last destination and whose it is.
     found: Option<(IpAddr, Option<&'a Peer>)>,
     peer: Option<&'a Peer>,
@@ -300,6 +315,10 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    fn from(sender: usize) -> Self {
+        Self { sender, found: None, peer: None, packets: Vec::new() }
+    }
+
     fn find(&mut self, peers: &'a Peers, destination: IpAddr) -> Option<&'a Peer> {
         match self.found {
             Some((last, peer)) if last == destination => peer,
@@ -321,7 +340,7 @@ impl<'a> Run<'a> {
 
     fn flush(&mut self) {
         if let Some(peer) = self.peer.take() {
-            peer.enqueue(&mut self.packets);
+            peer.enqueue(self.sender, &mut self.packets);
         }
     }
 }

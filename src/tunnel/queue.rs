@@ -1,6 +1,7 @@
 //! The queue between the TUN device and the connection.
 //!
-//! Bounded in memory, fair between flows and short for each (FQ-CoDel, RFC 8290). It is *held* while no path
+//! Bounded in memory, fair between senders, then between their flows, and short for each flow (FQ-CoDel,
+//! RFC 8290). It is *held* while no path
 //! works: packets stay, TCP longest, and leave when one does. It also remembers what left lately, so
 //! that the last words into a path that turned out dead can be said again.
 //!
@@ -13,6 +14,8 @@
 mod codel;
 mod fair;
 mod list;
+mod pool;
+mod senders;
 mod sizes;
 
 use std::{
@@ -24,8 +27,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::fair::Dropped;
-use self::fair::{Fair, OVERHEAD, is_stale};
+pub use self::{fair::Dropped, pool::Pool};
+use self::{
+    fair::{OVERHEAD, is_stale},
+    pool::Share,
+    senders::Senders,
+};
 use super::flow::{self, Classifier};
 use crate::{clock, wire::packet::Packet};
 
@@ -61,7 +68,9 @@ struct Waiting {
     /// Goes before all others.
     again: VecDeque<(Instant, Packet)>,
     again_bytes: usize,
-    fair: Fair,
+    senders: Senders,
+    patient_until: Option<Instant>,
+    share: Share,
     left: VecDeque<(Instant, Packet)>,
 }
 
@@ -91,12 +100,25 @@ impl Queue {
         }
     }
 
+    /// The same for one of several queues that share `pool` as well.
+    #[must_use]
+    pub fn sharing(pool: Arc<Pool>, capacity: usize) -> Self {
+        let mut queue = Self::new(capacity);
+        queue.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).share = Share::of(pool);
+        queue
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes all of `batch`; returns what had to give way.
     pub fn push(&self, batch: &mut Vec<Packet>) -> Dropped {
+        self.push_from(0, batch)
+    }
+
+    /// The same for a batch of one of several senders.
+    pub fn push_from(&self, sender: usize, batch: &mut Vec<Packet>) -> Dropped {
         let (mut dropped, now) = (Dropped::default(), clock::now());
         let runs = batch.chunk_by(|left, right| flow::is_same(left.ip(), right.ip()));
         let runs: Vec<_> = runs.map(|run| (self.classifier.flow(run[0].ip()), run.len())).collect();
@@ -110,11 +132,14 @@ impl Queue {
                 }
                 None => packet.detached(),
             });
+            let fair = waiting.senders.of(sender);
             for (flow, length) in runs {
-                waiting.fair.push(flow, packets.by_ref().take(length), now, &mut dropped);
+                fair.push(flow, packets.by_ref().take(length), now, &mut dropped);
             }
-            let capacity = self.capacity.saturating_sub(waiting.again_cost());
-            waiting.fair.shrink(capacity, waiting.held, &mut dropped);
+            let limit = self.capacity.min(waiting.share.limit(waiting.held));
+            let capacity = limit.saturating_sub(waiting.again_cost());
+            waiting.senders.shrink(capacity, waiting.held, &mut dropped);
+            waiting.take_share();
         }
         self.ready.notify_one();
         dropped
@@ -160,6 +185,7 @@ impl Queue {
             room = room.saturating_sub(packet.size());
             batch.push(packet);
         }
+        waiting.take_share();
         batch.len() > before
     }
 
@@ -218,7 +244,7 @@ impl Queue {
     /// Tells nobody to slow down for a second: the connection has moved and is yet to find its pace, and
     /// senders that wait for it should be ready when it has.
     pub fn be_patient(&self) {
-        self.lock().fair.be_patient(clock::now() + PATIENCE);
+        self.lock().patient_until = Some(clock::now() + PATIENCE);
     }
 
     /// Waits until packets left.
@@ -246,12 +272,12 @@ impl Waiting {
     }
 
     fn bytes(&self) -> usize {
-        self.again_bytes + self.fair.bytes()
+        self.again_bytes + self.senders.bytes()
     }
 
     /// How many more packets may wait without being copied.
     fn uncopied_room(&self) -> usize {
-        if self.held { 0 } else { UNCOPIED.saturating_sub(self.fair.packets()) }
+        if self.held { 0 } else { UNCOPIED.saturating_sub(self.senders.packets()) }
     }
 
     /// Bytes of memory of what goes first.
@@ -267,7 +293,13 @@ impl Waiting {
             }
             dropped.stale += 1;
         }
-        self.fair.pop(now, dropped)
+        let patient = self.patient_until.is_some_and(|until| now < until);
+        self.senders.pop(now, patient, dropped)
+    }
+
+    /// Says how much memory all that waits takes.
+    fn take_share(&mut self) {
+        self.share.take(self.senders.cost() + self.again_cost());
     }
 
     fn go_first(

@@ -34,7 +34,7 @@ pub(super) const OVERHEAD: usize = 256;
 const STALE: Duration = Duration::from_millis(750);
 /// Linux gives a TCP connection up after about so long without an answer (tcp_retries2 of tcp(7)).
 const TCP_STALE: Duration = Duration::from_secs(15 * 60);
-/// Places of ended flows that are kept for new ones when nothing waits, and for how many packets each.
+/// Places of ended flows that are kept for new ones in any case, and for how many packets each.
 const SPARE: usize = 64;
 const SPARE_PACKETS: usize = 16;
 
@@ -64,6 +64,7 @@ pub(super) struct Fair {
     new: List,
     old: List,
     spare: List,
+    spares: usize,
     turns: Vec<Link>,
     /// By size: all that is not TCP, and TCP.
     sizes: [Sizes; 2],
@@ -71,7 +72,6 @@ pub(super) struct Fair {
     packets: usize,
     bytes: usize,
     cost: usize,
-    patient_until: Option<Instant>,
     /// How often a flow was looked at.
     #[cfg(test)]
     steps: u64,
@@ -103,13 +103,13 @@ impl Default for Fair {
             new: List::EMPTY,
             old: List::EMPTY,
             spare: List::EMPTY,
+            spares: 0,
             turns: Vec::new(),
             sizes: Default::default(),
             neighbours: Vec::new(),
             packets: 0,
             bytes: 0,
             cost: 0,
-            patient_until: None,
             #[cfg(test)]
             steps: 0,
         }
@@ -117,11 +117,6 @@ impl Default for Fair {
 }
 
 impl Fair {
-    /// Tells nobody to slow down until then.
-    pub(super) fn be_patient(&mut self, until: Instant) {
-        self.patient_until = Some(until);
-    }
-
     /// Bytes that wait.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -176,8 +171,18 @@ impl Fair {
         }
     }
 
-    /// The next packet, and when it came.
-    pub(super) fn pop(&mut self, now: Instant, dropped: &mut Dropped) -> Option<(Instant, Packet)> {
+    /// Bytes of memory.
+    pub(super) fn cost(&self) -> usize {
+        self.cost
+    }
+
+    /// The next packet, and when it came. While the queue is `patient`, nobody is told to slow down.
+    pub(super) fn pop(
+        &mut self,
+        now: Instant,
+        patient: bool,
+        dropped: &mut Dropped,
+    ) -> Option<(Instant, Packet)> {
         loop {
             let slot = self.new.first().or_else(|| self.old.first())?;
             let queue = &mut self.flows[usize::from(slot)];
@@ -186,7 +191,6 @@ impl Fair {
                 self.wait_behind(slot);
                 continue;
             }
-            let patient = self.patient_until.is_some_and(|until| now < until);
             let packet = self.change(slot, |queue| queue.take(now, patient, dropped));
             if packet.is_some() {
                 return packet;
@@ -210,14 +214,10 @@ impl Fair {
         let slot = match self.spare.first() {
             Some(slot) => {
                 self.spare.remove(&mut self.turns, slot);
+                self.spares -= 1;
                 slot
             }
-            None => {
-                self.flows.push(FlowQueue::default());
-                self.turns.push(Link::default());
-                self.neighbours.push(Link::default());
-                (self.flows.len() - 1) as Slot
-            }
+            None => self.add(FlowQueue::default()),
         };
         let queue = &mut self.flows[usize::from(slot)];
         let packets = std::mem::take(&mut queue.packets);
@@ -281,10 +281,36 @@ impl Fair {
             queue.packets = VecDeque::new();
         }
         self.spare.push(&mut self.turns, slot);
-        if self.new.is_empty() && self.old.is_empty() && self.flows.len() > SPARE {
-            self.spare = List::EMPTY;
-            (self.flows, self.turns, self.neighbours) = Default::default();
+        self.spares += 1;
+        // At least as many flows ended since the last time as are moved.
+        if self.flows.len() > SPARE && self.spares > self.flows.len() / 4 * 3 {
+            self.give_places_back();
         }
+    }
+
+    /// Moves all flows to the first places, and frees the others.
+    fn give_places_back(&mut self) {
+        let (mut flows, turns) = (std::mem::take(&mut self.flows), std::mem::take(&mut self.turns));
+        let lists = [&self.new, &self.old].map(|list| list.iter(&turns).collect::<Vec<_>>());
+        (self.new, self.old, self.spare, self.spares) = (List::EMPTY, List::EMPTY, List::EMPTY, 0);
+        (self.neighbours, self.sizes) = Default::default();
+        for slot in lists.into_iter().flatten() {
+            let queue = std::mem::take(&mut flows[usize::from(slot)]);
+            let (bucket, is_tcp, is_new, size) =
+                (queue.bucket, queue.is_tcp, queue.is_new, queue.size);
+            let slot = self.add(queue);
+            self.buckets[bucket] = slot;
+            let list = if is_new { &mut self.new } else { &mut self.old };
+            list.push(&mut self.turns, slot);
+            self.sizes[usize::from(is_tcp)].resize(&mut self.neighbours, slot, sizes::EMPTY, size);
+        }
+    }
+
+    fn add(&mut self, queue: FlowQueue) -> Slot {
+        self.flows.push(queue);
+        self.turns.push(Link::default());
+        self.neighbours.push(Link::default());
+        (self.flows.len() - 1) as Slot
     }
 }
 
@@ -373,7 +399,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(now, &mut dropped) {
+        while let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -386,24 +412,38 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(now, &mut dropped).unwrap();
+            fair.pop(now, false, &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(now, &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(now, false, &mut dropped).unwrap().1), 2);
     }
 
     #[test]
     fn nobody_is_told_to_slow_down_while_the_queue_is_patient() {
         let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
-        fair.be_patient(start + 500 * MS);
-        let mut told = |times: std::ops::Range<u32>| {
+        let mut told = |times: std::ops::Range<u32>, patient| {
             // These packets understand the mark (ECN).
-            let popped = times.filter_map(|at| fair.pop(start + at * MS, &mut dropped));
+            let popped = times.filter_map(|at| fair.pop(start + at * MS, patient, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
-        assert_eq!(told(0..500), 0);
-        assert!(told(500..700) > 0);
+        assert_eq!(told(0..500, true), 0);
+        assert!(told(500..700, false) > 0);
+    }
+
+    #[test]
+    fn a_flood_that_is_over_leaves_no_places() {
+        for held in [false, true] {
+            let (mut fair, now, mut dropped) =
+                (Fair::default(), Instant::now(), Dropped::default());
+            fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
+            flood(&mut fair, held, false, now);
+            assert!(fair.flows.capacity() > BUCKETS / 2);
+            fair.shrink(20 * (28 + 2 * OVERHEAD), held, &mut dropped);
+            assert!(fair.flows.capacity() <= 2 * SPARE, "{} places", fair.flows.capacity());
+            let packets = fair.packets;
+            assert_eq!(drain(&mut fair, now).0.len(), packets);
+        }
     }
 
     #[test]
@@ -415,7 +455,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(now, &mut dropped).unwrap();
+            let (_, packet) = fair.pop(now, false, &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -476,7 +516,7 @@ mod tests {
             let (before, packets) = (fair.steps, fair.packets as u64);
             drain(&mut fair, now);
             assert!(fair.steps - before <= 4 * packets, "{} for {packets}", fair.steps - before);
-            assert_eq!(fair.flows.capacity(), 0, "nor does its place");
+            assert!(fair.flows.capacity() <= 2 * SPARE, "nor does its place");
         }
     }
 
@@ -530,12 +570,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(now, &mut dropped) {
+                if pop && let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
             }
-            while let Some((_, packet)) = fair.pop(now, &mut dropped) {
+            while let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

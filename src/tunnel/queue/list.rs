@@ -36,6 +36,14 @@ impl List {
         self.first == NONE
     }
 
+    /// From the first to the last.
+    pub(super) fn iter<'a>(&self, links: &'a [Link]) -> impl Iterator<Item = Slot> + use<'a> {
+        std::iter::successors(self.first(), |slot| {
+            let next = links[usize::from(*slot)].next;
+            (next != NONE).then_some(next)
+        })
+    }
+
     pub(super) fn push(&mut self, links: &mut [Link], slot: Slot) {
         links[usize::from(slot)] = Link { previous: self.last, next: NONE };
         match self.last {
