@@ -40,7 +40,7 @@ use crate::{
         probe::Probe,
         socket::PathId,
     },
-    quic::{self, NUDGE, congestion::Handle, silence_limit},
+    quic::{self, NUDGE, close, congestion::Handle, silence_limit},
     service::Heart,
     session::Control,
     tunnel::queue::Queue,
@@ -49,6 +49,9 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a server may keep a few bytes of the control stream waiting for its flow control. Nothing else
+/// does, and paths are not watched meanwhile.
+const CREDIT: Duration = Duration::from_millis(100);
 /// How often a path in doubt is looked at.
 const WATCH: Duration = Duration::from_millis(10);
 /// How many packets introduce a path: enough that the server may answer with ten.
@@ -527,8 +530,11 @@ impl<'a> Roamer<'a> {
         let ago = clock::now().duration_since(since) + rtt / 2;
         debug!(packets, ago = %milliseconds(ago), "repeating");
         let milliseconds = u32::try_from(ago.as_millis()).unwrap_or(u32::MAX);
+        let message = Message::Repeat(Repeat { milliseconds });
         // Without a control stream there is no connection, which shows elsewhere.
-        let _ = self.control.write(&Message::Repeat(Repeat { milliseconds })).await;
+        if time::timeout(CREDIT, self.control.write(&message)).await.is_err() {
+            self.connection.close(close::PROTOCOL, b"no credit for a control message");
+        }
     }
 
     /// Goes on under another connection id, so that networks can't tell that both paths belong together:
