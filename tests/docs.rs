@@ -1,7 +1,6 @@
 //! What the documents claim of the tests.
 
 #![cfg(test)]
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeSet,

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Whoever asks for a route through a certain link (as we do for paths) gets past the tunnel, for its
-//! table has no route through that link. Our rules have a protocol number of their own, [`PROTOCOL`]; others with
+//! table has no route through that link. Our rules have a protocol number of their own, `PROTOCOL`; others with
 //! the same priorities are not touched.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
