@@ -277,7 +277,7 @@ fn no_answer(tried: &HashSet<Candidate>) -> HandshakeError {
     }
 }
 
-/// Handshakes over one candidate for as long as the race goes on, or until one fails otherwise than by silence.
+/// Handshakes over one candidate for as long as the race goes on, or until one fails such that all will.
 async fn pursue(
     mut attempt: Attempt,
     early: Arc<[Bytes]>,
@@ -293,7 +293,7 @@ async fn pursue(
                     // The race ends before its finish is gone.
                     let _ = complete.send(connected).await;
                 }
-                Err(HandshakeError::TimedOut { .. }) => {}
+                Err(error) if error.is_of_one_handshake() => debug!(%error, "handshake failed"),
                 Err(error) => return (attempt.candidate().clone(), error),
             },
             () = time::sleep(pace(clock::now().saturating_duration_since(since), fraction()) * crowd.slowness()) => {
@@ -327,7 +327,9 @@ fn pace(outage: Duration, chance: f32) -> Duration {
 /// A server that answered wrongly tells more than one that did not answer.
 fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> HandshakeError {
     match before {
-        None | Some(HandshakeError::Unreachable { .. } | HandshakeError::TimedOut { .. }) => error,
+        None => error,
+        Some(HandshakeError::Unreachable { .. }) => error,
+        Some(before) if before.is_of_one_handshake() => error,
         Some(before) => before,
     }
 }

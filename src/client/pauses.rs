@@ -79,8 +79,8 @@ impl Pauses {
         }
         match ended {
             // The attempts had their own pace, or none was made since.
-            Ended::Dial(DialError::Handshake(HandshakeError::TimedOut { .. }))
-            | Ended::NoGreeting
+            Ended::Dial(DialError::Handshake(error)) if error.is_of_one_handshake() => None,
+            Ended::NoGreeting
             // It answered just now.
             | Ended::Forgotten
             | Ended::Lost(ConnectionError::TimedOut) => None,

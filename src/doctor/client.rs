@@ -180,6 +180,9 @@ async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate)
             let advice = "server.public-key is what roamd pubkey prints on the server";
             Finding::bad(subject, error.to_string(), advice)
         }
+        Err(error @ HandshakeError::GivenUp { .. }) => {
+            Finding::bad(subject, error.to_string(), "what does the server's log say?")
+        }
         Err(error) => Finding::bad(subject, error.to_string(), "is the address the server's?"),
     }
 }

@@ -64,6 +64,14 @@ pub enum HandshakeError {
         /// Over which link.
         link: String,
     },
+    /// The server gave this handshake up. The next one may fare better.
+    #[error("the server at {server} gave up a handshake over {link}")]
+    GivenUp {
+        /// Where.
+        server: SocketAddr,
+        /// Over which link.
+        link: String,
+    },
     /// No answer that tells anything.
     #[error("can't reach {server} over {link}: {reason}")]
     Unreachable {
@@ -74,6 +82,17 @@ pub enum HandshakeError {
         /// What went wrong; a peer may have chosen the words.
         reason: Foreign,
     },
+}
+
+impl HandshakeError {
+    /// Whether this says nothing of further handshakes with the same server over the same link.
+    #[must_use]
+    pub fn is_of_one_handshake(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::GivenUp { .. } => true,
+            Self::WrongServerKey { .. } | Self::NotRoamd { .. } | Self::Unreachable { .. } => false,
+        }
+    }
 }
 
 /// An open endpoint on its own sockets. Dropped, it says goodbye to the server and closes them.
@@ -197,7 +216,8 @@ impl Handshake {
                 Ok(Connected { connection, underlay, path, candidate, early_arrived })
             }
             Ok(Err(error)) => {
-                Err(self.wrong_server(server, &error).unwrap_or_else(|| unreachable(&error)))
+                let told = self.told(&candidate, &error);
+                Err(told.unwrap_or_else(|| unreachable(&error)))
             }
             Err(_elapsed) => {
                 Err(HandshakeError::TimedOut { server: server.to_string(), link: candidate.link })
@@ -205,7 +225,9 @@ impl Handshake {
         }
     }
 
-    fn wrong_server(&self, server: SocketAddr, error: &ConnectionError) -> Option<HandshakeError> {
+    /// What the server tells by ending the handshake with this `error`.
+    fn told(&self, candidate: &Candidate, error: &ConnectionError) -> Option<HandshakeError> {
+        let server = candidate.server;
         let shown = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (shown, error) {
             (Some(shown), ConnectionError::TransportError(_)) => {
@@ -220,9 +242,21 @@ impl Handshake {
             {
                 Some(HandshakeError::NotRoamd { server, reason: Foreign::of(error) })
             }
+            (_, ConnectionError::Reset) => Some(given_up(candidate)),
+            (_, ConnectionError::ConnectionClosed(close))
+                if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+            {
+                Some(given_up(candidate))
+            }
             _ => None,
         }
     }
+}
+
+/// A server that closes a connection during its handshake says APPLICATION_ERROR, whatever its reason (RFC 9000
+/// §10.2.3); one that was started again resets it.
+fn given_up(candidate: &Candidate) -> HandshakeError {
+    HandshakeError::GivenUp { server: candidate.server, link: candidate.link.clone() }
 }
 
 /// Handshakes over one candidate, side by side. QUIC repeats the first packet of a handshake ever more
@@ -255,12 +289,13 @@ impl Attempt {
         self.under_way.push(Box::pin(run));
     }
 
-    /// The next handshake that completes, or fails otherwise than by silence; silence is told of when it is
-    /// that of the last one. Without a handshake it waits. Cancel safe.
+    /// The next handshake that completes, or fails such that the others will. A failure that concerns one handshake
+    /// alone is told of when that was the last one. Without a handshake it waits. Cancel safe.
     pub async fn next(&mut self) -> Result<Connected, HandshakeError> {
         loop {
             match self.under_way.next().await {
-                Some(Err(HandshakeError::TimedOut { .. })) if !self.under_way.is_empty() => {}
+                Some(Err(error))
+                    if error.is_of_one_handshake() && !self.under_way.is_empty() => {}
                 Some(ended) => return ended,
                 None => std::future::pending().await,
             }

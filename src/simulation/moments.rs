@@ -221,3 +221,18 @@ fn a_slow_link_that_works_one_way_only_is_left_for_the_other() {
         assert!(waited < milliseconds(4500), "{hole:?}: {waited:?}");
     }
 }
+
+/// The server heard the handshakes meanwhile and gives them up; what it says of that may be the first to arrive.
+#[test]
+fn a_handshake_that_the_server_gave_up_does_not_end_the_attempts_on_its_link() {
+    for asked in (8000..9000).step_by(50) {
+        let waited = wait_after([20, 50], async |day| {
+            day.lose([Hole::Everything; 2]);
+            sleep(OVER).await;
+            day.lose([Hole::Everything, Hole::Downlink]);
+            sleep(milliseconds(asked)).await;
+            day.lose([Hole::Everything, Hole::None]);
+        });
+        assert!(waited < milliseconds(1500), "asked for {asked} ms: {waited:?}");
+    }
+}
