@@ -228,9 +228,25 @@ Examples:
 
 /// Whether an error is only that nobody reads the output any more.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+    let json = || error.downcast_ref::<serde_json::Error>()?.io_error_kind();
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind).or_else(json);
+    kind == Some(io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+    use crate::control::ControlError;
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_error_and_a_daemon_that_has_gone_is_one() {
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&gone().into()));
+        assert!(is_broken_pipe(&Err::<(), _>(gone()).context("events").unwrap_err()));
+        assert!(is_broken_pipe(&serde_json::Error::io(gone()).into()));
+        let daemon = ControlError::Io { path: "/run/roamd/home.sock".into(), source: gone() };
+        assert!(!is_broken_pipe(&daemon.into()));
+    }
 }

@@ -303,6 +303,9 @@ fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io:
     stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer"));
+    }
     Ok(answer)
 }
 
@@ -426,5 +429,26 @@ async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Resu
             Err(RecvError::Lagged(missed)) => debug!(missed, "a listener is too slow for events"),
             Err(RecvError::Closed) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener as StdListener, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_ends_instead_of_answering_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let instance = Instance::within(folder.path(), "home");
+        let listener = StdListener::bind(&instance.path).unwrap();
+        let ended = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            BufReader::new(&mut stream).read_line(&mut asked).unwrap();
+        });
+        assert!(matches!(instance.status(), Err(ControlError::Io { .. })));
+        ended.join().unwrap();
     }
 }
