@@ -38,7 +38,7 @@ use roamd::{
     identity::{PrivateKey, PublicKey},
     lab::{self, Namespace, Process, veth},
     path::udp::UdpSocket,
-    quic, tls,
+    quic::{self, tls},
 };
 use tokio::{task::JoinSet, time};
 

@@ -1,12 +1,15 @@
 //! The command line.
 
 mod check;
+pub mod demo;
 mod doctor;
 mod import;
 mod keys;
+pub mod paint;
 mod peer;
 mod status;
 mod tell;
+mod text;
 mod unseal;
 mod watch;
 
@@ -238,7 +241,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
-    use crate::control::ControlError;
+    use crate::daemon::control::ControlError;
 
     #[test]
     fn a_reader_that_has_gone_is_no_error_and_a_daemon_that_has_gone_is_one() {

@@ -7,20 +7,18 @@
 
 pub mod attempts;
 mod chance;
+pub(crate) mod command;
 mod desired;
 pub mod dial;
-pub mod fate;
+pub mod ended;
 mod greeting;
-mod layout;
-pub mod links;
-pub mod names;
 mod offer;
-pub(crate) mod order;
 mod pauses;
+mod plan;
 mod portals;
 mod rival;
 mod roam;
-mod shown;
+mod view;
 
 use std::{
     convert::Infallible,
@@ -37,45 +35,51 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
+    command::{Order, What},
     desired::{ApplyError, Desired},
     dial::Dialer,
-    fate::{Ended, Refusal},
+    ended::{Ended, Refusal},
     greeting::{Reached, Terms},
-    links::Links,
-    names::Names,
-    order::{Order, What},
     pauses::{Pause, Pauses},
     rival::Rival,
     roam::{Roamer, Roaming},
-    shown::{Line, Shown},
+    view::{Line, Shown},
 };
 use crate::{
     clock,
     config::{self, ClientConfig, ClientTun, Config},
-    control::{self, Reply, Request},
-    daemon::Daemon,
-    events::{Event, Events},
-    exit::Exit,
-    host::{Host, Layout, Reports, Seal, Setup, Wish, metered},
+    daemon::{
+        Daemon,
+        control::{self, Reply, Request},
+        events::{Event, Events},
+        exit::Exit,
+        metrics, signals,
+        status::{ClientState, ClientStatus, Status, UnusedLink},
+        systemd::{self, Handed, Heart},
+    },
+    host::{
+        Host, Layout, Reports, Seal, Setup, Wish,
+        interface::{self, Interface},
+        metered,
+    },
     identity::PublicKey,
-    link::candidate::Unusable,
-    metrics,
-    netlink::Netlink,
-    path::{handshake::Handshake, manager::Settings, network::Network, preference::Preferences},
-    quic::{self, close, congestion::Handle},
-    service::{self, Handed, Heart},
-    signals,
-    status::{ClientState, ClientStatus, Status, UnusedLink},
-    tls,
+    link::{candidate::Unusable, netlink::Netlink},
+    path::{
+        handshake::Handshake,
+        manager::Settings,
+        network::{Network, kernel::Links},
+        preference::Preferences,
+        servers::Names,
+    },
+    quic::{self, close, congestion::Handle, tls},
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
         inside::Inside,
-        interface::{self, Interface},
         pump,
         queue::Queue,
     },
-    wire::{control::Welcome, packet::Packet},
+    wire::{message::Welcome, packet::Packet},
 };
 
 /// Bytes that wait for the connection, or for a path, at most.
@@ -163,21 +167,21 @@ pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
         never = client.admit(wish.clone(), admissions) => match never {},
         never = metered::watch(|found| links.meter(found)) => match never {},
         never = client.end_start() => match never {},
-        never = service::watchdog(&client.roaming.heart) => match never {},
+        never = systemd::watchdog(&client.roaming.heart) => match never {},
         deleted = interface::deleted(index) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", client.interface))
         }
         signal = stop => {
             info!(signal, "stopping");
-            service::stopping();
+            systemd::stopping();
             client.goodbye().await;
             Ok(())
         }
     };
     // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
     match &ended {
-        Ok(()) if service::is_restarting().await => info!("leaving everything for the next run"),
+        Ok(()) if systemd::is_restarting().await => info!("leaving everything for the next run"),
         Ok(()) => host.undo(Seal::Lifted).await,
         Err(_) => host.undo(Seal::Kept).await,
     }
@@ -304,7 +308,7 @@ impl Client {
             while orders.try_recv().is_ok() {}
             match refusal {
                 // Whoever started it by hand reads this, and mends it at once.
-                Some(refusal) if self.shown.sessions() == 0 && !service::is_managed() => {
+                Some(refusal) if self.shown.sessions() == 0 && !systemd::is_managed() => {
                     return Err(refusal.into());
                 }
                 Some(_) | None => {}

@@ -23,6 +23,7 @@ mod lines;
 mod problem;
 mod raw;
 mod read;
+pub mod rights;
 mod server;
 mod source;
 

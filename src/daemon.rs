@@ -1,19 +1,26 @@
 //! What a daemon is apart from its role: its file, its name, its log.
 
+pub mod control;
+pub mod door;
+pub mod events;
+pub mod exit;
+pub mod logging;
+pub mod metrics;
+pub mod signals;
+pub mod status;
+pub mod systemd;
+
 use std::{convert::Infallible, io, path::PathBuf};
 
 use anyhow::Context as _;
 use nix::sys::prctl;
 use tracing::{error, info};
 
+use self::{control::Instance, logging::LogHandle, systemd::Handed};
 use crate::{
     config::{self, Config, ConfigErrors, Log},
-    control::Instance,
     host::record::{self, Record},
-    logging::{self, LogHandle},
-    service::{self, Handed},
-    session::SOFTWARE,
-    signals,
+    quic::session::SOFTWARE,
 };
 
 /// A daemon that is about to run.
@@ -45,9 +52,9 @@ impl Daemon {
         Ok((Self { file, log, instance, record }, config))
     }
 
-    /// The TUN device, see [`service::tun`].
+    /// The TUN device, see [`systemd::tun`].
     pub fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
-        let handed = service::tun(name, mtu, offload).map_err(|error| {
+        let handed = systemd::tun(name, mtu, offload).map_err(|error| {
             match record::who_has(name, &self.instance) {
                 Some(tunnel) => io::Error::new(
                     error.kind(),
@@ -75,7 +82,7 @@ impl Daemon {
     pub fn reloaded(&self, stays: &[&str]) -> Vec<String> {
         let mut lines = vec![format!("{} is in effect", self.file.display())];
         lines.extend(stays.iter().map(|key| format!("{key} changes with a restart only")));
-        service::note(&lines[1..].join(", "));
+        systemd::note(&lines[1..].join(", "));
         lines
     }
 
@@ -93,12 +100,12 @@ impl Daemon {
         let mut hangups = signals::hangups()?;
         loop {
             hangups.recv().await;
-            service::reloading();
+            systemd::reloading();
             match reload().await {
                 Ok(lines) => lines.iter().for_each(|line| info!("{line}")),
                 Err(reason) => error!(reason, "the configuration stays as it was"),
             }
-            service::reloaded();
+            systemd::reloaded();
         }
     }
 }

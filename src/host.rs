@@ -12,6 +12,7 @@
 
 pub mod facts;
 pub mod firewall;
+pub mod interface;
 pub mod metered;
 pub mod nat;
 pub mod nft;
@@ -27,13 +28,18 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-use self::{facts::Facts, firewall::Firewall, record::Record, resolver::Resolver, rules::Rules};
+use self::{
+    facts::Facts,
+    firewall::Firewall,
+    interface::{Destination, Interface, LeftOut},
+    record::Record,
+    resolver::Resolver,
+    rules::Rules,
+};
 use crate::{
     config::{Dns, Exclude},
-    exit::Exit,
-    link::monitor::Monitor,
-    netlink::Netlink,
-    tunnel::interface::{Destination, Interface, LeftOut},
+    daemon::exit::Exit,
+    link::{monitor::Monitor, netlink::Netlink},
 };
 
 /// The packets that carry a tunnel have this mark ("roam"); what has it stays outside of every tunnel.

@@ -2,5 +2,6 @@
 
 pub mod candidate;
 pub mod monitor;
+pub mod netlink;
 pub mod portal;
 pub mod wake;

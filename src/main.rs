@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use roamd::cli::{self, Cli, Command, ImportFrom};
-use roamd::config::{Config, ConfigErrors};
-use roamd::control::Instance;
-use roamd::daemon::Daemon;
-use roamd::exit::Exit;
-use roamd::host::record;
-use roamd::{client, demo, logging, server, service};
+use roamd::{
+    cli::{self, Cli, Command, ImportFrom, demo},
+    client,
+    config::{Config, ConfigErrors},
+    daemon::{Daemon, control::Instance, exit::Exit, logging, systemd},
+    host::record,
+    server,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -61,7 +62,7 @@ fn run(file: PathBuf) -> anyhow::Result<()> {
     let ended = run_daemon(file);
     if let Err(error) = &ended {
         // systemctl status shows it beside the exit status. The journal has all of it.
-        service::report(format!("{error:#}").lines().next().unwrap_or_default());
+        systemd::report(format!("{error:#}").lines().next().unwrap_or_default());
     }
     ended
 }

@@ -4,12 +4,13 @@
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 
 mod burst;
-mod class;
+mod dscp;
 pub mod forgotten;
 pub mod handshake;
 pub mod manager;
 pub mod network;
 pub mod preference;
 pub mod probe;
+pub mod servers;
 pub mod socket;
 pub mod udp;

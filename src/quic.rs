@@ -1,6 +1,8 @@
 //! How both ends set up quinn.
 
 pub mod congestion;
+pub mod session;
+pub mod tls;
 
 use std::{sync::Arc, time::Duration};
 

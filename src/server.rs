@@ -39,29 +39,35 @@ use self::{
 use crate::{
     clock,
     config::{self, Config, Dns, ServerConfig, ServerTun},
-    control::{self, Reply, Request},
-    daemon::Daemon,
-    events::{Event, Events},
-    foreign::Foreign,
-    host::nat::Nat,
+    daemon::{
+        Daemon,
+        control::{self, Reply, Request},
+        events::{Event, Events},
+        metrics, signals,
+        status::{self, PeerStatus, ServerStatus, Status},
+        systemd::{self, Handed, Heart},
+    },
+    host::{
+        interface::{self, Interface, LeftOut},
+        nat::Nat,
+    },
     identity::PrivateKey,
-    metrics,
-    netlink::Netlink,
+    link::netlink::Netlink,
     path::udp::UdpSocket,
-    quic::{self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close, congestion::Handle},
-    service::{self, Handed, Heart},
-    session::{self, Control, SOFTWARE},
-    signals,
-    status::{self, PeerStatus, ServerStatus, Status},
-    tls::{self, ServerTls, TlsError},
+    quic::{
+        self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close,
+        congestion::Handle,
+        session::{self, Control, SOFTWARE},
+        tls::{self, ServerTls, TlsError},
+    },
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
-        interface::{self, Interface, LeftOut},
         pump,
     },
     wire::{
-        control::{Hello, Message, Net, Repeat, Welcome},
+        foreign::Foreign,
+        message::{Hello, Message, Net, Repeat, Welcome},
         packet::Packet,
     },
 };
@@ -168,14 +174,14 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
         %key,
         "listening"
     );
-    service::ready(&format!("listening on {}", server.listen));
+    systemd::ready(&format!("listening on {}", server.listen));
     let heart = Heart::default();
     let ended = tokio::select! {
         ended = server.carry(device.reader(), &endpoint) => ended,
         failed = daemon.hangups(|| std::future::ready(server.reload(&daemon))) => {
             failed.map(|never| match never {})
         }
-        never = service::watchdog(&heart) => match never {},
+        never = systemd::watchdog(&heart) => match never {},
         never = beat(&heart, &endpoint) => match never {},
         failed = interface.keep() => failed.map(|never| match never {}).context("can't hear of networks"),
         deleted = interface::deleted(index) => {
@@ -186,7 +192,7 @@ pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
         // without a word.
         signal = stop.inspect(|_| endpoint.close(close::GOODBYE, b"the server stops")) => {
             info!(signal, "stopping");
-            service::stopping();
+            systemd::stopping();
             let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
             Ok(())
         }

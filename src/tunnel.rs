@@ -14,7 +14,6 @@ pub mod device;
 pub mod ecn;
 pub mod flow;
 pub mod inside;
-pub mod interface;
 pub mod merge;
 pub mod pump;
 pub mod queue;

@@ -3,8 +3,9 @@
 //! Everything here is pure: bytes in, values out. `docs/protocol.md` is the specification.
 
 pub mod checksum;
-pub mod control;
 pub mod datagram;
+pub mod foreign;
 pub mod fragment;
+pub mod message;
 pub mod packet;
 pub mod transport;

@@ -10,8 +10,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use roamd::config::{ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat};
-use roamd::config::{Origin, Preference, ServerConfig};
+use roamd::config::{
+    ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, Preference,
+    ServerConfig,
+};
 use tempfile::TempDir;
 
 /// RFC 8032 §7.1, test 1: fixtures name its public key.

@@ -15,9 +15,12 @@ use roamd::{
     identity::{PrivateKey, PublicKey},
     lab::{Namespace, Process, veth},
     path::udp::UdpSocket,
-    quic::{self, congestion::Handle},
-    session::{self, Control},
-    tls,
+    quic::{
+        self,
+        congestion::Handle,
+        session::{self, Control},
+        tls,
+    },
 };
 
 const SERVER: &str = "10.77.0.1:4433";

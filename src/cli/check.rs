@@ -3,8 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::{Loaded, process_environment};
-use crate::rights;
+use crate::config::{Loaded, process_environment, rights};
 
 /// Prints the effective configuration with this host's public key, or fails with every
 /// problem.

@@ -1,4 +1,13 @@
-//! `roamd doctor`.
+//! `roamd doctor`: looks for what keeps a tunnel from working on this host, and says what to do about it.
+
+mod client;
+mod finding;
+mod firewall;
+mod links;
+mod machine;
+mod routes;
+mod running;
+mod server;
 
 use std::{
     io::{self, Write as _},
@@ -8,11 +17,12 @@ use std::{
 use anstyle::{AnsiColor, Style};
 use anyhow::bail;
 
-use crate::{
-    config::{Loaded, process_environment},
-    doctor::{Finding, Verdict, examine},
-    paint::Paint,
+use self::{
+    finding::{Finding, Verdict},
+    running::Running,
 };
+use super::paint::Paint;
+use crate::config::{Config, Loaded, process_environment};
 
 /// Looks for what keeps the tunnel of this file from working; an error if something does.
 pub fn doctor(file: &Path) -> anyhow::Result<()> {
@@ -44,5 +54,26 @@ pub fn doctor(file: &Path) -> anyhow::Result<()> {
     match worst {
         Verdict::Bad => bail!("fix the lines marked \"bad\", then run roamd doctor again"),
         Verdict::Good | Verdict::Poor => Ok(()),
+    }
+}
+
+/// Looks at everything that this configuration, of this file, needs. Each finding is given to `tell` as soon
+/// as it is there.
+async fn examine(loaded: &Loaded, file: &Path, tell: &mut dyn FnMut(Finding)) {
+    let running = Running::of(file);
+    tell(running.finding());
+    machine::files(file, loaded.key_file(), tell);
+    machine::kernel(tell);
+    machine::capabilities(tell);
+    machine::clock(tell);
+    match &loaded.config {
+        Config::Client(config) => {
+            machine::device(&config.tun.name, config.tun.offload, &running, tell).await;
+            client::examine(config, tell).await;
+        }
+        Config::Server(config) => {
+            machine::device(&config.tun.name, config.tun.offload, &running, tell).await;
+            server::examine(config, &running, tell).await;
+        }
     }
 }

@@ -8,9 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use crate::exit::Exit;
-use crate::identity::PrivateKey;
-use crate::rights;
+use crate::{config::rights, daemon::exit::Exit, identity::PrivateKey};
 
 /// Writes a new private key to a file of its own or to standard output.
 pub fn genkey(output: Option<&Path>) -> anyhow::Result<()> {

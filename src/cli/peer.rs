@@ -17,8 +17,10 @@ use ipnet::IpNet;
 use self::file::{Lock, ServerFile};
 use crate::{
     config::{self, Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
-    control::{ControlError, Instance, Request},
-    exit::Exit,
+    daemon::{
+        control::{ControlError, Instance, Request},
+        exit::Exit,
+    },
     identity::{PrivateKey, PublicKey},
 };
 

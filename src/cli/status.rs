@@ -2,7 +2,8 @@
 
 use std::io::{self, Write as _};
 
-use crate::{control::Instance, paint::Paint, status::text::Text};
+use super::{paint::Paint, text::Text};
+use crate::daemon::control::Instance;
 
 /// Prints what the daemon `name` does; without a name what all do, as text, or the only one as JSON.
 pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {

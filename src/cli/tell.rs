@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::bail;
 
-use crate::control::{ControlError, Instance, Request};
+use crate::daemon::control::{ControlError, Instance, Request};
 
 /// How often a daemon that ended is looked for.
 const FOLLOW_RETRY: Duration = Duration::from_millis(250);

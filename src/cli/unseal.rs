@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use crate::{
-    control::Instance,
+    daemon::control::Instance,
     host::record::{self, RecordError},
 };
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
 use self::history::History;
-use crate::{
+use crate::daemon::{
     control::{ControlError, Instance},
     exit::Exit,
 };

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{link::candidate::Candidate, path::manager::Condition, status::PathStatus};
+use crate::{daemon::status::PathStatus, link::candidate::Candidate, path::manager::Condition};
 
 /// The attempts since the last connection, one for each way to the server.
 #[derive(Debug, Default)]

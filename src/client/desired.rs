@@ -14,16 +14,16 @@ use std::net::{IpAddr, SocketAddr};
 use quinn::Connection;
 
 use super::{
-    fate::Ended,
-    layout::{inside, layout, sealing},
+    ended::Ended,
     offer::{Offer, OfferError},
+    plan::{inside, layout, sealing},
 };
 use crate::{
     config::{ClientConfig, ClientTun, HostPort},
-    host::{Layout, facts::Facts},
+    host::{Layout, facts::Facts, interface::LeftOut},
     quic::close,
-    tunnel::{inside::Inside, interface::LeftOut},
-    wire::control::Welcome,
+    tunnel::inside::Inside,
+    wire::message::Welcome,
 };
 
 #[derive(Clone, Debug)]
@@ -153,7 +153,7 @@ impl Desired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::layout::tests::{tun, welcome};
+    use crate::client::plan::tests::{tun, welcome};
 
     #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {

@@ -30,9 +30,8 @@ use tracing::debug;
 use super::{
     attempts::Attempts,
     chance::fraction,
-    fate::Ended,
+    ended::Ended,
     greeting::{Greeting, Reached, Terms},
-    names::{Names, ResolveError},
 };
 use crate::{
     clock,
@@ -40,9 +39,9 @@ use crate::{
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
         network::Network,
+        servers::{Names, ResolveError},
     },
-    quic::{HANDSHAKE_TIMEOUT, close},
-    session::SessionError,
+    quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
 };
 
 /// From one attempt to the next ("Connection Attempt Delay", RFC 8305 §5).

@@ -9,13 +9,17 @@ use futures_util::future::BoxFuture;
 use quinn::Connection;
 use tokio::time;
 
-use super::fate::Ended;
+use super::ended::Ended;
 use crate::{
     clock,
     path::handshake::Connected,
-    quic::{self, congestion::Handle, silence_limit},
-    session::{self, Control, SessionError},
-    wire::control::Welcome,
+    quic::{
+        self,
+        congestion::Handle,
+        session::{self, Control, SessionError},
+        silence_limit,
+    },
+    wire::message::Welcome,
 };
 
 /// A connection with a session.

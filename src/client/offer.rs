@@ -8,10 +8,12 @@ use ipnet::IpNet;
 
 use crate::{
     config::{ClientTun, Dns, MIN_MTU, is_domain},
-    foreign,
-    host::facts::Facts,
-    tunnel::{inside::UNROUTABLE, interface::LeftOut},
-    wire::control::{Net, Welcome},
+    host::{facts::Facts, interface::LeftOut},
+    tunnel::inside::UNROUTABLE,
+    wire::{
+        foreign,
+        message::{Net, Welcome},
+    },
 };
 
 /// Inner addresses.
@@ -308,10 +310,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        client::layout::tests::{nets, tun, welcome},
-        config::Exclude,
-    };
+    use crate::client::plan::tests::{nets, tun, welcome};
+    use crate::config::Exclude;
 
     fn facts() -> Facts {
         let link = |name: &str| name.to_owned();

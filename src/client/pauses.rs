@@ -7,10 +7,9 @@ use quinn::ConnectionError;
 
 use super::{
     dial::DialError,
-    fate::{Ended, Refusal},
+    ended::{Ended, Refusal},
     rival::Rival,
 };
-use crate::path::handshake::HandshakeError;
 
 /// From the first failed attempt to the next, doubled up to the longest.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -100,6 +99,7 @@ mod tests {
     use quinn::ApplicationClose;
 
     use super::*;
+    use crate::path::handshake::HandshakeError;
     use crate::{identity::PublicKey, quic::close};
 
     fn refused() -> Ended {

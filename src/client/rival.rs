@@ -4,8 +4,8 @@ use std::{fmt, net::IpAddr, str::FromStr as _, time::Duration};
 
 use quinn::ConnectionError;
 
-use super::{chance::fraction, fate::Ended};
-use crate::{quic::close, session::SessionError};
+use super::{chance::fraction, ended::Ended};
+use crate::quic::{close, session::SessionError};
 
 /// From one question whether the other machine is gone to the next, and up to half of it more, at random.
 const PAUSE: Duration = Duration::from_secs(180);

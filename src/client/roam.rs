@@ -17,15 +17,14 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    command::{Inquiry, Order, What},
     milliseconds,
-    names::Names,
-    order::{Inquiry, Order, What},
     portals::Portals,
-    shown::{Shown, ShownPath},
+    view::{Shown, ShownPath},
 };
 use crate::{
     clock,
-    control::Reply,
+    daemon::{control::Reply, systemd::Heart},
     link::{
         candidate::Candidate,
         monitor,
@@ -38,13 +37,12 @@ use crate::{
         network::Network,
         preference::Rank,
         probe::Probe,
+        servers::Names,
         socket::PathId,
     },
-    quic::{self, NUDGE, close, congestion::Handle, silence_limit},
-    service::Heart,
-    session::Control,
+    quic::{self, NUDGE, close, congestion::Handle, session::Control, silence_limit},
     tunnel::queue::Queue,
-    wire::control::{Message, Repeat},
+    wire::message::{Message, Repeat},
 };
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::keys;
-use super::problem::Problems;
-use super::raw::{List, RawLog, RawMetrics, RawQuic, Secret};
-use super::{Dns, Log, Metrics, Quic};
+use super::{
+    Dns, Log, Metrics, Quic, keys,
+    problem::Problems,
+    raw::{List, RawLog, RawMetrics, RawQuic, Secret},
+    rights,
+};
 use crate::identity::{KeyError, PrivateKey};
-use crate::rights;
 
 /// More often than this costs battery and data, and keeps no NAT open that others do not.
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);

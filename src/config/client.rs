@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::check::{self, elements};
-use super::problem::Problems;
-use super::raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer};
-use super::{ClientConfig, ClientTun, Exclude, Paths, Preference, ServerPeer};
+use super::{
+    ClientConfig, ClientTun, Exclude, Paths, Preference, ServerPeer,
+    check::{self, elements},
+    problem::Problems,
+    raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer},
+};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// Less is less than a handshake takes on a slow link; more keeps a dead path from its retry.

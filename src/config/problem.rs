@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::keys::{self, Key, Kind, Role};
-use super::lines::join;
-use crate::rights;
+use super::{
+    keys::{self, Key, Kind, Role},
+    lines::join,
+    rights,
+};
 
 /// Longer values are cut in messages.
 const MAX_SHOWN: usize = 80;

@@ -6,12 +6,15 @@ use std::path::{Path, absolute};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::keys::{self, Kind, Role};
-use super::lines::join;
-use super::problem::{ConfigErrors, Problems};
-use super::raw::{RawClient, RawConfig, RawServer};
-use super::source::Source;
-use super::{Config, client, server};
+use super::{
+    Config, client,
+    keys::{self, Kind, Role},
+    lines::join,
+    problem::{ConfigErrors, Problems},
+    raw::{RawClient, RawConfig, RawServer},
+    server,
+    source::Source,
+};
 
 pub(super) fn load(
     path: &Path,

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::check::{self, Unique, elements};
-use super::problem::Problems;
-use super::raw::{List, RawPeer, RawServer, RawServerTun};
-use super::{Peer, ServerConfig, ServerTun};
+use super::{
+    Peer, ServerConfig, ServerTun,
+    check::{self, Unique, elements},
+    problem::Problems,
+    raw::{List, RawPeer, RawServer, RawServerTun},
+};
 use crate::identity::PublicKey;
 
 const MAX_PEER_NAME: usize = 64;

@@ -5,9 +5,11 @@ use std::path::{self, Path};
 
 use config::{FileFormat, Value};
 
-use super::keys::{self, Key, Kind};
-use super::lines::Lines;
-use super::problem::{ConfigErrors, Origin, Problems};
+use super::{
+    keys::{self, Key, Kind},
+    lines::Lines,
+    problem::{ConfigErrors, Origin, Problems},
+};
 use crate::identity::PrivateKey;
 
 const PREFIX: &str = "ROAMD_";

@@ -14,7 +14,7 @@ use netlink_packet_route::{
 use nix::net::if_::if_indextoname;
 use rtnetlink::{Error, RouteMessageBuilder};
 
-use crate::netlink::Netlink;
+use crate::link::netlink::Netlink;
 
 /// Where resolvers are written down: for programs, and those behind the stub of systemd-resolved.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];

@@ -9,7 +9,7 @@ use netlink_sys::{
 };
 use tokio::{io::AsyncWriteExt as _, process::Command, time};
 
-use crate::foreign::Foreign;
+use crate::wire::foreign::Foreign;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES: u32 = 7;

@@ -28,7 +28,7 @@ use super::{
     rules::Rules,
     sysctl::{self, Sysctls},
 };
-use crate::{control::Instance, foreign::is_printable, netlink::Netlink};
+use crate::{daemon::control::Instance, link::netlink::Netlink, wire::foreign::is_printable};
 
 const SUFFIX: &str = "state";
 /// More than any record of ours has.

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use zbus::proxy;
 
 use super::Layout;
-use crate::{config::Dns, foreign::Foreign};
+use crate::{config::Dns, wire::foreign::Foreign};
 
 #[proxy(
     interface = "org.freedesktop.resolve1.Manager",

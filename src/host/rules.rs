@@ -25,7 +25,7 @@ use nix::errno::Errno;
 use rtnetlink::{Error, IpVersion, RouteMessageBuilder};
 
 use super::{Layout, MARK, TABLE, record::Record};
-use crate::netlink::{Netlink, os_error};
+use crate::link::netlink::{Netlink, os_error};
 
 /// The order in which the kernel asks; before it come the table of local addresses (0) and whatever an
 /// admin wants to come before.

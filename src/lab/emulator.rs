@@ -19,16 +19,14 @@ mod wire;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::{
-    line::Counters,
-    shape::{Direction, LinkShape, Side},
-};
 use self::{line::Line, socket::PacketSocket, wire::Wire};
 use super::{
     error::{Error, Result},
     link::veth,
     namespace::Namespace,
 };
+pub use line::Counters;
+pub use shape::{Direction, LinkShape, Side};
 
 /// The names of the emulator's ends in its own namespace.
 const LEFT: &str = "left";

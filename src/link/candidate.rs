@@ -16,10 +16,8 @@ use netlink_packet_route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use crate::{
-    foreign::{LIMIT, is_printable, printable},
-    netlink::Netlink,
-};
+use super::netlink::Netlink;
+use crate::wire::foreign::{LIMIT, is_printable, printable};
 
 /// A link that could carry a path to one address of the server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

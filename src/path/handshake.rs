@@ -21,11 +21,13 @@ use super::{
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
 };
 use crate::{
-    foreign::Foreign,
     identity::{PrivateKey, PublicKey},
     link::candidate::Candidate,
-    quic::{self, close},
-    tls::{self, ClientTls, TlsError, WrongServerKey},
+    quic::{
+        self, close,
+        tls::{self, ClientTls, TlsError, WrongServerKey},
+    },
+    wire::foreign::Foreign,
 };
 
 /// How long a closing connection may use its socket to say so.
@@ -294,8 +296,7 @@ impl Attempt {
     pub async fn next(&mut self) -> Result<Connected, HandshakeError> {
         loop {
             match self.under_way.next().await {
-                Some(Err(error))
-                    if error.is_of_one_handshake() && !self.under_way.is_empty() => {}
+                Some(Err(error)) if error.is_of_one_handshake() && !self.under_way.is_empty() => {}
                 Some(ended) => return ended,
                 None => std::future::pending().await,
             }

@@ -1,5 +1,7 @@
 //! The machine's networks, as the client sees them: the kernel's, or simulated ones.
 
+pub mod kernel;
+
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;

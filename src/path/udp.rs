@@ -24,7 +24,7 @@ use tokio::io::Interest;
 
 use super::{
     burst::{Advice, Burst},
-    class,
+    dscp,
 };
 
 /// Kernel buffer in each direction. At 1 Gbit/s this is some 60 ms: as long as a busy process may
@@ -95,7 +95,7 @@ impl UdpSocket {
     fn send(&self, transmit: &Transmit) -> io::Result<()> {
         self.io.try_io(Interest::WRITABLE, || match self.dscp {
             0 => self.state.try_send((&self.io).into(), transmit),
-            dscp => class::send(&self.io, transmit, dscp),
+            dscp => dscp::send(&self.io, transmit, dscp),
         })
     }
 

@@ -18,14 +18,13 @@ use super::{
 };
 use crate::{
     config,
-    foreign::Foreign,
     identity::PublicKey,
     quic::close,
     tunnel::{
         counters::{Counters, Drop},
         queue::{Pool, Queue},
     },
-    wire::packet::Packet,
+    wire::{foreign::Foreign, packet::Packet},
 };
 
 /// Bytes of memory for what waits for one peer's connection, or for the peer's return, at most.

@@ -24,9 +24,12 @@ use crate::{
     config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
     identity::PrivateKey,
     path::udp::UdpSocket,
-    quic::{self, close, congestion::Handle},
-    session,
-    tls::{self, ClientTls},
+    quic::{
+        self, close,
+        congestion::Handle,
+        session,
+        tls::{self, ClientTls},
+    },
     wire::packet::{Packet, tests::packet},
 };
 

@@ -45,7 +45,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{tunnel::flow::tests::of_flow, wire::checksum::tests::reference};
+    use crate::tunnel::flow::tests::of_flow;
+    use crate::wire::checksum::tests::reference;
 
     proptest! {
         #[test]

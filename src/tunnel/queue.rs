@@ -27,7 +27,6 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-pub use self::{fair::Dropped, pool::Pool};
 use self::{
     fair::{OVERHEAD, is_stale},
     pool::Share,
@@ -35,6 +34,8 @@ use self::{
 };
 use super::flow::{self, Classifier};
 use crate::{clock, wire::packet::Packet};
+pub use fair::Dropped;
+pub use pool::Pool;
 
 /// Packets that are remembered after they left, and the largest of them: TCP's own repair is good
 /// for bulk, but slow for a lone keystroke.
@@ -323,8 +324,8 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
+    use super::flow::tests::of_flow;
     use super::*;
-    use crate::tunnel::flow::tests::of_flow;
 
     const TCP: u8 = 6;
 

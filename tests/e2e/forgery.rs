@@ -7,12 +7,15 @@
 use std::{net::UdpSocket, path::Path};
 
 use roamd::{
-    client::{links::Links, names::Names},
     config::{self, ClientConfig, Config},
-    netlink::Netlink,
-    path::{handshake::Handshake, network::Network as _, preference::Preferences},
-    quic::{self, congestion::Handle},
-    tls,
+    link::netlink::Netlink,
+    path::{
+        handshake::Handshake,
+        network::{Network as _, kernel::Links},
+        preference::Preferences,
+        servers::Names,
+    },
+    quic::{self, congestion::Handle, tls},
 };
 
 use crate::{

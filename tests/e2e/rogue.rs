@@ -11,11 +11,14 @@ use roamd::{
     config::{Congestion, Quic},
     identity::PrivateKey,
     path::udp::UdpSocket,
-    quic::{self, close, congestion::Handle},
+    quic::{
+        self, close,
+        congestion::Handle,
+        session,
+        tls::{self, ServerTls},
+    },
     server::socket::ServerSocket,
-    session,
-    tls::{self, ServerTls},
-    wire::control::{Net, Welcome},
+    wire::message::{Net, Welcome},
 };
 use tokio::runtime::{Builder, Runtime};
 

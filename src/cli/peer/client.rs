@@ -12,10 +12,9 @@ use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{HostPort, ServerConfig},
-    exit::Exit,
+    config::{HostPort, ServerConfig, rights},
+    daemon::exit::Exit,
     identity::PrivateKey,
-    rights,
 };
 
 /// The whole file.

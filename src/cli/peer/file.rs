@@ -19,7 +19,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use crate::{
     config::{Loaded, Peer, process_environment},
-    exit::Exit,
+    daemon::exit::Exit,
 };
 
 /// How long another command may take to change the same file. A hundred commands take a few seconds.

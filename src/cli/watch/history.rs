@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    status::{Role, Status},
+    daemon::status::{Role, Status},
     tunnel::counters::Snapshot,
 };
 

@@ -14,11 +14,9 @@ use ratatui::{
 
 use super::history::{Curve, History};
 use crate::{
+    cli::text::{Bits, Bytes, Span as Time},
+    daemon::status::{ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus},
     path::manager::Condition,
-    status::{
-        ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus,
-        text::{Bits, Bytes, Span as Time},
-    },
 };
 
 /// Lines of a path or a peer.

@@ -136,7 +136,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tunnel::{flow::Flow, queue::fair::OVERHEAD};
+    use crate::tunnel::flow::Flow;
+    use crate::tunnel::queue::fair::OVERHEAD;
 
     /// A packet with its sender in the first byte.
     fn packet(sender: usize, length: usize) -> Packet {

@@ -1,0 +1,124 @@
+//! What the client says of its paths, asked a few times a second.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    daemon::{
+        control::Instance,
+        status::{ClientStatus, Role, SwitchStatus},
+    },
+    path::manager::Condition,
+};
+
+/// Between two questions.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// The client's paths at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    pub(super) at: Instant,
+    /// The link that carries the tunnel.
+    pub(super) active: Option<String>,
+    /// Each link that works, with its round trip in milliseconds.
+    pub(super) rtts: Vec<(String, f64)>,
+}
+
+/// A change of path, when it happened.
+#[derive(Clone, Debug)]
+pub(super) struct Switch {
+    pub(super) at: Instant,
+    pub(super) what: SwitchStatus,
+}
+
+/// All that was said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Record {
+    pub(super) samples: Vec<Sample>,
+    pub(super) switches: Vec<Switch>,
+}
+
+/// Asks until it is dropped.
+#[derive(Debug)]
+pub(super) struct Watch {
+    record: Arc<Mutex<Record>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub(super) fn start(client: Instance) -> std::io::Result<Self> {
+        let (record, stop) = (Arc::<Mutex<Record>>::default(), Arc::<AtomicBool>::default());
+        let thread = thread::Builder::new().name("watch".to_owned()).spawn({
+            let (record, stop) = (record.clone(), stop.clone());
+            move || {
+                while !stop.load(Relaxed) {
+                    // A daemon that does not answer shows elsewhere.
+                    if let Ok(status) = client.status()
+                        && let Role::Client(status) = status.role
+                    {
+                        lock(&record).add(Instant::now(), &status);
+                    }
+                    thread::park_timeout(INTERVAL);
+                }
+            }
+        })?;
+        Ok(Self { record, stop, thread: Some(thread) })
+    }
+
+    /// The link that carried the tunnel when last asked.
+    pub(super) fn active(&self) -> Option<String> {
+        lock(&self.record).samples.last().and_then(|sample| sample.active.clone())
+    }
+
+    pub(super) fn record(&self) -> Record {
+        lock(&self.record).clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It can only have panicked, and that was told.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Record {
+    fn add(&mut self, at: Instant, status: &ClientStatus) {
+        let works =
+            |state| matches!(state, Condition::Active | Condition::Suspect | Condition::Standby);
+        let in_use = |state| matches!(state, Condition::Active | Condition::Suspect);
+        let active = status.paths.iter().find(|path| in_use(path.state));
+        let rtts = status.paths.iter().filter(|path| works(path.state));
+        self.samples.push(Sample {
+            at,
+            active: active.map(|path| path.link.clone()),
+            rtts: rtts.filter_map(|path| Some((path.link.clone(), path.rtt?))).collect(),
+        });
+        for switch in &status.switches {
+            let Some(then) = at.checked_sub(Duration::from_secs_f64(switch.ago)) else { continue };
+            // Between two answers the computed time of one switch differs a little.
+            let known = self.switches.iter().any(|known| {
+                let apart = known.at.max(then).duration_since(known.at.min(then));
+                apart < INTERVAL / 2 && known.what.to == switch.to
+            });
+            if !known {
+                self.switches.push(Switch { at: then, what: switch.clone() });
+            }
+        }
+    }
+}
+
+fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,120 @@
+//! What a server needs.
+
+use std::{io, net::UdpSocket};
+
+use serde_json::Value;
+
+use super::{
+    finding::Finding,
+    firewall::{self, Fate},
+    machine, routes,
+    running::Running,
+};
+use crate::{config::ServerConfig, host::sysctl};
+
+pub(super) async fn examine(
+    config: &ServerConfig,
+    running: &Running,
+    tell: &mut dyn FnMut(Finding),
+) {
+    let port = config.listen.port();
+    machine::port(port, tell);
+    tell(listening(config, running));
+    let ruleset = firewall::ruleset().await;
+    tell(let_in(port, ruleset.as_ref()));
+    if config.tun.addresses.iter().any(|net| net.addr().is_ipv6()) {
+        machine::ipv6("the tunnel's IPv6 addresses are left out", tell);
+    }
+    routes::collisions("tun.addresses", &config.tun.addresses, &config.tun.name, tell).await;
+    if config.peers.is_empty() {
+        let advice = "roamd peer add NAME --server FILE --endpoint HOST lets one in";
+        tell(Finding::poor("peers", "nobody may connect", advice));
+    } else {
+        tell(Finding::good("peers", format!("{} may connect", config.peers.len())));
+    }
+    if config.tun.nat {
+        machine::firewall(&config.tun.name, "tun.nat", tell).await;
+        if running.is_server() {
+            forwarding(tell);
+        }
+        for chain in ruleset.iter().flat_map(firewall::forward_drops) {
+            let name = &config.tun.name;
+            tell(Finding::poor(
+                "forwarding",
+                format!("the chain {chain} drops what none of its rules lets through"),
+                format!("nft insert rule {chain} iifname {name} accept, and the same for oifname"),
+            ));
+        }
+    } else if !config.tun.routes.is_empty() {
+        forwarding(tell);
+    }
+}
+
+/// Whether the port can be had.
+fn listening(config: &ServerConfig, running: &Running) -> Finding {
+    let listen = config.listen;
+    let subject = "port";
+    match UdpSocket::bind(listen) {
+        Ok(_) if running.is_absent() => Finding::good(subject, format!("{listen} is free (UDP)")),
+        Ok(_) => Finding::bad(
+            subject,
+            format!("the daemon runs, and does not listen on {listen}"),
+            "listen changes with a restart only",
+        ),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if running.has_port(listen.port()) {
+                return Finding::good(subject, format!("{listen} is this server's"));
+            }
+            let port = listen.port();
+            Finding::bad(
+                subject,
+                format!("{listen} is in use (UDP) by another program"),
+                format!("ss -ulpn 'sport = {port}' tells by which; stop it, or change listen"),
+            )
+        }
+        Err(error) => Finding::bad(
+            subject,
+            format!("can't listen on {listen}: {error}"),
+            "listen = \"[::]:4433\" works on every host",
+        ),
+    }
+}
+
+/// Whether this host's own firewall lets clients in.
+fn let_in(port: u16, ruleset: Result<&Value, &String>) -> Finding {
+    let subject = "firewall";
+    let advice = |chain: &str| format!("nft insert rule {chain} udp dport {port} accept");
+    match ruleset.map(|ruleset| firewall::fate(ruleset, port)) {
+        Ok(Fate::Accepted) => Finding::good(
+            subject,
+            format!("this host's nftables let UDP port {port} in; others on the way are not seen"),
+        ),
+        Ok(Fate::Dropped(chain)) => Finding::bad(
+            subject,
+            format!("the chain {chain} drops what comes to UDP port {port}"),
+            advice(&chain),
+        ),
+        Ok(Fate::Unclear(chain)) => Finding::poor(
+            subject,
+            format!("the chain {chain} may drop what comes to UDP port {port}"),
+            advice(&chain),
+        ),
+        Err(reason) => Finding::poor(
+            subject,
+            format!("this host's firewall rules are not seen: {reason}"),
+            format!("make sure that UDP port {port} is let in"),
+        ),
+    }
+}
+
+/// Routes are offered; whoever takes them wants to be sent on.
+fn forwarding(tell: &mut dyn FnMut(Finding)) {
+    let on = sysctl::read("ipv4/ip_forward").is_ok_and(|value| value == "1");
+    tell(if on {
+        Finding::good("forwarding", "is on")
+    } else {
+        let advice =
+            "tun.nat = true, or sysctl -w net.ipv4.ip_forward=1 and routes back to the peers";
+        Finding::poor("forwarding", "is off, so peers don't get beyond this host", advice)
+    });
+}

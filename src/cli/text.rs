@@ -1,0 +1,336 @@
+//! The status as people read it.
+
+use std::{
+    fmt::{self, Display, Write as _},
+    time::Duration,
+};
+
+use anstyle::{AnsiColor, Style};
+
+use super::paint::Paint;
+use crate::{
+    daemon::status::{
+        ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus,
+        Status, SwitchStatus, UnusedLink,
+    },
+    host::interface::LeftOut,
+    path::manager::Condition,
+    tunnel::counters::Snapshot,
+};
+
+/// A status for people.
+#[derive(Debug)]
+pub(super) struct Text<'a> {
+    /// What is shown.
+    pub status: &'a Status,
+    /// In which colours.
+    pub paint: Paint,
+}
+
+impl Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.status.role {
+            Role::Client(client) => show_client(f, client, self.paint),
+            Role::Server(server) => show_server(f, server, self.paint),
+        }
+    }
+}
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const READY: Style = AnsiColor::Cyan.on_default();
+const UNSURE: Style = AnsiColor::Yellow.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const HEAD: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const PLAIN: Style = Style::new();
+/// Rows of unused links: a host of containers has hundreds of links.
+const MOST_UNUSED: usize = 8;
+
+fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) -> fmt::Result {
+    let (style, state) = match (client.state, &client.portal) {
+        (ClientState::Connected, _) => (GOOD, "connected".to_owned()),
+        (_, Some(link)) => (UNSURE, format!("captive portal on {link}: log in with a browser")),
+        (ClientState::Connecting, None) => (UNSURE, "connecting".into()),
+        (ClientState::Waiting, None) => (BAD, waiting(client)),
+    };
+    writeln!(f, "client       {}, up {}", paint.paint(style, state), Span(client.uptime))?;
+    match &client.session {
+        Some(session) => writeln!(f, "server       {session}")?,
+        None => {
+            writeln!(f, "server       {}", client.server.join(", "))?;
+            if let Some(error) = &client.last_error {
+                writeln!(f, "last error   {error}")?;
+            }
+        }
+    }
+    write!(f, "interface    {}, MTU {}", client.interface, client.mtu)?;
+    for address in &client.addresses {
+        write!(f, ", {address}")?;
+    }
+    writeln!(f)?;
+    if !client.routes.is_empty() {
+        writeln!(f, "routes       {}", list(&client.routes))?;
+    }
+    left_out(f, &client.left_out)?;
+    traffic(f, &client.traffic, client.queued_bytes)?;
+    if !client.paths.is_empty() || !client.unused_links.is_empty() {
+        writeln!(f)?;
+        let mut rows =
+            vec![head(["PATH", "STATE", "RTT", "LOSS", "MTU", "HEARD", "SERVER", "WHY"])];
+        rows.extend(client.paths.iter().map(path_row));
+        rows.extend(client.unused_links.iter().take(MOST_UNUSED).map(unused_row));
+        table(f, &rows, paint)?;
+        if let Some(more) = client.unused_links.len().checked_sub(MOST_UNUSED + 1) {
+            writeln!(f, "and {} more links that are not used", more + 1)?;
+        }
+    }
+    if !client.switches.is_empty() {
+        writeln!(f)?;
+        let mut rows = vec![head(["MOVED", "FROM", "TO", "GAP", "WHY"])];
+        rows.extend(client.switches.iter().rev().map(switch_row));
+        table(f, &rows, paint)?;
+    }
+    Ok(())
+}
+
+fn waiting(client: &ClientStatus) -> String {
+    let refused = client.refused_since.map(|since| format!("refused for {}", Span(since.floor())));
+    let refused = refused.unwrap_or_else(|| "not connected".into());
+    let next = client.next_attempt.map(|next| format!(", next attempt in {}", Span(next.ceil())));
+    refused + &next.unwrap_or_default()
+}
+
+fn path_row(path: &PathStatus) -> [Cell; 8] {
+    let style = match path.state {
+        Condition::Active => GOOD,
+        Condition::Standby => READY,
+        Condition::Suspect | Condition::Probing | Condition::Waiting => UNSURE,
+        Condition::Failed => BAD,
+    };
+    let dash = || "-".to_owned();
+    [
+        (PLAIN, path.link.clone()),
+        (style, path.state.to_string()),
+        (PLAIN, path.rtt.map_or_else(dash, |rtt| format!("{rtt:.1} ms"))),
+        (PLAIN, path.loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
+        (PLAIN, path.mtu.map_or_else(dash, |mtu| mtu.to_string())),
+        (PLAIN, path.last_heard.map_or_else(dash, |heard| format!("{} ago", Span(heard)))),
+        (PLAIN, path.server.to_string()),
+        (PLAIN, path.why.clone()),
+    ]
+}
+
+fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
+    let dash = || (PLAIN, "-".to_owned());
+    let (link, why) = ((PLAIN, unused.link.clone()), (PLAIN, unused.why.clone()));
+    [link, (FAINT, "not used".into()), dash(), dash(), dash(), dash(), dash(), why]
+}
+
+fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {
+    [
+        (PLAIN, format!("{} ago", Span(switch.ago))),
+        (PLAIN, switch.from.clone().unwrap_or_else(|| "no path".into())),
+        (PLAIN, switch.to.clone()),
+        (PLAIN, format!("{:.0} ms", switch.gap)),
+        (PLAIN, switch.reason.clone()),
+    ]
+}
+
+fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) -> fmt::Result {
+    let connected = server.peers.iter().filter(|peer| peer.session.is_some()).count();
+    writeln!(
+        f,
+        "server       listening on {}, up {}, {connected} of {} peers connected",
+        server.listen,
+        Span(server.uptime),
+        server.peers.len()
+    )?;
+    writeln!(f, "interface    {}", server.interface)?;
+    left_out(f, &server.left_out)?;
+    if server.refused_keys > 0 {
+        writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
+    }
+    if server.send_errors + server.receive_errors > 0 {
+        let (send, receive) = (server.send_errors, server.receive_errors);
+        writeln!(f, "errors       {send} sending, {receive} receiving")?;
+    }
+    dropped(f, &server.traffic)?;
+    if !server.peers.is_empty() {
+        writeln!(f)?;
+        let columns =
+            ["PEER", "SESSION", "RTT", "FROM", "SENT", "RECEIVED", "DROPPED", "ADDRESSES"];
+        let mut rows = vec![head(columns)];
+        rows.extend(server.peers.iter().map(peer_row));
+        table(f, &rows, paint)?;
+    }
+    for peer in &server.peers {
+        if let Some(rival) = peer.rival {
+            let name = &peer.name;
+            writeln!(
+                f,
+                "{name}: another machine with the same key is at {rival}; give it a key of its own"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn peer_row(peer: &PeerStatus) -> [Cell; 8] {
+    let dash = || "-".to_owned();
+    let session = peer.session.as_ref();
+    [
+        (PLAIN, peer.name.clone()),
+        session.map_or((BAD, "none".into()), |it| (GOOD, format!("for {}", Span(it.since)))),
+        (PLAIN, session.map_or_else(dash, |it| format!("{:.1} ms", it.quic.rtt))),
+        (PLAIN, session.map_or_else(dash, |it| it.remote.to_string())),
+        (PLAIN, Bytes(peer.traffic.sent_bytes).to_string()),
+        (PLAIN, Bytes(peer.traffic.received_bytes).to_string()),
+        (PLAIN, peer.traffic.dropped.values().sum::<u64>().to_string()),
+        (PLAIN, list(&peer.addresses)),
+    ]
+}
+
+/// Text and its style.
+type Cell = (Style, String);
+
+fn head<const N: usize>(columns: [&str; N]) -> [Cell; N] {
+    columns.map(|column| (HEAD, column.to_owned()))
+}
+
+/// Writes rows with their columns below each other.
+fn table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    rows: &[[Cell; N]],
+    paint: Paint,
+) -> fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].1.chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in rows {
+        for (column, (style, text)) in row.iter().enumerate() {
+            let is_last = column + 1 == N;
+            let room = if is_last { 0 } else { widths[column] + 2 - text.chars().count() };
+            write!(f, "{}{:room$}", paint.paint(*style, text), "")?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
+}
+
+impl Display for SessionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (remote, software, since) = (self.remote, &self.software, Span(self.since));
+        write!(f, "{remote} ({software}), session for {since}")
+    }
+}
+
+impl Display for SwitchStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = self.from.as_deref().unwrap_or("no path");
+        let (to, reason, gap, ago) = (&self.to, &self.reason, self.gap, Span(self.ago));
+        write!(f, "{from} -> {to} {ago} ago: {reason}, gap {gap:.0} ms")
+    }
+}
+
+fn traffic(f: &mut fmt::Formatter<'_>, traffic: &Snapshot, queued: usize) -> fmt::Result {
+    writeln!(
+        f,
+        "traffic      sent {} in {} packets, received {} in {}",
+        Bytes(traffic.sent_bytes),
+        traffic.sent_packets,
+        Bytes(traffic.received_bytes),
+        traffic.received_packets
+    )?;
+    if traffic.split_packets > 0 {
+        writeln!(f, "split        {} packets larger than the path carries", traffic.split_packets)?;
+    }
+    if queued > 0 {
+        writeln!(f, "queued       {}", Bytes(queued as u64))?;
+    }
+    dropped(f, traffic)
+}
+
+fn dropped(f: &mut fmt::Formatter<'_>, traffic: &Snapshot) -> fmt::Result {
+    if traffic.dropped.is_empty() {
+        return Ok(());
+    }
+    let mut reasons = String::new();
+    for (reason, count) in &traffic.dropped {
+        let separator = if reasons.is_empty() { "" } else { ", " };
+        write!(reasons, "{separator}{count} {reason}")?;
+    }
+    writeln!(f, "dropped      {reasons}")
+}
+
+fn left_out(f: &mut fmt::Formatter<'_>, items: &[LeftOut]) -> fmt::Result {
+    items.iter().try_for_each(|item| writeln!(f, "left out     {item}"))
+}
+
+fn list(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A rate in bits per second, with a unit of powers of ten.
+pub(super) struct Bits(pub(super) u64);
+
+impl Display for Bits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
+    }
+}
+
+/// A duration in seconds, to the millisecond below ten seconds and to the second above.
+pub(super) struct Span(pub(super) f64);
+
+impl Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let duration = Duration::try_from_secs_f64(self.0).unwrap_or_default();
+        let whole = if duration < Duration::from_secs(10) {
+            Duration::from_millis(duration.as_millis() as u64)
+        } else {
+            Duration::from_secs(duration.as_secs())
+        };
+        humantime::format_duration(whole).fmt(f)
+    }
+}
+
+/// A number of bytes with a unit of powers of ten.
+pub(super) struct Bytes(pub(super) u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, ["B", "kB", "MB", "GB", "TB"])
+    }
+}
+
+fn scaled(f: &mut fmt::Formatter<'_>, value: u64, units: [&str; 5]) -> fmt::Result {
+    if value < 1000 {
+        return write!(f, "{value} {}", units[0]);
+    }
+    let (mut scaled, mut unit) = (value as f64, units[0]);
+    for larger in &units[1..] {
+        if scaled < 1000.0 {
+            break;
+        }
+        scaled /= 1000.0;
+        unit = larger;
+    }
+    write!(f, "{scaled:.1} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_read_at_a_glance() {
+        let shown: Vec<_> =
+            [0, 999, 1000, 1_499_999, 12_000_000_000].map(|n| Bytes(n).to_string()).into();
+        assert_eq!(shown, ["0 B", "999 B", "1.0 kB", "1.5 MB", "12.0 GB"]);
+    }
+
+    #[test]
+    fn durations_are_as_exact_as_they_are_short() {
+        let shown: Vec<_> = [0.25, 3.001, 75.4, 90_061.0].map(|s| Span(s).to_string()).into();
+        assert_eq!(shown, ["250ms", "3s 1ms", "1m 15s", "1day 1h 1m 1s"]);
+    }
+}

@@ -1,0 +1,450 @@
+//! What the client shows of itself through `roamd status`, beyond its counters.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+use quinn::{Connection, Endpoint};
+use tracing::info;
+
+use crate::{
+    clock,
+    daemon::{
+        events::{Event, Events},
+        status::{
+            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus,
+            SwitchStatus,
+        },
+        systemd,
+    },
+    host::interface::{self, LeftOut},
+    link::candidate::Candidate,
+    path::{
+        manager::{Condition, Reason},
+        probe::Measured,
+        socket::{PathId, PathSocket},
+    },
+    quic::congestion::Handle,
+    tunnel::counters::Snapshot,
+    wire::foreign::Foreign,
+};
+
+/// Switches that are remembered.
+const SWITCHES: usize = 16;
+
+/// The state of the client, written by its one task and read by whoever asks.
+#[derive(Debug)]
+pub(super) struct Shown {
+    state: Mutex<State>,
+    events: Events,
+}
+
+#[derive(Debug)]
+struct State {
+    state: ClientState,
+    last_error: Option<String>,
+    /// Since when the server refuses us.
+    refused: Option<SystemTime>,
+    /// When the server is asked again.
+    next_attempt: Option<Instant>,
+    mtu: u16,
+    addresses: Vec<IpNet>,
+    routes: Vec<IpNet>,
+    /// What the server offered and the client does not take.
+    declined: Vec<LeftOut>,
+    sessions: u64,
+    line: Option<Line>,
+    paths: Vec<ShownPath>,
+    switches: VecDeque<(Instant, SwitchStatus)>,
+    by_reason: BTreeMap<Reason, u64>,
+    gaps: Gaps,
+    /// The link with a captive portal that was told of last.
+    portal: Option<String>,
+    /// Why there is no connection, as it was told last.
+    told: Option<String>,
+    /// What the service manager was told last.
+    said: String,
+}
+
+/// A path of the connection of the day.
+#[derive(Debug)]
+pub(super) struct ShownPath {
+    pub(super) candidate: Candidate,
+    pub(super) condition: Condition,
+    pub(super) rtt: Option<Duration>,
+    pub(super) socket: Option<PathId>,
+    pub(super) measured: Option<Measured>,
+    pub(super) portal: bool,
+    pub(super) why: String,
+}
+
+/// The connection of the day.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+    pub(super) socket: Arc<PathSocket>,
+    pub(super) renewal: Handle,
+    pub(super) software: Foreign,
+    pub(super) since: SystemTime,
+}
+
+impl Shown {
+    pub(super) fn new(mtu: u16, events: Events) -> Self {
+        let state = Mutex::new(State {
+            state: ClientState::Connecting,
+            last_error: None,
+            refused: None,
+            next_attempt: None,
+            mtu,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            declined: Vec::new(),
+            sessions: 0,
+            line: None,
+            paths: Vec::new(),
+            switches: VecDeque::new(),
+            by_reason: BTreeMap::new(),
+            gaps: Gaps::default(),
+            portal: None,
+            told: None,
+            said: String::new(),
+        });
+        Self { state, events }
+    }
+
+    pub(super) fn connecting(&self) {
+        self.with(|state| {
+            state.state = ClientState::Connecting;
+            state.next_attempt = None;
+        });
+    }
+
+    pub(super) fn set_up(
+        &self,
+        mtu: u16,
+        addresses: Vec<IpNet>,
+        routes: Vec<IpNet>,
+        declined: Vec<LeftOut>,
+    ) {
+        self.with(|state| {
+            interface::log(&state.declined, &declined);
+            state.declined = declined;
+            state.mtu = mtu;
+            state.addresses = addresses;
+            state.routes = routes;
+        });
+    }
+
+    pub(super) fn connected(&self, line: Line, candidate: &Candidate) {
+        let rtt = status::milliseconds(line.rtt().unwrap_or_else(|| line.connection.rtt()));
+        let (link, server) = (candidate.link.clone(), candidate.server);
+        systemd::ready(&format!("active on {link}, {rtt:.0} ms"));
+        self.events.tell(Event::Connected { link, server, rtt });
+        self.with(|state| {
+            state.state = ClientState::Connected;
+            state.refused = None;
+            state.said.clear();
+            state.told = None;
+            state.portal = None;
+            state.sessions += 1;
+            state.line = Some(line);
+        });
+    }
+
+    /// There is no session, for this reason; the next attempt begins after `pause`.
+    pub(super) fn waiting(&self, reason: &str, refused: bool, pause: Duration) {
+        if self.is_connected() {
+            self.events.tell(Event::Disconnected { reason: reason.into() });
+        }
+        let words = self.with(|state| {
+            state.state = ClientState::Waiting;
+            state.last_error = Some(reason.into());
+            state.line = None;
+            state.paths.clear();
+            state.next_attempt = Some(clock::now() + pause);
+            let words = if refused {
+                let since = *state.refused.get_or_insert_with(SystemTime::now);
+                let (since, next) = (clock::local(since), clock::local(SystemTime::now() + pause));
+                format!("refused by the server since {since}; asks again at {next}")
+            } else {
+                state.refused = None;
+                format!("not connected: {reason}")
+            };
+            state.say(words)
+        });
+        // A client that is refused does what it can: whoever waits for it to start learns why.
+        match words {
+            Some(words) if refused => systemd::ready(&words),
+            Some(words) => systemd::report(&words),
+            None => {}
+        }
+    }
+
+    /// The server does not answer so far.
+    pub(super) fn silent(&self, reason: &str) {
+        let words = self.with(|state| {
+            state.last_error = Some(reason.into());
+            match state.refused {
+                Some(_) => None,
+                None => state.say(format!("not connected: {reason}")),
+            }
+        });
+        if let Some(words) = words {
+            systemd::report(&words);
+        }
+    }
+
+    /// Whether this reason for having no connection was not the last one since there was one.
+    pub(super) fn is_news(&self, reason: &str) -> bool {
+        self.with(|state| state.told.replace(reason.into()).as_deref() != Some(reason))
+    }
+
+    /// Whoever waits for the daemon to start learns that it has, and what came of it.
+    pub(super) fn end_start(&self) {
+        let words = self.with(|state| (state.sessions == 0).then(|| state.said.clone()));
+        match words.as_deref() {
+            Some("") => systemd::ready("not connected: the server is asked"),
+            Some(words) => systemd::ready(words),
+            None => {}
+        }
+    }
+
+    pub(super) fn paths(&self, paths: Vec<ShownPath>) {
+        let words = self.with(|state| {
+            for change in changes(&state.paths, &paths) {
+                self.events.tell(change);
+            }
+            state.paths = paths;
+            let words = state.in_words();
+            state.say(words)
+        });
+        if let Some(words) = words {
+            systemd::report(&words);
+        }
+    }
+
+    pub(super) fn switched(
+        &self,
+        from: Option<&Candidate>,
+        to: &Candidate,
+        reason: Reason,
+        gap: Duration,
+    ) {
+        let switch = SwitchStatus {
+            ago: 0.0,
+            from: from.map(|from| from.link.clone()),
+            to: to.link.clone(),
+            server: to.server,
+            reason: reason.to_string(),
+            gap: status::milliseconds(gap),
+        };
+        let SwitchStatus { from, to, reason: words, gap, .. } = switch.clone();
+        self.events.tell(Event::Switched { from, to, reason: words, gap });
+        self.with(|state| {
+            if state.switches.len() == SWITCHES {
+                state.switches.pop_front();
+            }
+            *state.by_reason.entry(reason).or_default() += 1;
+            state.gaps.add(switch.gap);
+            state.switches.push_back((Instant::now(), switch));
+        });
+    }
+
+    /// A captive portal is suspected on this link.
+    pub(super) fn portal(&self, link: &str) {
+        let is_new = self.with(|state| state.portal.replace(link.into()).as_deref() != Some(link));
+        if is_new {
+            info!(link, "a captive portal seems to answer in the server's place");
+            self.events.tell(Event::Portal { link: link.into() });
+            if !self.is_connected() {
+                systemd::report(&format!("captive portal on {link}: log in with a browser"));
+            }
+        }
+    }
+
+    /// Whether there is a session.
+    pub(super) fn is_connected(&self) -> bool {
+        self.with(|state| state.line.is_some())
+    }
+
+    /// Why the last attempt or session ended.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.with(|state| state.last_error.clone())
+    }
+
+    /// Sessions begun so far.
+    /// The address of the server that is in use.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.with(|state| {
+            state.paths.iter().find(|path| path.is_in_use()).map(|path| path.candidate.server)
+        })
+    }
+
+    pub(super) fn sessions(&self) -> u64 {
+        self.with(|state| state.sessions)
+    }
+
+    /// The connection of the day, which is not shown any more.
+    pub(super) fn take_line(&self) -> Option<Line> {
+        self.with(|state| state.line.take())
+    }
+
+    /// The whole status, with what others know: the interface's name, when the daemon started, the
+    /// bytes in the queue, how long they wait, and the datapath's counters.
+    pub(super) fn status(
+        &self,
+        interface: &str,
+        started: SystemTime,
+        queued_bytes: usize,
+        queue_delay: Duration,
+        traffic: Snapshot,
+    ) -> ClientStatus {
+        self.with(|state| ClientStatus {
+            state: state.state,
+            server: Vec::new(),
+            interface: interface.into(),
+            addresses: state.addresses.clone(),
+            routes: state.routes.clone(),
+            left_out: state.declined.clone(),
+            mtu: state.mtu,
+            uptime: status::seconds_ago(started),
+            sessions: state.sessions,
+            last_error: state.last_error.clone(),
+            refused_since: state.refused.map(status::seconds_ago),
+            next_attempt: state
+                .next_attempt
+                .map(|at| status::rounded(at.saturating_duration_since(clock::now()))),
+            portal: state.portal.clone(),
+            session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
+            paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
+            unused_links: Vec::new(),
+            switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
+            switches_by_reason: state.by_reason.clone(),
+            gaps: state.gaps.clone(),
+            queued_bytes,
+            queue_delay: status::milliseconds(queue_delay),
+            traffic,
+        })
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl State {
+    /// The words, if the service manager was told others last.
+    fn say(&mut self, words: String) -> Option<String> {
+        (self.said != words).then(|| self.said.clone_from(&words)).map(|()| words)
+    }
+
+    /// The paths as the service manager shows them: "active on wlan0, 12 ms; standby wwan0".
+    fn in_words(&self) -> String {
+        let mut words = String::new();
+        let mut paths: Vec<_> = self.paths.iter().collect();
+        paths.sort_by_key(|path| path.condition);
+        for ShownPath { candidate, condition, rtt, .. } in paths {
+            let part = match condition {
+                Condition::Active => "active on ",
+                Condition::Suspect => "silent on ",
+                Condition::Standby => "standby ",
+                Condition::Probing | Condition::Failed | Condition::Waiting => continue,
+            };
+            if words.contains(&format!("{part}{}", candidate.link)) {
+                continue;
+            }
+            let separator = if words.is_empty() { "" } else { "; " };
+            words.extend([separator, part, &candidate.link]);
+            if let (Condition::Active, Some(rtt)) = (condition, rtt) {
+                words.push_str(&format!(", {:.0} ms", status::milliseconds(*rtt)));
+            }
+        }
+        if words.is_empty() { "no path works, waiting for one".into() } else { words }
+    }
+}
+
+/// What changed between two looks at the paths.
+fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
+    let event = |path: &ShownPath, state: Option<Condition>| Event::Path {
+        link: path.candidate.link.clone(),
+        server: path.candidate.server,
+        state,
+        why: path.why.clone(),
+    };
+    let same = |a: &ShownPath, b: &ShownPath| a.candidate == b.candidate;
+    let gone = before.iter().filter(|path| !now.iter().any(|other| same(path, other)));
+    let changed = now.iter().filter(|path| {
+        !before.iter().any(|other| same(path, other) && path.condition == other.condition)
+    });
+    gone.map(|path| event(path, None))
+        .chain(changed.map(|path| event(path, Some(path.condition))))
+        .collect()
+}
+
+impl ShownPath {
+    fn is_in_use(&self) -> bool {
+        matches!(self.condition, Condition::Active | Condition::Suspect)
+    }
+}
+
+impl Line {
+    fn session(&self, paths: &[ShownPath]) -> Option<SessionStatus> {
+        let rtt = status::milliseconds(self.rtt().unwrap_or_else(|| self.connection.rtt()));
+        Some(SessionStatus {
+            remote: paths.iter().find(|path| path.is_in_use())?.candidate.server,
+            since: status::seconds_ago(self.since),
+            software: self.software.clone(),
+            quic: QuicStatus { rtt, ..QuicStatus::of(&self.connection) },
+        })
+    }
+
+    fn rtt(&self) -> Option<Duration> {
+        self.renewal.round_trip(self.connection.rtt())
+    }
+}
+
+impl ShownPath {
+    fn status(&self, line: Option<&Line>) -> PathStatus {
+        let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
+        let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
+        let rtt = line.filter(|_| in_use).map_or(self.rtt, Line::rtt);
+        let (mtu, loss) = match line.filter(|_| in_use) {
+            Some(line) => {
+                let path = line.connection.stats().path;
+                (Some(path.current_mtu), share(path.lost_packets, path.sent_packets))
+            }
+            None => {
+                self.measured.map_or((None, None), |it| (Some(it.mtu), share(it.lost, it.sent)))
+            }
+        };
+        PathStatus {
+            link: self.candidate.link.clone(),
+            local: self.candidate.source,
+            server: self.candidate.server,
+            state: self.condition,
+            rtt: rtt.map(status::milliseconds),
+            sent_bytes: stats.sent_bytes,
+            received_bytes: stats.received_bytes,
+            errors: stats.errors,
+            mtu,
+            loss,
+            portal: self.portal,
+            why: self.why.clone(),
+            last_heard: stats.last_heard.map(status::rounded),
+        }
+    }
+}
+
+/// The share of packets that were lost.
+fn share(lost: u64, sent: u64) -> Option<f64> {
+    (sent > 0).then(|| (lost as f64 / sent as f64 * 1e4).round() / 1e4)
+}
+
+fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
+    SwitchStatus { ago: status::rounded(at.elapsed()), ..switch.clone() }
+}

@@ -1,0 +1,454 @@
+//! The control socket: how `roamd status` and its like talk to a running daemon.
+//!
+//! A UNIX socket named after the configuration file, in `/run/roamd` or `$ROAMD_RUNTIME_DIR`. A
+//! client writes one line of JSON and gets one line back.
+
+mod access;
+
+use std::{
+    env, fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::net::UnixStream as StdStream,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, broadcast::error::RecvError},
+    task::{JoinHandle, JoinSet},
+};
+use tracing::{debug, warn};
+
+use super::{
+    door::{self, Door, Place},
+    events::{Event, Events},
+    status::Status,
+};
+
+const DEFAULT_DIRECTORY: &str = "/run/roamd";
+const SUFFIX: &str = "sock";
+/// The longest request; a longer one is cut off and does not parse.
+const MAX_REQUEST: u64 = 4096;
+/// The longest answer: a server's status with tens of thousands of peers.
+const MAX_ANSWER: u64 = 64 * 1024 * 1024;
+/// Clients that have not asked yet; one more takes the place of the oldest.
+const ASKING: usize = 16;
+/// Clients that wait for an answer, and clients that listen to events; one more is refused.
+const ANSWERED: usize = 16;
+const LISTENING: usize = 16;
+/// How long a client may take to ask, and to listen.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// After an error of the listener.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a socket may take to show whether a daemon listens on it.
+const GREETING: Duration = Duration::from_secs(1);
+/// How long an answer may take: longer than any probe.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// What it is doing.
+    Status,
+    /// Move to a link.
+    Switch {
+        /// Its name.
+        link: String,
+        /// Stay there come what may.
+        pin: bool,
+    },
+    /// Choose the link by itself again.
+    Auto,
+    /// Ask the server over a link now, or over all.
+    Probe {
+        /// Its name.
+        link: Option<String>,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// Tell what happens from here on, see [`crate::daemon::events`].
+    Events,
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Ok(Box<Status>),
+    /// What was done, line by line.
+    Done(Vec<String>),
+    /// Why it was not done.
+    Error(String),
+}
+
+/// Why a daemon can't be asked, or can't be where it wants to be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No daemon by that name.
+    #[error("no roamd named {name} is running (no answer at {path})")]
+    NotRunning {
+        /** The name. */
+        name: String,
+        /** The socket. */
+        path: PathBuf,
+    },
+    /// None at all.
+    #[error("no roamd is running (nothing in {0})")]
+    NoneRunning(PathBuf),
+    /// More than one and no name.
+    #[error("several roamd are running, name one: {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// One by that name already runs.
+    #[error("another roamd named {name} is running (it answers at {path})")]
+    AlreadyRunning {
+        /** The name. */
+        name: String,
+        /** The socket. */
+        path: PathBuf,
+    },
+    /// It is for others.
+    #[error("{path} is for root and the daemon's group")]
+    Denied {
+        /** The socket, or its directory. */
+        path: PathBuf,
+        /** The cause. */
+        source: io::Error,
+    },
+    /// The socket can't be used.
+    #[error("control socket {path}")]
+    Io {
+        /** The socket. */
+        path: PathBuf,
+        /** The cause. */
+        source: io::Error,
+    },
+    /// The daemon did not do it.
+    #[error("{0}")]
+    Refused(String),
+    /// The daemon gave no answer that we understand.
+    #[error("the daemon at {path} answered: {answer}")]
+    Answer {
+        /** The socket. */
+        path: PathBuf,
+        /** What it said. */
+        answer: String,
+    },
+}
+
+/// A daemon's name and the place of its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    name: String,
+    path: PathBuf,
+}
+
+impl Instance {
+    /// The instance that a configuration file makes: `/etc/roamd/home.toml` is `home`.
+    #[must_use]
+    pub fn of_file(file: &Path) -> Self {
+        let stem = file.file_stem().unwrap_or(file.as_os_str());
+        Self::named(&stem.to_string_lossy())
+    }
+
+    /// The instance called `name`.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self::within(&directory(), name)
+    }
+
+    /// The instance called `name` whose socket is in `directory`.
+    #[must_use]
+    pub fn within(directory: &Path, name: &str) -> Self {
+        Self { name: name.into(), path: directory.join(format!("{name}.{SUFFIX}")) }
+    }
+
+    /// The instance called `name`, or without a name the only one that runs.
+    pub fn find(name: Option<&str>) -> Result<Self, ControlError> {
+        name.map_or_else(Self::only, |name| Ok(Self::named(name)))
+    }
+
+    /// The only one that runs.
+    pub fn only() -> Result<Self, ControlError> {
+        let mut running = Self::running()?;
+        match running.len() {
+            0 => Err(ControlError::NoneRunning(directory())),
+            1 => Ok(running.remove(0)),
+            _ => Err(ControlError::Several(running.into_iter().map(|it| it.name).collect())),
+        }
+    }
+
+    /// All that run, by name.
+    pub fn running() -> Result<Vec<Self>, ControlError> {
+        let directory = directory();
+        let entries = match fs::read_dir(&directory) {
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(ControlError::Denied { path: directory, source });
+            }
+            entries => entries.into_iter().flatten().flatten(),
+        };
+        let mut running: Vec<_> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
+            .filter(|path| is_daemon(path))
+            .map(|path| Self::of_file(&path))
+            .collect();
+        running.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(running)
+    }
+
+    /// The instance called `name` in the same directory.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        let path = self.path.with_file_name(format!("{name}.{SUFFIX}"));
+        Self { name: name.into(), path }
+    }
+
+    /// The file of this instance with another suffix, beside its socket.
+    #[must_use]
+    pub fn beside(&self, suffix: &str) -> PathBuf {
+        self.path.with_file_name(format!("{}.{suffix}", self.name))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Asks for its status.
+    pub fn status(&self) -> Result<Status, ControlError> {
+        match self.ask(&Request::Status)? {
+            Reply::Ok(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Tells it to do something; what it says to that.
+    pub fn tell(&self, request: &Request) -> Result<Vec<String>, ControlError> {
+        match self.ask(request)? {
+            Reply::Done(lines) => Ok(lines),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Listens to what happens there; one line of JSON for each event.
+    pub fn events(&self) -> Result<impl Iterator<Item = io::Result<String>>, ControlError> {
+        let mut stream = self.connect()?;
+        let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
+        let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));
+        asked.map_err(|source| self.io(source))?;
+        Ok(BufReader::new(stream).lines())
+    }
+
+    fn connect(&self) -> Result<StdStream, ControlError> {
+        StdStream::connect(&self.path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
+            }
+            io::ErrorKind::PermissionDenied => {
+                ControlError::Denied { path: self.path.clone(), source }
+            }
+            _ => self.io(source),
+        })
+    }
+
+    fn unexpected(&self, reply: &Reply) -> ControlError {
+        ControlError::Answer { path: self.path.clone(), answer: format!("{reply:?}") }
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply, ControlError> {
+        let mut stream = self.connect()?;
+        let answer = ask(&mut stream, request).map_err(|source| self.io(source))?;
+        match serde_json::from_str(&answer) {
+            Ok(Reply::Error(reason)) => Err(ControlError::Refused(reason)),
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(ControlError::Answer { path: self.path.clone(), answer }),
+        }
+    }
+
+    fn io(&self, source: io::Error) -> ControlError {
+        ControlError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// Whether a daemon listens there, and not another program or our own metrics: those close the connection or give
+/// another answer. One that gives none in time is a daemon that is busy.
+fn is_daemon(path: &Path) -> bool {
+    let Ok(mut stream) = StdStream::connect(path) else { return false };
+    match ask_within(&mut stream, &Request::Status, GREETING) {
+        Ok(answer) => serde_json::from_str::<Reply>(&answer).is_ok(),
+        Err(error) => {
+            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+        }
+    }
+}
+
+fn directory() -> PathBuf {
+    env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
+}
+
+fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
+    ask_within(stream, request, ANSWER_TIMEOUT)
+}
+
+fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed without an answer"));
+    }
+    Ok(answer)
+}
+
+/// The served socket; it is removed when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Room for clients that have asked.
+#[derive(Debug)]
+struct Room {
+    answered: Semaphore,
+    listening: Semaphore,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { answered: Semaphore::new(ANSWERED), listening: Semaphore::new(LISTENING) }
+    }
+}
+
+/// Answers requests to `instance` with what `handler` gives.
+pub fn serve<F, R>(instance: &Instance, events: Events, handler: F) -> Result<Server, ControlError>
+where
+    F: Fn(Request) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Reply> + Send + 'static,
+{
+    let Instance { name, path } = instance.clone();
+    if StdStream::connect(&path).is_ok() {
+        return Err(ControlError::AlreadyRunning { name, path });
+    }
+    let listener = bind(&path).map_err(|source| instance.io(source))?;
+    let task = tokio::spawn(async move {
+        let mut requests = JoinSet::new();
+        let (mut door, room) = (Door::new(ASKING), Arc::new(Room::default()));
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (place, room) = (door.enter().await, room.clone());
+                    let answered = answer(stream, place, room, events.clone(), handler.clone());
+                    requests.spawn(async move {
+                        if let Err(error) = answered.await {
+                            debug!(%error, "control request failed");
+                        }
+                    });
+                    while requests.try_join_next().is_some() {}
+                }
+                Err(error) => {
+                    warn!(%error, "control socket");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    });
+    Ok(Server { path: instance.path.clone(), task })
+}
+
+/// Listens for the owner and its group only, in place of a socket that nobody listens on.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    door::listen(path)
+}
+
+async fn answer<R: Future<Output = Reply>>(
+    mut stream: UnixStream,
+    mut place: Place,
+    room: Arc<Room>,
+    events: Events,
+    handler: impl Fn(Request) -> R,
+) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let allowed = access::is_allowed(&stream, peer.uid())?;
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    let mut read = tokio::io::BufReader::new(read.take(MAX_REQUEST));
+    tokio::select! {
+        read = tokio::time::timeout(TIMEOUT, read.read_line(&mut line)) => read??,
+        () = place.lost() => return Err(io::Error::other("others ask")),
+    };
+    drop(place);
+    let request = serde_json::from_str(&line);
+    let listens = matches!(request, Ok(Request::Events));
+    let room = if listens { &room.listening } else { &room.answered };
+    let room = room.try_acquire();
+    let reply = match request {
+        _ if !allowed => {
+            Reply::Error("only root and the daemon's own user and group may ask".into())
+        }
+        _ if room.is_err() => Reply::Error("too many ask at the same time, try again".into()),
+        Ok(Request::Events) => return tell(events, &mut write).await,
+        Ok(request) => tokio::time::timeout(ANSWER_TIMEOUT, handler(request)).await?,
+        Err(error) => Reply::Error(format!("bad request: {error}")),
+    };
+    let mut reply = serde_json::to_vec(&reply)?;
+    reply.push(b'\n');
+    tokio::time::timeout(TIMEOUT, write.write_all(&reply)).await?
+}
+
+/// Writes events until the other side goes.
+async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    let mut events = events.listen();
+    let mut say = async |event: Event| {
+        let line = event.line()?;
+        tokio::time::timeout(TIMEOUT, write.write_all(line.as_bytes())).await?
+    };
+    say(Event::Listening).await?;
+    loop {
+        match events.recv().await {
+            Ok(event) => say(event).await?,
+            Err(RecvError::Lagged(missed)) => debug!(missed, "a listener is too slow for events"),
+            Err(RecvError::Closed) => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener as StdListener, thread};
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_ends_instead_of_answering_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let instance = Instance::within(folder.path(), "home");
+        let listener = StdListener::bind(&instance.path).unwrap();
+        let ended = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = String::new();
+            BufReader::new(&mut stream).read_line(&mut asked).unwrap();
+        });
+        assert!(matches!(instance.status(), Err(ControlError::Io { .. })));
+        ended.join().unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! What happens to a tunnel, as `roamd events` tells it: one JSON object a line, for notifications and logs
+//! of one's own.
+//!
+//! The schema has a version like that of the status, see [`crate::daemon::status`].
+
+use std::{net::SocketAddr, time::SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use super::status::SCHEMA;
+use crate::{path::manager::Condition, wire::foreign::Foreign};
+
+/// Events that a slow listener may leave unread; then it misses some.
+const BACKLOG: usize = 256;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Event {
+    /// To whom it may concern: from here on nothing is missed.
+    Listening,
+    /// Client: the tunnel carries packets.
+    Connected {
+        /// The link.
+        link: String,
+        /// The server's address.
+        server: SocketAddr,
+        /// Round-trip time in milliseconds.
+        rtt: f64,
+    },
+    /// Client: the connection is lost; the session waits for the next.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+    /// Client: a path came, went, or changed its state.
+    Path {
+        /// The link.
+        link: String,
+        /// The server's address.
+        server: SocketAddr,
+        /// Its state; none if it is gone.
+        state: Option<Condition>,
+        /// Why, in words.
+        why: String,
+    },
+    /// Client: a captive portal seems to answer in the server's place.
+    Portal {
+        /// The link.
+        link: String,
+    },
+    /// Client: the tunnel moved.
+    Switched {
+        /// The old link; none if there was no path.
+        from: Option<String>,
+        /// The new one.
+        to: String,
+        /// Why.
+        reason: String,
+        /// Milliseconds without a sign of the server.
+        gap: f64,
+    },
+    /// Server: a peer has a session.
+    PeerConnected {
+        /// Its name.
+        peer: String,
+        /// Where it is.
+        remote: SocketAddr,
+    },
+    /// Server: a peer's session ended.
+    PeerDisconnected {
+        /// Its name.
+        peer: String,
+        /// Why, in words that the peer may have chosen.
+        reason: Foreign,
+    },
+    /// The configuration was read again.
+    Reloaded {
+        /// Keys whose change takes a restart.
+        restart_needed: Vec<String>,
+    },
+}
+
+/// An event with what is said of each.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    schema: u32,
+    /// RFC 3339, UTC.
+    time: String,
+    #[serde(flatten)]
+    event: &'a Event,
+    /// For people.
+    summary: String,
+}
+
+impl Event {
+    /// The event as one line of JSON.
+    pub fn line(&self) -> serde_json::Result<String> {
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let line = Line { schema: SCHEMA, time, event: self, summary: self.summary() };
+        Ok(serde_json::to_string(&line)? + "\n")
+    }
+
+    /// What a notification would say.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Listening => "listening".into(),
+            Self::Connected { link, server, rtt } => {
+                format!("connected to {server} over {link}, {rtt:.0} ms")
+            }
+            Self::Disconnected { reason } => format!("not connected: {reason}"),
+            Self::Path { link, state: None, .. } => format!("{link} is gone"),
+            Self::Path { link, state: Some(state), why, .. } => format!("{link} {state}: {why}"),
+            Self::Portal { link } => format!("{link} wants a login: open a browser"),
+            Self::Switched { from: Some(from), to, reason, gap } => {
+                format!("moved from {from} to {to} ({reason}), {gap:.0} ms without a sign")
+            }
+            Self::Switched { from: None, to, reason, .. } => format!("moved to {to} ({reason})"),
+            Self::PeerConnected { peer, remote } => format!("{peer} connected from {remote}"),
+            Self::PeerDisconnected { peer, reason } => format!("{peer} disconnected: {reason}"),
+            Self::Reloaded { restart_needed } if restart_needed.is_empty() => {
+                "configuration reloaded".into()
+            }
+            Self::Reloaded { restart_needed } => {
+                format!("configuration reloaded but for {}", restart_needed.join(", "))
+            }
+        }
+    }
+}
+
+/// Where events go, to all who listen.
+#[derive(Clone, Debug)]
+pub struct Events(broadcast::Sender<Event>);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(BACKLOG))
+    }
+}
+
+impl Events {
+    /// Tells all who listen.
+    pub fn tell(&self, event: Event) {
+        // Often nobody does.
+        let _ = self.0.send(event);
+    }
+
+    /// Listens from here on.
+    #[must_use]
+    pub fn listen(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+}

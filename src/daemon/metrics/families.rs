@@ -1,0 +1,205 @@
+//! The status as metrics. Their names are part of what users build on: they stay.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use crate::{
+    daemon::status::{
+        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, Role, ServerStatus, Status,
+    },
+    path::manager::Condition,
+    tunnel::counters::Snapshot,
+};
+
+/// The figures as OpenMetrics text.
+pub fn text(status: &Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Figures(status.clone())));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Figures(Status);
+
+type Labels<'a> = Vec<(&'static str, String)>;
+
+impl Collector for Figures {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut families = Families(encoder);
+        let version = vec![("version", self.0.version.clone())];
+        families.gauge("roamd_build", "Always 1", [(version, 1.0)])?;
+        match &self.0.role {
+            Role::Client(client) => client_families(&mut families, client),
+            Role::Server(server) => server_families(&mut families, server),
+        }
+    }
+}
+
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn counter<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels<'a>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                return ConstCounter::new(value).encode(family);
+            }
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels<'a>, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            if labels.is_empty() {
+                return ConstGauge::new(value).encode(family);
+            }
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// What every datapath has, one for each of `owners`.
+    fn datapaths(&mut self, owners: &[(Labels<'_>, &Snapshot)]) -> fmt::Result {
+        type Read = fn(&Snapshot) -> u64;
+        let families: [(&str, &str, Read); 5] = [
+            ("roamd_sent_packets", "Inner packets sent", |it| it.sent_packets),
+            ("roamd_sent_bytes", "Bytes of inner packets sent", |it| it.sent_bytes),
+            ("roamd_received_packets", "Inner packets received", |it| it.received_packets),
+            ("roamd_received_bytes", "Bytes of inner packets received", |it| it.received_bytes),
+            ("roamd_split_packets", "Inner packets that crossed in pieces", |it| it.split_packets),
+        ];
+        for (name, help, read) in families {
+            let values = owners.iter().map(|(labels, it)| (labels.clone(), read(it)));
+            self.counter(name, help, values)?;
+        }
+        let dropped = owners.iter().flat_map(|(labels, it)| {
+            it.dropped.iter().map(|(reason, count)| {
+                let mut labels = labels.clone();
+                labels.push(("reason", word(reason)));
+                (labels, *count)
+            })
+        });
+        self.counter("roamd_dropped_packets", "Inner packets dropped", dropped)
+    }
+}
+
+fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::Result {
+    let none = Labels::new;
+    let connected = f64::from(u8::from(client.state == ClientState::Connected));
+    families.gauge("roamd_connected", "Whether the tunnel stands", [(none(), connected)])?;
+    families.counter("roamd_sessions", "Sessions begun", [(none(), client.sessions)])?;
+    let queued = client.queued_bytes as f64;
+    families.gauge("roamd_queue_bytes", "Bytes that wait to be sent", [(none(), queued)])?;
+    let delay = "How long the last packet sent had waited";
+    let seconds = client.queue_delay / 1000.0;
+    families.gauge("roamd_queue_delay_seconds", delay, [(none(), seconds)])?;
+    families.datapaths(&[(none(), &client.traffic)])?;
+    let switches = client.switches_by_reason.iter();
+    let switches = switches.map(|(reason, count)| (vec![("reason", word(reason))], *count));
+    families.counter("roamd_switches", "Changes of path", switches)?;
+    let counts = client.gaps.counts;
+    let bounds = GAP_BOUNDS.iter().map(|bound| bound / 1000.0).chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(counts).collect();
+    families
+        .0
+        .encode_descriptor(
+            "roamd_switch_gap_seconds",
+            "Time without a sign of the server at a change of path",
+            None,
+            MetricType::Histogram,
+        )?
+        .encode_histogram::<Labels<'_>>(
+            client.gaps.sum / 1000.0,
+            counts.iter().sum(),
+            &buckets,
+            None,
+        )?;
+    path_families(families, &client.paths)
+}
+
+fn path_families(families: &mut Families<'_>, paths: &[PathStatus]) -> fmt::Result {
+    let labels = |path: &PathStatus| {
+        vec![
+            ("link", path.link.clone()),
+            ("local", path.local.to_string()),
+            ("server", path.server.to_string()),
+        ]
+    };
+    let active = |path: &PathStatus| matches!(path.state, Condition::Active | Condition::Suspect);
+    let states = paths.iter().map(|path| (labels(path), f64::from(u8::from(active(path)))));
+    families.gauge("roamd_path_active", "Whether the path carries the tunnel", states)?;
+    let works = |path: &PathStatus| matches!(path.state, Condition::Active | Condition::Standby);
+    let states = paths.iter().map(|path| (labels(path), f64::from(u8::from(works(path)))));
+    families.gauge("roamd_path_up", "Whether the path works", states)?;
+    let rtts = paths.iter().filter_map(|path| Some((labels(path), path.rtt? / 1000.0)));
+    families.gauge("roamd_path_rtt_seconds", "Round-trip time", rtts)?;
+    let losses = paths.iter().filter_map(|path| Some((labels(path), path.loss?)));
+    families.gauge("roamd_path_loss_ratio", "Share of packets lost", losses)?;
+    type Read = fn(&PathStatus) -> u64;
+    let counters: [(&str, &str, Read); 3] = [
+        ("roamd_path_sent_bytes", "UDP payload sent", |it| it.sent_bytes),
+        ("roamd_path_received_bytes", "UDP payload received", |it| it.received_bytes),
+        ("roamd_path_errors", "Sends and receives that the kernel refused", |it| it.errors),
+    ];
+    for (name, help, read) in counters {
+        families.counter(name, help, paths.iter().map(|path| (labels(path), read(path))))?;
+    }
+    Ok(())
+}
+
+fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::Result {
+    let none = Labels::new;
+    let refused = [(none(), server.refused_keys)];
+    families.counter("roamd_refused_keys", "Connections with an unknown key", refused)?;
+    let errors = [
+        (vec![("direction", "send".into())], server.send_errors),
+        (vec![("direction", "receive".into())], server.receive_errors),
+    ];
+    families.counter("roamd_socket_errors", "Sends and receives that failed", errors)?;
+    let label = |name: &str| vec![("peer", name.to_owned())];
+    let connected = server
+        .peers
+        .iter()
+        .map(|peer| (label(&peer.name), f64::from(u8::from(peer.session.is_some()))));
+    families.gauge("roamd_peer_connected", "Whether the peer has a session", connected)?;
+    let rtts = server
+        .peers
+        .iter()
+        .filter_map(|peer| Some((label(&peer.name), peer.session.as_ref()?.quic.rtt / 1000.0)));
+    families.gauge("roamd_peer_rtt_seconds", "Round-trip time", rtts)?;
+    let queued = server.peers.iter().map(|peer| (label(&peer.name), peer.queued_bytes as f64));
+    families.gauge("roamd_queue_bytes", "Bytes that wait to be sent", queued)?;
+    let delays = server.peers.iter().map(|peer| (label(&peer.name), peer.queue_delay / 1000.0));
+    let help = "How long the last packet sent had waited";
+    families.gauge("roamd_queue_delay_seconds", help, delays)?;
+    let mut owners: Vec<_> =
+        server.peers.iter().map(|peer| (label(&peer.name), &peer.traffic)).collect();
+    owners.push((label(""), &server.traffic));
+    families.datapaths(&owners)
+}
+
+/// The word that JSON has for it.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,348 @@
+//! What a daemon tells of itself: the JSON of `roamd status --json`, and the text for people.
+//!
+//! The schema has a version, which changes when a key loses its meaning or its place; new keys may
+//! come at any time. Durations are in seconds, times of a round trip in milliseconds.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use quinn::Connection;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::interface::LeftOut,
+    link::candidate::Candidate,
+    path::manager::{Condition, Reason},
+    tunnel::counters::Snapshot,
+    wire::foreign::Foreign,
+};
+
+/// The version of the schema.
+pub const SCHEMA: u32 = 1;
+
+/// A daemon's answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The program's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// What depends on the role.
+    #[serde(flatten)]
+    pub role: Role,
+}
+
+/// The daemon's role and what belongs to it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "kebab-case")]
+pub enum Role {
+    /// A client.
+    Client(Box<ClientStatus>),
+    /// A server.
+    Server(ServerStatus),
+}
+
+/// A client's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ClientStatus {
+    /// `connecting`, `connected` or `waiting` (for the next attempt).
+    pub state: ClientState,
+    /// The server's names and addresses, as they are configured.
+    #[serde(default)]
+    pub server: Vec<String>,
+    /// The TUN device.
+    pub interface: String,
+    /// Inner addresses; empty before the first session.
+    pub addresses: Vec<IpNet>,
+    /// Routes into the tunnel.
+    pub routes: Vec<IpNet>,
+    /// What the tunnel does without, since the client does not take it from the server or the kernel refuses it.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+    /// The TUN device's MTU in bytes.
+    pub mtu: u16,
+    /// Seconds since the daemon started.
+    pub uptime: f64,
+    /// Sessions begun since then.
+    pub sessions: u64,
+    /// Why the last attempt or session ended.
+    pub last_error: Option<String>,
+    /// Seconds since the server first refused this client, which no session has followed; none if it did not.
+    pub refused_since: Option<f64>,
+    /// Seconds until the server is asked again; none while it is being asked or connected.
+    pub next_attempt: Option<f64>,
+    /// The link on which a captive portal was suspected since the last session began.
+    pub portal: Option<String>,
+    /// The session; none while not connected.
+    pub session: Option<SessionStatus>,
+    /// The paths that there are; while not connected, those over which the server is asked.
+    pub paths: Vec<PathStatus>,
+    /// The links that carry no path.
+    #[serde(default)]
+    pub unused_links: Vec<UnusedLink>,
+    /// The last changes of path, oldest first.
+    pub switches: Vec<SwitchStatus>,
+    /// How often the path changed since the daemon started, by reason.
+    pub switches_by_reason: BTreeMap<Reason, u64>,
+    /// How long these changes took.
+    pub gaps: Gaps,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// How long the last packet that was sent had waited, in milliseconds.
+    pub queue_delay: f64,
+    /// The datapath.
+    pub traffic: Snapshot,
+}
+
+/// Where a client is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientState {
+    /// Trying the server's addresses.
+    Connecting,
+    /// The tunnel carries packets.
+    Connected,
+    /// Between two attempts.
+    Waiting,
+}
+
+/// A path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathStatus {
+    /// The link, such as `wlan0`.
+    pub link: String,
+    /// The local address.
+    pub local: IpAddr,
+    /// The server's address.
+    pub server: SocketAddr,
+    /// What it is at.
+    pub state: Condition,
+    /// Round-trip time in milliseconds, when last measured.
+    pub rtt: Option<f64>,
+    /// UDP payload sent by the tunnel, in bytes.
+    pub sent_bytes: u64,
+    /// UDP payload received by the tunnel, in bytes.
+    pub received_bytes: u64,
+    /// Sends and receives that the kernel refused.
+    pub errors: u64,
+    /// Seconds since the tunnel heard the server on it.
+    pub last_heard: Option<f64>,
+    /// Its MTU as far as it is known: UDP payload in bytes.
+    pub mtu: Option<u16>,
+    /// The share of packets lost, from 0 to 1: on the active path since the session began, on a
+    /// standby of the questions asked over it.
+    pub loss: Option<f64>,
+    /// Whether a captive portal seems to answer in the server's place.
+    pub portal: bool,
+    /// Why it is used or is not, in words.
+    pub why: String,
+}
+
+impl PathStatus {
+    /// A path that carries nothing of the tunnel yet.
+    #[must_use]
+    pub fn unused(candidate: &Candidate, state: Condition, why: String) -> Self {
+        Self {
+            link: candidate.link.clone(),
+            local: candidate.source,
+            server: candidate.server,
+            state,
+            rtt: None,
+            sent_bytes: 0,
+            received_bytes: 0,
+            errors: 0,
+            last_heard: None,
+            mtu: None,
+            loss: None,
+            portal: false,
+            why,
+        }
+    }
+}
+
+/// A link that carries no path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnusedLink {
+    /// Its name.
+    pub link: String,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// A change of path.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SwitchStatus {
+    /// Seconds since it was over.
+    pub ago: f64,
+    /// The old link; none if there was no path.
+    pub from: Option<String>,
+    /// The new link.
+    pub to: String,
+    /// The server's address on the new path.
+    pub server: SocketAddr,
+    /// Why.
+    pub reason: String,
+    /// Milliseconds from the last sign of the server on the old path to the first on the new one.
+    pub gap: f64,
+}
+
+/// A server's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServerStatus {
+    /// The address that it listens on.
+    pub listen: SocketAddr,
+    /// The TUN device.
+    pub interface: String,
+    /// What the tunnel does without, since the kernel refuses it.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+    /// Seconds since the daemon started.
+    pub uptime: f64,
+    /// Every peer of the configuration.
+    pub peers: Vec<PeerStatus>,
+    /// What concerns no single peer.
+    pub traffic: Snapshot,
+    /// Sends that the kernel refused.
+    pub send_errors: u64,
+    /// Receives that failed.
+    pub receive_errors: u64,
+    /// Connections refused for an unknown key.
+    pub refused_keys: u64,
+}
+
+/// One peer of a server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PeerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its key.
+    pub public_key: String,
+    /// Its inner addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its session; none while not connected.
+    pub session: Option<SessionStatus>,
+    /// Where another machine with its key was seen lately; it has no session because a newer one does.
+    #[serde(default)]
+    pub rival: Option<IpAddr>,
+    /// Bytes that wait to be sent to it.
+    pub queued_bytes: usize,
+    /// How long the last packet that was sent had waited, in milliseconds.
+    pub queue_delay: f64,
+    /// Its datapath, as seen from the server.
+    pub traffic: Snapshot,
+}
+
+/// A session and the connection that carries it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionStatus {
+    /// The other side's outer address.
+    pub remote: SocketAddr,
+    /// Seconds since it began.
+    pub since: f64,
+    /// The program on the other side.
+    pub software: Foreign,
+    /// The connection.
+    #[serde(flatten)]
+    pub quic: QuicStatus,
+}
+
+/// What quinn knows of a connection.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QuicStatus {
+    /// Smoothed round-trip time in milliseconds.
+    pub rtt: f64,
+    /// Congestion window in bytes.
+    pub window: u64,
+    /// The path's MTU as far as it is known: UDP payload in bytes.
+    pub path_mtu: u16,
+    /// Packets lost.
+    pub lost_packets: u64,
+}
+
+/// A histogram of gaps, see [`SwitchStatus::gap`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Gaps {
+    /// Changes that took at most [`GAP_BOUNDS`] milliseconds, each counted once; the last is what took longer.
+    pub counts: [u64; GAP_BOUNDS.len() + 1],
+    /// All gaps together, in milliseconds.
+    pub sum: f64,
+}
+
+/// The upper bounds of [`Gaps::counts`] in milliseconds.
+pub const GAP_BOUNDS: [f64; 9] = [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
+
+impl Gaps {
+    /// Counts a gap.
+    pub fn add(&mut self, milliseconds: f64) {
+        let at = GAP_BOUNDS.iter().position(|bound| milliseconds <= *bound);
+        self.counts[at.unwrap_or(GAP_BOUNDS.len())] += 1;
+        self.sum += milliseconds;
+    }
+}
+
+impl Status {
+    /// A client's answer.
+    #[must_use]
+    pub fn client(status: ClientStatus) -> Self {
+        Self::new(Role::Client(Box::new(status)))
+    }
+
+    /// A server's answer.
+    #[must_use]
+    pub fn server(status: ServerStatus) -> Self {
+        Self::new(Role::Server(status))
+    }
+
+    fn new(role: Role) -> Self {
+        let version = env!("CARGO_PKG_VERSION").into();
+        Self { schema: SCHEMA, version, pid: std::process::id(), role }
+    }
+}
+
+impl QuicStatus {
+    /// The present state of `connection`.
+    #[must_use]
+    pub fn of(connection: &Connection) -> Self {
+        let path = connection.stats().path;
+        Self {
+            rtt: milliseconds(path.rtt),
+            window: path.cwnd,
+            path_mtu: path.current_mtu,
+            lost_packets: path.lost_packets,
+        }
+    }
+}
+
+/// Seconds from `then` to now; zero if the clock was set back.
+#[must_use]
+pub fn seconds_ago(then: SystemTime) -> f64 {
+    then.elapsed().map(rounded).unwrap_or_default()
+}
+
+/// Seconds with milliseconds.
+#[must_use]
+pub fn rounded(duration: Duration) -> f64 {
+    duration.as_millis() as f64 / 1000.0
+}
+
+/// Milliseconds with microseconds.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}

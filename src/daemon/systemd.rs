@@ -1,0 +1,273 @@
+//! systemd: what the daemon tells its service manager (sd_notify(3)), and what it leaves with it.
+//!
+//! The TUN device's descriptor is left in the service's store (`FileDescriptorStoreMax=`), so that the
+//! device, and every connection over it, survives a restart and an upgrade.
+
+use std::{
+    convert::Infallible,
+    io,
+    os::fd::{AsFd, FromRawFd as _, OwnedFd},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
+use zbus::zvariant::OwnedObjectPath;
+
+use crate::{tunnel::device::Tun, wire::foreign::printable};
+
+/// Characters of a status: some paths with their states. A new line in it would begin the next assignment
+/// (sd_notify(3)), and sd-notify writes it as it is.
+const STATUS: usize = 500;
+/// The name of the TUN device's descriptor in the store.
+const TUN: &str = "tun";
+
+/// Whether a service manager runs this process. The environment of a program that a person starts may hold
+/// variables of the service that their terminal belongs to, hence the process id (systemd.exec(5)).
+#[must_use]
+pub fn is_managed() -> bool {
+    let own = |id: String| id == std::process::id().to_string();
+    std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var("SYSTEMD_EXEC_PID").is_ok_and(own)
+}
+
+/// What was told last, and what is said after it.
+static TOLD: Mutex<(String, String)> = Mutex::new((String::new(), String::new()));
+
+/// Tells systemd, where it asked to be told, that the daemon does its work.
+pub fn ready(status: &str) {
+    say(&[NotifyState::Ready], |told| told.0 = status.into());
+}
+
+/// Tells systemd what the daemon is at.
+pub fn report(status: &str) {
+    say(&[], |told| told.0 = status.into());
+}
+
+/// A status as the value of an assignment. systemd takes a backslash away and the next character as it is, and drops a
+/// message that ends with one.
+fn assigned(status: &str) -> String {
+    printable(status, STATUS).replace('\\', "\\\\")
+}
+
+/// Tells systemd what an admin should know whatever the daemon is at; an empty text takes it back.
+pub fn note(note: &str) {
+    say(&[], |told| told.1 = note.into());
+}
+
+fn say(states: &[NotifyState<'_>], change: impl FnOnce(&mut (String, String))) {
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    change(&mut told);
+    let text = match &*told {
+        (status, note) if note.is_empty() => status.clone(),
+        (status, note) => format!("{status} ({note})"),
+    };
+    let status = assigned(&text);
+    notify(&[states, &[NotifyState::Status(&status)]].concat());
+}
+
+/// Tells systemd that the configuration is being read again; [`reloaded`] ends it.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "systemd could not be told"),
+    }
+}
+
+/// Tells systemd that [`reloading`] is over.
+pub fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd that the daemon is about to end.
+pub fn stopping() {
+    notify(&[NotifyState::Stopping]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "systemd could not be told");
+    }
+}
+
+/// Beats when it is asked to, as long as the daemon's main loop comes round.
+#[derive(Debug, Default)]
+pub struct Heart {
+    beats: AtomicU64,
+    asked: Notify,
+}
+
+impl Heart {
+    /// The loop came round.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until the loop should come round. Cancel safe.
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+}
+
+/// Keeps systemd's watchdog (`WatchdogSec=`) quiet for as long as the heart beats. It shares its thread with
+/// the datapath, so that it does not wake when that is stuck.
+pub async fn watchdog(heart: &Heart) -> Infallible {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    // Who is busy when it is asked is in time with the next answer.
+    let pace = (limit / 4).max(Duration::from_millis(1));
+    ask(heart, pace, |is_beating| {
+        if is_beating {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            warn!("the main loop does not come round");
+        }
+    })
+    .await
+}
+
+/// Tells at this pace whether the heart beats.
+async fn ask(heart: &Heart, pace: Duration, mut tell: impl FnMut(bool)) -> Infallible {
+    // A question reaches only those who wait for it, and at first nobody does.
+    tokio::time::sleep(pace).await;
+    loop {
+        let before = heart.beats.load(Ordering::Relaxed);
+        heart.asked.notify_waiters();
+        tokio::time::sleep(pace).await;
+        tell(heart.beats.load(Ordering::Relaxed) != before);
+    }
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1",
+    gen_blocking = false
+)]
+trait Manager {
+    #[zbus(name = "GetUnitByPID")]
+    fn get_unit_by_pid(&self, pid: u32) -> zbus::Result<OwnedObjectPath>;
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1",
+    gen_blocking = false
+)]
+trait Unit {
+    #[zbus(property)]
+    fn job(&self) -> zbus::Result<(u32, OwnedObjectPath)>;
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Job",
+    default_service = "org.freedesktop.systemd1",
+    gen_blocking = false
+)]
+trait Job {
+    #[zbus(property)]
+    fn job_type(&self) -> zbus::Result<String>;
+}
+
+/// How long systemd may take to say what it is at.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// Whether systemd stops this process to start it again (org.freedesktop.systemd1(5)).
+pub async fn is_restarting() -> bool {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return false;
+    }
+    let asked = async {
+        let bus = zbus::Connection::system().await?;
+        let unit = ManagerProxy::new(&bus).await?.get_unit_by_pid(std::process::id()).await?;
+        let (_, job) = UnitProxy::builder(&bus).path(unit)?.build().await?.job().await?;
+        JobProxy::builder(&bus).path(job)?.build().await?.job_type().await
+    };
+    match tokio::time::timeout(ANSWER, asked).await {
+        Ok(Ok(job)) => matches!(job.as_str(), "restart" | "try-restart"),
+        Ok(Err(error)) => {
+            debug!(%error, "systemd does not say what it is at");
+            false
+        }
+        Err(_elapsed) => false,
+    }
+}
+
+/// A TUN device.
+pub struct Handed {
+    /// The device.
+    pub tun: Tun,
+    /// Whether the last run left it, and what belongs to it.
+    pub over: bool,
+}
+
+/// The TUN device: the one that the last daemon left with systemd, or a new one, left there for the next.
+pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
+    for (descriptor, stored) in handed_over()? {
+        // Another device, or one of another kind, goes with its descriptor.
+        if stored == TUN
+            && let Some(tun) = Tun::adopt(descriptor, name, mtu, offload)?
+        {
+            info!(interface = name, "taking over the TUN device of the last run");
+            return Ok(Handed { tun, over: true });
+        }
+    }
+    let tun = Tun::create(name, mtu, offload).map_err(|error| {
+        io::Error::new(error.kind(), format!("can't create TUN device {name}: {error}"))
+    })?;
+    let remove = [NotifyState::FdStoreRemove, NotifyState::FdName(TUN)];
+    notify(&remove);
+    let keep = [NotifyState::FdStore, NotifyState::FdName(TUN)];
+    if let Err(error) = sd_notify::notify_with_fds(&keep, &[tun.as_fd()]) {
+        debug!(%error, "the TUN device could not be left with systemd");
+    }
+    Ok(Handed { tun, over: false })
+}
+
+/// The descriptors in the service's store, each with its name.
+fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
+    let descriptors = sd_notify::listen_fds_with_names()?;
+    // SAFETY: systemd opened these for this process (sd_listen_fds(3)); this is called once, and nobody
+    // else takes them.
+    let owned = |(descriptor, name)| (unsafe { OwnedFd::from_raw_fd(descriptor) }, name);
+    Ok(descriptors.map(owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_assignment_whatever_is_in_it() {
+        assert_eq!(assigned("a\nWATCHDOG=trigger\\"), "a\\\\nWATCHDOG=trigger\\\\");
+    }
+
+    async fn answers(heart: &Heart) -> Infallible {
+        loop {
+            heart.asked().await;
+            heart.beat();
+        }
+    }
+
+    async fn told(heart: &Heart, beats: bool) -> Vec<bool> {
+        let mut told = Vec::new();
+        let asked = ask(heart, Duration::from_secs(1), |is_beating| told.push(is_beating));
+        tokio::select! {
+            // As at a start: the watchdog comes first.
+            biased;
+            never = asked => match never {},
+            never = answers(heart), if beats => match never {},
+            () = tokio::time::sleep(Duration::from_millis(9_500)) => {}
+        }
+        told
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heart_that_beats_is_never_said_to_stand_still() {
+        assert_eq!(told(&Heart::default(), true).await, [true; 8]);
+        assert_eq!(told(&Heart::default(), false).await, [false; 8]);
+    }
+}

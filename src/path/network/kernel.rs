@@ -1,0 +1,102 @@
+//! The kernel's networks, in the user's order.
+
+use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use quinn::AsyncUdpSocket;
+
+use super::Network;
+use crate::{
+    host::MARK,
+    link::{
+        candidate::{self, Candidate, Unusable, candidates},
+        monitor::Monitor,
+        netlink::Netlink,
+        portal,
+    },
+    path::{
+        preference::{Preferences, Rank},
+        udp::UdpSocket,
+    },
+};
+
+/// Finds and ranks candidates.
+#[derive(Debug)]
+pub struct Links {
+    netlink: Netlink,
+    own: u32,
+    preferences: ArcSwap<Preferences>,
+    metered: ArcSwap<HashSet<String>>,
+    dscp: u8,
+}
+
+impl Links {
+    /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`.
+    #[must_use]
+    pub fn new(netlink: Netlink, own: u32, preferences: Preferences, dscp: u8) -> Self {
+        Self {
+            netlink,
+            own,
+            preferences: ArcSwap::from_pointee(preferences),
+            metered: ArcSwap::default(),
+            dscp,
+        }
+    }
+
+    /// Takes these links for metered from here on, beside those that the user says are.
+    pub fn meter(&self, metered: HashSet<String>) {
+        self.metered.store(Arc::new(metered));
+    }
+
+    /// Ranks in another way from here on.
+    pub fn prefer(&self, preferences: Preferences) {
+        self.preferences.store(Arc::new(preferences));
+    }
+}
+
+impl Network for Links {
+    fn candidates<'a>(
+        &'a self,
+        servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
+        Box::pin(async move {
+            let (preferences, metered) = (self.preferences.load_full(), self.metered.load_full());
+            let mut ranked = Vec::new();
+            for server in servers {
+                for candidate in candidates(&self.netlink, *server, self.own).await? {
+                    if let Some(mut rank) = preferences.rank(&candidate.link, candidate.metric) {
+                        rank.metered |= metered.contains(&candidate.link);
+                        ranked.push((rank, candidate));
+                    }
+                }
+            }
+            ranked.sort_by_key(|(rank, _)| *rank);
+            Ok(ranked)
+        })
+    }
+
+    fn unusable<'a>(
+        &'a self,
+        servers: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, rtnetlink::Error>> {
+        Box::pin(async move {
+            let preferences = self.preferences.load_full();
+            let is_ignored = |link: &str| preferences.ignores(link);
+            candidate::unusable(&self.netlink, servers, self.own, is_ignored).await
+        })
+    }
+
+    fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
+        Box::pin(portal::is_suspected(candidate, MARK))
+    }
+
+    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let local = SocketAddr::new(candidate.source, 0);
+        Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp, Some(MARK))?)
+    }
+
+    fn monitor(&self) -> io::Result<Monitor> {
+        Monitor::open()
+    }
+}

@@ -1,0 +1,282 @@
+//! The server's addresses: those that are written down, and what its names stand for at the moment.
+//!
+//! Who answers for a name is whoever runs the network: an answer may hold any number of addresses of anybody. So
+//! those that are written down come first, and names add a few only.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time,
+};
+
+use crate::config::HostPort;
+
+/// How long the resolver may take; libc's own default is two tries of five seconds.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses that all names together add. Each is asked over each link, with a socket of its own.
+const MOST: usize = 8;
+
+/// Who lets packets to the server's addresses leave this host, where a kill switch holds others back.
+pub(crate) type Admission = mpsc::Sender<(Vec<SocketAddr>, oneshot::Sender<()>)>;
+
+/// A name could not be resolved.
+#[derive(Debug, thiserror::Error)]
+#[error("can't resolve {name}: {reason}")]
+pub struct ResolveError {
+    name: String,
+    reason: String,
+}
+
+/// Names and addresses of one server.
+#[derive(Debug)]
+pub struct Names {
+    servers: Mutex<Vec<HostPort>>,
+    known: watch::Sender<Vec<SocketAddr>>,
+    admission: OnceLock<Admission>,
+}
+
+impl Names {
+    /// Resolves nothing yet; known is what is written down.
+    #[must_use]
+    pub fn new(servers: Vec<HostPort>) -> Self {
+        let written = servers
+            .iter()
+            .filter_map(|HostPort { host, port }| Some(SocketAddr::new(host.parse().ok()?, *port)));
+        let known = choose(written.collect(), Vec::new(), &[]);
+        let (known, admission) = (watch::Sender::new(known), OnceLock::new());
+        Self { servers: Mutex::new(servers), known, admission }
+    }
+
+    /// Has new addresses admitted before anybody hears of them.
+    pub(crate) fn admit_through(&self, admission: Admission) {
+        let _ = self.admission.set(admission);
+    }
+
+    async fn admit(&self, addresses: Vec<SocketAddr>) {
+        let Some(admission) = self.admission.get() else { return };
+        let (done, admitted) = oneshot::channel();
+        if admission.send((addresses, done)).await.is_ok() {
+            let _ = admitted.await;
+        }
+    }
+
+    /// Takes other names from here on.
+    pub fn replace(&self, servers: Vec<HostPort>) {
+        *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
+    }
+
+    /// What was found last. The resolver is the first to fail when a network does.
+    #[must_use]
+    pub fn known(&self) -> Vec<SocketAddr> {
+        self.known.borrow().clone()
+    }
+
+    /// Tells when other addresses are found.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.known.subscribe()
+    }
+
+    /// Whether there is a name among them, which may stand for something else one day.
+    #[must_use]
+    pub fn can_change(&self) -> bool {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().any(|server| !is_address(server))
+    }
+
+    /// The addresses behind all names; an error only if there is none at all.
+    pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ResolveError> {
+        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let answers = join_all(servers.iter().map(resolve)).await;
+        let (mut written, mut found, mut failure) = (Vec::new(), Vec::new(), None);
+        for (server, answer) in servers.iter().zip(answers) {
+            match answer {
+                Ok(addresses) if is_address(server) => written.extend(addresses),
+                Ok(addresses) => found.push(addresses),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let addresses = choose(written, found, &self.known());
+        match failure {
+            Some(error) if addresses.is_empty() => Err(error),
+            _ => {
+                // What a name stands for is admitted each time: the host may have refused the last time.
+                if self.can_change() || self.known() != addresses {
+                    self.admit(addresses.clone()).await;
+                }
+                self.known.send_if_modified(|known| {
+                    let differ = *known != addresses;
+                    known.clone_from(&addresses);
+                    differ
+                });
+                Ok(addresses)
+            }
+        }
+    }
+}
+
+fn is_address(server: &HostPort) -> bool {
+    server.host.parse::<IpAddr>().is_ok()
+}
+
+/// The addresses that are used: all that are `written` down, and the first few of those that were `found`, of each
+/// name in turn. What is `known` already goes first, so that an answer in another order changes nothing.
+fn choose(
+    written: Vec<SocketAddr>,
+    found: Vec<Vec<SocketAddr>>,
+    known: &[SocketAddr],
+) -> Vec<SocketAddr> {
+    let mut seen = HashSet::new();
+    let mut addresses = written;
+    addresses.retain(|address| seen.insert(*address));
+    let mut names: Vec<_> = found
+        .into_iter()
+        .map(|mut found| {
+            found.retain(|address| is_host(address.ip()));
+            let (mut stay, new): (Vec<_>, _) = found.into_iter().partition(|it| known.contains(it));
+            stay.sort_by_key(|address| known.iter().position(|it| it == address));
+            stay.into_iter().chain(alternate(new))
+        })
+        .collect();
+    let most = addresses.len() + MOST;
+    while addresses.len() < most {
+        let turn: Vec<_> =
+            names.iter_mut().filter_map(|name| name.find(|it| !seen.contains(it))).collect();
+        if turn.is_empty() {
+            break;
+        }
+        let new = turn.into_iter().filter(|address| seen.insert(*address));
+        addresses.extend(new.take(most - addresses.len()));
+    }
+    addresses
+}
+
+/// Both families in turn, the resolver's first choice first (RFC 8305 §4).
+fn alternate(addresses: Vec<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
+    let is_first = addresses.first().is_none_or(SocketAddr::is_ipv4);
+    let (mut first, mut other): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == is_first);
+    std::iter::from_fn(move || {
+        let next = first.pop_front();
+        if !other.is_empty() {
+            std::mem::swap(&mut first, &mut other);
+        }
+        next
+    })
+}
+
+/// Whether a server can have this address.
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !address.is_unspecified() && !address.is_multicast() && !is_broadcast
+}
+
+async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
+    let failed = |reason| ResolveError { name: server.host.clone(), reason };
+    let lookup = tokio::net::lookup_host((server.host.as_str(), server.port));
+    match time::timeout(TIMEOUT, lookup).await {
+        Ok(Ok(addresses)) => Ok(addresses.collect()),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_elapsed) => Err(failed("the resolver did not answer".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(servers: &[(&str, u16)]) -> Names {
+        let servers =
+            servers.iter().map(|(host, port)| HostPort { host: (*host).into(), port: *port });
+        Names::new(servers.collect())
+    }
+
+    #[tokio::test]
+    async fn one_name_that_fails_does_not_hide_the_others() {
+        let names = names(&[("no-such-host.invalid", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)]);
+        assert_eq!(names.known(), ["192.0.2.1:2".parse().unwrap()]);
+        let found = names.resolve().await.unwrap();
+        assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
+        assert_eq!(names.known(), found);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_admitted_is_tried_again() {
+        let names = names(&[("192.0.2.1", 2), ("localhost", 3)]);
+        let (admission, mut admissions) = mpsc::channel(1);
+        names.admit_through(admission);
+        for attempt in 1..=3 {
+            let asked =
+                async { time::timeout(TIMEOUT, admissions.recv()).await.map(|it| it.unwrap().0) };
+            let (found, asked) = tokio::join!(names.resolve(), asked);
+            assert_eq!(Ok(found.unwrap()), asked, "attempt {attempt}");
+        }
+    }
+
+    fn v4(count: usize) -> Vec<SocketAddr> {
+        (0..count).map(|n| ([192, 0, (n / 256) as u8, (n % 256) as u8], 4433).into()).collect()
+    }
+
+    fn v6(count: usize) -> Vec<SocketAddr> {
+        let address = |n| ([0x2001, 0xdb8, 0, 0, 0, 0, 0, n as u16], 4433).into();
+        (0..count).map(address).collect()
+    }
+
+    #[test]
+    fn an_answer_with_901_addresses_adds_eight() {
+        assert_eq!(choose(Vec::new(), vec![v4(901)], &[]), v4(MOST));
+    }
+
+    #[test]
+    fn what_is_written_down_stays_and_comes_first() {
+        let written = v6(2);
+        let addresses = choose(written.clone(), vec![v4(901)], &[]);
+        assert_eq!(addresses, [written, v4(MOST)].concat());
+    }
+
+    #[test]
+    fn families_and_names_take_turns() {
+        let both = [v6(20), v4(20)].concat();
+        let addresses = choose(Vec::new(), vec![both], &[]);
+        assert_eq!(addresses[..4], [v6(1)[0], v4(1)[0], v6(2)[1], v4(2)[1]]);
+        let few = vec![v6(1)[0]];
+        let addresses = choose(Vec::new(), vec![v4(901), few.clone()], &[]);
+        assert_eq!(addresses[..3], [v4(1)[0], few[0], v4(2)[1]]);
+    }
+
+    #[test]
+    fn an_answer_in_another_order_changes_nothing() {
+        let known = choose(Vec::new(), vec![v4(901)], &[]);
+        let mut turned = v4(901);
+        turned.rotate_left(450);
+        assert_eq!(choose(Vec::new(), vec![turned], &known), known);
+    }
+
+    #[test]
+    fn an_address_that_is_gone_makes_room() {
+        let addresses = choose(Vec::new(), vec![v4(901).split_off(1)], &v4(MOST));
+        assert_eq!(addresses.len(), MOST);
+        assert!(!addresses.contains(&v4(1)[0]), "{addresses:?}");
+    }
+
+    #[test]
+    fn no_server_has_the_address_of_a_group_or_of_nobody() {
+        let bad = ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1", "[::]:1"];
+        let bad = bad.map(|address| address.parse().unwrap());
+        assert_eq!(choose(Vec::new(), vec![bad.into()], &[]), []);
+    }
+
+    #[tokio::test]
+    async fn a_name_alone_that_fails_is_named() {
+        let error = names(&[("no-such-host.invalid", 1)]).resolve().await.unwrap_err();
+        assert!(error.to_string().starts_with("can't resolve no-such-host.invalid: "), "{error}");
+    }
+}

@@ -1,0 +1,577 @@
+//! Random days of a roaming laptop, in virtual time: the real client and server over a simulated
+//! network, with a packet through the tunnel every 100 ms and its echo.
+//!
+//! A quarter of what happens is drawn to coincide with something else ([`moments`]): a link or the server
+//! dies in the middle of a handshake, of a greeting, of a switch, or less than a round trip after a network
+//! came back. Each cause of a long wait that a random day found has a test of its own there.
+//!
+//! A day takes a tenth of a second of one core, and all cores are used. Each day has a seed, which a failure
+//! prints with the day's story:
+//!
+//! ```text
+//! ROAMD_DAYS=10000 cargo test --profile simulation --lib random_days
+//! ROAMD_SEED=17 cargo test --lib random_days -- --nocapture             # one day again, with its log
+//! ROAMD_FIRST_DAY=5000 ROAMD_DAYS=100 cargo test --lib random_days      # these only
+//! ```
+//! `MALLOC_MMAP_THRESHOLD_=1048576` (mallopt(3)) saves half of the time: quinn zeroes 2.3 MB for each
+//! handshake, which fresh pages need not be.
+//!
+//! Keys and connection ids are drawn anew each time, so that a day is the same in what happens to the
+//! networks, and all but the same in what the daemons do.
+
+mod moments;
+mod world;
+
+use std::{
+    env,
+    net::SocketAddr,
+    num::NonZero,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use self::world::{Hole, Link, World};
+use crate::{
+    client::Client,
+    clock,
+    config::{
+        ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
+        Peer, Quic, ServerConfig, ServerPeer, ServerTun,
+    },
+    host::{Layout, Setup},
+    identity::PrivateKey,
+    path::{handshake::Handshake, network::Network as _},
+    quic::{self, tls},
+    server::Server,
+    wire::{self, packet::Packet},
+};
+
+/// Days of an ordinary test run.
+const DAYS: u64 = 20;
+/// How long a day lasts.
+const DAY: Duration = Duration::from_secs(300);
+/// Longer than any retry or dwell.
+const REST: Duration = Duration::from_secs(300);
+/// Between two packets.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// While a network has worked for so long, an echo is not older than this.
+const BOUND: Duration = Duration::from_secs(5);
+const MOMENT: Duration = Duration::from_millis(1);
+/// No packet is delivered later than this after it was sent, but for a few: while a server may not send
+/// to an address that it has not validated, quinn keeps what it was given.
+const LATEST: Duration = Duration::from_millis(1500);
+const FEW: u64 = 30;
+
+const SERVERS: [&str; 2] = ["203.0.113.1:4433", "[2001:db8:1::1]:4433"];
+
+#[test]
+fn random_days() {
+    let seeds: Vec<u64> = match env::var("ROAMD_SEED") {
+        Ok(seed) => {
+            tell_all();
+            vec![seed.parse().expect("ROAMD_SEED is a number")]
+        }
+        Err(_) => {
+            let number = |name, default| env::var(name).map_or(default, |it| it.parse().unwrap());
+            let first = number("ROAMD_FIRST_DAY", 0);
+            (first..first + number("ROAMD_DAYS", DAYS)).collect()
+        }
+    };
+    let failures = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for first in 0..threads {
+            let (seeds, failures) = (seeds.iter().skip(first).step_by(threads), &failures);
+            scope.spawn(move || {
+                for seed in seeds {
+                    if let Err(reason) = live(*seed) {
+                        failures.lock().unwrap().push(format!("seed {seed}: {reason}"));
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    let (failed, days) = (failures.len(), seeds.len());
+    assert!(failed == 0, "{failed} of {days} days:\n\n{}", failures.join("\n\n"));
+}
+
+/// Logs what the daemons do, with virtual times.
+fn tell_all() {
+    struct VirtualTime(Instant);
+    impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
+        fn format_time(
+            &self,
+            w: &mut tracing_subscriber::fmt::format::Writer<'_>,
+        ) -> std::fmt::Result {
+            write!(w, "{:8.3} s", clock::now().duration_since(self.0).as_secs_f64())
+        }
+    }
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_timer(VirtualTime(Instant::now()));
+    subscriber.with_test_writer().init();
+}
+
+/// A question may reach the server together with the end of the handshake: it is answered all the same.
+#[test]
+fn a_probe_need_not_ask_twice() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
+        let handshake = Handshake::new(key, server, tls::PROBE, quic::probe_transport()).unwrap();
+        for attempt in 0..20 {
+            let probe = handshake.run(&*day.world, candidate.clone(), BOUND, None).await.unwrap();
+            probe.connection.send_datagram("now?".into()).unwrap();
+            let answer = timeout(BOUND, probe.connection.read_datagram()).await;
+            assert_eq!(answer.expect("an answer").unwrap(), "now?", "attempt {attempt}");
+        }
+    });
+}
+
+/// A client may keep its probe connection alive, but not for nothing.
+#[test]
+fn a_probe_that_asks_nothing_for_a_minute_is_ended() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
+        let mut transport = quic::probe_transport();
+        transport.keep_alive_interval(Some(Duration::from_secs(5)));
+        let handshake = Handshake::new(key, server, tls::PROBE, transport).unwrap();
+        let probe = handshake.run(&*day.world, candidate, BOUND, None).await.unwrap();
+        sleep(Duration::from_secs(30)).await;
+        probe.connection.send_datagram("now?".into()).unwrap();
+        assert_eq!(probe.connection.read_datagram().await.unwrap(), "now?");
+        let asked = clock::now();
+        let ended = timeout(REST, probe.connection.closed()).await.expect("it ends");
+        let quinn::ConnectionError::ApplicationClosed(close) = ended else { panic!("{ended}") };
+        assert_eq!(close.error_code, quic::close::NOT_NEEDED);
+        assert_eq!((clock::now() - asked).as_secs(), 60);
+    });
+}
+
+/// Lives one day; says what was wrong with it.
+fn live(seed: u64) -> Result<(), String> {
+    virtual_time().block_on(Day::new(seed).live())
+}
+
+fn virtual_time() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// Who is who.
+struct Hosts {
+    client: PrivateKey,
+    server: PrivateKey,
+}
+
+struct Day {
+    random: fastrand::Rng,
+    world: Arc<World>,
+    hosts: Hosts,
+    /// What happened, for whoever reads a failure.
+    story: Vec<String>,
+    begun: Instant,
+    server: Option<JoinHandle<()>>,
+    app: Arc<App>,
+}
+
+/// The client and the user's program at it, until this is dropped.
+struct Tasks {
+    running: JoinHandle<()>,
+    typing: JoinHandle<()>,
+    reading: JoinHandle<()>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in [&self.running, &self.typing, &self.reading] {
+            task.abort();
+        }
+    }
+}
+
+/// The user's program on both sides.
+#[derive(Default)]
+struct App(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    last_echo: Option<Instant>,
+    /// When the server sent the newest packet that came to the client.
+    last_answer: Option<Instant>,
+    /// Packets later than [`LATEST`].
+    late: u64,
+}
+
+struct NoInterface;
+
+impl Setup for NoInterface {
+    async fn set(&mut self, _: Layout) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+fn quic_settings() -> Quic {
+    Quic {
+        idle_timeout: Duration::from_secs(30),
+        keep_alive: Duration::from_secs(10),
+        congestion: Congestion::Cubic,
+        dscp: 0,
+    }
+}
+
+fn log() -> Log {
+    Log { level: Filter::default(), format: LogFormat::Text }
+}
+
+impl Hosts {
+    fn client_config(&self) -> ClientConfig {
+        let addresses = SERVERS.map(|server| {
+            let server: SocketAddr = server.parse().unwrap();
+            HostPort { host: server.ip().to_string(), port: server.port() }
+        });
+        ClientConfig {
+            private_key: self.client.clone(),
+            server: ServerPeer {
+                addresses: addresses.into(),
+                public_key: self.server.public_key(),
+            },
+            tun: ClientTun {
+                name: "roam0".into(),
+                mtu: 1400,
+                offload: true,
+                routes: None,
+                exclude: Exclude::default(),
+                kill_switch: false,
+                dns: None,
+            },
+            paths: Paths {
+                probe_timeout: Duration::from_secs(5),
+                standby_check: Some(Duration::from_secs(15)),
+                prefer: Vec::new(),
+                ignore: Vec::new(),
+            },
+            quic: quic_settings(),
+            log: log(),
+            metrics: None,
+        }
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        ServerConfig {
+            private_key: self.server.clone(),
+            listen: "[::]:4433".parse().unwrap(),
+            tun: ServerTun {
+                offload: true,
+                name: "roam0".into(),
+                mtu: 1400,
+                addresses: vec!["10.66.0.1/24".parse().unwrap()],
+                routes: Vec::new(),
+                dns: Dns::default(),
+                nat: false,
+            },
+            peers: vec![Peer {
+                name: "laptop".into(),
+                public_key: self.client.public_key(),
+                addresses: vec!["10.66.0.2".parse().unwrap()],
+            }],
+            quic: quic_settings(),
+            log: log(),
+            metrics: None,
+        }
+    }
+}
+
+impl Day {
+    fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let links = vec![
+            Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
+            Link::new("lte0", "2001:db8:2::2", "2001:db8:ff::2", 200),
+        ];
+        let servers = SERVERS.map(|server| server.parse().unwrap());
+        Self {
+            world: World::new(links, servers, random.u64(..)),
+            random,
+            hosts: Hosts {
+                client: PrivateKey::generate().unwrap(),
+                server: PrivateKey::generate().unwrap(),
+            },
+            story: Vec::new(),
+            begun: clock::now(),
+            server: None,
+            app: Arc::default(),
+        }
+    }
+
+    /// Starts both daemons and the user's program.
+    fn begin(&mut self) -> (Arc<Client>, Tasks) {
+        self.begun = clock::now();
+        self.world.change(1, |lte| lte.delay = Duration::from_millis(25));
+        self.start_server();
+        let (to_device, delivered) = mpsc::channel::<Packet>(1024);
+        let (from_device, source) = mpsc::channel::<Packet>(1024);
+        let config = self.hosts.client_config();
+        let client =
+            Arc::new(Client::new(config, self.world.clone(), Box::new(to_device)).unwrap());
+        let running = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let (_orders, mut ordered) = mpsc::channel(1);
+                let ended = client.carry(source, &mut NoInterface, &mut ordered).await;
+                panic!("the client ended: {ended:?}");
+            }
+        });
+        let typing = tokio::spawn(type_packets(from_device));
+        let reading = tokio::spawn(read_echoes(delivered, self.app.clone()));
+        (client, Tasks { running, typing, reading })
+    }
+
+    async fn live(mut self) -> Result<(), String> {
+        let (client, tasks) = self.begin();
+        let running = &tasks.running;
+        let end = self.begun + DAY;
+        let mut next_event = clock::now() + Duration::from_secs(5);
+        let mut good_since = clock::now();
+        while clock::now() < end && !running.is_finished() {
+            sleep(INTERVAL).await;
+            let mut grace = Duration::ZERO;
+            if clock::now() >= next_event {
+                grace = self.event().await;
+                next_event = clock::now() + self.pause();
+            }
+            let now = clock::now();
+            if !self.world.links().iter().any(Link::is_good) {
+                grace = MOMENT;
+            }
+            if !grace.is_zero() {
+                good_since = good_since.max(now + grace);
+            }
+            self.check(now, good_since)?;
+        }
+        if running.is_finished() {
+            return self.fail("the client ended");
+        }
+        self.rest(&client).await?;
+        drop((client, tasks));
+        // Longer than a closing connection uses its socket.
+        sleep(Duration::from_secs(10)).await;
+        match self.world.open_sockets().len() {
+            0 => Ok(()),
+            open => self.fail(&format!("{open} sockets are still open")),
+        }
+    }
+
+    /// A quiet time in which everything works: the preferred path is used, the other one is warm.
+    async fn rest(&mut self, client: &Client) -> Result<(), String> {
+        for link in 0..2 {
+            self.world
+                .change(link, |link| (link.up, link.hole, link.loss) = (true, Hole::None, 0.0));
+        }
+        self.tell("everything works");
+        sleep(REST).await;
+        let last_echo = self.app.0.lock().unwrap().last_echo;
+        if last_echo.is_none_or(|echo| clock::now() - echo > BOUND) {
+            return self.fail("no echo after a rest");
+        }
+        let status = client.status();
+        let states: Vec<_> =
+            status.paths.iter().map(|path| format!("{} {:?}", path.link, path.state)).collect();
+        if states != ["wifi0 Active", "lte0 Standby"] {
+            return self.fail(&format!("after a rest: {states:?}"));
+        }
+        match self.world.open_sockets().len() {
+            0..=2 => Ok(()),
+            _ => self.fail(&format!("sockets for two paths: {:?}", self.world.open_sockets())),
+        }
+    }
+
+    fn check(&self, now: Instant, good_since: Instant) -> Result<(), String> {
+        let seen = self.app.0.lock().unwrap();
+        if seen.late > FEW {
+            return self.fail(&format!("{} packets took more than {LATEST:?}", seen.late));
+        }
+        let quiet_since = seen.last_echo.unwrap_or(self.begun).max(good_since);
+        if now.saturating_duration_since(quiet_since) > BOUND {
+            return self.fail(&format!(
+                "no echo for {:?} although a network works since {:?}",
+                now.duration_since(seen.last_echo.unwrap_or(self.begun)),
+                good_since.duration_since(self.begun)
+            ));
+        }
+        Ok(())
+    }
+
+    /// From one event to the next: seconds, or a moment.
+    fn pause(&mut self) -> Duration {
+        let longest = [300, 5_000, 60_000][self.random.usize(..3)];
+        Duration::from_millis(self.random.u64(50..longest))
+    }
+
+    /// Something happens; how much more than the usual moment it may cost the tunnel.
+    async fn event(&mut self) -> Duration {
+        let link = self.random.usize(..2);
+        let name = ["wifi", "lte"][link];
+        match self.random.u32(..16) {
+            0..3 => {
+                let mut up = false;
+                self.world.change(link, |it| {
+                    it.up = !it.up;
+                    up = it.up;
+                });
+                self.tell(&format!("{name} is {}", if up { "up" } else { "down" }));
+            }
+            3..6 => {
+                let kinds = [Hole::Everything, Hole::Everything, Hole::Uplink, Hole::Downlink];
+                let kind = kinds[self.random.usize(..kinds.len())];
+                let mut hole = Hole::None;
+                self.world.change(link, |it| {
+                    it.hole = if it.hole == Hole::None { kind } else { Hole::None };
+                    hole = it.hole;
+                });
+                self.tell(&format!("{name} loses: {hole:?}"));
+            }
+            6 => {
+                let loss = self.random.f64() * 0.05;
+                self.world.change(link, |it| it.loss = loss);
+                self.tell(&format!("{name} loses {:.1} %", loss * 100.0));
+            }
+            7 => {
+                let delay = Duration::from_millis(self.random.u64(1..300));
+                self.world.change(link, |it| it.delay = delay);
+                self.tell(&format!("{name} takes {delay:?}"));
+            }
+            8 => {
+                let mtu = self.random.usize(1252..1472);
+                self.world.change(link, |it| it.mtu = mtu);
+                self.tell(&format!("{name} carries {mtu} bytes"));
+                return Duration::ZERO;
+            }
+            9 => {
+                self.world.change(link, Link::rebind);
+                self.tell(&format!("{name}'s NAT restarts"));
+            }
+            10 => {
+                for link in 0..2 {
+                    self.world.change(link, |it| it.hole = Hole::Everything);
+                }
+                self.tell("both fall silent");
+                let outage = Duration::from_millis(self.random.u64(1000..60_000));
+                sleep(outage).await;
+                for link in 0..2 {
+                    self.world.change(link, |it| (it.up, it.hole) = (true, Hole::None));
+                }
+                self.tell(&format!("both answer after {outage:?}"));
+            }
+            11 => return self.restart_server(),
+            12 => return self.strike_on_return(link).await,
+            _ => return self.strike().await,
+        }
+        MOMENT
+    }
+
+    fn restart_server(&mut self) -> Duration {
+        self.start_server();
+        self.tell("the server restarts");
+        // The client does not hurry to one that just died.
+        Duration::from_secs(10)
+    }
+
+    /// Starts the server; one that runs is killed without a goodbye.
+    fn start_server(&mut self) {
+        if let Some(before) = self.server.take() {
+            before.abort();
+        }
+        let (to_device, mut delivered) = mpsc::channel::<Packet>(1024);
+        let (from_device, source) = mpsc::channel::<Packet>(1024);
+        let config = self.hosts.server_config();
+        let nothing = watch::Sender::default().subscribe();
+        let (server, endpoint) =
+            Server::new(config, self.world.listen(), Box::new(to_device), nothing).unwrap();
+        let app = self.app.clone();
+        let echoing = async move {
+            while let Some(packet) = delivered.recv().await {
+                app.arrived(packet.ip());
+                let _ = from_device.try_send(packet_at(false, clock::now(), packet.ip()));
+            }
+        };
+        self.server = Some(tokio::spawn(async move {
+            tokio::select! {
+                _ = server.carry(source, &endpoint) => {}
+                () = echoing => {}
+            }
+        }));
+    }
+
+    fn tell(&mut self, what: &str) {
+        let at = clock::now().duration_since(self.begun);
+        tracing::info!("{what}");
+        self.story.push(format!("{:8.3} s  {what}", at.as_secs_f64()));
+    }
+
+    fn fail(&self, reason: &str) -> Result<(), String> {
+        let at = clock::now().duration_since(self.begun).as_secs_f64();
+        Err(format!("{:8.3} s  {reason}\n{}", at, self.story.join("\n")))
+    }
+}
+
+/// A packet from the client or the server with the time of its sending.
+fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Packet {
+    let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
+    let (source, destination) = if from_client { (client, server) } else { (server, client) };
+    let mut bytes = wire::packet::tests::packet(source, destination, like.len().max(44) - 20);
+    bytes[9] = 17;
+    let nanos = sent.duration_since(epoch()).as_nanos() as u64;
+    bytes[28..36].copy_from_slice(&nanos.to_be_bytes());
+    bytes.into()
+}
+
+/// Some moment before all others, the same for the whole process.
+fn epoch() -> Instant {
+    static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    *EPOCH.get_or_init(|| Instant::now() - Duration::from_secs(60))
+}
+
+async fn type_packets(device: mpsc::Sender<Packet>) {
+    loop {
+        // A full channel is the kernel's queue: it drops.
+        let _ = device.try_send(packet_at(true, clock::now(), &[0; 100]));
+        sleep(INTERVAL).await;
+    }
+}
+
+async fn read_echoes(mut device: mpsc::Receiver<Packet>, app: Arc<App>) {
+    while let Some(packet) = device.recv().await {
+        let sent = app.arrived(packet.ip());
+        let mut seen = app.0.lock().unwrap();
+        seen.last_echo = Some(clock::now());
+        seen.last_answer = seen.last_answer.max(Some(sent));
+    }
+}
+
+impl App {
+    /// Takes in a packet; when it was sent.
+    fn arrived(&self, bytes: &[u8]) -> Instant {
+        let nanos = u64::from_be_bytes(bytes[28..36].try_into().unwrap());
+        let sent = epoch() + Duration::from_nanos(nanos);
+        let took = clock::now().saturating_duration_since(sent);
+        let mut seen = self.0.lock().unwrap();
+        seen.late += u64::from(took > LATEST);
+        sent
+    }
+}
