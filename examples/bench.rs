@@ -18,10 +18,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use roamd::{
-    identity::PrivateKey,
-    lab::{Namespace, Process, veth},
-};
+use roamd::identity::PrivateKey;
+use roamd_lab::{Namespace, Process, veth};
 
 /// How long each measurement takes, after a first second that does not count.
 const TIME: Duration = Duration::from_secs(4);

@@ -17,10 +17,8 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use roamd::{
-    identity::{PrivateKey, PublicKey},
-    lab::Process,
-};
+use roamd::identity::{PrivateKey, PublicKey};
+use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 
 use self::rig::{config, connect, inner, resident, start};

@@ -36,10 +36,10 @@ use quinn::{
 };
 use roamd::{
     identity::{PrivateKey, PublicKey},
-    lab::{self, Namespace, Process, veth},
     path::udp::UdpSocket,
     quic::{self, tls},
 };
+use roamd_lab::{Namespace, Process, veth};
 use tokio::{task::JoinSet, time};
 
 /// Begun in a second.
@@ -204,7 +204,7 @@ fn measure(program: &Path, kind: Kind, sources: usize) -> anyhow::Result<String>
 struct Flooding {
     begun: Arc<AtomicU64>,
     stops: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Result<anyhow::Result<()>, lab::Error>>,
+    thread: thread::JoinHandle<Result<anyhow::Result<()>, roamd_lab::Error>>,
 }
 
 impl Flooding {

@@ -22,10 +22,8 @@ use std::{
 
 use bytes::Bytes;
 use quinn::Connection;
-use roamd::{
-    identity::{PrivateKey, PublicKey},
-    lab::Process,
-};
+use roamd::identity::{PrivateKey, PublicKey};
+use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 
 const HONEST: usize = 10;

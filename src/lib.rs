@@ -16,7 +16,6 @@
 //! - [`client`], [`server`]: the two roles.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.
-//! - [`lab`]: namespaces with links, for `roamd demo` and the end-to-end tests.
 
 pub mod cli;
 pub mod client;
@@ -25,7 +24,6 @@ pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod identity;
-pub mod lab;
 pub mod link;
 pub mod path;
 pub mod quic;

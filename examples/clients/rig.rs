@@ -13,7 +13,6 @@ use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
 use roamd::{
     config::{Congestion, Quic},
     identity::{PrivateKey, PublicKey},
-    lab::{Namespace, Process, veth},
     path::udp::UdpSocket,
     quic::{
         self,
@@ -22,6 +21,7 @@ use roamd::{
         tls,
     },
 };
+use roamd_lab::{Namespace, Process, veth};
 
 const SERVER: &str = "10.77.0.1:4433";
 

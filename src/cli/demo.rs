@@ -7,7 +7,7 @@
 //!  Watch   what the client says of its paths ──▶ Screen, Chart
 //! ```
 //!
-//! Nothing outside this process changes: the network is a [`Scene`](crate::lab::Scene), keys and
+//! Nothing outside this process changes: the network is a [`Scene`](roamd_lab::Scene), keys and
 //! configuration lie in a temporary folder.
 
 mod chart;
@@ -42,7 +42,7 @@ use self::{
     stage::Stage,
     tally::Tally,
 };
-use crate::{daemon::exit::Exit, lab};
+use crate::daemon::exit::Exit;
 
 /// What is needed to put the demonstration on.
 struct Plan {
@@ -68,7 +68,7 @@ pub fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(file) = &svg {
         can_write(file)?;
     }
-    lab::enter_user_namespace()?;
+    roamd_lab::enter_user_namespace()?;
     File::options().read(true).write(true).open("/dev/net/tun").context(
         "cannot open /dev/net/tun, which the tunnel needs: load it with `sudo modprobe tun`, or \
          run this as root",

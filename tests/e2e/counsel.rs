@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, sendto,
     setsockopt, socket, sockopt,
 };
-use roamd::lab::{Namespace, veth};
+use roamd_lab::{Namespace, veth};
 use serde_json::Value;
 
 use crate::{

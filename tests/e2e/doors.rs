@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd::lab::Access;
+use roamd_lab::Access;
 
 use crate::{
     harness::{Net, PROGRAM, eventually},

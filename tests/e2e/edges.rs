@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd::lab::veth;
+use roamd_lab::veth;
 use serde_json::Value;
 
 use crate::harness::{Host, Net, PATIENCE, PROGRAM, eventually};
@@ -282,7 +282,7 @@ fn without_a_name_the_status_is_that_of_all_tunnels() {
 
 #[test]
 fn a_captive_portal_is_told_of_and_never_used() {
-    use roamd::lab::{Namespace, veth};
+    use roamd_lab::{Namespace, veth};
     let mut net = Net::new(1);
     let hotel = Namespace::new("hotel").unwrap();
     let client = &net.clients[0];

@@ -10,7 +10,7 @@ use std::{
 };
 
 use ring::digest;
-use roamd::lab::{Namespace, Process, veth};
+use roamd_lab::{Namespace, Process, veth};
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd::lab::{Access, LinkShape};
+use roamd_lab::{Access, LinkShape};
 
 use crate::{
     harness::{Host, transfer},

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use roamd::lab::veth;
+use roamd_lab::veth;
 
 use crate::{
     harness::{Net, eventually, inner_v4},

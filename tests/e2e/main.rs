@@ -6,7 +6,7 @@
 //!
 //!   inside the tunnel: server 10.66.0.1 fd66::1, client n 10.66.0.(2+n) fd66::(2+n)
 //! ```
-//! roaming.rs has a laptop between two networks instead, see `roamd::lab::scene`.
+//! roaming.rs has a laptop between two networks instead, see `roamd_lab::scene`.
 //!
 //! Needs root, `ping` (iputils-ping), `ssh` and `sshd` (openssh-client, openssh-server); a test that
 //! misses one of them fails and says so.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd::lab::Access;
+use roamd_lab::Access;
 use serde_json::Value;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     roaming::{Laptop, last_switch, shown},
 };
 
-/// The true round trips of wifi and lte in milliseconds; see `roamd::lab::scene`.
+/// The true round trips of wifi and lte in milliseconds; see `roamd_lab::scene`.
 const ROUND_TRIPS: [(&str, f64); 2] = [("wifi0", 10.0), ("lte0", 50.0)];
 
 #[test]

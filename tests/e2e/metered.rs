@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use roamd::lab::{Access, emulator::Direction};
+use roamd_lab::{Access, emulator::Direction};
 use zbus::{interface, zvariant::OwnedObjectPath};
 
 use crate::{harness::eventually, roaming::Laptop};

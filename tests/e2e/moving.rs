@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use roamd::lab::Access;
+use roamd_lab::Access;
 
 use crate::{
     harness::{Host, eventually},

@@ -1,4 +1,4 @@
-//! A laptop between wifi and lte; the scene is drawn in `roamd::lab::scene`.
+//! A laptop between wifi and lte; the scene is drawn in `roamd_lab::scene`.
 
 use std::{
     net::UdpSocket,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd::lab::{Access, LinkShape, Scene, emulator::Direction};
+use roamd_lab::{Access, LinkShape, Scene, emulator::Direction};
 use serde_json::Value;
 
 use crate::harness::{Host, client_toml, eventually, transfer};

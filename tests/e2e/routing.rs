@@ -10,7 +10,7 @@
 use std::{fs, process::Command};
 
 use nix::sys::signal::Signal;
-use roamd::lab::{Namespace, veth};
+use roamd_lab::{Namespace, veth};
 
 use crate::harness::{Host, Net, eventually};
 

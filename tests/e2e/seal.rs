@@ -17,7 +17,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd::lab::{Namespace, veth};
+use roamd_lab::{Namespace, veth};
 
 use crate::harness::{Host, Net, client_toml, eventually};
 

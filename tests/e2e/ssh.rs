@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd::lab::{Access, Process};
+use roamd_lab::{Access, Process};
 use tempfile::TempDir;
 
 use crate::{

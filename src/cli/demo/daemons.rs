@@ -6,15 +6,13 @@ use std::{
 };
 
 use anyhow::Context;
+use roamd_lab::{
+    Namespace, Process, Scene,
+    scene::{SERVER_V4, SERVER_V6},
+};
 
 use super::keys;
-use crate::{
-    daemon::control::Instance,
-    lab::{
-        Namespace, Process, Scene,
-        scene::{SERVER_V4, SERVER_V6},
-    },
-};
+use crate::daemon::control::Instance;
 
 const PORT: u16 = 4433;
 

@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::socket;
 
-use crate::lab::Namespace;
+use roamd_lab::Namespace;
 
 /// An echo server in a namespace, reachable at each of its addresses. Dropped, it stops.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{self, Access, Scene};
+use roamd_lab::{Access, Scene};
 
 /// Something that happens at a set time.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Event {
     /// Whether from here on no network works at all, until the next event.
     pub(super) offline: bool,
     /// What is done to the scene.
-    pub(super) act: fn(&Scene) -> lab::Result<()>,
+    pub(super) act: fn(&Scene) -> roamd_lab::Result<()>,
 }
 
 /// The events of a show, in order, and how long it lasts.

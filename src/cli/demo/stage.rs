@@ -17,7 +17,7 @@ use super::{
     screen::Screen,
     watch::Watch,
 };
-use crate::lab::{Access, Scene};
+use roamd_lab::{Access, Scene};
 
 /// How long the tunnel may take until it carries packets.
 const TUNNEL_DEADLINE: Duration = Duration::from_secs(15);

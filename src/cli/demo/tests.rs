@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use super::{script::Event, *};
-use crate::lab::{Access, scene::SERVER_V4};
+use roamd_lab::{Access, scene::SERVER_V4};
 
 /// Does what the command line promises, except for the tunnel.
 const STAND_IN: &str = r#"#!/bin/sh
@@ -52,11 +52,11 @@ fn a_calm_show_ends_well() {
 
 #[test]
 fn events_happen_at_their_time_and_a_stall_is_told() {
-    let close = |scene: &lab::Scene| {
+    let close = |scene: &roamd_lab::Scene| {
         scene.air(Access::Wifi).black_hole(true);
         Ok(())
     };
-    let open = |scene: &lab::Scene| {
+    let open = |scene: &roamd_lab::Scene| {
         scene.air(Access::Wifi).black_hole(false);
         Ok(())
     };

@@ -56,9 +56,9 @@ pub enum Side {
 /// A direction across an emulated link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the end named first; in a [`Scene`](crate::lab::Scene) the uplink.
+    /// From the end named first; in a [`Scene`](crate::Scene) the uplink.
     LeftToRight,
-    /// From the end named second; in a [`Scene`](crate::lab::Scene) the downlink.
+    /// From the end named second; in a [`Scene`](crate::Scene) the downlink.
     RightToLeft,
 }
 

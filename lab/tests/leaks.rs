@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd::lab::{Namespace, Scene};
+use roamd_lab::{Namespace, Scene};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pair()   a: left  10.0.0.1/24 fd00::1/64 ◀── veth or emulator ──▶ b: right 10.0.0.2/24 fd00::2/64
-//!  Scene    see roamd::lab::scene
+//!  Scene    see roamd_lab::scene
 //! ```
 //!
 //! Needs root: without it every test fails and says so.
@@ -22,7 +22,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use roamd::lab::{
+use roamd_lab::{
     Access, Emulator, LinkShape, Namespace, Process, Scene,
     emulator::{Direction, Side},
     scene::{SERVER_V4, SERVER_V6},
