@@ -3,7 +3,7 @@
 use std::{hint::black_box, iter};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use roamd::{
+use roamd::internals::{
     config,
     identity::PublicKey,
     server::peers::Peers,

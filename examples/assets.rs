@@ -7,7 +7,7 @@ use std::{env, fs, path::PathBuf};
 use clap::{Command, CommandFactory as _};
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
-use roamd::cli::Cli;
+use roamd::internals::Cli;
 
 /// System administration (man(1)).
 const SECTION: &str = "8";

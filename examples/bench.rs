@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use roamd::identity::PrivateKey;
+use roamd::internals::identity::PrivateKey;
 use roamd_lab::{Namespace, Process, veth};
 
 /// How long each measurement takes, after a first second that does not count.

@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context as _;
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
-use roamd::identity::{PrivateKey, PublicKey};
+use roamd::internals::identity::{PrivateKey, PublicKey};
 use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 

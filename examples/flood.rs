@@ -34,7 +34,7 @@ use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use roamd::{
+use roamd::internals::{
     identity::{PrivateKey, PublicKey},
     path::udp::UdpSocket,
     quic::{self, tls},

@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use quinn::Connection;
-use roamd::identity::{PrivateKey, PublicKey};
+use roamd::internals::identity::{PrivateKey, PublicKey};
 use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 

@@ -1,11 +1,12 @@
 //! The command line.
 
 mod check;
-pub mod demo;
+mod demo;
+mod dispatch;
 mod doctor;
 mod import;
 mod keys;
-pub mod paint;
+pub(crate) mod paint;
 mod peer;
 mod status;
 mod tell;
@@ -18,15 +19,17 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use check::check;
-pub use doctor::doctor;
-pub use import::wireguard;
-pub use keys::{genkey, pubkey};
-pub use peer::{PeerCommand, peer};
-pub use status::status;
-pub use tell::{events, probe, reload, switch};
-pub use unseal::unseal;
-pub use watch::watch;
+pub use dispatch::main;
+
+use check::check;
+use doctor::doctor;
+use import::wireguard;
+use keys::{genkey, pubkey};
+use peer::{PeerCommand, peer};
+use status::status;
+use tell::{events, probe, reload, switch};
+use unseal::unseal;
+use watch::watch;
 
 /// The arguments of the `roamd` binary.
 #[derive(Debug, Parser)]
@@ -230,7 +233,7 @@ Examples:
 }
 
 /// Whether an error is only that nobody reads the output any more.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let json = || error.downcast_ref::<serde_json::Error>()?.io_error_kind();
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind).or_else(json);
     kind == Some(io::ErrorKind::BrokenPipe)

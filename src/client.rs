@@ -5,12 +5,12 @@
 //!  TUN ◀────────── pump::downlink ◀─ connection      Ended: temporary or fatal?
 //! ```
 
-pub mod attempts;
+pub(crate) mod attempts;
 mod chance;
 pub(crate) mod command;
 mod desired;
-pub mod dial;
-pub mod ended;
+pub(crate) mod dial;
+pub(crate) mod ended;
 mod greeting;
 mod offer;
 mod pauses;
@@ -128,7 +128,7 @@ pub(crate) struct Client {
 }
 
 /// Runs the client until the process is told to stop.
-pub async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
+pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let tun = &config.tun;
     let Handed { tun: device, over } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;

@@ -12,13 +12,13 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The present moment.
 #[must_use]
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 /// The time of the day where this machine is, as `10:02`; with its date if it is far from now.
 #[must_use]
-pub fn local(time: SystemTime) -> String {
+pub(crate) fn local(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let Ok(seconds) = libc::time_t::try_from(seconds) else { return String::new() };
     let mut broken_down = MaybeUninit::<libc::tm>::uninit();

@@ -23,7 +23,7 @@ mod lines;
 mod problem;
 mod raw;
 mod read;
-pub mod rights;
+pub(crate) mod rights;
 mod server;
 mod source;
 
@@ -38,9 +38,10 @@ use crate::identity::{PrivateKey, PublicKey};
 
 pub(crate) use check::{MIN_MTU, is_domain};
 pub use congestion::Congestion;
-pub use filter::{Filter, FilterError};
-pub use host_port::{DEFAULT_PORT, HostPort, HostPortError};
-pub use problem::{ConfigErrors, Origin, Problem};
+pub(crate) use filter::Filter;
+pub(crate) use host_port::{DEFAULT_PORT, HostPort};
+pub(crate) use problem::Problem;
+pub use problem::{ConfigErrors, Origin};
 
 /// Reads and checks the file at `path`, with this process's environment over it.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
@@ -48,14 +49,14 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 }
 
 /// The variables of this process's environment; what is not UTF-8 is made so, to be refused.
-pub fn process_environment() -> impl Iterator<Item = (String, String)> {
+pub(crate) fn process_environment() -> impl Iterator<Item = (String, String)> {
     env::vars_os().map(|(name, value)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     })
 }
 
 /// One element of `tun.routes`, unchanged; an error says what is accepted.
-pub fn tun_route(text: &str) -> Result<String, String> {
+pub(crate) fn tun_route(text: &str) -> Result<String, String> {
     let mut problems = problem::Problems::default();
     check::tun_routes(&Some(vec![Some(text.to_owned())]), &mut problems);
     let in_no_file = |_: &str| (Origin::File { line: None }, true);

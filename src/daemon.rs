@@ -1,14 +1,15 @@
 //! What a daemon is apart from its role: its file, its name, its log.
 
-pub mod control;
-pub mod door;
-pub mod events;
-pub mod exit;
-pub mod logging;
-pub mod metrics;
-pub mod signals;
-pub mod status;
-pub mod systemd;
+pub(crate) mod control;
+pub(crate) mod door;
+pub(crate) mod events;
+pub(crate) mod exit;
+pub(crate) mod logging;
+pub(crate) mod metrics;
+pub(crate) mod panic;
+pub(crate) mod signals;
+pub(crate) mod status;
+pub(crate) mod systemd;
 
 use std::{convert::Infallible, io, path::PathBuf};
 
@@ -25,7 +26,7 @@ use crate::{
 
 /// A daemon that is about to run.
 #[derive(Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     file: PathBuf,
     log: LogHandle,
     /// Its name and where it is asked.
@@ -36,7 +37,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Loads the file and starts to log.
-    pub fn load(file: PathBuf) -> anyhow::Result<(Self, Config)> {
+    pub(crate) fn load(file: PathBuf) -> anyhow::Result<(Self, Config)> {
         // Neither a dump nor a debugger of the same user may have the key.
         prctl::set_dumpable(false).context("cannot switch core dumps off")?;
         let config = config::load(&file)?;
@@ -53,7 +54,7 @@ impl Daemon {
     }
 
     /// The TUN device, see [`systemd::tun`].
-    pub fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
+    pub(crate) fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
         let handed = systemd::tun(name, mtu, offload).map_err(|error| {
             match record::who_has(name, &self.instance) {
                 Some(tunnel) => io::Error::new(
@@ -68,18 +69,18 @@ impl Daemon {
     }
 
     /// The configuration as the file has it now.
-    pub fn read_again(&self) -> Result<Config, ConfigErrors> {
+    pub(crate) fn read_again(&self) -> Result<Config, ConfigErrors> {
         config::load(&self.file)
     }
 
     /// Logs what the configuration says from here on. The form of a line stays.
-    pub fn log(&self, log: &Log) {
+    pub(crate) fn log(&self, log: &Log) {
         self.log.set(&log.level);
     }
 
     /// What to say about a reload that went well, if these keys of it take a restart.
     #[must_use]
-    pub fn reloaded(&self, stays: &[&str]) -> Vec<String> {
+    pub(crate) fn reloaded(&self, stays: &[&str]) -> Vec<String> {
         let mut lines = vec![format!("{} is in effect", self.file.display())];
         lines.extend(stays.iter().map(|key| format!("{key} changes with a restart only")));
         systemd::note(&lines[1..].join(", "));
@@ -88,12 +89,12 @@ impl Daemon {
 
     /// What to say about a reload that this host does not let happen.
     #[must_use]
-    pub fn refused(&self, error: &anyhow::Error) -> String {
+    pub(crate) fn refused(&self, error: &anyhow::Error) -> String {
         format!("{} is not in effect, everything stays as it was: {error:#}", self.file.display())
     }
 
     /// Reloads at each SIGHUP, for ever.
-    pub async fn hangups<R>(&self, reload: impl Fn() -> R) -> anyhow::Result<Infallible>
+    pub(crate) async fn hangups<R>(&self, reload: impl Fn() -> R) -> anyhow::Result<Infallible>
     where
         R: Future<Output = Result<Vec<String>, String>>,
     {

@@ -10,16 +10,16 @@
 //!
 //! What would outlive a daemon that is killed is written down in its [`record`].
 
-pub mod facts;
-pub mod firewall;
-pub mod interface;
-pub mod metered;
-pub mod nat;
-pub mod nft;
-pub mod record;
-pub mod resolver;
-pub mod rules;
-pub mod sysctl;
+pub(crate) mod facts;
+pub(crate) mod firewall;
+pub(crate) mod interface;
+pub(crate) mod metered;
+pub(crate) mod nat;
+pub(crate) mod nft;
+pub(crate) mod record;
+pub(crate) mod resolver;
+pub(crate) mod rules;
+pub(crate) mod sysctl;
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -43,15 +43,15 @@ use crate::{
 };
 
 /// The packets that carry a tunnel have this mark ("roam"); what has it stays outside of every tunnel.
-pub const MARK: u32 = 0x726f_616d;
+pub(crate) const MARK: u32 = 0x726f_616d;
 /// The table with the routes of a tunnel that takes everything.
-pub const TABLE: u32 = MARK;
+pub(crate) const TABLE: u32 = MARK;
 /// Whoever deletes a rule may delete more.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// What a tunnel wants of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// The interface's MTU in bytes.
     pub mtu: u16,
     /// The interface's addresses.
@@ -79,13 +79,13 @@ pub struct Layout {
 impl Layout {
     /// Whether all other traffic goes into the tunnel.
     #[must_use]
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.routes.iter().any(|route| route.prefix_len() == 0)
     }
 
     /// The same with nothing led into the tunnel and nothing held back.
     #[must_use]
-    pub fn opened(&self) -> Self {
+    pub(crate) fn opened(&self) -> Self {
         let none = Vec::new;
         let (routes, blocked, sealed, dns) = (none(), none(), none(), Dns::default());
         Self { routes, blocked, sealed, dns, is_open: true, ..self.clone() }
@@ -119,7 +119,7 @@ impl Layout {
 
 /// What becomes of the kill switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seal {
+pub(crate) enum Seal {
     /// It stays when the daemon is gone.
     Kept,
     /// It goes, too.
@@ -127,14 +127,14 @@ pub enum Seal {
 }
 
 /// Sets up what a session needs of its host.
-pub trait Setup: Send {
+pub(crate) trait Setup: Send {
     /// Makes the host as the layout says; what stays is not touched.
     fn set(&mut self, layout: Layout) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
 /// Tells the [`Host`] what is wanted.
 #[derive(Clone, Debug)]
-pub struct Wish(mpsc::Sender<Order>);
+pub(crate) struct Wish(mpsc::Sender<Order>);
 
 type Order = (Layout, oneshot::Sender<anyhow::Result<()>>);
 
@@ -157,7 +157,7 @@ async fn next(tables: &mut Option<nft::Changes>) {
 
 /// What a host tells, as it changes.
 #[derive(Clone, Debug)]
-pub struct Reports {
+pub(crate) struct Reports {
     /// What it has without the tunnel.
     pub facts: watch::Receiver<Facts>,
     /// What the tunnel wants and the kernel refuses.
@@ -176,7 +176,7 @@ impl Default for Reports {
 
 impl Reports {
     /// Returns when the host has something else than before. Cancel safe.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         if self.facts.changed().await.is_err() {
             std::future::pending().await
         }
@@ -185,7 +185,7 @@ impl Reports {
 
 /// A client's host.
 #[derive(Debug)]
-pub struct Host {
+pub(crate) struct Host {
     netlink: Netlink,
     interface: Interface,
     facts: watch::Sender<Facts>,
@@ -203,7 +203,7 @@ pub struct Host {
 impl Host {
     /// The host with the tunnel's interface; whether that one is `inherited`, with rules and resolvers, from
     /// an earlier run.
-    pub fn new(
+    pub(crate) fn new(
         interface: Interface,
         inherited: bool,
         record: Record,
@@ -226,12 +226,12 @@ impl Host {
 
     /// What it tells from here on.
     #[must_use]
-    pub fn reports(&self) -> Reports {
+    pub(crate) fn reports(&self) -> Reports {
         Reports { facts: self.facts.subscribe(), left_out: self.interface.left_out() }
     }
 
     /// Looks at what the host has without the tunnel.
-    pub async fn survey(&self) {
+    pub(crate) async fn survey(&self) {
         match facts::survey(&self.netlink, self.interface.index()).await {
             Ok(found) => {
                 self.facts.send_if_modified(|known| {
@@ -245,7 +245,7 @@ impl Host {
     }
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
-    pub async fn run(&mut self) -> anyhow::Result<Infallible> {
+    pub(crate) async fn run(&mut self) -> anyhow::Result<Infallible> {
         let mut monitor = Monitor::open()?;
         let mut tables = nft::Changes::open()
             .inspect_err(|error| warn!(%error, "can't hear of changes to firewall rules"))
@@ -278,7 +278,7 @@ impl Host {
     }
 
     /// Makes the host as the layout says; an error only where the kill switch or routing rules can't be set.
-    pub async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
+    pub(crate) async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
         let takes = layout.everything;
         if takes {
             self.record.take_everything(true).map_err(|error| Exit::Config.because(error))?;
@@ -336,7 +336,7 @@ impl Host {
     }
 
     /// Undoes everything but the interface, which vanishes with its device.
-    pub async fn undo(&mut self, seal: Seal) {
+    pub(crate) async fn undo(&mut self, seal: Seal) {
         self.resolver.revert().await;
         if let Err(error) = self.remove_rules().await {
             warn!(error = format!("{error:#}"), "can't remove routing rules");

@@ -17,19 +17,24 @@
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.
 
-pub mod cli;
-pub mod client;
-pub mod clock;
-pub mod config;
-pub mod daemon;
-pub mod host;
-pub mod identity;
-pub mod link;
-pub mod path;
-pub mod quic;
-pub mod server;
-pub mod tunnel;
-pub mod wire;
+mod cli;
+mod client;
+mod clock;
+mod config;
+mod daemon;
+mod host;
+mod identity;
+mod link;
+mod path;
+mod quic;
+mod server;
+mod tunnel;
+mod wire;
+
+#[doc(hidden)]
+pub mod internals;
+
+pub use cli::main;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The machine's own network links, as the kernel tells of them through rtnetlink.
 
-pub mod candidate;
-pub mod monitor;
-pub mod netlink;
-pub mod portal;
-pub mod wake;
+pub(crate) mod candidate;
+pub(crate) mod monitor;
+pub(crate) mod netlink;
+pub(crate) mod portal;
+pub(crate) mod wake;

@@ -5,12 +5,12 @@
 
 mod burst;
 mod dscp;
-pub mod forgotten;
-pub mod handshake;
-pub mod manager;
-pub mod network;
-pub mod preference;
-pub mod probe;
-pub mod servers;
-pub mod socket;
-pub mod udp;
+pub(crate) mod forgotten;
+pub(crate) mod handshake;
+pub(crate) mod manager;
+pub(crate) mod network;
+pub(crate) mod preference;
+pub(crate) mod probe;
+pub(crate) mod servers;
+pub(crate) mod socket;
+pub(crate) mod udp;

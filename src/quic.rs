@@ -1,8 +1,8 @@
 //! How both ends set up quinn.
 
-pub mod congestion;
-pub mod session;
-pub mod tls;
+pub(crate) mod congestion;
+pub(crate) mod session;
+pub(crate) mod tls;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
-pub const MAX_UDP_PAYLOAD: u16 = 9200;
+pub(crate) const MAX_UDP_PAYLOAD: u16 = 9200;
 /// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
 /// word. At 1 Gbit/s this is some 30 ms.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
 /// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
 /// short enough that the queue in front of it, which can choose, is where packets wait.
-pub const SEND_BUFFER: usize = 128 * 1024;
+pub(crate) const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes around an inner packet in a QUIC packet: short header with an 8-byte connection id and a
 /// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
 /// up.
@@ -49,26 +49,26 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 /// Bytes of the control stream that wait to be read: more than its longest message.
 const CONTROL_BUFFER: u32 = 128 * 1024;
 /// How long a probe's connection stays without a question.
-pub const PROBE_IDLE: Duration = Duration::from_secs(60);
+pub(crate) const PROBE_IDLE: Duration = Duration::from_secs(60);
 
 /// Application error codes with which a connection is closed (RFC 9000 §20.2).
-pub mod close {
+pub(crate) mod close {
     use super::VarInt;
 
     /// The daemon stops.
     pub const GOODBYE: VarInt = VarInt::from_u32(0);
     /// Another connection of the same key took the session over.
-    pub const TAKEN_OVER: VarInt = VarInt::from_u32(1);
+    pub(crate) const TAKEN_OVER: VarInt = VarInt::from_u32(1);
     /// The server does not know the client's key.
-    pub const UNKNOWN_KEY: VarInt = VarInt::from_u32(2);
+    pub(crate) const UNKNOWN_KEY: VarInt = VarInt::from_u32(2);
     /// No common version of the protocol.
-    pub const VERSION: VarInt = VarInt::from_u32(3);
+    pub(crate) const VERSION: VarInt = VarInt::from_u32(3);
     /// The other side broke the protocol.
     pub const PROTOCOL: VarInt = VarInt::from_u32(4);
     /// This connection lost the race against another one of the same client.
-    pub const NOT_NEEDED: VarInt = VarInt::from_u32(5);
+    pub(crate) const NOT_NEEDED: VarInt = VarInt::from_u32(5);
     /// Another machine with the same key has the session. The reason is its address.
-    pub const DISPLACED: VarInt = VarInt::from_u32(6);
+    pub(crate) const DISPLACED: VarInt = VarInt::from_u32(6);
 }
 
 /// The transport parameters of both sides, for inner packets of up to `mtu` bytes. Through `renewal`
@@ -169,16 +169,16 @@ pub fn probe_transport() -> TransportConfig {
 /// of the round trip: three halves of it and the other side's 25 ms for an acknowledgement are above
 /// the probe timeout on all but the worst links.
 #[must_use]
-pub fn silence_limit(connection: &Connection) -> Duration {
+pub(crate) fn silence_limit(connection: &Connection) -> Duration {
     let pto = connection.rtt() * 3 / 2 + Duration::from_millis(25);
     (2 * pto).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
 }
 
 /// How often somebody who should answer is asked.
-pub const NUDGE: Duration = Duration::from_millis(250);
+pub(crate) const NUDGE: Duration = Duration::from_millis(250);
 
 /// Asks the other side for a sign of life at once, however much is lost and waits to be repeated.
-pub fn nudge(connection: &Connection, renewal: &Handle) {
+pub(crate) fn nudge(connection: &Connection, renewal: &Handle) {
     // What is in flight is lost, as far as we know, and must not fill the window.
     renewal.fresh_start();
     // Without success the connection has worse troubles, which show elsewhere.
@@ -187,18 +187,18 @@ pub fn nudge(connection: &Connection, renewal: &Handle) {
 
 /// Asks for a sign of life with a packet that nobody takes for a bare acknowledgement. It costs little, and
 /// the answer may take 25 ms.
-pub fn ping(connection: &Connection) {
+pub(crate) fn ping(connection: &Connection) {
     let _ = connection.send_datagram(Bytes::from_static(&PADDING_PACKET[..PING]));
 }
 
 /// Asks the other side for a sign of life. QUIC must acknowledge any datagram, but may take 25 ms for it;
 /// of two packets in a row it acknowledges the second at once (RFC 9000 §13.2.2).
-pub fn ask(connection: &Connection) {
+pub(crate) fn ask(connection: &Connection) {
     pad(connection, 2);
 }
 
 /// Sends as many packets with nothing in them.
-pub fn pad(connection: &Connection, packets: usize) {
+pub(crate) fn pad(connection: &Connection, packets: usize) {
     for _ in 0..packets {
         let _ = connection.send_datagram(Bytes::from_static(&PADDING_PACKET));
     }
@@ -206,4 +206,4 @@ pub fn pad(connection: &Connection, packets: usize) {
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips
 /// of 600 ms and a lost packet), shorter than a person's patience.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

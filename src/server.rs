@@ -6,14 +6,14 @@
 //!             └─▶ another peer's queue
 //! ```
 
-pub mod fallback;
+pub(crate) mod fallback;
 mod few;
 mod gate;
-pub mod handshake;
-pub mod peers;
+pub(crate) mod handshake;
+pub(crate) mod peers;
 mod rivals;
-pub mod silence;
-pub mod socket;
+pub(crate) mod silence;
+pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -135,7 +135,7 @@ impl Acceptor {
 }
 
 /// Runs the server until the process is told to stop.
-pub async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
+pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let (tun, listen) = (&config.tun, config.listen);
     let Handed { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;

@@ -9,16 +9,16 @@
 //! socket. Nothing here is fatal but the loss of the device; a packet that can't go on is counted
 //! by its reason ([`counters::Drop`]) and dropped.
 
-pub mod counters;
-pub mod device;
-pub mod ecn;
-pub mod flow;
-pub mod inside;
-pub mod merge;
-pub mod pump;
-pub mod queue;
-pub mod split;
-pub mod vnet;
+pub(crate) mod counters;
+pub(crate) mod device;
+pub(crate) mod ecn;
+pub(crate) mod flow;
+pub(crate) mod inside;
+pub(crate) mod merge;
+pub(crate) mod pump;
+pub(crate) mod queue;
+pub(crate) mod split;
+pub(crate) mod vnet;
 
 #[cfg(test)]
 mod offload_tests;

@@ -2,10 +2,10 @@
 //!
 //! Everything here is pure: bytes in, values out. `docs/protocol.md` is the specification.
 
-pub mod checksum;
-pub mod datagram;
-pub mod foreign;
-pub mod fragment;
-pub mod message;
-pub mod packet;
-pub mod transport;
+pub(crate) mod checksum;
+pub(crate) mod datagram;
+pub(crate) mod foreign;
+pub(crate) mod fragment;
+pub(crate) mod message;
+pub(crate) mod packet;
+pub(crate) mod transport;

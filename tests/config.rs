@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use roamd::config::{
+use roamd::internals::config::{
     ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, Preference,
     ServerConfig,
 };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use roamd::{
+use roamd::internals::{
     config,
     identity::PublicKey,
     server::peers::{Peer, Peers},

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
-use roamd::{
+use roamd::internals::{
     config::{Congestion, Quic},
     identity::{PrivateKey, PublicKey},
     path::udp::UdpSocket,

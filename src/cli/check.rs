@@ -7,7 +7,7 @@ use crate::config::{Loaded, process_environment, rights};
 
 /// Prints the effective configuration with this host's public key, or fails with every
 /// problem.
-pub fn check(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let loaded = Loaded::new(file, process_environment())?;
     rights::check(file, loaded.key_file())?;
     let toml = loaded.to_toml()?;

@@ -64,7 +64,7 @@ struct Plan {
 ///
 /// When the kernel does not let it make networks, when a daemon fails (the end of its log has been
 /// printed by then), and when the session lost something.
-pub fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
+pub(crate) fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(file) = &svg {
         can_write(file)?;
     }

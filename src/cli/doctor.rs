@@ -25,7 +25,7 @@ use super::paint::Paint;
 use crate::config::{Config, Loaded, process_environment};
 
 /// Looks for what keeps the tunnel of this file from working; an error if something does.
-pub fn doctor(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn doctor(file: &Path) -> anyhow::Result<()> {
     let loaded = Loaded::new(file, process_environment())?;
     let paint = Paint::for_stdout();
     let mut stdout = io::stdout().lock();

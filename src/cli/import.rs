@@ -20,7 +20,7 @@ struct Section<'a> {
 }
 
 /// Prints a client's configuration with what the file says, and what is to be done by hand.
-pub fn wireguard(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn wireguard(file: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(file)
         .map_err(|error| Exit::NoInput.because(error))
         .with_context(|| format!("cannot read {}", file.display()))?;

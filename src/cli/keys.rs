@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use crate::{config::rights, daemon::exit::Exit, identity::PrivateKey};
 
 /// Writes a new private key to a file of its own or to standard output.
-pub fn genkey(output: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn genkey(output: Option<&Path>) -> anyhow::Result<()> {
     let key = PrivateKey::generate()?;
     match output {
         Some(path) if path != Path::new("-") => write_new(path, &key),
@@ -23,7 +23,7 @@ pub fn genkey(output: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Writes the public key of the private key in a file or on standard input.
-pub fn pubkey(file: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn pubkey(file: Option<&Path>) -> anyhow::Result<()> {
     let key = match file {
         Some(path) => PrivateKey::load(path)?,
         None => PrivateKey::read(io::stdin().lock())

@@ -10,24 +10,18 @@ use anstyle::Style;
 
 /// Whether there are colours.
 #[derive(Clone, Copy, Debug)]
-pub struct Paint(bool);
+pub(crate) struct Paint(bool);
 
 impl Paint {
     /// As standard output wants it.
     #[must_use]
-    pub fn for_stdout() -> Self {
+    pub(crate) fn for_stdout() -> Self {
         let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self(io::stdout().is_terminal() && !refused)
     }
 
-    /// No colours.
-    #[must_use]
-    pub fn none() -> Self {
-        Self(false)
-    }
-
     /// The text in this style.
-    pub fn paint(self, style: Style, text: impl Display) -> String {
+    pub(crate) fn paint(self, style: Style, text: impl Display) -> String {
         if self.0 { format!("{style}{text}{style:#}") } else { text.to_string() }
     }
 }

@@ -86,7 +86,7 @@ pub struct Add {
 }
 
 /// Does it.
-pub fn peer(command: PeerCommand) -> anyhow::Result<()> {
+pub(crate) fn peer(command: PeerCommand) -> anyhow::Result<()> {
     match command {
         PeerCommand::Add(add) => add.run(),
         PeerCommand::List(which) => list(&which.server),

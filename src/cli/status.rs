@@ -6,7 +6,7 @@ use super::{paint::Paint, text::Text};
 use crate::daemon::control::Instance;
 
 /// Prints what the daemon `name` does; without a name what all do, as text, or the only one as JSON.
-pub fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub(crate) fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
     let running = if name.is_none() && !json { Instance::running()? } else { Vec::new() };
     let mut stdout = io::stdout().lock();
     if running.len() > 1 {

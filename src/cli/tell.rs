@@ -14,23 +14,23 @@ use crate::daemon::control::{ControlError, Instance, Request};
 const FOLLOW_RETRY: Duration = Duration::from_millis(250);
 
 /// Moves the tunnel to `link`, or without one lets it choose by itself again.
-pub fn switch(tunnel: Option<&str>, link: Option<String>, pin: bool) -> anyhow::Result<()> {
+pub(crate) fn switch(tunnel: Option<&str>, link: Option<String>, pin: bool) -> anyhow::Result<()> {
     tell(tunnel, &link.map_or(Request::Auto, |link| Request::Switch { link, pin }))
 }
 
 /// Asks the server over `link`, or over all.
-pub fn probe(tunnel: Option<&str>, link: Option<String>) -> anyhow::Result<()> {
+pub(crate) fn probe(tunnel: Option<&str>, link: Option<String>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Probe { link })
 }
 
 /// Makes the daemon read its configuration again.
-pub fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Reload)
 }
 
 /// Prints what happens to the tunnel, until the daemon ends; with `follow` also what happens to the next one
 /// of the name.
-pub fn events(tunnel: Option<&str>, follow: bool) -> anyhow::Result<()> {
+pub(crate) fn events(tunnel: Option<&str>, follow: bool) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     let instance = Instance::find(tunnel)?;
     let mut events = instance.events()?;

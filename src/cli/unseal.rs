@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Lets out what tunnels that do not run hold back: the one called `name`, or all.
-pub fn unseal(name: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn unseal(name: Option<&str>) -> anyhow::Result<()> {
     let names = match name {
         Some(name) => vec![name.to_owned()],
         None => record::names(&Instance::named("roamd")),

@@ -22,7 +22,7 @@ const PACE: Duration = Duration::from_millis(500);
 
 /// Shows the tunnel until somebody presses q; with `once`, shows it after a few looks and leaves it on the
 /// screen.
-pub fn watch(name: Option<&str>, once: bool) -> anyhow::Result<()> {
+pub(crate) fn watch(name: Option<&str>, once: bool) -> anyhow::Result<()> {
     let instance = Instance::find(name)?;
     let mut history = History::default();
     if once {

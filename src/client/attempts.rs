@@ -10,7 +10,7 @@ use crate::{daemon::status::PathStatus, link::candidate::Candidate, path::manage
 
 /// The attempts since the last connection, one for each way to the server.
 #[derive(Debug, Default)]
-pub struct Attempts(Mutex<BTreeMap<Candidate, Attempt>>);
+pub(crate) struct Attempts(Mutex<BTreeMap<Candidate, Attempt>>);
 
 #[derive(Debug)]
 struct Attempt {

@@ -71,7 +71,7 @@ const PACES: [(Duration, Duration); 3] = [
 
 /// Why a round of attempts reached no server.
 #[derive(Debug, thiserror::Error)]
-pub enum DialError {
+pub(crate) enum DialError {
     /// Every handshake failed; the most telling failure.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),

@@ -13,7 +13,7 @@ use crate::{
 
 /// The server will not have us, or what answers is another one: until somebody changes something.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The server does not know our key.
     #[error(
         "the server refused this client's key. Add this to the server's configuration:\n\n\
@@ -32,7 +32,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the server said so after it proved its key. Anything else can come from anybody on the way.
     #[must_use]
-    pub fn is_proven(&self) -> bool {
+    pub(crate) fn is_proven(&self) -> bool {
         match self {
             Self::UnknownKey(_) | Self::Version(_) => true,
             Self::WrongServer(_) => false,
@@ -41,7 +41,7 @@ impl Refusal {
 
     /// The refusal in one line.
     #[must_use]
-    pub fn in_short(&self) -> String {
+    pub(crate) fn in_short(&self) -> String {
         match self {
             Self::UnknownKey(key) => {
                 format!("no [[peer]] of the server has this client's key {key}")
@@ -53,7 +53,7 @@ impl Refusal {
 
 /// Why a session, or the attempt at one, ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// No server was reached.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -80,7 +80,7 @@ pub enum Ended {
 impl Ended {
     /// The refusal, if it was one. What is refused is asked again, though more rarely.
     #[must_use]
-    pub fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {
+    pub(crate) fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {
         match self {
             Self::Dial(DialError::Handshake(
                 error @ (HandshakeError::WrongServerKey { .. } | HandshakeError::NotRoamd { .. }),

@@ -56,7 +56,7 @@ pub(super) struct Offer {
 
 /// Why no session is possible.
 #[derive(Debug, thiserror::Error)]
-pub enum OfferError {
+pub(crate) enum OfferError {
     /// There is no address to send from.
     #[error("the server gives this client no inner address that it could use ({0})")]
     NoAddress(String),

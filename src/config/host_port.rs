@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// The port of a server whose address names none.
-pub const DEFAULT_PORT: u16 = 4433;
+pub(crate) const DEFAULT_PORT: u16 = 4433;
 
 /// A server's name or address, and its port: `vpn.example.net:4433`, `[2001:db8::1]:4433`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ const USER: &str = "roamd";
 /// A user cannot read a file that it needs.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {advice}", self.found())]
-pub struct Unreadable {
+pub(crate) struct Unreadable {
     user: String,
     file: PathBuf,
     /// What to do about it.
@@ -33,20 +33,20 @@ pub struct Unreadable {
 impl Unreadable {
     /// Who cannot read what.
     #[must_use]
-    pub fn found(&self) -> String {
+    pub(crate) fn found(&self) -> String {
         format!("user {} cannot read {}", self.user, self.file.display())
     }
 }
 
 /// The user that will read `file`, if it is one of the unit's.
 #[must_use]
-pub fn reader(file: &Path) -> Option<User> {
+pub(crate) fn reader(file: &Path) -> Option<User> {
     let directory = fs::canonicalize(path::absolute(file).ok()?.parent()?).ok()?;
     directory.starts_with(DIRECTORY).then(|| User::from_name(USER).ok().flatten())?
 }
 
 /// Gives a new file to the user that will read it. Only root can.
-pub fn give(file: &File, path: &Path) -> io::Result<()> {
+pub(crate) fn give(file: &File, path: &Path) -> io::Result<()> {
     match reader(path) {
         Some(user) if geteuid().is_root() => {
             fchown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
@@ -57,7 +57,7 @@ pub fn give(file: &File, path: &Path) -> io::Result<()> {
 
 /// The command that leaves `file` to its reader alone.
 #[must_use]
-pub fn mend(file: &Path) -> String {
+pub(crate) fn mend(file: &Path) -> String {
     let shown = file.display();
     let owner = fs::metadata(file).map(|found| found.uid()).ok();
     match reader(file).filter(|user| owner != Some(user.uid.as_raw())) {
@@ -67,7 +67,7 @@ pub fn mend(file: &Path) -> String {
 }
 
 /// Whether the unit's user can read the configuration `file` and its `key`, as far as root can tell for it.
-pub fn check(file: &Path, key: Option<&Path>) -> Result<(), Unreadable> {
+pub(crate) fn check(file: &Path, key: Option<&Path>) -> Result<(), Unreadable> {
     let Some(user) = reader(file).filter(|_| geteuid().is_root()) else { return Ok(()) };
     readable_by(&user, file)?;
     // LoadCredential= of the unit: systemd reads that one, as root.
@@ -80,7 +80,7 @@ pub fn check(file: &Path, key: Option<&Path>) -> Result<(), Unreadable> {
 
 /// Whether `user` can read `file`. The kernel decides, in a thread that takes the user's place: modes, groups,
 /// ACLs and folders all count. Needs root; for anyone else, the answer is their own.
-pub fn readable_by(user: &User, file: &Path) -> Result<(), Unreadable> {
+pub(crate) fn readable_by(user: &User, file: &Path) -> Result<(), Unreadable> {
     thread::scope(|scope| {
         let asked = scope.spawn(|| match take_place_of(user) {
             Ok(()) => readable(user, file),
@@ -92,7 +92,7 @@ pub fn readable_by(user: &User, file: &Path) -> Result<(), Unreadable> {
 
 /// What to do about this error of reading `file`, where the unit's user is the one that met it.
 #[must_use]
-pub fn advice(file: &Path, error: &io::Error) -> Option<String> {
+pub(crate) fn advice(file: &Path, error: &io::Error) -> Option<String> {
     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
     let user = reader(file).filter(|user| is_denied && user.uid == geteuid())?;
     readable(&user, file).err().map(|unreadable| unreadable.advice)

@@ -52,7 +52,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
-pub enum Request {
+pub(crate) enum Request {
     /// What it is doing.
     Status,
     /// Move to a link.
@@ -78,7 +78,7 @@ pub enum Request {
 /// What is answered.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// To [`Request::Status`].
     Ok(Box<Status>),
     /// What was done, line by line.
@@ -89,7 +89,7 @@ pub enum Reply {
 
 /// Why a daemon can't be asked, or can't be where it wants to be asked.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub(crate) enum ControlError {
     /// No daemon by that name.
     #[error("no roamd named {name} is running (no answer at {path})")]
     NotRunning {
@@ -143,7 +143,7 @@ pub enum ControlError {
 
 /// A daemon's name and the place of its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
+pub(crate) struct Instance {
     name: String,
     path: PathBuf,
 }
@@ -151,30 +151,30 @@ pub struct Instance {
 impl Instance {
     /// The instance that a configuration file makes: `/etc/roamd/home.toml` is `home`.
     #[must_use]
-    pub fn of_file(file: &Path) -> Self {
+    pub(crate) fn of_file(file: &Path) -> Self {
         let stem = file.file_stem().unwrap_or(file.as_os_str());
         Self::named(&stem.to_string_lossy())
     }
 
     /// The instance called `name`.
     #[must_use]
-    pub fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         Self::within(&directory(), name)
     }
 
     /// The instance called `name` whose socket is in `directory`.
     #[must_use]
-    pub fn within(directory: &Path, name: &str) -> Self {
+    pub(crate) fn within(directory: &Path, name: &str) -> Self {
         Self { name: name.into(), path: directory.join(format!("{name}.{SUFFIX}")) }
     }
 
     /// The instance called `name`, or without a name the only one that runs.
-    pub fn find(name: Option<&str>) -> Result<Self, ControlError> {
+    pub(crate) fn find(name: Option<&str>) -> Result<Self, ControlError> {
         name.map_or_else(Self::only, |name| Ok(Self::named(name)))
     }
 
     /// The only one that runs.
-    pub fn only() -> Result<Self, ControlError> {
+    pub(crate) fn only() -> Result<Self, ControlError> {
         let mut running = Self::running()?;
         match running.len() {
             0 => Err(ControlError::NoneRunning(directory())),
@@ -184,7 +184,7 @@ impl Instance {
     }
 
     /// All that run, by name.
-    pub fn running() -> Result<Vec<Self>, ControlError> {
+    pub(crate) fn running() -> Result<Vec<Self>, ControlError> {
         let directory = directory();
         let entries = match fs::read_dir(&directory) {
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -204,25 +204,25 @@ impl Instance {
 
     /// The instance called `name` in the same directory.
     #[must_use]
-    pub fn sibling(&self, name: &str) -> Self {
+    pub(crate) fn sibling(&self, name: &str) -> Self {
         let path = self.path.with_file_name(format!("{name}.{SUFFIX}"));
         Self { name: name.into(), path }
     }
 
     /// The file of this instance with another suffix, beside its socket.
     #[must_use]
-    pub fn beside(&self, suffix: &str) -> PathBuf {
+    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
         self.path.with_file_name(format!("{}.{suffix}", self.name))
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Asks for its status.
-    pub fn status(&self) -> Result<Status, ControlError> {
+    pub(crate) fn status(&self) -> Result<Status, ControlError> {
         match self.ask(&Request::Status)? {
             Reply::Ok(status) => Ok(*status),
             other => Err(self.unexpected(&other)),
@@ -230,7 +230,7 @@ impl Instance {
     }
 
     /// Tells it to do something; what it says to that.
-    pub fn tell(&self, request: &Request) -> Result<Vec<String>, ControlError> {
+    pub(crate) fn tell(&self, request: &Request) -> Result<Vec<String>, ControlError> {
         match self.ask(request)? {
             Reply::Done(lines) => Ok(lines),
             other => Err(self.unexpected(&other)),
@@ -238,7 +238,7 @@ impl Instance {
     }
 
     /// Listens to what happens there; one line of JSON for each event.
-    pub fn events(&self) -> Result<impl Iterator<Item = io::Result<String>>, ControlError> {
+    pub(crate) fn events(&self) -> Result<impl Iterator<Item = io::Result<String>>, ControlError> {
         let mut stream = self.connect()?;
         let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
         let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));
@@ -311,7 +311,7 @@ fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io:
 
 /// The served socket; it is removed when this is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     path: PathBuf,
     task: JoinHandle<()>,
 }
@@ -337,7 +337,11 @@ impl Default for Room {
 }
 
 /// Answers requests to `instance` with what `handler` gives.
-pub fn serve<F, R>(instance: &Instance, events: Events, handler: F) -> Result<Server, ControlError>
+pub(crate) fn serve<F, R>(
+    instance: &Instance,
+    events: Events,
+    handler: F,
+) -> Result<Server, ControlError>
 where
     F: Fn(Request) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Reply> + Send + 'static,

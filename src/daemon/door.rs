@@ -13,24 +13,24 @@ use tokio::{net::UnixListener, sync::oneshot};
 /// Bounds how many are inside: whoever comes when it is full takes the place of whoever has been there longest, so
 /// that nobody can keep others out by doing nothing.
 #[derive(Debug)]
-pub struct Door {
+pub(crate) struct Door {
     places: VecDeque<oneshot::Sender<Infallible>>,
     most: usize,
 }
 
 /// A place inside, for as long as this is not dropped or lost.
 #[derive(Debug)]
-pub struct Place(oneshot::Receiver<Infallible>);
+pub(crate) struct Place(oneshot::Receiver<Infallible>);
 
 impl Door {
     /// A door for so many.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { places: VecDeque::with_capacity(most), most }
     }
 
     /// Lets somebody in, and whoever lost the place out, before the next one may come.
-    pub async fn enter(&mut self) -> Place {
+    pub(crate) async fn enter(&mut self) -> Place {
         tokio::task::yield_now().await;
         self.take()
     }
@@ -48,14 +48,14 @@ impl Door {
 
 impl Place {
     /// Returns when somebody else takes the place. Cancel safe.
-    pub async fn lost(&mut self) {
+    pub(crate) async fn lost(&mut self) {
         let _ = (&mut self.0).await;
     }
 }
 
 /// Listens at `path` for the owner and its group only, in place of a socket that an earlier run left. Any other
 /// file stays, and is an error; so is a socket that somebody listens to.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::ErrorKind::AddrInUse.into());
     }

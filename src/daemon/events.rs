@@ -17,7 +17,7 @@ const BACKLOG: usize = 256;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
-pub enum Event {
+pub(crate) enum Event {
     /// To whom it may concern: from here on nothing is missed.
     Listening,
     /// Client: the tunnel carries packets.
@@ -96,7 +96,7 @@ struct Line<'a> {
 
 impl Event {
     /// The event as one line of JSON.
-    pub fn line(&self) -> serde_json::Result<String> {
+    pub(crate) fn line(&self) -> serde_json::Result<String> {
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let line = Line { schema: SCHEMA, time, event: self, summary: self.summary() };
         Ok(serde_json::to_string(&line)? + "\n")
@@ -104,7 +104,7 @@ impl Event {
 
     /// What a notification would say.
     #[must_use]
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         match self {
             Self::Listening => "listening".into(),
             Self::Connected { link, server, rtt } => {
@@ -132,7 +132,7 @@ impl Event {
 
 /// Where events go, to all who listen.
 #[derive(Clone, Debug)]
-pub struct Events(broadcast::Sender<Event>);
+pub(crate) struct Events(broadcast::Sender<Event>);
 
 impl Default for Events {
     fn default() -> Self {
@@ -142,14 +142,14 @@ impl Default for Events {
 
 impl Events {
     /// Tells all who listen.
-    pub fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         // Often nobody does.
         let _ = self.0.send(event);
     }
 
     /// Listens from here on.
     #[must_use]
-    pub fn listen(&self) -> broadcast::Receiver<Event> {
+    pub(crate) fn listen(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 /// A reason to end, with its exit status. Anything else ends with status 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// The command line was wrong.
     Usage = 64,
     /// What was to be read is not what it should be.
@@ -45,17 +45,17 @@ struct Failure {
 
 impl Exit {
     /// The process's exit status.
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         self as u8
     }
 
     /// An error that ends the process this way.
-    pub fn because(self, error: impl Into<anyhow::Error>) -> anyhow::Error {
+    pub(crate) fn because(self, error: impl Into<anyhow::Error>) -> anyhow::Error {
         Failure { exit: self, error: error.into() }.into()
     }
 
     /// How this error ends the process, if it is one that says so.
-    pub fn of(error: &anyhow::Error) -> Option<Self> {
+    pub(crate) fn of(error: &anyhow::Error) -> Option<Self> {
         error.chain().find_map(|cause| {
             if let Some(failure) = cause.downcast_ref::<Failure>() {
                 Some(failure.exit)

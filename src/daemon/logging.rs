@@ -22,15 +22,15 @@ use crate::{
 /// Logging was set up before.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct LoggingError(#[from] tracing_subscriber::util::TryInitError);
+pub(crate) struct LoggingError(#[from] tracing_subscriber::util::TryInitError);
 
 /// Changes what is logged.
 #[derive(Debug)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LogHandle {
     /// Logs these events from here on.
-    pub fn set(&self, level: &Filter) {
+    pub(crate) fn set(&self, level: &Filter) {
         if let Err(error) = self.0.reload(level.to_env_filter()) {
             warn!(%error, "log.level stays as it was");
         }
@@ -38,7 +38,7 @@ impl LogHandle {
 }
 
 /// Sends this process's events to standard error from here on, or to the journal behind it.
-pub fn init(log: &Log) -> Result<LogHandle, LoggingError> {
+pub(crate) fn init(log: &Log) -> Result<LogHandle, LoggingError> {
     let ansi = io::stderr().is_terminal();
     let lines = fmt::layer().with_ansi(ansi);
     let stderr = move || OneLine { to: io::stderr(), ansi };
@@ -94,7 +94,7 @@ impl<W: Write> Write for OneLine<W> {
 }
 
 /// Writes what ends the process to standard error; for the journal, each line with its priority (sd-daemon(3)).
-pub fn complain(lines: &str) -> io::Result<()> {
+pub(crate) fn complain(lines: &str) -> io::Result<()> {
     let mut stderr = io::stderr().lock();
     let priority = if is_journal() { "<3>" } else { "" };
     lines.lines().try_for_each(|line| writeln!(stderr, "{priority}{line}"))

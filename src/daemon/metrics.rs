@@ -3,5 +3,5 @@
 mod families;
 mod serve;
 
-pub use families::text;
-pub use serve::{MetricsServer, serve};
+pub(crate) use families::text;
+pub(crate) use serve::serve;

@@ -5,7 +5,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal as listen};
 
 /// Waits for SIGINT or SIGTERM; gives its name. The handlers are in place when this returns.
-pub fn stop() -> io::Result<impl Future<Output = &'static str>> {
+pub(crate) fn stop() -> io::Result<impl Future<Output = &'static str>> {
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
     Ok(async move {
@@ -17,6 +17,6 @@ pub fn stop() -> io::Result<impl Future<Output = &'static str>> {
 }
 
 /// SIGHUP, which asks for the configuration to be read again.
-pub fn hangups() -> io::Result<Signal> {
+pub(crate) fn hangups() -> io::Result<Signal> {
     listen(SignalKind::hangup())
 }

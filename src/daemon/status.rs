@@ -22,12 +22,12 @@ use crate::{
 };
 
 /// The version of the schema.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// A daemon's answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Status {
+pub(crate) struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
     /// The program's version.
@@ -42,7 +42,7 @@ pub struct Status {
 /// The daemon's role and what belongs to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "kebab-case")]
-pub enum Role {
+pub(crate) enum Role {
     /// A client.
     Client(Box<ClientStatus>),
     /// A server.
@@ -52,7 +52,7 @@ pub enum Role {
 /// A client's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ClientStatus {
+pub(crate) struct ClientStatus {
     /// `connecting`, `connected` or `waiting` (for the next attempt).
     pub state: ClientState,
     /// The server's names and addresses, as they are configured.
@@ -105,7 +105,7 @@ pub struct ClientStatus {
 /// Where a client is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ClientState {
+pub(crate) enum ClientState {
     /// Trying the server's addresses.
     Connecting,
     /// The tunnel carries packets.
@@ -117,7 +117,7 @@ pub enum ClientState {
 /// A path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct PathStatus {
+pub(crate) struct PathStatus {
     /// The link, such as `wlan0`.
     pub link: String,
     /// The local address.
@@ -150,7 +150,7 @@ pub struct PathStatus {
 impl PathStatus {
     /// A path that carries nothing of the tunnel yet.
     #[must_use]
-    pub fn unused(candidate: &Candidate, state: Condition, why: String) -> Self {
+    pub(crate) fn unused(candidate: &Candidate, state: Condition, why: String) -> Self {
         Self {
             link: candidate.link.clone(),
             local: candidate.source,
@@ -172,7 +172,7 @@ impl PathStatus {
 /// A link that carries no path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct UnusedLink {
+pub(crate) struct UnusedLink {
     /// Its name.
     pub link: String,
     /// Why, in words.
@@ -182,7 +182,7 @@ pub struct UnusedLink {
 /// A change of path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct SwitchStatus {
+pub(crate) struct SwitchStatus {
     /// Seconds since it was over.
     pub ago: f64,
     /// The old link; none if there was no path.
@@ -200,7 +200,7 @@ pub struct SwitchStatus {
 /// A server's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ServerStatus {
+pub(crate) struct ServerStatus {
     /// The address that it listens on.
     pub listen: SocketAddr,
     /// The TUN device.
@@ -225,7 +225,7 @@ pub struct ServerStatus {
 /// One peer of a server.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct PeerStatus {
+pub(crate) struct PeerStatus {
     /// Its name in the configuration.
     pub name: String,
     /// Its key.
@@ -248,7 +248,7 @@ pub struct PeerStatus {
 /// A session and the connection that carries it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct SessionStatus {
+pub(crate) struct SessionStatus {
     /// The other side's outer address.
     pub remote: SocketAddr,
     /// Seconds since it began.
@@ -263,7 +263,7 @@ pub struct SessionStatus {
 /// What quinn knows of a connection.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct QuicStatus {
+pub(crate) struct QuicStatus {
     /// Smoothed round-trip time in milliseconds.
     pub rtt: f64,
     /// Congestion window in bytes.
@@ -277,7 +277,7 @@ pub struct QuicStatus {
 /// A histogram of gaps, see [`SwitchStatus::gap`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Gaps {
+pub(crate) struct Gaps {
     /// Changes that took at most [`GAP_BOUNDS`] milliseconds, each counted once; the last is what took longer.
     pub counts: [u64; GAP_BOUNDS.len() + 1],
     /// All gaps together, in milliseconds.
@@ -285,11 +285,12 @@ pub struct Gaps {
 }
 
 /// The upper bounds of [`Gaps::counts`] in milliseconds.
-pub const GAP_BOUNDS: [f64; 9] = [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
+pub(crate) const GAP_BOUNDS: [f64; 9] =
+    [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
 
 impl Gaps {
     /// Counts a gap.
-    pub fn add(&mut self, milliseconds: f64) {
+    pub(crate) fn add(&mut self, milliseconds: f64) {
         let at = GAP_BOUNDS.iter().position(|bound| milliseconds <= *bound);
         self.counts[at.unwrap_or(GAP_BOUNDS.len())] += 1;
         self.sum += milliseconds;
@@ -299,13 +300,13 @@ impl Gaps {
 impl Status {
     /// A client's answer.
     #[must_use]
-    pub fn client(status: ClientStatus) -> Self {
+    pub(crate) fn client(status: ClientStatus) -> Self {
         Self::new(Role::Client(Box::new(status)))
     }
 
     /// A server's answer.
     #[must_use]
-    pub fn server(status: ServerStatus) -> Self {
+    pub(crate) fn server(status: ServerStatus) -> Self {
         Self::new(Role::Server(status))
     }
 
@@ -318,7 +319,7 @@ impl Status {
 impl QuicStatus {
     /// The present state of `connection`.
     #[must_use]
-    pub fn of(connection: &Connection) -> Self {
+    pub(crate) fn of(connection: &Connection) -> Self {
         let path = connection.stats().path;
         Self {
             rtt: milliseconds(path.rtt),
@@ -331,18 +332,18 @@ impl QuicStatus {
 
 /// Seconds from `then` to now; zero if the clock was set back.
 #[must_use]
-pub fn seconds_ago(then: SystemTime) -> f64 {
+pub(crate) fn seconds_ago(then: SystemTime) -> f64 {
     then.elapsed().map(rounded).unwrap_or_default()
 }
 
 /// Seconds with milliseconds.
 #[must_use]
-pub fn rounded(duration: Duration) -> f64 {
+pub(crate) fn rounded(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
 /// Milliseconds with microseconds.
 #[must_use]
-pub fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }

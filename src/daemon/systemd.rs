@@ -30,7 +30,7 @@ const TUN: &str = "tun";
 /// Whether a service manager runs this process. The environment of a program that a person starts may hold
 /// variables of the service that their terminal belongs to, hence the process id (systemd.exec(5)).
 #[must_use]
-pub fn is_managed() -> bool {
+pub(crate) fn is_managed() -> bool {
     let own = |id: String| id == std::process::id().to_string();
     std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var("SYSTEMD_EXEC_PID").is_ok_and(own)
 }
@@ -39,12 +39,12 @@ pub fn is_managed() -> bool {
 static TOLD: Mutex<(String, String)> = Mutex::new((String::new(), String::new()));
 
 /// Tells systemd, where it asked to be told, that the daemon does its work.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     say(&[NotifyState::Ready], |told| told.0 = status.into());
 }
 
 /// Tells systemd what the daemon is at.
-pub fn report(status: &str) {
+pub(crate) fn report(status: &str) {
     say(&[], |told| told.0 = status.into());
 }
 
@@ -55,7 +55,7 @@ fn assigned(status: &str) -> String {
 }
 
 /// Tells systemd what an admin should know whatever the daemon is at; an empty text takes it back.
-pub fn note(note: &str) {
+pub(crate) fn note(note: &str) {
     say(&[], |told| told.1 = note.into());
 }
 
@@ -71,7 +71,7 @@ fn say(states: &[NotifyState<'_>], change: impl FnOnce(&mut (String, String))) {
 }
 
 /// Tells systemd that the configuration is being read again; [`reloaded`] ends it.
-pub fn reloading() {
+pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => debug!(%error, "systemd could not be told"),
@@ -79,12 +79,12 @@ pub fn reloading() {
 }
 
 /// Tells systemd that [`reloading`] is over.
-pub fn reloaded() {
+pub(crate) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }
 
 /// Tells systemd that the daemon is about to end.
-pub fn stopping() {
+pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
@@ -96,26 +96,26 @@ fn notify(states: &[NotifyState<'_>]) {
 
 /// Beats when it is asked to, as long as the daemon's main loop comes round.
 #[derive(Debug, Default)]
-pub struct Heart {
+pub(crate) struct Heart {
     beats: AtomicU64,
     asked: Notify,
 }
 
 impl Heart {
     /// The loop came round.
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until the loop should come round. Cancel safe.
-    pub async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         self.asked.notified().await;
     }
 }
 
 /// Keeps systemd's watchdog (`WatchdogSec=`) quiet for as long as the heart beats. It shares its thread with
 /// the datapath, so that it does not wake when that is stuck.
-pub async fn watchdog(heart: &Heart) -> Infallible {
+pub(crate) async fn watchdog(heart: &Heart) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     // Who is busy when it is asked is in time with the next answer.
     let pace = (limit / 4).max(Duration::from_millis(1));
@@ -176,7 +176,7 @@ trait Job {
 const ANSWER: Duration = Duration::from_millis(500);
 
 /// Whether systemd stops this process to start it again (org.freedesktop.systemd1(5)).
-pub async fn is_restarting() -> bool {
+pub(crate) async fn is_restarting() -> bool {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return false;
     }
@@ -197,7 +197,7 @@ pub async fn is_restarting() -> bool {
 }
 
 /// A TUN device.
-pub struct Handed {
+pub(crate) struct Handed {
     /// The device.
     pub tun: Tun,
     /// Whether the last run left it, and what belongs to it.
@@ -205,7 +205,7 @@ pub struct Handed {
 }
 
 /// The TUN device: the one that the last daemon left with systemd, or a new one, left there for the next.
-pub fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
+pub(crate) fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
     for (descriptor, stored) in handed_over()? {
         // Another device, or one of another kind, goes with its descriptor.
         if stored == TUN

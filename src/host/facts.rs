@@ -28,7 +28,7 @@ const ANYWHERE: [IpAddr; 2] = [
 
 /// What a host has without its tunnel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Its own addresses, each with its link.
     pub addresses: Vec<(String, IpAddr)>,
     /// The networks on its links.
@@ -40,7 +40,7 @@ pub struct Facts {
 }
 
 /// Looks around, but not at the interface with the index `tunnel`.
-pub async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Error> {
+pub(crate) async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Error> {
     let mut facts = Facts::default();
     let mut links = Vec::new();
     let mut messages = netlink.handle().address().get().execute();

@@ -24,7 +24,7 @@ const LAN_V6: &str = "fc00::/7, fe80::/10, ff00::/8";
 
 /// The client's table.
 #[derive(Debug)]
-pub struct Firewall {
+pub(crate) struct Firewall {
     interface: String,
     record: Record,
     sysctls: Sysctls,
@@ -44,14 +44,14 @@ struct Made {
 impl Firewall {
     /// For the tunnel on `interface`.
     #[must_use]
-    pub fn new(interface: &str, record: Record) -> Self {
+    pub(crate) fn new(interface: &str, record: Record) -> Self {
         let sysctls = Sysctls::new(record.clone());
         Self { interface: interface.into(), record, sysctls, made: None }
     }
 
     /// Makes the table what the layout needs. An error only where the kill switch can't be set or lifted;
     /// the table is then as it was.
-    pub async fn set(&mut self, layout: &Layout) -> anyhow::Result<()> {
+    pub(crate) async fn set(&mut self, layout: &Layout) -> anyhow::Result<()> {
         let seals = seal(layout, &self.interface);
         let chains = if layout.is_full() && is_strict() {
             self.heed_marks();
@@ -125,7 +125,7 @@ impl Firewall {
     }
 
     /// Puts the table back if somebody changed or deleted it; whether that was so.
-    pub async fn restore(&mut self) -> anyhow::Result<bool> {
+    pub(crate) async fn restore(&mut self) -> anyhow::Result<bool> {
         let Some(made) = self.made.as_ref().filter(|made| !made.chains.is_empty()) else {
             return Ok(false);
         };
@@ -142,7 +142,7 @@ impl Firewall {
     }
 
     /// Removes the table, if it is there, and resets what belongs to it.
-    pub async fn remove(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&mut self) -> anyhow::Result<()> {
         self.sysctls.restore();
         self.remove_table().await
     }

@@ -26,13 +26,13 @@ use crate::link::{
     monitor::Monitor,
     netlink::{Netlink, os_error},
 };
-pub use left_out::{LeftOut, log};
-pub use route::Destination;
+pub(crate) use left_out::{LeftOut, log};
+pub(crate) use route::Destination;
 
 /// Why the interface can't be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("interface {interface}: can't {action}: {source}")]
-pub struct InterfaceError {
+pub(crate) struct InterfaceError {
     interface: String,
     action: String,
     source: rtnetlink::Error,
@@ -41,14 +41,14 @@ pub struct InterfaceError {
 impl InterfaceError {
     /// The operating system's error, if it is one.
     #[must_use]
-    pub fn os_error(&self) -> Option<i32> {
+    pub(crate) fn os_error(&self) -> Option<i32> {
         os_error(&self.source)
     }
 }
 
 /// An interface of ours. Addresses and routes vanish with the device, so nothing is undone on drop.
 #[derive(Debug)]
-pub struct Interface {
+pub(crate) struct Interface {
     netlink: Netlink,
     name: String,
     index: u32,
@@ -81,7 +81,7 @@ struct Look {
 
 impl Interface {
     /// Finds the interface and brings it up.
-    pub async fn up(netlink: Netlink, name: &str, mtu: u16) -> Result<Self, InterfaceError> {
+    pub(crate) async fn up(netlink: Netlink, name: &str, mtu: u16) -> Result<Self, InterfaceError> {
         let mut interface = Self {
             netlink,
             name: name.into(),
@@ -126,31 +126,31 @@ impl Interface {
 
     /// Its name.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Its index (if_nametoindex(3)).
     #[must_use]
-    pub fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
     /// What is wanted and can't be had, as it changes.
     #[must_use]
-    pub fn left_out(&self) -> watch::Receiver<Vec<LeftOut>> {
+    pub(crate) fn left_out(&self) -> watch::Receiver<Vec<LeftOut>> {
         self.left_out.subscribe()
     }
 
     /// Whether the kernel does not take this route.
     #[must_use]
-    pub fn lacks(&self, route: IpNet) -> bool {
+    pub(crate) fn lacks(&self, route: IpNet) -> bool {
         let what = what_route(route);
         self.left_out.borrow().iter().any(|item| item.what == what)
     }
 
     /// Wants this MTU (bytes), these addresses and these routes; what stays is not touched.
-    pub async fn set(
+    pub(crate) async fn set(
         &mut self,
         mtu: u16,
         addresses: &[IpNet],
@@ -162,7 +162,7 @@ impl Interface {
 
     /// Gives the kernel what is wanted and missing; returns how much that was. An error only where the kernel
     /// does not say what there is.
-    pub async fn mend(&mut self) -> Result<usize, InterfaceError> {
+    pub(crate) async fn mend(&mut self) -> Result<usize, InterfaceError> {
         let mut look = Look::default();
         let mended = self.mend_link(&mut look).await;
         self.because("look at it", mended)?;
@@ -180,7 +180,7 @@ impl Interface {
     }
 
     /// Mends it whenever the kernel's networks change, for as long as it is polled.
-    pub async fn keep(&mut self) -> std::io::Result<std::convert::Infallible> {
+    pub(crate) async fn keep(&mut self) -> std::io::Result<std::convert::Infallible> {
         let mut monitor = Monitor::open()?;
         loop {
             monitor.changed().await;
@@ -337,7 +337,7 @@ impl Look {
 
 /// Waits until the interface with this index is deleted: the kernel does not wake those who read
 /// from its device.
-pub async fn deleted(index: u32) -> std::io::Result<()> {
+pub(crate) async fn deleted(index: u32) -> std::io::Result<()> {
     let (mut monitor, netlink) = (Monitor::open()?, Netlink::open()?);
     loop {
         monitor.changed().await;

@@ -37,7 +37,7 @@ trait Device {
 }
 
 /// Looks for ever; tells each time which links are metered.
-pub async fn watch(tell: impl Fn(HashSet<String>)) -> Infallible {
+pub(crate) async fn watch(tell: impl Fn(HashSet<String>)) -> Infallible {
     loop {
         match Connection::system().await {
             Ok(bus) => {

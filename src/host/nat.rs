@@ -14,7 +14,7 @@ use super::{
 
 /// Masquerading for the peers, until [`Nat::remove`].
 #[derive(Debug)]
-pub struct Nat {
+pub(crate) struct Nat {
     record: Record,
     sysctls: Sysctls,
 }
@@ -22,12 +22,12 @@ pub struct Nat {
 impl Nat {
     /// Takes over what an earlier run may have left.
     #[must_use]
-    pub fn new(record: Record) -> Self {
+    pub(crate) fn new(record: Record) -> Self {
         Self { sysctls: Sysctls::new(record.clone()), record }
     }
 
     /// Sets it up for the networks of `interface`. On failure nothing is left of it.
-    pub async fn set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
+    pub(crate) async fn set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
         let set = self.try_set(interface, networks).await;
         if set.is_err() {
             self.remove().await;
@@ -63,7 +63,7 @@ impl Nat {
     }
 
     /// Takes everything back, also what an earlier run has left.
-    pub async fn remove(&self) {
+    pub(crate) async fn remove(&self) {
         self.sysctls.restore();
         if let Err(error) = self.record.remove_tables(None).await {
             warn!(error = format!("{error:#}"), "can't remove firewall rules");

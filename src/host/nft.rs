@@ -22,13 +22,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
 #[must_use]
-pub fn table(interface: &str) -> String {
+pub(crate) fn table(interface: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     format!("roamd-{}", interface.chars().map(plain).collect::<String>())
 }
 
 /// Puts these chains in place of all that the table has, at once.
-pub async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
+pub(crate) async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
     run(&format!(
         "table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n{chains}}}\n"
     ))
@@ -36,14 +36,14 @@ pub async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
 }
 
 /// Deletes the table, if it is there.
-pub async fn delete(table: &str) -> anyhow::Result<()> {
+pub(crate) async fn delete(table: &str) -> anyhow::Result<()> {
     let script = format!("table inet {table} {{}}\ndelete table inet {table}\n");
     time::timeout(DELETE, run(&script)).await.context("nft does not come to an end")?
 }
 
 /// The table with the handles of its rules and without its counters, as nft(8) shows it; `None` where there is
 /// no such table. Any change to the table makes another text.
-pub async fn listing(table: &str) -> anyhow::Result<Option<String>> {
+pub(crate) async fn listing(table: &str) -> anyhow::Result<Option<String>> {
     let mut command = Command::new("nft");
     command.args(["--stateless", "--handle", "list", "table", "inet", table]);
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -53,11 +53,11 @@ pub async fn listing(table: &str) -> anyhow::Result<Option<String>> {
 }
 
 /// Hears of changes to tables, also those that other programs make.
-pub struct Changes(TokioSocket);
+pub(crate) struct Changes(TokioSocket);
 
 impl Changes {
     /// Listens to `NFNLGRP_NFTABLES` of netlink(7) from here on.
-    pub fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(NFTABLES)?;
@@ -65,7 +65,7 @@ impl Changes {
     }
 
     /// Returns after a change, and takes all that was told so far. Cancel safe.
-    pub async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         let mut message = Vec::with_capacity(MESSAGE);
         // What was lost for want of room (ENOBUFS) is a change, too.
         let _ = self.0.recv(&mut message).await;

@@ -37,7 +37,7 @@ const MAX_RECORD: u64 = 64 * 1024;
 /// What there is to take back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// The TUN device.
     pub interface: String,
     /// Whether a kill switch holds traffic back.
@@ -52,7 +52,7 @@ pub struct Changes {
 
 /// A changed kernel parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parameter {
+pub(crate) struct Parameter {
     /// What it was.
     pub before: String,
     /// What it was set to.
@@ -77,7 +77,7 @@ impl Changes {
 
 /// Why a record can't be had.
 #[derive(Debug, thiserror::Error)]
-pub enum RecordError {
+pub(crate) enum RecordError {
     /// Its daemon runs.
     #[error("roamd {0} is running")]
     Running(String),
@@ -99,7 +99,7 @@ pub enum RecordError {
 
 /// A tunnel's record, locked. Clones are the same record.
 #[derive(Clone, Debug)]
-pub struct Record(Arc<Inner>);
+pub(crate) struct Record(Arc<Inner>);
 
 /// Lasts as long as the right, see [`Record::borrow_everything`].
 #[derive(Debug)]
@@ -116,7 +116,7 @@ struct Inner {
 
 impl Record {
     /// The record of this tunnel, with what an earlier run left to take back.
-    pub fn open(instance: &Instance) -> Result<Self, RecordError> {
+    pub(crate) fn open(instance: &Instance) -> Result<Self, RecordError> {
         let path = path(instance);
         let broken = |source| RecordError::Io { path: path.clone(), source };
         if let Some(folder) = path.parent() {
@@ -136,12 +136,12 @@ impl Record {
 
     /// What there is to take back.
     #[must_use]
-    pub fn changes(&self) -> Changes {
+    pub(crate) fn changes(&self) -> Changes {
         self.lock().clone()
     }
 
     /// Writes down a change that is about to be made, or one that was taken back.
-    pub fn update(&self, change: impl FnOnce(&mut Changes)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Changes)) {
         let mut changes = self.lock();
         let before = changes.clone();
         change(&mut changes);
@@ -164,7 +164,7 @@ impl Record {
     }
 
     /// Makes this the tunnel that takes all traffic, or not any more.
-    pub fn take_everything(&self, takes: bool) -> Result<(), RecordError> {
+    pub(crate) fn take_everything(&self, takes: bool) -> Result<(), RecordError> {
         let mut held = self.0.everything.lock().unwrap_or_else(PoisonError::into_inner);
         if !takes {
             *held = None;
@@ -205,7 +205,7 @@ impl Record {
     }
 
     /// Takes back firewall tables, but for the one of the interface `but`, that no longer have a daemon.
-    pub async fn remove_tables(&self, but: Option<&str>) -> anyhow::Result<()> {
+    pub(crate) async fn remove_tables(&self, but: Option<&str>) -> anyhow::Result<()> {
         for interface in self.changes().tables {
             if Some(interface.as_str()) != but {
                 nft::delete(&nft::table(&interface)).await?;
@@ -216,7 +216,7 @@ impl Record {
     }
 
     /// Takes back everything: firewall, routing rules, kernel parameters. Returns whether there was anything.
-    pub async fn undo(&self) -> anyhow::Result<bool> {
+    pub(crate) async fn undo(&self) -> anyhow::Result<bool> {
         let before = self.changes();
         self.remove_tables(None).await?;
         self.update(|changes| changes.sealed = false);
@@ -230,14 +230,14 @@ impl Record {
 
 /// Whether a tunnel that does not run holds traffic back.
 #[must_use]
-pub fn is_sealed(instance: &Instance) -> bool {
+pub(crate) fn is_sealed(instance: &Instance) -> bool {
     let Ok(file) = look(&path(instance)) else { return false };
     let is_sealed = Changes::read(&file).is_ok_and(|changes| changes.sealed);
     is_sealed && lock(file).is_ok_and(|lock| lock.is_some())
 }
 
 /// The tunnels that have records in the folder of `instance`'s, by name.
-pub fn names(beside: &Instance) -> Vec<String> {
+pub(crate) fn names(beside: &Instance) -> Vec<String> {
     let folder = path(beside).parent().map(Path::to_owned).unwrap_or_default();
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut names: Vec<_> = entries
@@ -251,7 +251,7 @@ pub fn names(beside: &Instance) -> Vec<String> {
 
 /// The tunnel that runs and has this interface.
 #[must_use]
-pub fn who_has(interface: &str, beside: &Instance) -> Option<String> {
+pub(crate) fn who_has(interface: &str, beside: &Instance) -> Option<String> {
     names(beside).into_iter().find(|name| {
         let Ok(file) = look(&path(&beside.sibling(name))) else { return false };
         let is_its = Changes::read(&file).is_ok_and(|changes| changes.interface == interface);
@@ -260,7 +260,7 @@ pub fn who_has(interface: &str, beside: &Instance) -> Option<String> {
 }
 
 /// Takes back what a daemon that is gone has left. Returns whether there was anything.
-pub async fn unseal(instance: &Instance) -> anyhow::Result<bool> {
+pub(crate) async fn unseal(instance: &Instance) -> anyhow::Result<bool> {
     if !path(instance).exists() {
         return Ok(false);
     }

@@ -31,7 +31,7 @@ const REVERT: Duration = Duration::from_millis(250);
 
 /// The link of the tunnel, as the resolver sees it.
 #[derive(Debug)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     link: u32,
     told: Option<(Dns, bool)>,
     /// Whether the resolver knows the link.
@@ -41,13 +41,13 @@ pub struct Resolver {
 impl Resolver {
     /// Nothing told yet about the link with this index, unless by an earlier run.
     #[must_use]
-    pub fn new(link: u32, inherited: bool) -> Self {
+    pub(crate) fn new(link: u32, inherited: bool) -> Self {
         Self { link, told: None, is_known: inherited }
     }
 
     /// Tells the resolver what the layout says. Without it names are looked up as before, and a warning says
     /// so.
-    pub async fn set(&mut self, layout: &Layout) {
+    pub(crate) async fn set(&mut self, layout: &Layout) {
         // Whoever takes all traffic takes all names; so does a resolver that is given no domains.
         let all = layout.is_full() || layout.dns.domains.is_empty();
         let wanted = (!layout.dns.servers.is_empty()).then(|| (layout.dns.clone(), all));
@@ -82,7 +82,7 @@ impl Resolver {
     }
 
     /// Makes the resolver forget the link, if it was told of it.
-    pub async fn revert(&mut self) {
+    pub(crate) async fn revert(&mut self) {
         self.told = None;
         if !std::mem::take(&mut self.is_known) {
             return;
@@ -103,7 +103,7 @@ async fn within<T>(
 }
 
 /// Whether the resolver answers; if not, why.
-pub async fn is_there() -> Result<(), String> {
+pub(crate) async fn is_there() -> Result<(), String> {
     let asked = async { Ok(manager().await?.inner().introspect().await?) };
     within(TELL, asked).await.map(drop).map_err(|error| reason(&error))
 }

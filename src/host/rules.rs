@@ -39,7 +39,7 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
 
 /// The rules that are ours.
 #[derive(Debug)]
-pub struct Rules {
+pub(crate) struct Rules {
     netlink: Netlink,
     wanted: Vec<Rule>,
     /// Says whether the kernel has rules of ours.
@@ -71,12 +71,12 @@ impl Family {
 impl Rules {
     /// No rules yet, or those that an earlier run has left.
     #[must_use]
-    pub fn new(netlink: Netlink, record: Record) -> Self {
+    pub(crate) fn new(netlink: Netlink, record: Record) -> Self {
         Self { netlink, wanted: Vec::new(), record }
     }
 
     /// Makes the layout's rules ours.
-    pub async fn set(&mut self, layout: &Layout) -> Result<(), Error> {
+    pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), Error> {
         let wanted = rules(layout);
         if wanted.is_empty() {
             return self.remove().await;
@@ -87,7 +87,7 @@ impl Rules {
     }
 
     /// Makes the kernel's rules ours again; returns how many were missing.
-    pub async fn restore(&self) -> Result<usize, Error> {
+    pub(crate) async fn restore(&self) -> Result<usize, Error> {
         if self.wanted.is_empty() {
             return Ok(0);
         }
@@ -113,7 +113,7 @@ impl Rules {
     }
 
     /// Deletes all our rules, if there are any.
-    pub async fn remove(&mut self) -> Result<(), Error> {
+    pub(crate) async fn remove(&mut self) -> Result<(), Error> {
         self.wanted.clear();
         if !self.record.changes().rules {
             return Ok(());
@@ -129,7 +129,7 @@ impl Rules {
     }
 
     /// Deletes the routes of [`TABLE`], unless they are another tunnel's.
-    pub async fn flush_table(&self) -> Result<(), Error> {
+    pub(crate) async fn flush_table(&self) -> Result<(), Error> {
         let Some(_right) = self.record.borrow_everything() else { return Ok(()) };
         for message in [
             RouteMessageBuilder::<Ipv4Addr>::new().table_id(TABLE).build(),

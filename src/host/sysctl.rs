@@ -8,17 +8,17 @@ use super::record::{Parameter, Record};
 
 /// Parameters that were changed; what they were before is in the record, and outlives the daemon there.
 #[derive(Debug)]
-pub struct Sysctls(Record);
+pub(crate) struct Sysctls(Record);
 
 impl Sysctls {
     /// What the record says was changed, perhaps by an earlier run.
     #[must_use]
-    pub fn new(record: Record) -> Self {
+    pub(crate) fn new(record: Record) -> Self {
         Self(record)
     }
 
     /// Sets `net.NAME` (with `/` for `.`), and remembers what it was.
-    pub fn set(&self, name: &str, value: &str) -> io::Result<()> {
+    pub(crate) fn set(&self, name: &str, value: &str) -> io::Result<()> {
         let before = read(name)?;
         if before == value {
             return Ok(());
@@ -35,7 +35,7 @@ impl Sysctls {
     }
 
     /// Gives everything its former value, unless somebody has changed it since.
-    pub fn restore(&self) {
+    pub(crate) fn restore(&self) {
         for (name, Parameter { before, set }) in self.0.changes().sysctls.into_iter().rev() {
             let restored = match read(&name) {
                 Ok(value) if value == set => fs::write(path(&name), before),
@@ -60,7 +60,7 @@ pub(super) fn is_ours(name: &str) -> bool {
 }
 
 /// The value of `net.NAME`.
-pub fn read(name: &str) -> io::Result<String> {
+pub(crate) fn read(name: &str) -> io::Result<String> {
     let value = fs::read_to_string(path(name));
     value.map(|value| value.trim().to_owned()).map_err(|error| {
         io::Error::new(error.kind(), format!("kernel parameter net/{name}: {error}"))
@@ -68,14 +68,14 @@ pub fn read(name: &str) -> io::Result<String> {
 }
 
 /// Sets `net.NAME` for good.
-pub fn write(name: &str, value: &str) -> io::Result<()> {
+pub(crate) fn write(name: &str, value: &str) -> io::Result<()> {
     fs::write(path(name), value).map_err(|error| {
         io::Error::new(error.kind(), format!("kernel parameter net/{name}: {error}"))
     })
 }
 
 /// The links that have parameters of their own, and `all`.
-pub fn links() -> io::Result<Vec<String>> {
+pub(crate) fn links() -> io::Result<Vec<String>> {
     let entries = fs::read_dir(path("ipv4/conf"))?;
     Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
 }

@@ -65,7 +65,7 @@ impl fmt::Display for Unusable {
 }
 
 /// Finds the links with a route to `server`; never the link `own`, which is the tunnel itself.
-pub async fn candidates(
+pub(crate) async fn candidates(
     netlink: &Netlink,
     server: SocketAddr,
     own: u32,
@@ -83,7 +83,7 @@ pub async fn candidates(
 
 /// Tells of each link but `own` and loopback why it carries no path to any of `servers`; links that could
 /// are left out, unless the user ignores them.
-pub async fn unusable(
+pub(crate) async fn unusable(
     netlink: &Netlink,
     servers: &[SocketAddr],
     own: u32,

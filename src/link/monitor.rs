@@ -22,7 +22,7 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv6Rule,
 ];
 /// The longest without a look.
-pub const POLL: Duration = Duration::from_secs(5);
+pub(crate) const POLL: Duration = Duration::from_secs(5);
 /// From a netlink socket that failed to the next.
 const REOPEN: Duration = Duration::from_secs(1);
 

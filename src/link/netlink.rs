@@ -70,7 +70,7 @@ impl Netlink {
 
 /// The operating system's error behind a netlink one, if it is one.
 #[must_use]
-pub fn os_error(error: &rtnetlink::Error) -> Option<i32> {
+pub(crate) fn os_error(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
         _ => None,

@@ -24,7 +24,7 @@ const ANSWER: u64 = 4096;
 const HOST: &str = "roamd.invalid";
 
 /// Asks over the candidate's link; `mark` keeps the question out of tunnels.
-pub async fn is_suspected(candidate: &Candidate, mark: u32) -> bool {
+pub(crate) async fn is_suspected(candidate: &Candidate, mark: u32) -> bool {
     let answer = time::timeout(LIMIT, ask(candidate, mark)).await;
     answer.is_ok_and(|answer| answer.is_ok_and(|answer| is_portal(&answer)))
 }

@@ -31,7 +31,7 @@ const SHORTEST_SLEEP: Duration = Duration::from_secs(2);
 /// wakes up. A timer in the far future is cancelled then (TFD_TIMER_CANCEL_ON_SET of
 /// timerfd_create(2)).
 #[derive(Debug)]
-pub struct Alarm(AsyncFd<Timer>);
+pub(crate) struct Alarm(AsyncFd<Timer>);
 
 #[derive(Debug)]
 struct Timer(TimerFd);
@@ -44,7 +44,7 @@ impl AsRawFd for Timer {
 
 impl Alarm {
     /// Waits from here on.
-    pub fn set() -> io::Result<Self> {
+    pub(crate) fn set() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, flags)?;
         // SAFETY: `Timer` owns its descriptor, always names the same one, and closes it when the
@@ -63,7 +63,7 @@ impl Alarm {
     }
 
     /// Returns when the clocks drifted apart. Cancel safe.
-    pub async fn rings(&self) -> io::Result<()> {
+    pub(crate) async fn rings(&self) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|timer| Ok(timer.get_ref().0.wait()?)) {
@@ -80,7 +80,7 @@ impl Alarm {
 
 /// Compares the clocks at each call.
 #[derive(Debug)]
-pub struct Wake {
+pub(crate) struct Wake {
     /// The longest that should pass between two calls.
     pace: Duration,
     last: Option<(Instant, Duration)>,
@@ -89,12 +89,12 @@ pub struct Wake {
 impl Wake {
     /// For a loop that comes round at least once in `pace`.
     #[must_use]
-    pub fn new(pace: Duration) -> Self {
+    pub(crate) fn new(pace: Duration) -> Self {
         Self { pace, last: None }
     }
 
     /// Whether the machine or the process slept since the last call.
-    pub fn slept(&mut self) -> bool {
+    pub(crate) fn slept(&mut self) -> bool {
         let Ok(since_boot) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return false };
         self.slept_at(Instant::now(), since_boot.into())
     }

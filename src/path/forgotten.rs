@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What to send now over a silent path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
+pub(crate) enum Advice {
     /// Let the connection ask for a sign of life, with as little as possible.
     Nudge,
     /// Let the connection and a probe ask, such that the server may answer at once.
@@ -36,7 +36,7 @@ pub enum Advice {
 
 /// What speaks for it that the server has forgotten the connection.
 #[derive(Debug, Default)]
-pub struct Forgotten {
+pub(crate) struct Forgotten {
     /// When the newest packet that the server acknowledged was sent.
     answered: Option<Instant>,
     question: Option<Question>,
@@ -56,7 +56,7 @@ impl Forgotten {
     /// The connection is silent on `path`, and what it sent until `answered` was acknowledged before. To be
     /// called at most as often as the server can be expected to have answered the last question.
     #[must_use]
-    pub fn ask(&mut self, path: Key, answered: Option<Instant>, now: Instant) -> Advice {
+    pub(crate) fn ask(&mut self, path: Key, answered: Option<Instant>, now: Instant) -> Advice {
         if self.answered != answered {
             *self = Self { answered, ..Self::default() };
             return Advice::Nudge;
@@ -77,7 +77,7 @@ impl Forgotten {
     }
 
     /// The server answered a probe over `path`.
-    pub fn answered(&mut self, path: Key) {
+    pub(crate) fn answered(&mut self, path: Key) {
         if let Some(question) = self.question.as_mut().filter(|question| question.path == path) {
             question.is_answered = true;
         }

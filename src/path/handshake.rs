@@ -263,7 +263,7 @@ fn given_up(candidate: &Candidate) -> HandshakeError {
 
 /// Handshakes over one candidate, side by side. QUIC repeats the first packet of a handshake ever more
 /// rarely, and somebody waits: a further handshake finds a network that has just come back.
-pub struct Attempt {
+pub(crate) struct Attempt {
     handshake: Handshake,
     network: Arc<dyn Network>,
     candidate: Candidate,
@@ -273,18 +273,22 @@ pub struct Attempt {
 impl Attempt {
     /// An attempt without a handshake.
     #[must_use]
-    pub fn new(handshake: Handshake, network: Arc<dyn Network>, candidate: Candidate) -> Self {
+    pub(crate) fn new(
+        handshake: Handshake,
+        network: Arc<dyn Network>,
+        candidate: Candidate,
+    ) -> Self {
         Self { handshake, network, candidate, under_way: FuturesUnordered::new() }
     }
 
     /// Where it leads.
     #[must_use]
-    pub fn candidate(&self) -> &Candidate {
+    pub(crate) fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
     /// Starts a handshake beside those that are under way; see [`Handshake::run`].
-    pub fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
+    pub(crate) fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
         let (handshake, network) = (self.handshake.clone(), self.network.clone());
         let candidate = self.candidate.clone();
         let run = async move { handshake.run(&*network, candidate, limit, early).await };
@@ -293,7 +297,7 @@ impl Attempt {
 
     /// The next handshake that completes, or fails such that the others will. A failure that concerns one handshake
     /// alone is told of when that was the last one. Without a handshake it waits. Cancel safe.
-    pub async fn next(&mut self) -> Result<Connected, HandshakeError> {
+    pub(crate) async fn next(&mut self) -> Result<Connected, HandshakeError> {
         loop {
             match self.under_way.next().await {
                 Some(Err(error)) if error.is_of_one_handshake() && !self.under_way.is_empty() => {}

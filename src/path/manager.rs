@@ -52,7 +52,7 @@ const RTT_MARGIN: Duration = Duration::from_millis(10);
 
 /// A path: where it leaves and where it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
+pub(crate) struct Key {
     /// The link's index.
     pub link: u32,
     /// The local address.
@@ -63,12 +63,13 @@ pub struct Key {
 
 /// What the manager is told.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// All candidates that there are, with their places; what is not among them is gone.
     Candidates(BTreeMap<Key, Rank>),
     /// The tunnel's connection stands on this path.
     Connected(Key),
     /// The tunnel's connection is lost.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a manager ends with its connection as yet"))]
     Disconnected,
     /// A question over this path was answered; the round trip took so long, if that can be told.
     Answered(Key, Option<Duration>),
@@ -92,7 +93,7 @@ pub enum Event {
 
 /// A person's choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// The link's index.
     pub link: u32,
     /// Whether no other link may be used, come what may. Otherwise the choice ends when the link fails.
@@ -102,7 +103,7 @@ pub struct Choice {
 /// Why the active path changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reason {
+pub(crate) enum Reason {
     /// Its link, address or route is gone.
     Gone,
     /// It was silent and another path answered.
@@ -120,7 +121,7 @@ pub enum Reason {
 impl Reason {
     /// Whether the old path still carries, so that what is in flight on it can be waited for.
     #[must_use]
-    pub fn is_soft(self) -> bool {
+    pub(crate) fn is_soft(self) -> bool {
         matches!(self, Self::Preferred | Self::Faster | Self::Chosen)
     }
 }
@@ -140,7 +141,7 @@ impl fmt::Display for Reason {
 
 /// What the manager wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Ask the server over this path; [`Event::Answered`] or [`Event::Refused`] follow. An earlier
     /// question over the same path is void.
     Ask(Key),
@@ -153,7 +154,7 @@ pub enum Action {
 /// What a path is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Condition {
+pub(crate) enum Condition {
     /// It carries the tunnel.
     Active,
     /// It carries the tunnel, and is silent.
@@ -228,7 +229,7 @@ enum Doubt {
 
 /// The settings of a [`Manager`].
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How long a question may take.
     pub probe_timeout: Duration,
     /// How often a standby is asked; `None` for never.
@@ -239,7 +240,7 @@ pub struct Settings {
 
 /// The policy; see the module's documentation.
 #[derive(Debug)]
-pub struct Manager {
+pub(crate) struct Manager {
     settings: Settings,
     paths: BTreeMap<Key, Path>,
     /// The failures of paths that are gone, should they return.
@@ -252,7 +253,7 @@ pub struct Manager {
 impl Manager {
     /// A manager that knows no path.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self {
             settings,
             paths: BTreeMap::new(),
@@ -264,13 +265,13 @@ impl Manager {
     }
 
     /// Takes other settings for all that begins from here on.
-    pub fn settle(&mut self, settings: Settings) {
+    pub(crate) fn settle(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
     /// Takes in what happened, or with `None` that a deadline passed; gives what to do, in order.
     #[must_use]
-    pub fn handle(&mut self, event: impl Into<Option<Event>>, now: Instant) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, event: impl Into<Option<Event>>, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         match event.into() {
             Some(Event::Candidates(found)) => self.update(&found, now, &mut actions),
@@ -299,7 +300,7 @@ impl Manager {
 
     /// When [`Self::handle`] has something to do although nothing happens.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let works = self.works();
         let of_paths = self.paths.iter().flat_map(move |(key, path)| {
             let own = match path.state {
@@ -322,19 +323,13 @@ impl Manager {
 
     /// The path that carries the tunnel.
     #[must_use]
-    pub fn active(&self) -> Option<Key> {
+    pub(crate) fn active(&self) -> Option<Key> {
         self.active.map(|active| active.key)
-    }
-
-    /// The person's choice of a link.
-    #[must_use]
-    pub fn choice(&self) -> Option<Choice> {
-        self.choice
     }
 
     /// Whether a question over this path is due, now or later, although nothing happens.
     #[must_use]
-    pub fn is_asked_again(&self, key: Key) -> bool {
+    pub(crate) fn is_asked_again(&self, key: Key) -> bool {
         self.paths
             .get(&key)
             .is_some_and(|path| !matches!(path.state, State::Standby { check: None, .. }))
@@ -342,12 +337,12 @@ impl Manager {
 
     /// Whether the active path is silent, or may be dead for another reason.
     #[must_use]
-    pub fn is_in_doubt(&self) -> bool {
+    pub(crate) fn is_in_doubt(&self) -> bool {
         self.active.is_some_and(|active| active.doubt.is_some())
     }
 
     /// Every path, with what it is at and its round trip as far as it is known.
-    pub fn paths(&self) -> impl Iterator<Item = (Key, Condition, Option<Duration>)> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (Key, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))
     }
 

@@ -1,6 +1,6 @@
 //! The machine's networks, as the client sees them: the kernel's, or simulated ones.
 
-pub mod kernel;
+pub(crate) mod kernel;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 

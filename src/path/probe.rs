@@ -34,7 +34,7 @@ const QUESTIONS: usize = 1;
 
 /// What the probe's connection tells of its path.
 #[derive(Clone, Copy, Debug)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// The MTU as far as it is known: UDP payload in bytes.
     pub mtu: u16,
     /// Packets sent.
@@ -45,7 +45,7 @@ pub struct Measured {
 
 /// A task that asks over one path. Dropped, it closes what it opened.
 #[derive(Debug)]
-pub struct Probe {
+pub(crate) struct Probe {
     questions: mpsc::Sender<()>,
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
@@ -56,7 +56,7 @@ impl Probe {
     /// Starts a task that asks over `candidate` and tells the answers as events about `key`. It
     /// takes `limit` at most for one question.
     #[must_use]
-    pub fn start(
+    pub(crate) fn start(
         network: Arc<dyn Network>,
         handshake: Handshake,
         candidate: Candidate,
@@ -83,19 +83,19 @@ impl Probe {
 
     /// What was found out so far.
     #[must_use]
-    pub fn measured(&self) -> Option<Measured> {
+    pub(crate) fn measured(&self) -> Option<Measured> {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks. An earlier question that is not answered yet is void.
-    pub fn ask(&self) {
+    pub(crate) fn ask(&self) {
         // Full means that the same question waits already.
         let _ = self.questions.try_send(());
     }
 
     /// Starts a further handshake if a question is not answered yet: the next retransmission may be far, and a
     /// server that was started again does not know the connection that stands.
-    pub fn hurry(&self) {
+    pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
     }
 }

@@ -34,7 +34,7 @@ const BUFFER: usize = 8 * 1024 * 1024;
 /// Datagrams of the largest size, [`crate::quic::MAX_UDP_PAYLOAD`], that one receive can return. UDP GRO
 /// merges small ones up to 64 kB, so that this has room for all that it merges. quinn makes 32 buffers
 /// of so many datagrams, once, before all paths are known.
-pub const RECEIVE_SEGMENTS: usize = 8;
+pub(crate) const RECEIVE_SEGMENTS: usize = 8;
 
 /// A bound UDP socket.
 #[derive(Debug)]

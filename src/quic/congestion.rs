@@ -174,7 +174,7 @@ impl Handle {
 }
 
 /// A factory of quinn's whose controllers can begin with another window.
-pub trait Restartable: ControllerFactory + Clone + Send + Sync + 'static {
+pub(crate) trait Restartable: ControllerFactory + Clone + Send + Sync + 'static {
     /// The same with an initial window in bytes.
     #[must_use]
     fn beginning_with(&self, window: u64) -> Self;
@@ -202,14 +202,14 @@ impl Restartable for BbrConfig {
 const INITIAL_WINDOW: u64 = 32 * 1452;
 
 /// Makes controllers that listen to a [`Handle`].
-pub struct Factory<F> {
+pub(crate) struct Factory<F> {
     inner: Arc<F>,
     handle: Handle,
 }
 
 impl<F: Restartable> Factory<F> {
     /// Wraps a factory of quinn's.
-    pub fn new(inner: &F, handle: Handle) -> Self {
+    pub(crate) fn new(inner: &F, handle: Handle) -> Self {
         Self { inner: Arc::new(inner.beginning_with(INITIAL_WINDOW)), handle }
     }
 }

@@ -12,7 +12,7 @@ use crate::wire::{
 };
 
 /// Name and version of this program, as told to the other side.
-pub const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
+pub(crate) const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
 
 /// Why a session did not begin.
 #[derive(Debug, thiserror::Error)]

@@ -35,7 +35,7 @@ use crate::identity::{PrivateKey, PublicKey};
 /// What a client asks for in the handshake (ALPN, RFC 7301) when it wants a tunnel.
 pub const TUNNEL: &[u8] = b"roamd";
 /// What it asks for when it wants to know whether a path works.
-pub const PROBE: &[u8] = b"roamd-probe";
+pub(crate) const PROBE: &[u8] = b"roamd-probe";
 
 /// PKCS #8 (RFC 5958) around a 32-byte Ed25519 seed (RFC 8410 §7).
 const PKCS8_PREFIX: [u8; 16] =
@@ -55,7 +55,7 @@ pub enum TlsError {
 }
 
 /// The key that a server showed, if it was not the one that we wanted.
-pub type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
+pub(crate) type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 
 /// Tickets of past sessions that a client keeps. Each is used once, and a server hands out several.
 const CLIENT_TICKETS: usize = 8;
@@ -192,7 +192,7 @@ fn rustls_client(
 
 /// The key that the other side of an established connection proved.
 #[must_use]
-pub fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
+pub(crate) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     public_key(identity.first()?)
 }

@@ -12,7 +12,7 @@ use quinn::Connection;
 use crate::quic::{self, congestion::Handle};
 
 /// Sends a packet at once whenever the connection has left a path for good.
-pub async fn watch(connection: &Connection, renewal: &Handle) -> Infallible {
+pub(crate) async fn watch(connection: &Connection, renewal: &Handle) -> Infallible {
     loop {
         renewal.path_left().await;
         quic::pad(connection, 1);

@@ -19,13 +19,13 @@ use super::gate::{Gate, Verdict};
 use crate::clock;
 
 /// How long a client has to prove its key: a round trip of a second, and two repetitions.
-pub const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
 /// At most one log line about refused keys in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lets handshakes in.
 #[derive(Debug)]
-pub struct Door {
+pub(crate) struct Door {
     inner: Arc<Mutex<Inner>>,
     refused: AtomicU64,
     last_line: Mutex<Option<(Instant, u64)>>,
@@ -40,7 +40,7 @@ struct Inner {
 
 /// A handshake under way; it counts until this is dropped.
 #[derive(Debug)]
-pub struct Pass {
+pub(crate) struct Pass {
     id: u64,
     inner: Arc<Mutex<Inner>>,
     stays: oneshot::Receiver<Infallible>,
@@ -63,7 +63,7 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 
 impl Door {
     /// Lets `incoming` in, or answers it with a Retry, or ignores it.
-    pub fn enter(&self, incoming: Incoming) -> Option<(Incoming, Pass)> {
+    pub(crate) fn enter(&self, incoming: Incoming) -> Option<(Incoming, Pass)> {
         let mut inner = lock(&self.inner);
         let source = incoming.remote_address().ip();
         match inner.gate.enter(source, incoming.remote_address_validated(), clock::now()) {
@@ -88,7 +88,7 @@ impl Door {
     }
 
     /// Counts a refused key; `Some` if it may be logged, with how many were not since the last one.
-    pub fn may_log(&self) -> Option<u64> {
+    pub(crate) fn may_log(&self) -> Option<u64> {
         self.may_log_at(Instant::now())
     }
 
@@ -106,20 +106,20 @@ impl Door {
 
     /// Connections refused for their key.
     #[must_use]
-    pub fn refused(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
 }
 
 impl Pass {
     /// Waits until this handshake must give way to a newer one.
-    pub async fn must_give_way(&mut self) {
+    pub(crate) async fn must_give_way(&mut self) {
         let Err(_closed) = (&mut self.stays).await;
     }
 
     /// The client proved a known key: from now on it is no stranger; `false` if it came too late.
     #[must_use]
-    pub fn proven(self) -> bool {
+    pub(crate) fn proven(self) -> bool {
         lock(&self.inner).gate.proven(self.id)
     }
 }

@@ -21,7 +21,7 @@ const WATCH: Duration = Duration::from_millis(10);
 
 /// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long.
 /// Costs nothing while nothing is sent.
-pub async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> Infallible {
+pub(crate) async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> Infallible {
     loop {
         queue.taken().await;
         let heard = heard(connection);
@@ -48,7 +48,7 @@ pub async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> 
 
 /// Keeps a session alive whose client keeps still. quinn would do the same for probe connections too, whose
 /// transport parameters are sent before the server knows what the client wants.
-pub async fn keep_alive(connection: &Connection, interval: Duration) -> Infallible {
+pub(crate) async fn keep_alive(connection: &Connection, interval: Duration) -> Infallible {
     loop {
         let heard = heard(connection);
         time::sleep(interval).await;

@@ -18,12 +18,12 @@ use super::{
 use crate::wire::packet::Packet;
 
 /// Packets in one batch, about: bounds how long one pump keeps the others waiting.
-pub const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// The longest IP packet.
 const LONGEST: usize = 65_535;
 
 /// Gives inner packets.
-pub trait PacketSource: Send + 'static {
+pub(crate) trait PacketSource: Send + 'static {
     /// Waits for packets and adds some to the end of `batch`: about [`BATCH`], or what one super-packet
     /// of the kernel stands for. Returns how many could not be read.
     ///
@@ -32,7 +32,7 @@ pub trait PacketSource: Send + 'static {
 }
 
 /// Takes inner packets.
-pub trait PacketSink: Send + Sync + 'static {
+pub(crate) trait PacketSink: Send + Sync + 'static {
     /// Delivers a batch without waiting; returns how many packets were not taken.
     fn send(&self, batch: &[Packet]) -> u64;
 
@@ -43,13 +43,13 @@ pub trait PacketSink: Send + Sync + 'static {
 }
 
 /// The TUN device. It vanishes, with its addresses and routes, when the last handle is dropped.
-pub struct Tun {
+pub(crate) struct Tun {
     device: Arc<AsyncFd<tun::Device>>,
     offload: Offload,
 }
 
 /// The reading side of a [`Tun`].
-pub struct TunReader {
+pub(crate) struct TunReader {
     device: Arc<AsyncFd<tun::Device>>,
     offload: Offload,
     splitter: Splitter,
@@ -58,7 +58,7 @@ pub struct TunReader {
 }
 
 /// The writing side of a [`Tun`].
-pub struct TunWriter {
+pub(crate) struct TunWriter {
     device: Arc<AsyncFd<tun::Device>>,
     offload: Offload,
     merger: Mutex<Merger>,
@@ -67,7 +67,7 @@ pub struct TunWriter {
 impl Tun {
     /// Creates the device, without addresses and down. Needs `CAP_NET_ADMIN`. With `offload` the
     /// kernel leaves as much to us as it can.
-    pub fn create(name: &str, mtu: u16, offload: bool) -> io::Result<Self> {
+    pub(crate) fn create(name: &str, mtu: u16, offload: bool) -> io::Result<Self> {
         let open = |with_header: bool| {
             let mut configuration = tun::Configuration::default();
             configuration.tun_name(name).mtu(mtu).platform_config(|platform| {
@@ -98,7 +98,7 @@ impl Tun {
 
     /// The device behind a descriptor, if it is called `name` and has headers where `offload` wants
     /// them.
-    pub fn adopt(
+    pub(crate) fn adopt(
         descriptor: OwnedFd,
         name: &str,
         mtu: u16,
@@ -136,13 +136,13 @@ impl Tun {
 
     /// What the kernel leaves to us.
     #[must_use]
-    pub fn offload(&self) -> Offload {
+    pub(crate) fn offload(&self) -> Offload {
         self.offload
     }
 
     /// The reading side. Packets go to one reader only, so there should be one.
     #[must_use]
-    pub fn reader(&self) -> TunReader {
+    pub(crate) fn reader(&self) -> TunReader {
         TunReader {
             device: self.device.clone(),
             offload: self.offload,
@@ -153,7 +153,7 @@ impl Tun {
 
     /// A writing side.
     #[must_use]
-    pub fn writer(&self) -> TunWriter {
+    pub(crate) fn writer(&self) -> TunWriter {
         let merger = Mutex::default();
         TunWriter { device: self.device.clone(), offload: self.offload, merger }
     }

@@ -10,7 +10,7 @@ const CONGESTION: u8 = 0b11;
 
 /// The packet with the mark "congestion experienced"; `None` if its sender does not understand it.
 #[must_use]
-pub fn mark(packet: &Packet) -> Option<Packet> {
+pub(crate) fn mark(packet: &Packet) -> Option<Packet> {
     let ip = packet.ip();
     let is_v4 = match ip.first()? >> 4 {
         4 if ip.len() >= 20 => true,

@@ -13,7 +13,7 @@ const UDP_LITE: u8 = 136;
 
 /// A flow: all packets with the same addresses, protocol and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub(crate) struct Flow {
     /// The same for all packets of the flow.
     pub hash: u64,
     /// Whether its sender repeats what is lost.
@@ -22,12 +22,12 @@ pub struct Flow {
 
 /// Tells flows apart, by a hash that nobody outside can predict.
 #[derive(Clone, Debug, Default)]
-pub struct Classifier(RandomState);
+pub(crate) struct Classifier(RandomState);
 
 impl Classifier {
     /// The flow of a packet. All that can't be read as IP is one flow.
     #[must_use]
-    pub fn flow(&self, ip: &[u8]) -> Flow {
+    pub(crate) fn flow(&self, ip: &[u8]) -> Flow {
         let mut hasher = self.0.build_hasher();
         let Some((addresses, protocol)) = network(ip) else {
             return Flow { hash: hasher.finish(), is_tcp: false };
@@ -46,7 +46,7 @@ impl Classifier {
 
 /// Whether two packets are seen at a glance to belong to the same flow. That they are not says nothing.
 #[must_use]
-pub fn is_same(left: &[u8], right: &[u8]) -> bool {
+pub(crate) fn is_same(left: &[u8], right: &[u8]) -> bool {
     let (protocol, addresses, fragment) = match left.first() {
         Some(0x45) => (9, 12..20, 6..8),
         Some(0x60..=0x6f) => (6, 8..40, 0..0),
@@ -67,7 +67,7 @@ pub fn is_same(left: &[u8], right: &[u8]) -> bool {
 
 /// Whether a packet's sender repeats what is lost.
 #[must_use]
-pub fn is_tcp(ip: &[u8]) -> bool {
+pub(crate) fn is_tcp(ip: &[u8]) -> bool {
     network(ip).is_some_and(|(_, protocol)| protocol == TCP)
 }
 

@@ -12,7 +12,7 @@ use crate::wire::packet::{Addresses, Packet};
 
 /// Networks that no host beyond a router has an address in: this network and loopback (RFC 1122 §3.2.1.3),
 /// link-local (RFC 3927, RFC 4291 §2.5.6), multicast and reserved (RFC 1112), IPv4-mapped (RFC 4291 §2.5.5.2).
-pub const UNROUTABLE: [IpNet; 9] = [
+pub(crate) const UNROUTABLE: [IpNet; 9] = [
     v4([0, 0, 0, 0], 8),
     v4([127, 0, 0, 0], 8),
     v4([169, 254, 0, 0], 16),
@@ -35,7 +35,7 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> IpNet {
 
 /// The inner addresses of a client, and the networks that it sends to through its tunnel.
 #[derive(Debug, Default)]
-pub struct Inside {
+pub(crate) struct Inside {
     own: Vec<IpAddr>,
     /// Whether a network is inside; the longest prefix counts, as it does for routes.
     networks: JointPrefixMap<IpNet, bool>,
@@ -45,7 +45,7 @@ impl Inside {
     /// A client with these inner addresses, for which `routes` lead into the tunnel. What is in `outside` is
     /// not inside, unless a longer or the same prefix among the routes says so.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         own: Vec<IpAddr>,
         routes: impl IntoIterator<Item = IpNet>,
         outside: impl IntoIterator<Item = IpNet>,
@@ -64,7 +64,7 @@ impl Inside {
     }
 
     /// Leaves what may be delivered in `batch`, and counts the rest.
-    pub fn admit(&self, batch: &mut Vec<Packet>, counters: &Counters) {
+    pub(crate) fn admit(&self, batch: &mut Vec<Packet>, counters: &Counters) {
         // Packets come in runs of one flow.
         let mut last: Option<(Addresses, Option<Drop>)> = None;
         batch.retain(|packet| {

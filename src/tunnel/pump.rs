@@ -34,7 +34,7 @@ const DELIVERED: usize = 256;
 ///
 /// A packet larger than the path carries at the moment crosses in pieces. `unchecked` says that the
 /// other side takes packets whose checksum is left to it.
-pub async fn uplink(
+pub(crate) async fn uplink(
     connection: &Connection,
     queue: &Queue,
     counters: &Counters,
@@ -148,7 +148,7 @@ async fn send_datagram(
 }
 
 /// Hands received packets to `deliver`, in batches, until the connection ends.
-pub async fn downlink(
+pub(crate) async fn downlink(
     connection: &Connection,
     counters: &Counters,
     mut deliver: impl FnMut(&mut Vec<Packet>),

@@ -34,8 +34,8 @@ use self::{
 };
 use super::flow::{self, Classifier};
 use crate::{clock, wire::packet::Packet};
-pub use fair::Dropped;
-pub use pool::Pool;
+pub(crate) use fair::Dropped;
+pub(crate) use pool::Pool;
 
 /// Packets that are remembered after they left, and the largest of them: TCP's own repair is good
 /// for bulk, but slow for a lone keystroke.

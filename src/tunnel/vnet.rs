@@ -4,7 +4,7 @@
 use nix::libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6};
 
 /// Bytes of the header.
-pub const SIZE: usize = 10;
+pub(crate) const SIZE: usize = 10;
 
 /// The checksum is to be completed.
 const NEEDS_CSUM: u8 = 1;

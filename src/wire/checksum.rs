@@ -2,7 +2,7 @@
 
 /// The sum of 16-bit words, carries folded in. An odd last byte counts as the high half of a word.
 #[must_use]
-pub fn sum(bytes: &[u8]) -> u16 {
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut total: u64 = words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum();
     let mut last = [0; 4];
@@ -13,7 +13,7 @@ pub fn sum(bytes: &[u8]) -> u16 {
 
 /// One's complement addition of two sums.
 #[must_use]
-pub fn add(left: u16, right: u16) -> u16 {
+pub(crate) fn add(left: u16, right: u16) -> u16 {
     fold(u64::from(left) + u64::from(right))
 }
 
@@ -26,12 +26,12 @@ fn fold(mut total: u64) -> u16 {
 
 /// A checksum after one word changed (RFC 1624 §3, equation 3).
 #[must_use]
-pub fn updated(checksum: u16, old: u16, new: u16) -> u16 {
+pub(crate) fn updated(checksum: u16, old: u16, new: u16) -> u16 {
     !add(add(!checksum, !old), new)
 }
 
 /// Computes a checksum whose field, at byte `field`, holds the sum of the pseudo-header.
-pub fn complete(transport: &mut [u8], field: usize) {
+pub(crate) fn complete(transport: &mut [u8], field: usize) {
     // Zero would mean that there is none (RFC 768); all ones is the same number.
     let checksum = match !sum(transport) {
         0 => 0xffff,
@@ -41,7 +41,7 @@ pub fn complete(transport: &mut [u8], field: usize) {
 }
 
 /// Writes the checksum of an IPv4 header (RFC 791 §3.1).
-pub fn complete_ipv4(header: &mut [u8]) {
+pub(crate) fn complete_ipv4(header: &mut [u8]) {
     header[10..12].fill(0);
     let checksum = !sum(header);
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
@@ -50,7 +50,7 @@ pub fn complete_ipv4(header: &mut [u8]) {
 /// The sum of the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1) of a packet with `length` bytes from
 /// its transport header on. `ip` begins with a whole IP header.
 #[must_use]
-pub fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> u16 {
+pub(crate) fn pseudo_header(ip: &[u8], protocol: u8, length: usize) -> u16 {
     let addresses = if ip[0] >> 4 == 4 { &ip[12..20] } else { &ip[8..40] };
     fold(u64::from(sum(addresses)) + u64::from(protocol) + length as u64)
 }

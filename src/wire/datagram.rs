@@ -12,9 +12,9 @@ use super::{
 
 /// First byte of a datagram that carries nothing. It is ignored; that QUIC acknowledges it is its
 /// use.
-pub const PADDING: u8 = 0x00;
+pub(crate) const PADDING: u8 = 0x00;
 /// First byte of a datagram that carries one piece of a split packet.
-pub const FRAGMENT: u8 = 0x01;
+pub(crate) const FRAGMENT: u8 = 0x01;
 
 /// What one datagram carries.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use serde::{Deserialize, Serialize};
 
 /// The most characters that are kept: a reason in full, with quinn's words around it.
-pub const LIMIT: usize = 200;
+pub(crate) const LIMIT: usize = 200;
 
 /// Printable text of at most [`LIMIT`] characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +72,13 @@ impl<'b, C> Decode<'b, C> for Foreign {
 /// Whether a terminal shows this character where it stands and does nothing else. Control characters, line
 /// separators, and what changes the direction of text or has no width are escaped by the standard library, too.
 #[must_use]
-pub fn is_printable(c: char) -> bool {
+pub(crate) fn is_printable(c: char) -> bool {
     matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1
 }
 
 /// The text with all that is not printable escaped, cut to `limit` characters.
 #[must_use]
-pub fn printable(text: &str, limit: usize) -> String {
+pub(crate) fn printable(text: &str, limit: usize) -> String {
     let mut safe = String::with_capacity(text.len().min(limit));
     // Where to cut, should it be too long: before the last character that leaves room for the ellipsis.
     let (mut length, mut cut) = (0, 0);

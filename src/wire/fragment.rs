@@ -16,9 +16,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::datagram::FRAGMENT;
 
 /// Bytes in front of each piece.
-pub const HEADER: usize = 4;
+pub(crate) const HEADER: usize = 4;
 /// A packet is split into at most this many pieces: 4 bits count them.
-pub const MAX_PIECES: usize = 16;
+pub(crate) const MAX_PIECES: usize = 16;
 /// Packets under reassembly at a time. Pieces of one packet are sent back to back, so a handful is
 /// in flight at once; the oldest gives way to a newer one.
 const SLOTS: usize = 64;

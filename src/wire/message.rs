@@ -15,9 +15,9 @@ use minicbor::{Decode, Decoder, Encode, Encoder, decode, encode};
 use super::foreign::Foreign;
 
 /// Versions of this protocol that we speak, best first.
-pub const VERSIONS: [u16; 1] = [1];
+pub(crate) const VERSIONS: [u16; 1] = [1];
 /// Bytes of the length in front of each message.
-pub const LENGTH_SIZE: usize = 2;
+pub(crate) const LENGTH_SIZE: usize = 2;
 
 /// A message on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

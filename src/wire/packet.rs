@@ -9,7 +9,7 @@ use super::{checksum, transport::Transport};
 /// First byte of a datagram with a TCP or UDP packet whose checksum is left to the one who delivers
 /// it: the field holds the sum over the pseudo-header alone, as Linux keeps it for hardware that
 /// completes it (`CHECKSUM_PARTIAL`). QUIC has its own, better protection against damage.
-pub const UNCHECKED: u8 = 0x02;
+pub(crate) const UNCHECKED: u8 = 0x02;
 
 /// One inner IP packet. Its bytes are those of the datagram that carries it: the bare packet, or
 /// [`UNCHECKED`] and the packet.

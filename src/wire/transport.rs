@@ -10,7 +10,7 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// A protocol whose checksum can be left to hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// RFC 9293.
     Tcp,
     /// RFC 768.
@@ -20,7 +20,7 @@ pub enum Protocol {
 impl Protocol {
     /// Its number in an IP header.
     #[must_use]
-    pub fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::Tcp => TCP,
             Self::Udp => UDP,
@@ -29,7 +29,7 @@ impl Protocol {
 
     /// Where its header has the checksum.
     #[must_use]
-    pub fn checksum(self) -> usize {
+    pub(crate) fn checksum(self) -> usize {
         match self {
             Self::Tcp => 16,
             Self::Udp => 6,
@@ -39,7 +39,7 @@ impl Protocol {
 
 /// The TCP or UDP header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transport {
+pub(crate) struct Transport {
     /// Whose header it is.
     pub protocol: Protocol,
     /// Its first byte.
@@ -52,7 +52,7 @@ impl Transport {
     /// Finds the header in a whole IP packet. `None` in fragments, in packets of other protocols, in
     /// those that are cut short, and where the header lies farther back than offsets of 16 bits tell.
     #[must_use]
-    pub fn of(ip: &[u8]) -> Option<Self> {
+    pub(crate) fn of(ip: &[u8]) -> Option<Self> {
         let (protocol, start) = upper(ip)?;
         let (protocol, length) = match protocol {
             TCP => (Protocol::Tcp, usize::from(ip.get(start + 12)? >> 4) * 4),
@@ -69,7 +69,7 @@ impl Transport {
 /// The protocol that a packet carries and where its header begins. A fragment other than the first
 /// (in IPv6: any fragment) begins nowhere.
 #[must_use]
-pub fn upper(ip: &[u8]) -> Option<(u8, usize)> {
+pub(crate) fn upper(ip: &[u8]) -> Option<(u8, usize)> {
     match ip.first()? >> 4 {
         4 => {
             let header = ip.first_chunk::<20>()?;

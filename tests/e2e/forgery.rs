@@ -6,7 +6,7 @@
 
 use std::{net::UdpSocket, path::Path};
 
-use roamd::{
+use roamd::internals::{
     config::{self, ClientConfig, Config},
     link::netlink::Netlink,
     path::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use quinn::{Connection, ConnectionError, Endpoint, TokioRuntime};
-use roamd::{
+use roamd::internals::{
     config::{Congestion, Quic},
     identity::PrivateKey,
     path::udp::UdpSocket,

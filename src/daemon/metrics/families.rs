@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The figures as OpenMetrics text.
-pub fn text(status: &Status) -> Result<String, fmt::Error> {
+pub(crate) fn text(status: &Status) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Figures(status.clone())));
     let mut text = String::new();

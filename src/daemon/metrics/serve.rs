@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers until it is dropped.
 #[derive(Debug)]
-pub struct MetricsServer {
+pub(crate) struct MetricsServer {
     task: JoinHandle<()>,
     listen: Metrics,
 }
@@ -53,7 +53,7 @@ impl Drop for MetricsServer {
 }
 
 /// Serves what `status` gives, where `listen` says so.
-pub fn serve(
+pub(crate) fn serve(
     listen: Option<&Metrics>,
     status: impl Fn() -> Status + Send + Sync + 'static,
 ) -> io::Result<Option<MetricsServer>> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A part of a tunnel that is left out; the tunnel does without it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// What it is, such as `route 192.168.1.0/24`.
     pub what: String,
     /// Why, in words.
@@ -16,7 +16,7 @@ pub struct LeftOut {
 
 impl LeftOut {
     /// `what` is left out because of `why`.
-    pub fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.into() }
     }
 }
@@ -28,7 +28,7 @@ impl fmt::Display for LeftOut {
 }
 
 /// Logs what has changed between two looks.
-pub fn log(before: &[LeftOut], now: &[LeftOut]) {
+pub(crate) fn log(before: &[LeftOut], now: &[LeftOut]) {
     for LeftOut { what, why } in now.iter().filter(|item| !before.contains(item)) {
         tracing::warn!(what, why, "left out of the tunnel");
     }

@@ -15,7 +15,7 @@ const METRIC_V6: u32 = 1;
 
 /// What is routed through an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
+pub(crate) struct Destination {
     /// The network.
     pub net: IpNet,
     /// The table of the route; `None` is the main one.

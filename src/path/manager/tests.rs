@@ -129,7 +129,7 @@ fn a_chosen_link_is_used_until_it_fails() {
     assert_eq!(fixture.wait(Duration::from_secs(10)), []);
     let actions = fixture.tell(candidates(&[WIFI]));
     assert!(actions.contains(&Action::Switch(key(1), Reason::Gone)), "{actions:?}");
-    assert_eq!(fixture.manager.choice(), None);
+    assert_eq!(fixture.manager.choice, None);
 }
 
 #[test]
@@ -335,7 +335,7 @@ proptest! {
             let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
             let active = conditions.iter().filter(in_use).count();
             prop_assert!(active <= 1, "one active path at most: {conditions:?}");
-            let pinned = fixture.manager.choice().is_some_and(|choice| choice.pinned);
+            let pinned = fixture.manager.choice.is_some_and(|choice| choice.pinned);
             if connected && !pinned && !conditions.is_empty() {
                 prop_assert_eq!(active, 1, "a path is used when there is one");
             }

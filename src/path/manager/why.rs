@@ -7,7 +7,7 @@ use super::{Active, Key, Manager, Path, State};
 impl Manager {
     /// Why a path is used or is not, in words.
     #[must_use]
-    pub fn why(&self, key: Key, now: Instant) -> String {
+    pub(crate) fn why(&self, key: Key, now: Instant) -> String {
         let Some(path) = self.paths.get(&key) else { return String::new() };
         if self.is_active(key) {
             return match self.active {

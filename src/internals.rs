@@ -1,0 +1,101 @@
+//! What benches, examples and tests of this repository use. It is no promise to anyone else.
+
+pub use crate::cli::Cli;
+
+pub mod config {
+    pub use crate::config::{
+        ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, Peer,
+        Preference, Quic, ServerConfig, load,
+    };
+}
+
+pub mod identity {
+    pub use crate::identity::{PrivateKey, PublicKey};
+}
+
+pub mod link {
+    pub mod netlink {
+        pub use crate::link::netlink::Netlink;
+    }
+}
+
+pub mod path {
+    pub mod handshake {
+        pub use crate::path::handshake::Handshake;
+    }
+    pub mod network {
+        pub use crate::path::network::Network;
+        pub mod kernel {
+            pub use crate::path::network::kernel::Links;
+        }
+    }
+    pub mod preference {
+        pub use crate::path::preference::Preferences;
+    }
+    pub mod servers {
+        pub use crate::path::servers::Names;
+    }
+    pub mod udp {
+        pub use crate::path::udp::UdpSocket;
+    }
+}
+
+pub mod quic {
+    pub use crate::quic::{
+        client_endpoint, probe_transport, server_endpoint, token_key, transport,
+    };
+    pub mod close {
+        pub use crate::quic::close::{GOODBYE, PROTOCOL};
+    }
+    pub mod congestion {
+        pub use crate::quic::congestion::Handle;
+    }
+    pub mod session {
+        pub use crate::quic::session::{Control, accept, open};
+    }
+    pub mod tls {
+        pub use crate::quic::tls::{ServerTls, TUNNEL, client, purpose};
+    }
+}
+
+pub mod server {
+    pub mod peers {
+        pub use crate::server::peers::{Peer, Peers};
+    }
+    pub mod socket {
+        pub use crate::server::socket::ServerSocket;
+    }
+}
+
+pub mod tunnel {
+    pub mod counters {
+        pub use crate::tunnel::counters::Counters;
+    }
+    pub mod merge {
+        pub use crate::tunnel::merge::Merger;
+    }
+    pub mod queue {
+        pub use crate::tunnel::queue::Queue;
+    }
+    pub mod split {
+        pub use crate::tunnel::split::Splitter;
+    }
+    pub mod vnet {
+        pub use crate::tunnel::vnet::{Checksum, Header, Kind, Offload, Segments};
+    }
+}
+
+pub mod wire {
+    pub mod datagram {
+        pub use crate::wire::datagram::Datagram;
+    }
+    pub mod fragment {
+        pub use crate::wire::fragment::{Fragmenter, Joiner};
+    }
+    pub mod message {
+        pub use crate::wire::message::{Net, Welcome};
+    }
+    pub mod packet {
+        pub use crate::wire::packet::Packet;
+    }
+}
