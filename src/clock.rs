@@ -1,4 +1,4 @@
-//! The one clock: tokio's, which tests and simulations can stop and turn (`tokio::time::pause`).
+//! The one clock: tokio's, which tests and simulations can stop and advance (`tokio::time::pause`).
 
 use std::{
     mem::MaybeUninit,
@@ -7,7 +7,7 @@ use std::{
 
 use nix::libc;
 
-/// A time of the day that is longer ago needs its date.
+/// A time that is farther away than this is shown with its date.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The present moment.

@@ -1,4 +1,4 @@
-//! Who a host is: an Ed25519 key, used raw (RFC 7250) as its only identity.
+//! The identity of a host: one Ed25519 key, used raw (RFC 7250).
 //!
 //! Both halves are written as one line of standard, padded base64: 44 characters
 //! for 32 bytes, as WireGuard's are.
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 const KEY_BYTES: usize = 32;
 const TEXT_BYTES: usize = 44;
 
-/// What a file or a pipe may hold at most before it is plainly no key.
+/// Maximum size in bytes of a file or pipe with a key; more cannot be a key.
 const MAX_INPUT_BYTES: u64 = 1024;
 
 /// A text that is not a key. Never carries the text, which may be half a secret.
@@ -34,7 +34,7 @@ pub enum ParseKeyError {
     Encoding,
 }
 
-/// Why a private key could not be had.
+/// Why a private key could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The file could not be opened or read.
@@ -86,7 +86,8 @@ impl PrivateKey {
         Self::load_unless(path, 0o077)
     }
 
-    /// The same for a credential of the service manager's: whom its group is for, an ACL says.
+    /// Like [`PrivateKey::load`], but ignores the group's permission bits: systemd grants access to
+    /// a credential by an ACL, which shows as group permissions.
     pub fn load_credential(path: &Path) -> Result<Self, KeyError> {
         Self::load_unless(path, 0o007)
     }
@@ -122,7 +123,7 @@ impl PrivateKey {
         text
     }
 
-    /// The half that others may know.
+    /// The public half.
     pub fn public_key(&self) -> PublicKey {
         let pair = Ed25519KeyPair::from_seed_unchecked(self.seed()).expect("a seed is 32 bytes");
         let mut bytes = [0; KEY_BYTES];
@@ -150,7 +151,7 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// An Ed25519 public key: the name by which hosts know each other.
+/// An Ed25519 public key, by which hosts know each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; KEY_BYTES]);

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It knows nothing of paths: which network carries a datagram is decided below quinn, by the
-//! socket. Nothing here is fatal but the loss of the device; a packet that can't go on is counted
+//! socket. Nothing here is fatal but the loss of the device; a packet that cannot go on is counted
 //! by its reason ([`counters::Drop`]) and dropped.
 
 pub(crate) mod counters;

@@ -1,4 +1,4 @@
-//! Which links could carry a path to the server.
+//! Finds the links that could carry a path to the server.
 //!
 //! A link counts when it is up with carrier and the kernel has a route to the server through it.
 //! The route is asked for, not guessed: a socket bound to a link without one sends ARP requests for
@@ -39,13 +39,13 @@ pub struct Candidate {
 pub enum Unusable {
     /// It was taken down, or never brought up.
     Down,
-    /// It is up, and nothing is at the other end.
+    /// It is up without a carrier.
     NoCarrier,
     /// It has no address from which the server could be reached.
     NoAddress,
     /// The kernel has no route to the server through it.
     NoRoute,
-    /// Its name has characters that no terminal should be given.
+    /// Its name has characters that are not printable.
     Name,
     /// The configuration excludes it (`paths.ignore`).
     Ignored,
@@ -81,8 +81,8 @@ pub(crate) async fn candidates(
     Ok(found)
 }
 
-/// Tells of each link but `own` and loopback why it carries no path to any of `servers`; links that could
-/// are left out, unless the user ignores them.
+/// Why each link but `own` and loopback carries no path to any of `servers`. Links that could carry one are
+/// left out, unless the configuration excludes them.
 pub(crate) async fn unusable(
     netlink: &Netlink,
     servers: &[SocketAddr],
@@ -113,7 +113,7 @@ pub(crate) async fn unusable(
     Ok(found)
 }
 
-/// What `link` could carry to `server`, or why it could not.
+/// The candidate of `link` for `server`, or why there is none.
 async fn candidate(
     netlink: &Netlink,
     link: &LinkMessage,
@@ -147,7 +147,8 @@ fn is_loopback(link: &LinkMessage) -> bool {
 }
 
 /// Operational state (RFC 2863), not IFF_RUNNING: that one clears at every wifi roam. Links whose
-/// driver does not say are UNKNOWN, and wireless ones DORMANT for a moment; both can carry.
+/// driver does not report it are UNKNOWN, and wireless links are DORMANT for a moment; both can
+/// carry packets.
 fn has_carrier(link: &LinkMessage) -> bool {
     let down = link.attributes.iter().any(|attribute| {
         matches!(

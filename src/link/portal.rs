@@ -1,8 +1,8 @@
-//! Whether a captive portal answers in the server's place.
+//! Detects a captive portal in front of the server.
 //!
-//! A portal takes every connection to port 80 and sends the browser to its own page. So we ask the server's
-//! own address for a page, over the link in question: nobody else hears of it, and whoever answers by
-//! leading to another host, or with RFC 6585's 511, is a portal.
+//! A portal accepts every connection to port 80 and redirects the browser to its own page. The client
+//! therefore requests a page from the server's own address over the link in question, so that no third party
+//! learns of it. An answer that redirects to another host, or has status 511 (RFC 6585), comes from a portal.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -15,15 +15,15 @@ use tokio::{
 
 use super::candidate::Candidate;
 
-/// A portal is near, and answers at once.
+/// Timeout of the request. A portal is near and answers at once.
 const LIMIT: Duration = Duration::from_secs(3);
 const HTTP: u16 = 80;
-/// As much of an answer as is read.
+/// Maximum of bytes that are read of an answer.
 const ANSWER: u64 = 4096;
-/// A host of which nobody else would speak (RFC 6761 §6.4).
+/// A host name that no real answer contains (RFC 6761 §6.4).
 const HOST: &str = "roamd.invalid";
 
-/// Asks over the candidate's link; `mark` keeps the question out of tunnels.
+/// Sends the request over the candidate's link; the firewall mark `mark` keeps it out of tunnels.
 pub(crate) async fn is_suspected(candidate: &Candidate, mark: u32) -> bool {
     let answer = time::timeout(LIMIT, ask(candidate, mark)).await;
     answer.is_ok_and(|answer| answer.is_ok_and(|answer| is_portal(&answer)))
@@ -45,7 +45,7 @@ async fn ask(candidate: &Candidate, mark: u32) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Whether this is what a portal says, and not a web server on the same host as the tunnel's.
+/// Whether the answer comes from a portal and not from a web server on the tunnel server's host.
 fn is_portal(answer: &[u8]) -> bool {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);

@@ -1,11 +1,10 @@
-//! Notices that the machine slept, or that this process did.
+//! Detects that the machine was suspended or that this process was stopped.
 //!
-//! Timers follow CLOCK_MONOTONIC, which stands still while the machine is suspended: to them no time
-//! has passed, while the server and every NAT on the way have long forgotten us. CLOCK_BOOTTIME goes
-//! on (clock_gettime(2)). A process that was stopped sees neither stand still, only that it comes
-//! late.
+//! Timers follow CLOCK_MONOTONIC, which stands still while the machine is suspended: for them no time passes,
+//! while the server and every NAT on the way forget the connection. CLOCK_BOOTTIME goes on
+//! (clock_gettime(2)). For a process that was stopped both clocks go on, and its timers fire late.
 //!
-//! To notice at once and not at the next timer, an [`Alarm`] waits for the kernel to say that the clocks
+//! To notice a resume at once and not at the next timer, an [`Alarm`] lets the kernel report that the clocks
 //! drifted apart.
 
 use std::{
@@ -24,12 +23,11 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A sleep shorter than this does no harm.
+/// A shorter suspension does no harm.
 const SHORTEST_SLEEP: Duration = Duration::from_secs(2);
 
-/// Tells when CLOCK_REALTIME jumped against CLOCK_MONOTONIC: when somebody set it, and when the machine
-/// wakes up. A timer in the far future is cancelled then (TFD_TIMER_CANCEL_ON_SET of
-/// timerfd_create(2)).
+/// Reports a jump of CLOCK_REALTIME against CLOCK_MONOTONIC: after a resume, and after the clock was set. A
+/// timer in the far future is cancelled then (TFD_TIMER_CANCEL_ON_SET of timerfd_create(2)).
 #[derive(Debug)]
 pub(crate) struct Alarm(AsyncFd<Timer>);
 
@@ -43,7 +41,7 @@ impl AsRawFd for Timer {
 }
 
 impl Alarm {
-    /// Waits from here on.
+    /// Arms the timer.
     pub(crate) fn set() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, flags)?;
@@ -78,16 +76,16 @@ impl Alarm {
     }
 }
 
-/// Compares the clocks at each call.
+/// Compares the clocks at each call of [`Self::slept`].
 #[derive(Debug)]
 pub(crate) struct Wake {
-    /// The longest that should pass between two calls.
+    /// The longest expected time between two calls.
     pace: Duration,
     last: Option<(Instant, Duration)>,
 }
 
 impl Wake {
-    /// For a loop that comes round at least once in `pace`.
+    /// For a loop with at least one turn per `pace`.
     #[must_use]
     pub(crate) fn new(pace: Duration) -> Self {
         Self { pace, last: None }

@@ -1,21 +1,22 @@
-//! Joining what quinn sends in several calls to one send of the kernel.
+//! Joins transmits of several calls by quinn into one send of the kernel.
 //!
-//! quinn hands over ten datagrams at most in one call; the kernel takes up to 64 KB (UDP GSO, udp(7)).
-//! Each send costs a walk through the network stack and often a wake-up of the receiver, so full
-//! transmits are kept for the moment that it takes quinn's tasks to run again: they are sent when the
-//! next ones fill the room, when one comes that is not full (there is no more), or when nothing came
-//! meanwhile. A lone packet is never kept.
+//! quinn hands over ten datagrams at most in one call; the kernel takes up to 64 KB (UDP GSO, udp(7)). Each
+//! send costs a walk through the network stack and often a wake-up of the receiver. Full transmits are
+//! therefore kept until quinn's tasks have run again. They are sent when 64 KB are reached, when a transmit
+//! comes that is not full (quinn has no more to send), or when no further transmit came. A lone packet is
+//! never kept.
 
 use std::net::{IpAddr, SocketAddr};
 
 use quinn::udp::{EcnCodepoint, Transmit};
 
-/// Datagrams in one call of quinn (`MAX_TRANSMIT_SEGMENTS` of quinn's `connection.rs`). A transmit of
-/// fewer says that there is nothing more to send now.
+/// Datagrams in one call of quinn (`MAX_TRANSMIT_SEGMENTS` of quinn's `connection.rs`). A transmit with fewer
+/// datagrams means that quinn has no more to send now.
 const FULL: usize = 10;
-/// Payload of one send at most: a UDP datagram over IPv4, which the kernel cuts.
+/// Maximum payload of one send: one UDP datagram over IPv4, which the kernel cuts into segments.
 const ROOM: usize = 65_507;
-/// Looks without anything new after which nothing more is expected: the tasks had their turns.
+/// Polls without a new transmit after which the burst is sent: all of quinn's tasks have run by
+/// then.
 const LOOKS: u8 = 3;
 
 /// Full transmits that wait to be sent as one.
@@ -23,9 +24,9 @@ const LOOKS: u8 = 3;
 pub(super) struct Burst {
     bytes: Vec<u8>,
     kept: Option<Kept>,
-    /// It ends with a shorter datagram, after which nothing can be added.
+    /// It ends with a shorter datagram, so nothing can be appended.
     ended: bool,
-    /// Looks since something was added.
+    /// Polls since the last transmit was added.
     looks: u8,
 }
 
@@ -44,14 +45,14 @@ pub(super) enum Advice {
     Keep,
     /// It was added; all is to be sent.
     SendAll,
-    /// It does not go with what is kept, which is to be sent first.
+    /// It does not fit the kept transmits, which must be sent first.
     SendKeptFirst,
-    /// There is nothing that it could go with.
+    /// It cannot be joined; send it alone.
     SendAlone,
 }
 
 impl Burst {
-    /// Looks at a transmit, of which at most `segments` go in one send.
+    /// Decides on a transmit; at most `segments` datagrams go in one send.
     pub(super) fn offer(&mut self, transmit: &Transmit, segments: usize) -> Advice {
         let Transmit { destination, ecn, contents, segment_size, src_ip } = *transmit;
         let size = segment_size.unwrap_or(contents.len());
@@ -80,26 +81,26 @@ impl Burst {
         if is_full && is_room_left { Advice::Keep } else { Advice::SendAll }
     }
 
-    /// What is kept, as one transmit.
+    /// All kept transmits as one.
     pub(super) fn transmit(&self) -> Option<Transmit<'_>> {
         let Kept { destination, ecn, segment_size, src_ip } = self.kept?;
         let segment_size = Some(segment_size);
         Some(Transmit { destination, ecn, contents: &self.bytes, segment_size, src_ip })
     }
 
-    /// Forgets what is kept.
+    /// Clears the burst.
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
         (self.kept, self.ended, self.looks) = (None, false, 0);
     }
 
-    /// Takes a look; whether nothing more is to be expected.
+    /// Counts a poll; returns whether the burst should be sent.
     pub(super) fn has_settled(&mut self) -> bool {
         self.looks = self.looks.saturating_add(1);
         self.looks >= LOOKS
     }
 
-    /// Whether nothing is kept.
+    /// Whether the burst is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.kept.is_none()
     }

@@ -1,6 +1,6 @@
-//! Sending in a class (DSCP, RFC 2474).
+//! Sends datagrams with a traffic class (DSCP, RFC 2474).
 //!
-//! Class and congestion mark (ECN) share a byte, which quinn's sends set for the mark alone.
+//! DSCP and ECN share one byte, and quinn's own sends set only the ECN bits.
 
 use std::{
     io::{self, IoSlice},
@@ -14,7 +14,7 @@ use nix::{
 };
 use quinn::udp::Transmit;
 
-/// Sends a transmit in the class `dscp`.
+/// Sends a transmit with the class `dscp`.
 pub(super) fn send(socket: &impl AsRawFd, transmit: &Transmit, dscp: u8) -> io::Result<()> {
     let Transmit { destination, ecn, contents, segment_size, src_ip } = *transmit;
     let byte = dscp << 2 | ecn.map_or(0, |mark| mark as u8);
@@ -36,7 +36,7 @@ pub(super) fn send(socket: &impl AsRawFd, transmit: &Transmit, dscp: u8) -> io::
     Ok(())
 }
 
-/// From which address to send (ip(7), ipv6(7)).
+/// The source address of a datagram (ip(7), ipv6(7)).
 enum Source {
     V4(in_pktinfo),
     V6(in6_pktinfo),

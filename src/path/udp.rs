@@ -1,7 +1,7 @@
 //! A UDP socket for quinn that reports its errors instead of hiding them.
 //!
-//! quinn's own socket logs send errors and drops them, but a path must hear of them: they are how
-//! a vanished interface shows first. Whoever wraps this socket keeps the errors from quinn.
+//! quinn's own socket logs send errors and drops them. A path needs them: a vanished interface
+//! shows first as a send error. The wrapper of this socket keeps the errors from quinn.
 
 use std::{
     fmt,
@@ -42,7 +42,7 @@ pub struct UdpSocket {
     io: tokio::net::UdpSocket,
     state: UdpSocketState,
     burst: Mutex<Burst>,
-    /// Who polls for received datagrams, and thereby sends what is kept.
+    /// The task that polls for received datagrams and also sends the kept burst.
     receiver: AtomicWaker,
     dscp: u8,
 }
@@ -99,7 +99,7 @@ impl UdpSocket {
         })
     }
 
-    /// Sends what is kept. It stays kept if the kernel has no room.
+    /// Sends the kept burst. It stays kept if the kernel's buffer is full.
     fn send_kept(&self, burst: &mut Burst) -> io::Result<()> {
         let sent = burst.transmit().map_or(Ok(()), |transmit| self.send(&transmit));
         if !is_would_block(&sent) {
@@ -108,7 +108,7 @@ impl UdpSocket {
         sent
     }
 
-    /// Sends what is kept when its time has come, or sees to it that the task of `cx` looks again.
+    /// Sends the kept burst when it is due, or wakes the task of `cx` for another poll.
     fn poll_kept(&self, cx: &mut Context) -> io::Result<()> {
         let mut burst = self.burst();
         if burst.is_empty() {

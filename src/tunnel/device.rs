@@ -17,26 +17,26 @@ use super::{
 };
 use crate::wire::packet::Packet;
 
-/// Packets in one batch, about: bounds how long one pump keeps the others waiting.
+/// Packets in one batch, approximately. It bounds how long one pump delays the others.
 pub(crate) const BATCH: usize = 64;
 /// The longest IP packet.
 const LONGEST: usize = 65_535;
 
-/// Gives inner packets.
+/// A source of inner packets.
 pub(crate) trait PacketSource: Send + 'static {
-    /// Waits for packets and adds some to the end of `batch`: about [`BATCH`], or what one super-packet
-    /// of the kernel stands for. Returns how many could not be read.
+    /// Waits for packets and appends them to `batch`: about [`BATCH`], or the segments of one super-packet.
+    /// Returns the number of packets that could not be read.
     ///
     /// An error means that the device is gone for good.
     fn recv(&mut self, batch: &mut Vec<Packet>) -> impl Future<Output = io::Result<u64>> + Send;
 }
 
-/// Takes inner packets.
+/// A sink for inner packets.
 pub(crate) trait PacketSink: Send + Sync + 'static {
     /// Delivers a batch without waiting; returns how many packets were not taken.
     fn send(&self, batch: &[Packet]) -> u64;
 
-    /// Whether computing checksums should be left to it, see [`UNCHECKED`].
+    /// Whether it computes checksums itself, so that packets may be [`UNCHECKED`].
     ///
     /// [`UNCHECKED`]: crate::wire::packet::UNCHECKED
     fn completes_checksums(&self) -> bool;
@@ -53,7 +53,7 @@ pub(crate) struct TunReader {
     device: Arc<AsyncFd<tun::Device>>,
     offload: Offload,
     splitter: Splitter,
-    /// What one read gives.
+    /// The buffer of one read.
     buffer: Box<[u8]>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct TunWriter {
 
 impl Tun {
     /// Creates the device, without addresses and down. Needs `CAP_NET_ADMIN`. With `offload` the
-    /// kernel leaves as much to us as it can.
+    /// kernel leaves segmentation and checksums to this process, as far as it supports that.
     pub(crate) fn create(name: &str, mtu: u16, offload: bool) -> io::Result<Self> {
         let open = |with_header: bool| {
             let mut configuration = tun::Configuration::default();
@@ -134,7 +134,7 @@ impl Tun {
         Ok(Self { device: Arc::new(device), offload })
     }
 
-    /// What the kernel leaves to us.
+    /// The offload that the kernel accepted.
     #[must_use]
     pub(crate) fn offload(&self) -> Offload {
         self.offload
@@ -166,7 +166,7 @@ impl AsFd for Tun {
     }
 }
 
-/// Asks the kernel to leave all it can to us; `None` if it does not even know how to ask.
+/// Enables the best offload that the kernel supports; `None` if it supports none.
 fn best_offload(device: &tun::Device) -> Option<Offload> {
     nix::ioctl_write_int!(set_offload, b'T', 208);
     let accepted = Offload::LEVELS.into_iter().find(|(_, flags)| {
@@ -177,7 +177,7 @@ fn best_offload(device: &tun::Device) -> Option<Offload> {
 }
 
 impl TunReader {
-    /// Reads once; `None` if there is nothing now.
+    /// Reads once; `None` if no packet is ready.
     fn read(&mut self, batch: &mut Vec<Packet>) -> io::Result<u64> {
         let length = read(&self.device, &mut self.buffer)?;
         let bytes = &self.buffer[..length];
@@ -213,7 +213,7 @@ impl PacketSource for TunReader {
 }
 
 impl TunWriter {
-    /// Whether one write was taken.
+    /// Whether the device accepted one write.
     fn write(&self, joined: Joined<'_>) -> bool {
         let headers = IoSlice::new(joined.headers);
         if joined.count == 1 {

@@ -16,7 +16,7 @@ const UDP_LITE: u8 = 136;
 pub(crate) struct Flow {
     /// The same for all packets of the flow.
     pub hash: u64,
-    /// Whether its sender repeats what is lost.
+    /// Whether the sender retransmits lost packets (TCP).
     pub is_tcp: bool,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Flow {
 pub(crate) struct Classifier(RandomState);
 
 impl Classifier {
-    /// The flow of a packet. All that can't be read as IP is one flow.
+    /// The flow of a packet. All packets that are not valid IP belong to one flow.
     #[must_use]
     pub(crate) fn flow(&self, ip: &[u8]) -> Flow {
         let mut hasher = self.0.build_hasher();
@@ -44,7 +44,7 @@ impl Classifier {
     }
 }
 
-/// Whether two packets are seen at a glance to belong to the same flow. That they are not says nothing.
+/// A cheap comparison: `true` means that both packets belong to the same flow, `false` means nothing.
 #[must_use]
 pub(crate) fn is_same(left: &[u8], right: &[u8]) -> bool {
     let (protocol, addresses, fragment) = match left.first() {
@@ -65,7 +65,7 @@ pub(crate) fn is_same(left: &[u8], right: &[u8]) -> bool {
         })
 }
 
-/// Whether a packet's sender repeats what is lost.
+/// Whether the packet's sender retransmits lost packets (TCP).
 #[must_use]
 pub(crate) fn is_tcp(ip: &[u8]) -> bool {
     network(ip).is_some_and(|(_, protocol)| protocol == TCP)

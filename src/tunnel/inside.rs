@@ -1,6 +1,6 @@
-//! What a client takes from its tunnel: packets for one of its inner addresses, from where it would send into
-//! the tunnel itself. A server can so neither speak with an address of the client's other networks, nor reach
-//! anything behind the client.
+//! Checks the packets that a client delivers: the destination must be one of its inner addresses, and the
+//! source an address that the client itself would reach through the tunnel. A server can therefore neither
+//! pretend to be a host of the client's other networks nor reach a host behind the client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -37,13 +37,13 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> IpNet {
 #[derive(Debug, Default)]
 pub(crate) struct Inside {
     own: Vec<IpAddr>,
-    /// Whether a network is inside; the longest prefix counts, as it does for routes.
+    /// Whether a network lies inside the tunnel; the longest prefix decides, as it does for routes.
     networks: JointPrefixMap<IpNet, bool>,
 }
 
 impl Inside {
-    /// A client with these inner addresses, for which `routes` lead into the tunnel. What is in `outside` is
-    /// not inside, unless a longer or the same prefix among the routes says so.
+    /// A client with these inner addresses, for which `routes` lead into the tunnel. A prefix of `outside`
+    /// lies outside, unless the routes have the same or a longer prefix.
     #[must_use]
     pub(crate) fn new(
         own: Vec<IpAddr>,
@@ -63,7 +63,7 @@ impl Inside {
         Self { own, networks }
     }
 
-    /// Leaves what may be delivered in `batch`, and counts the rest.
+    /// Removes packets that must not be delivered from `batch` and counts them.
     pub(crate) fn admit(&self, batch: &mut Vec<Packet>, counters: &Counters) {
         // Packets come in runs of one flow.
         let mut last: Option<(Addresses, Option<Drop>)> = None;
@@ -106,7 +106,7 @@ mod tests {
         Inside::new(own.into(), nets(routes), nets(outside))
     }
 
-    /// What becomes of a packet.
+    /// Whether a packet is delivered.
     fn fate(inside: &Inside, source: &str, destination: &str) -> Option<Drop> {
         let counters = Counters::default();
         let bytes = packet(source.parse().unwrap(), destination.parse().unwrap(), 8);

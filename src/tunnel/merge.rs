@@ -24,17 +24,18 @@ const PLAIN: u8 = 0x10 | 0x40;
 /// "Don't fragment", in byte 6 of an IPv4 header.
 const DF: u8 = 0x40;
 
-/// Flows of a batch that are told apart. Two with the same place are not joined while they take turns.
+/// Slots for the flows of a batch. Packets of two flows in the same slot are not joined while they alternate.
 const FLOWS: usize = 256;
 
-/// Sorts a batch into groups that can be written as one. One for each writer of a device.
+/// Sorts a batch into groups that can be written as one. Each writer of a device has its own
+/// merger.
 #[derive(Debug, Default)]
 pub struct Merger {
     groups: Vec<Group>,
-    /// The latest group in each flow's place. One of an earlier batch names a group of other flows: those of
-    /// a flow in this batch have taken its place.
+    /// The latest group in each slot. An entry of an earlier batch points to a group of another flow and does
+    /// not match.
     latest: Vec<usize>,
-    /// For each packet of the batch the next one of its group.
+    /// For each packet of the batch, the next packet of its group.
     next: Vec<Option<usize>>,
     headers: Vec<u8>,
 }
@@ -50,17 +51,16 @@ struct Group {
     size: usize,
     /// All bytes, headers once.
     bytes: usize,
-    /// Whether another packet may follow.
+    /// Whether another packet may be appended.
     open: bool,
 }
 
 /// One write.
 #[derive(Clone, Debug)]
 pub struct Joined<'a> {
-    /// How many packets it stands for.
+    /// The number of packets in it.
     pub count: usize,
-    /// What goes first: the header of the device and, for more than one packet, those of IP and
-    /// transport.
+    /// The device's header and, for more than one packet, the IP and transport headers.
     pub headers: &'a [u8],
     batch: &'a [Packet],
     next: &'a [Option<usize>],
@@ -71,7 +71,7 @@ pub struct Joined<'a> {
 impl<'a> Iterator for Joined<'a> {
     type Item = &'a [u8];
 
-    /// What follows the headers, piece by piece.
+    /// The payloads after the headers, one slice per packet.
     fn next(&mut self) -> Option<&'a [u8]> {
         let at = self.at?;
         self.at = self.next[at];
@@ -80,8 +80,8 @@ impl<'a> Iterator for Joined<'a> {
 }
 
 impl Merger {
-    /// Hands all packets of `batch` to `write`, joined where they can be. The order within each flow
-    /// stays. What is joined depends on `offload`.
+    /// Hands all packets of `batch` to `write`, joined as far as `offload` allows. The order within each flow
+    /// stays.
     pub fn merge(&mut self, batch: &[Packet], offload: Offload, mut write: impl FnMut(Joined<'_>)) {
         self.groups.clear();
         self.latest.resize(FLOWS, 0);
@@ -205,8 +205,8 @@ fn tcp_flags(ip: &[u8], transport: Transport) -> u8 {
     ip[transport.start + 13]
 }
 
-/// A flow's place among [`FLOWS`]. Whoever chooses ports to share one with another flow of the same
-/// receiver keeps it from being joined, no more.
+/// A flow's slot among [`FLOWS`]. A sender that chooses ports to collide with another flow of the
+/// same receiver prevents joining, and nothing else.
 fn place(ip: &[u8], transport: Transport) -> usize {
     let addresses = if ip[0] >> 4 == 4 { &ip[12..20] } else { &ip[8..40] };
     let words = addresses.chunks_exact(4).chain([&ip[transport.start..transport.start + 4]]);

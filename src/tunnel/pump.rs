@@ -21,19 +21,19 @@ use crate::{
     },
 };
 
-/// How long what quinn was given may take to leave.
+/// How long data that was given to quinn may take to leave.
 const AHEAD: Duration = Duration::from_millis(4);
-/// Bytes that it is given in any case: some packets.
+/// Bytes that quinn may hold in any case: a few packets.
 const LEAST_AHEAD: usize = 6 * 1024;
-/// How long to wait for it to send: as short as timers are.
+/// The pause between two looks at quinn's buffer: the resolution of timers.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// Packets that are delivered together at most: several super-packets of 64 KB.
+/// Maximum of packets that are delivered together: several super-packets of 64 KB.
 const DELIVERED: usize = 256;
 
-/// Sends what is in the queue until the connection ends.
+/// Sends the packets of the queue until the connection ends.
 ///
-/// A packet larger than the path carries at the moment crosses in pieces. `unchecked` says that the
-/// other side takes packets whose checksum is left to it.
+/// A packet that is larger than the path's current limit is sent in fragments. `unchecked` says
+/// that the peer accepts packets whose checksum it must complete.
 pub(crate) async fn uplink(
     connection: &Connection,
     queue: &Queue,
@@ -77,12 +77,12 @@ pub(crate) async fn uplink(
     }
 }
 
-/// Waits until quinn has little left to send; returns how many bytes it should be given now.
+/// Waits until quinn has little left to send; returns the number of bytes to give it now.
 ///
-/// What quinn was given leaves in that order, so it gets no more than is on its way at once: a keystroke
-/// must find its place in our queue, which can choose. Where that is more than quinn's buffer, quinn's
-/// own limit does. `last` is what it was at the last call: when it falls at once to less than half,
-/// the connection has moved.
+/// quinn sends in the order of its buffer, so the buffer holds at most one window of data: a keystroke must
+/// wait in our queue, which can reorder. Where a window is larger than quinn's buffer, quinn's own limit
+/// applies. `last` is the window at the previous call: a drop to less than half means that the connection has
+/// migrated.
 async fn room(connection: &Connection, queue: &Queue, last: &mut f64) -> usize {
     let mut before = None;
     loop {
@@ -109,8 +109,8 @@ async fn room(connection: &Connection, queue: &Queue, last: &mut f64) -> usize {
     }
 }
 
-/// Sends one packet, whole or in pieces; `false` if even pieces do not fit. `max` is what fitted into a
-/// datagram lately.
+/// Sends one packet, whole or in fragments; `false` if even fragments do not fit. `max` is the last known
+/// datagram limit, in bytes.
 async fn send(
     connection: &Connection,
     packet: Bytes,

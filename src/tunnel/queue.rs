@@ -1,15 +1,15 @@
 //! The queue between the TUN device and the connection.
 //!
-//! Bounded in memory, fair between senders, then between their flows, and short for each flow (FQ-CoDel,
-//! RFC 8290). It is *held* while no path
-//! works: packets stay, TCP longest, and leave when one does. It also remembers what left lately, so
-//! that the last words into a path that turned out dead can be said again.
+//! Bounded in memory, fair between senders, then between their flows, and short for each flow (FQ-CoDel, RFC
+//! 8290). While no path works the queue is *held*: packets stay, those of TCP longest, and leave when a path
+//! works. It keeps copies of the small packets that left in the last 2 s, to send them again if the path
+//! proves dead.
 //!
-//! Both ends work in batches, so that lock and clock are taken once for many packets.
+//! Both ends work in batches: one lock and one look at the clock serve many packets.
 //!
-//! A packet is a slice of a buffer that came with many others, up to 64 KB, and keeps all of it in memory.
-//! That is fine for one that leaves at once. One that has to wait behind others, or is remembered, is
-//! copied.
+//! A packet is a slice of a buffer of up to 64 KB that it shares with other packets and keeps in memory. That
+//! is fine for a packet that leaves at once. A packet that waits behind many others, or is kept for a
+//! repetition, is copied.
 
 mod codel;
 mod fair;
@@ -37,24 +37,24 @@ use crate::{clock, wire::packet::Packet};
 pub(crate) use fair::Dropped;
 pub(crate) use pool::Pool;
 
-/// Packets that are remembered after they left, and the largest of them: TCP's own repair is good
-/// for bulk, but slow for a lone keystroke.
+/// Sent packets that are kept for a repetition, and the largest of them in bytes: TCP's own
+/// retransmission suits bulk transfers, but is slow for a lone keystroke.
 const REMEMBERED: usize = 128;
 const LARGEST_REMEMBERED: usize = 512;
-/// For how long.
+/// How long a sent packet is kept.
 const MEMORY: Duration = Duration::from_secs(2);
-/// Packets that wait without being copied: some batches. A queue that holds more does not flow freely.
+/// Packets that may wait without being copied: a few batches. A longer queue does not flow freely.
 const UNCOPIED: usize = 256;
-/// Several round trips.
+/// How long CoDel pauses after a migration: several round trips.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Packets that are looked at for early ones.
+/// Packets that are examined in the search for early ones.
 const EARLY_LOOKS: usize = 256;
 
 /// A bounded queue of inner packets.
 #[derive(Debug)]
 pub struct Queue {
     waiting: Mutex<Waiting>,
-    /// Something may be there for the one who waits in [`Self::pop`].
+    /// Wakes [`Self::ready`]: packets may have arrived.
     ready: Notify,
     taken: Notify,
     classifier: Classifier,
@@ -63,10 +63,10 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// How long the last packet that left had waited.
+    /// How long the packet that left last had waited.
     delay: Duration,
     held: bool,
-    /// Goes before all others.
+    /// Packets that leave before all others.
     again: VecDeque<(Instant, Packet)>,
     again_bytes: usize,
     senders: Senders,
@@ -75,12 +75,12 @@ struct Waiting {
     left: VecDeque<(Instant, Packet)>,
 }
 
-/// Packets on loan from a queue.
+/// Packets that were taken out of a queue and can be put back.
 #[derive(Debug)]
 pub struct Taken(Vec<(Instant, Packet)>);
 
 impl Taken {
-    /// The packets in a form that every receiver understands.
+    /// The packets as datagrams that every peer understands.
     #[must_use]
     pub fn datagrams(&self) -> Arc<[Bytes]> {
         let checked = self.0.iter().filter_map(|(_, packet)| packet.checked());
@@ -89,7 +89,7 @@ impl Taken {
 }
 
 impl Queue {
-    /// A queue of at most `capacity` bytes of memory, held until it is released.
+    /// A queue of at most `capacity` bytes of memory. It is held until [`Self::hold`] releases it.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Queue {
         }
     }
 
-    /// The same for one of several queues that share `pool` as well.
+    /// The same for one of several queues that also share the memory of `pool`.
     #[must_use]
     pub fn sharing(pool: Arc<Pool>, capacity: usize) -> Self {
         let mut queue = Self::new(capacity);
@@ -113,7 +113,7 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes all of `batch`; returns what had to give way.
+    /// Appends all packets of `batch`; returns the packets that were dropped for them.
     pub fn push(&self, batch: &mut Vec<Packet>) -> Dropped {
         self.push_from(0, batch)
     }
@@ -146,15 +146,15 @@ impl Queue {
         dropped
     }
 
-    /// Waits until there are packets and the queue is not held. Cancel safe.
+    /// Waits until the queue has packets and is not held. Cancel safe.
     pub async fn ready(&self) {
         while !self.lock().is_ready() {
             self.ready.notified().await;
         }
     }
 
-    /// Moves packets to the end of `batch`, if there are any and the queue is not held: at most `limit`
-    /// of them, and none after the first `room` bytes; returns what was dropped instead.
+    /// Moves packets to the end of `batch` unless the queue is held: at most `limit` packets, and none after
+    /// the first `room` bytes. Returns the packets that were dropped on the way.
     pub fn pop(&self, batch: &mut Vec<Packet>, limit: usize, room: usize) -> Dropped {
         let mut dropped = Dropped::default();
         if self.pop_now(batch, limit, room, &mut dropped) {
@@ -190,9 +190,9 @@ impl Queue {
         batch.len() > before
     }
 
-    /// Takes at most `limit` bytes of TCP packets whether the queue is held or not, for a path that may
-    /// answer soon, late or never: others could arrive when they are stale. [`Self::put_back`] returns
-    /// them. Also returns what was dropped on the way.
+    /// Takes at most `limit` bytes of TCP packets, also from a held queue, to send them before the handshake
+    /// is complete. Packets of other protocols stay, because they could arrive too late to be of use.
+    /// [`Self::put_back`] returns the packets. The second value counts packets that were dropped on the way.
     pub fn take_early(&self, limit: usize) -> (Taken, Dropped) {
         let waiting = &mut *self.lock();
         let (mut taken, mut others, now) = (Vec::new(), Vec::new(), clock::now());
@@ -223,7 +223,7 @@ impl Queue {
         self.put_back(Taken(packets.into_iter().map(|packet| (now, packet)).collect()));
     }
 
-    /// Sends again what left since `since`, as far as it is remembered; returns how many packets.
+    /// Queues the kept copies of packets that left after `since` once more; returns their number.
     pub fn repeat(&self, since: Instant) -> usize {
         let waiting = &mut *self.lock();
         let lost = waiting.left.partition_point(|(left, _)| *left < since);
@@ -234,7 +234,7 @@ impl Queue {
         count
     }
 
-    /// Keeps packets from leaving, or lets them leave.
+    /// Holds the queue, or releases it.
     pub fn hold(&self, held: bool) {
         let before = std::mem::replace(&mut self.lock().held, held);
         if before && !held {
@@ -242,18 +242,18 @@ impl Queue {
         }
     }
 
-    /// Tells nobody to slow down for a second: the connection has moved and is yet to find its pace, and
-    /// senders that wait for it should be ready when it has.
+    /// Pauses CoDel for one second: the connection has migrated and does not know the new path's rate yet,
+    /// and senders must be ready when it does.
     pub fn be_patient(&self) {
         self.lock().patient_until = Some(clock::now() + PATIENCE);
     }
 
-    /// Waits until packets left.
+    /// Waits until packets have left.
     pub async fn taken(&self) {
         self.taken.notified().await;
     }
 
-    /// How long the last packet that left had waited; nothing if none waits.
+    /// How long the packet that left last had waited; zero if no packet waits.
     #[must_use]
     pub fn delay(&self) -> Duration {
         let waiting = self.lock();
@@ -276,12 +276,12 @@ impl Waiting {
         self.again_bytes + self.senders.bytes()
     }
 
-    /// How many more packets may wait without being copied.
+    /// The number of further packets that may wait without being copied.
     fn uncopied_room(&self) -> usize {
         if self.held { 0 } else { UNCOPIED.saturating_sub(self.senders.packets()) }
     }
 
-    /// Bytes of memory of what goes first.
+    /// Bytes of memory of the packets that leave first.
     fn again_cost(&self) -> usize {
         self.again_bytes + OVERHEAD * self.again.len()
     }
@@ -298,7 +298,7 @@ impl Waiting {
         self.senders.pop(now, patient, dropped)
     }
 
-    /// Says how much memory all that waits takes.
+    /// Tells the pool how much memory the waiting packets take.
     fn take_share(&mut self) {
         self.share.take(self.senders.cost() + self.again_cost());
     }

@@ -1,9 +1,9 @@
 //! Cutting what one read of the TUN device gave into packets that fit the wire.
 //!
-//! With segmentation offload the kernel hands over up to 64 KB of one flow behind one set of headers.
-//! Each segment gets its own, as the network card would have made them: lengths, identification and
-//! sequence numbers, flags of the first and of the last segment. Checksums stay for the one who
-//! delivers, see [`UNCHECKED`].
+//! With segmentation offload the kernel hands over up to 64 KB of one flow behind one set of headers. Each
+//! segment gets its own, as the network card would have made them: lengths, identification and sequence
+//! numbers, flags of the first and of the last segment. Checksums are completed by the receiving end, see
+//! [`UNCHECKED`].
 
 use std::collections::VecDeque;
 
@@ -18,8 +18,8 @@ use crate::wire::{
 
 /// Packets are cut from chunks of this size: a super-packet with the headers of all its segments.
 const CHUNK: usize = 72 * 1024;
-/// Small packets have chunks of their own: one of them that is kept for long does not keep the
-/// payload of a bulk transfer in memory.
+/// Small packets have their own chunks, so that a small packet that is kept for long does not keep
+/// the payload of a bulk transfer in memory.
 const SMALL: usize = 512;
 const SMALL_CHUNK: usize = 16 * 1024;
 
@@ -32,22 +32,22 @@ pub(super) const CWR: u8 = 0x80;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Used chunks that are kept until their packets are gone: as many as the queue and QUIC's buffer hold.
+/// Used chunks that are kept for reuse: as many as the queue and QUIC's buffer hold.
 const KEPT: usize = 32;
 
-/// Cuts packets. One for each reader of a device.
+/// Cuts packets. Each reader of a device has its own splitter.
 #[derive(Debug)]
 pub struct Splitter {
     bulk: Chunks,
     small: Chunks,
 }
 
-/// Memory to cut packets from, used again when all packets of a chunk are gone.
+/// Memory to cut packets from. A chunk is reused when all its packets are gone.
 #[derive(Debug)]
 struct Chunks {
     size: usize,
     current: BytesMut,
-    /// What is left of used ones, oldest first.
+    /// Used chunks, oldest first.
     used: VecDeque<BytesMut>,
 }
 
@@ -82,7 +82,7 @@ impl Chunks {
 }
 
 impl Splitter {
-    /// Adds the packets that `ip` stands for to the end of `batch`.
+    /// Appends the packets that `ip` stands for to `batch`.
     pub fn split(
         &mut self,
         header: Header,
@@ -102,7 +102,7 @@ impl Splitter {
         }
     }
 
-    /// A packet to which nothing is left to do.
+    /// A packet that is complete as it is.
     pub fn whole(&mut self, ip: &[u8]) -> Packet {
         let chunk = self.chunk(ip.len());
         chunk.put_slice(ip);
@@ -159,7 +159,7 @@ impl Splitter {
     }
 }
 
-/// Where a segment stands among its like.
+/// The position of a segment in its super-packet.
 struct Place {
     index: usize,
     size: usize,
@@ -167,7 +167,7 @@ struct Place {
 }
 
 impl Place {
-    /// What tells this segment from the others.
+    /// The fields in which this segment differs from the others.
     fn write(&self, ip: &mut [u8], transport: Transport) {
         if ip[0] >> 4 == 4 {
             let id = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(self.index as u16);

@@ -1,5 +1,6 @@
-//! The header in front of each packet that crosses the TUN device with `IFF_VNET_HDR`: what is left
-//! to do to the packet (`struct virtio_net_hdr` of linux/virtio_net.h; virtio 1.2 §5.1.6).
+//! The header in front of each packet that crosses the TUN device with `IFF_VNET_HDR`: the work
+//! that is left to the receiver of the packet (`struct virtio_net_hdr` of linux/virtio_net.h;
+//! virtio 1.2 §5.1.6).
 
 use nix::libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6};
 
@@ -15,7 +16,7 @@ const GSO_UDP_L4: u8 = 5;
 /// A flag: the first segment carries TCP's CWR (RFC 3168 §6.1.2).
 const GSO_ECN: u8 = 0x80;
 
-/// What the kernel leaves to us, and we may leave to it.
+/// The work that the kernel may leave to this process, and this process to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Offload {
     /// Nothing: packets are whole and their checksums in place.
@@ -38,12 +39,12 @@ impl Offload {
     };
 }
 
-/// What is left to do to a packet.
+/// The work that is left for a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
-    /// Where the checksum is still to be computed.
+    /// The checksum that must still be computed.
     pub checksum: Option<Checksum>,
-    /// How the packet is to be segmented.
+    /// How to segment the packet.
     pub segments: Option<Segments>,
 }
 
@@ -56,18 +57,18 @@ pub struct Checksum {
     pub field: u16,
 }
 
-/// A packet that stands for many.
+/// A super-packet: one packet that stands for several segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
-    /// Of which kind.
+    /// Its protocol.
     pub kind: Kind,
-    /// Bytes of payload in each of them but the last.
+    /// Bytes of payload in each segment but the last.
     pub size: u16,
     /// Bytes of headers in front of the payload. The kernel takes it as a hint.
     pub headers: u16,
 }
 
-/// What is segmented.
+/// The protocol of a super-packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// TCP over IPv4.
@@ -78,7 +79,7 @@ pub enum Kind {
     Udp,
 }
 
-/// A header that we do not understand, although we asked for no such thing.
+/// A header with offloads that were not requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unknown;
 

@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071), over what a partial one left out.
+//! The Internet checksum (RFC 1071), and the completion of a partial one.
 
 /// The sum of 16-bit words, carries folded in. An odd last byte counts as the high half of a word.
 #[must_use]

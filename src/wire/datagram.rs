@@ -10,24 +10,24 @@ use super::{
     packet::{Packet, UNCHECKED},
 };
 
-/// First byte of a datagram that carries nothing. It is ignored; that QUIC acknowledges it is its
-/// use.
+/// First byte of a datagram that carries nothing. The receiver ignores it; its only use is that
+/// QUIC acknowledges it.
 pub(crate) const PADDING: u8 = 0x00;
 /// First byte of a datagram that carries one piece of a split packet.
 pub(crate) const FRAGMENT: u8 = 0x01;
 
-/// What one datagram carries.
+/// The content of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Datagram {
     /// A whole inner packet.
     Packet(Packet),
     /// A piece of an inner IP packet that was too large for one datagram.
     Fragment(Fragment),
-    /// Nothing.
+    /// No content.
     Padding,
 }
 
-/// A datagram that is none of ours; it is counted and dropped.
+/// A datagram of an unknown kind; it is counted and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("datagram of an unknown kind or cut short")]
 pub struct Unknown;

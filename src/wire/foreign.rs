@@ -1,6 +1,6 @@
-//! Text that somebody else wrote: another host, a packet, another program. It is made printable and short where it
-//! enters, so that it can neither end a line of a log, nor move a terminal's cursor, nor be an assignment of
-//! sd_notify(3). Pure.
+//! Text of foreign origin: from another host, a packet or another program. It is made printable and short
+//! where it enters, so that it can neither end a log line, nor move a terminal's cursor, nor be an assignment
+//! of sd_notify(3). Pure.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(crate) const LIMIT: usize = 200;
 pub struct Foreign(String);
 
 impl Foreign {
-    /// What somebody else's error, or another value of theirs, says.
+    /// The text of a foreign error or value.
     #[must_use]
     pub fn of(value: impl fmt::Display) -> Self {
         Self(printable(&value.to_string(), LIMIT))
@@ -69,14 +69,14 @@ impl<'b, C> Decode<'b, C> for Foreign {
     }
 }
 
-/// Whether a terminal shows this character where it stands and does nothing else. Control characters, line
-/// separators, and what changes the direction of text or has no width are escaped by the standard library, too.
+/// Whether a terminal only shows this character. The standard library also escapes control characters, line
+/// separators, characters without width, and those that change the direction of text.
 #[must_use]
 pub(crate) fn is_printable(c: char) -> bool {
     matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1
 }
 
-/// The text with all that is not printable escaped, cut to `limit` characters.
+/// The text with all characters that are not printable escaped, cut to `limit` characters.
 #[must_use]
 pub(crate) fn printable(text: &str, limit: usize) -> String {
     let mut safe = String::with_capacity(text.len().min(limit));

@@ -19,10 +19,10 @@ use super::datagram::FRAGMENT;
 pub(crate) const HEADER: usize = 4;
 /// A packet is split into at most this many pieces: 4 bits count them.
 pub(crate) const MAX_PIECES: usize = 16;
-/// Packets under reassembly at a time. Pieces of one packet are sent back to back, so a handful is
-/// in flight at once; the oldest gives way to a newer one.
+/// Packets under reassembly at a time. Pieces of one packet are sent back to back, so few packets
+/// are incomplete at once; a new packet replaces the oldest.
 const SLOTS: usize = 64;
-/// The fragmenter cuts its pieces from chunks of this size, so that it allocates once for many.
+/// The fragmenter cuts pieces from chunks of this size, so that one allocation serves many pieces.
 const CHUNK: usize = 64 * 1024;
 
 /// One piece of a packet.
@@ -85,7 +85,7 @@ impl Fragmenter {
     }
 }
 
-/// What became of a piece.
+/// The result of adding a piece.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Joined {
     /// The packet is whole.

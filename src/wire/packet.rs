@@ -6,9 +6,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::{checksum, transport::Transport};
 
-/// First byte of a datagram with a TCP or UDP packet whose checksum is left to the one who delivers
-/// it: the field holds the sum over the pseudo-header alone, as Linux keeps it for hardware that
-/// completes it (`CHECKSUM_PARTIAL`). QUIC has its own, better protection against damage.
+/// First byte of a datagram with a TCP or UDP packet whose checksum the receiving end must
+/// complete: the field holds the sum over the pseudo-header alone, as Linux keeps it for hardware
+/// (`CHECKSUM_PARTIAL`). QUIC's own protection against damage is stronger.
 pub(crate) const UNCHECKED: u8 = 0x02;
 
 /// One inner IP packet. Its bytes are those of the datagram that carries it: the bare packet, or
@@ -28,7 +28,7 @@ impl Packet {
         &self.0
     }
 
-    /// A copy that keeps no other packets in memory that came in the same buffer.
+    /// A copy that does not keep the shared receive buffer in memory.
     #[must_use]
     pub fn detached(&self) -> Self {
         Self(Bytes::copy_from_slice(&self.0))
@@ -46,22 +46,22 @@ impl Packet {
         self.ip().len()
     }
 
-    /// Whether the checksum is still to be computed.
+    /// Whether the checksum must still be completed.
     #[must_use]
     pub fn is_unchecked(&self) -> bool {
         self.0.first() == Some(&UNCHECKED)
     }
 
-    /// Source and destination; `None` if this is no whole IP packet, or one whose checksum can't be
-    /// computed although it should.
+    /// Source and destination; `None` if this is not a whole IP packet, or if its partial checksum
+    /// cannot be completed.
     #[must_use]
     pub fn addresses(&self) -> Option<Addresses> {
         let addresses = addresses(self.ip())?;
         (!self.is_unchecked() || Transport::of(self.ip()).is_some()).then_some(addresses)
     }
 
-    /// The packet with its checksum in place, for one who can't compute it: a copy, if it was not.
-    /// `None` if it is no packet whose checksum can be computed.
+    /// The packet with a complete checksum, for a peer that cannot complete it: a copy if the
+    /// checksum was partial. `None` if the checksum cannot be completed.
     #[must_use]
     pub fn checked(&self) -> Option<Self> {
         if !self.is_unchecked() {

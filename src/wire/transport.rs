@@ -1,9 +1,9 @@
-//! Where the transport header of an inner packet stands.
+//! Finds the transport header of an inner packet.
 
 /// Protocol numbers (IANA, "Assigned Internet Protocol Numbers").
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// IPv6 extension headers that may stand before it (RFC 8200 §4.1).
+/// IPv6 extension headers that may precede it (RFC 8200 §4.1).
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -27,7 +27,7 @@ impl Protocol {
         }
     }
 
-    /// Where its header has the checksum.
+    /// The offset of the checksum in its header, in bytes.
     #[must_use]
     pub(crate) fn checksum(self) -> usize {
         match self {
@@ -49,8 +49,8 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Finds the header in a whole IP packet. `None` in fragments, in packets of other protocols, in
-    /// those that are cut short, and where the header lies farther back than offsets of 16 bits tell.
+    /// Finds the header in a whole IP packet. `None` for fragments, other protocols, packets that are cut
+    /// short, and headers beyond a 16-bit offset.
     #[must_use]
     pub(crate) fn of(ip: &[u8]) -> Option<Self> {
         let (protocol, start) = upper(ip)?;
@@ -67,7 +67,7 @@ impl Transport {
 }
 
 /// The protocol that a packet carries and where its header begins. A fragment other than the first
-/// (in IPv6: any fragment) begins nowhere.
+/// (in IPv6: any fragment) has no transport header.
 #[must_use]
 pub(crate) fn upper(ip: &[u8]) -> Option<(u8, usize)> {
     match ip.first()? >> 4 {

@@ -1,18 +1,18 @@
-//! CoDel (RFC 8289): tells from how long packets waited when a queue stands instead of flowing.
+//! CoDel (RFC 8289): detects a standing queue by how long its packets waited.
 
 use std::time::{Duration, Instant};
 
-/// A wait that is fine. RFC 8289 §4.2 has 5 ms, for queues that flows share; here each has its own, and
-/// what waits is ready when the connection moves to a path with a longer round trip.
+/// The acceptable wait. RFC 8289 §4.2 suggests 5 ms for queues that flows share. Here each flow has its own
+/// queue, and waiting packets are ready when the connection migrates to a path with a longer round trip.
 const TARGET: Duration = Duration::from_millis(20);
-/// A wait above the target is a standing queue after so long: about a round trip of the slowest
-/// connections that count (RFC 8289 §4.2).
+/// A wait that stays above the target for this time is a standing queue: about one round trip of a
+/// slow connection (RFC 8289 §4.2).
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// The state of one queue.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Codel {
-    /// When the wait will have been above the target for an interval.
+    /// The time at which the wait will have been above the target for one interval.
     stands_at: Option<Instant>,
     dropping: Option<Dropping>,
     last: Option<Dropping>,
@@ -22,13 +22,13 @@ pub(super) struct Codel {
 struct Dropping {
     next: Instant,
     count: u32,
-    /// The count with which this episode began.
+    /// The count at the start of this dropping episode.
     began_with: u32,
 }
 
 impl Codel {
-    /// Whether the packet at the head, which waited for `wait`, should tell its sender to slow
-    /// down. `short` says that hardly more than this packet waits.
+    /// Whether the packet at the head, which waited for `wait`, must signal congestion to its
+    /// sender. `short` says that the queue holds hardly more than this packet.
     pub(super) fn signals(&mut self, wait: Duration, short: bool, now: Instant) -> bool {
         if wait < TARGET || short {
             self.stands_at = None;
@@ -62,7 +62,7 @@ impl Codel {
     }
 }
 
-/// From one signal to the next, closer and closer (RFC 8289 §3.2).
+/// The time from one signal to the next; it shrinks with each signal (RFC 8289 §3.2).
 fn pace(count: u32) -> Duration {
     INTERVAL.div_f64(f64::from(count).sqrt())
 }

@@ -1,11 +1,12 @@
 //! The order in which packets leave: fair between flows, short for each (FQ-CoDel, RFC 8290).
 //!
-//! Flows take turns by bytes (deficit round robin). One that has just begun, or that sends less
-//! than its share, goes first: a keystroke does not wait behind an upload. A flow whose packets wait
-//! too long is told by a congestion mark (ECN) or by a loss.
+//! Flows take turns by bytes (deficit round robin). A flow that has just begun, or that sends less than its
+//! share, goes first: a keystroke does not wait behind an upload. A flow whose packets wait too long gets a
+//! congestion mark (ECN) or a loss.
 //!
-//! The work for a packet does not grow with the number of flows, and memory is charged for what it is:
-//! flows share a fixed number of places by their hash, and one of them that has nothing more to send goes.
+//! The work per packet does not grow with the number of flows, and the memory of a flow counts as memory of
+//! the queue: flows share a fixed number of buckets by their hash, and a flow with nothing to send is
+//! removed.
 
 use std::{
     collections::VecDeque,
@@ -24,32 +25,32 @@ use crate::{
 
 /// Bytes that a flow sends in one turn: a packet (RFC 8290 §5.2).
 const QUANTUM: isize = 1514;
-/// Flows of TCP, and as many of all else, that are told apart; those with the same hash share what a flow
-/// gets (RFC 8290 §4.1.2).
+/// Buckets for TCP flows, and as many for all other flows. Flows in the same bucket share the share of one
+/// flow (RFC 8290 §4.1.2).
 const BUCKETS: usize = 1024;
-/// Bytes of memory that a packet takes beside its own, and a flow beside its packets.
+/// Bytes of memory that a packet takes beside its contents, and a flow beside its packets.
 pub(super) const OVERHEAD: usize = 256;
-/// A packet of a protocol that does not repeat is worthless after so long: less than a second, with
-/// the way still before it.
+/// A packet of a protocol that does not retransmit is worthless after this time: less than a
+/// second, since it has yet to cross the network.
 const STALE: Duration = Duration::from_millis(750);
 /// Linux gives a TCP connection up after about so long without an answer (tcp_retries2 of tcp(7)).
 const TCP_STALE: Duration = Duration::from_secs(15 * 60);
-/// Places of ended flows that are kept for new ones in any case, and for how many packets each.
+/// Slots of ended flows that are always kept for new flows, and the packets that each has room for.
 const SPARE: usize = 64;
 const SPARE_PACKETS: usize = 16;
 
-/// What was dropped.
+/// Dropped packets, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
-    /// For want of room.
+    /// Because the queue was full.
     pub full: u64,
-    /// Because they waited too long to be of use.
+    /// Because they waited too long to be useful.
     pub stale: u64,
-    /// To tell their sender to slow down.
+    /// To signal congestion to their sender.
     pub slow: u64,
 }
 
-/// Whether a packet that came at `since` is of no use any more.
+/// Whether a packet that arrived at `since` has become useless.
 pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) > if is_tcp { TCP_STALE } else { STALE }
 }
@@ -58,21 +59,21 @@ pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
 #[derive(Debug)]
 pub(super) struct Fair {
     flows: Vec<FlowQueue>,
-    /// The flow of each bucket; empty as long as there was none.
+    /// The flow of each bucket; allocated with the first flow.
     buckets: Vec<Slot>,
-    /// Flows that have not used up their first turn, all others that wait, and places for more.
+    /// Flows in their first turn, all other flows with packets, and free slots.
     new: List,
     old: List,
     spare: List,
     spares: usize,
     turns: Vec<Link>,
-    /// By size: all that is not TCP, and TCP.
+    /// Flows by size: all but TCP, and TCP.
     sizes: [Sizes; 2],
     neighbours: Vec<Link>,
     packets: usize,
     bytes: usize,
     cost: usize,
-    /// How often a flow was looked at.
+    /// How often a flow was examined.
     #[cfg(test)]
     steps: u64,
 }
@@ -117,12 +118,12 @@ impl Default for Fair {
 }
 
 impl Fair {
-    /// Bytes that wait.
+    /// Bytes of all waiting packets.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Packets that wait.
+    /// The number of waiting packets.
     pub(super) fn packets(&self) -> usize {
         self.packets
     }
@@ -153,9 +154,9 @@ impl Fair {
         }
     }
 
-    /// Drops packets until what waits takes at most `capacity` bytes of memory: those of the flow with
-    /// the most, oldest first. While the queue is `held`, TCP is spared as long as there is anything
-    /// else, and keeps what came first: the receiver needs that before all that follows.
+    /// Drops packets until the waiting packets take at most `capacity` bytes of memory: those of the largest
+    /// flow, oldest first. While the queue is `held`, TCP packets are dropped last, and newest first: the
+    /// receiver needs the oldest before all that follow.
     pub(super) fn shrink(&mut self, capacity: usize, held: bool, dropped: &mut Dropped) {
         while self.cost > capacity {
             let [others, tcp] = self.sizes.each_ref().map(Sizes::largest);
@@ -176,7 +177,7 @@ impl Fair {
         self.cost
     }
 
-    /// The next packet, and when it came. While the queue is `patient`, nobody is told to slow down.
+    /// The next packet and its time of arrival. While the queue is `patient`, CoDel is off.
     pub(super) fn pop(
         &mut self,
         now: Instant,
@@ -204,7 +205,7 @@ impl Fair {
         }
     }
 
-    /// The place of a flow: the one that its bucket has, or a new one.
+    /// The slot of a flow: that of its bucket, or a new one.
     fn slot(&mut self, Flow { hash, is_tcp }: Flow) -> Slot {
         self.buckets.resize(2 * BUCKETS, NONE);
         let bucket = hash as usize % BUCKETS * 2 + usize::from(is_tcp);
@@ -234,7 +235,7 @@ impl Fair {
         slot
     }
 
-    /// Has packets of a flow come or go, and keeps its size and all sums.
+    /// Changes a flow by `change` and updates its size and all sums.
     fn change<T>(&mut self, slot: Slot, change: impl FnOnce(&mut FlowQueue) -> T) -> T {
         #[cfg(test)]
         {
@@ -255,7 +256,7 @@ impl Fair {
         result
     }
 
-    /// Sends a flow to the end of the line.
+    /// Moves a flow to the end of its list.
     fn wait_behind(&mut self, slot: Slot) {
         #[cfg(test)]
         {
@@ -272,7 +273,7 @@ impl Fair {
         list.remove(&mut self.turns, slot);
     }
 
-    /// Ends a flow that has no packets.
+    /// Removes a flow without packets.
     fn end(&mut self, slot: Slot) {
         self.leave_turn(slot);
         let queue = &mut self.flows[usize::from(slot)];
@@ -288,7 +289,7 @@ impl Fair {
         }
     }
 
-    /// Moves all flows to the first places, and frees the others.
+    /// Moves all flows to the first slots and frees the others.
     fn give_places_back(&mut self) {
         let (mut flows, turns) = (std::mem::take(&mut self.flows), std::mem::take(&mut self.turns));
         let lists = [&self.new, &self.old].map(|list| list.iter(&turns).collect::<Vec<_>>());
@@ -364,7 +365,7 @@ impl FlowQueue {
         }
     }
 
-    /// Counts a packet that left, and returns memory that was needed for more packets than are left.
+    /// Counts a packet that left, and frees memory when far fewer packets remain.
     fn gone(&mut self, packet: &Packet) {
         self.bytes -= packet.size();
         let count = self.packets.len();

@@ -1,6 +1,6 @@
 //! Lists of flows, linked through an array: to the end, from the front and out of the middle in one step.
 
-/// A flow's place in the arrays.
+/// A flow's index in the arrays.
 pub(super) type Slot = u16;
 /// No flow.
 pub(super) const NONE: Slot = Slot::MAX;
@@ -18,7 +18,7 @@ impl Default for Link {
     }
 }
 
-/// A list. All calls take the links of all flows; a flow is on one list at a time.
+/// A list. All calls take the links of all flows; a flow belongs to one list at a time.
 #[derive(Debug)]
 pub(super) struct List {
     first: Slot,

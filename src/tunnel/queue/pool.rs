@@ -1,8 +1,9 @@
-//! Memory that the queues of a server share, so that no one fills it through the queues of many.
+//! Memory that the queues of a server share, so that no client can fill it through the queues of
+//! others.
 //!
-//! A queue may take a share of what all others leave free: half of it if it flows, an eighth if it is held.
-//! Whatever the others hold, something is left, and each has to give up some of what it took alone as
-//! soon as others need it (a dynamic threshold: Choudhury and Hahne, "Dynamic queue length thresholds for
+//! A queue may take a fraction of the memory that all others leave free: one half if it flows, one eighth if
+//! it is held. Some memory is therefore always left, and a queue must give up part of its own as soon as
+//! others need it (a dynamic threshold: Choudhury and Hahne, "Dynamic queue length thresholds for
 //! shared-memory packet switches", 1998).
 
 use std::sync::{
@@ -10,17 +11,17 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// The share of a queue that flows, one in as many: it is the more useful, and soon empty.
+/// The divisor for a flowing queue. Such a queue may take more than a held one, because it is soon empty.
 const FLOWING: usize = 2;
-/// That of a held one.
+/// The divisor for a held queue.
 const HELD: usize = 8;
 
-/// How many bytes of memory a queue may take when the others have taken `others` of `all`.
+/// The bytes of memory that a queue may take when the others have taken `others` of `all`.
 fn limit(all: usize, others: usize, held: bool) -> usize {
     all.saturating_sub(others) / if held { HELD } else { FLOWING }
 }
 
-/// Bytes of memory for some queues together.
+/// Bytes of memory that several queues share.
 #[derive(Debug)]
 pub struct Pool {
     all: usize,
@@ -35,10 +36,10 @@ impl Pool {
     }
 }
 
-/// What one queue takes of a pool; given back when this is dropped.
+/// The memory that one queue takes from a pool; returned on drop.
 #[derive(Debug, Default)]
 pub(super) struct Share {
-    /// Without one, the queue's own capacity is its only limit.
+    /// `None` if the queue's own capacity is the only limit.
     pool: Option<Arc<Pool>>,
     taken: usize,
 }
@@ -48,14 +49,14 @@ impl Share {
         Self { pool: Some(pool), taken: 0 }
     }
 
-    /// How many bytes the queue may take.
+    /// The bytes that the queue may take.
     pub(super) fn limit(&self, held: bool) -> usize {
         self.pool.as_ref().map_or(usize::MAX, |pool| {
             limit(pool.all, pool.taken.load(Relaxed).saturating_sub(self.taken), held)
         })
     }
 
-    /// The queue takes as many bytes.
+    /// Sets the bytes that the queue takes.
     pub(super) fn take(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.taken, bytes);
         if let Some(pool) = &self.pool

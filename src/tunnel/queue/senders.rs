@@ -1,4 +1,4 @@
-//! Who sent what waits: each sender has its own flows, and those who share a queue take turns by bytes.
+//! The senders that share a queue. Each has its own flows, and senders take turns by bytes.
 //!
 //! A sender with a thousand flows gets as much of the queue, and of what leaves it, as one with a single flow.
 //! A queue with one sender is that sender's [`Fair`].
@@ -8,19 +8,19 @@ use std::time::Instant;
 use super::fair::{Dropped, Fair};
 use crate::wire::packet::Packet;
 
-/// Senders that are told apart; beyond that, some share.
+/// Maximum of senders that are kept apart; beyond it, several share one place.
 const LANES: usize = 64;
-/// Bytes that a sender sends in one turn: a packet.
+/// Bytes that a sender may send in one turn: one packet.
 const QUANTUM: isize = 1514;
-/// Places of senders that are kept when nothing waits.
+/// Senders that are kept allocated when the queue is empty.
 const SPARE: usize = 4;
 
-/// Senders and what they have waiting.
+/// Senders with their waiting packets.
 #[derive(Debug)]
 pub(super) struct Senders {
-    /// As many as there were at most, and at least one.
+    /// Grows with the number of senders; at least one.
     lanes: Vec<Lane>,
-    /// Whose turn it is.
+    /// The index of the sender whose turn it is.
     turn: usize,
 }
 
@@ -72,8 +72,8 @@ impl Senders {
         &mut self.lanes[at].fair
     }
 
-    /// Drops packets until what waits takes at most `capacity` bytes of memory, of the senders that have
-    /// the most.
+    /// Drops packets of the largest senders until the waiting packets take at most `capacity` bytes of
+    /// memory.
     pub(super) fn shrink(&mut self, capacity: usize, held: bool, dropped: &mut Dropped) {
         loop {
             let excess = self.cost().saturating_sub(capacity);
@@ -97,7 +97,7 @@ impl Senders {
         }
     }
 
-    /// The next packet, and when it came. While the queue is `patient`, nobody is told to slow down.
+    /// The next packet and its time of arrival. While the queue is `patient`, CoDel is off.
     pub(super) fn pop(
         &mut self,
         now: Instant,

@@ -1,11 +1,11 @@
-//! Which flow keeps the most waiting, found in one step.
+//! Finds the flow with the most waiting bytes in one step.
 //!
-//! Flows are kept in classes by their size, four to each doubling: the largest flow of all is at most a
-//! quarter larger than the one that is found.
+//! Flows are kept in classes by size, four classes per doubling: the largest flow is at most a quarter larger
+//! than the flow that is found.
 
 use super::list::{Link, List, Slot};
 
-/// A flow that waits for nothing is in none.
+/// The class of a flow without packets.
 pub(super) const EMPTY: u8 = 0;
 const CLASSES: usize = 64;
 /// The smallest size that has a class of its own, as a power of two; the largest is 2^16 times that.
@@ -47,7 +47,7 @@ impl Sizes {
         }
     }
 
-    /// The largest class that has a flow, and the one that has been in it for the longest.
+    /// The largest class that has a flow, and the flow that has been in it for the longest.
     pub(super) fn largest(&self) -> Option<(u8, Slot)> {
         let class = self.occupied.checked_ilog2()?;
         self.lists[class as usize].first().map(|slot| (class as u8, slot))
