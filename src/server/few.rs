@@ -1,4 +1,4 @@
-//! The connections of a peer that are not its session: each costs memory, so there are few.
+//! Bounds the connections of a peer that are not its session, since each costs memory.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ pub(super) struct Few {
     open: Mutex<VecDeque<Connection>>,
 }
 
-/// A connection among few; it leaves when this is dropped.
+/// A connection in a [`Few`]; dropping it removes it.
 pub(super) struct Place<'a> {
     few: &'a Few,
     connection: &'a Connection,
@@ -32,7 +32,7 @@ impl Few {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one more; if there are too many, the oldest is closed.
+    /// Adds a connection; beyond the maximum the oldest is closed.
     pub(super) fn admit<'a>(&'a self, connection: &'a Connection) -> Place<'a> {
         let mut open = self.open();
         open.push_back(connection.clone());

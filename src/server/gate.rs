@@ -1,4 +1,4 @@
-//! Which handshakes begin: a decision for each first packet, by its source and the time.
+//! Decides which handshakes begin: for each first packet, by its source address and the time.
 //!
 //! ```text
 //!  first packet ─ enter ─▶ under way ─ proven ─▶ its key is known; its source is good from now on
@@ -6,10 +6,10 @@
 //!                   └─▶ Retry: prove the address (RFC 9000 §8.1.2), or ignored
 //! ```
 //!
-//! A handshake costs some hundred times as much time as a data packet, on the thread that carries the
-//! packets of all clients. So there is a budget. *Good* sources, where a known key was proven lately, may
-//! spend all of it. Others must leave a quarter for those, and more with each handshake that they began
-//! lately and that proved nothing. No memory grows with the number of sources.
+//! A handshake costs about a hundred times the CPU time of a data packet, on the thread that carries the
+//! packets of all clients, so handshakes have a budget. *Good* sources, from which a known key was proven
+//! lately, may spend all of it. Other sources must leave one quarter for good ones, and up to three quarters
+//! after handshakes that proved no key. Memory does not grow with the number of sources.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -21,62 +21,63 @@ use std::{
 use ipnet::IpNet;
 use lru::LruCache;
 
-/// Handshakes under way at most, some 40 kB each. At the pace of [`HANDSHAKES`] the oldest is 1.3 s old
-/// before it must give way.
+/// Maximum of handshakes under way, about 40 kB each. At the rate of [`HANDSHAKES`] a handshake has 1.3 s
+/// before a newer one replaces it.
 const MOST: usize = 384;
-/// Handshakes under way from which on a client must prove its address first.
+/// With this many handshakes under way, a client must validate its address first.
 const RETRY_FROM: usize = 32;
-/// Handshakes under way from one address (IPv4) or /64 (IPv6).
+/// Maximum of handshakes under way from one address (IPv4) or /64 (IPv6).
 const SHARE: usize = 16;
 /// The same for a /24 (IPv4) or /48 (IPv6), which often has one owner.
 const WIDE_SHARE: usize = 64;
 
-/// Handshakes: 300 a second take some 15 % of a thread.
+/// The budget of handshakes: 300 per second take about 15 % of one thread.
 const HANDSHAKES: Pace = Pace { per_second: 300.0, burst: 32.0 };
-/// Retries cost a twentieth of a handshake.
+/// The budget of Retry packets: each costs one twentieth of a handshake.
 pub(super) const RETRIES: Pace = Pace { per_second: 2000.0, burst: 256.0 };
-/// Handshakes that one source may begin without a known key before it comes last: a client races a
-/// handshake for each of its links, and repeats them.
+/// Handshakes without a known key after which a source has the lowest priority: a client races one
+/// handshake per link, and repeats them.
 const ATTEMPTS: Pace = Pace { per_second: 1.0 / 15.0, burst: 4.0 };
-/// How many times as many a good source may begin: a stranger may share it.
+/// The factor for a good source: an unknown client may share its address.
 const GOOD_ATTEMPTS: f64 = 4.0;
-/// The share of a budget that a new source leaves for good ones, and a source without attempts for all.
+/// The fraction of a budget that a new source must leave for good ones, and that a source without attempts
+/// left must leave for all others.
 const LEAST_LEFT: f64 = 0.25;
 const MOST_LEFT: f64 = 0.75;
 
-/// Sources whose attempts are counted; at the pace of [`HANDSHAKES`] from half a minute.
+/// Sources whose attempts are counted: those of the last half minute at the rate of [`HANDSHAKES`].
 const SOURCES: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// Good sources that are remembered. Only the owners of known keys can fill it.
+/// Good sources that are kept. Only the owners of known keys can add one.
 const GOOD_SOURCES: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 
-/// What becomes of a first packet.
+/// The decision on a first packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The handshake begins.
     Admit {
-        /// Names it in [`Gate::proven`] and [`Gate::ended`].
+        /// Identifies it in [`Gate::proven`] and [`Gate::ended`].
         id: u64,
-        /// Handshakes that end for it.
+        /// Handshakes that it replaces.
         give_way: Vec<u64>,
     },
     /// The client must prove its address.
     Retry,
-    /// Nothing is sent. The client repeats its packet.
+    /// Nothing is sent. The client retransmits its packet.
     Ignore,
 }
 
-/// Decides.
+/// The state of the gate.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// By age.
+    /// Handshakes under way, oldest first.
     under_way: BTreeMap<u64, UnderWay>,
-    /// How many of them each block has.
+    /// Their number by address block.
     shares: HashMap<IpNet, usize>,
     next: u64,
     handshakes: Bucket,
     retries: Bucket,
-    /// Attempts that each block has left. Those that have proven their address are counted apart: anybody can
-    /// make the others in its name.
+    /// Remaining attempts by address block. Validated attempts are counted apart, because anybody can forge
+    /// the others in the block's name.
     sources: LruCache<(IpNet, bool), Bucket>,
     good: LruCache<IpNet, ()>,
 }
@@ -94,7 +95,7 @@ struct Blocks {
     wide: IpNet,
 }
 
-/// A rate and what may come at once.
+/// A rate and a burst.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     pub(super) per_second: f64,
@@ -123,8 +124,8 @@ impl Gate {
         }
     }
 
-    /// Decides about a first packet from `source`, which has proven that it receives what is sent to
-    /// that address if `is_validated`.
+    /// Decides on a first packet from `source`. `is_validated` says that the client has proved that it
+    /// receives packets at this address (RFC 9000 §8.1).
     pub(crate) fn enter(&mut self, source: IpAddr, is_validated: bool, now: Instant) -> Verdict {
         let blocks = Blocks::of(source);
         let left = self.must_leave(blocks, is_validated, now);
@@ -152,7 +153,7 @@ impl Gate {
         Verdict::Admit { id, give_way }
     }
 
-    /// A handshake under way proved a known key; `false` if it had to give way before.
+    /// A handshake proved a known key; `false` if a newer one has replaced it.
     pub(crate) fn proven(&mut self, id: u64) -> bool {
         let Some(blocks) = self.leave(id) else { return false };
         self.good.put(blocks.narrow, ());
@@ -163,7 +164,7 @@ impl Gate {
         true
     }
 
-    /// A handshake ended otherwise.
+    /// A handshake ended without a known key.
     pub(crate) fn ended(&mut self, id: u64) {
         self.leave(id);
     }
@@ -181,8 +182,8 @@ impl Gate {
         Some(blocks)
     }
 
-    /// Makes a place for one more: of those that share what is full with it, the oldest leaves, first
-    /// of those that proved nothing at all.
+    /// Makes room for one handshake: wherever a limit is reached, the oldest handshake leaves, those without
+    /// a validated address first.
     fn make_room(&mut self, blocks: Blocks) -> Vec<u64> {
         let mut give_way = Vec::new();
         for (block, most) in
@@ -208,7 +209,7 @@ impl Gate {
         self.shares.get(&block).copied().unwrap_or_default()
     }
 
-    /// The share of the budget that a source must leave for better ones.
+    /// The fraction of the budget that a source must leave for better ones.
     fn must_leave(&mut self, blocks: Blocks, is_validated: bool, now: Instant) -> f64 {
         let spent = blocks.both().map(|block| {
             self.sources
@@ -234,7 +235,7 @@ impl Blocks {
         [self.narrow, self.wide]
     }
 
-    /// How many shares a block has.
+    /// The size of a block in shares.
     fn size(&self, block: IpNet) -> f64 {
         if block == self.narrow { 1.0 } else { (WIDE_SHARE / SHARE) as f64 }
     }
@@ -258,7 +259,7 @@ impl Bucket {
         self.level
     }
 
-    /// Takes one if that leaves this share of a full bucket.
+    /// Takes one token if that leaves the fraction `left` of a full bucket.
     fn take(&mut self, left: f64, now: Instant) -> bool {
         let is_there = self.level(now) >= 1.0 + left * self.pace.burst;
         if is_there {
@@ -267,7 +268,8 @@ impl Bucket {
         is_there
     }
 
-    /// Takes one, on credit if need be; that ends somewhere, so that it is paid off in minutes.
+    /// Takes one token, on credit if needed. The credit is bounded so that it is paid off in
+    /// minutes.
     fn spend(&mut self, now: Instant) {
         self.level = (self.level(now) - 1.0).max((1.0 - GOOD_ATTEMPTS) * self.pace.burst);
     }

@@ -1,4 +1,4 @@
-//! What strangers may cost: bounds on handshakes under way and on log lines about them.
+//! Bounds the cost of unknown clients: handshakes under way, and log lines about them.
 //!
 //! quinn itself sends at most three times what an unvalidated address sent (RFC 9000 §8.1).
 
@@ -18,12 +18,12 @@ use tokio::sync::oneshot;
 use super::gate::{Gate, Verdict};
 use crate::clock;
 
-/// How long a client has to prove its key: a round trip of a second, and two repetitions.
+/// How long a client may take to prove its key: a round trip of one second and two retransmissions.
 pub(crate) const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
-/// At most one log line about refused keys in this time.
+/// The minimum time between two log lines about refused keys.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets handshakes in.
+/// Admits handshakes.
 #[derive(Debug)]
 pub(crate) struct Door {
     inner: Arc<Mutex<Inner>>,
@@ -34,11 +34,11 @@ pub(crate) struct Door {
 #[derive(Debug)]
 struct Inner {
     gate: Gate,
-    /// Dropped when a handshake must give way.
+    /// Dropped when a newer handshake replaces this one.
     stays: HashMap<u64, oneshot::Sender<Infallible>>,
 }
 
-/// A handshake under way; it counts until this is dropped.
+/// A handshake under way. It counts until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Pass {
     id: u64,
@@ -62,7 +62,7 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 }
 
 impl Door {
-    /// Lets `incoming` in, or answers it with a Retry, or ignores it.
+    /// Admits `incoming`, answers it with a Retry, or ignores it.
     pub(crate) fn enter(&self, incoming: Incoming) -> Option<(Incoming, Pass)> {
         let mut inner = lock(&self.inner);
         let source = incoming.remote_address().ip();
@@ -76,7 +76,7 @@ impl Door {
                 Some((incoming, Pass { id, inner: self.inner.clone(), stays }))
             }
             Verdict::Retry => {
-                // It can only fail for an address that is validated already.
+                // It fails only for an address that is already validated.
                 let _ = incoming.retry();
                 None
             }
@@ -87,7 +87,8 @@ impl Door {
         }
     }
 
-    /// Counts a refused key; `Some` if it may be logged, with how many were not since the last one.
+    /// Counts a refused key. `Some` if it may be logged, with the number of refusals that were not
+    /// logged since the last line.
     pub(crate) fn may_log(&self) -> Option<u64> {
         self.may_log_at(Instant::now())
     }
@@ -104,7 +105,7 @@ impl Door {
         }
     }
 
-    /// Connections refused for their key.
+    /// The number of connections that were refused for their key.
     #[must_use]
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
@@ -112,12 +113,12 @@ impl Door {
 }
 
 impl Pass {
-    /// Waits until this handshake must give way to a newer one.
+    /// Waits until a newer handshake replaces this one.
     pub(crate) async fn must_give_way(&mut self) {
         let Err(_closed) = (&mut self.stays).await;
     }
 
-    /// The client proved a known key: from now on it is no stranger; `false` if it came too late.
+    /// The client proved a known key; `false` if a newer handshake has replaced this one.
     #[must_use]
     pub(crate) fn proven(self) -> bool {
         lock(&self.inner).gate.proven(self.id)

@@ -1,4 +1,4 @@
-//! The peers of a server: who may connect, which inner addresses are whose, and who is connected.
+//! The peers of a server: their keys, their inner addresses and their sessions.
 
 use std::{
     collections::HashMap,
@@ -27,18 +27,21 @@ use crate::{
     wire::{foreign::Foreign, packet::Packet},
 };
 
-/// Bytes of memory for what waits for one peer's connection, or for the peer's return, at most.
+/// Maximum memory in bytes for packets that wait for one peer.
 const QUEUE: usize = 1024 * 1024;
-/// Bytes of memory for what waits for all peers: each may have this much if few have.
+/// Maximum memory in bytes for packets that wait for all peers together. One peer may use all of
+/// its share while few peers use theirs.
 const QUEUES: usize = 16 * QUEUE;
-/// The sender of what comes from the server's side, in the peers' queues.
+/// The sender number of the server's own side in the peers' queues.
 const HERE: usize = 0;
-/// Probe connections of one peer: one for each path, those of a client that restarted, and some to spare.
+/// Maximum of probe connections of one peer: one per path, those of a client that restarted, and some in
+/// reserve.
 const PROBES: usize = 16;
-/// Connections of one peer whose hello has not come: a client races some, and says hello at once.
+/// Maximum of connections of one peer that have not sent a hello: a client races a few, and sends
+/// its hello at once.
 const SILENT: usize = 8;
-/// A packet from one peer for another is copied up to this size, about what a queue charges for it anyway: a
-/// peer can send it together with 64 KB of nothing, and the other one may be slow.
+/// A packet from one peer for another is copied up to this size in bytes. It would otherwise keep the whole
+/// receive buffer of 64 KB in memory while a slow peer does not take it.
 const SMALL: usize = 512;
 
 /// All peers, by key and by inner address.
@@ -50,7 +53,7 @@ pub struct Peers {
     queues: Arc<Pool>,
 }
 
-/// One peer. It keeps its addresses, its queue and its counters from connection to connection.
+/// One peer. Addresses, queue and counters outlive its connections.
 #[derive(Debug)]
 pub struct Peer {
     /// Its name in the configuration.
@@ -59,20 +62,20 @@ pub struct Peer {
     pub key: PublicKey,
     /// Its inner addresses.
     pub addresses: Vec<IpAddr>,
-    /// Which sender it is in the others' queues.
+    /// Its sender number in the queues of other peers.
     sender: usize,
-    /// What waits to be sent to it.
+    /// Packets that wait to be sent to it.
     pub queue: Queue,
-    /// Its datapath, as seen from the server.
+    /// Counters of its datapath, as seen from the server.
     pub counters: Counters,
     /// Its probe connections.
     pub(super) probes: Few,
-    /// Its connections that have not said hello.
+    /// Its connections that have not sent a hello.
     pub(super) silent: Few,
     place: Mutex<Place>,
 }
 
-/// A peer's one session, and who else would like to have it.
+/// A peer's session, and the other machines that claim it.
 #[derive(Debug, Default)]
 struct Place {
     session: Option<PeerSession>,
@@ -86,9 +89,9 @@ pub struct PeerSession {
     pub connection: Connection,
     /// When the session began.
     pub since: SystemTime,
-    /// The program that the peer runs.
+    /// The peer's software and version.
     pub software: Foreign,
-    /// Which process of it, if it says so.
+    /// The instance id of its process, if its hello has one.
     pub instance: Option<u64>,
 }
 
@@ -103,7 +106,7 @@ fn address(connection: &Connection) -> IpAddr {
 }
 
 impl Peers {
-    /// The peers of a checked configuration: names, keys and addresses occur once.
+    /// The peers of a checked configuration, in which names, keys and addresses are unique.
     #[must_use]
     pub fn new(configured: &[config::Peer]) -> Self {
         let queues = Pool::new(QUEUES);
@@ -114,8 +117,7 @@ impl Peers {
         )
     }
 
-    /// The same for a configuration that has changed. Whoever is in it as before is the same peer, with
-    /// queue, counters and session.
+    /// The peers of a changed configuration. An unchanged peer keeps its queue, counters and session.
     #[must_use]
     pub fn renewed(&self, configured: &[config::Peer]) -> Self {
         let kept = |peer: &config::Peer| {
@@ -147,7 +149,7 @@ impl Peers {
         self.by_key.get(&key)
     }
 
-    /// The peer to whom packets for `destination` go.
+    /// The peer that has the inner address `destination`.
     #[must_use]
     pub fn with_address(&self, destination: IpAddr) -> Option<&Arc<Peer>> {
         self.by_address.get_lpm(&IpNet::from(destination)).map(|(_, peer)| peer)
@@ -158,7 +160,7 @@ impl Peers {
         self.in_order.iter()
     }
 
-    /// Queues packets from the server's side for their peers; packets for nobody are counted in
+    /// Queues packets from the server's side for their peers. Packets without a peer are counted in
     /// `counters`.
     pub fn route(&self, batch: &mut Vec<Packet>, counters: &Counters) {
         let mut run = Run::from(HERE);
@@ -174,8 +176,8 @@ impl Peers {
         run.flush();
     }
 
-    /// Sorts packets that came from `from`: those for other peers are queued for them, those for the
-    /// server's side stay in `batch`, and those that `from` may not send are dropped.
+    /// Sorts packets from `from`: packets for other peers are queued, packets for the server's side stay in
+    /// `batch`, and packets with a source that `from` may not use are dropped.
     pub fn admit(&self, from: &Peer, batch: &mut Vec<Packet>) {
         let mut run = Run::from(from.sender);
         let (mut packets, mut length) = (0, 0);
@@ -219,8 +221,8 @@ impl Peer {
         }
     }
 
-    /// Whether the process `instance` may have the session. If not, `connection` is closed: a newer machine
-    /// with the same key has it.
+    /// Whether the process `instance` may have the session. If not, a newer machine with the same key has it,
+    /// and `connection` is closed.
     pub fn admits(&self, instance: Instance, connection: &Connection) -> bool {
         let mut place = self.place();
         let Some(current) = place.session.as_ref().filter(|it| it.is_alive()) else { return true };
@@ -235,8 +237,8 @@ impl Peer {
         false
     }
 
-    /// Makes `session` the peer's session at once. The connection that had it is closed; its task
-    /// must not detach this one.
+    /// Makes `session` the peer's session at once and closes the connection of the one before,
+    /// whose task must not detach the new one.
     pub fn attach(&self, session: PeerSession) {
         let mut place = self.place();
         self.queue.hold(false);
@@ -248,11 +250,11 @@ impl Peer {
         if !place.rivals.take_over(instance, old.instance) {
             return old.connection.close(close::TAKEN_OVER, b"another connection has this key");
         }
-        // Of a process that is gone nobody hears the reason.
+        // A process that has ended does not hear the reason.
         old.connection.close(close::DISPLACED, newer.to_string().as_bytes());
     }
 
-    /// Where another machine with the peer's key was seen lately.
+    /// The address where another machine with the peer's key was seen lately.
     #[must_use]
     pub fn rival(&self) -> Option<IpAddr> {
         self.place().rivals.address(Instant::now())
@@ -262,7 +264,7 @@ impl Peer {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the session of `connection`, unless another one took it over.
+    /// Ends the session of `connection`, unless another connection has taken it over.
     pub fn detach(&self, connection: &Connection) {
         let current = &mut self.place().session;
         let is_ended =
@@ -272,7 +274,7 @@ impl Peer {
         }
     }
 
-    /// Closes all of its connections.
+    /// Closes all connections of the peer.
     pub fn cut_off(&self, code: VarInt, reason: &[u8]) {
         self.probes.close(code, reason);
         self.silent.close(code, reason);
@@ -292,7 +294,7 @@ impl Peer {
     }
 }
 
-/// A connection that may have the session of `peer`; when this is dropped, it has not.
+/// The claim of a connection on the session of `peer`; dropping it gives the session up.
 pub(super) struct Attached<'a> {
     pub(super) peer: &'a Peer,
     pub(super) connection: &'a Connection,
@@ -304,10 +306,10 @@ impl std::ops::Drop for Attached<'_> {
     }
 }
 
-/// Packets for the same peer in a row, queued together.
+/// Consecutive packets for one peer, queued together.
 struct Run<'a> {
     sender: usize,
-    /// The last destination and whose it is.
+    /// The last destination and its peer.
     found: Option<(IpAddr, Option<&'a Peer>)>,
     peer: Option<&'a Peer>,
     packets: Vec<Packet>,

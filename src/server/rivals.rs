@@ -1,9 +1,9 @@
-//! Two live machines with one key, told apart by what each process says of itself.
+//! Tells two live machines with one key apart, by the instance id of each process.
 //!
-//! A client that comes back takes its session over: it roamed, or was started again. Two machines with the
-//! same key would do so in turns, for ever. So the newer one stays, and the older one, which is told so, is
-//! let in again only when the newer one is gone. To a machine that was started again this rule says nothing:
-//! its process is a new one, and so the newer.
+//! A client that comes back takes its session over, after roaming or a restart. Two machines with the same
+//! key would do so in turns for ever. Therefore the newer machine stays. The older one is told so, and is
+//! admitted again only when the newer one is gone. A restarted machine has a new process and therefore counts
+//! as newer.
 //!
 //! ```text
 //!  a session of another process stands ─▶ this one is remembered as displaced ─▶ no: the newer one stays
@@ -16,15 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Displaced processes that are remembered of a peer: machines with one key are few.
+/// Displaced processes that are kept per peer: few machines share one key.
 const REMEMBERED: usize = 8;
-/// A displaced machine asks every few minutes; one that has not for so long is gone.
+/// A displaced machine asks every few minutes; after this time without a question it is gone.
 const SHOWN: Duration = Duration::from_secs(600);
 
-/// A process, as its hello names it; older clients do not.
+/// The instance id of a process in its hello; older clients send none.
 pub(super) type Instance = Option<u64>;
 
-/// The machines with a peer's key that have no session because another one has it.
+/// The machines with a peer's key whose session another machine has taken over.
 #[derive(Debug, Default)]
 pub(super) struct Rivals {
     displaced: VecDeque<u64>,
@@ -37,8 +37,8 @@ impl Rivals {
         newcomer == current || newcomer.is_none_or(|it| !self.displaced.contains(&it))
     }
 
-    /// `newcomer` takes the session over from the process `current`; whether that is another machine's, as far
-    /// as can be told.
+    /// `newcomer` takes the session over from the process `current`. Returns whether `current` is known to be
+    /// another machine.
     pub(super) fn take_over(&mut self, newcomer: Instance, current: Instance) -> bool {
         self.displaced.retain(|it| Some(*it) != newcomer);
         let (Some(_), Some(current)) = (newcomer, current.filter(|_| newcomer != current)) else {
@@ -51,12 +51,12 @@ impl Rivals {
         true
     }
 
-    /// A displaced machine is at `address`.
+    /// A displaced machine was seen at `address`.
     pub(super) fn see(&mut self, address: IpAddr, now: Instant) {
         self.seen = Some((address, now));
     }
 
-    /// Where a displaced machine was seen lately.
+    /// The address where a displaced machine was seen lately.
     pub(super) fn address(&self, now: Instant) -> Option<IpAddr> {
         let (address, at) = self.seen?;
         (now.saturating_duration_since(at) < SHOWN).then_some(address)

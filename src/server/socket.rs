@@ -4,11 +4,12 @@
 //! arrived, and sends from it. A client that moves to the other address family, or to another
 //! address of this server, would then be answered from an address it never spoke to, or not at all:
 //! the kernel refuses a source of the wrong family with EINVAL, and quinn gives up segmentation
-//! offload for everybody. So answers leave from an address at which their client was heard lately.
+//! offload for everybody. Answers therefore leave from an address at which the client was heard
+//! lately.
 //!
-//! Anybody can forge a datagram in a client's name to another address of this server. So the address of
-//! the connection's first datagram goes before others as long as the client is heard there, and then the
-//! one that is known longest.
+//! Anybody can forge a datagram in a client's name to another address of this server. The address of the
+//! connection's first datagram is therefore preferred while the client is heard there, and after it the
+//! address that is known for the longest time.
 //!
 //! A dual-stack socket shows IPv4 clients as IPv4-mapped IPv6 addresses. Here they are IPv4, so that
 //! quinn knows a mere change of port (a NAT that rebinds) from a move, and keeps RTT and window.
@@ -38,28 +39,30 @@ use quinn::{
 
 use crate::clock;
 
-/// Clients whose local address is remembered. Beyond that the least recently used one is answered
+/// Clients whose local addresses are kept. Beyond that, the least recently used client is answered
 /// from the address of its first datagram, or from one that the kernel picks.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// Addresses that are remembered for each of them.
+/// Local addresses that are kept for each client.
 const ADDRESSES: usize = 4;
-/// How long an address counts after the client was heard there: longer than the pause between two
-/// keep-alives, unless configured otherwise.
+/// How long an address counts after the client was heard there: longer than the default keep-alive
+/// interval.
 const LATELY: Duration = Duration::from_secs(15);
-/// Receive errors in a row before other tasks get a turn.
+/// Consecutive receive errors before other tasks get a turn.
 const RECEIVE_ERRORS: usize = 16;
 
 /// See the module's documentation.
 pub struct ServerSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     is_ipv6: bool,
-    /// Where each client was last heard; `None` if this socket has one address only.
+    /// The local addresses at which each client was heard; `None` if this socket has one address
+    /// only.
     heard_at: Option<Mutex<LruCache<SocketAddr, Heard>>>,
     send_errors: AtomicU64,
     receive_errors: AtomicU64,
 }
 
-/// Our addresses at which a client was heard, and when last; in the order in which they became known.
+/// The local addresses at which a client was heard, with the last time, in the order in which they became
+/// known.
 #[derive(Debug, Default)]
 struct Heard([Option<(IpAddr, Instant)>; ADDRESSES]);
 
@@ -70,13 +73,13 @@ impl Heard {
             *at = now;
             return;
         }
-        // What was not heard for longest goes, and the younger ones move up.
+        // The address that was not heard for the longest time is removed.
         let oldest = (0..ADDRESSES).min_by_key(|&place| self.0[place].map(|(_, at)| at));
         self.0[oldest.unwrap_or_default()..].rotate_left(1);
         self.0[ADDRESSES - 1] = Some((local, now));
     }
 
-    /// From where to answer on a connection that began at `first`.
+    /// The source address for answers on a connection that began at `first`.
     fn answer_from(&self, first: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
         let is_late = |at: Instant| now.saturating_duration_since(at) < LATELY;
         let mut lately = self.0.iter().flatten().filter(|(_, at)| is_late(*at));
@@ -130,7 +133,7 @@ impl ServerSocket {
         }
     }
 
-    /// The address from which to answer `destination`.
+    /// The source address for answers to `destination`.
     fn source(&self, destination: SocketAddr, first: Option<IpAddr>) -> Option<IpAddr> {
         let heard_at = self.heard_at.as_ref()?;
         let mut heard_at = heard_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,7 +221,7 @@ impl fmt::Debug for ServerSocket {
     }
 }
 
-/// On an error the send that follows fails too, and that one is counted.
+/// After an error the next send fails too and is counted.
 #[derive(Debug)]
 struct QuietPoller(Pin<Box<dyn UdpPoller>>);
 
