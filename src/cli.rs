@@ -232,7 +232,7 @@ Examples:
     },
 }
 
-/// Whether an error is only that nobody reads the output any more.
+/// Whether the error only says that the reader of standard output is gone.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let json = || error.downcast_ref::<serde_json::Error>()?.io_error_kind();
     let kind = error.downcast_ref::<io::Error>().map(io::Error::kind).or_else(json);

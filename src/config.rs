@@ -353,6 +353,6 @@ pub struct Peer {
     pub name: String,
     /// Its identity; unique.
     pub public_key: PublicKey,
-    /// Its inner addresses, at least one; nobody else has them.
+    /// Its inner addresses, at least one; no other peer has them.
     pub addresses: Vec<IpAddr>,
 }

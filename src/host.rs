@@ -46,7 +46,7 @@ use crate::{
 pub(crate) const MARK: u32 = 0x726f_616d;
 /// The table with the routes of a tunnel that takes everything.
 pub(crate) const TABLE: u32 = MARK;
-/// Whoever deletes a rule may delete more.
+/// Wait before restoring: rules are usually deleted several at a time.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// What a tunnel wants of its host.
@@ -253,7 +253,7 @@ impl Host {
         loop {
             tokio::select! {
                 Some((layout, done)) = self.orders.recv() => {
-                    // Whoever wished it may not wait any more.
+                    // The caller may not wait any more.
                     let _ = done.send(self.lay_out(layout).await);
                 }
                 () = next(&mut tables) => {

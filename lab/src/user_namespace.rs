@@ -28,7 +28,7 @@ const SWITCHES: [(&str, &str, &str); 3] = [
 ];
 
 /// Makes this process root in a user and network namespace of its own, unless it has the
-/// capabilities of root already. Outside it stays who it was.
+/// capabilities of root already. Outside the namespace its user stays the same.
 ///
 /// Must be called before any other thread is started: the kernel moves single-threaded processes
 /// only (unshare(2)).

@@ -63,7 +63,7 @@ fn run(
     }
 }
 
-/// As many looks as make a picture.
+/// The number of samples in one picture.
 const LOOKS: usize = 6;
 
 fn print(instance: &Instance, history: &mut History) -> anyhow::Result<()> {

@@ -88,7 +88,7 @@ pub(super) fn elements<T: Clone>(key: &str, list: &List<T>) -> Vec<(String, T)> 
     present.map(|(i, element)| (format!("{key}[{i}]"), element)).collect()
 }
 
-/// Values that may occur once only, and who has them.
+/// Values that must be unique, with their owners.
 #[derive(Debug)]
 pub(super) struct Unique<T>(HashMap<T, String>);
 
@@ -97,7 +97,7 @@ impl<T: Display + Eq + Hash> Unique<T> {
         Self(HashMap::new())
     }
 
-    /// Takes `value` for `owner`, or reports that somebody has it.
+    /// Records `value` for `owner`, or reports the owner that already has it.
     pub(super) fn claim(&mut self, value: T, owner: &str, problems: &mut Problems) {
         match self.0.get(&value) {
             Some(first) => {

@@ -1,5 +1,5 @@
-//! Every key that a file may have: who may have it, its shape, and what it accepts.
-//! Messages about a key all come from here.
+//! Every key of a configuration: its role, its shape, and the values that it accepts. Messages
+//! about a key all come from here.
 
 use std::fmt;
 

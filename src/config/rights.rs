@@ -1,4 +1,4 @@
-//! Who may read a tunnel's files.
+//! Permissions of a tunnel's files.
 //!
 //! A file with a key in it belongs to the user that reads it, mode 0600. The daemon's group may ask the daemon
 //! ([`control`](crate::daemon::control)), and nothing more: so the group reads no key.

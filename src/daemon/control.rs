@@ -35,18 +35,19 @@ const SUFFIX: &str = "sock";
 const MAX_REQUEST: u64 = 4096;
 /// The longest answer: a server's status with tens of thousands of peers.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
-/// Clients that have not asked yet; one more takes the place of the oldest.
+/// Maximum of clients that have not sent a request; one more replaces the oldest.
 const ASKING: usize = 16;
-/// Clients that wait for an answer, and clients that listen to events; one more is refused.
+/// Maxima of clients that wait for an answer and of clients that listen to events; one more is
+/// refused.
 const ANSWERED: usize = 16;
 const LISTENING: usize = 16;
-/// How long a client may take to ask, and to listen.
+/// How long a client may take to send its request and to read its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// After an error of the listener.
+/// The pause after an error of the listener.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a socket may take to show whether a daemon listens on it.
 const GREETING: Duration = Duration::from_secs(1);
-/// How long an answer may take: longer than any probe.
+/// How long an answer may take: longer than a probe of all links.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What can be asked.
@@ -59,7 +60,7 @@ pub(crate) enum Request {
     Switch {
         /// Its name.
         link: String,
-        /// Stay there come what may.
+        /// Stay there even when the link fails.
         pin: bool,
     },
     /// Choose the link by itself again.
@@ -376,7 +377,7 @@ where
     Ok(Server { path: instance.path.clone(), task })
 }
 
-/// Listens for the owner and its group only, in place of a socket that nobody listens on.
+/// Listens for the owner and its group only. It replaces a socket without a listener.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;

@@ -1,4 +1,4 @@
-//! Doors for programs on this host: the sockets that they come to, and how many of them are inside at once.
+//! Local sockets on which the daemon serves other programs, and a bound on their connections.
 
 use std::{
     collections::VecDeque,
@@ -10,26 +10,26 @@ use std::{
 
 use tokio::{net::UnixListener, sync::oneshot};
 
-/// Bounds how many are inside: whoever comes when it is full takes the place of whoever has been there longest, so
-/// that nobody can keep others out by doing nothing.
+/// Bounds the number of connections. A new connection beyond the bound replaces the oldest, so that idle
+/// connections cannot keep others out.
 #[derive(Debug)]
 pub(crate) struct Door {
     places: VecDeque<oneshot::Sender<Infallible>>,
     most: usize,
 }
 
-/// A place inside, for as long as this is not dropped or lost.
+/// The place of one connection; dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place(oneshot::Receiver<Infallible>);
 
 impl Door {
-    /// A door for so many.
+    /// A door for at most `most` connections.
     #[must_use]
     pub(crate) fn new(most: usize) -> Self {
         Self { places: VecDeque::with_capacity(most), most }
     }
 
-    /// Lets somebody in, and whoever lost the place out, before the next one may come.
+    /// Admits a connection and lets the replaced one end before the next is admitted.
     pub(crate) async fn enter(&mut self) -> Place {
         tokio::task::yield_now().await;
         self.take()
@@ -47,7 +47,7 @@ impl Door {
 }
 
 impl Place {
-    /// Returns when somebody else takes the place. Cancel safe.
+    /// Returns when another connection takes the place. Cancel safe.
     pub(crate) async fn lost(&mut self) {
         let _ = (&mut self.0).await;
     }

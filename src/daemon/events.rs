@@ -1,5 +1,5 @@
-//! What happens to a tunnel, as `roamd events` tells it: one JSON object a line, for notifications and logs
-//! of one's own.
+//! Events of a tunnel, as `roamd events` prints them: one JSON object per line, for notifications and the
+//! user's own logs.
 //!
 //! The schema has a version like that of the status, see [`crate::daemon::status`].
 
@@ -11,14 +11,14 @@ use tokio::sync::broadcast;
 use super::status::SCHEMA;
 use crate::{path::manager::Condition, wire::foreign::Foreign};
 
-/// Events that a slow listener may leave unread; then it misses some.
+/// Events that a slow listener may leave unread before it misses some.
 const BACKLOG: usize = 256;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub(crate) enum Event {
-    /// To whom it may concern: from here on nothing is missed.
+    /// The first line: no later event is missed.
     Listening,
     /// Client: the tunnel carries packets.
     Connected {
@@ -130,7 +130,7 @@ impl Event {
     }
 }
 
-/// Where events go, to all who listen.
+/// Sends events to all listeners.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(broadcast::Sender<Event>);
 
@@ -141,9 +141,9 @@ impl Default for Events {
 }
 
 impl Events {
-    /// Tells all who listen.
+    /// Sends an event to all listeners.
     pub(crate) fn tell(&self, event: Event) {
-        // Often nobody does.
+        // An error means that there is no listener.
         let _ = self.0.send(event);
     }
 

@@ -16,22 +16,22 @@ use crate::{
 pub(crate) enum Exit {
     /// The command line was wrong.
     Usage = 64,
-    /// What was to be read is not what it should be.
+    /// Input has the wrong contents.
     Data = 65,
-    /// What was to be read does not exist, or is a folder.
+    /// Input does not exist, or is a folder.
     NoInput = 66,
     /// A client that was started by hand got no first session: the server refused its key, has another key
     /// than the configured one, or speaks another version. Under a service manager it asks again instead.
     Refused = 69,
     /// A bug in roamd.
     Bug = 70,
-    /// What was to be written cannot be created.
+    /// Output cannot be created.
     CannotCreate = 73,
     /// The system denied permission, also to read a file.
     Permission = 77,
     /// The configuration is wrong.
     Config = 78,
-    /// Somebody pressed Ctrl-C: 128 and the signal's number, as shells have it.
+    /// The user pressed Ctrl-C: 128 plus the signal's number, as in a shell.
     Interrupted = 130,
 }
 

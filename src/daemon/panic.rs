@@ -1,5 +1,5 @@
-//! A panic is a bug: it ends the process, whichever thread or task it happens in. A daemon that went on without its
-//! control socket, or without one of its tasks, would look alive and not be.
+//! Ends the process at a panic of any thread or task. A daemon that went on without one of its tasks, for
+//! example without its control socket, would look alive and not be.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -8,7 +8,7 @@ use std::{
 
 use super::{exit::Exit, logging};
 
-/// Ends the process with [`Exit::Bug`] at the next panic, after a line that says where it happened.
+/// From now on a panic prints where it happened and ends the process with [`Exit::Bug`].
 pub(crate) fn end_process() {
     panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();

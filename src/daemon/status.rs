@@ -1,4 +1,4 @@
-//! What a daemon tells of itself: the JSON of `roamd status --json`, and the text for people.
+//! The status of a daemon, as `roamd status --json` prints it.
 //!
 //! The schema has a version, which changes when a key loses its meaning or its place; new keys may
 //! come at any time. Durations are in seconds, times of a round trip in milliseconds.
@@ -124,7 +124,7 @@ pub(crate) struct PathStatus {
     pub local: IpAddr,
     /// The server's address.
     pub server: SocketAddr,
-    /// What it is at.
+    /// Its state.
     pub state: Condition,
     /// Round-trip time in milliseconds, when last measured.
     pub rtt: Option<f64>,

@@ -35,7 +35,7 @@ pub(crate) fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some() || std::env::var("SYSTEMD_EXEC_PID").is_ok_and(own)
 }
 
-/// What was told last, and what is said after it.
+/// The last state and the note after it.
 static TOLD: Mutex<(String, String)> = Mutex::new((String::new(), String::new()));
 
 /// Tells systemd, where it asked to be told, that the daemon does its work.
@@ -43,7 +43,7 @@ pub(crate) fn ready(status: &str) {
     say(&[NotifyState::Ready], |told| told.0 = status.into());
 }
 
-/// Tells systemd what the daemon is at.
+/// Tells systemd the daemon's state, as `systemctl status` shows it.
 pub(crate) fn report(status: &str) {
     say(&[], |told| told.0 = status.into());
 }
@@ -54,7 +54,7 @@ fn assigned(status: &str) -> String {
     printable(status, STATUS).replace('\\', "\\\\")
 }
 
-/// Tells systemd what an admin should know whatever the daemon is at; an empty text takes it back.
+/// Appends a note to every state that systemd is told; an empty text removes it.
 pub(crate) fn note(note: &str) {
     say(&[], |told| told.1 = note.into());
 }
@@ -94,7 +94,7 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Beats when it is asked to, as long as the daemon's main loop comes round.
+/// Proves that the daemon's main loop makes progress.
 #[derive(Debug, Default)]
 pub(crate) struct Heart {
     beats: AtomicU64,
@@ -102,12 +102,12 @@ pub(crate) struct Heart {
 }
 
 impl Heart {
-    /// The loop came round.
+    /// The loop made a turn.
     pub(crate) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until the loop should come round. Cancel safe.
+    /// Waits until the loop should make a turn. Cancel safe.
     pub(crate) async fn asked(&self) {
         self.asked.notified().await;
     }
@@ -117,7 +117,7 @@ impl Heart {
 /// the datapath, so that it does not wake when that is stuck.
 pub(crate) async fn watchdog(heart: &Heart) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
-    // Who is busy when it is asked is in time with the next answer.
+    // A quarter of the limit: a loop that misses one question still answers the next in time.
     let pace = (limit / 4).max(Duration::from_millis(1));
     ask(heart, pace, |is_beating| {
         if is_beating {
@@ -131,7 +131,7 @@ pub(crate) async fn watchdog(heart: &Heart) -> Infallible {
 
 /// Tells at this pace whether the heart beats.
 async fn ask(heart: &Heart, pace: Duration, mut tell: impl FnMut(bool)) -> Infallible {
-    // A question reaches only those who wait for it, and at first nobody does.
+    // A notification reaches only waiting tasks, and at first no task waits.
     tokio::time::sleep(pace).await;
     loop {
         let before = heart.beats.load(Ordering::Relaxed);
@@ -172,7 +172,7 @@ trait Job {
     fn job_type(&self) -> zbus::Result<String>;
 }
 
-/// How long systemd may take to say what it is at.
+/// How long systemd may take to answer.
 const ANSWER: Duration = Duration::from_millis(500);
 
 /// Whether systemd stops this process to start it again (org.freedesktop.systemd1(5)).

@@ -59,7 +59,7 @@ pub(crate) async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Erro
             }
         }
         let (Some(own), Some(address)) = (own.or(address), address.or(own)) else { continue };
-        // Gone since it was told of.
+        // It is gone since the kernel listed it.
         let Ok(link) = if_indextoname(index) else { continue };
         let link = link.to_string_lossy().into_owned();
         if let Ok(net) = IpNet::new(address, message.header.prefix_len) {

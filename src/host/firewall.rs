@@ -37,7 +37,7 @@ struct Made {
     chains: String,
     /// What is held back, and what is not.
     sealed: (Vec<IpNet>, Exclude),
-    /// How nft shows the table, as long as nobody changes it.
+    /// The unchanged table as nft prints it.
     listing: Option<String>,
 }
 
@@ -124,7 +124,7 @@ impl Firewall {
         }
     }
 
-    /// Puts the table back if somebody changed or deleted it; whether that was so.
+    /// Restores the table if it was changed or deleted; returns whether it was.
     pub(crate) async fn restore(&mut self) -> anyhow::Result<bool> {
         let Some(made) = self.made.as_ref().filter(|made| !made.chains.is_empty()) else {
             return Ok(false);

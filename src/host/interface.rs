@@ -118,7 +118,7 @@ impl Interface {
         interface.given.addresses = interface.because("look for its addresses", addresses)?;
         let routes = interface.found_routes().await;
         interface.given.routes = interface.because("look for its routes", routes)?;
-        // Until somebody wants something else, it keeps that.
+        // It keeps this state until another is wanted.
         let Given { addresses, routes } = &interface.given;
         interface.wanted = Wanted { mtu, addresses: addresses.clone(), routes: routes.clone() };
         Ok(interface)
@@ -279,7 +279,7 @@ impl Interface {
         Some(if_indextoname(index).ok()?.to_string_lossy().into_owned())
     }
 
-    /// The routes through the interface that somebody set, not the kernel by itself.
+    /// The routes through the interface, without those that the kernel adds by itself.
     async fn found_routes(&self) -> Result<Vec<Destination>, rtnetlink::Error> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {

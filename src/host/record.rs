@@ -152,7 +152,7 @@ impl Record {
         }
     }
 
-    /// One write, and then what is left of a longer line: whoever reads takes the first line.
+    /// One write, then the rest of a longer line is cut: a reader takes the first line.
     fn write(&self, changes: &Changes) -> io::Result<()> {
         let line = format!("{}\n", serde_json::to_string(changes)?);
         self.0.file.write_all_at(line.as_bytes(), 0)?;
@@ -299,7 +299,7 @@ fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Locks the file, unless somebody else does.
+/// Locks the file, unless another process holds the lock.
 fn lock(file: File) -> io::Result<Option<Flock<File>>> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(locked) => Ok(Some(locked)),

@@ -104,7 +104,7 @@ impl Rules {
             *request.message_mut() = rule.message();
             match request.execute().await {
                 Ok(()) => added += 1,
-                // The same rule, set by somebody else.
+                // The same rule, set by another program.
                 Err(error) if os_error(&error) == Some(Errno::EEXIST as i32) => {}
                 Err(error) => return Err(error),
             }

@@ -195,7 +195,7 @@ fn spells(script: &Script) -> Vec<(Duration, Option<Duration>)> {
     spells
 }
 
-/// What is told about one second of the session.
+/// The summary of one second of the session.
 #[derive(Debug)]
 pub(super) struct Second {
     /// Since the first line was typed.

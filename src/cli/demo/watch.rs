@@ -87,7 +87,7 @@ impl Drop for Watch {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It can only have panicked, and that was told.
+            // It can only have panicked, and a panic ends the process.
             let _ = thread.join();
         }
     }

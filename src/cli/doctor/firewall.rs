@@ -8,7 +8,7 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Jumps within jumps that are followed; the kernel allows as many (NFT_JUMP_STACK_SIZE).
+/// Maximum depth of jumps; the kernel has the same limit (NFT_JUMP_STACK_SIZE).
 const DEEPEST: usize = 16;
 
 /// What becomes of a new datagram.

@@ -42,7 +42,7 @@ impl Running {
         self.0.as_ref().is_ok_and(|status| matches!(status.role, Role::Server(_)))
     }
 
-    /// Whether nobody answers, and nothing speaks against it.
+    /// Whether no daemon runs, as far as can be told.
     pub(super) fn is_absent(&self) -> bool {
         matches!(self.0, Err(ControlError::NotRunning { .. }))
     }

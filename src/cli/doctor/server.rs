@@ -107,7 +107,7 @@ fn let_in(port: u16, ruleset: Result<&Value, &String>) -> Finding {
     }
 }
 
-/// Routes are offered; whoever takes them wants to be sent on.
+/// Routes are offered, so packets of clients must be forwarded.
 fn forwarding(tell: &mut dyn FnMut(Finding)) {
     let on = sysctl::read("ipv4/ip_forward").is_ok_and(|value| value == "1");
     tell(if on {

@@ -55,7 +55,7 @@ pub(super) fn toml(
     text
 }
 
-/// Writes it for nobody else to read, and never over another file.
+/// Writes a file that only its owner can read, and never over an existing file.
 pub(super) fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     let cannot = |error: io::Error| {
         let exit = match error.kind() {

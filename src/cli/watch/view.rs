@@ -23,7 +23,7 @@ use crate::{
 const ROW: u16 = 2;
 /// Columns of its words; the rest is for its curve.
 const WORDS: u16 = 62;
-/// The picture for those who have no terminal.
+/// The picture as plain text, without a terminal.
 const WIDTH: u16 = 100;
 const HEIGHT: u16 = 24;
 

@@ -1,4 +1,5 @@
-//! Who may talk to the daemon: its own user, root, and members of the daemon's group.
+//! Decides which users may send requests to the daemon: its own user, root, and members of the
+//! daemon's group.
 //!
 //! The socket's mode says the same, but not where its directory or the socket was opened wider.
 
@@ -9,7 +10,7 @@ use nix::{
     unistd::{getegid, geteuid},
 };
 
-/// More groups than this nobody has (NGROUPS_MAX).
+/// The kernel's limit of groups per process (NGROUPS_MAX).
 const GROUPS: usize = 65_536;
 
 /// Whether the process at the other end of a UNIX socket, whose user id is `uid`, may ask.
