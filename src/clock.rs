@@ -2,6 +2,10 @@
 
 use std::{
     mem::MaybeUninit,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,6 +18,56 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[must_use]
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// Where [`AtomicInstant`]s count from: a day before the first one is set. Simulated clocks of the same process
+/// start at different moments, and none of them may be before this one.
+static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {
+    let first = now();
+    first.checked_sub(DAY).unwrap_or(first)
+});
+
+/// An instant, or none, that tasks share without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct AtomicInstant(AtomicU64);
+
+impl AtomicInstant {
+    #[must_use]
+    pub(crate) fn get(&self) -> Option<Instant> {
+        decoded(self.0.load(Relaxed))
+    }
+
+    #[must_use]
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.load(Relaxed) == 0
+    }
+
+    pub(crate) fn set(&self, at: Instant) {
+        self.0.store(encoded(at), Relaxed);
+    }
+
+    /// Sets the instant unless a later one is set.
+    pub(crate) fn advance(&self, at: Instant) {
+        self.0.fetch_max(encoded(at), Relaxed);
+    }
+
+    /// Sets the instant; gives the one before.
+    pub(crate) fn replace(&self, at: Instant) -> Option<Instant> {
+        decoded(self.0.swap(encoded(at), Relaxed))
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// Nanoseconds from the origin plus one, since zero is none. They last for 584 years.
+fn encoded(at: Instant) -> u64 {
+    at.saturating_duration_since(*ORIGIN).as_nanos() as u64 + 1
+}
+
+fn decoded(nanoseconds: u64) -> Option<Instant> {
+    Some(*ORIGIN + Duration::from_nanos(nanoseconds.checked_sub(1)?))
 }
 
 /// The time of the day where this machine is, as `10:02`; with its date if it is far from now.
@@ -35,4 +89,31 @@ pub(crate) fn local(time: SystemTime) -> String {
         String::new()
     };
     format!("{day}{:02}:{:02}", tm.tm_hour, tm.tm_min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_atomic_instant_keeps_every_nanosecond() {
+        let (shared, at) = (AtomicInstant::default(), now());
+        assert_eq!((shared.get(), shared.is_none()), (None, true));
+        let next = at + Duration::from_nanos(1);
+        shared.set(at);
+        assert_eq!((shared.get(), shared.is_none()), (Some(at), false));
+        assert_eq!(shared.replace(next), Some(at));
+        shared.clear();
+        assert_eq!(shared.get(), None);
+    }
+
+    #[test]
+    fn an_atomic_instant_advances_and_does_not_go_back() {
+        let (shared, at) = (AtomicInstant::default(), now());
+        let later = at + Duration::from_secs(1);
+        for (told, expected) in [(at, at), (later, later), (at, later)] {
+            shared.advance(told);
+            assert_eq!(shared.get(), Some(expected));
+        }
+    }
 }

@@ -207,7 +207,7 @@ impl<'a> Roamer<'a> {
             let silent_path = async {
                 match self.manager.active() {
                     Some(active) => {
-                        socket.silent(limit, || renewal.unanswered_since()).await;
+                        socket.silent(limit, || renewal.unacknowledged_since()).await;
                         active
                     }
                     None => std::future::pending().await,
@@ -477,7 +477,7 @@ impl<'a> Roamer<'a> {
         let old = socket.active();
         let heard = self.last_heard().or(self.heard.take());
         // Where nothing was asked, silence is no gap.
-        let silent_since = socket.unanswered_since().filter(|_| !reason.is_soft());
+        let silent_since = socket.unheard_since().filter(|_| !reason.is_soft());
         let from = old.and_then(|old| self.key_of(old));
         self.roaming.renewal.measure_from(clock::now());
         self.is_measured = false;
@@ -549,7 +549,7 @@ impl<'a> Roamer<'a> {
     /// When the server was last heard on the path that sends go by.
     fn last_heard(&self) -> Option<Instant> {
         let socket = self.underlay.socket();
-        clock::now().checked_sub(socket.stats(socket.active()?)?.last_heard?)
+        socket.stats(socket.active()?)?.last_heard
     }
 
     /// The socket of a path, opened if need be.
@@ -599,8 +599,7 @@ impl<'a> Roamer<'a> {
         }
         if let Some(moving) = &self.moving
             && let Some(id) = self.open.get(&moving.to)
-            && let Some(ago) = socket.stats(*id).and_then(|stats| stats.last_heard)
-            && let heard = now.checked_sub(ago).unwrap_or(now)
+            && let Some(heard) = socket.stats(*id).and_then(|stats| stats.last_heard)
             && heard >= moving.begun
         {
             let gap = heard.saturating_duration_since(moving.silent_since);
@@ -622,7 +621,7 @@ impl<'a> Roamer<'a> {
     /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
     /// what was lost. So it is made to ask at a steady pace, in a window of its own.
     fn watch_doubt(&mut self, now: Instant) {
-        let answered = self.roaming.renewal.answered();
+        let answered = self.roaming.renewal.newest_acknowledged();
         let (Some(doubt), Some(active)) = (&mut self.doubt, self.manager.active()) else { return };
         // To be heard is not enough: the path must work both ways.
         if answered.is_some_and(|sent| sent >= doubt.since) {
@@ -643,7 +642,7 @@ impl<'a> Roamer<'a> {
     /// Asks over the silent path what the connection and a probe are to ask.
     fn ask_again(&mut self, now: Instant) {
         let Some(active) = self.manager.active() else { return };
-        match self.forgotten.ask(active, self.roaming.renewal.answered(), now) {
+        match self.forgotten.ask(active, self.roaming.renewal.newest_acknowledged(), now) {
             Advice::Nudge => {}
             Advice::AskBoth => {
                 self.introduce();

@@ -435,7 +435,7 @@ impl ShownPath {
             loss,
             portal: self.portal,
             why: self.why.clone(),
-            last_heard: stats.last_heard.map(status::rounded),
+            last_heard: stats.last_heard.map(|at| status::rounded(clock::now() - at)),
         }
     }
 }

@@ -30,7 +30,7 @@ use quinn::{
 use tokio::sync::{Notify, mpsc};
 
 use super::udp::RECEIVE_SEGMENTS;
-use crate::clock;
+use crate::clock::{self, AtomicInstant};
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
 /// for documentation (RFC 3849), so it can't be an address of the server by chance.
@@ -74,8 +74,8 @@ pub struct PathStats {
     pub errors: u64,
     /// Datagrams that were not from the server.
     pub foreign: u64,
-    /// How long ago the server was last heard.
-    pub last_heard: Option<Duration>,
+    /// When the server was last heard.
+    pub last_heard: Option<Instant>,
 }
 
 /// See the module's documentation.
@@ -86,11 +86,9 @@ pub struct PathSocket {
     /// Where the next receive starts, so that a busy path does not starve the others.
     turn: AtomicUsize,
     unsent: AtomicU64,
-    /// When the active path was sent to first since it was heard last: microseconds from `opened`,
-    /// plus one; zero if nothing is unanswered.
-    unanswered: AtomicU64,
-    went_unanswered: Notify,
-    opened: Instant,
+    /// When the active path was sent to first since it was heard last.
+    unheard: AtomicInstant,
+    went_unheard: Notify,
     receiver: AtomicWaker,
     senders: Mutex<Vec<Waker>>,
 }
@@ -105,15 +103,13 @@ struct OpenPath {
     id: PathId,
     socket: Arc<dyn AsyncUdpSocket>,
     server: SocketAddr,
-    opened: Instant,
     failing: AtomicBool,
     receives: AtomicBool,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
     errors: AtomicU64,
     foreign: AtomicU64,
-    /// Microseconds from `opened`, plus one; zero for never.
-    last_heard: AtomicU64,
+    last_heard: AtomicInstant,
 }
 
 impl PathSocket {
@@ -127,9 +123,8 @@ impl PathSocket {
             next_id: AtomicU64::default(),
             turn: AtomicUsize::default(),
             unsent: AtomicU64::default(),
-            unanswered: AtomicU64::default(),
-            went_unanswered: Notify::new(),
-            opened: clock::now(),
+            unheard: AtomicInstant::default(),
+            went_unheard: Notify::new(),
             receiver: AtomicWaker::new(),
             senders: Mutex::default(),
         })
@@ -142,14 +137,13 @@ impl PathSocket {
             id,
             socket,
             server: canonical(server),
-            opened: clock::now(),
             failing: AtomicBool::new(false),
             receives: AtomicBool::new(true),
             sent_bytes: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             errors: AtomicU64::default(),
             foreign: AtomicU64::default(),
-            last_heard: AtomicU64::default(),
+            last_heard: AtomicInstant::default(),
         });
         self.update(|paths| {
             paths.open.push(path.clone());
@@ -164,19 +158,17 @@ impl PathSocket {
         self.update(|paths| {
             if let Some(path) = paths.open.iter().find(|path| path.id == id) {
                 paths.active = Some(path.clone());
-                self.unanswered.store(0, Relaxed);
+                self.unheard.clear();
                 found = true;
             }
         });
         found
     }
 
-    /// Since when the active path was sent to without being heard; `None` while nothing is
-    /// unanswered.
+    /// Since when the active path was sent to and nothing was heard on it.
     #[must_use]
-    pub fn unanswered_since(&self) -> Option<Instant> {
-        let since = self.unanswered.load(Relaxed).checked_sub(1)?;
-        Some(self.opened + Duration::from_micros(since))
+    pub fn unheard_since(&self) -> Option<Instant> {
+        self.unheard.get()
     }
 
     /// Waits until the active path was sent to without being heard for as long as `limit` says, or without
@@ -188,10 +180,10 @@ impl PathSocket {
         unacknowledged: impl Fn() -> Option<Instant>,
     ) {
         loop {
-            let unheard = self.unanswered_since().map(|since| since + limit());
+            let unheard = self.unheard_since().map(|since| since + limit());
             let unacknowledged = unacknowledged().map(|since| since + limit().max(QUEUED));
             let Some(silent_at) = unheard.into_iter().chain(unacknowledged).min() else {
-                self.went_unanswered.notified().await;
+                self.went_unheard.notified().await;
                 continue;
             };
             let now = clock::now();
@@ -203,16 +195,15 @@ impl PathSocket {
         }
     }
 
-    /// Forgets what is unanswered.
+    /// Forgets that something was sent and nothing heard.
     pub fn expect_nothing(&self) {
-        self.unanswered.store(0, Relaxed);
+        self.unheard.clear();
     }
 
     fn sent(&self) {
-        if self.unanswered.load(Relaxed) == 0 {
-            self.unanswered
-                .store(clock::now().duration_since(self.opened).as_micros() as u64 + 1, Relaxed);
-            self.went_unanswered.notify_one();
+        if self.unheard.is_none() {
+            self.unheard.set(clock::now());
+            self.went_unheard.notify_one();
         }
     }
 
@@ -282,7 +273,7 @@ impl PathSocket {
             match path.socket.poll_recv(cx, bufs, meta) {
                 Poll::Ready(Ok(count)) => {
                     if path.received(&mut meta[..count]) && self.active() == Some(path.id) {
-                        self.unanswered.store(0, Relaxed);
+                        self.unheard.clear();
                     }
                     return Poll::Ready(count);
                 }
@@ -312,22 +303,19 @@ impl OpenPath {
         }
         if bytes > 0 {
             self.received_bytes.fetch_add(bytes, Relaxed);
-            self.last_heard
-                .store(clock::now().duration_since(self.opened).as_micros() as u64 + 1, Relaxed);
+            self.last_heard.set(clock::now());
             self.failing.store(false, Relaxed);
         }
         bytes > 0
     }
 
     fn stats(&self) -> PathStats {
-        let heard = self.last_heard.load(Relaxed).checked_sub(1).map(Duration::from_micros);
         PathStats {
             sent_bytes: self.sent_bytes.load(Relaxed),
             received_bytes: self.received_bytes.load(Relaxed),
             errors: self.errors.load(Relaxed),
             foreign: self.foreign.load(Relaxed),
-            last_heard: heard
-                .map(|heard| clock::now().duration_since(self.opened).saturating_sub(heard)),
+            last_heard: self.last_heard.get(),
         }
     }
 }

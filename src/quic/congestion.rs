@@ -12,7 +12,7 @@ mod round_trip;
 use std::{
     any::Any,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -26,6 +26,7 @@ use self::{
     delay::{Acked, DelayLimit},
     round_trip::RoundTrip,
 };
+use crate::clock::AtomicInstant;
 
 /// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
 /// is larger than this has more in it: a bare one has some 35 bytes, with a few ranges more. Smaller ones
@@ -44,26 +45,12 @@ struct Shared {
     in_flight: AtomicU64,
     /// The part of `in_flight` that is sure to be acknowledged.
     owed: AtomicU64,
-    /// Times below are microseconds after this one, and zero is none.
-    origin: OnceLock<Instant>,
     /// Since when something is in flight and nothing was acknowledged.
-    unanswered: AtomicU64,
+    unacknowledged: AtomicInstant,
     /// When the newest packet that was acknowledged was sent.
-    answered: AtomicU64,
+    acknowledged: AtomicInstant,
     path_left: Notify,
     round_trip: RoundTrip,
-}
-
-impl Shared {
-    fn micros(&self, at: Instant) -> u64 {
-        let origin = *self.origin.get_or_init(|| at);
-        at.saturating_duration_since(origin).as_micros() as u64 + 1
-    }
-
-    fn instant(&self, micros: u64) -> Option<Instant> {
-        let since_origin = micros.checked_sub(1)?;
-        Some(*self.origin.get()? + Duration::from_micros(since_origin))
-    }
 }
 
 impl Handle {
@@ -102,19 +89,19 @@ impl Handle {
     /// Since when something waits to be acknowledged and nothing was. A path that works one way only, from
     /// the other side to us, shows here alone.
     #[must_use]
-    pub fn unanswered_since(&self) -> Option<Instant> {
-        self.0.instant(self.0.unanswered.load(Relaxed)).filter(|_| self.awaits_answer())
+    pub fn unacknowledged_since(&self) -> Option<Instant> {
+        self.0.unacknowledged.get().filter(|_| self.awaits_answer())
     }
 
     /// When the newest packet that was acknowledged was sent.
     #[must_use]
-    pub fn answered(&self) -> Option<Instant> {
-        self.0.instant(self.0.answered.load(Relaxed))
+    pub fn newest_acknowledged(&self) -> Option<Instant> {
+        self.0.acknowledged.get()
     }
 
     /// Waits for answers from here on only: the connection has moved.
     pub fn expect_from(&self, now: Instant) {
-        self.0.unanswered.store(self.0.micros(now), Relaxed);
+        self.0.unacknowledged.set(now);
     }
 
     /// Waits until quinn has forgotten a path: it keeps a controller for each that it knows, and drops it
@@ -126,7 +113,7 @@ impl Handle {
     /// Measures the round trip anew, of what is sent from here on: the path is another, or the handshake is
     /// over.
     pub fn measure_from(&self, now: Instant) {
-        self.0.round_trip.begin(self.0.micros(now));
+        self.0.round_trip.begin(now);
     }
 
     /// The shortest round trip since then.
@@ -148,16 +135,15 @@ impl Handle {
             return;
         }
         self.0.owed.fetch_add(bytes, Relaxed);
-        if self.0.unanswered.load(Relaxed) == 0 {
+        if self.0.unacknowledged.is_none() {
             self.expect_from(now);
         }
     }
 
     fn acknowledged(&self, now: Instant, sent: Instant) {
         self.expect_from(now);
-        let sent = self.0.micros(sent);
-        self.0.answered.fetch_max(sent, Relaxed);
-        self.0.round_trip.sample(self.0.micros(now), sent);
+        self.0.acknowledged.advance(sent);
+        self.0.round_trip.sample(now, sent);
     }
 
     fn epoch(&self) -> u64 {
@@ -168,7 +154,7 @@ impl Handle {
         self.0.in_flight.store(bytes, Relaxed);
         self.0.owed.fetch_min(bytes, Relaxed);
         if bytes == 0 {
-            self.0.unanswered.store(0, Relaxed);
+            self.0.unacknowledged.clear();
         }
     }
 }
@@ -443,10 +429,10 @@ mod tests {
         let mut controller = factory.build(start, MTU);
         controller.on_sent(start, 35, 0);
         assert!(!handle.awaits_answer() && handle.may_await_answer());
-        assert_eq!(handle.unanswered_since(), None);
+        assert_eq!(handle.unacknowledged_since(), None);
         controller.on_sent(start, 100, 1);
         assert!(handle.awaits_answer());
-        assert_eq!(handle.unanswered_since(), Some(start));
+        assert_eq!(handle.unacknowledged_since(), Some(start));
         controller.on_end_acks(start, 0, false, Some(1));
         assert!(!handle.may_await_answer());
     }
@@ -457,16 +443,19 @@ mod tests {
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        assert_eq!((handle.unanswered_since(), handle.answered()), (None, None));
+        assert_eq!((handle.unacknowledged_since(), handle.newest_acknowledged()), (None, None));
         controller.on_sent(at(1), 1200, 0);
         controller.on_sent(at(2), 1200, 1);
-        assert_eq!(handle.unanswered_since(), Some(at(1)));
+        assert_eq!(handle.unacknowledged_since(), Some(at(1)));
         handle.acknowledged(at(3), at(1));
-        assert_eq!((handle.unanswered_since(), handle.answered()), (Some(at(3)), Some(at(1))));
+        assert_eq!(
+            (handle.unacknowledged_since(), handle.newest_acknowledged()),
+            (Some(at(3)), Some(at(1)))
+        );
         handle.expect_from(at(5));
-        assert_eq!(handle.unanswered_since(), Some(at(5)));
+        assert_eq!(handle.unacknowledged_since(), Some(at(5)));
         controller.on_end_acks(at(6), 0, false, Some(1));
-        assert_eq!(handle.unanswered_since(), None);
+        assert_eq!(handle.unacknowledged_since(), None);
     }
 
     #[tokio::test]

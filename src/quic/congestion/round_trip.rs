@@ -7,43 +7,45 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use crate::clock::AtomicInstant;
 
 /// Acknowledgements after which an estimate has forgotten all but a seventieth of what it began with
 /// (RFC 9002 §5.3: seven eighths of it stay with each).
 const FORGOTTEN: u64 = 32;
 
-/// Times are microseconds after the handle's origin; zero is none.
 #[derive(Debug, Default)]
 pub(super) struct RoundTrip {
     /// What was sent before was for another path, or part of a handshake.
-    since: AtomicU64,
+    since: AtomicInstant,
+    /// The shortest sample in microseconds; zero is none.
     shortest: AtomicU64,
-    acknowledged: AtomicU64,
+    acknowledged: AtomicInstant,
     acknowledgements: AtomicU64,
 }
 
 impl RoundTrip {
     /// Begins anew: what is sent from `now` on counts.
-    pub(super) fn begin(&self, now: u64) {
-        self.since.store(now, Relaxed);
+    pub(super) fn begin(&self, now: Instant) {
+        self.since.set(now);
         self.shortest.store(0, Relaxed);
         self.acknowledgements.store(0, Relaxed);
     }
 
     /// A packet that was sent at `sent` is acknowledged.
-    pub(super) fn sample(&self, now: u64, sent: u64) {
-        if sent < self.since.load(Relaxed) {
+    pub(super) fn sample(&self, now: Instant, sent: Instant) {
+        if self.since.get().is_some_and(|since| sent < since) {
             return;
         }
-        let sample = now.saturating_sub(sent).max(1);
+        let sample = (now.saturating_duration_since(sent).as_micros() as u64).max(1);
         let shortest = self.shortest.load(Relaxed);
         if shortest == 0 || sample < shortest {
             self.shortest.store(sample, Relaxed);
         }
         // One acknowledgement is often for many packets.
-        if self.acknowledged.swap(now, Relaxed) != now {
+        if self.acknowledged.replace(now) != Some(now) {
             self.acknowledgements.fetch_add(1, Relaxed);
         }
     }
@@ -65,28 +67,30 @@ mod tests {
 
     #[test]
     fn the_shortest_sample_of_the_path_counts() {
-        let path = RoundTrip::default();
-        path.sample(9_000, 1_000);
+        let (path, start) = (RoundTrip::default(), Instant::now());
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        path.sample(at(9), at(1));
         assert_eq!(path.shortest(), Some(Duration::from_millis(8)));
-        path.begin(10_000);
+        path.begin(at(10));
         assert_eq!(path.shortest(), None);
-        path.sample(11_000, 9_999);
+        path.sample(at(11), at(10) - Duration::from_nanos(1));
         assert_eq!(path.shortest(), None, "it was sent over the path before");
-        path.sample(35_000, 10_000);
-        path.sample(36_000, 35_000);
-        path.sample(90_000, 40_000);
+        path.sample(at(35), at(10));
+        path.sample(at(36), at(35));
+        path.sample(at(90), at(40));
         assert_eq!(path.shortest(), Some(Duration::from_millis(1)));
     }
 
     #[test]
     fn an_estimate_is_trusted_after_many_acknowledgements_not_packets() {
-        let path = RoundTrip::default();
+        let (path, start) = (RoundTrip::default(), Instant::now());
+        let at = |microseconds| start + Duration::from_micros(microseconds);
         for packet in 0..100 {
-            path.sample(1_000, packet);
+            path.sample(at(1_000), at(packet));
         }
         assert!(!path.is_settled());
         for ack in 0..FORGOTTEN {
-            path.sample(2_000 + ack, 1_500);
+            path.sample(at(2_000 + ack), at(1_500));
         }
         assert!(path.is_settled());
     }
