@@ -71,7 +71,7 @@ use crate::{
         preference::Preferences,
         servers::Names,
     },
-    quic::{self, close, congestion::Handle, tls},
+    quic::{self, close, congestion::CongestionHandle, tls},
     tunnel::{
         counters::{Counters, Drop},
         device::{BATCH, PacketSink, PacketSource},
@@ -197,21 +197,21 @@ impl Client {
         let ClientConfig { private_key, server, tun, quic, .. } = &config;
         let events = Events::default();
         let names = Arc::new(Names::new(server.addresses.clone()));
-        let renewal = Handle::default();
+        let congestion = CongestionHandle::default();
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
-        let tunnel = handshake(tls::TUNNEL, quic::transport(quic, tun.mtu, renewal.clone()))?;
+        let tunnel = handshake(tls::TUNNEL, quic::transport(quic, tun.mtu, congestion.clone()))?;
         let roaming = Roaming {
             network: network.clone(),
             names: names.clone(),
             probes: handshake(tls::PROBE, quic::probe_transport())?,
             heart: Heart::default(),
             settings: ArcSwap::from_pointee(settings(&config.paths)),
-            renewal,
+            congestion,
             changed: Notify::new(),
         };
         let terms = Terms {
-            renewal: roaming.renewal.clone(),
+            congestion: roaming.congestion.clone(),
             unchecked: device.completes_checksums(),
             instance: instance()?,
         };
@@ -393,7 +393,7 @@ impl Client {
             connection: connection.clone(),
             endpoint: connected.underlay.endpoint().clone(),
             socket: connected.underlay.socket().clone(),
-            renewal: self.roaming.renewal.clone(),
+            congestion: self.roaming.congestion.clone(),
             software: welcome.software.clone(),
             since: SystemTime::now(),
         };
@@ -405,7 +405,7 @@ impl Client {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
             }
-            let rtt = self.roaming.renewal.shortest_round_trip();
+            let rtt = self.roaming.congestion.shortest_round_trip();
             info!(
                 link = candidate.link,
                 local = %candidate.source,

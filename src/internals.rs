@@ -48,7 +48,7 @@ pub mod quic {
         pub use crate::quic::close::{GOODBYE, PROTOCOL};
     }
     pub mod congestion {
-        pub use crate::quic::congestion::Handle;
+        pub use crate::quic::congestion::CongestionHandle;
     }
     pub mod session {
         pub use crate::quic::session::{Control, accept, open};

@@ -56,7 +56,7 @@ use crate::{
     path::udp::UdpSocket,
     quic::{
         self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close,
-        congestion::Handle,
+        congestion::CongestionHandle,
         session::{self, Control, SOFTWARE},
         tls::{self, ServerTls, TlsError},
     },
@@ -122,11 +122,11 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    /// The set-up of one connection, whose congestion controllers listen to `renewal`.
-    fn config(&self, renewal: Handle) -> Result<Arc<quinn::ServerConfig>, TlsError> {
+    /// The set-up of one connection, whose congestion controllers listen to `congestion`.
+    fn config(&self, congestion: CongestionHandle) -> Result<Arc<quinn::ServerConfig>, TlsError> {
         let mut config = self.base.clone();
         config.crypto = Arc::new(self.tls.visit()?);
-        let mut transport = quic::transport(&self.quic, self.mtu, renewal);
+        let mut transport = quic::transport(&self.quic, self.mtu, congestion);
         // A tunnel is kept alive by [`silence::keep_alive`], a probe connection by its questions.
         transport.keep_alive_interval(None);
         config.transport_config(Arc::new(transport));
@@ -242,8 +242,8 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 
 /// One connection, from its first datagram to its end.
 async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
-    let renewal = Handle::default();
-    let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, renewal.clone()));
+    let congestion = CongestionHandle::default();
+    let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, congestion.clone()));
     let proven = tokio::select! {
         proven = proof => proven,
         () = pass.must_give_way() => return debug!("handshake gave way to a newer one"),
@@ -262,13 +262,13 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
         if server.still_has(&peer, &connection) {
             tokio::select! {
                 () = echo(&connection, PROBE_IDLE) => {}
-                never = fallback::watch(&connection, &renewal) => match never {},
+                never = fallback::watch(&connection, &congestion) => match never {},
             }
         }
         return;
     }
     if let Some((control, hello)) = server.greet(&connection, &peer).await {
-        server.carry_session(&connection, &peer, control, hello, &renewal).await;
+        server.carry_session(&connection, &peer, control, hello, &congestion).await;
     }
 }
 
@@ -374,9 +374,9 @@ impl Server {
     async fn prove(
         &self,
         incoming: quinn::Incoming,
-        renewal: Handle,
+        congestion: CongestionHandle,
     ) -> anyhow::Result<Option<(Connection, Arc<Peer>)>> {
-        let connecting = incoming.accept_with(self.acceptor.config(renewal)?)?;
+        let connecting = incoming.accept_with(self.acceptor.config(congestion)?)?;
         let connection = match connecting.into_0rtt() {
             Ok((connection, confirmed)) => self.confirm(connection, confirmed).await?,
             Err(connecting) => connecting.await?,
@@ -414,7 +414,7 @@ impl Server {
         peer: &Arc<Peer>,
         mut control: Control,
         hello: Hello,
-        renewal: &Handle,
+        congestion: &CongestionHandle,
     ) {
         peer.attach(PeerSession {
             connection: connection.clone(),
@@ -433,8 +433,8 @@ impl Server {
                 reason
             }
             never = listen(&mut control, peer) => match never {},
-            never = silence::watch(connection, &peer.queue, renewal) => match never {},
-            never = fallback::watch(connection, renewal) => match never {},
+            never = silence::watch(connection, &peer.queue, congestion) => match never {},
+            never = fallback::watch(connection, congestion) => match never {},
             never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
         };
         drop(attached);

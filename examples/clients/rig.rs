@@ -16,7 +16,7 @@ use roamd::internals::{
     path::udp::UdpSocket,
     quic::{
         self,
-        congestion::Handle,
+        congestion::CongestionHandle,
         session::{self, Control},
         tls,
     },
@@ -90,7 +90,7 @@ pub(crate) fn config(own: &PrivateKey, server: PublicKey) -> anyhow::Result<quin
     };
     let mut config =
         quinn::ClientConfig::new(Arc::new(tls::client(own, server, tls::TUNNEL)?.fresh));
-    config.transport_config(Arc::new(quic::transport(&quic, 1400, Handle::default())));
+    config.transport_config(Arc::new(quic::transport(&quic, 1400, CongestionHandle::default())));
     Ok(config)
 }
 

@@ -15,9 +15,9 @@ use crate::{
     path::handshake::Connected,
     quic::{
         self,
-        congestion::Handle,
+        congestion::CongestionHandle,
+        liveness::{NUDGE, silence_limit},
         session::{self, Control, SessionError},
-        silence_limit,
     },
     wire::message::Welcome,
 };
@@ -33,7 +33,7 @@ pub(super) struct Reached {
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
     /// Tells the congestion controllers of all handshakes to start afresh, and measures round trips.
-    pub(super) renewal: Handle,
+    pub(super) congestion: CongestionHandle,
     /// Whether packets whose checksum is left to us are welcome.
     pub(super) unchecked: bool,
     /// Which process of this key's owner asks.
@@ -51,14 +51,14 @@ impl Greeting {
     /// Says hello, and measures the path's round trip from here on.
     pub(super) fn begin(connected: Connected, terms: &Terms) -> Self {
         let connection = connected.connection.clone();
-        let Terms { renewal, unchecked, instance } = terms.clone();
+        let Terms { congestion, unchecked, instance } = terms.clone();
         let due = clock::now() + patience(&connection);
-        renewal.measure_from(clock::now());
+        congestion.measure_from(clock::now());
         quic::ask(&connection);
         let welcome = async move {
             tokio::select! {
                 welcome = session::open(&connection, unchecked, instance) => welcome,
-                never = insist(&connection, &renewal) => match never {},
+                never = insist(&connection, &congestion) => match never {},
             }
         };
         Self { connected, welcome: Box::pin(welcome), due }
@@ -86,13 +86,13 @@ impl Greeting {
 /// As long as the path of an established session may be silent. On the slowest links that is less than a
 /// round trip, and a greeting that gives way too soon would never come.
 fn patience(connection: &Connection) -> Duration {
-    silence_limit(connection).max(2 * connection.rtt())
+    silence_limit(connection.rtt()).max(2 * connection.rtt())
 }
 
 /// Makes QUIC repeat what it said at a steady pace, not ever more rarely: somebody waits.
-async fn insist(connection: &Connection, renewal: &Handle) -> Infallible {
+async fn insist(connection: &Connection, congestion: &CongestionHandle) -> Infallible {
     loop {
-        time::sleep(quic::NUDGE).await;
-        quic::nudge(connection, renewal);
+        time::sleep(NUDGE).await;
+        quic::nudge(connection, congestion);
     }
 }

@@ -40,7 +40,12 @@ use crate::{
         servers::Names,
         socket::PathId,
     },
-    quic::{self, NUDGE, close, congestion::Handle, session::Control, silence_limit},
+    quic::{
+        self, close,
+        congestion::CongestionHandle,
+        liveness::{NUDGE, silence_limit},
+        session::Control,
+    },
     tunnel::queue::Queue,
     wire::message::{Message, Repeat},
 };
@@ -72,7 +77,7 @@ pub(super) struct Roaming {
     pub(super) probes: Handshake,
     pub(super) heart: Heart,
     pub(super) settings: ArcSwap<Settings>,
-    pub(super) renewal: Handle,
+    pub(super) congestion: CongestionHandle,
     /// The configuration has changed.
     pub(super) changed: Notify,
 }
@@ -202,12 +207,12 @@ impl<'a> Roamer<'a> {
             }
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let connection = &self.connection;
-            let limit = || silence_limit(connection);
-            let renewal = &self.roaming.renewal;
+            let limit = || silence_limit(connection.rtt());
+            let congestion = &self.roaming.congestion;
             let silent_path = async {
                 match self.manager.active() {
                     Some(active) => {
-                        socket.silent(limit, || renewal.unacknowledged_since()).await;
+                        socket.silent(limit, || congestion.unacknowledged_since()).await;
                         active
                     }
                     None => std::future::pending().await,
@@ -260,10 +265,10 @@ impl<'a> Roamer<'a> {
                     }
                 }
                 active = silent_path, if self.doubt.is_none() => {
-                    if !self.roaming.renewal.awaits_answer() {
+                    if !self.roaming.congestion.awaits_answer() {
                         // All that was sent is acknowledgements, which nobody answers, or pings.
                         socket.expect_nothing();
-                        if self.roaming.renewal.may_await_answer() {
+                        if self.roaming.congestion.may_await_answer() {
                             quic::ping(&self.connection);
                         }
                         continue;
@@ -347,7 +352,7 @@ impl<'a> Roamer<'a> {
                     {
                         let known = self.manager.active() == Some(key);
                         let rtt = self.connection.rtt();
-                        let rtt = self.roaming.renewal.round_trip(rtt).unwrap_or(rtt);
+                        let rtt = self.roaming.congestion.round_trip(rtt).unwrap_or(rtt);
                         inquiry.about(key, candidate, known.then_some(rtt));
                     }
                 }
@@ -397,7 +402,7 @@ impl<'a> Roamer<'a> {
 
     fn tell(&mut self, event: impl Into<Option<Event>>) {
         let event = event.into();
-        let measured = self.manager.active().zip(self.roaming.renewal.shortest_round_trip());
+        let measured = self.manager.active().zip(self.roaming.congestion.shortest_round_trip());
         let mut actions = Vec::new();
         if let Some((active, rtt)) = measured {
             self.is_measured = true;
@@ -479,7 +484,7 @@ impl<'a> Roamer<'a> {
         // Where nothing was asked, silence is no gap.
         let silent_since = socket.unheard_since().filter(|_| !reason.is_soft());
         let from = old.and_then(|old| self.key_of(old));
-        self.roaming.renewal.measure_from(clock::now());
+        self.roaming.congestion.measure_from(clock::now());
         self.is_measured = false;
         let Some(id) = self.path(to) else { return };
         debug!(local = %to.local, server = %to.server, %reason, "switching");
@@ -492,11 +497,11 @@ impl<'a> Roamer<'a> {
         }
         match self.windows.get(&to) {
             Some((at, window)) if clock::now().duration_since(*at) < WINDOW_MEMORY => {
-                self.roaming.renewal.start_again(*window);
+                self.roaming.congestion.restart_warm(*window);
             }
-            _ => self.roaming.renewal.fresh_start(),
+            _ => self.roaming.congestion.restart_cold(),
         }
-        self.roaming.renewal.expect_from(clock::now());
+        self.roaming.congestion.expect_from(clock::now());
         self.linkable = reason.is_soft();
         if !reason.is_soft() {
             self.unheard = heard;
@@ -584,7 +589,7 @@ impl<'a> Roamer<'a> {
         let socket: Arc<_> = self.underlay.socket().clone();
         let now = clock::now();
         self.watch_doubt(now);
-        if !self.is_measured && self.roaming.renewal.shortest_round_trip().is_some() {
+        if !self.is_measured && self.roaming.congestion.shortest_round_trip().is_some() {
             self.tell(None);
         }
         let active = self.manager.active();
@@ -621,19 +626,19 @@ impl<'a> Roamer<'a> {
     /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
     /// what was lost. So it is made to ask at a steady pace, in a window of its own.
     fn watch_doubt(&mut self, now: Instant) {
-        let answered = self.roaming.renewal.newest_acknowledged();
+        let answered = self.roaming.congestion.newest_acknowledged();
         let (Some(doubt), Some(active)) = (&mut self.doubt, self.manager.active()) else { return };
         // To be heard is not enough: the path must work both ways.
         if answered.is_some_and(|sent| sent >= doubt.since) {
             if now.duration_since(doubt.since) >= LOST_ALL {
-                self.roaming.renewal.fresh_start();
+                self.roaming.congestion.restart_cold();
                 self.unheard = Some(doubt.heard);
             }
             self.probes.remove(&active);
             self.tell(Event::Heard(active));
         } else if now.duration_since(doubt.nudged) >= NUDGE {
             doubt.nudged = now;
-            quic::nudge(&self.connection, &self.roaming.renewal);
+            quic::nudge(&self.connection, &self.roaming.congestion);
             self.probes.values().for_each(Probe::hurry);
             self.ask_again(now);
         }
@@ -642,7 +647,7 @@ impl<'a> Roamer<'a> {
     /// Asks over the silent path what the connection and a probe are to ask.
     fn ask_again(&mut self, now: Instant) {
         let Some(active) = self.manager.active() else { return };
-        match self.forgotten.ask(active, self.roaming.renewal.newest_acknowledged(), now) {
+        match self.forgotten.ask(active, self.roaming.congestion.newest_acknowledged(), now) {
             Advice::Nudge => {}
             Advice::AskBoth => {
                 self.introduce();

@@ -28,7 +28,7 @@ use crate::{
         probe::Measured,
         socket::{PathId, PathSocket},
     },
-    quic::congestion::Handle,
+    quic::congestion::CongestionHandle,
     tunnel::counters::Snapshot,
     wire::foreign::Foreign,
 };
@@ -88,7 +88,7 @@ pub(super) struct Line {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) socket: Arc<PathSocket>,
-    pub(super) renewal: Handle,
+    pub(super) congestion: CongestionHandle,
     pub(super) software: Foreign,
     pub(super) since: SystemTime,
 }
@@ -404,7 +404,7 @@ impl Line {
     }
 
     fn rtt(&self) -> Option<Duration> {
-        self.renewal.round_trip(self.connection.rtt())
+        self.congestion.round_trip(self.connection.rtt())
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
 /// keep us from the CPU.
 const BUFFER: usize = 8 * 1024 * 1024;
 
-/// Datagrams of the largest size, [`crate::quic::MAX_UDP_PAYLOAD`], that one receive can return. UDP GRO
+/// Datagrams of the largest size, `MAX_UDP_PAYLOAD` of `quic`, that one receive can return. UDP GRO
 /// merges small ones up to 64 kB, so that this has room for all that it merges. quinn makes 32 buffers
 /// of so many datagrams, once, before all paths are known.
 pub(crate) const RECEIVE_SEGMENTS: usize = 8;

@@ -2,7 +2,7 @@
 //!
 //! quinn's client keeps window and bytes in flight across a change of path, and what was in flight
 //! on a dead path still fills the window: after 1.5 s of black hole the first datagram left more
-//! than a second after the switch. This controller wraps one of quinn's. At a [`Handle::fresh_start`]
+//! than a second after the switch. This controller wraps one of quinn's. At a [`CongestionHandle::restart_cold`]
 //! a new one takes its place, and what is in flight from before counts no more: neither against the
 //! window, nor as congestion when it is declared lost.
 
@@ -35,7 +35,7 @@ const LARGEST_BARE_ACK: u64 = 48;
 
 /// The controllers of one connection, from outside.
 #[derive(Clone, Debug, Default)]
-pub struct Handle(Arc<Shared>);
+pub struct CongestionHandle(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -53,15 +53,15 @@ struct Shared {
     round_trip: RoundTrip,
 }
 
-impl Handle {
+impl CongestionHandle {
     /// Forgets what was learnt of the old path.
-    pub fn fresh_start(&self) {
+    pub fn restart_cold(&self) {
         self.start_with(0);
     }
 
     /// The same, for a path on which the window was `window` bytes not long ago: half of it is a careful
     /// beginning.
-    pub fn start_again(&self, window: u64) {
+    pub fn restart_warm(&self, window: u64) {
         self.start_with(window / 2);
     }
 
@@ -187,15 +187,15 @@ impl Restartable for BbrConfig {
 /// say little in the first round trip. quinn paces them.
 const INITIAL_WINDOW: u64 = 32 * 1452;
 
-/// Makes controllers that listen to a [`Handle`].
+/// Makes controllers that listen to a [`CongestionHandle`].
 pub(crate) struct Factory<F> {
     inner: Arc<F>,
-    handle: Handle,
+    handle: CongestionHandle,
 }
 
 impl<F: Restartable> Factory<F> {
     /// Wraps a factory of quinn's.
-    pub(crate) fn new(inner: &F, handle: Handle) -> Self {
+    pub(crate) fn new(inner: &F, handle: CongestionHandle) -> Self {
         Self { inner: Arc::new(inner.beginning_with(INITIAL_WINDOW)), handle }
     }
 }
@@ -375,13 +375,13 @@ mod tests {
 
     #[test]
     fn what_was_in_flight_before_does_not_fill_the_window() {
-        let handle = Handle::default();
+        let handle = CongestionHandle::default();
         let start = Instant::now();
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         let initial = controller.window();
         controller.on_sent(start, initial, 9);
-        handle.fresh_start();
+        handle.restart_cold();
         assert_eq!(controller.window(), 2 * initial, "at once, before the next packet");
 
         let later = start + Duration::from_secs(1);
@@ -397,22 +397,22 @@ mod tests {
 
     #[test]
     fn a_known_path_begins_with_half_of_what_it_had() {
-        let (handle, start) = (Handle::default(), Instant::now());
+        let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         assert_eq!(controller.window(), INITIAL_WINDOW);
-        handle.start_again(1_000_000);
+        handle.restart_warm(1_000_000);
         assert_eq!(controller.window(), 500_000, "at once, before the next packet");
         controller.on_sent(start, 1000, 0);
         assert_eq!(controller.window(), 500_000);
-        handle.fresh_start();
+        handle.restart_cold();
         controller.on_sent(start, 1000, 1);
         assert_eq!(controller.window(), INITIAL_WINDOW + 1000);
     }
 
     #[test]
     fn the_handle_tells_whether_an_answer_is_due() {
-        let (handle, start) = (Handle::default(), Instant::now());
+        let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         assert!(!handle.awaits_answer());
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_bare_acknowledgement_is_not_answered() {
-        let (handle, start) = (Handle::default(), Instant::now());
+        let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         controller.on_sent(start, 35, 0);
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn the_handle_tells_how_long_nothing_was_acknowledged() {
-        let (handle, start) = (Handle::default(), Instant::now());
+        let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
@@ -462,7 +462,7 @@ mod tests {
     async fn the_handle_tells_that_a_path_was_left() {
         use futures_util::FutureExt as _;
 
-        let (handle, start) = (Handle::default(), Instant::now());
+        let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let before = factory.build(start, MTU);
         // A change of port copies the controller, see `PathData::from_previous` of quinn-proto.
@@ -473,9 +473,9 @@ mod tests {
     }
 
     #[test]
-    fn without_a_fresh_start_it_is_the_inner_controller() {
+    fn without_a_restart_cold_it_is_the_inner_controller() {
         let start = Instant::now();
-        let wrapped = Arc::new(Factory::new(&CubicConfig::default(), Handle::default()));
+        let wrapped = Arc::new(Factory::new(&CubicConfig::default(), CongestionHandle::default()));
         let (mut wrapped, mut plain) = (
             wrapped.build(start, MTU),
             Arc::new(CubicConfig::default().beginning_with(INITIAL_WINDOW)).build(start, MTU),

@@ -9,12 +9,12 @@ use std::convert::Infallible;
 
 use quinn::Connection;
 
-use crate::quic::{self, congestion::Handle};
+use crate::quic::{self, congestion::CongestionHandle};
 
 /// Sends a packet at once whenever the connection has left a path for good.
-pub(crate) async fn watch(connection: &Connection, renewal: &Handle) -> Infallible {
+pub(crate) async fn watch(connection: &Connection, congestion: &CongestionHandle) -> Infallible {
     loop {
-        renewal.path_left().await;
+        congestion.path_left().await;
         quic::pad(connection, 1);
     }
 }

@@ -11,7 +11,11 @@ use tokio::time;
 use tracing::debug;
 
 use crate::{
-    quic::{NUDGE, congestion::Handle, nudge, silence_limit},
+    quic::{
+        congestion::CongestionHandle,
+        liveness::{NUDGE, silence_limit},
+        nudge,
+    },
     tunnel::queue::Queue,
     wire::datagram::PADDING,
 };
@@ -21,26 +25,30 @@ const WATCH: Duration = Duration::from_millis(10);
 
 /// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long.
 /// Costs nothing while nothing is sent.
-pub(crate) async fn watch(connection: &Connection, queue: &Queue, renewal: &Handle) -> Infallible {
+pub(crate) async fn watch(
+    connection: &Connection,
+    queue: &Queue,
+    congestion: &CongestionHandle,
+) -> Infallible {
     loop {
         queue.taken().await;
         let heard = heard(connection);
-        time::sleep(silence_limit(connection)).await;
+        time::sleep(silence_limit(connection.rtt())).await;
         let silent = || self::heard(connection) == heard && connection.close_reason().is_none();
-        if !silent() || !renewal.awaits_answer() {
+        if !silent() || !congestion.awaits_answer() {
             continue;
         }
         debug!("silent: holding its packets");
         queue.hold(true);
         while silent() {
-            nudge(connection, renewal);
+            nudge(connection, congestion);
             let asked = time::Instant::now();
             while silent() && asked.elapsed() < NUDGE {
                 time::sleep(WATCH).await;
             }
         }
         if connection.close_reason().is_none() {
-            renewal.fresh_start();
+            congestion.restart_cold();
             queue.hold(false);
         }
     }

@@ -26,7 +26,7 @@ use crate::{
     path::udp::UdpSocket,
     quic::{
         self, close,
-        congestion::Handle,
+        congestion::CongestionHandle,
         session,
         tls::{self, ClientTls},
     },
@@ -278,7 +278,7 @@ impl Returning {
         config.transport_config(Arc::new(quic::transport(
             &quic_settings(),
             1400,
-            Handle::default(),
+            CongestionHandle::default(),
         )));
         let endpoint = client();
         let connecting = endpoint.connect_with(config.clone(), site.address, "roamd").unwrap();

@@ -26,7 +26,7 @@ use crate::{
     },
     quic::{
         self,
-        congestion::Handle,
+        congestion::CongestionHandle,
         session,
         tls::{self, ServerTls, WrongServerKey},
     },
@@ -61,7 +61,7 @@ fn server_endpoint(key: &PrivateKey, listen: SocketAddr) -> Endpoint {
     config.transport_config(Arc::new(quic::transport(
         &quic_settings(),
         TUN_MTU,
-        Handle::default(),
+        CongestionHandle::default(),
     )));
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),
@@ -89,7 +89,7 @@ impl Client {
         config.transport_config(Arc::new(quic::transport(
             &quic_settings(),
             TUN_MTU,
-            Handle::default(),
+            CongestionHandle::default(),
         )));
         let (reports, errors) = mpsc::channel(16);
         let socket = PathSocket::new(reports);

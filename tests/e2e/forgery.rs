@@ -15,7 +15,7 @@ use roamd::internals::{
         preference::Preferences,
         servers::Names,
     },
-    quic::{self, congestion::Handle, tls},
+    quic::{self, congestion::CongestionHandle, tls},
 };
 
 use crate::{
@@ -125,7 +125,7 @@ fn say(config: &Path) -> anyhow::Result<()> {
         let names = Names::new(server.addresses.clone());
         let found = links.candidates(&names.resolve().await?).await?;
         let (_, candidate) = found.into_iter().next().unwrap();
-        let transport = quic::transport(&quic, tun.mtu, Handle::default());
+        let transport = quic::transport(&quic, tun.mtu, CongestionHandle::default());
         let handshake = Handshake::new(&private_key, server.public_key, tls::TUNNEL, transport)?;
         let connected = handshake.run(&links, candidate, PATIENCE, None).await?;
         let (mut send, mut receive) = connected.connection.open_bi().await?;

@@ -13,7 +13,7 @@ use roamd::internals::{
     path::udp::UdpSocket,
     quic::{
         self, close,
-        congestion::Handle,
+        congestion::CongestionHandle,
         session,
         tls::{self, ServerTls},
     },
@@ -115,7 +115,11 @@ fn endpoint(key: &PrivateKey) -> Endpoint {
         congestion: Congestion::Cubic,
         dscp: 0,
     };
-    config.transport_config(Arc::new(quic::transport(&settings, 1400, Handle::default())));
+    config.transport_config(Arc::new(quic::transport(
+        &settings,
+        1400,
+        CongestionHandle::default(),
+    )));
     let listen: SocketAddr = "[::]:4433".parse().unwrap();
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),

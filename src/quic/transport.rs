@@ -1,0 +1,80 @@
+//! Transport parameters: those of the tunnel, on both sides, and those of a probe.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{
+    IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+    congestion::{BbrConfig, CubicConfig},
+};
+
+use super::congestion::{CongestionHandle, Factory};
+use crate::config::{Congestion, Quic};
+
+/// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
+pub(crate) const MAX_UDP_PAYLOAD: u16 = 9200;
+/// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
+/// word. At 1 Gbit/s this is some 30 ms.
+const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
+/// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
+/// short enough that the queue in front of it, which can choose, is where packets wait.
+pub(crate) const SEND_BUFFER: usize = 128 * 1024;
+/// Bytes around an inner packet in a QUIC packet: short header with an 8-byte connection id and a
+/// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
+/// up.
+const OVERHEAD: u16 = 48;
+
+/// The round trip that is assumed before the first measurement; a lost first packet is repeated after
+/// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Bytes of the control stream that wait to be read: more than its longest message.
+const CONTROL_BUFFER: u32 = 128 * 1024;
+/// How long a probe's connection stays without a question.
+pub(crate) const PROBE_IDLE: Duration = Duration::from_secs(60);
+
+/// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips
+/// of 600 ms and a lost packet), shorter than a person's patience.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The transport parameters of both sides, for inner packets of up to `mtu` bytes. `congestion` observes and
+/// restarts the connection's congestion controllers.
+#[must_use]
+pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle = IdleTimeout::try_from(quic.idle_timeout).ok();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MAX_UDP_PAYLOAD.min(mtu.saturating_add(OVERHEAD).max(1452)));
+    transport
+        .max_idle_timeout(idle)
+        .initial_rtt(INITIAL_RTT)
+        .keep_alive_interval(Some(quic.keep_alive))
+        .mtu_discovery_config(Some(discovery))
+        .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
+        .datagram_send_buffer_size(SEND_BUFFER)
+        .stream_receive_window(VarInt::from_u32(CONTROL_BUFFER))
+        // The control stream is all there is, and the client opens it.
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    match quic.congestion {
+        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(Factory::new(
+            &CubicConfig::default(),
+            congestion,
+        ))),
+        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(Factory::new(
+            &BbrConfig::default(),
+            congestion,
+        ))),
+    };
+    transport
+}
+
+/// The parameters of a probe's connection. The manager's questions keep it alive.
+#[must_use]
+pub fn probe_transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
+        .initial_rtt(INITIAL_RTT)
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    transport
+}
