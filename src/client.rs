@@ -441,7 +441,7 @@ impl Client {
             let servers = self.roaming.names.known();
             let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
             let mut suspected = false;
-            for (_, candidate) in found {
+            for (candidate, _) in found {
                 if self.roaming.network.portal(&candidate).await {
                     self.shown.portal(&candidate.link);
                     suspected = true;

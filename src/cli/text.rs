@@ -14,7 +14,7 @@ use crate::{
         Status, SwitchStatus, UnusedLink,
     },
     host::interface::LeftOut,
-    path::manager::Condition,
+    path::Condition,
     tunnel::counters::Snapshot,
 };
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{daemon::status::PathStatus, link::candidate::Candidate, path::manager::Condition};
+use crate::{daemon::status::PathStatus, link::candidate::Candidate, path::Condition};
 
 /// The attempts since the last connection, one for each way to the server.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use crate::{
     daemon::{control::Reply, status::milliseconds},
     link::candidate::Candidate,
-    path::manager::{Event, Key},
+    path::{PathKey, manager::Event},
 };
 
 /// An order, and where the answer goes.
@@ -32,7 +32,7 @@ pub(crate) struct Inquiry {
     reply: Option<oneshot::Sender<Reply>>,
     /// Whether one of the paths works.
     works: bool,
-    paths: BTreeMap<Key, (String, Option<String>)>,
+    paths: BTreeMap<PathKey, (String, Option<String>)>,
 }
 
 impl Inquiry {
@@ -41,7 +41,7 @@ impl Inquiry {
     }
 
     /// Adds a path; one with a round trip is answered already.
-    pub(crate) fn about(&mut self, key: Key, candidate: &Candidate, rtt: Option<Duration>) {
+    pub(crate) fn about(&mut self, key: PathKey, candidate: &Candidate, rtt: Option<Duration>) {
         let Candidate { link, source, server, .. } = candidate;
         let answer = rtt.map(|rtt| format!("in use, {}", shown(rtt)));
         self.works |= answer.is_some();

@@ -38,7 +38,7 @@ use crate::{
     link::candidate::Candidate,
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
-        network::Network,
+        network::{Network, NetworkError},
         servers::{Names, ResolveError},
     },
     quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
@@ -85,8 +85,8 @@ pub(crate) enum DialError {
     #[error("can't hear of network changes: {0}")]
     Monitor(#[from] io::Error),
     /// The kernel can't be asked for links and routes.
-    #[error("can't read links and routes: {0}")]
-    Netlink(#[from] rtnetlink::Error),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 fn list(addresses: &[SocketAddr]) -> String {
@@ -228,8 +228,9 @@ impl Dialer {
         servers: &[SocketAddr],
         tried: &mut HashSet<Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
-        let found = self.network.candidates(servers).await?.into_iter().map(|(_, it)| it);
-        let found: Vec<_> = found.collect();
+        let mut found = self.network.candidates(servers).await?;
+        found.sort_by_key(|(_, facts)| *facts);
+        let found: Vec<_> = found.into_iter().map(|(candidate, _)| candidate).collect();
         self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());
         Ok(in_turn(found.into_iter()).filter(|it| tried.insert(it.clone())).take(room).collect())

@@ -31,11 +31,11 @@ use crate::{
         wake::{Alarm, Wake},
     },
     path::{
+        PathKey as Key, Reason,
         forgotten::{Advice, Forgotten},
         handshake::{Connected, Handshake, Underlay},
-        manager::{Action, Choice, Event, Key, Manager, Reason, Settings},
+        manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
-        preference::Rank,
         probe::Probe,
         servers::Names,
         socket::PathId,
@@ -65,8 +65,6 @@ const WINDOW_MEMORY: Duration = Duration::from_secs(600);
 const LOST_ALL: Duration = Duration::from_millis(500);
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
-/// What is shown of a path into a captive portal.
-const PORTAL: &str = "a captive portal seems to answer: log in with a browser";
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
 
@@ -137,10 +135,6 @@ struct Move {
     silent_since: Instant,
 }
 
-fn key(candidate: &Candidate) -> Key {
-    Key { link: candidate.index, local: candidate.source, server: candidate.server }
-}
-
 impl<'a> Roamer<'a> {
     pub(super) fn new(
         roaming: &'a Roaming,
@@ -152,7 +146,7 @@ impl<'a> Roamer<'a> {
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
         let (answered, answers) = mpsc::channel(ANSWERS);
-        let first = key(&candidate);
+        let first = Key::from(&candidate);
         Self {
             roaming,
             shown,
@@ -247,7 +241,7 @@ impl<'a> Roamer<'a> {
                     if let Some(candidate) = self.candidates.get(&key) {
                         self.shown.portal(&candidate.link);
                     }
-                    self.look().await;
+                    self.tell(Event::Portal(key));
                 }
                 Some(order) = self.orders.recv() => {
                     if order.session == self.shown.sessions() {
@@ -294,7 +288,7 @@ impl<'a> Roamer<'a> {
 
     /// The configuration changed.
     async fn renew(&mut self) {
-        self.manager.settle(**self.roaming.settings.load());
+        self.manager.set_settings(**self.roaming.settings.load());
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
         let names = self.roaming.names.clone();
         tokio::spawn(async move {
@@ -329,7 +323,8 @@ impl<'a> Roamer<'a> {
             }
             What::Switch { link, pin } => match self.link(&link) {
                 Ok(index) => {
-                    self.tell(Event::Choose(Some(Choice { link: index, pinned: pin })));
+                    let choice = Choice { link: link.clone(), pinned: pin };
+                    self.tell(Event::Choose(Some(choice)));
                     let active = self.manager.active().is_some_and(|key| key.link == index);
                     let when = if active { "in use" } else { "used as soon as it answers" };
                     let until = if pin { "whatever happens" } else { "until it fails" };
@@ -356,7 +351,7 @@ impl<'a> Roamer<'a> {
                         inquiry.about(key, candidate, known.then_some(rtt));
                     }
                 }
-                self.tell(Event::Check(index));
+                self.tell(Event::Check(link));
                 if !inquiry.finish() {
                     self.inquiries.push(inquiry);
                 }
@@ -382,17 +377,10 @@ impl<'a> Roamer<'a> {
     async fn look(&mut self) {
         let found = match self.roaming.network.candidates(&self.servers).await {
             Ok(found) => found,
-            Err(error) => return warn!(%error, "can't read links and routes"),
+            Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
-        let ranked = |(rank, candidate): &(Rank, Candidate)| {
-            let key = key(candidate);
-            let mut rank: Rank = *rank;
-            rank.portal = self.portals.is_suspected(key);
-            (key, rank)
-        };
-        let ranks = found.iter().map(ranked).collect();
-        self.candidates.extend(found.into_iter().map(|(_, it)| (key(&it), it)));
-        self.tell(Event::Candidates(ranks));
+        self.candidates.extend(found.iter().map(|(it, _)| (Key::from(it), it.clone())));
+        self.tell(Event::Candidates(found));
         let open = &self.open;
         let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
         self.candidates.retain(|key, _| known.contains(key) || open.contains_key(key));
@@ -434,15 +422,14 @@ impl<'a> Roamer<'a> {
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
             let candidate = self.candidates.get(&key)?.clone();
             self.portals.heed(key, condition, &candidate, &self.roaming.network);
-            let portal = self.portals.is_suspected(key);
             Some(ShownPath {
                 candidate,
                 condition,
                 rtt,
                 socket: self.open.get(&key).copied(),
                 measured: self.probes.get(&key).and_then(Probe::measured),
-                portal,
-                why: if portal { PORTAL.into() } else { self.manager.why(key, clock::now()) },
+                portal: self.manager.is_behind_portal(key),
+                why: self.manager.why(key, clock::now()),
             })
         });
         self.shown.paths(paths.collect());

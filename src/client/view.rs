@@ -24,7 +24,7 @@ use crate::{
     host::interface::{self, LeftOut},
     link::candidate::Candidate,
     path::{
-        manager::{Condition, Reason},
+        Condition, Reason,
         probe::Measured,
         socket::{PathId, PathSocket},
     },

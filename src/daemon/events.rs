@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::status::SCHEMA;
-use crate::{path::manager::Condition, wire::foreign::Foreign};
+use crate::{path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
 const BACKLOG: usize = 256;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     host::interface::LeftOut,
     link::candidate::Candidate,
-    path::manager::{Condition, Reason},
+    path::{Condition, Reason},
     tunnel::counters::Snapshot,
     wire::foreign::Foreign,
 };

@@ -15,7 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::manager::Key;
+use super::PathKey;
 
 /// Questions in vain, in a row. After an outage a server may answer a probe a moment before it has found its
 /// way back to a connection, and a packet of each question may be lost.
@@ -46,7 +46,7 @@ pub(crate) struct Forgotten {
 /// The last question of both.
 #[derive(Debug)]
 struct Question {
-    path: Key,
+    path: PathKey,
     asked: Instant,
     /// The probe's was answered.
     is_answered: bool,
@@ -56,7 +56,7 @@ impl Forgotten {
     /// The connection is silent on `path`, and what it sent until `answered` was acknowledged before. To be
     /// called at most as often as the server can be expected to have answered the last question.
     #[must_use]
-    pub(crate) fn ask(&mut self, path: Key, answered: Option<Instant>, now: Instant) -> Advice {
+    pub(crate) fn ask(&mut self, path: PathKey, answered: Option<Instant>, now: Instant) -> Advice {
         if self.answered != answered {
             *self = Self { answered, ..Self::default() };
             return Advice::Nudge;
@@ -77,7 +77,7 @@ impl Forgotten {
     }
 
     /// The server answered a probe over `path`.
-    pub(crate) fn answered(&mut self, path: Key) {
+    pub(crate) fn answered(&mut self, path: PathKey) {
         if let Some(question) = self.question.as_mut().filter(|question| question.path == path) {
             question.is_answered = true;
         }
@@ -90,9 +90,9 @@ mod tests {
 
     const PACE: Duration = Duration::from_millis(250);
 
-    fn key(link: u32) -> Key {
+    fn key(link: u32) -> PathKey {
         let server = ([192, 0, 2, 1], 4433).into();
-        Key { link, local: [10, 0, 0, 2].into(), server }
+        PathKey { link, local: [10, 0, 0, 2].into(), server }
     }
 
     /// A connection whose last answer is noted, and that is silent.

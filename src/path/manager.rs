@@ -23,14 +23,14 @@ mod why;
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::preference::Rank;
+use super::{
+    Condition, PathKey, Reason,
+    rank::{Facts, LinkFacts, Verdict, compare},
+};
+use crate::link::candidate::Candidate;
 
 /// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
 /// route often comes a moment before the network behind it.
@@ -47,96 +47,45 @@ const FORGIVENESS: Duration = Duration::from_secs(600);
 /// How long a silent active path may take to answer when asked, at least; otherwise twice its round
 /// trip.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
-/// A path of the same rank takes over only if it saves this much, and a quarter, of the round trip.
-const RTT_MARGIN: Duration = Duration::from_millis(10);
-
-/// A path: where it leaves and where it leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Key {
-    /// The link's index.
-    pub link: u32,
-    /// The local address.
-    pub local: IpAddr,
-    /// The server's address.
-    pub server: SocketAddr,
-}
-
 /// What the manager is told.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// All candidates that there are, with their places; what is not among them is gone.
-    Candidates(BTreeMap<Key, Rank>),
+    /// All candidates that there are; what is not among them is gone.
+    Candidates(Vec<(Candidate, LinkFacts)>),
     /// The tunnel's connection stands on this path.
-    Connected(Key),
+    Connected(PathKey),
     /// The tunnel's connection is lost.
     #[cfg_attr(not(test), expect(dead_code, reason = "a manager ends with its connection as yet"))]
     Disconnected,
     /// A question over this path was answered; the round trip took so long, if that can be told.
-    Answered(Key, Option<Duration>),
+    Answered(PathKey, Option<Duration>),
     /// The tunnel's own packets over the active path take so long for a round trip.
-    Measured(Key, Duration),
+    Measured(PathKey, Duration),
     /// A question over this path will not be answered: it was refused, or its socket failed.
-    Refused(Key),
+    Refused(PathKey),
     /// The active path was sent to and is silent for longer than it should be.
-    Silent(Key),
+    Silent(PathKey),
     /// The server was heard on the active path again.
-    Heard(Key),
+    Heard(PathKey),
     /// The kernel refused to send on this path.
-    SendFailed(Key),
+    SendFailed(PathKey),
+    /// A captive portal seems to answer on this path, which failed.
+    Portal(PathKey),
     /// The machine slept, or this process did: nothing is known any more.
     Woke,
     /// A person chose a link, or with `None` leaves the choice to us again.
     Choose(Option<Choice>),
     /// A person wants to know whether paths work: those over this link, or all.
-    Check(Option<u32>),
+    Check(Option<String>),
 }
 
 /// A person's choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
-    /// The link's index.
-    pub link: u32,
+    /// The link's name: a modem that is unplugged and comes back has another index.
+    pub link: String,
     /// Whether no other link may be used, come what may. Otherwise the choice ends when the link fails.
     pub pinned: bool,
-}
-
-/// Why the active path changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Reason {
-    /// Its link, address or route is gone.
-    Gone,
-    /// It was silent and another path answered.
-    Silent,
-    /// The kernel refused to send on it.
-    SendFailed,
-    /// The new path is preferred.
-    Preferred,
-    /// The new path's round trip is shorter.
-    Faster,
-    /// A person chose it.
-    Chosen,
-}
-
-impl Reason {
-    /// Whether the old path still carries, so that what is in flight on it can be waited for.
-    #[must_use]
-    pub(crate) fn is_soft(self) -> bool {
-        matches!(self, Self::Preferred | Self::Faster | Self::Chosen)
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Gone => "the old path is gone",
-            Self::Silent => "the old path was silent",
-            Self::SendFailed => "the old path refused to send",
-            Self::Preferred => "the new path is preferred",
-            Self::Faster => "the new path is faster",
-            Self::Chosen => "somebody chose the new path",
-        })
-    }
 }
 
 /// What the manager wants done.
@@ -144,42 +93,11 @@ impl fmt::Display for Reason {
 pub(crate) enum Action {
     /// Ask the server over this path; [`Event::Answered`] or [`Event::Refused`] follow. An earlier
     /// question over the same path is void.
-    Ask(Key),
+    Ask(PathKey),
     /// Stop asking over this path, and close what was opened for it unless it is active.
-    Forget(Key),
+    Forget(PathKey),
     /// Send by this path from here on.
-    Switch(Key, Reason),
-}
-
-/// What a path is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Condition {
-    /// It carries the tunnel.
-    Active,
-    /// It carries the tunnel, and is silent.
-    Suspect,
-    /// It answered and could carry the tunnel at once.
-    Standby,
-    /// It is being asked.
-    Probing,
-    /// It is asked again later.
-    Failed,
-    /// It was not asked yet.
-    Waiting,
-}
-
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Active => "active",
-            Self::Suspect => "active but silent",
-            Self::Standby => "standby",
-            Self::Probing => "being probed",
-            Self::Failed => "failed, tried again later",
-            Self::Waiting => "waiting to be probed",
-        })
-    }
+    Switch(PathKey, Reason),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,9 +117,13 @@ enum Check {
 
 #[derive(Clone, Debug)]
 struct Path {
-    rank: Rank,
-    state: State,
+    /// The link's name.
+    link: String,
+    facts: LinkFacts,
+    /// A captive portal seems to answer; cleared when the path works.
+    portal: bool,
     rtt: Option<Duration>,
+    state: State,
     failures: Failures,
 }
 
@@ -214,7 +136,7 @@ struct Failures {
 
 #[derive(Clone, Copy, Debug)]
 struct Active {
-    key: Key,
+    key: PathKey,
     doubt: Option<Doubt>,
 }
 
@@ -242,9 +164,9 @@ pub(crate) struct Settings {
 #[derive(Debug)]
 pub(crate) struct Manager {
     settings: Settings,
-    paths: BTreeMap<Key, Path>,
+    paths: BTreeMap<PathKey, Path>,
     /// The failures of paths that are gone, should they return.
-    record: BTreeMap<Key, Failures>,
+    record: BTreeMap<PathKey, Failures>,
     connected: bool,
     active: Option<Active>,
     choice: Option<Choice>,
@@ -265,7 +187,7 @@ impl Manager {
     }
 
     /// Takes other settings for all that begins from here on.
-    pub(crate) fn settle(&mut self, settings: Settings) {
+    pub(crate) fn set_settings(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
@@ -274,7 +196,7 @@ impl Manager {
     pub(crate) fn handle(&mut self, event: impl Into<Option<Event>>, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         match event.into() {
-            Some(Event::Candidates(found)) => self.update(&found, now, &mut actions),
+            Some(Event::Candidates(found)) => self.update(found, now, &mut actions),
             Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
             Some(Event::Disconnected) => {
                 self.connected = false;
@@ -286,9 +208,10 @@ impl Manager {
             Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
             Some(Event::Heard(key)) => self.trust(key),
             Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
+            Some(Event::Portal(key)) => self.suspect_portal(key),
             Some(Event::Woke) => self.ask_everyone(now, &mut actions),
             Some(Event::Choose(choice)) => self.choose(choice, now, &mut actions),
-            Some(Event::Check(link)) => self.check(link, now, &mut actions),
+            Some(Event::Check(link)) => self.check(link.as_deref(), now, &mut actions),
             None => {}
         }
         self.expire(now, &mut actions);
@@ -311,7 +234,7 @@ impl Manager {
                 State::Failed { retry_at } => Some(retry_at),
             };
             let better = works && self.improves(*key).is_some();
-            let dwell = self.ready_at(*key, path).filter(|_| better);
+            let dwell = self.ready_at(path).filter(|_| better);
             [own, dwell].into_iter().flatten()
         });
         let doubt = self.active.and_then(|active| match active.doubt {
@@ -323,13 +246,13 @@ impl Manager {
 
     /// The path that carries the tunnel.
     #[must_use]
-    pub(crate) fn active(&self) -> Option<Key> {
+    pub(crate) fn active(&self) -> Option<PathKey> {
         self.active.map(|active| active.key)
     }
 
     /// Whether a question over this path is due, now or later, although nothing happens.
     #[must_use]
-    pub(crate) fn is_asked_again(&self, key: Key) -> bool {
+    pub(crate) fn is_asked_again(&self, key: PathKey) -> bool {
         self.paths
             .get(&key)
             .is_some_and(|path| !matches!(path.state, State::Standby { check: None, .. }))
@@ -341,12 +264,18 @@ impl Manager {
         self.active.is_some_and(|active| active.doubt.is_some())
     }
 
-    /// Every path, with what it is at and its round trip as far as it is known.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = (Key, Condition, Option<Duration>)> {
+    /// Whether a captive portal seems to answer on this path.
+    #[must_use]
+    pub(crate) fn is_behind_portal(&self, key: PathKey) -> bool {
+        self.paths.get(&key).is_some_and(|path| path.portal)
+    }
+
+    /// Every path, with its state and its round trip as far as it is known.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (PathKey, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))
     }
 
-    fn condition(&self, key: Key, path: &Path) -> Condition {
+    fn condition(&self, key: PathKey, path: &Path) -> Condition {
         match self.active {
             Some(Active { key: active, doubt: None }) if active == key => Condition::Active,
             Some(Active { key: active, .. }) if active == key => Condition::Suspect,
@@ -359,43 +288,52 @@ impl Manager {
         }
     }
 
-    fn is_active(&self, key: Key) -> bool {
+    fn is_active(&self, key: PathKey) -> bool {
         self.active() == Some(key)
     }
 
-    fn update(&mut self, found: &BTreeMap<Key, Rank>, now: Instant, actions: &mut Vec<Action>) {
-        let gone: Vec<_> =
-            self.paths.keys().filter(|key| !found.contains_key(key)).copied().collect();
+    fn update(
+        &mut self,
+        found: Vec<(Candidate, LinkFacts)>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let is_found =
+            |key: &PathKey| found.iter().any(|(candidate, _)| PathKey::from(candidate) == *key);
+        let gone: Vec<_> = self.paths.keys().filter(|key| !is_found(key)).copied().collect();
         for key in gone {
             if let Some(mut path) = self.paths.remove(&key) {
                 path.fail(now, LONGEST_RETRY);
+                if self.active.take_if(|active| active.key == key).is_some() {
+                    self.end_choice(&path.link);
+                }
                 self.record.insert(key, path.failures);
-            }
-            if self.active.take_if(|active| active.key == key).is_some() {
-                self.failed_choice(key);
             }
             actions.push(Action::Forget(key));
         }
         self.record.retain(|_, failures| failures.count(now) > 0);
-        for (key, rank) in found {
-            let record = self.record.remove(key).unwrap_or_default();
-            self.paths.entry(*key).or_insert_with(|| Path::new(*rank, record)).rank = *rank;
+        for (candidate, facts) in found {
+            let key = PathKey::from(&candidate);
+            let failures = self.record.remove(&key).unwrap_or_default();
+            let path = self.paths.entry(key);
+            path.or_insert_with(|| Path::new(candidate.link, facts, failures)).facts = facts;
         }
     }
 
-    fn connect(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+    fn connect(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
             // A handshake takes longer than a round trip.
             path.rtt = None;
+            path.portal = false;
             path.state = State::Standby { since: now, check: None };
             // Its own traffic tells more than a question does.
             actions.push(Action::Forget(key));
         }
     }
 
-    fn measure(&mut self, key: Key, rtt: Duration) {
+    fn measure(&mut self, key: PathKey, rtt: Duration) {
         if self.is_active(key)
             && let Some(path) = self.paths.get_mut(&key)
         {
@@ -403,16 +341,23 @@ impl Manager {
         }
     }
 
-    fn answer(&mut self, key: Key, rtt: Option<Duration>, now: Instant, actions: &mut Vec<Action>) {
+    fn answer(
+        &mut self,
+        key: PathKey,
+        rtt: Option<Duration>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         let check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
         path.rtt = rtt.or(path.rtt);
+        path.portal = false;
         let since = match path.state {
             State::Standby { since, .. } => since,
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
         path.state = State::Standby { since, check };
-        let allowed = self.is_allowed(key);
+        let allowed = is_allowed(self.choice.as_ref(), path);
         match &mut self.active {
             // The path works; whether the connection does is another question.
             Some(active) if active.key == key => {}
@@ -424,14 +369,14 @@ impl Manager {
     }
 
     /// When a standby is asked next; an active path is watched instead.
-    fn next_check(&self, key: Key, now: Instant) -> Option<Check> {
+    fn next_check(&self, key: PathKey, now: Instant) -> Option<Check> {
         let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
-        let metered = path.rank.metered;
+        let metered = path.facts.metered;
         let every = if metered { self.settings.metered_check } else { self.settings.standby_check };
         Some(Check::At(now + every?))
     }
 
-    fn fail(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+    fn fail(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         if self.is_active(key) {
             // Its own traffic tells more than a question does.
             return;
@@ -448,7 +393,7 @@ impl Manager {
         self.active.is_some_and(|active| active.doubt.is_none())
     }
 
-    fn doubt(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+    fn doubt(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         let rtt = self.paths.get(&key).and_then(|path| path.rtt).unwrap_or_default();
         if let Some(active) = &mut self.active
             && active.key == key
@@ -459,7 +404,7 @@ impl Manager {
         }
     }
 
-    fn trust(&mut self, key: Key) {
+    fn trust(&mut self, key: PathKey) {
         if let Some(active) = &mut self.active
             && active.key == key
         {
@@ -467,7 +412,7 @@ impl Manager {
         }
     }
 
-    fn send_failed(&mut self, key: Key, now: Instant, actions: &mut Vec<Action>) {
+    fn send_failed(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         if !self.is_active(key) {
             self.fail(key, now, actions);
         } else if let Some(standby) = self.best_standby() {
@@ -478,17 +423,26 @@ impl Manager {
     }
 
     fn choose(&mut self, choice: Option<Choice>, now: Instant, actions: &mut Vec<Action>) {
+        if let Some(choice) = &choice {
+            self.check(Some(&choice.link), now, actions);
+        }
         self.choice = choice;
-        if let Some(choice) = choice {
-            self.check(Some(choice.link), now, actions);
+    }
+
+    fn suspect_portal(&mut self, key: PathKey) {
+        if !self.is_active(key)
+            && let Some(path) = self.paths.get_mut(&key)
+            && !matches!(path.state, State::Standby { .. })
+        {
+            path.portal = true;
         }
     }
 
-    fn check(&mut self, link: Option<u32>, now: Instant, actions: &mut Vec<Action>) {
+    fn check(&mut self, link: Option<&str>, now: Instant, actions: &mut Vec<Action>) {
         let deadline = now + self.settings.probe_timeout;
         let active = self.active();
         for (key, path) in &mut self.paths {
-            if link.is_some_and(|link| link != key.link) {
+            if link.is_some_and(|link| link != path.link) {
                 continue;
             }
             if active != Some(*key) {
@@ -498,18 +452,23 @@ impl Manager {
         }
     }
 
-    /// Whether the person's choice, if there is one, lets `key` be used.
-    fn is_allowed(&self, key: Key) -> bool {
-        self.choice.is_none_or(|choice| !choice.pinned || choice.link == key.link)
+    fn is_allowed(&self, path: &Path) -> bool {
+        is_allowed(self.choice.as_ref(), path)
     }
 
-    fn is_chosen(&self, key: Key) -> bool {
-        self.choice.is_some_and(|choice| choice.link == key.link)
+    fn is_chosen(&self, path: &Path) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.link == path.link)
     }
 
-    /// The person's choice is over when its link fails, unless it is pinned.
-    fn failed_choice(&mut self, key: Key) {
-        self.choice.take_if(|choice| !choice.pinned && choice.link == key.link);
+    /// The choice of `link` is over, unless it is pinned.
+    fn end_choice(&mut self, link: &str) {
+        self.choice.take_if(|choice| !choice.pinned && choice.link == link);
+    }
+
+    /// What decides between `path` and another one.
+    fn facts(&self, path: &Path) -> Facts {
+        let Path { facts: link, portal, rtt, .. } = *path;
+        Facts { chosen: self.is_chosen(path), portal, link, rtt }
     }
 
     /// Doubts the active path and asks over all others, also those that failed.
@@ -586,47 +545,40 @@ impl Manager {
         let better = self
             .paths
             .iter()
-            .filter(|(key, path)| self.ready_at(**key, path).is_some_and(|ready| ready <= now))
-            .filter_map(|(key, path)| Some((path.rank, path.speed(), *key, self.improves(*key)?)))
-            .min_by_key(|(rank, speed, key, _)| (*rank, *speed, *key));
-        if let Some((.., key, reason)) = better {
+            .filter(|(_, path)| self.ready_at(path).is_some_and(|ready| ready <= now))
+            .filter_map(|(key, path)| Some((self.facts(path), *key, self.improves(*key)?)))
+            .min_by_key(|(facts, key, _)| (*facts, *key));
+        if let Some((_, key, reason)) = better {
             self.switch(key, reason, now, actions);
         }
     }
 
-    /// Why the standby `key` would be better than the active path, if it would.
-    fn improves(&self, key: Key) -> Option<Reason> {
+    /// How the path `key` compares with the active one; `None` without an active path, or if it is that.
+    fn compare(&self, key: PathKey) -> Option<Verdict> {
         let active = self.paths.get(&self.active()?)?;
         let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
-        let chosen = self.is_chosen(self.active()?);
-        if self.is_chosen(key) && !chosen {
-            return Some(Reason::Chosen);
+        Some(compare(&self.facts(active), &self.facts(path)))
+    }
+
+    /// Why the path `key` would be better than the active one, if it would.
+    fn improves(&self, key: PathKey) -> Option<Reason> {
+        match self.compare(key)? {
+            Verdict::Better(reason) => Some(reason),
+            Verdict::Same | Verdict::Worse(_) => None,
         }
-        if chosen && !self.is_chosen(key) {
-            return None;
-        }
-        if path.rank < active.rank {
-            return Some(Reason::Preferred);
-        }
-        let (old, new) = (active.rtt?, path.rtt?);
-        let faster = new + RTT_MARGIN < old && new < old * 3 / 4;
-        (path.rank == active.rank && faster).then_some(Reason::Faster)
     }
 
     /// From when on a path may take over from one that works; `None` if it is no standby, or one that
     /// is being asked whether it still is.
-    fn ready_at(&self, key: Key, path: &Path) -> Option<Instant> {
+    fn ready_at(&self, path: &Path) -> Option<Instant> {
         let State::Standby { since, check } = path.state else { return None };
-        if self.is_chosen(key) {
+        if self.is_chosen(path) {
             return Some(since);
         }
         if matches!(check, Some(Check::AnswerBy(_))) {
             return None;
         }
-        match path.failures.count(since) {
-            0 => Some(since),
-            count => Some(since + doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL)),
-        }
+        Some(since + path.failures.dwell(since))
     }
 
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
@@ -639,49 +591,50 @@ impl Manager {
         }
     }
 
-    fn best_standby(&self) -> Option<Key> {
+    fn best_standby(&self) -> Option<PathKey> {
         self.best_of(|path| matches!(path.state, State::Standby { .. }))
     }
 
-    fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<Key> {
+    fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<PathKey> {
         self.paths
             .iter()
-            .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(**key) && fits(path))
-            .min_by_key(|(key, path)| (!self.is_chosen(**key), path.rank, path.speed(), **key))
+            .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(path) && fits(path))
+            .min_by_key(|(key, path)| (self.facts(path), **key))
             .map(|(key, _)| *key)
     }
 
-    fn switch(&mut self, key: Key, reason: Reason, now: Instant, actions: &mut Vec<Action>) {
+    fn switch(&mut self, key: PathKey, reason: Reason, now: Instant, actions: &mut Vec<Action>) {
         let old = self.active.replace(Active { key, doubt: None });
-        if let Some(path) = self.paths.get_mut(&key)
-            && let State::Standby { since, .. } = path.state
-        {
-            path.state = State::Standby { since, check: None };
+        if let Some(path) = self.paths.get_mut(&key) {
+            path.portal = false;
+            if let State::Standby { since, .. } = path.state {
+                path.state = State::Standby { since, check: None };
+            }
         }
         actions.push(Action::Switch(key, reason));
         let Some(old) = old else { return };
-        if !reason.is_soft() {
-            self.failed_choice(old.key);
-        }
         if reason.is_soft() {
             let check = self.next_check(old.key, now);
             if let Some(path) = self.paths.get_mut(&old.key) {
                 path.state = State::Standby { since: now, check };
             }
         } else {
+            if let Some(link) = self.paths.get(&old.key).map(|path| path.link.clone()) {
+                self.end_choice(&link);
+            }
             self.fail(old.key, now, actions);
         }
     }
 }
 
-impl Path {
-    fn new(rank: Rank, failures: Failures) -> Self {
-        Self { rank, state: State::Waiting, rtt: None, failures }
-    }
+/// Whether a person's choice lets `path` be used.
+fn is_allowed(choice: Option<&Choice>, path: &Path) -> bool {
+    choice.is_none_or(|choice| !choice.pinned || choice.link == path.link)
+}
 
-    /// Its round trip, the longest where it is not known.
-    fn speed(&self) -> Duration {
-        self.rtt.unwrap_or(Duration::MAX)
+impl Path {
+    fn new(link: String, facts: LinkFacts, failures: Failures) -> Self {
+        Self { link, facts, portal: false, rtt: None, state: State::Waiting, failures }
     }
 
     fn fail(&mut self, now: Instant, longest_retry: Duration) {
@@ -708,6 +661,14 @@ impl Failures {
     fn count(&self, now: Instant) -> u32 {
         let recent = |last: Instant| now.saturating_duration_since(last) <= FORGIVENESS;
         if self.last.is_some_and(recent) { self.count } else { 0 }
+    }
+
+    /// How long the path must stay good before it is preferred again.
+    fn dwell(&self, now: Instant) -> Duration {
+        match self.count(now) {
+            0 => Duration::ZERO,
+            count => doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL),
+        }
     }
 }
 

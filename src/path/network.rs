@@ -2,30 +2,35 @@
 
 pub(crate) mod kernel;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
-use super::preference::Rank;
+use super::rank::LinkFacts;
 use crate::link::{
     candidate::{Candidate, Unusable},
     monitor::Monitor,
 };
 
+/// Links and routes cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read links and routes: {0}")]
+pub struct NetworkError(pub Box<dyn Error + Send + Sync>);
+
 /// Links, routes and sockets.
 pub trait Network: fmt::Debug + Send + Sync {
-    /// What could carry a path to one of `servers`, best first.
+    /// What could carry a path to one of `servers`, and what decides between them.
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
-    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>>;
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>>;
 
     /// The links that carry no path to any of `servers`, with the reason.
     fn unusable<'a>(
         &'a self,
         _servers: &'a [SocketAddr],
-    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, rtnetlink::Error>> {
+    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, NetworkError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 

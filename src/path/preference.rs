@@ -2,26 +2,14 @@
 
 use wildmatch::WildMatch;
 
-use crate::config::Paths;
+use super::rank::LinkFacts;
+use crate::{config::Paths, link::candidate::Candidate};
 
 /// The user's preferences, ready to be asked.
 #[derive(Debug)]
 pub struct Preferences {
     prefer: Vec<(WildMatch, bool)>,
     ignore: Vec<WildMatch>,
-}
-
-/// A link's place. Declared in order of weight: the derived order puts the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
-    /// Whether a captive portal is suspected there.
-    pub portal: bool,
-    /// The first preference that matches; those that none does come last.
-    preference: usize,
-    /// Whether traffic there costs money.
-    pub metered: bool,
-    /// The metric of the kernel's route.
-    metric: u32,
 }
 
 impl Preferences {
@@ -44,16 +32,18 @@ impl Preferences {
         self.ignore.iter().any(|ignored| ignored.matches(link))
     }
 
-    /// The place of `link` with a route of this metric; `None` if it is never to be used.
+    /// What decides for or against the candidate's link, which somebody else may say `is_metered`; `None`
+    /// if it is never to be used.
     #[must_use]
-    pub fn rank(&self, link: &str, metric: u32) -> Option<Rank> {
+    pub fn facts(&self, candidate: &Candidate, is_metered: bool) -> Option<LinkFacts> {
+        let Candidate { link, metric, .. } = candidate;
         if self.ignores(link) {
             return None;
         }
-        let preference = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));
-        let metered = preference.is_some_and(|index| self.prefer[index].1);
-        let preference = preference.unwrap_or(self.prefer.len());
-        Some(Rank { portal: false, preference, metered, metric })
+        let line = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));
+        let metered = is_metered || line.is_some_and(|line| self.prefer[line].1);
+        let preference = line.unwrap_or(self.prefer.len());
+        Some(LinkFacts { preference, metered, metric: *metric })
     }
 }
 
@@ -76,26 +66,42 @@ mod tests {
         })
     }
 
+    fn candidate(link: &str, metric: u32) -> Candidate {
+        let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, 1], 4433).into());
+        Candidate { link: link.into(), index: 1, source, metric, server }
+    }
+
     #[test]
     fn the_order_of_the_list_counts_before_the_metric() {
         let preferences = preferences(&[("en*", false), ("wl*", false), ("ww*", true)], &[]);
+        let facts = |link, metric| preferences.facts(&candidate(link, metric), false).unwrap();
         let mut links = [("wwan0", 50), ("docker0", 0), ("wlan0", 600), ("enp3s0", 900)];
-        links.sort_by_key(|(link, metric)| preferences.rank(link, *metric));
+        links.sort_by_key(|(link, metric)| facts(link, *metric));
         assert_eq!(links.map(|(link, _)| link), ["enp3s0", "wlan0", "wwan0", "docker0"]);
-        assert!(preferences.rank("wwan0", 50).unwrap().metered);
+        assert!(facts("wwan0", 50).metered);
     }
 
     #[test]
     fn without_a_list_the_kernel_decides() {
         let preferences = preferences(&[], &[]);
-        assert!(preferences.rank("wlan0", 600) > preferences.rank("eth0", 100));
+        let facts = |link, metric| preferences.facts(&candidate(link, metric), false);
+        assert!(facts("wlan0", 600) > facts("eth0", 100));
     }
 
     #[test]
-    fn an_ignored_link_has_no_place() {
+    fn a_link_is_metered_if_anybody_says_so() {
+        let preferences = preferences(&[("eth0", false), ("ww*", true)], &[]);
+        let is_metered = |link, said| preferences.facts(&candidate(link, 0), said).unwrap().metered;
+        assert!(is_metered("wwan0", false) && is_metered("eth0", true));
+        assert!(!is_metered("eth0", false) && !is_metered("eth1", false));
+    }
+
+    #[test]
+    fn an_ignored_link_is_no_candidate() {
         let preferences = preferences(&[("wg0", false)], &["wg*", "tun?"]);
-        assert_eq!(preferences.rank("wg0", 0), None);
-        assert_eq!(preferences.rank("tun1", 0), None);
-        assert!(preferences.rank("tun10", 0).is_some());
+        let facts = |link| preferences.facts(&candidate(link, 0), false);
+        assert_eq!(facts("wg0"), None);
+        assert_eq!(facts("tun1"), None);
+        assert!(facts("tun10").is_some());
     }
 }

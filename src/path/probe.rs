@@ -21,8 +21,9 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    PathKey,
     handshake::{Attempt, Connected, Handshake, HandshakeError},
-    manager::{Event, Key},
+    manager::Event,
     network::Network,
 };
 use crate::link::candidate::Candidate;
@@ -60,7 +61,7 @@ impl Probe {
         network: Arc<dyn Network>,
         handshake: Handshake,
         candidate: Candidate,
-        key: Key,
+        key: PathKey,
         limit: Duration,
         answers: mpsc::Sender<Event>,
     ) -> Self {
@@ -128,7 +129,12 @@ struct Answer {
 }
 
 impl Asker {
-    async fn run(mut self, key: Key, mut asked: mpsc::Receiver<()>, answers: mpsc::Sender<Event>) {
+    async fn run(
+        mut self,
+        key: PathKey,
+        mut asked: mpsc::Receiver<()>,
+        answers: mpsc::Sender<Event>,
+    ) {
         let mut pending = false;
         loop {
             if !pending && asked.recv().await.is_none() {

@@ -124,7 +124,7 @@ fn say(config: &Path) -> anyhow::Result<()> {
         let links = Links::new(Netlink::open()?, 0, Preferences::new(&paths), 0);
         let names = Names::new(server.addresses.clone());
         let found = links.candidates(&names.resolve().await?).await?;
-        let (_, candidate) = found.into_iter().next().unwrap();
+        let (candidate, _) = found.into_iter().next().unwrap();
         let transport = quic::transport(&quic, tun.mtu, CongestionHandle::default());
         let handshake = Handshake::new(&private_key, server.public_key, tls::TUNNEL, transport)?;
         let connected = handshake.run(&links, candidate, PATIENCE, None).await?;

@@ -14,7 +14,7 @@ use crate::{
         control::Instance,
         status::{ClientStatus, Role, SwitchStatus},
     },
-    path::manager::Condition,
+    path::Condition,
 };
 
 /// Between two questions.

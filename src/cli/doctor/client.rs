@@ -61,7 +61,8 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let preferences = Preferences::new(&config.paths);
         let network = Links::new(netlink, own, preferences, config.quic.dscp);
-        let candidates = network.candidates(&servers).await?;
+        let mut candidates = network.candidates(&servers).await?;
+        candidates.sort_by_key(|(_, facts)| *facts);
         anyhow::Ok((all, network, candidates))
     };
     let (mut links, network, candidates) = match found.await {
@@ -70,7 +71,7 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
         }
     };
-    let candidates: Vec<_> = candidates.into_iter().map(|(_, candidate)| candidate).collect();
+    let candidates: Vec<_> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
     if candidates.is_empty() && !servers.is_empty() {
         let advice = "ip route get SERVER oif LINK shows whether a link has a route; links in \
                       paths.ignore are not looked at";

@@ -8,7 +8,7 @@ use crate::{
         control::{ControlError, Instance},
         status::{ClientState, PathStatus, Role, Status},
     },
-    path::manager::Condition,
+    path::Condition,
 };
 
 /// What the daemon of this file says.

@@ -16,7 +16,7 @@ use super::history::{Curve, History};
 use crate::{
     cli::text::{Bits, Bytes, Span as Time},
     daemon::status::{ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus},
-    path::manager::Condition,
+    path::Condition,
 };
 
 /// Lines of a path or a peer.

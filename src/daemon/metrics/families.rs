@@ -13,7 +13,7 @@ use crate::{
     daemon::status::{
         ClientState, ClientStatus, GAP_BOUNDS, PathStatus, Role, ServerStatus, Status,
     },
-    path::manager::Condition,
+    path::Condition,
     tunnel::counters::Snapshot,
 };
 

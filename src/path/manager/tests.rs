@@ -1,7 +1,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{config, path::preference::Preferences};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(15);
@@ -11,20 +10,40 @@ fn settings() -> Settings {
     Settings { probe_timeout: TIMEOUT, standby_check: Some(CHECK), metered_check: None }
 }
 
-fn key(link: u32) -> Key {
-    Key { link, local: [10, 0, link as u8, 2].into(), server: ([192, 0, 2, 1], 4433).into() }
+fn candidate(link: u32) -> Candidate {
+    Candidate {
+        link: name(link),
+        index: link,
+        source: [10, 0, link as u8, 2].into(),
+        metric: 0,
+        server: ([192, 0, 2, 1], 4433).into(),
+    }
+}
+
+fn name(link: u32) -> String {
+    format!("link{link}")
+}
+
+fn key(link: u32) -> PathKey {
+    PathKey::from(&candidate(link))
+}
+
+fn found(links: &[(u32, u32)]) -> Vec<(Candidate, LinkFacts)> {
+    let facts = |metric| LinkFacts { metric, ..LinkFacts::default() };
+    links.iter().map(|(link, metric)| (candidate(*link), facts(*metric))).collect()
 }
 
 /// Smaller metrics are better.
 fn candidates(links: &[(u32, u32)]) -> Event {
-    let preferences = Preferences::new(&config::Paths {
-        probe_timeout: TIMEOUT,
-        standby_check: None,
-        prefer: Vec::new(),
-        ignore: Vec::new(),
-    });
-    let rank = |metric| preferences.rank("link", metric).unwrap();
-    Event::Candidates(links.iter().map(|(link, metric)| (key(*link), rank(*metric))).collect())
+    Event::Candidates(found(links))
+}
+
+fn choose(link: u32) -> Event {
+    Event::Choose(Some(Choice { link: name(link), pinned: false }))
+}
+
+fn pin(link: u32) -> Event {
+    Event::Choose(Some(Choice { link: name(link), pinned: true }))
 }
 
 const WIFI: (u32, u32) = (1, 100);
@@ -102,7 +121,7 @@ fn a_better_path_answers_before_it_takes_over_and_the_old_one_stays_warm() {
 }
 
 #[test]
-fn a_silent_network_is_not_entered_again_by_its_other_door() {
+fn a_silent_link_is_not_entered_again_through_its_other_family() {
     let mut fixture = nothing();
     // Two ways over one wifi, as with both families, and lte.
     let _ = fixture.tell(candidates(&[WIFI, (3, 100), LTE]));
@@ -122,7 +141,7 @@ fn a_silent_network_is_not_entered_again_by_its_other_door() {
 #[test]
 fn a_chosen_link_is_used_until_it_fails() {
     let mut fixture = on_wifi();
-    let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+    let actions = fixture.tell(choose(2));
     assert_eq!(actions, [Action::Ask(key(2)), Action::Switch(key(2), Reason::Chosen)]);
     assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
     assert_eq!(fixture.manager.why(key(1), fixture.now), "somebody chose another link");
@@ -135,7 +154,7 @@ fn a_chosen_link_is_used_until_it_fails() {
 #[test]
 fn a_pinned_link_is_not_left_even_when_it_is_silent() {
     let mut fixture = on_wifi();
-    let _ = fixture.tell(Event::Choose(Some(Choice { link: 1, pinned: true })));
+    let _ = fixture.tell(pin(1));
     let _ = fixture.tell(Event::Silent(key(1)));
     let _ = fixture.wait(Duration::from_secs(1));
     let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
@@ -150,7 +169,7 @@ fn a_pinned_link_is_not_left_even_when_it_is_silent() {
 fn a_choice_is_asked_first_when_it_failed_before() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Refused(key(2)));
-    let actions = fixture.tell(Event::Choose(Some(Choice { link: 2, pinned: false })));
+    let actions = fixture.tell(choose(2));
     assert_eq!(actions, [Action::Ask(key(2))]);
     let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Chosen)]);
@@ -272,6 +291,33 @@ fn a_standby_that_is_measured_goes_before_one_that_is_not() {
 }
 
 #[test]
+fn a_path_behind_a_portal_comes_last_until_it_answers() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
+    let _ = fixture.tell(Event::Refused(key(2)));
+    let _ = fixture.tell(Event::Portal(key(2)));
+    assert!(fixture.manager.is_behind_portal(key(2)));
+    let _ = fixture.tell(candidates(&[LTE, (3, 300)]));
+    assert_eq!(fixture.manager.active(), Some(key(3)), "nothing was asked over either");
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert!(!fixture.manager.is_behind_portal(key(2)));
+    assert_eq!(actions, [], "it failed lately");
+    let why = fixture.manager.why(key(2), fixture.now);
+    assert!(why.starts_with("failed lately, takes over"), "{why}");
+}
+
+#[test]
+fn a_standby_tells_why_it_is_no_better() {
+    let mut fixture = on_wifi();
+    let why = |fixture: &Fixture, link| fixture.manager.why(key(link), fixture.now);
+    assert_eq!(why(&fixture, 2), "the active path is preferred");
+    let _ = fixture.tell(candidates(&[WIFI, (2, 100)]));
+    assert_eq!(why(&fixture, 2), "as good as the active path", "wifi is not measured");
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    assert_eq!(why(&fixture, 2), "the active path is faster");
+}
+
+#[test]
 fn a_path_that_refuses_to_send_is_left_at_once() {
     let mut fixture = on_wifi();
     let actions = fixture.tell(Event::SendFailed(key(1)));
@@ -300,18 +346,22 @@ fn event() -> impl Strategy<Value = Event> {
         2 => path.clone().prop_map(Event::Refused),
         3 => path.clone().prop_map(Event::Silent),
         2 => path.clone().prop_map(Event::Heard),
-        2 => path.prop_map(Event::SendFailed),
+        2 => path.clone().prop_map(Event::SendFailed),
+        1 => path.prop_map(Event::Portal),
         1 => Just(Event::Woke),
-        1 => proptest::option::of((0u32..4, any::<bool>()).prop_map(|(link, pinned)| Choice { link, pinned }))
-            .prop_map(Event::Choose),
-        1 => proptest::option::of(0u32..4).prop_map(Event::Check),
+        1 => prop_oneof![
+            Just(Event::Choose(None)),
+            (0u32..4).prop_map(choose),
+            (0u32..4).prop_map(pin),
+        ],
+        1 => proptest::option::of((0u32..4).prop_map(name)).prop_map(Event::Check),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn whatever_happens(events in proptest::collection::vec((event(), 0u64..20_000), 1..60)) {
+    fn at_most_one_path_is_active_after_any_events(events in proptest::collection::vec((event(), 0u64..20_000), 1..60)) {
         let mut fixture = nothing();
         let mut connected = false;
         for (event, pause) in events {
@@ -335,7 +385,7 @@ proptest! {
             let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
             let active = conditions.iter().filter(in_use).count();
             prop_assert!(active <= 1, "one active path at most: {conditions:?}");
-            let pinned = fixture.manager.choice.is_some_and(|choice| choice.pinned);
+            let pinned = fixture.manager.choice.as_ref().is_some_and(|choice| choice.pinned);
             if connected && !pinned && !conditions.is_empty() {
                 prop_assert_eq!(active, 1, "a path is used when there is one");
             }

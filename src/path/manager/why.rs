@@ -2,54 +2,55 @@
 
 use std::time::Instant;
 
-use super::{Active, Key, Manager, Path, State};
+use super::{Active, Manager, Path, PathKey, State, Verdict};
+use crate::path::rank::PORTAL;
 
 impl Manager {
     /// Why a path is used or is not, in words.
     #[must_use]
-    pub(crate) fn why(&self, key: Key, now: Instant) -> String {
+    pub(crate) fn why(&self, key: PathKey, now: Instant) -> String {
         let Some(path) = self.paths.get(&key) else { return String::new() };
         if self.is_active(key) {
             return match self.active {
                 Some(Active { doubt: Some(_), .. }) => "silent; all others are asked, too",
-                _ if self.is_chosen(key) => "somebody chose it",
+                _ if self.is_chosen(path) => "somebody chose it",
                 _ if self.best_standby().is_none() => "the only path that works",
                 _ => "the best path that works",
             }
             .into();
         }
-        let within = |at: Instant| {
-            let seconds = at.saturating_duration_since(now).as_secs_f64();
-            format!("{seconds:.0} s")
-        };
         match path.state {
-            _ if !self.is_allowed(key) => "another link is pinned".into(),
+            _ if path.portal => PORTAL.into(),
+            _ if !self.is_allowed(path) => "another link is pinned".into(),
             State::Waiting => "not asked yet".into(),
             State::Probing { deadline } => {
-                format!("no answer yet, given up in {}", within(deadline))
+                format!("no answer yet, given up in {}", within(deadline, now))
             }
             State::Failed { retry_at } => {
-                format!("did not answer, asked again in {}", within(retry_at))
+                format!("did not answer, asked again in {}", within(retry_at, now))
             }
-            State::Standby { .. } => match (self.improves(key), self.ready_at(key, path)) {
-                (Some(_), Some(ready)) if ready > now => {
-                    format!("failed lately, takes over if it is good for another {}", within(ready))
-                }
-                (Some(_), _) => "takes over as soon as the active path is trusted".into(),
-                (None, _) => self.why_not_better(key, path).into(),
-            },
+            State::Standby { .. } => self.why_standby(key, path, now),
         }
     }
 
-    fn why_not_better(&self, key: Key, path: &Path) -> &'static str {
-        let active = self.active().and_then(|key| Some((key, self.paths.get(&key)?)));
-        match active {
-            Some((active, _)) if self.is_chosen(active) && !self.is_chosen(key) => {
-                "somebody chose another link"
+    fn why_standby(&self, key: PathKey, path: &Path, now: Instant) -> String {
+        match (self.compare(key), self.ready_at(path)) {
+            (None, _) => "there is no connection".into(),
+            (Some(Verdict::Worse(why)), _) => why.into(),
+            (Some(Verdict::Same), _) => "as good as the active path".into(),
+            (Some(Verdict::Better(_)), Some(ready)) if ready > now => {
+                format!(
+                    "failed lately, takes over if it is good for another {}",
+                    within(ready, now)
+                )
             }
-            Some((_, active)) if active.rank < path.rank => "the active path is preferred",
-            Some(_) => "not faster than the active path",
-            None => "there is no connection",
+            (Some(Verdict::Better(_)), _) => {
+                "takes over as soon as the active path is trusted".into()
+            }
         }
     }
+}
+
+fn within(at: Instant, now: Instant) -> String {
+    format!("{:.0} s", at.saturating_duration_since(now).as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! The kernel's networks, in the user's order.
+//! The kernel's networks.
 
 use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
-use super::Network;
+use super::{Network, NetworkError};
 use crate::{
     host::MARK,
     link::{
@@ -15,13 +15,10 @@ use crate::{
         netlink::Netlink,
         portal,
     },
-    path::{
-        preference::{Preferences, Rank},
-        udp::UdpSocket,
-    },
+    path::{preference::Preferences, rank::LinkFacts, udp::UdpSocket},
 };
 
-/// Finds and ranks candidates.
+/// Finds candidates and what decides between them.
 #[derive(Debug)]
 pub struct Links {
     netlink: Netlink,
@@ -49,9 +46,15 @@ impl Links {
         self.metered.store(Arc::new(metered));
     }
 
-    /// Ranks in another way from here on.
+    /// Takes these preferences from here on.
     pub fn prefer(&self, preferences: Preferences) {
         self.preferences.store(Arc::new(preferences));
+    }
+}
+
+impl From<rtnetlink::Error> for NetworkError {
+    fn from(error: rtnetlink::Error) -> Self {
+        Self(error.into())
     }
 }
 
@@ -59,31 +62,30 @@ impl Network for Links {
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
-    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         Box::pin(async move {
             let (preferences, metered) = (self.preferences.load_full(), self.metered.load_full());
-            let mut ranked = Vec::new();
+            let mut found = Vec::new();
             for server in servers {
                 for candidate in candidates(&self.netlink, *server, self.own).await? {
-                    if let Some(mut rank) = preferences.rank(&candidate.link, candidate.metric) {
-                        rank.metered |= metered.contains(&candidate.link);
-                        ranked.push((rank, candidate));
+                    let is_metered = metered.contains(&candidate.link);
+                    if let Some(facts) = preferences.facts(&candidate, is_metered) {
+                        found.push((candidate, facts));
                     }
                 }
             }
-            ranked.sort_by_key(|(rank, _)| *rank);
-            Ok(ranked)
+            Ok(found)
         })
     }
 
     fn unusable<'a>(
         &'a self,
         servers: &'a [SocketAddr],
-    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, rtnetlink::Error>> {
+    ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, NetworkError>> {
         Box::pin(async move {
             let preferences = self.preferences.load_full();
             let is_ignored = |link: &str| preferences.ignores(link);
-            candidate::unusable(&self.netlink, servers, self.own, is_ignored).await
+            Ok(candidate::unusable(&self.netlink, servers, self.own, is_ignored).await?)
         })
     }
 

@@ -32,8 +32,9 @@ use crate::{
     config::Paths,
     link::{candidate::Candidate, monitor::Monitor},
     path::{
-        network::Network,
-        preference::{Preferences, Rank},
+        network::{Network, NetworkError},
+        preference::Preferences,
+        rank::LinkFacts,
         udp::fake::AlwaysWritable,
     },
 };
@@ -352,7 +353,7 @@ impl Network for World {
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
-    ) -> BoxFuture<'a, Result<Vec<(Rank, Candidate)>, rtnetlink::Error>> {
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         let inner = self.lock();
         let mut found = Vec::new();
         for server in servers {
@@ -365,12 +366,11 @@ impl Network for World {
                         metric: link.metric,
                         server: *server,
                     };
-                    let rank = inner.preferences.rank(link.name, link.metric).unwrap();
-                    found.push((rank, candidate));
+                    let facts = inner.preferences.facts(&candidate, false).unwrap();
+                    found.push((candidate, facts));
                 }
             }
         }
-        found.sort_by_key(|(rank, _)| *rank);
         Box::pin(std::future::ready(Ok(found)))
     }
 

@@ -1,0 +1,200 @@
+//! Which of two paths is better: one list of criteria, the weightiest first.
+//!
+//! [`compare`] asks whether a path may take the place of one that works, and wants a margin where
+//! measured round trips decide. [`Facts`] themselves are ordered best first, without a margin: for
+//! when no path works.
+
+use std::{cmp::Ordering, time::Duration};
+
+use super::Reason;
+
+/// Among paths that are equal otherwise, one takes over only if it saves this much, and a quarter, of
+/// the round trip.
+const RTT_MARGIN: Duration = Duration::from_millis(10);
+
+/// What is said of a path behind a captive portal.
+pub(crate) const PORTAL: &str = "a captive portal seems to answer: log in with a browser";
+
+/// What the configuration and the kernel say of a link and its route to the server. Declared in order of
+/// weight: the derived order puts the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkFacts {
+    /// The position of the first line of `paths.prefer` that names the link; behind all lines if none
+    /// does.
+    pub preference: usize,
+    /// Traffic there costs money.
+    pub metered: bool,
+    /// The metric of the route; the kernel prefers the smallest.
+    pub metric: u32,
+}
+
+/// All that decides between two paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// A person chose its link.
+    pub(crate) chosen: bool,
+    /// A captive portal seems to answer in the server's place.
+    pub(crate) portal: bool,
+    pub(crate) link: LinkFacts,
+    /// The round trip, once it is measured.
+    pub(crate) rtt: Option<Duration>,
+}
+
+/// What speaks for a candidate and against the active path, or the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Better(Reason),
+    Same,
+    /// With the reason, for people.
+    Worse(&'static str),
+}
+
+/// Whether `candidate` is worth a move from `active`, which works.
+#[must_use]
+pub(crate) fn compare(active: &Facts, candidate: &Facts) -> Verdict {
+    for (order, better, worse) in criteria(active, candidate) {
+        match order {
+            Ordering::Greater => return Verdict::Better(better),
+            Ordering::Less => return Verdict::Worse(worse),
+            Ordering::Equal => {}
+        }
+    }
+    match (active.rtt, candidate.rtt) {
+        (Some(old), Some(new)) if new + RTT_MARGIN < old && new < old * 3 / 4 => {
+            Verdict::Better(Reason::Faster)
+        }
+        (Some(old), Some(new)) if new > old => Verdict::Worse("the active path is faster"),
+        (Some(_), Some(_)) | (None, _) | (_, None) => Verdict::Same,
+    }
+}
+
+/// For each criterion: `Greater` if the candidate is better, the reason to move then, and what to say
+/// if it is worse.
+fn criteria(active: &Facts, candidate: &Facts) -> [(Ordering, Reason, &'static str); 3] {
+    // Without `..`: a fact that is missing below does not compile.
+    let Facts { chosen, portal, link, rtt: _ } = active;
+    [
+        (candidate.chosen.cmp(chosen), Reason::Chosen, "somebody chose another link"),
+        (portal.cmp(&candidate.portal), Reason::Preferred, PORTAL),
+        (link.cmp(&candidate.link), Reason::Preferred, "the active path is preferred"),
+    ]
+}
+
+/// The best first.
+impl Ord for Facts {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let speed = |facts: &Self| (facts.rtt.is_none(), facts.rtt);
+        criteria(self, other)
+            .into_iter()
+            .map(|(order, ..)| order)
+            .find(|order| order.is_ne())
+            .unwrap_or_else(|| speed(self).cmp(&speed(other)))
+    }
+}
+
+impl PartialOrd for Facts {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn measured(milliseconds: u32) -> Facts {
+        Facts { rtt: Some(milliseconds * MS), ..Facts::default() }
+    }
+
+    #[test]
+    fn each_criterion_weighs_more_than_all_that_follow() {
+        let link = LinkFacts { preference: 1, metered: true, metric: 100 };
+        let worst = Facts { portal: true, link, ..measured(90) };
+        let mut best = worst;
+        let mut before = worst;
+        let steps: [(fn(&mut Facts), Reason); 6] = [
+            (|facts| facts.rtt = Some(9 * MS), Reason::Faster),
+            (|facts| facts.link.metric = 50, Reason::Preferred),
+            (|facts| facts.link.metered = false, Reason::Preferred),
+            (|facts| facts.link.preference = 0, Reason::Preferred),
+            (|facts| facts.portal = false, Reason::Preferred),
+            (|facts| facts.chosen = true, Reason::Chosen),
+        ];
+        for (improve, reason) in steps {
+            let mut better = worst;
+            improve(&mut better);
+            assert_eq!(compare(&before, &better), Verdict::Better(reason), "{better:?}");
+            assert!(matches!(compare(&better, &before), Verdict::Worse(_)), "{better:?}");
+            assert!(better < before);
+            improve(&mut best);
+            assert!(best <= better);
+            before = better;
+        }
+    }
+
+    #[test]
+    fn a_faster_path_must_save_a_quarter_and_ten_milliseconds() {
+        let faster = Verdict::Better(Reason::Faster);
+        assert_eq!(compare(&measured(40), &measured(29)), faster);
+        assert_eq!(compare(&measured(40), &measured(30)), Verdict::Same, "not a quarter");
+        assert_eq!(compare(&measured(12), &measured(3)), Verdict::Same, "not ten milliseconds");
+        assert_eq!(
+            compare(&measured(30), &measured(31)),
+            Verdict::Worse("the active path is faster")
+        );
+    }
+
+    #[test]
+    fn a_round_trip_that_is_not_measured_moves_nothing() {
+        let unmeasured = Facts::default();
+        assert_eq!(compare(&measured(500), &unmeasured), Verdict::Same);
+        assert_eq!(compare(&unmeasured, &measured(1)), Verdict::Same);
+        assert!(measured(500) < unmeasured, "but is tried last");
+    }
+
+    #[test]
+    fn a_path_that_is_worse_tells_the_first_difference() {
+        let portal = Facts { portal: true, ..measured(1) };
+        assert_eq!(compare(&measured(90), &portal), Verdict::Worse(PORTAL));
+        let link = LinkFacts { metered: true, ..LinkFacts::default() };
+        let metered = Facts { link, ..measured(1) };
+        let why = Verdict::Worse("the active path is preferred");
+        assert_eq!(compare(&measured(90), &metered), why);
+    }
+
+    fn facts() -> impl Strategy<Value = Facts> {
+        let link = (0usize..3, any::<bool>(), 0u32..3)
+            .prop_map(|(preference, metered, metric)| LinkFacts { preference, metered, metric });
+        let rtt = proptest::option::of((1u32..100).prop_map(|ms| ms * MS));
+        (any::<bool>(), any::<bool>(), link, rtt).prop_map(|(chosen, portal, link, rtt)| Facts {
+            chosen,
+            portal,
+            link,
+            rtt,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn comparison_and_order_agree(a in facts(), b in facts(), c in facts()) {
+            match compare(&a, &b) {
+                Verdict::Better(_) => {
+                    prop_assert!(b < a);
+                    prop_assert!(!matches!(compare(&b, &a), Verdict::Better(_)), "no way back");
+                }
+                Verdict::Worse(_) => prop_assert!(a < b),
+                Verdict::Same => {
+                    let same = |it: &Facts| Facts { rtt: None, ..*it };
+                    prop_assert_eq!(same(&a), same(&b), "only round trips differ");
+                }
+            }
+            if a <= b && b <= c {
+                prop_assert!(a <= c);
+            }
+        }
+    }
+}
