@@ -52,7 +52,6 @@ use crate::{
         Daemon,
         control::{self, Reply, Request},
         events::{Event, Events},
-        exit::Exit,
         metrics, signals,
         status::{ClientState, ClientStatus, Status, UnusedLink},
         systemd::{self, Handed, Heart},
@@ -137,8 +136,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     let (mut host, wish) = Host::new(interface, over, daemon.record.clone())?;
     host.survey().await;
     // Without its kill switch a tunnel that has one does not run.
-    let sealed = host.lay_out(Desired::new(&config).plan()?.layout).await;
-    sealed.map_err(|error| Exit::Config.because(error))?;
+    host.lay_out(Desired::new(&config).plan()?.layout).await?;
     let preferences = Preferences::new(&config.paths);
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
     let metrics = config.metrics.clone();
@@ -161,7 +159,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
         ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
-        failed = host.run() => failed.map(|never| match never {}),
+        failed = host.run() => failed.map(|never| match never {}).context("cannot hear of networks"),
         failed = daemon.hangups(|| client.reload(&daemon, wish.clone())) => failed.map(|never| match never {}),
         failed = client.keep_names() => failed.map(|never| match never {}),
         never = client.admit(wish.clone(), admissions) => match never {},
@@ -461,7 +459,7 @@ impl Client {
         drop(desired);
         info!(gives_way, "captive portal: everything outside of the tunnel");
         if let Err(error) = self.apply(host, |desired| desired.portal = gives_way).await {
-            warn!(error = format!("{error:#}"), "the host stays as it was");
+            warn!(%error, "the host stays as it was");
         }
     }
 
@@ -483,7 +481,7 @@ impl Client {
             match self.apply(host, |_| ()).await {
                 Err(error @ ApplyError::Offer(_)) => return error,
                 Err(ApplyError::Host(error)) => {
-                    warn!(error = format!("{error:#}"), "the host stays as it was");
+                    warn!(%error, "the host stays as it was");
                 }
                 Ok(()) => {}
             }
@@ -525,7 +523,7 @@ impl Client {
             match host.set(before).await {
                 Ok(()) => desired.is_applied = true,
                 Err(error) => {
-                    warn!(error = format!("{error:#}"), "the host can't be made as it was");
+                    warn!(%error, "the host cannot be made as it was");
                 }
             }
             return Err(ApplyError::Host(error));

@@ -3,10 +3,8 @@
 pub(crate) mod control;
 pub(crate) mod door;
 pub(crate) mod events;
-pub(crate) mod exit;
 pub(crate) mod logging;
 pub(crate) mod metrics;
-pub(crate) mod panic;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;
@@ -17,10 +15,13 @@ use anyhow::Context as _;
 use nix::sys::prctl;
 use tracing::{error, info};
 
-use self::{control::Instance, logging::LogHandle, systemd::Handed};
+use self::{logging::LogHandle, systemd::Handed};
 use crate::{
     config::{self, Config, ConfigErrors, Log},
-    host::record::{self, Record},
+    host::{
+        instance::Instance,
+        record::{self, Record},
+    },
     quic::session::SOFTWARE,
 };
 

@@ -12,6 +12,7 @@
 
 pub(crate) mod facts;
 pub(crate) mod firewall;
+pub(crate) mod instance;
 pub(crate) mod interface;
 pub(crate) mod metered;
 pub(crate) mod nat;
@@ -21,29 +22,26 @@ pub(crate) mod resolver;
 pub(crate) mod rules;
 pub(crate) mod sysctl;
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
-use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use self::{
     facts::Facts,
-    firewall::Firewall,
-    interface::{Destination, Interface, LeftOut},
-    record::Record,
+    firewall::{Firewall, FirewallError},
+    interface::{Destination, Interface, InterfaceError, LeftOut},
+    nft::NftError,
+    record::{Record, RecordError},
     resolver::Resolver,
     rules::Rules,
 };
 use crate::{
     config::{Dns, Exclude},
-    daemon::exit::Exit,
-    link::{monitor::Monitor, netlink::Netlink},
+    link::{MARK, monitor::Monitor, netlink::Netlink},
 };
 
-/// The packets that carry a tunnel have this mark ("roam"); what has it stays outside of every tunnel.
-pub(crate) const MARK: u32 = 0x726f_616d;
 /// The table with the routes of a tunnel that takes everything.
 pub(crate) const TABLE: u32 = MARK;
 /// Wait before restoring: rules are usually deleted several at a time.
@@ -117,6 +115,23 @@ impl Layout {
     }
 }
 
+/// Why the host is not as a layout says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostError {
+    #[error("{0}")]
+    Record(#[from] RecordError),
+    #[error("{0}")]
+    Firewall(#[from] FirewallError),
+    #[error("cannot remove firewall rules of an earlier run: {0}")]
+    Tables(NftError),
+    #[error("cannot change routing rules: {0}")]
+    Rules(rtnetlink::Error),
+    #[error("{0}")]
+    Interface(#[from] InterfaceError),
+    #[error("nobody sets up the interface")]
+    Gone,
+}
+
 /// What becomes of the kill switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seal {
@@ -129,21 +144,20 @@ pub(crate) enum Seal {
 /// Sets up what a session needs of its host.
 pub(crate) trait Setup: Send {
     /// Makes the host as the layout says; what stays is not touched.
-    fn set(&mut self, layout: Layout) -> impl Future<Output = anyhow::Result<()>> + Send;
+    fn set(&mut self, layout: Layout) -> impl Future<Output = Result<(), HostError>> + Send;
 }
 
 /// Tells the [`Host`] what is wanted.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish(mpsc::Sender<Order>);
 
-type Order = (Layout, oneshot::Sender<anyhow::Result<()>>);
+type Order = (Layout, oneshot::Sender<Result<(), HostError>>);
 
 impl Setup for Wish {
-    async fn set(&mut self, layout: Layout) -> anyhow::Result<()> {
+    async fn set(&mut self, layout: Layout) -> Result<(), HostError> {
         let (done, outcome) = oneshot::channel();
-        let gone = "nobody sets up the interface";
-        self.0.send((layout, done)).await.context(gone)?;
-        outcome.await.context(gone)?
+        self.0.send((layout, done)).await.map_err(|_gone| HostError::Gone)?;
+        outcome.await.map_err(|_gone| HostError::Gone)?
     }
 }
 
@@ -207,7 +221,7 @@ impl Host {
         interface: Interface,
         inherited: bool,
         record: Record,
-    ) -> anyhow::Result<(Self, Wish)> {
+    ) -> io::Result<(Self, Wish)> {
         let (wish, orders) = mpsc::channel(1);
         let host = Self {
             rules: Rules::new(Netlink::open()?, record.clone()),
@@ -245,7 +259,7 @@ impl Host {
     }
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
-    pub(crate) async fn run(&mut self) -> anyhow::Result<Infallible> {
+    pub(crate) async fn run(&mut self) -> io::Result<Infallible> {
         let mut monitor = Monitor::open()?;
         let mut tables = nft::Changes::open()
             .inspect_err(|error| warn!(%error, "can't hear of changes to firewall rules"))
@@ -261,16 +275,13 @@ impl Host {
                     match self.firewall.restore().await {
                         Ok(true) => info!("put back the firewall rules that somebody changed"),
                         Ok(false) => {}
-                        Err(error) => warn!(
-                            error = format!("{error:#}"),
-                            "can't look after firewall rules"
-                        ),
+                        Err(error) => warn!(%error, "cannot look after firewall rules"),
                     }
                 }
                 () = monitor.changed() => {
                     tokio::time::sleep(SETTLE).await;
                     if let Err(error) = self.restore().await {
-                        warn!(error = format!("{error:#}"), "can't look after routes and rules");
+                        warn!(%error, "cannot look after routes and rules");
                     }
                 }
             }
@@ -278,10 +289,10 @@ impl Host {
     }
 
     /// Makes the host as the layout says; an error only where the kill switch or routing rules can't be set.
-    pub(crate) async fn lay_out(&mut self, layout: Layout) -> anyhow::Result<()> {
+    pub(crate) async fn lay_out(&mut self, layout: Layout) -> Result<(), HostError> {
         let takes = layout.everything;
         if takes {
-            self.record.take_everything(true).map_err(|error| Exit::Config.because(error))?;
+            self.record.take_everything(true)?;
         }
         self.change(&layout).await?;
         if !takes {
@@ -290,10 +301,10 @@ impl Host {
         Ok(())
     }
 
-    async fn change(&mut self, layout: &Layout) -> anyhow::Result<()> {
+    async fn change(&mut self, layout: &Layout) -> Result<(), HostError> {
         // What may not leave is held back before anything else changes.
         self.firewall.set(layout).await?;
-        self.record.remove_tables(Some(self.interface.name())).await?;
+        self.record.remove_tables(Some(self.interface.name())).await.map_err(HostError::Tables)?;
         if layout.addresses.is_empty() {
             // No server has said yet what belongs to the tunnel. What the last run handed over carries on.
             let carries_on = self.inherited && layout.everything && !layout.is_open;
@@ -306,7 +317,7 @@ impl Host {
         self.resolver.set(layout).await;
         self.layout = Some(layout.clone());
         match self.effective() {
-            Some(layout) => self.rules.set(&layout).await.context("can't set routing rules"),
+            Some(layout) => self.rules.set(&layout).await.map_err(HostError::Rules),
             None => Ok(()),
         }
     }
@@ -316,19 +327,19 @@ impl Host {
         Some(self.layout.clone()?.without(|net| self.interface.lacks(net)))
     }
 
-    async fn remove_rules(&mut self) -> anyhow::Result<()> {
-        self.rules.remove().await.context("can't remove routing rules")
+    async fn remove_rules(&mut self) -> Result<(), HostError> {
+        self.rules.remove().await.map_err(HostError::Rules)
     }
 
-    async fn restore(&mut self) -> anyhow::Result<()> {
+    async fn restore(&mut self) -> Result<(), HostError> {
         self.survey().await;
         let before = self.effective();
         let interface = self.interface.mend().await?;
         let now = self.effective();
         if let Some(layout) = now.filter(|now| before.as_ref() != Some(now)) {
-            self.rules.set(&layout).await?;
+            self.rules.set(&layout).await.map_err(HostError::Rules)?;
         }
-        let rules = self.rules.restore().await?;
+        let rules = self.rules.restore().await.map_err(HostError::Rules)?;
         if interface + rules > 0 {
             info!(interface, rules, "put back what was missing");
         }
@@ -339,12 +350,12 @@ impl Host {
     pub(crate) async fn undo(&mut self, seal: Seal) {
         self.resolver.revert().await;
         if let Err(error) = self.remove_rules().await {
-            warn!(error = format!("{error:#}"), "can't remove routing rules");
+            warn!(%error, "cannot undo everything");
         }
         if seal == Seal::Lifted
             && let Err(error) = self.firewall.remove().await
         {
-            warn!(error = format!("{error:#}"), "can't remove firewall rules");
+            warn!(%error, "cannot remove firewall rules");
         }
     }
 }

@@ -5,3 +5,6 @@ pub(crate) mod monitor;
 pub(crate) mod netlink;
 pub(crate) mod portal;
 pub(crate) mod wake;
+
+/// The mark of packets that carry a tunnel ("roam"), SO_MARK of socket(7): they stay outside of every tunnel.
+pub(crate) const MARK: u32 = 0x726f_616d;

@@ -42,7 +42,7 @@ use self::{
     stage::Stage,
     tally::Tally,
 };
-use crate::daemon::exit::Exit;
+use super::exit::Exit;
 
 /// What is needed to put the demonstration on.
 struct Plan {

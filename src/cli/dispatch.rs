@@ -5,14 +5,14 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    Cli, Command, ImportFrom, check, demo, doctor, events, genkey, is_broken_pipe, peer, probe,
-    pubkey, reload, status, switch, unseal, watch, wireguard,
+    Cli, Command, ImportFrom, check, demo, doctor, events, exit::Exit, genkey, is_broken_pipe,
+    panic, peer, probe, pubkey, reload, status, switch, unseal, watch, wireguard,
 };
 use crate::{
     client,
     config::{Config, ConfigErrors},
-    daemon::{Daemon, control::Instance, exit::Exit, logging, panic, systemd},
-    host::record,
+    daemon::{Daemon, logging, systemd},
+    host::{instance::Instance, record},
     server,
 };
 

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
 
-use crate::{config::DEFAULT_PORT, daemon::exit::Exit};
+use super::exit::Exit;
+use crate::config::DEFAULT_PORT;
 
 /// One section of the file: its name, and keys with values in their order.
 struct Section<'a> {

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use crate::{config::rights, daemon::exit::Exit, identity::PrivateKey};
+use super::exit::Exit;
+use crate::{config::rights, identity::PrivateKey};
 
 /// Writes a new private key to a file of its own or to standard output.
 pub(crate) fn genkey(output: Option<&Path>) -> anyhow::Result<()> {

@@ -15,12 +15,11 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use self::file::{Lock, ServerFile};
+use super::exit::Exit;
 use crate::{
     config::{self, Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
-    daemon::{
-        control::{ControlError, Instance, Request},
-        exit::Exit,
-    },
+    daemon::control::{ControlError, Request},
+    host::instance::Instance,
     identity::{PrivateKey, PublicKey},
 };
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use super::{paint::Paint, text::Text};
-use crate::daemon::control::Instance;
+use crate::host::instance::Instance;
 
 /// Prints what the daemon `name` does; without a name what all do, as text, or the only one as JSON.
 pub(crate) fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::bail;
 
-use crate::daemon::control::{ControlError, Instance, Request};
+use crate::{
+    daemon::control::{ControlError, Request},
+    host::instance::Instance,
+};
 
 /// How often a daemon that ended is looked for.
 const FOLLOW_RETRY: Duration = Duration::from_millis(250);

@@ -2,9 +2,9 @@
 
 use std::io::{self, Write as _};
 
-use crate::{
-    daemon::control::Instance,
-    host::record::{self, RecordError},
+use crate::host::{
+    instance::Instance,
+    record::{self, RecordError, UndoError},
 };
 
 /// Lets out what tunnels that do not run hold back: the one called `name`, or all.
@@ -20,18 +20,14 @@ pub(crate) fn unseal(name: Option<&str>) -> anyhow::Result<()> {
         match runtime.block_on(record::unseal(&Instance::named(&name))) {
             Ok(true) => writeln!(stdout, "{name}: nothing is held back any more")?,
             Ok(false) => writeln!(stdout, "{name}: nothing was held back")?,
-            Err(error) if is_running(&error) => {
-                failure = Some(error.context(format!(
+            Err(error @ UndoError::Record(RecordError::Running(_))) => {
+                failure = Some(anyhow::Error::from(error).context(format!(
                     "stop it (systemctl stop roamd@{name}), or set tun.kill-switch = false and reload it; \
                      either lets everything out"
                 )));
             }
-            Err(error) => failure = Some(error),
+            Err(error) => failure = Some(error.into()),
         }
     }
     failure.map_or(Ok(()), Err)
-}
-
-fn is_running(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(RecordError::Running(_)))
 }

@@ -12,10 +12,8 @@ use anyhow::{Context as _, bail};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
 use self::history::History;
-use crate::daemon::{
-    control::{ControlError, Instance},
-    exit::Exit,
-};
+use super::exit::Exit;
+use crate::{daemon::control::ControlError, host::instance::Instance};
 
 /// From one look at the daemon to the next.
 const PACE: Duration = Duration::from_millis(500);

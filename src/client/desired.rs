@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::{ClientConfig, ClientTun, HostPort},
-    host::{Layout, facts::Facts, interface::LeftOut},
+    host::{HostError, Layout, facts::Facts, interface::LeftOut},
     quic::close,
     tunnel::inside::Inside,
     wire::message::Welcome,
@@ -64,8 +64,8 @@ pub(super) enum ApplyError {
     #[error(transparent)]
     Offer(#[from] OfferError),
     /// The host refuses the kill switch or the routing rules.
-    #[error("{0:#}")]
-    Host(anyhow::Error),
+    #[error("{0}")]
+    Host(HostError),
 }
 
 impl ApplyError {
@@ -78,7 +78,7 @@ impl ApplyError {
             }
             Self::Host(error) => {
                 connection.close(close::GOODBYE, b"the client cannot set up its host");
-                Ended::Host(format!("{error:#}"))
+                Ended::Host(error.to_string())
             }
         }
     }

@@ -6,7 +6,7 @@
 mod access;
 
 use std::{
-    env, fs,
+    fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream as StdStream,
     path::{Path, PathBuf},
@@ -28,8 +28,8 @@ use super::{
     events::{Event, Events},
     status::Status,
 };
+use crate::host::instance::{Instance, directory};
 
-const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const SUFFIX: &str = "sock";
 /// The longest request; a longer one is cut off and does not parse.
 const MAX_REQUEST: u64 = 4096;
@@ -142,33 +142,8 @@ pub(crate) enum ControlError {
     },
 }
 
-/// A daemon's name and the place of its socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Instance {
-    name: String,
-    path: PathBuf,
-}
-
+/// How a daemon is asked.
 impl Instance {
-    /// The instance that a configuration file makes: `/etc/roamd/home.toml` is `home`.
-    #[must_use]
-    pub(crate) fn of_file(file: &Path) -> Self {
-        let stem = file.file_stem().unwrap_or(file.as_os_str());
-        Self::named(&stem.to_string_lossy())
-    }
-
-    /// The instance called `name`.
-    #[must_use]
-    pub(crate) fn named(name: &str) -> Self {
-        Self::within(&directory(), name)
-    }
-
-    /// The instance called `name` whose socket is in `directory`.
-    #[must_use]
-    pub(crate) fn within(directory: &Path, name: &str) -> Self {
-        Self { name: name.into(), path: directory.join(format!("{name}.{SUFFIX}")) }
-    }
-
     /// The instance called `name`, or without a name the only one that runs.
     pub(crate) fn find(name: Option<&str>) -> Result<Self, ControlError> {
         name.map_or_else(Self::only, |name| Ok(Self::named(name)))
@@ -180,7 +155,7 @@ impl Instance {
         match running.len() {
             0 => Err(ControlError::NoneRunning(directory())),
             1 => Ok(running.remove(0)),
-            _ => Err(ControlError::Several(running.into_iter().map(|it| it.name).collect())),
+            _ => Err(ControlError::Several(running.iter().map(|it| it.name().into()).collect())),
         }
     }
 
@@ -199,27 +174,8 @@ impl Instance {
             .filter(|path| is_daemon(path))
             .map(|path| Self::of_file(&path))
             .collect();
-        running.sort_by(|a, b| a.name.cmp(&b.name));
+        running.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(running)
-    }
-
-    /// The instance called `name` in the same directory.
-    #[must_use]
-    pub(crate) fn sibling(&self, name: &str) -> Self {
-        let path = self.path.with_file_name(format!("{name}.{SUFFIX}"));
-        Self { name: name.into(), path }
-    }
-
-    /// The file of this instance with another suffix, beside its socket.
-    #[must_use]
-    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
-        self.path.with_file_name(format!("{}.{suffix}", self.name))
-    }
-
-    /// Its name.
-    #[must_use]
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     /// Asks for its status.
@@ -247,20 +203,23 @@ impl Instance {
         Ok(BufReader::new(stream).lines())
     }
 
+    fn socket(&self) -> PathBuf {
+        self.file(SUFFIX)
+    }
+
     fn connect(&self) -> Result<StdStream, ControlError> {
-        StdStream::connect(&self.path).map_err(|source| match source.kind() {
+        let path = self.socket();
+        StdStream::connect(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ControlError::NotRunning { name: self.name.clone(), path: self.path.clone() }
+                ControlError::NotRunning { name: self.name().into(), path }
             }
-            io::ErrorKind::PermissionDenied => {
-                ControlError::Denied { path: self.path.clone(), source }
-            }
+            io::ErrorKind::PermissionDenied => ControlError::Denied { path, source },
             _ => self.io(source),
         })
     }
 
     fn unexpected(&self, reply: &Reply) -> ControlError {
-        ControlError::Answer { path: self.path.clone(), answer: format!("{reply:?}") }
+        ControlError::Answer { path: self.socket(), answer: format!("{reply:?}") }
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, ControlError> {
@@ -269,12 +228,12 @@ impl Instance {
         match serde_json::from_str(&answer) {
             Ok(Reply::Error(reason)) => Err(ControlError::Refused(reason)),
             Ok(reply) => Ok(reply),
-            Err(_) => Err(ControlError::Answer { path: self.path.clone(), answer }),
+            Err(_) => Err(ControlError::Answer { path: self.socket(), answer }),
         }
     }
 
     fn io(&self, source: io::Error) -> ControlError {
-        ControlError::Io { path: self.path.clone(), source }
+        ControlError::Io { path: self.socket(), source }
     }
 }
 
@@ -288,10 +247,6 @@ fn is_daemon(path: &Path) -> bool {
             matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
         }
     }
-}
-
-fn directory() -> PathBuf {
-    env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
 }
 
 fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
@@ -347,7 +302,7 @@ where
     F: Fn(Request) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Reply> + Send + 'static,
 {
-    let Instance { name, path } = instance.clone();
+    let (name, path) = (instance.name().to_owned(), instance.socket());
     if StdStream::connect(&path).is_ok() {
         return Err(ControlError::AlreadyRunning { name, path });
     }
@@ -374,7 +329,7 @@ where
             }
         }
     });
-    Ok(Server { path: instance.path.clone(), task })
+    Ok(Server { path: instance.socket(), task })
 }
 
 /// Listens for the owner and its group only. It replaces a socket without a listener.
@@ -447,7 +402,7 @@ mod tests {
     fn a_daemon_that_ends_instead_of_answering_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let instance = Instance::within(folder.path(), "home");
-        let listener = StdListener::bind(&instance.path).unwrap();
+        let listener = StdListener::bind(instance.socket()).unwrap();
         let ended = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut asked = String::new();

@@ -5,22 +5,31 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, net::SocketAddr};
 
-use anyhow::Context as _;
 use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::{
-    Layout, MARK, nft,
+    Layout,
+    nft::{self, NftError},
     record::Record,
     sysctl::{self, Sysctls},
 };
-use crate::config::Exclude;
+use crate::{config::Exclude, link::MARK};
 
 /// Networks that no router passes on to the internet, RFC 1918, RFC 3927, RFC 4193 and RFC 4291 §2.5.6, and
 /// multicast: what "lan" means while there is no tunnel to compare with.
 const LAN_V4: &str =
     "10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255";
 const LAN_V6: &str = "fc00::/7, fe80::/10, ff00::/8";
+
+/// Why the kill switch is not as the layout wants it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FirewallError {
+    #[error("cannot set the kill switch: {0}")]
+    Set(NftError),
+    #[error("cannot lift the kill switch: {0}")]
+    Lift(NftError),
+}
 
 /// The client's table.
 #[derive(Debug)]
@@ -51,7 +60,7 @@ impl Firewall {
 
     /// Makes the table what the layout needs. An error only where the kill switch can't be set or lifted;
     /// the table is then as it was.
-    pub(crate) async fn set(&mut self, layout: &Layout) -> anyhow::Result<()> {
+    pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), FirewallError> {
         let seals = seal(layout, &self.interface);
         let chains = if layout.is_full() && is_strict() {
             self.heed_marks();
@@ -64,7 +73,7 @@ impl Firewall {
             return Ok(());
         }
         if chains.is_empty() {
-            return self.remove_table().await.context("can't lift the kill switch");
+            return self.remove_table().await.map_err(FirewallError::Lift);
         }
         let sealed = (layout.sealed.clone(), layout.exclude.clone());
         // An earlier run's table may hold.
@@ -77,7 +86,7 @@ impl Firewall {
         match self.replace(&chains).await {
             Err(error) if seals.is_empty() && !was_sealed => {
                 warn!(
-                    error = format!("{error:#}"),
+                    %error,
                     "this host's reverse path filter is strict (rp_filter = 1) and may drop what the \
                      server sends; roamd doctor tells more"
                 );
@@ -85,14 +94,14 @@ impl Firewall {
             // All but the server's addresses is as it should be.
             Err(error) if self.made.as_ref().is_some_and(|made| made.sealed == sealed) => {
                 warn!(
-                    error = format!("{error:#}"),
+                    %error,
                     "the kill switch lets packets to earlier addresses of the server out, not to new ones"
                 );
                 return Ok(());
             }
             Err(error) => {
                 self.record.update(|changes| changes.sealed = recorded || was_sealed);
-                return Err(error.context("can't set the kill switch"));
+                return Err(FirewallError::Set(error));
             }
             Ok(()) => {}
         }
@@ -109,7 +118,7 @@ impl Firewall {
         Ok(())
     }
 
-    async fn replace(&self, chains: &str) -> anyhow::Result<()> {
+    async fn replace(&self, chains: &str) -> Result<(), NftError> {
         nft::replace(&nft::table(&self.interface), chains).await
     }
 
@@ -125,7 +134,7 @@ impl Firewall {
     }
 
     /// Restores the table if it was changed or deleted; returns whether it was.
-    pub(crate) async fn restore(&mut self) -> anyhow::Result<bool> {
+    pub(crate) async fn restore(&mut self) -> Result<bool, NftError> {
         let Some(made) = self.made.as_ref().filter(|made| !made.chains.is_empty()) else {
             return Ok(false);
         };
@@ -142,12 +151,12 @@ impl Firewall {
     }
 
     /// Removes the table, if it is there, and resets what belongs to it.
-    pub(crate) async fn remove(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn remove(&mut self) -> Result<(), NftError> {
         self.sysctls.restore();
         self.remove_table().await
     }
 
-    async fn remove_table(&mut self) -> anyhow::Result<()> {
+    async fn remove_table(&mut self) -> Result<(), NftError> {
         let was_sealed = self.record.changes().sealed;
         self.record.remove_tables(None).await?;
         // A run of an earlier version, which kept no record, may have left one.

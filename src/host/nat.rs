@@ -1,16 +1,36 @@
 //! A server's way to other networks for its peers: forwarding, and this host's addresses in place of theirs.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, io};
 
-use anyhow::Context as _;
 use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::{
-    nft,
+    nft::{self, NftError},
     record::Record,
     sysctl::{self, Sysctls},
 };
+
+/// Why peers cannot reach other networks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NatError {
+    #[error("tun.nat: cannot turn forwarding on: {0}")]
+    Forwarding(io::Error),
+    #[error("tun.nat: cannot set firewall rules: {0}")]
+    Rules(NftError),
+    #[error("cannot remove the firewall rules of an earlier run: {0}")]
+    Tables(NftError),
+}
+
+impl NatError {
+    /// The system's error, if it is one.
+    pub(crate) fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Forwarding(error) => Some(error),
+            Self::Rules(error) | Self::Tables(error) => error.io_error(),
+        }
+    }
+}
 
 /// Masquerading for the peers, until [`Nat::remove`].
 #[derive(Debug)]
@@ -27,7 +47,7 @@ impl Nat {
     }
 
     /// Sets it up for the networks of `interface`. On failure nothing is left of it.
-    pub(crate) async fn set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
+    pub(crate) async fn set(&self, interface: &str, networks: &[IpNet]) -> Result<(), NatError> {
         let set = self.try_set(interface, networks).await;
         if set.is_err() {
             self.remove().await;
@@ -35,17 +55,17 @@ impl Nat {
         set
     }
 
-    async fn try_set(&self, interface: &str, networks: &[IpNet]) -> anyhow::Result<()> {
-        self.record.remove_tables(Some(interface)).await?;
-        self.forward(networks).context("tun.nat: can't turn forwarding on")?;
+    async fn try_set(&self, interface: &str, networks: &[IpNet]) -> Result<(), NatError> {
+        self.record.remove_tables(Some(interface)).await.map_err(NatError::Tables)?;
+        self.forward(networks).map_err(NatError::Forwarding)?;
         self.record.update(|changes| _ = changes.tables.insert(interface.into()));
         let (table, chains) = (nft::table(interface), chains(interface, networks));
-        nft::replace(&table, &chains).await.context("tun.nat: can't set firewall rules")?;
+        nft::replace(&table, &chains).await.map_err(NatError::Rules)?;
         info!(table, "peers reach other networks with this host's addresses");
         Ok(())
     }
 
-    fn forward(&self, networks: &[IpNet]) -> std::io::Result<()> {
+    fn forward(&self, networks: &[IpNet]) -> io::Result<()> {
         if networks.iter().any(|net| net.addr().is_ipv4()) {
             self.sysctls.set("ipv4/ip_forward", "1")?;
         }
@@ -66,7 +86,7 @@ impl Nat {
     pub(crate) async fn remove(&self) {
         self.sysctls.restore();
         if let Err(error) = self.record.remove_tables(None).await {
-            warn!(error = format!("{error:#}"), "can't remove firewall rules");
+            warn!(%error, "cannot remove firewall rules");
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{io, process::Stdio, time::Duration};
 
-use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_NETFILTER,
@@ -20,6 +19,29 @@ const MESSAGE: usize = 4096;
 /// How long nft(8) may take. It takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Why nft(8) did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NftError {
+    #[error("cannot run nft (is nftables installed?): {0}")]
+    Start(io::Error),
+    #[error("cannot talk to nft: {0}")]
+    Talk(io::Error),
+    #[error("nft does not answer")]
+    Timeout,
+    #[error("nft refuses: {0}")]
+    Refused(Foreign),
+}
+
+impl NftError {
+    /// The system's error, if nft could not be started.
+    pub(crate) fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Start(error) | Self::Talk(error) => Some(error),
+            Self::Timeout | Self::Refused(_) => None,
+        }
+    }
+}
+
 /// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
 #[must_use]
 pub(crate) fn table(interface: &str) -> String {
@@ -28,7 +50,7 @@ pub(crate) fn table(interface: &str) -> String {
 }
 
 /// Puts these chains in place of all that the table has, at once.
-pub(crate) async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
+pub(crate) async fn replace(table: &str, chains: &str) -> Result<(), NftError> {
     run(&format!(
         "table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n{chains}}}\n"
     ))
@@ -36,19 +58,19 @@ pub(crate) async fn replace(table: &str, chains: &str) -> anyhow::Result<()> {
 }
 
 /// Deletes the table, if it is there.
-pub(crate) async fn delete(table: &str) -> anyhow::Result<()> {
+pub(crate) async fn delete(table: &str) -> Result<(), NftError> {
     let script = format!("table inet {table} {{}}\ndelete table inet {table}\n");
-    time::timeout(DELETE, run(&script)).await.context("nft does not come to an end")?
+    time::timeout(DELETE, run(&script)).await.map_err(|_elapsed| NftError::Timeout)?
 }
 
 /// The table with the handles of its rules and without its counters, as nft(8) shows it; `None` where there is
 /// no such table. Any change to the table makes another text.
-pub(crate) async fn listing(table: &str) -> anyhow::Result<Option<String>> {
+pub(crate) async fn listing(table: &str) -> Result<Option<String>, NftError> {
     let mut command = Command::new("nft");
     command.args(["--stateless", "--handle", "list", "table", "inet", table]);
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = time::timeout(LIMIT, command.output()).await.context("nft does not answer")?;
-    let output = output.context("can't run nft")?;
+    let output = time::timeout(LIMIT, command.output()).await;
+    let output = output.map_err(|_elapsed| NftError::Timeout)?.map_err(NftError::Start)?;
     Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
@@ -76,19 +98,19 @@ impl Changes {
     }
 }
 
-async fn run(script: &str) -> anyhow::Result<()> {
+async fn run(script: &str) -> Result<(), NftError> {
     let mut command = Command::new("nft");
     command.args(["-f", "-"]).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut nft = command.spawn().context("can't run nft (is nftables installed?)")?;
+    let mut nft = command.spawn().map_err(NftError::Start)?;
     if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(script.as_bytes()).await.context("can't write to nft")?;
+        stdin.write_all(script.as_bytes()).await.map_err(NftError::Talk)?;
     }
     let output = time::timeout(LIMIT, nft.wait_with_output()).await;
-    let output = output.context("nft does not answer")?.context("nft")?;
+    let output = output.map_err(|_elapsed| NftError::Timeout)?.map_err(NftError::Talk)?;
     if !output.status.success() {
         let complaint = output.stderr.split(|byte| *byte == b'\n').next();
-        bail!("nft refuses: {}", Foreign::from(complaint.unwrap_or(b"without a word")));
+        return Err(NftError::Refused(Foreign::from(complaint.unwrap_or(b"without a word"))));
     }
     Ok(())
 }

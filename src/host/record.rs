@@ -14,7 +14,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::Context as _;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -24,11 +23,12 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
-    nft,
+    instance::Instance,
+    nft::{self, NftError},
     rules::Rules,
     sysctl::{self, Sysctls},
 };
-use crate::{daemon::control::Instance, link::netlink::Netlink, wire::foreign::is_printable};
+use crate::{link::netlink::Netlink, wire::foreign::is_printable};
 
 const SUFFIX: &str = "state";
 /// More than any record of ours has.
@@ -87,14 +87,45 @@ pub(crate) enum RecordError {
          that belong into this tunnel in tun.routes"
     )]
     Taken(String),
-    /// The file can't be used.
-    #[error("can't use {path}")]
-    Io {
-        /** The file. */
-        path: PathBuf,
-        /** The cause. */
-        source: io::Error,
-    },
+    #[error("cannot use {path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+impl RecordError {
+    /// The system's error, if it is one.
+    pub(crate) fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::Running(_) | Self::Taken(_) => None,
+        }
+    }
+}
+
+/// Why changes of an earlier run could not be taken back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UndoError {
+    #[error("{0}")]
+    Record(RecordError),
+    #[error("cannot remove firewall rules: {0}")]
+    Tables(NftError),
+    #[error("cannot open a netlink socket: {0}")]
+    Netlink(io::Error),
+    #[error("cannot remove routing rules: {0}")]
+    Rules(rtnetlink::Error),
+    #[error("cannot remove routes: {0}")]
+    Routes(rtnetlink::Error),
+}
+
+impl UndoError {
+    /// The system's error, if it is one.
+    pub(crate) fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Record(error) => error.io_error(),
+            Self::Tables(error) => error.io_error(),
+            Self::Netlink(error) => Some(error),
+            Self::Rules(_) | Self::Routes(_) => None,
+        }
+    }
 }
 
 /// A tunnel's record, locked. Clones are the same record.
@@ -118,7 +149,7 @@ impl Record {
     /// The record of this tunnel, with what an earlier run left to take back.
     pub(crate) fn open(instance: &Instance) -> Result<Self, RecordError> {
         let path = path(instance);
-        let broken = |source| RecordError::Io { path: path.clone(), source };
+        let broken = |error| RecordError::Io { path: path.clone(), error };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(broken)?;
         }
@@ -187,7 +218,7 @@ impl Record {
     fn lock_everything(&self) -> Result<Flock<File>, RecordError> {
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |it| it.ino());
         let path = path(&self.0.instance).with_file_name(format!("everything-{namespace}"));
-        let broken = |source| RecordError::Io { path: path.clone(), source };
+        let broken = |error| RecordError::Io { path: path.clone(), error };
         let file = open(&path).map_err(broken)?;
         let name = self.0.instance.name();
         match lock(file).map_err(broken)? {
@@ -205,7 +236,7 @@ impl Record {
     }
 
     /// Takes back firewall tables, but for the one of the interface `but`, that no longer have a daemon.
-    pub(crate) async fn remove_tables(&self, but: Option<&str>) -> anyhow::Result<()> {
+    pub(crate) async fn remove_tables(&self, but: Option<&str>) -> Result<(), NftError> {
         for interface in self.changes().tables {
             if Some(interface.as_str()) != but {
                 nft::delete(&nft::table(&interface)).await?;
@@ -216,13 +247,13 @@ impl Record {
     }
 
     /// Takes back everything: firewall, routing rules, kernel parameters. Returns whether there was anything.
-    pub(crate) async fn undo(&self) -> anyhow::Result<bool> {
+    pub(crate) async fn undo(&self) -> Result<bool, UndoError> {
         let before = self.changes();
-        self.remove_tables(None).await?;
+        self.remove_tables(None).await.map_err(UndoError::Tables)?;
         self.update(|changes| changes.sealed = false);
-        let mut rules = Rules::new(Netlink::open()?, self.clone());
-        rules.remove().await.context("can't remove routing rules")?;
-        rules.flush_table().await.context("can't remove routes")?;
+        let mut rules = Rules::new(Netlink::open().map_err(UndoError::Netlink)?, self.clone());
+        rules.remove().await.map_err(UndoError::Rules)?;
+        rules.flush_table().await.map_err(UndoError::Routes)?;
         Sysctls::new(self.clone()).restore();
         Ok(before != self.changes())
     }
@@ -260,15 +291,15 @@ pub(crate) fn who_has(interface: &str, beside: &Instance) -> Option<String> {
 }
 
 /// Takes back what a daemon that is gone has left. Returns whether there was anything.
-pub(crate) async fn unseal(instance: &Instance) -> anyhow::Result<bool> {
+pub(crate) async fn unseal(instance: &Instance) -> Result<bool, UndoError> {
     if !path(instance).exists() {
         return Ok(false);
     }
-    Record::open(instance)?.undo().await
+    Record::open(instance).map_err(UndoError::Record)?.undo().await
 }
 
 fn path(instance: &Instance) -> PathBuf {
-    instance.beside(SUFFIX)
+    instance.file(SUFFIX)
 }
 
 fn open(path: &Path) -> io::Result<File> {

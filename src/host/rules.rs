@@ -24,8 +24,11 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{Error, IpVersion, RouteMessageBuilder};
 
-use super::{Layout, MARK, TABLE, record::Record};
-use crate::link::netlink::{Netlink, os_error};
+use super::{Layout, TABLE, record::Record};
+use crate::link::{
+    MARK,
+    netlink::{Netlink, os_error},
+};
 
 /// The order in which the kernel asks; before it come the table of local addresses (0) and whatever an
 /// admin wants to come before.

@@ -46,7 +46,7 @@ use crate::{
         ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
         Peer, Quic, ServerConfig, ServerPeer, ServerTun,
     },
-    host::{Layout, Setup},
+    host::{HostError, Layout, Setup},
     identity::PrivateKey,
     path::{handshake::Handshake, network::Network as _},
     quic::{self, tls},
@@ -221,7 +221,7 @@ struct Seen {
 struct NoInterface;
 
 impl Setup for NoInterface {
-    async fn set(&mut self, _: Layout) -> anyhow::Result<()> {
+    async fn set(&mut self, _: Layout) -> Result<(), HostError> {
         Ok(())
     }
 }

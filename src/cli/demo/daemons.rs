@@ -12,7 +12,7 @@ use roamd_lab::{
 };
 
 use super::keys;
-use crate::daemon::control::Instance;
+use crate::host::instance::Instance;
 
 const PORT: u16 = 4433;
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::daemon::exit::Exit;
+use crate::cli::exit::Exit;
 
 /// Whether the user wants to stop.
 #[derive(Clone, Debug, Default)]

@@ -10,10 +10,8 @@ use std::{
 };
 
 use crate::{
-    daemon::{
-        control::Instance,
-        status::{ClientStatus, Role, SwitchStatus},
-    },
+    daemon::status::{ClientStatus, Role, SwitchStatus},
+    host::instance::Instance,
     path::Condition,
 };
 

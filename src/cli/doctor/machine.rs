@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     config::rights,
-    daemon::{control::Instance, status::Role},
-    host::{nft, sysctl},
+    daemon::status::Role,
+    host::{instance::Instance, nft, sysctl},
     link::netlink::Netlink,
     tunnel::{device::Tun, vnet::Offload},
 };

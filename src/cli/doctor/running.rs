@@ -5,9 +5,10 @@ use std::path::Path;
 use super::finding::Finding;
 use crate::{
     daemon::{
-        control::{ControlError, Instance},
+        control::ControlError,
         status::{ClientState, PathStatus, Role, Status},
     },
+    host::instance::Instance,
     path::Condition,
 };
 

@@ -12,8 +12,8 @@ use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use zeroize::Zeroizing;
 
 use crate::{
+    cli::exit::Exit,
     config::{HostPort, ServerConfig, rights},
-    daemon::exit::Exit,
     identity::PrivateKey,
 };
 

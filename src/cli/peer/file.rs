@@ -18,8 +18,8 @@ use tempfile::NamedTempFile;
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use crate::{
+    cli::exit::Exit,
     config::{Loaded, Peer, process_environment},
-    daemon::exit::Exit,
 };
 
 /// How long another command may take to change the same file. A hundred commands take a few seconds.

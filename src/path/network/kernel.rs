@@ -8,8 +8,8 @@ use quinn::AsyncUdpSocket;
 
 use super::{Network, NetworkError};
 use crate::{
-    host::MARK,
     link::{
+        MARK,
         candidate::{self, Candidate, Unusable, candidates},
         monitor::Monitor,
         netlink::Netlink,

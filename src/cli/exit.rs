@@ -1,12 +1,17 @@
 //! How the process ends: the statuses of `sysexits.h` that roamd uses, so that a
 //! service manager can tell what a restart would not mend.
 
-use std::io;
+use std::{error::Error, io};
 
 use crate::{
     client::ended::Refusal,
     config::{ConfigErrors, rights::Unreadable},
-    host::interface::InterfaceError,
+    host::{
+        HostError,
+        interface::InterfaceError,
+        nat::NatError,
+        record::{RecordError, UndoError},
+    },
     identity::KeyError,
 };
 
@@ -56,24 +61,44 @@ impl Exit {
 
     /// How this error ends the process, if it is one that says so.
     pub(crate) fn of(error: &anyhow::Error) -> Option<Self> {
-        error.chain().find_map(|cause| {
-            if let Some(failure) = cause.downcast_ref::<Failure>() {
-                Some(failure.exit)
-            } else if let Some(errors) = cause.downcast_ref::<ConfigErrors>() {
-                Some(of_config(errors))
-            } else if let Some(error) = cause.downcast_ref::<KeyError>() {
-                of_key(error)
-            } else if cause.is::<Unreadable>() {
-                Some(Self::Permission)
-            } else if cause.is::<Refusal>() {
-                Some(Self::Refused)
-            } else if let Some(error) = cause.downcast_ref::<InterfaceError>() {
-                error.os_error().map(io::Error::from_raw_os_error).as_ref().and_then(of_io)
-            } else {
-                cause.downcast_ref::<io::Error>().and_then(of_io)
-            }
-        })
+        error.chain().find_map(of_cause)
     }
+}
+
+fn of_cause(cause: &(dyn Error + 'static)) -> Option<Exit> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        Some(failure.exit)
+    } else if let Some(errors) = cause.downcast_ref::<ConfigErrors>() {
+        Some(of_config(errors))
+    } else if cause.is::<HostError>() {
+        // Without its kill switch, or beside another tunnel that takes everything, a tunnel does not start.
+        Some(Exit::Config)
+    } else if let Some(error) = cause.downcast_ref::<KeyError>() {
+        of_key(error)
+    } else if cause.is::<Unreadable>() {
+        Some(Exit::Permission)
+    } else if cause.is::<Refusal>() {
+        Some(Exit::Refused)
+    } else {
+        of_system(cause)
+    }
+}
+
+/// The status of an error of the operating system, whichever part of this host it comes from.
+fn of_system(cause: &(dyn Error + 'static)) -> Option<Exit> {
+    if let Some(error) = cause.downcast_ref::<InterfaceError>() {
+        return error.os_error().map(io::Error::from_raw_os_error).as_ref().and_then(of_io);
+    }
+    let error = if let Some(error) = cause.downcast_ref::<NatError>() {
+        error.io_error()
+    } else if let Some(error) = cause.downcast_ref::<RecordError>() {
+        error.io_error()
+    } else if let Some(error) = cause.downcast_ref::<UndoError>() {
+        error.io_error()
+    } else {
+        cause.downcast_ref::<io::Error>()
+    };
+    error.and_then(of_io)
 }
 
 fn of_config(errors: &ConfigErrors) -> Exit {
@@ -111,6 +136,23 @@ mod tests {
     fn denied_permission_is_recognized_by_itself() {
         let denied = Err::<(), _>(io::Error::from_raw_os_error(1)).context("writing");
         assert_eq!(Exit::of(&denied.unwrap_err()), Some(Exit::Permission));
+    }
+
+    #[test]
+    fn a_host_that_cannot_hold_the_kill_switch_is_a_wrong_configuration() {
+        assert_eq!(Exit::of(&HostError::Gone.into()), Some(Exit::Config));
+    }
+
+    #[test]
+    fn denied_permission_is_recognized_inside_errors_of_the_host() {
+        let denied = || io::Error::from_raw_os_error(1);
+        for error in [
+            anyhow!(NatError::Forwarding(denied())).context("starting"),
+            anyhow!(RecordError::Io { path: "home.state".into(), error: denied() }),
+            anyhow!(UndoError::Netlink(denied())),
+        ] {
+            assert_eq!(Exit::of(&error), Some(Exit::Permission), "{error:#}");
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::{
     panic, process,
 };
 
-use super::{exit::Exit, logging};
+use super::exit::Exit;
+use crate::daemon::logging;
 
 /// From now on a panic prints where it happened and ends the process with [`Exit::Bug`].
 pub(crate) fn end_process() {
@@ -41,7 +42,7 @@ mod tests {
             .args([
                 "--exact",
                 "--nocapture",
-                "daemon::panic::tests::a_panic_anywhere_ends_the_process",
+                "cli::panic::tests::a_panic_anywhere_ends_the_process",
             ])
             .env(PLACE, place)
             .output()

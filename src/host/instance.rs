@@ -1,0 +1,56 @@
+//! A tunnel of this host by its name, and the files that its daemon keeps under that name in the runtime directory.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+const DEFAULT_DIRECTORY: &str = "/run/roamd";
+
+/// A daemon's name and runtime directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Instance {
+    name: String,
+    directory: PathBuf,
+}
+
+impl Instance {
+    /// The instance that a configuration file makes: `/etc/roamd/home.toml` is `home`.
+    #[must_use]
+    pub(crate) fn of_file(file: &Path) -> Self {
+        let stem = file.file_stem().unwrap_or(file.as_os_str());
+        Self::named(&stem.to_string_lossy())
+    }
+
+    #[must_use]
+    pub(crate) fn named(name: &str) -> Self {
+        Self::within(&directory(), name)
+    }
+
+    #[must_use]
+    pub(crate) fn within(directory: &Path, name: &str) -> Self {
+        Self { name: name.into(), directory: directory.into() }
+    }
+
+    /// The instance called `name` in the same directory.
+    #[must_use]
+    pub(crate) fn sibling(&self, name: &str) -> Self {
+        Self::within(&self.directory, name)
+    }
+
+    #[must_use]
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The instance's file with this suffix.
+    #[must_use]
+    pub(crate) fn file(&self, suffix: &str) -> PathBuf {
+        self.directory.join(format!("{}.{suffix}", self.name))
+    }
+}
+
+/// `$ROAMD_RUNTIME_DIR`, or `/run/roamd`.
+pub(crate) fn directory() -> PathBuf {
+    env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
+}
