@@ -17,7 +17,7 @@ use std::{
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
-use zbus::zvariant::OwnedObjectPath;
+use zbus::OwnedObjectPath;
 
 use crate::{tunnel::device::Tun, wire::foreign::printable};
 
@@ -144,8 +144,7 @@ async fn ask(heart: &Heart, pace: Duration, mut tell: impl FnMut(bool)) -> Infal
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Manager",
     default_service = "org.freedesktop.systemd1",
-    default_path = "/org/freedesktop/systemd1",
-    gen_blocking = false
+    default_path = "/org/freedesktop/systemd1"
 )]
 trait Manager {
     #[zbus(name = "GetUnitByPID")]
@@ -154,8 +153,7 @@ trait Manager {
 
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Unit",
-    default_service = "org.freedesktop.systemd1",
-    gen_blocking = false
+    default_service = "org.freedesktop.systemd1"
 )]
 trait Unit {
     #[zbus(property)]
@@ -164,8 +162,7 @@ trait Unit {
 
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Job",
-    default_service = "org.freedesktop.systemd1",
-    gen_blocking = false
+    default_service = "org.freedesktop.systemd1"
 )]
 trait Job {
     #[zbus(property)]
@@ -183,8 +180,8 @@ pub(crate) async fn is_restarting() -> bool {
     let asked = async {
         let bus = zbus::Connection::system().await?;
         let unit = ManagerProxy::new(&bus).await?.get_unit_by_pid(std::process::id()).await?;
-        let (_, job) = UnitProxy::builder(&bus).path(unit)?.build().await?.job().await?;
-        JobProxy::builder(&bus).path(job)?.build().await?.job_type().await
+        let (_, job) = UnitProxy::builder(&bus).path(unit).build().await?.job().await?;
+        JobProxy::builder(&bus).path(job).build().await?.job_type().await
     };
     match tokio::time::timeout(ANSWER, asked).await {
         Ok(Ok(job)) => matches!(job.as_str(), "restart" | "try-restart"),

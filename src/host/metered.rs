@@ -5,7 +5,7 @@ use std::{collections::HashSet, convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
 use tracing::debug;
-use zbus::{Connection, proxy, zvariant::OwnedObjectPath};
+use zbus::{Connection, OwnedObjectPath, proxy};
 
 /// From one look to the next.
 const PACE: Duration = Duration::from_secs(10);
@@ -17,8 +17,7 @@ const YES: [u32; 2] = [1, 3];
 #[proxy(
     interface = "org.freedesktop.NetworkManager",
     default_service = "org.freedesktop.NetworkManager",
-    default_path = "/org/freedesktop/NetworkManager",
-    gen_blocking = false
+    default_path = "/org/freedesktop/NetworkManager"
 )]
 trait Manager {
     fn get_devices(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
@@ -26,8 +25,7 @@ trait Manager {
 
 #[proxy(
     interface = "org.freedesktop.NetworkManager.Device",
-    default_service = "org.freedesktop.NetworkManager",
-    gen_blocking = false
+    default_service = "org.freedesktop.NetworkManager"
 )]
 trait Device {
     #[zbus(property(emits_changed_signal = "false"))]
@@ -57,7 +55,7 @@ async fn keep_looking(
     loop {
         let mut metered = HashSet::new();
         for device in ManagerProxy::new(bus).await?.get_devices().await? {
-            let device = DeviceProxy::builder(bus).path(device)?.build().await?;
+            let device = DeviceProxy::builder(bus).path(device).build().await?;
             if YES.contains(&device.metered().await?) {
                 metered.insert(device.interface().await?);
             }

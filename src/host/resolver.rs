@@ -13,8 +13,7 @@ use crate::{config::Dns, wire::foreign::Foreign};
 #[proxy(
     interface = "org.freedesktop.resolve1.Manager",
     default_service = "org.freedesktop.resolve1",
-    default_path = "/org/freedesktop/resolve1",
-    gen_blocking = false
+    default_path = "/org/freedesktop/resolve1"
 )]
 trait Manager {
     #[zbus(name = "SetLinkDNS")]

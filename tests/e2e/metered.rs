@@ -9,7 +9,7 @@ use std::{
 };
 
 use roamd_lab::{Access, emulator::Direction};
-use zbus::{interface, zvariant::OwnedObjectPath};
+use zbus::{OwnedObjectPath, interface};
 
 use crate::{harness::eventually, roaming::Laptop};
 
