@@ -7,7 +7,7 @@
 //!  attempts ──complete──▶ runner-up ──no greeting is due──▶ Greeting ──welcome──▶ Reached
 //!                         (the last)                           │
 //!                             ▲                                ▼
-//!                             └──────── takes over ── overdue, or forgotten by the server
+//!                             └── takes over ── overtaken, overdue, or forgotten by the server
 //! ```
 //! A handshake that is complete proves that its path worked half a round trip ago. The path may be dead by
 //! now, and the connection could not even leave it: a client must not migrate before the server has its
@@ -16,7 +16,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    io,
+    io, mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -140,17 +140,18 @@ impl Dialer {
         let mut attempts = JoinSet::<(Candidate, HandshakeError)>::new();
         let (complete, mut completed) = mpsc::channel(COMPLETE);
         let mut runner_up = None;
-        let mut greeting: Option<Greeting> = None;
+        let (mut greeting, mut greetings) = (None::<Greeting>, 0);
         let (mut failure, crowd) = (None, Crowd::default());
         let mut forgotten: Option<SessionError> = None;
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
         let (silence, mut is_told) = (next + SILENCE, false);
         loop {
-            if greeting.as_ref().is_none_or(Greeting::is_overdue)
-                && let Some(connected) = runner_up.take()
-            {
-                greeting = Some(Greeting::begin(connected, &self.terms));
+            let takes_over =
+                |it: &mut Connected| greeting.as_ref().is_none_or(|before| before.gives_way_to(it));
+            if let Some(connected) = runner_up.take_if(takes_over) {
+                greeting = Some(Greeting::begin(connected, &self.terms, greetings));
+                greetings += 1;
             }
             let is_over = waiting.is_empty() && attempts.is_empty() && completed.is_empty();
             if is_over && !unresolved && greeting.is_none() {
@@ -281,23 +282,35 @@ fn no_answer(tried: &HashSet<Candidate>) -> HandshakeError {
 async fn pursue(
     mut attempt: Attempt,
     early: Arc<[Bytes]>,
-    since: Instant,
+    mut since: Instant,
     complete: mpsc::Sender<Connected>,
     crowd: Crowd,
 ) -> (Candidate, HandshakeError) {
     attempt.start(HANDSHAKE_TIMEOUT, Some(early));
+    let pause = |since| {
+        let outage = clock::now().saturating_duration_since(since);
+        pace(outage, fraction()) * crowd.slowness()
+    };
+    let mut next = clock::now() + pause(since);
+    let mut has_answered = false;
     loop {
         tokio::select! {
             ended = attempt.next() => match ended {
                 Ok(connected) => {
+                    if !mem::replace(&mut has_answered, true) {
+                        // The outage is over, but the greeting may be lost.
+                        since = clock::now();
+                        next = next.min(since + pause(since));
+                    }
                     // The race ends before its finish is gone.
                     let _ = complete.send(connected).await;
                 }
                 Err(error) if error.is_of_one_handshake() => debug!(%error, "handshake failed"),
                 Err(error) => return (attempt.candidate().clone(), error),
             },
-            () = time::sleep(pace(clock::now().saturating_duration_since(since), fraction()) * crowd.slowness()) => {
+            () = time::sleep_until(next.into()) => {
                 attempt.start(FURTHER_TIMEOUT, None);
+                next = clock::now() + pause(since);
             }
         }
     }

@@ -22,6 +22,10 @@ use crate::{
     wire::message::Welcome,
 };
 
+/// How much later a handshake must begin to overtake each further greeting: a server that is slow to greet would
+/// otherwise never come to it.
+const LEAD: Duration = Duration::from_millis(250);
+
 /// A connection with a session.
 pub(super) struct Reached {
     pub(super) connected: Connected,
@@ -44,16 +48,19 @@ pub(super) struct Terms {
 pub(super) struct Greeting {
     connected: Connected,
     welcome: BoxFuture<'static, Result<(Control, Welcome), SessionError>>,
+    /// A handshake over the same path that begins from then on overtakes this greeting.
+    overtaken_from: Instant,
     due: Instant,
 }
 
 impl Greeting {
-    /// Says hello, and measures the path's round trip from here on.
-    pub(super) fn begin(connected: Connected, terms: &Terms) -> Self {
+    /// Says hello, and measures the path's round trip from here on. It is the next one after `before` others.
+    pub(super) fn begin(connected: Connected, terms: &Terms, before: u32) -> Self {
         let connection = connected.connection.clone();
         let Terms { congestion, unchecked, instance } = terms.clone();
-        let due = clock::now() + patience(&connection);
-        congestion.measure_from(clock::now());
+        let now = clock::now();
+        let due = now + patience(&connection);
+        congestion.measure_from(now);
         quic::ask(&connection);
         let welcome = async move {
             tokio::select! {
@@ -61,7 +68,7 @@ impl Greeting {
                 never = insist(&connection, &congestion) => match never {},
             }
         };
-        Self { connected, welcome: Box::pin(welcome), due }
+        Self { connected, welcome: Box::pin(welcome), overtaken_from: now + before * LEAD, due }
     }
 
     /// When the welcome should have come.
@@ -69,8 +76,13 @@ impl Greeting {
         self.due
     }
 
-    pub(super) fn is_overdue(&self) -> bool {
+    /// Whether another handshake, which is complete, takes its place: this greeting is overdue, or lost. A server
+    /// that does not have the end of a handshake cannot acknowledge anything, and QUIC repeats that end only after
+    /// three round trips. So a handshake that began later on the same path and is answered first tells of the loss,
+    /// as a packet does in RFC 9002 §6.1.
+    pub(super) fn gives_way_to(&self, other: &Connected) -> bool {
         self.due <= clock::now()
+            || (other.candidate == self.connected.candidate && other.begun >= self.overtaken_from)
     }
 
     /// Waits for the end of a greeting, which is taken out then; without a greeting for ever. Cancel safe.

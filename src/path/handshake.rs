@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use super::{
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
 };
 use crate::{
+    clock,
     identity::{PrivateKey, PublicKey},
     link::candidate::Candidate,
     quic::{
@@ -156,6 +157,8 @@ pub struct Connected {
     pub path: PathId,
     /// Where that leads.
     pub candidate: Candidate,
+    /// When the handshake began.
+    pub begun: Instant,
     /// Whether the server took the packets that went before the handshake.
     pub early_arrived: bool,
 }
@@ -206,6 +209,7 @@ impl Handshake {
         };
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
+        let begun = clock::now();
         let (underlay, path) =
             Underlay::open(network, &candidate).map_err(|error| unreachable(&error))?;
         let config = if early.is_some() { &self.resuming } else { &self.fresh };
@@ -215,7 +219,7 @@ impl Handshake {
             .map_err(|error| unreachable(&error))?;
         match time::timeout(limit, complete(connecting, early)).await {
             Ok(Ok((connection, early_arrived))) => {
-                Ok(Connected { connection, underlay, path, candidate, early_arrived })
+                Ok(Connected { connection, underlay, path, candidate, begun, early_arrived })
             }
             Ok(Err(error)) => {
                 let told = self.told(&candidate, &error);

@@ -11,6 +11,7 @@ use super::{
 use crate::clock;
 
 const WIFI: usize = 0;
+const LTE: usize = 1;
 /// Longer than the idle timeout: the session is over.
 const OVER: Duration = Duration::from_secs(35);
 /// A moment that has not come by then does not come.
@@ -114,6 +115,20 @@ impl Day {
         for link in 0..2 {
             self.world.change(link, |it| (it.up, it.hole) = (true, Hole::None));
         }
+    }
+
+    /// The same of this link alone, while the other one is as it was.
+    async fn outage_of(&self, link: usize) {
+        self.world.change(link, |it| it.hole = Hole::Everything);
+        sleep(OVER).await;
+        self.world.change(link, |it| it.hole = Hole::None);
+    }
+
+    /// The link of the next such moment loses what the client sends at that moment.
+    async fn lose_packets_at(&self, moment: Moment) {
+        let link = self.lose_at(moment, Hole::Uplink).await;
+        sleep(milliseconds(1)).await;
+        self.world.change(link, |it| it.hole = Hole::None);
     }
 
     /// The link of the next such moment loses this from then on.
@@ -234,5 +249,20 @@ fn a_handshake_that_the_server_gave_up_does_not_end_the_attempts_on_its_link() {
             day.lose([Hole::Everything, Hole::None]);
         });
         assert!(waited < milliseconds(1500), "asked for {asked} ms: {waited:?}");
+    }
+}
+
+/// The server cannot read the hello before it has the end of the handshake, which QUIC repeats after three round
+/// trips.
+#[test]
+fn a_greeting_that_is_lost_is_overtaken_by_the_next_handshake() {
+    for round_trip in [50, 300, 580] {
+        let waited = wait_after([round_trip, 50], async |day| {
+            day.world.change(LTE, |lte| lte.up = false);
+            day.outage_of(WIFI).await;
+            day.lose_packets_at(Moment::Handshake).await;
+        });
+        let bound = milliseconds(3 * round_trip + 350);
+        assert!(waited < bound, "{round_trip} ms: {waited:?}");
     }
 }
