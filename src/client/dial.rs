@@ -145,7 +145,7 @@ impl Dialer {
         let mut forgotten: Option<SessionError> = None;
         let mut next = clock::now();
         let end = next + HANDSHAKE_TIMEOUT;
-        let (silence, mut is_told) = (next + SILENCE, false);
+        let (mut silence, mut is_told) = (next + SILENCE, false);
         loop {
             let takes_over =
                 |it: &mut Connected| greeting.as_ref().is_none_or(|before| before.gives_way_to(it));
@@ -170,6 +170,7 @@ impl Dialer {
                     Err(Ended::Session(lost)) if is_forgotten(&lost) => {
                         debug!(reason = %lost, "no greeting");
                         forgotten = Some(lost);
+                        silence = clock::now() + SILENCE;
                     }
                     ended => return ended,
                 },
@@ -200,7 +201,10 @@ impl Dialer {
                         }
                     });
                 }
-                () = time::sleep_until(silence.into()), if !is_told && !attempts.is_empty() => {
+                // A server that completed a handshake has answered.
+                () = time::sleep_until(silence.into()),
+                    if !is_told && greeting.is_none() && !attempts.is_empty() =>
+                {
                     is_told = true;
                     silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
                 }

@@ -266,3 +266,21 @@ fn a_greeting_that_is_lost_is_overtaken_by_the_next_handshake() {
         assert!(waited < bound, "{round_trip} ms: {waited:?}");
     }
 }
+
+#[test]
+fn a_server_that_completes_a_handshake_is_not_called_silent() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        let (client, _tasks) = day.begin();
+        day.world.change(WIFI, |wifi| wifi.delay = milliseconds(290));
+        day.world.change(LTE, |lte| lte.up = false);
+        day.lose_at(Moment::Handshake, Hole::Uplink).await;
+        let answered = clock::now();
+        while clock::now() - answered < milliseconds(2300) {
+            sleep(milliseconds(10)).await;
+            let told = client.status().last_error;
+            assert_eq!(told, None, "{:?} after the handshake", clock::now() - answered);
+        }
+        day.lose([Hole::None; 2]);
+    });
+}
