@@ -1,12 +1,12 @@
 //! Asking the server over a path that does not carry the tunnel.
 //!
 //! A probe is a connection of its own, a short QUIC handshake under the ALPN `roamd-probe`, on a
-//! socket bound to the candidate's link. An echo over it proves that the path works both ways and
-//! leads to the right server, and measures it; the first one, which still meets the end of the
-//! handshake, is no measure, and others follow at once. The connection stays open, so that the next question
-//! is one round trip: the warm standby.
+//! socket bound to the candidate's link. That it completes proves that the path works both ways and leads to the
+//! right server. Echoes over it follow at once and measure the path, but for the first one, which still meets the
+//! end of the handshake. The connection stays open, so that the next question is one round trip: the warm standby.
 
 use std::{
+    mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -74,6 +74,7 @@ impl Probe {
             limit,
             attempt: None,
             standing: None,
+            is_new: false,
             last: None,
             epoch: Instant::now(),
             hurry: Arc::clone(&hurry),
@@ -114,6 +115,8 @@ struct Asker {
     limit: Duration,
     attempt: Option<Attempt>,
     standing: Option<Connected>,
+    /// Nothing was asked over it.
+    is_new: bool,
     /// The last round trip over it.
     last: Option<Duration>,
     epoch: Instant,
@@ -122,10 +125,10 @@ struct Asker {
 }
 
 /// An answer to a question.
-struct Answer {
-    rtt: Duration,
-    /// The first over its connection.
-    is_first: bool,
+enum Answer {
+    /// The handshake is complete.
+    Connected,
+    Echo(Duration),
 }
 
 impl Asker {
@@ -149,10 +152,11 @@ impl Asker {
                 }
             };
             let event = match answer {
-                Ok(Some(Answer { rtt, is_first })) => {
-                    pending = is_first;
-                    Event::Answered(key, (!is_first).then_some(rtt))
+                Ok(Some(Answer::Connected)) => {
+                    pending = true;
+                    Event::Answered(key, None)
                 }
+                Ok(Some(Answer::Echo(rtt))) => Event::Answered(key, Some(rtt)),
                 Ok(None) => Event::Refused(key),
                 Err(_elapsed) => {
                     (self.attempt, self.standing) = (None, None);
@@ -177,8 +181,8 @@ impl Asker {
             }
         };
         // A server that was started again does not know the connection that stands.
-        let known = tokio::select! {
-            rtt = over_standing => Some(rtt?),
+        let mut rtt = tokio::select! {
+            rtt = over_standing => rtt?,
             connected = self.connect(standing.is_none()) => {
                 self.attempt = None;
                 match connected {
@@ -188,29 +192,28 @@ impl Asker {
                         return None;
                     }
                 }
-                None
+                (self.is_new, self.last) = (true, None);
+                return Some(Answer::Connected);
             }
         };
         self.attempt = None;
         let connection = &self.standing.as_ref()?.connection;
-        let is_first = known.is_none();
-        let rtt = match known {
-            Some(rtt) => rtt,
-            None => echo(connection, epoch).await?,
-        };
+        if mem::take(&mut self.is_new) {
+            // The first echo met the end of the handshake.
+            rtt = echo(connection, epoch).await?;
+        }
         // One sample may be late because a machine was busy; of two the shorter one counts.
         let before = match self.last {
-            _ if is_first => None,
-            None => Some(echo(connection, epoch).await?),
-            known => known,
+            None => echo(connection, epoch).await?,
+            Some(before) => before,
         };
-        self.last = (!is_first).then_some(rtt);
-        let rtt = before.map_or(rtt, |before| before.min(rtt));
+        self.last = Some(rtt);
+        let rtt = before.min(rtt);
         let path = connection.stats().path;
         let measured =
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
-        Some(Answer { rtt, is_first })
+        Some(Answer::Echo(rtt))
     }
 
     /// The first handshake to complete: of this question, of void ones before it, and of those that somebody

@@ -268,6 +268,20 @@ fn a_greeting_that_is_lost_is_overtaken_by_the_next_handshake() {
 }
 
 #[test]
+fn a_path_is_used_as_soon_as_a_handshake_over_it_is_complete() {
+    let waited = wait_after([20, 580], async |day| {
+        day.world.change(LTE, |lte| lte.up = false);
+        day.lose([Hole::Everything; 2]);
+        sleep(milliseconds(500)).await;
+        day.world.change(LTE, |lte| lte.up = true);
+        sleep(milliseconds(2000)).await;
+        day.lose([Hole::Everything, Hole::None]);
+        day.lose_packets_at(Moment::Handshake).await;
+    });
+    assert!(waited < milliseconds(1200), "{waited:?}");
+}
+
+#[test]
 fn a_server_that_completes_a_handshake_is_not_called_silent() {
     virtual_time().block_on(async {
         let mut day = Day::new(0);
