@@ -25,7 +25,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -37,7 +37,7 @@ use tracing::{debug, info, warn};
 use self::{
     command::{Order, What},
     desired::{ApplyError, Desired},
-    dial::Dialer,
+    dial::{Dialer, Loss},
     ended::{Ended, Refusal},
     greeting::{Reached, Terms},
     pauses::{Pause, Pauses},
@@ -278,18 +278,20 @@ impl Client {
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
-        let (mut pauses, mut lost) = (Pauses::default(), clock::now());
+        let mut pauses = Pauses::default();
+        let mut loss = Loss { at: clock::now(), answered: None };
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             self.shown.connecting();
-            let ended = self.connect(host, orders, lost).await?;
+            let ended = self.connect(host, orders, loss.clone()).await?;
             self.queue.hold(true);
             self.desired.lock().await.in_session = false;
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
             if self.shown.sessions() > sessions {
-                lost = clock::now();
+                let answered = self.shown.in_use().filter(|_| ended.is_answer());
+                loss = Loss { at: clock::now(), answered };
             }
             if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();
@@ -350,13 +352,13 @@ impl Client {
     }
 
     /// Begins a session, and lets what waits go with the first packet.
-    async fn dial(&self, lost: Instant) -> Result<Reached, Ended> {
+    async fn dial(&self, loss: Loss) -> Result<Reached, Ended> {
         let (taken, dropped) = self.queue.take_early(EARLY);
         self.counters.dropped_by_queue(dropped);
         let early = taken.datagrams();
         let dialed = self
             .dialer
-            .dial(early.clone(), lost, |error| {
+            .dial(early.clone(), loss, |error| {
                 let reason = error.to_string();
                 self.shown.silent(&reason);
                 self.not_connected(&reason);
@@ -376,10 +378,10 @@ impl Client {
         &self,
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
-        lost: Instant,
+        loss: Loss,
     ) -> anyhow::Result<Ended> {
         let dialed = tokio::select! {
-            dialed = self.dial(lost) => dialed,
+            dialed = self.dial(loss) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
         let Reached { connected, control, welcome } = match dialed {

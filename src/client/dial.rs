@@ -93,6 +93,14 @@ fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
+/// How the last connection was lost.
+#[derive(Clone, Debug)]
+pub(super) struct Loss {
+    pub(super) at: Instant,
+    /// The path over which the server answered that it does not know the connection: it is tried first.
+    pub(super) answered: Option<Candidate>,
+}
+
 /// Connects.
 pub(super) struct Dialer {
     names: Arc<Names>,
@@ -116,14 +124,14 @@ impl Dialer {
     }
 
     /// One round: races all addresses over all links, also those that are found meanwhile, for a session.
-    /// Packets of `early` go with the first packet of each attempt, where the server lets that be. `since`
-    /// is when the last connection was lost. A server that does not answer soon is told to `silent`.
+    /// Packets of `early` go with the first packet of each attempt, where the server lets that be. A server that
+    /// does not answer soon is told to `silent`.
     ///
     /// Cancel safe: what it opened is closed.
     pub(super) async fn dial(
         &self,
         early: Arc<[Bytes]>,
-        mut since: Instant,
+        Loss { at: mut since, answered: first }: Loss,
         silent: impl Fn(&HandshakeError),
     ) -> Result<Reached, Ended> {
         let mut monitor = self.network.monitor().map_err(DialError::Monitor)?;
@@ -136,7 +144,7 @@ impl Dialer {
             unresolved = false;
         }
         let mut tried = HashSet::new();
-        let mut waiting = VecDeque::from(self.find(&servers, &mut tried).await?);
+        let mut waiting = VecDeque::from(self.find(&servers, &mut tried, first.as_ref()).await?);
         let mut attempts = JoinSet::<(Candidate, HandshakeError)>::new();
         let (complete, mut completed) = mpsc::channel(COMPLETE);
         let mut runner_up = None;
@@ -189,7 +197,7 @@ impl Dialer {
                     unresolved = false;
                     if let Ok(found) = found {
                         servers = found;
-                        waiting.extend(self.find(&servers, &mut tried).await?);
+                        waiting.extend(self.find(&servers, &mut tried, None).await?);
                     }
                 }
                 () = time::sleep_until(end.max(due).into()), if !attempts.is_empty() || greeting.is_some() => {
@@ -209,7 +217,7 @@ impl Dialer {
                     silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
                 }
                 () = monitor.hint() => {
-                    waiting.extend(self.find(&servers, &mut tried).await?);
+                    waiting.extend(self.find(&servers, &mut tried, None).await?);
                     since = clock::now();
                     time::sleep(SETTLE).await;
                 }
@@ -227,23 +235,29 @@ impl Dialer {
         }
     }
 
-    /// Candidates that are not `tried` yet.
+    /// Candidates that are not `tried` yet, `first` before all others.
     async fn find(
         &self,
         servers: &[SocketAddr],
         tried: &mut HashSet<Candidate>,
+        first: Option<&Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
         let mut found = self.network.candidates(servers).await?;
         found.sort_by_key(|(_, facts)| *facts);
         let found: Vec<_> = found.into_iter().map(|(candidate, _)| candidate).collect();
         self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());
-        Ok(in_turn(found.into_iter()).filter(|it| tried.insert(it.clone())).take(room).collect())
+        let turns = in_turn(found.into_iter(), first);
+        Ok(turns.filter(|it| tried.insert(it.clone())).take(room).collect())
     }
 }
 
 /// Each link in turn, the best first: a link over which nobody answers must not use up the attempts of the others.
-fn in_turn(found: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Candidate> {
+/// `first` goes before all of them.
+fn in_turn(
+    found: impl Iterator<Item = Candidate>,
+    first: Option<&Candidate>,
+) -> impl Iterator<Item = Candidate> {
     let mut before = HashMap::<_, usize>::new();
     let mut numbered: Vec<_> = found
         .map(|candidate| {
@@ -252,7 +266,7 @@ fn in_turn(found: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Candi
             (*turn, candidate)
         })
         .collect();
-    numbered.sort_by_key(|(turn, _)| *turn);
+    numbered.sort_by_key(|(turn, candidate)| (Some(candidate) != first, *turn));
     numbered.into_iter().map(|(_, candidate)| candidate)
 }
 
@@ -363,11 +377,21 @@ mod tests {
     #[test]
     fn every_link_has_its_turn_however_many_addresses_there_are() {
         let all = (1..=3).flat_map(|link| (0..9).map(move |server| candidate(link, server)));
-        let first: Vec<_> = in_turn(all).take(MAX_ATTEMPTS).collect();
+        let first: Vec<_> = in_turn(all, None).take(MAX_ATTEMPTS).collect();
         assert_eq!(first[..3], [candidate(1, 0), candidate(2, 0), candidate(3, 0)]);
         for link in 1..=3 {
             assert!(first.iter().filter(|it| it.index == link).count() >= 5, "{first:?}");
         }
+    }
+
+    #[test]
+    fn the_candidate_over_which_the_server_answered_last_is_the_first() {
+        let all = [candidate(1, 0), candidate(1, 1), candidate(2, 0)];
+        let order = |first| in_turn(all.clone().into_iter(), first).collect::<Vec<_>>();
+        assert_eq!(order(None), [candidate(1, 0), candidate(2, 0), candidate(1, 1)]);
+        let answered = candidate(1, 1);
+        assert_eq!(order(Some(&answered)), [answered.clone(), candidate(1, 0), candidate(2, 0)]);
+        assert_eq!(order(Some(&candidate(3, 0))), order(None), "it is gone");
     }
 
     #[test]

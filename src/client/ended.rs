@@ -78,6 +78,12 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// Whether the server answered over the path in use that it does not know the connection.
+    #[must_use]
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Forgotten | Self::Lost(ConnectionError::Reset))
+    }
+
     /// The refusal, if it was one. What is refused is asked again, though more rarely.
     #[must_use]
     pub(crate) fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {

@@ -41,6 +41,8 @@ pub(super) struct Pause {
 pub(super) struct Pauses {
     ordinary: ExponentialBackoff,
     refused: ExponentialBackoff,
+    /// Whether a session was reset.
+    was_reset: bool,
     /// How often the server told of another machine with our key.
     rivals: u32,
 }
@@ -59,6 +61,7 @@ impl Default for Pauses {
         Self {
             ordinary: begin(SHORTEST, LONGEST, 2.0),
             refused: begin(REFUSED, LONGEST_REFUSED, REFUSED_FACTOR),
+            was_reset: false,
             rivals: 0,
         }
     }
@@ -76,6 +79,8 @@ impl Pauses {
             self.rivals += 1;
             return Some(Pause { shortest: pause, longest: pause });
         }
+        let was_reset = self.was_reset;
+        self.was_reset |= matches!(ended, Ended::Lost(ConnectionError::Reset));
         match ended {
             // The attempts had their own pace, or none was made since.
             Ended::Dial(DialError::Handshake(error)) if error.is_of_one_handshake() => None,
@@ -83,6 +88,9 @@ impl Pauses {
             // It answered just now.
             | Ended::Forgotten
             | Ended::Lost(ConnectionError::TimedOut) => None,
+            // So did a server that resets what it does not know. When it resets one session after the other, they
+            // may lead to several servers in turns.
+            Ended::Lost(ConnectionError::Reset) if !was_reset => None,
             Ended::Dial(DialError::NoRoute(_)) => {
                 Some(Pause { shortest: NO_ROUTE, longest: LONGEST })
             }
@@ -115,7 +123,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_never_end() {
-        let pauses = after(&Ended::Lost(ConnectionError::Reset), 50);
+        let pauses = after(&Ended::Session(ConnectionError::Reset.into()), 50);
         assert!(pauses[0].longest >= SHORTEST && pauses[0].longest <= 2 * SHORTEST);
         assert!(pauses.iter().all(|pause| pause.longest <= 2 * LONGEST), "{pauses:?}");
     }
@@ -155,6 +163,15 @@ mod tests {
     #[test]
     fn a_server_that_answers_but_does_not_know_the_connection_is_asked_at_once() {
         assert_eq!(Pauses::default().after(&Ended::Forgotten, None), None);
+    }
+
+    #[test]
+    fn a_server_that_resets_one_session_after_the_other_is_asked_at_once_the_first_time_only() {
+        let (mut pauses, reset) = (Pauses::default(), Ended::Lost(ConnectionError::Reset));
+        assert_eq!(pauses.after(&reset, None), None);
+        let pauses: Vec<_> = (0..20).map(|_| pauses.after(&reset, None).unwrap()).collect();
+        assert!(pauses.iter().all(|pause| pause.shortest == SHORTEST));
+        assert!(pauses[10].longest >= LONGEST, "{pauses:?}");
     }
 
     #[test]

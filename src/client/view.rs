@@ -280,8 +280,13 @@ impl Shown {
     /// Sessions begun so far.
     /// The address of the server that is in use.
     pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.in_use().map(|candidate| candidate.server)
+    }
+
+    /// Where the connection of the day leads.
+    pub(super) fn in_use(&self) -> Option<Candidate> {
         self.with(|state| {
-            state.paths.iter().find(|path| path.is_in_use()).map(|path| path.candidate.server)
+            state.paths.iter().find(|path| path.is_in_use()).map(|path| path.candidate.clone())
         })
     }
 

@@ -15,10 +15,9 @@ const BOTH: &str = "10.77.9.2:4433\", \"10.77.9.3:4433";
 const RUNS: usize = 3;
 /// A client is without its server for so long at most.
 const HOLE: Duration = Duration::from_secs(3);
-/// The same where nobody tells the client, and it has to find out: less than 3 s in most runs and 3.1 s on a
-/// busy machine. Half a second of it is the dialer's way past the dead address. A client that does not find out
-/// waits to the end of the stream.
-const FORGOTTEN: Duration = Duration::from_secs(5);
+/// The same where nobody tells the client, and it has to find out. A client that does not waits to the end of the
+/// stream.
+const FORGOTTEN: Duration = Duration::from_secs(3);
 /// Longer than the idle timeout.
 const LONG: Duration = Duration::from_secs(15);
 
