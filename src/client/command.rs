@@ -53,7 +53,7 @@ impl Inquiry {
         let (key, answer) = match event {
             // Otherwise another answer follows, with the round trip.
             Event::Answered(key, Some(rtt)) => (key, format!("works, {}", shown(*rtt))),
-            Event::Refused(key) => (key, "no answer".into()),
+            Event::Refused(key) | Event::TimedOut(key) => (key, "no answer".into()),
             _ => return,
         };
         if let Some((_, open)) = self.paths.get_mut(key) {

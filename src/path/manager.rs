@@ -38,6 +38,9 @@ const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// The longest while no path is known to work: somebody is waiting.
 const DESPERATE_RETRY: Duration = Duration::from_secs(1);
+/// The same where nobody refused: the path was asked at a steady pace for as long as a question may take, and its
+/// network may be back since a moment.
+const SILENT_RETRY: Duration = Duration::from_millis(100);
 /// A path that failed must stay good for so long before it is preferred again; doubled with each
 /// failure up to the longest.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
@@ -63,6 +66,8 @@ pub(crate) enum Event {
     Measured(PathKey, Duration),
     /// A question over this path will not be answered: it was refused, or its socket failed.
     Refused(PathKey),
+    /// A question over this path was not answered in time.
+    TimedOut(PathKey),
     /// The active path was sent to and is silent for longer than it should be.
     Silent(PathKey),
     /// The server was heard on the active path again.
@@ -91,8 +96,8 @@ pub(crate) struct Choice {
 /// What the manager wants done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Ask the server over this path; [`Event::Answered`] or [`Event::Refused`] follow. An earlier
-    /// question over the same path is void.
+    /// Ask the server over this path; [`Event::Answered`], [`Event::Refused`] or [`Event::TimedOut`]
+    /// follow. An earlier question over the same path is void.
     Ask(PathKey),
     /// Stop asking over this path, and close what was opened for it unless it is active.
     Forget(PathKey),
@@ -205,6 +210,7 @@ impl Manager {
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
+            Some(Event::TimedOut(key)) => self.time_out(key, now, &mut actions),
             Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
             Some(Event::Heard(key)) => self.trust(key),
             Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
@@ -388,6 +394,17 @@ impl Manager {
         }
     }
 
+    /// A question was not answered in time.
+    fn time_out(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
+        self.fail(key, now, actions);
+        if !self.works()
+            && !self.is_active(key)
+            && let Some(path) = self.paths.get_mut(&key)
+        {
+            path.state = State::Failed { retry_at: now + SILENT_RETRY };
+        }
+    }
+
     /// Whether the active path is trusted.
     fn works(&self) -> bool {
         self.active.is_some_and(|active| active.doubt.is_none())
@@ -522,7 +539,7 @@ impl Manager {
                     path.state = State::Standby { since: now, check: None };
                 }
             } else {
-                self.fail(key, now, actions);
+                self.time_out(key, now, actions);
             }
         }
     }

@@ -160,7 +160,7 @@ impl Asker {
                 Ok(None) => Event::Refused(key),
                 Err(_elapsed) => {
                     (self.attempt, self.standing) = (None, None);
-                    Event::Refused(key)
+                    Event::TimedOut(key)
                 }
             };
             if answers.send(event).await.is_err() {

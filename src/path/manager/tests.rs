@@ -241,6 +241,21 @@ fn while_nothing_works_every_path_is_asked_again_soon() {
 }
 
 #[test]
+fn while_nothing_works_a_silent_path_is_asked_again_sooner_than_one_that_refused() {
+    for (ended, retry) in
+        [(Event::TimedOut(key(2)), SILENT_RETRY), (Event::Refused(key(2)), SHORTEST_RETRY)]
+    {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(Duration::from_secs(1));
+        let _ = fixture.tell(ended);
+        assert_eq!(fixture.condition(2), Some(Condition::Failed));
+        assert_eq!(fixture.wait(retry - MS), []);
+        assert_eq!(fixture.wait(MS), [Action::Ask(key(2))]);
+    }
+}
+
+#[test]
 fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
     let mut fixture = on_wifi();
     let mut waits = Vec::new();
@@ -344,6 +359,7 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (path.clone(), proptest::option::of(rtt))
             .prop_map(|(path, rtt)| Event::Answered(path, rtt)),
         2 => path.clone().prop_map(Event::Refused),
+        2 => path.clone().prop_map(Event::TimedOut),
         3 => path.clone().prop_map(Event::Silent),
         2 => path.clone().prop_map(Event::Heard),
         2 => path.clone().prop_map(Event::SendFailed),

@@ -281,6 +281,24 @@ fn a_path_is_used_as_soon_as_a_handshake_over_it_is_complete() {
     assert!(waited < milliseconds(1200), "{waited:?}");
 }
 
+/// Two round trips find out that the server forgot, and three make a new session. One more is lost with a question
+/// whose time is over a moment before its answer comes.
+#[test]
+fn a_server_that_forgot_is_found_again_over_another_slow_network_that_comes_back() {
+    for asked in (3000..9000).step_by(100) {
+        let waited = wait_after([580, 50], async |day| {
+            day.world.change(WIFI, |wifi| wifi.up = false);
+            sleep(milliseconds(2000)).await;
+            day.lose([Hole::Everything; 2]);
+            day.world.change(WIFI, |wifi| wifi.up = true);
+            day.start_server();
+            sleep(milliseconds(asked)).await;
+            day.lose([Hole::None, Hole::Everything]);
+        });
+        assert!(waited < milliseconds(6 * 580 + 500), "asked for {asked} ms: {waited:?}");
+    }
+}
+
 #[test]
 fn a_server_that_completes_a_handshake_is_not_called_silent() {
     virtual_time().block_on(async {
