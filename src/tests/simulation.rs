@@ -128,7 +128,7 @@ fn a_probe_need_not_ask_twice() {
         let mut day = Day::new(0);
         day.start_server();
         let servers = SERVERS.map(|server| server.parse().unwrap());
-        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (candidate, _) = day.world.candidates(&servers).await.unwrap().remove(0);
         let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
         let handshake = Handshake::new(key, server, tls::PROBE, quic::probe_transport()).unwrap();
         for attempt in 0..20 {
@@ -147,7 +147,7 @@ fn a_probe_that_asks_nothing_for_a_minute_is_ended() {
         let mut day = Day::new(0);
         day.start_server();
         let servers = SERVERS.map(|server| server.parse().unwrap());
-        let (_, candidate) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let (candidate, _) = day.world.candidates(&servers).await.unwrap().remove(0);
         let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
         let mut transport = quic::probe_transport();
         transport.keep_alive_interval(Some(Duration::from_secs(5)));
