@@ -35,7 +35,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use self::{
-    command::{Order, What},
+    command::{Order, What, next_choice, no_way},
     desired::{ApplyError, Desired},
     dial::{Dialer, Loss},
     ended::{Ended, Refusal},
@@ -64,8 +64,8 @@ use crate::{
     identity::PublicKey,
     link::{candidate::Unusable, netlink::Netlink},
     path::{
-        handshake::Handshake,
-        manager::Settings,
+        handshake::{Handshake, HandshakeError},
+        manager::{self, Choice, Manager, Settings},
         network::{Network, kernel::Links},
         preference::Preferences,
         servers::Names,
@@ -280,11 +280,14 @@ impl Client {
     ) -> anyhow::Result<()> {
         let mut pauses = Pauses::default();
         let mut loss = Loss { at: clock::now(), answered: None };
+        let mut manager = Manager::new(**self.roaming.settings.load());
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             self.shown.connecting();
-            let ended = self.connect(host, orders, loss.clone()).await?;
+            let ended = self.connect(host, &mut manager, orders, loss.clone()).await?;
+            // What its actions would close was the roamer's, and is closed.
+            let _ = manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
             self.desired.lock().await.in_session = false;
             let refusal = ended.refusal(self.key);
@@ -304,8 +307,6 @@ impl Client {
             };
             let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
             self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
-            // Whoever waits for an answer learns that there is none.
-            while orders.try_recv().is_ok() {}
             match refusal {
                 // Whoever started it by hand reads this, and mends it at once.
                 Some(refusal) if self.shown.sessions() == 0 && !systemd::is_managed() => {
@@ -319,7 +320,7 @@ impl Client {
                 self.give_way(false, host).await;
             }
             if let Some(pause) = pause {
-                self.sleep_or_change(pause).await?;
+                self.sleep_or_change(pause, &mut manager, orders).await?;
             }
         }
     }
@@ -340,30 +341,87 @@ impl Client {
         std::future::pending().await
     }
 
-    /// Waits for the longest of the pause, or less if a network changes, but for the shortest at least.
-    async fn sleep_or_change(&self, Pause { shortest, longest }: Pause) -> io::Result<()> {
+    /// Waits for the longest of the pause, or less if a network changes or a person chooses a link, but for the
+    /// shortest at least.
+    async fn sleep_or_change(
+        &self,
+        Pause { shortest, longest }: Pause,
+        manager: &mut Manager,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> io::Result<()> {
         let mut monitor = self.roaming.network.monitor()?;
-        tokio::time::sleep(shortest).await;
-        tokio::select! {
-            () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
-            () = monitor.hint() => debug!("a network changed: trying at once"),
+        let chosen = Notify::new();
+        let pause = async {
+            tokio::time::sleep(shortest).await;
+            tokio::select! {
+                () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
+                () = monitor.hint() => debug!("a network changed: trying at once"),
+                () = chosen.notified() => debug!("a person chose a link: trying at once"),
+            }
+        };
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return Ok(()),
+                (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
+                    let _ = reply.send(self.choose(choice, manager).await);
+                    chosen.notify_one();
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// Remembers a person's choice for the connection to come.
+    async fn choose(&self, choice: Option<Choice>, manager: &mut Manager) -> Reply {
+        let done = match &choice {
+            Some(Choice { link, pinned }) => {
+                let servers = self.roaming.names.known();
+                let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+                let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
+                if !links().any(|other| other == link) {
+                    return no_way(link, links());
+                }
+                let how = match pinned {
+                    true => "dialed alone, whatever happens",
+                    false => "dialed first, until it fails",
+                };
+                format!("{link}: {how}")
+            }
+            None => "the best path is chosen again".into(),
+        };
+        // Without a connection there is nothing to do about it yet.
+        let _ = manager.handle(manager::Event::Choose(choice), clock::now());
+        Reply::Done(vec![done])
+    }
+
+    fn why_not_connected(&self) -> String {
+        let why = self.shown.last_error().unwrap_or_else(|| "still connecting".into());
+        format!("not connected ({why}): the links are tried as it is")
     }
 
     /// Begins a session, and lets what waits go with the first packet.
-    async fn dial(&self, loss: Loss) -> Result<Reached, Ended> {
+    async fn dial(
+        &self,
+        manager: &mut Manager,
+        orders: &mut mpsc::Receiver<Order>,
+        loss: Loss,
+    ) -> Result<Reached, Ended> {
         let (taken, dropped) = self.queue.take_early(EARLY);
         self.counters.dropped_by_queue(dropped);
         let early = taken.datagrams();
-        let dialed = self
-            .dialer
-            .dial(early.clone(), loss, |error| {
-                let reason = error.to_string();
-                self.shown.silent(&reason);
-                self.not_connected(&reason);
-            })
-            .await;
+        let silent = |error: &HandshakeError| {
+            let reason = error.to_string();
+            self.shown.silent(&reason);
+            self.not_connected(&reason);
+        };
+        let dialed = loop {
+            tokio::select! {
+                dialed = self.dialer.dial(manager, early.clone(), loss.clone(), silent) => break dialed,
+                (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
+                    let _ = reply.send(self.choose(choice, manager).await);
+                }
+            }
+        };
         if dialed.as_ref().is_ok_and(|reached| reached.connected.early_arrived) {
             let bytes = early.iter().map(|packet| packet.len() as u64).sum();
             self.counters.sent.add(early.len() as u64, bytes);
@@ -377,11 +435,12 @@ impl Client {
     async fn connect(
         &self,
         host: &mut impl Setup,
+        manager: &mut Manager,
         orders: &mut mpsc::Receiver<Order>,
         loss: Loss,
     ) -> anyhow::Result<Ended> {
         let dialed = tokio::select! {
-            dialed = self.dial(loss) => dialed,
+            dialed = self.dial(manager, orders, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
         let Reached { connected, control, welcome } = match dialed {
@@ -399,8 +458,8 @@ impl Client {
         };
         let resumed = connected.early_arrived;
         // From here on the path is watched: the host may take its time.
-        let roamer =
-            Roamer::new(&self.roaming, &self.shown, &self.queue, control, orders, connected);
+        let Self { roaming, shown, queue, .. } = self;
+        let roamer = Roamer::new(roaming, shown, queue, manager, control, orders, connected);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
@@ -624,13 +683,8 @@ impl Client {
             Request::Auto => What::Auto,
             Request::Probe { link } => What::Probe { link },
         };
-        let session = self.shown.sessions();
-        if !self.shown.is_connected() {
-            let why = self.shown.last_error().unwrap_or_else(|| "still connecting".into());
-            return Reply::Error(format!("not connected ({why}): every link is tried as it is"));
-        }
         let (reply, answer) = oneshot::channel();
-        let sent = orders.send(Order { session, what, reply }).await;
+        let sent = orders.send(Order { what, reply }).await;
         match answer.await {
             Ok(reply) if sent.is_ok() => reply,
             _ => Reply::Error("the connection was lost meanwhile".into()),

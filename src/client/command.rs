@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     daemon::{control::Reply, status::milliseconds},
     link::candidate::Candidate,
-    path::{PathKey, manager::Event},
+    path::{
+        PathKey,
+        manager::{Choice, Event},
+    },
 };
 
 /// An order, and where the answer goes.
 #[derive(Debug)]
 pub(crate) struct Order {
-    /// The session that it is for, by its number: it means nothing to the next one.
-    pub(crate) session: u64,
     pub(crate) what: What,
     pub(crate) reply: oneshot::Sender<Reply>,
 }
@@ -24,6 +25,33 @@ pub(crate) enum What {
     Switch { link: String, pin: bool },
     Auto,
     Probe { link: Option<String> },
+}
+
+/// Waits until a person chooses a link, or with `None` leaves the choice to us, while there is no connection.
+/// What takes one is refused, for this reason. Cancel safe.
+pub(super) async fn next_choice(
+    orders: &mut mpsc::Receiver<Order>,
+    why_not: impl Fn() -> String,
+) -> (Option<Choice>, oneshot::Sender<Reply>) {
+    while let Some(Order { what, reply }) = orders.recv().await {
+        match what {
+            What::Switch { link, pin } => return (Some(Choice { link, pinned: pin }), reply),
+            What::Auto => return (None, reply),
+            What::Probe { .. } => {
+                let _ = reply.send(Reply::Error(why_not()));
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// The answer to a person who chose a link that has no way to the server, unlike `links`.
+pub(super) fn no_way<'a>(name: &str, links: impl Iterator<Item = &'a str>) -> Reply {
+    let mut links: Vec<_> = links.collect();
+    links.sort_unstable();
+    links.dedup();
+    let those = if links.is_empty() { "none has".into() } else { links.join(", ") };
+    Reply::Error(format!("{name} has no way to the server; links that have one: {those}"))
 }
 
 /// A question about some paths, until all are answered.
@@ -87,4 +115,30 @@ impl Inquiry {
 
 fn shown(rtt: Duration) -> String {
     format!("{:.1} ms", milliseconds(rtt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_a_connection_a_choice_is_taken_and_a_probe_refused() {
+        let (orders, mut ordered) = mpsc::channel(2);
+        let (reply, refused) = oneshot::channel();
+        orders.send(Order { what: What::Probe { link: None }, reply }).await.unwrap();
+        let (reply, _answer) = oneshot::channel();
+        let what = What::Switch { link: "lte0".into(), pin: true };
+        orders.send(Order { what, reply }).await.unwrap();
+        let (choice, _reply) = next_choice(&mut ordered, || "not connected".into()).await;
+        assert_eq!(choice, Some(Choice { link: "lte0".into(), pinned: true }));
+        assert!(matches!(refused.await, Ok(Reply::Error(why)) if why == "not connected"));
+    }
+
+    #[test]
+    fn each_link_that_has_a_way_is_named_once() {
+        let Reply::Error(error) = no_way("eth7", ["wlan0", "lte0", "wlan0"].into_iter()) else {
+            panic!("no error");
+        };
+        assert_eq!(error, "eth7 has no way to the server; links that have one: lte0, wlan0");
+    }
 }

@@ -38,6 +38,7 @@ use crate::{
     link::candidate::Candidate,
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
+        manager::Manager,
         network::{Network, NetworkError},
         servers::{Names, ResolveError},
     },
@@ -81,6 +82,9 @@ pub(crate) enum DialError {
     /// No link has a route to the server.
     #[error("no network link has a route to {}", list(.0))]
     NoRoute(Vec<SocketAddr>),
+    /// The link that a person pinned has no route to the server.
+    #[error("{link} has no route to {}, and is pinned; roamd switch --auto ends that", list(.servers))]
+    Pinned { link: String, servers: Vec<SocketAddr> },
     /// The kernel can't tell of changes.
     #[error("can't hear of network changes: {0}")]
     Monitor(#[from] io::Error),
@@ -123,13 +127,14 @@ impl Dialer {
         Self { names, handshake, network, terms, attempts: Attempts::default() }
     }
 
-    /// One round: races all addresses over all links, also those that are found meanwhile, for a session.
-    /// Packets of `early` go with the first packet of each attempt, where the server lets that be. A server that
-    /// does not answer soon is told to `silent`.
+    /// One round: races all addresses over all links, in the `manager`'s order and also those that are found
+    /// meanwhile, for a session. Packets of `early` go with the first packet of each attempt, where the server lets
+    /// that be. A server that does not answer soon is told to `silent`.
     ///
     /// Cancel safe: what it opened is closed.
     pub(super) async fn dial(
         &self,
+        manager: &Manager,
         early: Arc<[Bytes]>,
         Loss { at: mut since, answered: first }: Loss,
         silent: impl Fn(&HandshakeError),
@@ -144,7 +149,8 @@ impl Dialer {
             unresolved = false;
         }
         let mut tried = HashSet::new();
-        let mut waiting = VecDeque::from(self.find(&servers, &mut tried, first.as_ref()).await?);
+        let mut waiting =
+            VecDeque::from(self.find(manager, &servers, &mut tried, first.as_ref()).await?);
         let mut attempts = JoinSet::<(Candidate, HandshakeError)>::new();
         let (complete, mut completed) = mpsc::channel(COMPLETE);
         let mut runner_up = None;
@@ -167,7 +173,7 @@ impl Dialer {
                     return Err(lost.into());
                 }
                 return Err(failure
-                    .map_or(DialError::NoRoute(servers), DialError::Handshake)
+                    .map_or_else(|| no_route(manager, servers), DialError::Handshake)
                     .into());
             }
             let due = greeting.as_ref().map_or(end, Greeting::due);
@@ -197,7 +203,7 @@ impl Dialer {
                     unresolved = false;
                     if let Ok(found) = found {
                         servers = found;
-                        waiting.extend(self.find(&servers, &mut tried, None).await?);
+                        waiting.extend(self.find(manager, &servers, &mut tried, None).await?);
                     }
                 }
                 () = time::sleep_until(end.max(due).into()), if !attempts.is_empty() || greeting.is_some() => {
@@ -217,7 +223,7 @@ impl Dialer {
                     silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
                 }
                 () = monitor.hint() => {
-                    waiting.extend(self.find(&servers, &mut tried, None).await?);
+                    waiting.extend(self.find(manager, &servers, &mut tried, None).await?);
                     since = clock::now();
                     time::sleep(SETTLE).await;
                 }
@@ -238,13 +244,13 @@ impl Dialer {
     /// Candidates that are not `tried` yet, `first` before all others.
     async fn find(
         &self,
+        manager: &Manager,
         servers: &[SocketAddr],
         tried: &mut HashSet<Candidate>,
         first: Option<&Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
-        let mut found = self.network.candidates(servers).await?;
-        found.sort_by_key(|(_, facts)| *facts);
-        let found: Vec<_> = found.into_iter().map(|(candidate, _)| candidate).collect();
+        let found = self.network.candidates(servers).await?;
+        let found = manager.dial_order(found, clock::now());
         self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());
         let turns = in_turn(found.into_iter(), first);
@@ -268,6 +274,13 @@ fn in_turn(
         .collect();
     numbered.sort_by_key(|(turn, candidate)| (Some(candidate) != first, *turn));
     numbered.into_iter().map(|(_, candidate)| candidate)
+}
+
+fn no_route(manager: &Manager, servers: Vec<SocketAddr>) -> DialError {
+    match manager.pinned() {
+        Some(link) => DialError::Pinned { link: link.into(), servers },
+        None => DialError::NoRoute(servers),
+    }
 }
 
 /// How many attempts are under way.

@@ -91,7 +91,7 @@ impl Pauses {
             // So did a server that resets what it does not know. When it resets one session after the other, they
             // may lead to several servers in turns.
             Ended::Lost(ConnectionError::Reset) if !was_reset => None,
-            Ended::Dial(DialError::NoRoute(_)) => {
+            Ended::Dial(DialError::NoRoute(_) | DialError::Pinned { .. }) => {
                 Some(Pause { shortest: NO_ROUTE, longest: LONGEST })
             }
             _ => {

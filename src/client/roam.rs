@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    command::{Inquiry, Order, What},
+    command::{Inquiry, Order, What, no_way},
     milliseconds,
     portals::Portals,
     view::{Shown, ShownPath},
@@ -92,7 +92,7 @@ pub(super) struct Roamer<'a> {
     renamed: watch::Receiver<Vec<SocketAddr>>,
     connection: Connection,
     underlay: Underlay,
-    manager: Manager,
+    manager: &'a mut Manager,
     candidates: BTreeMap<Key, Candidate>,
     open: HashMap<Key, PathId>,
     /// Old paths that are still read, until when.
@@ -140,6 +140,7 @@ impl<'a> Roamer<'a> {
         roaming: &'a Roaming,
         shown: &'a Shown,
         queue: &'a Queue,
+        manager: &'a mut Manager,
         control: Control,
         orders: &'a mut mpsc::Receiver<Order>,
         connected: Connected,
@@ -147,6 +148,7 @@ impl<'a> Roamer<'a> {
         let Connected { connection, underlay, path, candidate, .. } = connected;
         let (answered, answers) = mpsc::channel(ANSWERS);
         let first = Key::from(&candidate);
+        manager.set_settings(**roaming.settings.load());
         Self {
             roaming,
             shown,
@@ -158,7 +160,7 @@ impl<'a> Roamer<'a> {
             renamed: roaming.names.changes(),
             connection,
             underlay,
-            manager: Manager::new(**roaming.settings.load()),
+            manager,
             candidates: [(first, candidate)].into(),
             open: [(first, path)].into(),
             closing: Vec::new(),
@@ -243,11 +245,7 @@ impl<'a> Roamer<'a> {
                     }
                     self.tell(Event::Portal(key));
                 }
-                Some(order) = self.orders.recv() => {
-                    if order.session == self.shown.sessions() {
-                        self.obey(order);
-                    }
-                }
+                Some(order) = self.orders.recv() => self.obey(order),
                 () = self.roaming.changed.notified() => self.renew().await,
                 () = self.roaming.heart.asked() => {}
                 // Whether it slept is seen when the loop comes round.
@@ -314,7 +312,7 @@ impl<'a> Roamer<'a> {
         self.look().await;
     }
 
-    fn obey(&mut self, Order { what, reply, .. }: Order) {
+    fn obey(&mut self, Order { what, reply }: Order) {
         // Whoever asked may not wait for the answer any more.
         let _ = match what {
             What::Auto => {
@@ -362,15 +360,12 @@ impl<'a> Roamer<'a> {
 
     /// The index of a link that could carry the tunnel.
     fn link(&self, name: &str) -> Result<u32, Reply> {
-        let mut links: Vec<_> =
+        let links: Vec<_> =
             self.manager.paths().filter_map(|(key, ..)| self.candidates.get(&key)).collect();
         if let Some(found) = links.iter().find(|candidate| candidate.link == name) {
             return Ok(found.index);
         }
-        links.dedup_by(|a, b| a.link == b.link);
-        let links: Vec<_> = links.iter().map(|candidate| candidate.link.as_str()).collect();
-        let those = if links.is_empty() { "none has".into() } else { links.join(", ") };
-        Err(Reply::Error(format!("{name} has no way to the server; links that have one: {those}")))
+        Err(no_way(name, links.iter().map(|candidate| candidate.link.as_str())))
     }
 
     /// Finds out which candidates there are.

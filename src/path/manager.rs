@@ -17,7 +17,9 @@
 //! answer wins. A better path must answer a probe and, if it failed lately, stay good for a while
 //! that grows with each failure, before it takes over.
 //!
-//! A person may choose a link: it goes before all others until it fails, or is used alone.
+//! A person may choose a link: it goes before all others until it fails, or is used alone. That choice and the
+//! failures of links outlive the connection: the manager lives as long as the client, and while there is no
+//! connection it says in which order to dial.
 
 mod why;
 
@@ -57,8 +59,7 @@ pub(crate) enum Event {
     Candidates(Vec<(Candidate, LinkFacts)>),
     /// The tunnel's connection stands on this path.
     Connected(PathKey),
-    /// The tunnel's connection is lost.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a manager ends with its connection as yet"))]
+    /// The tunnel's connection is lost, and with it what was opened to ask over its paths.
     Disconnected,
     /// A question over this path was answered; the round trip took so long, if that can be told.
     Answered(PathKey, Option<Duration>),
@@ -203,10 +204,7 @@ impl Manager {
         match event.into() {
             Some(Event::Candidates(found)) => self.update(found, now, &mut actions),
             Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
-            Some(Event::Disconnected) => {
-                self.connected = false;
-                self.active = None;
-            }
+            Some(Event::Disconnected) => self.disconnect(),
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
@@ -248,6 +246,34 @@ impl Manager {
             Some(Doubt::Open) | None => None,
         });
         of_paths.chain(doubt).min()
+    }
+
+    /// In which order to dial these candidates, without those that a pinned link rules out. A link that
+    /// failed lately goes after those that did not.
+    #[must_use]
+    pub(crate) fn dial_order(
+        &self,
+        found: Vec<(Candidate, LinkFacts)>,
+        now: Instant,
+    ) -> Vec<Candidate> {
+        let mut allowed: Vec<_> = found
+            .into_iter()
+            .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
+            .map(|(candidate, link)| {
+                let chosen = self.is_chosen(&candidate.link);
+                let failures = self.record.get(&PathKey::from(&candidate));
+                let failed_lately = failures.is_some_and(|failures| failures.are_recent(now));
+                ((!chosen, failed_lately, link), candidate)
+            })
+            .collect();
+        allowed.sort_by_key(|(place, _)| *place);
+        allowed.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+
+    /// The link that a person pinned.
+    #[must_use]
+    pub(crate) fn pinned(&self) -> Option<&str> {
+        self.choice.as_ref().filter(|choice| choice.pinned).map(|choice| choice.link.as_str())
     }
 
     /// The path that carries the tunnel.
@@ -309,7 +335,7 @@ impl Manager {
         let gone: Vec<_> = self.paths.keys().filter(|key| !is_found(key)).copied().collect();
         for key in gone {
             if let Some(mut path) = self.paths.remove(&key) {
-                path.fail(now, LONGEST_RETRY);
+                path.failures.add(now);
                 if self.active.take_if(|active| active.key == key).is_some() {
                     self.end_choice(&path.link);
                 }
@@ -328,6 +354,10 @@ impl Manager {
 
     fn connect(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
+        // A chosen link that is gone has failed.
+        self.choice.take_if(|choice| {
+            !choice.pinned && !self.paths.values().any(|path| path.link == choice.link)
+        });
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
             // A handshake takes longer than a round trip.
@@ -337,6 +367,13 @@ impl Manager {
             // Its own traffic tells more than a question does.
             actions.push(Action::Forget(key));
         }
+    }
+
+    fn disconnect(&mut self) {
+        self.connected = false;
+        self.active = None;
+        let failures = std::mem::take(&mut self.paths).into_iter();
+        self.record.extend(failures.map(|(key, path)| (key, path.failures)));
     }
 
     fn measure(&mut self, key: PathKey, rtt: Duration) {
@@ -387,9 +424,14 @@ impl Manager {
             // Its own traffic tells more than a question does.
             return;
         }
-        let longest = if self.works() { LONGEST_RETRY } else { DESPERATE_RETRY };
+        let works = self.works();
+        let longest = if works { LONGEST_RETRY } else { DESPERATE_RETRY };
         if let Some(path) = self.paths.get_mut(&key) {
-            path.fail(now, longest);
+            path.retry_later(now, longest);
+            // While nothing works, the fault may be the server's.
+            if works {
+                path.failures.add(now);
+            }
             actions.push(Action::Forget(key));
         }
     }
@@ -473,8 +515,8 @@ impl Manager {
         is_allowed(self.choice.as_ref(), path)
     }
 
-    fn is_chosen(&self, path: &Path) -> bool {
-        self.choice.as_ref().is_some_and(|choice| choice.link == path.link)
+    fn is_chosen(&self, link: &str) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.link == link)
     }
 
     /// The choice of `link` is over, unless it is pinned.
@@ -485,7 +527,7 @@ impl Manager {
     /// What decides between `path` and another one.
     fn facts(&self, path: &Path) -> Facts {
         let Path { facts: link, portal, rtt, .. } = *path;
-        Facts { chosen: self.is_chosen(path), portal, link, rtt }
+        Facts { chosen: self.is_chosen(&path.link), portal, link, rtt }
     }
 
     /// Doubts the active path and asks over all others, also those that failed.
@@ -589,7 +631,7 @@ impl Manager {
     /// is being asked whether it still is.
     fn ready_at(&self, path: &Path) -> Option<Instant> {
         let State::Standby { since, check } = path.state else { return None };
-        if self.is_chosen(path) {
+        if self.is_chosen(&path.link) {
             return Some(since);
         }
         if matches!(check, Some(Check::AnswerBy(_))) {
@@ -654,11 +696,9 @@ impl Path {
         Self { link, facts, portal: false, rtt: None, state: State::Waiting, failures }
     }
 
-    fn fail(&mut self, now: Instant, longest_retry: Duration) {
-        let before = self.failures.count(now);
-        let retry = doubled(SHORTEST_RETRY, before).min(longest_retry);
+    fn retry_later(&mut self, now: Instant, longest: Duration) {
+        let retry = doubled(SHORTEST_RETRY, self.failures.count(now)).min(longest);
         self.state = State::Failed { retry_at: now + retry };
-        self.failures = Failures { count: before + 1, last: Some(now) };
     }
 
     /// Waits for an answer until `deadline`; a standby stays one meanwhile.
@@ -678,6 +718,15 @@ impl Failures {
     fn count(&self, now: Instant) -> u32 {
         let recent = |last: Instant| now.saturating_duration_since(last) <= FORGIVENESS;
         if self.last.is_some_and(recent) { self.count } else { 0 }
+    }
+
+    fn add(&mut self, now: Instant) {
+        *self = Self { count: self.count(now) + 1, last: Some(now) };
+    }
+
+    /// Whether the path could not have been good for long enough since.
+    fn are_recent(&self, now: Instant) -> bool {
+        self.last.is_some_and(|last| now < last + self.dwell(now))
     }
 
     /// How long the path must stay good before it is preferred again.

@@ -345,6 +345,74 @@ fn a_person_moves_the_tunnel_and_lets_it_choose_again() {
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
 
+/// Kills the server's daemon.
+fn kill(laptop: &mut Laptop) {
+    let mut daemon = laptop.server.daemon.take().unwrap();
+    daemon.signal(Signal::SIGKILL).unwrap();
+    daemon.wait(Duration::from_secs(5)).unwrap();
+}
+
+fn until_sessions(laptop: &Laptop, count: u64) {
+    eventually("a further session", || {
+        (laptop.client.try_status()?["sessions"].as_u64()? == count).then_some(())
+    });
+}
+
+#[test]
+fn a_pinned_link_outlives_a_restart_of_the_server() {
+    let mut laptop = Laptop::connected();
+    assert!(laptop.client.tell(&["switch", "lte0", "--pin"]).status.success());
+    laptop.until_active(Access::Lte);
+    kill(&mut laptop);
+    laptop.server.start();
+    until_sessions(&laptop, 2);
+    laptop.until_active(Access::Lte);
+    laptop.until(Access::Wifi, "standby");
+    let status = laptop.client.status();
+    assert_eq!(path(&status, Access::Lte).unwrap()["why"], "somebody chose it");
+    assert_eq!(path(&status, Access::Wifi).unwrap()["why"], "another link is pinned");
+    assert_eq!(status["switches"].as_array().unwrap().len(), 1, "wifi was not dialed: {status}");
+}
+
+#[test]
+fn a_link_is_pinned_while_there_is_no_connection() {
+    let short = "[quic]\nidle-timeout = \"5s\"\nkeep-alive = \"1s\"";
+    let mut laptop = Laptop::with("10.77.9.2:4433", short, |_| {});
+    let tell = |laptop: &Laptop, arguments: &[&str]| {
+        let output = laptop.client.tell(arguments);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout) + &text(output.stderr))
+    };
+    kill(&mut laptop);
+    eventually("the connection is lost", || {
+        (laptop.client.try_status()?["state"] != "connected").then_some(())
+    });
+    let (done, said) = tell(&laptop, &["switch", "lte0", "--pin"]);
+    assert_eq!((done, said.as_str()), (true, "lte0: dialed alone, whatever happens\n"));
+    let (done, said) = tell(&laptop, &["switch", "eth7"]);
+    assert!(!done);
+    assert!(
+        said.starts_with("roamd: eth7 has no way to the server; links that have one: "),
+        "{said}"
+    );
+    let (done, said) = tell(&laptop, &["probe"]);
+    assert!(!done && said.contains("not connected ("), "{said}");
+
+    laptop.scene.disconnect(Access::Lte).unwrap();
+    eventually("the reason", || {
+        let status = laptop.client.try_status()?;
+        status["last-error"].as_str()?.starts_with("lte0 has no route to ").then_some(())
+    });
+    laptop.server.start();
+    laptop.scene.connect(Access::Lte).unwrap();
+    until_sessions(&laptop, 2);
+    laptop.until_active(Access::Lte);
+    assert_eq!(laptop.client.status()["switches"], serde_json::json!([]));
+    assert!(tell(&laptop, &["switch", "--auto"]).0);
+    laptop.until_active(Access::Wifi);
+    laptop.client.assert_ping("10.66.0.1", &[]);
+}
+
 #[test]
 fn a_network_of_another_family_takes_over_and_gives_back() {
     let laptop = Laptop::with("10.77.9.2:4433\", \"[fd77:9::2]:4433", "", |scene| {

@@ -347,6 +347,107 @@ fn after_a_sleep_everything_is_asked_at_once() {
     assert_eq!(fixture.condition(1), Some(Condition::Suspect));
 }
 
+/// The links in the order in which they would be dialed.
+fn dial_order(fixture: &Fixture, links: &[(u32, u32)]) -> Vec<u32> {
+    let order = fixture.manager.dial_order(found(links), fixture.now);
+    order.iter().map(|candidate| candidate.index).collect()
+}
+
+#[test]
+fn without_a_connection_nothing_is_active_and_nothing_is_due() {
+    let mut fixture = on_wifi();
+    assert_eq!(fixture.tell(Event::Disconnected), []);
+    assert_eq!(fixture.manager.active(), None);
+    assert_eq!(fixture.manager.next_deadline(), None);
+    let asked = fixture.tell(candidates(&[WIFI, LTE]));
+    assert_eq!(asked, [Action::Ask(key(1)), Action::Ask(key(2))], "what was open is closed");
+}
+
+#[test]
+fn links_are_dialed_in_the_order_in_which_paths_are_preferred() {
+    assert_eq!(dial_order(&nothing(), &[LTE, WIFI, (3, 50)]), [3, 1, 2]);
+}
+
+#[test]
+fn a_pinned_link_is_pinned_over_a_lost_connection_and_dialed_alone() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(pin(2));
+    let _ = fixture.tell(Event::Disconnected);
+    assert_eq!(fixture.manager.pinned(), Some("link2"));
+    assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [2]);
+    assert!(dial_order(&fixture, &[WIFI]).is_empty(), "not even when it is gone");
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "another link is pinned");
+}
+
+#[test]
+fn a_pinned_modem_that_comes_back_with_another_index_is_still_pinned() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(pin(2));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+    let _ = fixture.tell(candidates(&[WIFI]));
+    assert_eq!(fixture.manager.active(), None);
+    let mut modem = candidate(7);
+    modem.link = name(2);
+    let mut there = found(&[WIFI]);
+    there.push((modem, LinkFacts::default()));
+    let actions = fixture.tell(Event::Candidates(there));
+    assert_eq!(actions, [Action::Switch(key(7), Reason::Gone), Action::Ask(key(7))]);
+}
+
+#[test]
+fn a_chosen_link_is_dialed_first_and_used_until_it_fails() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(choose(2));
+    let _ = fixture.tell(Event::Disconnected);
+    assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [2, 1]);
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Chosen)]);
+    let _ = fixture.tell(Event::Disconnected);
+    let _ = fixture.tell(candidates(&[WIFI]));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    assert_eq!(fixture.manager.choice, None, "its link is gone");
+}
+
+#[test]
+fn the_failures_of_a_link_outlive_the_connection() {
+    let mut fixture = on_wifi();
+    for _ in 0..3 {
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    }
+    let _ = fixture.tell(Event::Disconnected);
+    assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [2, 1]);
+    let dwell = 4 * SHORTEST_DWELL;
+    let _ = fixture.wait(dwell);
+    assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [1, 2], "it may have been good since");
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    assert_eq!(fixture.tell(Event::Answered(key(1), Some(10 * MS))), []);
+    assert_eq!(fixture.wait(dwell - MS), []);
+    assert_eq!(fixture.wait(MS), [Action::Switch(key(1), Reason::Preferred)]);
+}
+
+#[test]
+fn a_failure_while_nothing_works_is_not_held_against_a_path() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Silent(key(2)));
+    let _ = fixture.wait(Duration::from_secs(30));
+    let _ = fixture.tell(Event::Disconnected);
+    assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [1, 2], "the server was away");
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let actions = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
+}
+
 fn event() -> impl Strategy<Value = Event> {
     let path = (0u32..4).prop_map(key);
     let rtt = (1u32..500).prop_map(|ms| ms * MS);
@@ -386,7 +487,24 @@ proptest! {
                 Event::Disconnected => connected = false,
                 _ => {}
             }
-            let _ = fixture.tell(event);
+            let lost = matches!(event, Event::Disconnected);
+            let choice = fixture.manager.choice.clone();
+            let actions = fixture.tell(event);
+            if lost {
+                prop_assert_eq!(actions, []);
+                prop_assert_eq!(&fixture.manager.choice, &choice);
+                prop_assert_eq!(fixture.manager.next_deadline(), None);
+                prop_assert_eq!(fixture.manager.paths().count(), 0);
+            }
+            let all = [(0, 2), (1, 1), (2, 1), (3, 0)];
+            let mut dialed = dial_order(&fixture, &all);
+            dialed.sort_unstable();
+            match fixture.manager.choice.as_ref().filter(|choice| choice.pinned) {
+                Some(Choice { link, .. }) => {
+                    prop_assert_eq!(dialed.into_iter().map(name).collect::<Vec<_>>(), [link.clone()]);
+                }
+                None => prop_assert_eq!(dialed, [0, 1, 2, 3], "every link is dialed"),
+            }
             let mut steps = 0;
             let end = fixture.now + Duration::from_millis(pause);
             while let Some(at) = fixture.manager.next_deadline().filter(|at| *at <= end) {
@@ -401,7 +519,7 @@ proptest! {
             let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
             let active = conditions.iter().filter(in_use).count();
             prop_assert!(active <= 1, "one active path at most: {conditions:?}");
-            let pinned = fixture.manager.choice.as_ref().is_some_and(|choice| choice.pinned);
+            let pinned = fixture.manager.pinned().is_some();
             if connected && !pinned && !conditions.is_empty() {
                 prop_assert_eq!(active, 1, "a path is used when there is one");
             }

@@ -13,7 +13,7 @@ impl Manager {
         if self.is_active(key) {
             return match self.active {
                 Some(Active { doubt: Some(_), .. }) => "silent; all others are asked, too",
-                _ if self.is_chosen(path) => "somebody chose it",
+                _ if self.is_chosen(&path.link) => "somebody chose it",
                 _ if self.best_standby().is_none() => "the only path that works",
                 _ => "the best path that works",
             }
