@@ -80,7 +80,7 @@ pub(crate) enum Ended {
 impl Ended {
     /// Whether the server answered over the path in use that it does not know the connection.
     #[must_use]
-    pub fn is_answer(&self) -> bool {
+    pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Forgotten | Self::Lost(ConnectionError::Reset))
     }
 
