@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+#[cfg(feature = "demo")]
 mod demo;
 mod dispatch;
 mod doctor;
@@ -14,6 +15,7 @@ mod status;
 mod tell;
 mod text;
 mod unseal;
+#[cfg(feature = "watch")]
 mod watch;
 
 use std::io;
@@ -31,6 +33,7 @@ use peer::{PeerCommand, peer};
 use status::status;
 use tell::{events, probe, reload, switch};
 use unseal::unseal;
+#[cfg(feature = "watch")]
 use watch::watch;
 
 /// The arguments of the `roamd` binary.
@@ -131,6 +134,7 @@ Examples:
         json: bool,
     },
     /// Watch a running tunnel live: paths, throughput, queue, switches
+    #[cfg(feature = "watch")]
     #[command(after_help = "\
 Examples:
   roamd watch
@@ -212,6 +216,7 @@ Examples:
         tunnel: Option<String>,
     },
     /// Watch a tunnel survive on this machine alone
+    #[cfg(feature = "demo")]
     Demo {
         /// Draw the show into a file
         #[arg(long, value_name = "FILE")]

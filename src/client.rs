@@ -52,7 +52,7 @@ use crate::{
         Daemon,
         control::{self, Reply, Request},
         events::{Event, Events},
-        metrics, signals,
+        signals,
         status::{ClientState, ClientStatus, Status, UnusedLink},
         systemd::{self, Handed, Heart},
     },
@@ -139,6 +139,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     host.lay_out(Desired::new(&config).plan()?.layout).await?;
     let preferences = Preferences::new(&config.paths);
     let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
+    #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
     client.links = Some(links.clone());
@@ -150,7 +151,8 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         let wish = wish.clone();
         move |request| client.clone().answer(request, orders.clone(), wish.clone(), daemon.clone())
     })?;
-    let _metrics = metrics::serve(metrics.as_ref(), {
+    #[cfg(feature = "metrics")]
+    let _metrics = crate::daemon::metrics::serve(metrics.as_ref(), {
         let client = client.clone();
         move || Status::client(client.status())
     })?;

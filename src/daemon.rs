@@ -4,6 +4,7 @@ pub(crate) mod control;
 pub(crate) mod door;
 pub(crate) mod events;
 pub(crate) mod logging;
+#[cfg(feature = "metrics")]
 pub(crate) mod metrics;
 pub(crate) mod signals;
 pub(crate) mod status;

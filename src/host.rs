@@ -14,13 +14,20 @@ pub(crate) mod facts;
 pub(crate) mod firewall;
 pub(crate) mod instance;
 pub(crate) mod interface;
+#[cfg(feature = "dbus")]
 pub(crate) mod metered;
 pub(crate) mod nat;
 pub(crate) mod nft;
 pub(crate) mod record;
+#[cfg(feature = "dbus")]
 pub(crate) mod resolver;
 pub(crate) mod rules;
 pub(crate) mod sysctl;
+#[cfg(not(feature = "dbus"))]
+mod without_dbus;
+
+#[cfg(not(feature = "dbus"))]
+pub(crate) use without_dbus::{metered, resolver};
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 

@@ -43,7 +43,7 @@ use crate::{
         Daemon,
         control::{self, Reply, Request},
         events::{Event, Events},
-        metrics, signals,
+        signals,
         status::{self, PeerStatus, ServerStatus, Status},
         systemd::{self, Handed, Heart},
     },
@@ -146,6 +146,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         .with_context(|| format!("can't listen on {listen}"))?;
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let key = config.private_key.public_key();
+    #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
     let daemon = Arc::new(daemon);
@@ -156,7 +157,8 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
             async move { server.answer(&request, &daemon) }
         }
     })?;
-    let _metrics = metrics::serve(metrics.as_ref(), {
+    #[cfg(feature = "metrics")]
+    let _metrics = crate::daemon::metrics::serve(metrics.as_ref(), {
         let server = server.clone();
         move || server.status()
     })?;

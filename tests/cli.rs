@@ -282,6 +282,7 @@ fn run_refuses_a_wrong_configuration_before_it_does_anything() {
     );
 }
 
+#[cfg(feature = "demo")]
 #[test]
 fn a_demo_whose_picture_cannot_be_written_does_not_begin() {
     let ended = roamd(&directory(), &["demo", "--svg", "/nonexistent/picture.svg"]);
@@ -318,4 +319,17 @@ fn a_reader_that_leaves_is_no_error() {
     let ended: Ended =
         command(directory.path()).arg("genkey").stdout(writer).output().unwrap().into();
     assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn help_names_the_commands_of_this_build_alone() {
+    let help = roamd(&directory(), &["--help"]).stdout;
+    let names = |command: &str| {
+        help.lines().any(|line| line.trim_start().split(' ').next() == Some(command))
+    };
+    assert!(names("status"), "{help}");
+    assert_eq!(names("demo"), cfg!(feature = "demo"), "{help}");
+    assert_eq!(names("watch"), cfg!(feature = "watch"), "{help}");
+    let add = roamd(&directory(), &["peer", "add", "--help"]).stdout;
+    assert_eq!(add.contains("--qr"), cfg!(feature = "qr"), "{add}");
 }

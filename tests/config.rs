@@ -289,3 +289,29 @@ fn uncommented(line: &str) -> String {
         _ => line.to_owned(),
     }
 }
+
+#[test]
+fn a_key_that_this_build_has_no_feature_for_is_refused() {
+    let client = fixture("tests/data/valid/client-least.toml");
+    let server = fixture("tests/data/valid/server-least.toml");
+    let [metrics, dbus] = [cfg!(feature = "metrics"), cfg!(feature = "dbus")];
+    let directory = Directory::new();
+    for (text, variable, value, feature, is_there) in [
+        (&client, "ROAMD_METRICS__LISTEN", "127.0.0.1:9433", "metrics", metrics),
+        (&server, "ROAMD_METRICS__LISTEN", "127.0.0.1:9433", "metrics", metrics),
+        (&client, "ROAMD_TUN__DNS", "10.66.0.1", "dbus", dbus),
+        // A server only tells its clients.
+        (&server, "ROAMD_TUN__DNS", "10.66.0.1", "dbus", true),
+    ] {
+        let loaded = directory.load(text, &[(variable, value)]);
+        if is_there {
+            assert!(loaded.is_ok(), "{variable}");
+            continue;
+        }
+        let message = directory.message(loaded);
+        let key = variable.trim_start_matches("ROAMD_").replace("__", ".").to_lowercase();
+        let lacking =
+            format!("needs the feature \"{feature}\", which this build of roamd is without");
+        assert!(message.contains(&format!("{key} = ")) && message.contains(&lacking), "{message}");
+    }
+}

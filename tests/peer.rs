@@ -104,6 +104,7 @@ fn a_removed_peer_leaves_the_others_and_their_comments() {
     assert!(!read(&directory, "home.toml").contains("phone"));
 }
 
+#[cfg(feature = "qr")]
 #[test]
 fn a_code_shows_the_whole_configuration() {
     let directory = directory();
@@ -198,7 +199,9 @@ fn every_other_command_says_what_is_wrong() {
         (&["reload"], 1, "no roamd is running"),
         (&["reload", "home"], 1, "no roamd named home is running"),
         (&["events", "home"], 1, "no roamd named home is running"),
+        #[cfg(feature = "watch")]
         (&["watch", "home"], 64, "watch needs a terminal"),
+        #[cfg(feature = "watch")]
         (&["watch", "home", "--once"], 1, "no roamd named home is running"),
         (&["status", "home"], 1, "no roamd named home is running"),
         (&["switch", "wlan0"], 1, "no roamd is running"),

@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    Cli, Command, ImportFrom, check, demo, doctor, events, exit::Exit, genkey, is_broken_pipe,
-    panic, peer, probe, pubkey, reload, status, switch, unseal, watch, wireguard,
+    Cli, Command, ImportFrom, check, doctor, events, exit::Exit, genkey, is_broken_pipe, panic,
+    peer, probe, pubkey, reload, status, switch, unseal, wireguard,
 };
 use crate::{
     client,
@@ -53,13 +53,15 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Doctor { file } => doctor(&file),
         Command::Run { file } => run(file),
         Command::Status { name, json } => status(name.as_deref(), json),
-        Command::Watch { name, once } => watch(name.as_deref(), once),
+        #[cfg(feature = "watch")]
+        Command::Watch { name, once } => super::watch(name.as_deref(), once),
         Command::Reload { name } => reload(name.as_deref()),
         Command::Unseal { name } => unseal(name.as_deref()),
         Command::Events { name, follow } => events(name.as_deref(), follow),
         Command::Switch { link, pin, auto: _, tunnel } => switch(tunnel.as_deref(), link, pin),
         Command::Probe { link, tunnel } => probe(tunnel.as_deref(), link),
-        Command::Demo { svg } => demo::run(svg),
+        #[cfg(feature = "demo")]
+        Command::Demo { svg } => super::demo::run(svg),
     }
 }
 

@@ -37,6 +37,7 @@ pub(crate) enum Exit {
     /// The configuration is wrong.
     Config = 78,
     /// The user pressed Ctrl-C: 128 plus the signal's number, as in a shell.
+    #[cfg(feature = "demo")]
     Interrupted = 130,
 }
 

@@ -23,18 +23,24 @@ use crate::{
     identity::{PrivateKey, PublicKey},
 };
 
-/// What to do with a server's peers.
-#[derive(Debug, Subcommand)]
-pub enum PeerCommand {
-    /// Let a client in: make its key, find addresses for it, and print its configuration
-    #[command(after_help = "\
+const ADD_HELP: &str = "\
 The client's configuration holds its private key: send it over a safe way, and only to the client. With
 --public-key the client keeps its own key, and writes private-key-file itself.
 
 Examples:
   roamd peer add laptop --server /etc/roamd/home.toml --endpoint vpn.example.net > laptop.toml
-  roamd peer add phone --server home.toml --endpoint vpn.example.net --qr
-  roamd peer add nas --server home.toml --endpoint 192.0.2.1:443 --output nas.toml")]
+  roamd peer add nas --server home.toml --endpoint 192.0.2.1:443 --output nas.toml";
+const QR_EXAMPLE: &str = if cfg!(feature = "qr") {
+    "\n  roamd peer add phone --server home.toml --endpoint vpn.example.net --qr"
+} else {
+    ""
+};
+
+/// What to do with a server's peers.
+#[derive(Debug, Subcommand)]
+pub enum PeerCommand {
+    /// Let a client in: make its key, find addresses for it, and print its configuration
+    #[command(after_help = ADD_HELP.to_owned() + QR_EXAMPLE)]
     Add(Add),
     /// Show who may connect
     List(Which),
@@ -80,6 +86,7 @@ pub struct Add {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Show the client's configuration as a QR code
+    #[cfg(feature = "qr")]
     #[arg(long, conflicts_with = "output")]
     qr: bool,
 }
@@ -130,6 +137,7 @@ impl Add {
         let checked = file.check(path)?;
         match &self.output {
             Some(output) => client::write_new(output, &text)?,
+            #[cfg(feature = "qr")]
             None if self.qr => client::show_qr(&text)?,
             None => io::stdout().lock().write_all(text.as_bytes())?,
         }

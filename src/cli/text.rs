@@ -270,8 +270,10 @@ fn list(items: &[impl Display]) -> String {
 }
 
 /// A rate in bits per second, with a unit of powers of ten.
+#[cfg(feature = "watch")]
 pub(super) struct Bits(pub(super) u64);
 
+#[cfg(feature = "watch")]
 impl Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         scaled(f, self.0, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])

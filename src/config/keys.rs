@@ -229,6 +229,21 @@ pub(super) fn is_in_tables(path: &str) -> bool {
     KEYS.iter().any(|key| key.kind == Kind::Tables && is_within(path, key.path))
 }
 
+/// What a build may leave out: the key that asks for it, of which role, and the feature that it needs.
+const FEATURES: &[(&str, Option<Role>, &str, bool)] = &[
+    ("metrics.listen", None, "metrics", cfg!(feature = "metrics")),
+    ("tun.dns", CLIENT, "dbus", cfg!(feature = "dbus")),
+    ("tun.search-domains", CLIENT, "dbus", cfg!(feature = "dbus")),
+];
+
+/// The feature that this build would need for the key.
+pub(super) fn missing_feature(path: &str, role: Role) -> Option<&'static str> {
+    let needs = |(key, of, ..): &&(&str, Option<Role>, &str, bool)| {
+        *key == path && of.is_none_or(|of| of == role)
+    };
+    FEATURES.iter().find(needs).and_then(|(.., feature, is_there)| (!is_there).then_some(*feature))
+}
+
 /// The keys directly in this section.
 pub(super) fn in_section(section: &str, role: Option<Role>) -> impl Iterator<Item = &'static Key> {
     let section = without_indices(section);

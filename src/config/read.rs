@@ -100,12 +100,18 @@ fn prune_table(value: &mut Value, path: &str, role: Role, problems: &mut Problem
     };
     table.retain(|key, value| {
         let path = join(path, key);
-        let key = keys::find(&path).filter(|key| key.is_for(role));
-        match key {
-            Some(key) => prune(value, &path, key.kind, role, problems),
-            None => problems.unknown(&path, Some(role)),
+        let Some(key) = keys::find(&path).filter(|key| key.is_for(role)) else {
+            problems.unknown(&path, Some(role));
+            return false;
+        };
+        if let Some(feature) = keys::missing_feature(&path, role) {
+            let reason =
+                format!("needs the feature {feature:?}, which this build of roamd is without");
+            problems.add(&path, Some(text(value)), reason);
+            return false;
         }
-        key.is_some()
+        prune(value, &path, key.kind, role, problems);
+        true
     });
 }
 

@@ -59,6 +59,7 @@ fn events_tell_what_happens_line_by_line() {
     following.wait().unwrap();
 }
 
+#[cfg(feature = "metrics")]
 fn get(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -66,6 +67,7 @@ fn get(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
     answer
 }
 
+#[cfg(feature = "metrics")]
 #[test]
 fn figures_are_served_over_loopback_and_a_socket() {
     let mut net = Net::new(1);

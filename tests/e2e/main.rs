@@ -15,6 +15,7 @@
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
 mod counsel;
+#[cfg(feature = "metrics")]
 mod doors;
 mod edges;
 #[path = "../../examples/forger.rs"]
@@ -25,6 +26,7 @@ mod keystrokes;
 mod lasting;
 mod manager;
 mod measured;
+#[cfg(feature = "dbus")]
 mod metered;
 mod moving;
 mod names;

@@ -243,6 +243,7 @@ fn the_next_run_removes_what_a_killed_one_left_whatever_its_configuration() {
     stop(world.client());
 }
 
+#[cfg(feature = "metrics")]
 #[test]
 fn a_server_that_fails_or_is_killed_leaves_neither_nat_nor_forwarding() {
     let mut net = Net::new(0);

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::{ClientConfig, HostPort},
     daemon::status::milliseconds,
-    host::{resolver, sysctl},
+    host::sysctl,
     link::{candidate::Candidate, netlink::Netlink},
     path::{
         handshake::{Connected, Handshake, HandshakeError},
@@ -49,8 +49,9 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
     if config.tun.kill_switch {
         machine::firewall(&config.tun.name, "tun.kill-switch", tell).await;
     }
+    #[cfg(feature = "dbus")]
     if config.tun.dns.is_some() {
-        tell(match resolver::is_there().await {
+        tell(match crate::host::resolver::is_there().await {
             Ok(()) => Finding::good("resolver", "systemd-resolved answers"),
             Err(reason) => Finding::bad("resolver", reason, "tun.dns needs systemd-resolved"),
         });

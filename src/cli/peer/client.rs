@@ -7,9 +7,13 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, anyhow};
-use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
+use anyhow::anyhow;
 use zeroize::Zeroizing;
+#[cfg(feature = "qr")]
+use {
+    anyhow::Context as _,
+    qrcode::{EcLevel, QrCode, render::unicode::Dense1x2},
+};
 
 use crate::{
     cli::exit::Exit,
@@ -77,6 +81,7 @@ pub(super) fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Draws it on the terminal.
+#[cfg(feature = "qr")]
 pub(super) fn show_qr(text: &str) -> anyhow::Result<()> {
     let code = QrCode::with_error_correction_level(text, EcLevel::L)
         .context("the configuration does not fit a QR code")?;
