@@ -71,11 +71,11 @@ async fn answer(address: &str) -> zbus::Result<zbus::Connection> {
     let path = |link: &str| format!("/org/freedesktop/NetworkManager/Devices/{link}");
     let paths = devices.keys().map(|link| OwnedObjectPath::try_from(path(link)));
     let manager = Manager(paths.collect::<Result<_, _>>()?);
-    let mut bus = zbus::connection::Builder::address(address)?
-        .name("org.freedesktop.NetworkManager")?
-        .serve_at("/org/freedesktop/NetworkManager", manager)?;
+    let mut bus = zbus::connection::Builder::address(address)
+        .name("org.freedesktop.NetworkManager")
+        .serve_at("/org/freedesktop/NetworkManager", manager);
     for (link, metered) in devices {
-        bus = bus.serve_at(path(link), Device { link, metered })?;
+        bus = bus.serve_at(path(link), Device { link, metered });
     }
     bus.build().await
 }
