@@ -5,6 +5,7 @@
 //!   client namespace  eth0 10.77.0.2 ─────── eth0 10.77.0.1  server namespace
 //!                     10.66.0.2 ═══ tunnel ═══ 10.66.0.1
 //! ```
+#![expect(clippy::disallowed_methods, reason = "measures in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
 use std::{

@@ -4,6 +4,7 @@
 //! that send as fast as they may (or all, if there are fewer).
 //!
 //! The server is the real daemon in a namespace; the clients are connections of this process.
+#![expect(clippy::disallowed_methods, reason = "measures in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
 #[path = "clients/rig.rs"]

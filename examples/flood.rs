@@ -12,6 +12,7 @@
 //! not know (*unknown-key*), from one address or from a thousand, each in a /24 of its own. All daemons are
 //! real, each in a namespace of its own; the flood is this process, and its own CPU limits how many
 //! handshakes it begins.
+#![expect(clippy::disallowed_methods, reason = "runs in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
 use std::{

@@ -6,6 +6,7 @@
 //! The server is the real daemon in a namespace; the clients are connections of this process, the hostile
 //! one in a thread of its own. With two cores it takes part of the others' time whatever it does: compare
 //! with `bulk`, which is allowed.
+#![expect(clippy::disallowed_methods, reason = "runs in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
 #[path = "clients/rig.rs"]

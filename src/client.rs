@@ -224,7 +224,7 @@ impl Client {
             counters: Counters::default(),
             links: None,
             interface: tun.name.clone(),
-            started: SystemTime::now(),
+            started: clock::wall(),
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             inside: ArcSwap::default(),
@@ -456,7 +456,7 @@ impl Client {
             socket: connected.underlay.socket().clone(),
             congestion: self.roaming.congestion.clone(),
             software: welcome.software.clone(),
-            since: SystemTime::now(),
+            since: clock::wall(),
         };
         let resumed = connected.early_arrived;
         // From here on the path is watched: the host may take its time.

@@ -16,8 +16,16 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The present moment.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// The present time of day, for people: it may jump.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads it")]
+pub(crate) fn wall() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Where [`AtomicInstant`]s count from: a day before the first one is set. Simulated clocks of the same process

@@ -17,18 +17,30 @@
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.
 
+#![cfg_attr(
+    test,
+    expect(clippy::disallowed_methods, reason = "tests make up the time that they hand on")
+)]
+
 mod cli;
 mod client;
 mod clock;
+// Where the enums are roamd's own, a match names every variant; those of the kernel and of libraries are too many.
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod config;
 mod daemon;
 mod host;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod identity;
 mod link;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod path;
 mod quic;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod server;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod tunnel;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod wire;
 
 #[doc(hidden)]

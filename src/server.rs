@@ -352,7 +352,7 @@ impl Server {
             socket,
             door: Door::default(),
             counters: Counters::default(),
-            since: SystemTime::now(),
+            since: clock::wall(),
             config: Mutex::new(config),
         };
         Ok((Arc::new(server), endpoint))
@@ -420,7 +420,7 @@ impl Server {
     ) {
         peer.attach(PeerSession {
             connection: connection.clone(),
-            since: SystemTime::now(),
+            since: clock::wall(),
             software: hello.software.clone(),
             instance: hello.instance,
         });

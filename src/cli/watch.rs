@@ -5,7 +5,7 @@ mod view;
 
 use std::{
     io::{self, IsTerminal as _},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -13,7 +13,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
 use self::history::History;
 use super::exit::Exit;
-use crate::{daemon::control::ControlError, host::instance::Instance};
+use crate::{clock, daemon::control::ControlError, host::instance::Instance};
 
 /// From one look at the daemon to the next.
 const PACE: Duration = Duration::from_millis(500);
@@ -42,14 +42,14 @@ fn run(
     instance: &Instance,
     history: &mut History,
 ) -> anyhow::Result<()> {
-    let mut due = Instant::now();
+    let mut due = clock::now();
     loop {
-        if Instant::now() >= due {
+        if clock::now() >= due {
             let error = history.look(instance)?;
             terminal.draw(|frame| view::draw(frame, instance.name(), history, error.as_deref()))?;
             due += PACE;
         }
-        if event::poll(due.saturating_duration_since(Instant::now()))?
+        if event::poll(due.saturating_duration_since(clock::now()))?
             && let Event::Key(key) = event::read()?
         {
             let ctrl_c =
@@ -81,7 +81,7 @@ impl History {
     fn look(&mut self, instance: &Instance) -> Result<Option<String>, ControlError> {
         match instance.status() {
             Ok(status) => {
-                self.add(status, Instant::now());
+                self.add(status, clock::now());
                 Ok(None)
             }
             Err(error @ ControlError::NotRunning { .. }) if !self.is_empty() => {

@@ -168,8 +168,8 @@ impl Shown {
             state.paths.clear();
             state.next_attempt = Some(clock::now() + pause);
             let words = if refused {
-                let since = *state.refused.get_or_insert_with(SystemTime::now);
-                let (since, next) = (clock::local(since), clock::local(SystemTime::now() + pause));
+                let since = *state.refused.get_or_insert_with(clock::wall);
+                let (since, next) = (clock::local(since), clock::local(clock::wall() + pause));
                 format!("refused by the server since {since}; asks again at {next}")
             } else {
                 state.refused = None;
@@ -251,7 +251,7 @@ impl Shown {
             }
             *state.by_reason.entry(reason).or_default() += 1;
             state.gaps.add(switch.gap);
-            state.switches.push_back((Instant::now(), switch));
+            state.switches.push_back((clock::now(), switch));
         });
     }
 
@@ -451,5 +451,5 @@ fn share(lost: u64, sent: u64) -> Option<f64> {
 }
 
 fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
-    SwitchStatus { ago: status::rounded(at.elapsed()), ..switch.clone() }
+    SwitchStatus { ago: status::rounded(clock::now().duration_since(at)), ..switch.clone() }
 }

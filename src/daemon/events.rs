@@ -3,13 +3,13 @@
 //!
 //! The schema has a version like that of the status, see [`crate::daemon::status`].
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::status::SCHEMA;
-use crate::{path::Condition, wire::foreign::Foreign};
+use crate::{clock, path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
 const BACKLOG: usize = 256;
@@ -97,7 +97,7 @@ struct Line<'a> {
 impl Event {
     /// The event as one line of JSON.
     pub(crate) fn line(&self) -> serde_json::Result<String> {
-        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let time = humantime::format_rfc3339_millis(clock::wall()).to_string();
         let line = Line { schema: SCHEMA, time, event: self, summary: self.summary() };
         Ok(serde_json::to_string(&line)? + "\n")
     }

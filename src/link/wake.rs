@@ -94,7 +94,12 @@ impl Wake {
     /// Whether the machine or the process slept since the last call.
     pub(crate) fn slept(&mut self) -> bool {
         let Ok(since_boot) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return false };
-        self.slept_at(Instant::now(), since_boot.into())
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "held against another of the kernel's clocks"
+        )]
+        let now = Instant::now();
+        self.slept_at(now, since_boot.into())
     }
 
     fn slept_at(&mut self, now: Instant, since_boot: Duration) -> bool {

@@ -26,7 +26,7 @@ use super::{
     manager::Event,
     network::Network,
 };
-use crate::link::candidate::Candidate;
+use crate::{clock, link::candidate::Candidate};
 
 /// Until the question is asked again, at least; otherwise three round trips.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
@@ -76,7 +76,7 @@ impl Probe {
             standing: None,
             is_new: false,
             last: None,
-            epoch: Instant::now(),
+            epoch: clock::now().into(),
             hurry: Arc::clone(&hurry),
             measured: Arc::clone(&measured),
         };
@@ -243,7 +243,7 @@ async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
     loop {
         let sent = epoch.elapsed().as_micros() as u64;
         connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;
-        let again = Instant::now() + repeat;
+        let again = Instant::from(clock::now()) + repeat;
         while let Ok(reply) = time::timeout_at(again, connection.read_datagram()).await {
             let sent = u64::from_be_bytes(reply.ok()?.as_ref().try_into().ok()?);
             let sent = Duration::from_micros(sent);

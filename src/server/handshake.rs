@@ -90,7 +90,7 @@ impl Door {
     /// Counts a refused key. `Some` if it may be logged, with the number of refusals that were not
     /// logged since the last line.
     pub(crate) fn may_log(&self) -> Option<u64> {
-        self.may_log_at(Instant::now())
+        self.may_log_at(clock::now())
     }
 
     fn may_log_at(&self, now: Instant) -> Option<u64> {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime},
+    time::SystemTime,
 };
 
 use ipnet::IpNet;
@@ -17,7 +17,7 @@ use super::{
     rivals::{Instance, Rivals},
 };
 use crate::{
-    config,
+    clock, config,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -230,7 +230,7 @@ impl Peer {
             return true;
         }
         let (newer, older) = (address(&current.connection), address(connection));
-        place.rivals.see(older, Instant::now());
+        place.rivals.see(older, clock::now());
         drop(place);
         warn!(peer = self.name, %newer, %older, "two machines use this key, the newer one keeps the session");
         connection.close(close::DISPLACED, newer.to_string().as_bytes());
@@ -257,7 +257,7 @@ impl Peer {
     /// The address where another machine with the peer's key was seen lately.
     #[must_use]
     pub fn rival(&self) -> Option<IpAddr> {
-        self.place().rivals.address(Instant::now())
+        self.place().rivals.address(clock::now())
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {

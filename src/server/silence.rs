@@ -11,6 +11,7 @@ use tokio::time;
 use tracing::debug;
 
 use crate::{
+    clock,
     quic::{
         congestion::CongestionHandle,
         liveness::{NUDGE, silence_limit},
@@ -42,8 +43,8 @@ pub(crate) async fn watch(
         queue.hold(true);
         while silent() {
             nudge(connection, congestion);
-            let asked = time::Instant::now();
-            while silent() && asked.elapsed() < NUDGE {
+            let asked = clock::now();
+            while silent() && clock::now().duration_since(asked) < NUDGE {
                 time::sleep(WATCH).await;
             }
         }

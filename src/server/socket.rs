@@ -148,7 +148,7 @@ impl ServerSocket {
     fn native(&self, ip: IpAddr) -> IpAddr {
         match ip {
             IpAddr::V4(v4) if self.is_ipv6 => v4.to_ipv6_mapped().into(),
-            other => other,
+            IpAddr::V4(_) | IpAddr::V6(_) => ip,
         }
     }
 }

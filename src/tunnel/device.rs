@@ -91,7 +91,9 @@ impl Tun {
         };
         match offload {
             Offload::Udp => debug!(interface = name, ?offload, "TUN device"),
-            _ => info!(interface = name, ?offload, "TUN device"),
+            Offload::None | Offload::Checksums | Offload::Tcp => {
+                info!(interface = name, ?offload, "TUN device");
+            }
         }
         Self::register(device, offload)
     }

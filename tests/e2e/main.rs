@@ -12,6 +12,7 @@
 //! misses one of them fails and says so.
 
 #![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "tests in real time")]
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
 mod counsel;

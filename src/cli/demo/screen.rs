@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{script::Script, session::Played, tally::Tally};
+use crate::clock;
 
 /// How long the last echoes are waited for at most.
 const LAST: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ impl<'a> Screen<'a> {
     /// A step of the preparations is done; it took from `since` until this moment.
     pub(super) fn step(&mut self, what: &str, since: Instant) -> io::Result<()> {
         let mark = self.paint(GREEN, "✓");
-        let took = self.paint(DIM, &format!("{:>8}", seconds(since.elapsed())));
+        let took = self.paint(DIM, &format!("{:>8}", seconds(clock::now().duration_since(since))));
         writeln!(self.out, " {mark} {what:<44}{took}")
     }
 

@@ -18,6 +18,7 @@ use super::{
     tally::Tally,
     watch::{Record, Watch},
 };
+use crate::clock;
 
 /// Between two lines.
 const TYPING: Duration = Duration::from_millis(100);
@@ -60,7 +61,7 @@ impl Session {
         let (arrived, echoes) = mpsc::channel();
         thread::Builder::new().name("terminal".to_owned()).spawn(move || {
             for line in reader.lines().map_while(Result::ok) {
-                if arrived.send(Echo { at: Instant::now(), line }).is_err() {
+                if arrived.send(Echo { at: clock::now(), line }).is_err() {
                     return;
                 }
             }
@@ -77,13 +78,13 @@ impl Session {
     ) -> anyhow::Result<Played> {
         screen.heading()?;
         let watch = stage.watch()?;
-        let start = Instant::now();
+        let start = clock::now();
         let (mut next_line, mut next_report) = (start, start + REPORT);
         let end = start + self.script.length;
         let script = self.script.clone();
         let mut events = script.events.iter().peekable();
         while !interrupt.is_set() {
-            let now = Instant::now();
+            let now = clock::now();
             if now >= end && (self.tally.waiting() == 0 || now >= end + PATIENCE) {
                 break;
             }
@@ -103,9 +104,9 @@ impl Session {
             let next_line = if now < end { next_line.min(end) } else { next_report };
             let next_event = events.peek().map_or(next_report, |event| start + event.at);
             let next = next_line.min(next_report).min(next_event);
-            self.await_echo(next.saturating_duration_since(Instant::now()).min(TYPING))?;
+            self.await_echo(next.saturating_duration_since(clock::now()).min(TYPING))?;
         }
-        if Instant::now() >= next_report - TYPING {
+        if clock::now() >= next_report - TYPING {
             self.report(next_report - start, &watch, screen)?;
         }
         let (tally, record) = (std::mem::take(&mut self.tally), watch.record());
@@ -137,7 +138,7 @@ impl Session {
     ) -> anyhow::Result<()> {
         let via = watch.active();
         let echo = self.tally.median_echo_since(self.reported);
-        let stall = self.tally.stall(Instant::now());
+        let stall = self.tally.stall(clock::now());
         screen.second(&Second { at, via, echo, stall }, &self.tally)?;
         self.reported = self.tally.echoed();
         Ok(())

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -17,6 +17,7 @@ use super::{
     screen::Screen,
     watch::Watch,
 };
+use crate::clock;
 use roamd_lab::{Access, Scene};
 
 /// How long the tunnel may take until it carries packets.
@@ -40,13 +41,13 @@ pub(super) struct Stage {
 impl Stage {
     /// Makes the networks, keys and configuration, and starts the daemons.
     pub(super) fn set(program: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Self> {
-        let start = Instant::now();
+        let start = clock::now();
         let mut scene = Scene::new().context("cannot make the networks")?;
         scene.without_v4(Access::Lte).context("cannot take IPv4 from lte")?;
         let echo = EchoServer::start(scene.server()).context("cannot start the echo server")?;
         screen.step("networks made, in namespaces of their own", start)?;
 
-        let start = Instant::now();
+        let start = clock::now();
         let folder = tempfile::Builder::new()
             .prefix("roamd-demo-")
             .tempdir()
@@ -66,7 +67,7 @@ impl Stage {
         screen: &mut Screen<'_>,
         interrupt: &Interrupt,
     ) -> anyhow::Result<TcpStream> {
-        let start = Instant::now();
+        let start = clock::now();
         let server = SocketAddr::new(server, self.echo.port()?);
         loop {
             interrupt.check()?;
@@ -77,7 +78,7 @@ impl Stage {
                     screen.step("daemons started, the tunnel carries packets", start)?;
                     return Ok(connection);
                 }
-                Err(error) if start.elapsed() > TUNNEL_DEADLINE => {
+                Err(error) if clock::now().duration_since(start) > TUNNEL_DEADLINE => {
                     return Err(error).with_context(|| {
                         format!(
                             "no connection to {server} through the tunnel in {TUNNEL_DEADLINE:?}"

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    clock,
     daemon::status::{ClientStatus, Role, SwitchStatus},
     host::instance::Instance,
     path::Condition,
@@ -61,7 +62,7 @@ impl Watch {
                     if let Ok(status) = client.status()
                         && let Role::Client(status) = status.role
                     {
-                        lock(&record).add(Instant::now(), &status);
+                        lock(&record).add(clock::now(), &status);
                     }
                     thread::park_timeout(INTERVAL);
                 }

@@ -1,10 +1,6 @@
 //! What a client needs: names, links, and the server's answer over each of them.
 
-use std::{
-    collections::HashSet,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
@@ -16,6 +12,7 @@ use super::{
     machine, routes,
 };
 use crate::{
+    clock,
     config::{ClientConfig, HostPort},
     daemon::status::milliseconds,
     host::sysctl,
@@ -189,27 +186,27 @@ async fn ask(config: &ClientConfig, network: &dyn Network, candidate: Candidate)
 
 /// Asks for some echoes and gives the round trips of those that came, the shortest first.
 async fn echo(connection: &Connection) -> Result<Vec<Duration>, ConnectionError> {
-    let epoch = Instant::now();
+    let epoch = clock::now();
     let mut round_trips = Vec::new();
     let mut next = time::interval(ECHO_INTERVAL);
     let mut asked = 0;
     let mut end = None;
-    while round_trips.len() < ECHOES as usize && end.is_none_or(|end| Instant::now() < end) {
+    while round_trips.len() < ECHOES as usize && end.is_none_or(|end| clock::now() < end) {
         tokio::select! {
             reply = connection.read_datagram() => {
                 if let Ok(sent) = reply?.as_ref().try_into() {
                     let sent = Duration::from_micros(u64::from_be_bytes(sent));
-                    round_trips.push(epoch.elapsed().saturating_sub(sent));
+                    round_trips.push(clock::now().duration_since(epoch).saturating_sub(sent));
                 }
             }
             _ = next.tick() => {
                 if asked < ECHOES {
-                    let now = epoch.elapsed().as_micros() as u64;
+                    let now = clock::now().duration_since(epoch).as_micros() as u64;
                     // What can't be sent is not answered either.
                     let _ = connection.send_datagram(Bytes::copy_from_slice(&now.to_be_bytes()));
                     asked += 1;
                 } else {
-                    end = end.or(Some(Instant::now() + ECHO_TIMEOUT));
+                    end = end.or(Some(clock::now() + ECHO_TIMEOUT));
                 }
             }
         }

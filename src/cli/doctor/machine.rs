@@ -14,6 +14,7 @@ use super::{
     running::Running,
 };
 use crate::{
+    clock,
     config::rights,
     daemon::status::Role,
     host::{instance::Instance, nft, sysctl},
@@ -82,12 +83,12 @@ pub(super) fn port(port: u16, tell: &mut dyn FnMut(Finding)) {
 }
 
 pub(super) fn clock(tell: &mut dyn FnMut(Finding)) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Nothing depends on the time of day but logs and the lifetime of tickets for 0-RTT.
     tell(if now < YOUNGEST {
         Finding::poor("clock", "is years behind", "run timedatectl set-ntp true")
     } else {
-        Finding::good("clock", humantime::format_rfc3339_seconds(SystemTime::now()).to_string())
+        Finding::good("clock", humantime::format_rfc3339_seconds(clock::wall()).to_string())
     });
 }
 

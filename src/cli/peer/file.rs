@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -19,6 +19,7 @@ use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
 
 use crate::{
     cli::exit::Exit,
+    clock,
     config::{Loaded, Peer, process_environment},
 };
 
@@ -41,11 +42,11 @@ impl Lock {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let cannot = || format!("cannot lock {}", folder.display());
         let mut opened = File::open(folder).with_context(cannot)?;
-        let end = Instant::now() + LOCK_TIMEOUT;
+        let end = clock::now() + LOCK_TIMEOUT;
         loop {
             match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(Self(lock)),
-                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < end => {
+                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if clock::now() < end => {
                     opened = back;
                     thread::sleep(LOCK_RETRY);
                 }
