@@ -72,7 +72,7 @@ use crate::{
     },
     quic::{self, close, congestion::CongestionHandle, tls},
     tunnel::{
-        counters::{Counters, Drop},
+        counters::{Counters, DropReason},
         device::{BATCH, PacketSink, PacketSource},
         inside::Inside,
         pump,
@@ -266,7 +266,7 @@ impl Client {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             match source.recv(&mut batch).await {
-                Ok(malformed) => self.counters.dropped(Drop::Malformed, malformed),
+                Ok(malformed) => self.counters.dropped(DropReason::Malformed, malformed),
                 Err(error) => return error,
             }
             self.counters.dropped_by_queue(self.queue.push(&mut batch));
@@ -663,7 +663,7 @@ impl Client {
         self.inside.load().admit(batch, &self.counters);
         let bytes = batch.iter().map(|packet| packet.size() as u64).sum();
         self.counters.received.add(batch.len() as u64, bytes);
-        self.counters.dropped(Drop::Device, self.tun.send(batch));
+        self.counters.dropped(DropReason::Device, self.tun.send(batch));
     }
 
     /// Answers a request on the control socket.

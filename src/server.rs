@@ -61,7 +61,7 @@ use crate::{
         tls::{self, ServerTls, TlsError},
     },
     tunnel::{
-        counters::{Counters, Drop},
+        counters::{Counters, DropReason},
         device::{BATCH, PacketSink, PacketSource},
         pump,
     },
@@ -311,7 +311,7 @@ async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Er
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         match source.recv(&mut batch).await {
-            Ok(malformed) => server.counters.dropped(Drop::Malformed, malformed),
+            Ok(malformed) => server.counters.dropped(DropReason::Malformed, malformed),
             Err(error) => return error,
         }
         server.peers.load().route(&mut batch, &server.counters);
@@ -467,10 +467,10 @@ impl Server {
             Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
                 match self.peers.load().with_key(key) {
                     Some(peer) => self.admit(peer, batch),
-                    None => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
+                    None => self.counters.dropped(DropReason::ForeignSource, batch.len() as u64),
                 }
             }
-            _ => self.counters.dropped(Drop::ForeignSource, batch.len() as u64),
+            _ => self.counters.dropped(DropReason::ForeignSource, batch.len() as u64),
         };
         tokio::select! {
             biased;
@@ -483,7 +483,7 @@ impl Server {
     /// Takes packets from a peer: to other peers, or to the device.
     fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
         self.peers.load().admit(peer, batch);
-        peer.counters.dropped(Drop::Device, self.tun.send(batch));
+        peer.counters.dropped(DropReason::Device, self.tun.send(batch));
     }
 
     /// The peer behind a connection. Every handshake comes through here, resumed ones too; one with

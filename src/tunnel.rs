@@ -7,7 +7,7 @@
 //!
 //! It knows nothing of paths: which network carries a datagram is decided below quinn, by the
 //! socket. Nothing here is fatal but the loss of the device; a packet that cannot go on is counted
-//! by its reason ([`counters::Drop`]) and dropped.
+//! by its reason ([`counters::DropReason`]) and dropped.
 
 pub(crate) mod counters;
 pub(crate) mod device;

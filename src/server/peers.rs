@@ -21,7 +21,7 @@ use crate::{
     identity::PublicKey,
     quic::close,
     tunnel::{
-        counters::{Counters, Drop},
+        counters::{Counters, DropReason},
         queue::{Pool, Queue},
     },
     wire::{foreign::Foreign, packet::Packet},
@@ -168,9 +168,9 @@ impl Peers {
             match packet.addresses() {
                 Some(addresses) => match run.find(self, addresses.destination) {
                     Some(peer) => run.add(peer, packet),
-                    None => counters.dropped(Drop::UnknownDestination, 1),
+                    None => counters.dropped(DropReason::UnknownDestination, 1),
                 },
-                None => counters.dropped(Drop::Malformed, 1),
+                None => counters.dropped(DropReason::Malformed, 1),
             }
         }
         run.flush();
@@ -183,11 +183,11 @@ impl Peers {
         let (mut packets, mut length) = (0, 0);
         batch.retain(|packet| {
             let Some(addresses) = packet.addresses() else {
-                from.counters.dropped(Drop::Malformed, 1);
+                from.counters.dropped(DropReason::Malformed, 1);
                 return false;
             };
             if !from.addresses.contains(&addresses.source) {
-                from.counters.dropped(Drop::ForeignSource, 1);
+                from.counters.dropped(DropReason::ForeignSource, 1);
                 return false;
             }
             packets += 1;
@@ -300,7 +300,7 @@ pub(super) struct Attached<'a> {
     pub(super) connection: &'a Connection,
 }
 
-impl std::ops::Drop for Attached<'_> {
+impl Drop for Attached<'_> {
     fn drop(&mut self) {
         self.peer.detach(self.connection);
     }
@@ -389,7 +389,10 @@ mod tests {
         let counts: Vec<_> = peers.iter().map(|peer| queued(peer)).collect();
         assert_eq!(counts, [2, 1]);
         let dropped = counters.snapshot().dropped;
-        assert_eq!(dropped, [(Drop::Malformed, 1), (Drop::UnknownDestination, 1)].into());
+        assert_eq!(
+            dropped,
+            [(DropReason::Malformed, 1), (DropReason::UnknownDestination, 1)].into()
+        );
     }
 
     #[test]
@@ -404,7 +407,7 @@ mod tests {
         ];
         peers.admit(laptop, &mut batch);
         assert_eq!(batch, [bytes("10.66.0.2", "10.66.0.1")]);
-        assert_eq!(laptop.counters.snapshot().dropped, [(Drop::ForeignSource, 2)].into());
+        assert_eq!(laptop.counters.snapshot().dropped, [(DropReason::ForeignSource, 2)].into());
         let phone = peers.with_key(PublicKey::from([2; 32])).unwrap();
         assert_eq!(queued(phone), 1, "one peer's packet for another goes through");
         assert_eq!(laptop.counters.snapshot().received_packets, 2);

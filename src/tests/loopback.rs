@@ -32,7 +32,7 @@ use crate::{
     },
     server::socket::ServerSocket,
     tunnel::{
-        counters::{Counters, Drop},
+        counters::{Counters, DropReason},
         device::{PacketSink, PacketSource},
         pump,
         queue::Queue,
@@ -337,7 +337,7 @@ async fn garbage_in_datagrams_is_counted_and_the_rest_arrives() {
     let mut received = Vec::new();
     timeout(PATIENCE, PacketSource::recv(&mut device, &mut received)).await.unwrap().unwrap();
     assert_eq!(received, [inner(100, 7)]);
-    assert_eq!(counters.snapshot().dropped, [(Drop::UnknownDatagram, 3)].into());
+    assert_eq!(counters.snapshot().dropped, [(DropReason::UnknownDatagram, 3)].into());
 }
 
 #[tokio::test]

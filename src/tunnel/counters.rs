@@ -10,63 +10,52 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::Dropped;
 
-/// Why an inner packet or a datagram was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Drop {
+/// Makes the enum, its table and its words from one list, so that a new reason is one line.
+macro_rules! drop_reasons {
+    ($($(#[$meta:meta])* $reason:ident = $words:literal,)*) => {
+        /// Why an inner packet or a datagram was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum DropReason {
+            $($(#[$meta])* $reason,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order in which they are shown.
+            pub const ALL: [Self; [$($words),*].len()] = [$(Self::$reason),*];
+        }
+
+        impl fmt::Display for DropReason {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$reason => $words,)*
+                })
+            }
+        }
+    };
+}
+
+drop_reasons! {
     /// Not an IP packet, or its length contradicts its header.
-    Malformed,
+    Malformed = "malformed",
     /// The inner source address is not one that the other side may send from.
-    ForeignSource,
+    ForeignSource = "with a foreign source",
     /// The inner destination address is nobody's in the tunnel, or, on a client, not one of its own.
-    UnknownDestination,
+    UnknownDestination = "for nobody in the tunnel",
     /// Too large for the connection even in pieces.
-    TooLarge,
+    TooLarge = "too large",
     /// The queue was full, and the flow with the most bytes in it gave way.
-    QueueFull,
+    QueueFull = "from a full queue",
     /// It waited in the queue until it was of no use any more.
-    Stale,
+    Stale = "stale",
     /// To tell its sender to slow down (CoDel, RFC 8289).
-    SlowDown,
+    SlowDown = "to slow their sender down",
     /// A piece of a split packet never came, or came twice.
-    LostPiece,
+    LostPiece = "for want of a piece",
     /// A datagram of an unknown kind.
-    UnknownDatagram,
+    UnknownDatagram = "of an unknown kind",
     /// The TUN device did not take the packet.
-    Device,
-}
-
-impl Drop {
-    /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
-        Self::Malformed,
-        Self::ForeignSource,
-        Self::UnknownDestination,
-        Self::TooLarge,
-        Self::QueueFull,
-        Self::Stale,
-        Self::SlowDown,
-        Self::LostPiece,
-        Self::UnknownDatagram,
-        Self::Device,
-    ];
-}
-
-impl fmt::Display for Drop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Malformed => "malformed",
-            Self::ForeignSource => "with a foreign source",
-            Self::UnknownDestination => "for nobody in the tunnel",
-            Self::TooLarge => "too large",
-            Self::QueueFull => "from a full queue",
-            Self::Stale => "stale",
-            Self::SlowDown => "to slow their sender down",
-            Self::LostPiece => "for want of a piece",
-            Self::UnknownDatagram => "of an unknown kind",
-            Self::Device => "not taken by the device",
-        })
-    }
+    Device = "not taken by the device",
 }
 
 /// Packets and bytes in one direction.
@@ -93,12 +82,12 @@ pub struct Counters {
     pub received: Traffic,
     /// Inner packets that were sent in pieces.
     pub split: AtomicU64,
-    drops: [AtomicU64; Drop::ALL.len()],
+    drops: [AtomicU64; DropReason::ALL.len()],
 }
 
 impl Counters {
     /// Counts `count` drops for `reason`.
-    pub fn dropped(&self, reason: Drop, count: u64) {
+    pub fn dropped(&self, reason: DropReason, count: u64) {
         if count > 0 {
             self.drops[reason as usize].fetch_add(count, Relaxed);
         }
@@ -106,9 +95,9 @@ impl Counters {
 
     /// Counts what a queue dropped.
     pub fn dropped_by_queue(&self, dropped: Dropped) {
-        self.dropped(Drop::QueueFull, dropped.full);
-        self.dropped(Drop::Stale, dropped.stale);
-        self.dropped(Drop::SlowDown, dropped.slow);
+        self.dropped(DropReason::QueueFull, dropped.full);
+        self.dropped(DropReason::Stale, dropped.stale);
+        self.dropped(DropReason::SlowDown, dropped.slow);
     }
 
     /// The present values.
@@ -120,7 +109,7 @@ impl Counters {
             received_packets: self.received.packets.load(Relaxed),
             received_bytes: self.received.bytes.load(Relaxed),
             split_packets: self.split.load(Relaxed),
-            dropped: Drop::ALL
+            dropped: DropReason::ALL
                 .into_iter()
                 .map(|reason| (reason, self.drops[reason as usize].load(Relaxed)))
                 .filter(|(_, count)| *count > 0)
@@ -144,7 +133,7 @@ pub struct Snapshot {
     /// Inner packets that crossed in pieces.
     pub split_packets: u64,
     /// Drops by reason; reasons that never happened are left out.
-    pub dropped: BTreeMap<Drop, u64>,
+    pub dropped: BTreeMap<DropReason, u64>,
 }
 
 #[cfg(test)]
@@ -154,17 +143,28 @@ mod tests {
     #[test]
     fn every_reason_has_its_own_counter() {
         let counters = Counters::default();
-        for (times, reason) in (1..).zip(Drop::ALL) {
+        for (times, reason) in (1..).zip(DropReason::ALL) {
             counters.dropped(reason, times);
         }
-        let expected = Drop::ALL.into_iter().zip(1..).collect();
+        let expected = DropReason::ALL.into_iter().zip(1..).collect();
         assert_eq!(counters.snapshot().dropped, expected);
+    }
+
+    #[test]
+    fn the_reference_lists_every_reason() {
+        let row = include_str!("../../docs/control.md")
+            .lines()
+            .find_map(|line| line.strip_prefix("| `traffic.dropped` |"))
+            .unwrap();
+        let listed: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        let words = DropReason::ALL.map(|reason| serde_json::to_value(reason).unwrap());
+        assert_eq!(listed, words.each_ref().map(|word| word.as_str().unwrap()));
     }
 
     #[test]
     fn drops_are_a_map_in_json() {
         let counters = Counters::default();
-        counters.dropped(Drop::ForeignSource, 3);
+        counters.dropped(DropReason::ForeignSource, 3);
         counters.sent.add(2, 2800);
         let json = serde_json::to_value(counters.snapshot()).unwrap();
         assert_eq!(json["dropped"], serde_json::json!({ "foreign-source": 3 }));

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use prefix_trie::joint::map::JointPrefixMap;
 
-use super::counters::{Counters, Drop};
+use super::counters::{Counters, DropReason};
 use crate::wire::packet::{Addresses, Packet};
 
 /// Networks that no host beyond a router has an address in: this network and loopback (RFC 1122 §3.2.1.3),
@@ -66,10 +66,10 @@ impl Inside {
     /// Removes packets that must not be delivered from `batch` and counts them.
     pub(crate) fn admit(&self, batch: &mut Vec<Packet>, counters: &Counters) {
         // Packets come in runs of one flow.
-        let mut last: Option<(Addresses, Option<Drop>)> = None;
+        let mut last: Option<(Addresses, Option<DropReason>)> = None;
         batch.retain(|packet| {
             let refused = match (packet.addresses(), last) {
-                (None, _) => Some(Drop::Malformed),
+                (None, _) => Some(DropReason::Malformed),
                 (Some(addresses), Some((known, refused))) if known == addresses => refused,
                 (Some(addresses), _) => {
                     let refused = self.refuses(addresses);
@@ -84,12 +84,12 @@ impl Inside {
         });
     }
 
-    fn refuses(&self, Addresses { source, destination }: Addresses) -> Option<Drop> {
+    fn refuses(&self, Addresses { source, destination }: Addresses) -> Option<DropReason> {
         let found = self.networks.get_lpm(&IpNet::from(source));
         if !found.is_some_and(|(_, is_inside)| *is_inside) {
-            return Some(Drop::ForeignSource);
+            return Some(DropReason::ForeignSource);
         }
-        (!self.own.contains(&destination)).then_some(Drop::UnknownDestination)
+        (!self.own.contains(&destination)).then_some(DropReason::UnknownDestination)
     }
 }
 
@@ -107,7 +107,7 @@ mod tests {
     }
 
     /// Whether a packet is delivered.
-    fn fate(inside: &Inside, source: &str, destination: &str) -> Option<Drop> {
+    fn fate(inside: &Inside, source: &str, destination: &str) -> Option<DropReason> {
         let counters = Counters::default();
         let bytes = packet(source.parse().unwrap(), destination.parse().unwrap(), 8);
         let mut batch = vec![bytes.into()];
@@ -125,11 +125,15 @@ mod tests {
         }
         assert_eq!(fate(&inside, "fd66::1", "fd66::2"), None);
         for source in ["10.66.1.1", "192.0.2.1", "10.66.0.2", "127.0.0.1"] {
-            assert_eq!(fate(&inside, source, "10.66.0.2"), Some(Drop::ForeignSource), "{source}");
+            assert_eq!(
+                fate(&inside, source, "10.66.0.2"),
+                Some(DropReason::ForeignSource),
+                "{source}"
+            );
         }
         for destination in ["10.66.0.3", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
             let fate = fate(&inside, "10.66.0.1", destination);
-            assert_eq!(fate, Some(Drop::UnknownDestination), "{destination}");
+            assert_eq!(fate, Some(DropReason::UnknownDestination), "{destination}");
         }
     }
 
@@ -139,17 +143,25 @@ mod tests {
         assert_eq!(fate(&inside, "8.8.8.8", "10.66.0.2"), None);
         assert_eq!(fate(&inside, "2001:db8::1", "fd66::2"), None);
         for source in ["192.168.1.1", "127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0"] {
-            assert_eq!(fate(&inside, source, "10.66.0.2"), Some(Drop::ForeignSource), "{source}");
+            assert_eq!(
+                fate(&inside, source, "10.66.0.2"),
+                Some(DropReason::ForeignSource),
+                "{source}"
+            );
         }
         for source in ["fe80::66", "::1", "ff02::1", "fd66::2", "::ffff:8.8.8.8"] {
-            assert_eq!(fate(&inside, source, "fd66::2"), Some(Drop::ForeignSource), "{source}");
+            assert_eq!(
+                fate(&inside, source, "fd66::2"),
+                Some(DropReason::ForeignSource),
+                "{source}"
+            );
         }
     }
 
     #[test]
     fn before_the_first_session_nothing_is_inside() {
         let inside = Inside::default();
-        assert_eq!(fate(&inside, "10.66.0.1", "10.66.0.2"), Some(Drop::ForeignSource));
+        assert_eq!(fate(&inside, "10.66.0.1", "10.66.0.2"), Some(DropReason::ForeignSource));
     }
 
     #[test]
@@ -164,7 +176,7 @@ mod tests {
         inside.admit(&mut batch, &counters);
         assert_eq!(batch, [good.clone(), good]);
         let dropped = counters.snapshot().dropped;
-        assert_eq!(dropped, [(Drop::Malformed, 1), (Drop::ForeignSource, 2)].into());
+        assert_eq!(dropped, [(DropReason::Malformed, 1), (DropReason::ForeignSource, 2)].into());
     }
 
     proptest! {

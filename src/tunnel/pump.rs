@@ -8,7 +8,7 @@ use quinn::{Connection, ConnectionError, SendDatagramError};
 use tokio::{task, time};
 
 use super::{
-    counters::{Counters, Drop},
+    counters::{Counters, DropReason},
     device::BATCH,
     queue::Queue,
 };
@@ -56,7 +56,7 @@ pub(crate) async fn uplink(
             } else if let Some(checked) = packet.checked() {
                 checked.datagram().clone()
             } else {
-                counters.dropped(Drop::Malformed, 1);
+                counters.dropped(DropReason::Malformed, 1);
                 continue;
             };
             match send(connection, datagram, max, &mut fragmenter, counters).await {
@@ -64,7 +64,7 @@ pub(crate) async fn uplink(
                     packets += 1;
                     bytes += packet.size() as u64;
                 }
-                Ok(false) => counters.dropped(Drop::TooLarge, 1),
+                Ok(false) => counters.dropped(DropReason::TooLarge, 1),
                 Err(error) => {
                     counters.sent.add(packets, bytes);
                     queue.put_back_all(batch.split_off(at));
@@ -166,20 +166,20 @@ pub(crate) async fn downlink(
                 Ok(Datagram::Fragment(fragment)) => match joiner.join(fragment) {
                     Joined::Packet(bytes) => match Datagram::decode(bytes) {
                         Ok(Datagram::Packet(packet)) => batch.push(packet),
-                        Ok(_) | Err(_) => counters.dropped(Drop::UnknownDatagram, 1),
+                        Ok(_) | Err(_) => counters.dropped(DropReason::UnknownDatagram, 1),
                     },
                     Joined::Incomplete => {}
-                    Joined::Duplicate => counters.dropped(Drop::LostPiece, 1),
+                    Joined::Duplicate => counters.dropped(DropReason::LostPiece, 1),
                 },
                 Ok(Datagram::Padding) => {}
-                Err(_unknown) => counters.dropped(Drop::UnknownDatagram, 1),
+                Err(_unknown) => counters.dropped(DropReason::UnknownDatagram, 1),
             }
             // An error shows again at the next read, after this batch is delivered.
             next = (batch.len() < DELIVERED)
                 .then(|| connection.read_datagram().now_or_never()?.ok())
                 .flatten();
         }
-        counters.dropped(Drop::LostPiece, joiner.take_abandoned());
+        counters.dropped(DropReason::LostPiece, joiner.take_abandoned());
         if !batch.is_empty() {
             deliver(&mut batch);
             batch.clear();
