@@ -445,7 +445,7 @@ impl Client {
             dialed = self.dial(manager, orders, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
-        let Reached { connected, control, welcome } = match dialed {
+        let Reached { connected, messages, welcome } = match dialed {
             Ok(reached) => reached,
             Err(ended) => return Ok(ended),
         };
@@ -461,7 +461,7 @@ impl Client {
         let resumed = connected.early_arrived;
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, queue, .. } = self;
-        let roamer = Roamer::new(roaming, shown, queue, manager, control, orders, connected);
+        let roamer = Roamer::new(roaming, shown, queue, manager, messages, orders, connected);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);

@@ -51,7 +51,7 @@ pub mod quic {
         pub use crate::quic::congestion::CongestionHandle;
     }
     pub mod session {
-        pub use crate::quic::session::{Control, accept, open};
+        pub use crate::quic::session::{MessageStream, accept, open};
     }
     pub mod tls {
         pub use crate::quic::tls::{ServerTls, TUNNEL, client, purpose};
@@ -93,7 +93,7 @@ pub mod wire {
         pub use crate::wire::fragment::{Fragmenter, Joiner};
     }
     pub mod message {
-        pub use crate::wire::message::{Net, Welcome};
+        pub use crate::wire::message::{Message, Net, Welcome};
     }
     pub mod packet {
         pub use crate::wire::packet::Packet;

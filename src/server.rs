@@ -57,7 +57,7 @@ use crate::{
     quic::{
         self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close,
         congestion::CongestionHandle,
-        session::{self, Control, SOFTWARE},
+        session::{self, MessageStream, SOFTWARE},
         tls::{self, ServerTls, TlsError},
     },
     tunnel::{
@@ -269,23 +269,27 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
         }
         return;
     }
-    if let Some((control, hello)) = server.greet(&connection, &peer).await {
-        server.carry_session(&connection, &peer, control, hello, &congestion).await;
+    if let Some((messages, hello)) = server.greet(&connection, &peer).await {
+        server.carry_session(&connection, &peer, messages, hello, &congestion).await;
     }
 }
 
-/// Does what a client asks for over the control stream. Its end is no reason to end the session.
-async fn listen(control: &mut Control, peer: &Peer) -> Infallible {
-    while let Ok(message) = control.read().await {
-        if let Message::Repeat(Repeat { milliseconds }) = message
-            && let Some(since) =
-                clock::now().checked_sub(Duration::from_millis(milliseconds.into()))
-        {
-            let packets = peer.queue.repeat(since);
-            debug!(milliseconds, packets, "repeating");
+/// Does what a client asks for over the control stream.
+async fn listen(messages: &mut MessageStream, peer: &Peer) -> Infallible {
+    loop {
+        match messages.received().await {
+            Message::Repeat(Repeat { milliseconds }) => repeat(peer, milliseconds),
+            Message::Hello(_) | Message::Welcome(_) => messages.refuse(),
         }
     }
-    std::future::pending().await
+}
+
+/// Sends again what a peer may not have received in the last so many milliseconds.
+fn repeat(peer: &Peer, milliseconds: u32) {
+    if let Some(since) = clock::now().checked_sub(Duration::from_millis(milliseconds.into())) {
+        let packets = peer.queue.repeat(since);
+        debug!(milliseconds, packets, "repeating");
+    }
 }
 
 /// Answers a probe with its own words until it ends, or asks nothing for longer than `limit`.
@@ -388,7 +392,11 @@ impl Server {
 
     /// Waits for a peer's hello and answers it. Packets that come before it are taken at once, so that
     /// they do not wait in quinn, which counts neither the memory around small ones nor their number.
-    async fn greet(&self, connection: &Connection, peer: &Arc<Peer>) -> Option<(Control, Hello)> {
+    async fn greet(
+        &self,
+        connection: &Connection,
+        peer: &Arc<Peer>,
+    ) -> Option<(MessageStream, Hello)> {
         let _place = peer.silent.admit(connection);
         if !self.still_has(peer, connection) {
             return None;
@@ -414,7 +422,7 @@ impl Server {
         &self,
         connection: &Connection,
         peer: &Arc<Peer>,
-        mut control: Control,
+        mut messages: MessageStream,
         hello: Hello,
         congestion: &CongestionHandle,
     ) {
@@ -434,7 +442,7 @@ impl Server {
             reason = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
                 reason
             }
-            never = listen(&mut control, peer) => match never {},
+            never = listen(&mut messages, peer) => match never {},
             never = silence::watch(connection, &peer.queue, congestion) => match never {},
             never = fallback::watch(connection, congestion) => match never {},
             never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},

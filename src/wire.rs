@@ -6,6 +6,7 @@ pub(crate) mod checksum;
 pub(crate) mod datagram;
 pub(crate) mod foreign;
 pub(crate) mod fragment;
+pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod packet;
 pub(crate) mod transport;

@@ -17,7 +17,7 @@ use roamd::internals::{
     quic::{
         self,
         congestion::CongestionHandle,
-        session::{self, Control},
+        session::{self, MessageStream},
         tls,
     },
 };
@@ -97,10 +97,10 @@ pub(crate) fn config(own: &PrivateKey, server: PublicKey) -> anyhow::Result<quin
 pub(crate) async fn connect(
     endpoint: Endpoint,
     config: quinn::ClientConfig,
-) -> anyhow::Result<(Connection, Control)> {
+) -> anyhow::Result<(Connection, MessageStream)> {
     let connection = endpoint.connect_with(config, SERVER.parse()?, "roamd")?.await?;
-    let (control, _) = session::open(&connection, true, 1).await?;
-    Ok((connection, control))
+    let (messages, _) = session::open(&connection, true, 1).await?;
+    Ok((connection, messages))
 }
 
 /// An IPv4 packet of `protocol` from a client to another address in the tunnel.

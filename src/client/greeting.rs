@@ -17,7 +17,7 @@ use crate::{
         self,
         congestion::CongestionHandle,
         liveness::{NUDGE, silence_limit},
-        session::{self, Control, SessionError},
+        session::{self, MessageStream, SessionError},
     },
     wire::message::Welcome,
 };
@@ -29,7 +29,7 @@ const LEAD: Duration = Duration::from_millis(250);
 /// A connection with a session.
 pub(super) struct Reached {
     pub(super) connected: Connected,
-    pub(super) control: Control,
+    pub(super) messages: MessageStream,
     pub(super) welcome: Welcome,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Terms {
 /// A connection that waits for the server's welcome.
 pub(super) struct Greeting {
     connected: Connected,
-    welcome: BoxFuture<'static, Result<(Control, Welcome), SessionError>>,
+    welcome: BoxFuture<'static, Result<(MessageStream, Welcome), SessionError>>,
     /// A handshake over the same path that begins from then on overtakes this greeting.
     overtaken_from: Instant,
     due: Instant,
@@ -90,8 +90,8 @@ impl Greeting {
         let Some(waiting) = greeting else { return std::future::pending().await };
         let ended = (&mut waiting.welcome).await;
         let Some(Self { connected, .. }) = greeting.take() else { return Err(Ended::NoGreeting) };
-        let (control, welcome) = ended?;
-        Ok(Reached { connected, control, welcome })
+        let (messages, welcome) = ended?;
+        Ok(Reached { connected, messages, welcome })
     }
 }
 

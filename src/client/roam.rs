@@ -41,10 +41,10 @@ use crate::{
         socket::PathId,
     },
     quic::{
-        self, close,
+        self,
         congestion::CongestionHandle,
         liveness::{NUDGE, silence_limit},
-        session::Control,
+        session::MessageStream,
     },
     tunnel::queue::Queue,
     wire::message::{Message, Repeat},
@@ -52,9 +52,6 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long a server may keep a few bytes of the control stream waiting for its flow control. Nothing else
-/// does, and paths are not watched meanwhile.
-const CREDIT: Duration = Duration::from_millis(100);
 /// How often a path in doubt is looked at.
 const WATCH: Duration = Duration::from_millis(10);
 /// How many packets introduce a path: enough that the server may answer with ten.
@@ -85,7 +82,7 @@ pub(super) struct Roamer<'a> {
     roaming: &'a Roaming,
     shown: &'a Shown,
     queue: &'a Queue,
-    control: Control,
+    messages: MessageStream,
     orders: &'a mut mpsc::Receiver<Order>,
     inquiries: Vec<Inquiry>,
     servers: Vec<SocketAddr>,
@@ -141,7 +138,7 @@ impl<'a> Roamer<'a> {
         shown: &'a Shown,
         queue: &'a Queue,
         manager: &'a mut Manager,
-        control: Control,
+        messages: MessageStream,
         orders: &'a mut mpsc::Receiver<Order>,
         connected: Connected,
     ) -> Self {
@@ -153,7 +150,7 @@ impl<'a> Roamer<'a> {
             roaming,
             shown,
             queue,
-            control,
+            messages,
             orders,
             inquiries: Vec::new(),
             servers: roaming.names.known(),
@@ -199,7 +196,7 @@ impl<'a> Roamer<'a> {
             }
             self.queue.hold(self.doubt.is_some() || self.manager.active().is_none());
             if let Some(since) = self.unheard.take() {
-                self.repeat(since).await;
+                self.repeat(since);
             }
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let connection = &self.connection;
@@ -246,6 +243,7 @@ impl<'a> Roamer<'a> {
                     self.tell(Event::Portal(key));
                 }
                 Some(order) = self.orders.recv() => self.obey(order),
+                message = self.messages.received() => self.heed(message),
                 () = self.roaming.changed.notified() => self.renew().await,
                 () = self.roaming.heart.asked() => {}
                 // Whether it slept is seen when the loop comes round.
@@ -282,6 +280,13 @@ impl<'a> Roamer<'a> {
             inquiry.hear(answer);
             !inquiry.finish()
         });
+    }
+
+    /// What the server says after its welcome: nothing so far.
+    fn heed(&self, message: Message) {
+        match message {
+            Message::Hello(_) | Message::Welcome(_) | Message::Repeat(_) => self.messages.refuse(),
+        }
     }
 
     /// The configuration changed.
@@ -505,7 +510,7 @@ impl<'a> Roamer<'a> {
 
     /// Says again what may not have arrived since the server was last heard, and lets the server do the
     /// same.
-    async fn repeat(&mut self, heard: Instant) {
+    fn repeat(&mut self, heard: Instant) {
         let active = self.manager.active();
         let new = self.manager.paths().find(|(key, ..)| Some(*key) == active).and_then(|it| it.2);
         let rtt = self.connection.rtt().max(new.unwrap_or_default());
@@ -515,11 +520,7 @@ impl<'a> Roamer<'a> {
         let ago = clock::now().duration_since(since) + rtt / 2;
         debug!(packets, ago = %milliseconds(ago), "repeating");
         let milliseconds = u32::try_from(ago.as_millis()).unwrap_or(u32::MAX);
-        let message = Message::Repeat(Repeat { milliseconds });
-        // Without a control stream there is no connection, which shows elsewhere.
-        if time::timeout(CREDIT, self.control.write(&message)).await.is_err() {
-            self.connection.close(close::PROTOCOL, b"no credit for a control message");
-        }
+        self.messages.tell(&Message::Repeat(Repeat { milliseconds }));
     }
 
     /// Goes on under another connection id, so that networks can't tell that both paths belong together:

@@ -1,20 +1,29 @@
-//! How a session begins: the client says hello, the server tells it what it must know.
+//! How a session begins, and the control stream that both sides keep while it lasts.
+//!
+//! ```text
+//!  client  open ── hello ──▶ accept  server
+//!               ◀─ welcome ─
+//!          MessageStream ◀── messages, both ways, at any time ──▶ MessageStream
+//! ```
+//! What breaks the protocol closes the connection with a reason.
+
+mod stream;
 
 use std::io;
 
-use bytes::BytesMut;
-use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ConnectionError};
 
+pub use self::stream::MessageStream;
 use super::close;
 use crate::wire::{
     foreign::Foreign,
-    message::{ControlError, Hello, LENGTH_SIZE, Message, VERSIONS, Welcome},
+    message::{Hello, Message, MessageError, VERSIONS, Welcome},
 };
 
 /// Name and version of this program, as told to the other side.
 pub(crate) const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
 
-/// Why a session did not begin.
+/// Why a session did not begin, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The connection ended; its reason may be the server's refusal.
@@ -23,12 +32,15 @@ pub enum SessionError {
     /// The control stream ended or was reset.
     #[error("control stream: {0}")]
     Stream(io::Error),
-    /// A message can't be read or written.
+    /// A message cannot be read or written.
     #[error(transparent)]
-    Control(#[from] ControlError),
+    Message(#[from] MessageError),
     /// A message came that makes no sense here.
     #[error("unexpected control message")]
     Unexpected,
+    /// The other side reads no messages.
+    #[error("no flow control credit for {0} bytes of control messages")]
+    NoCredit(usize),
     /// No version of the protocol in common.
     #[error(
         "no common protocol version: we speak {VERSIONS:?}, the other side {}",
@@ -43,11 +55,20 @@ pub enum SessionError {
     Displaced,
 }
 
-/// The control stream. The session ends with its connection; the stream stays open until then.
-#[derive(Debug)]
-pub struct Control {
-    send: SendStream,
-    receive: RecvStream,
+impl SessionError {
+    /// Closes the connection with a reason, if the other side broke the protocol.
+    fn close(&self, connection: &Connection) {
+        let (code, reason) = match self {
+            Self::Message(_) => (close::PROTOCOL, "malformed control message"),
+            Self::Unexpected => (close::PROTOCOL, "unexpected control message"),
+            Self::NoCredit(_) => (close::PROTOCOL, "no credit for a control message"),
+            Self::Version { .. } => {
+                return connection.close(close::VERSION, self.to_string().as_bytes());
+            }
+            Self::Connection(_) | Self::Stream(_) | Self::Displaced => return,
+        };
+        connection.close(code, reason.as_bytes());
+    }
 }
 
 /// Begins a session as the client, who takes packets whose checksum is left to it if `unchecked`. `instance`
@@ -56,28 +77,27 @@ pub async fn open(
     connection: &Connection,
     unchecked: bool,
     instance: u64,
-) -> Result<(Control, Welcome), SessionError> {
-    let (send, receive) = connection.open_bi().await?;
-    let mut control = Control { send, receive };
+) -> Result<(MessageStream, Welcome), SessionError> {
     let hello = Hello {
         versions: VERSIONS.to_vec(),
         software: SOFTWARE.into(),
         unchecked,
         instance: Some(instance),
     };
-    control.write(&Message::Hello(hello)).await?;
-    let answer = control.read().await.inspect_err(|error| match error {
-        SessionError::Control(_) => connection.close(close::PROTOCOL, b"malformed control message"),
-        SessionError::Connection(_)
-        | SessionError::Stream(_)
-        | SessionError::Unexpected
-        | SessionError::Displaced
-        | SessionError::Version { .. } => {}
-    })?;
-    match answer {
-        Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((control, welcome)),
-        Message::Welcome(welcome) => Err(refuse_version(connection, vec![welcome.version])),
-        Message::Hello(_) | Message::Repeat(_) => Err(unexpected(connection)),
+    let opened = say_hello(connection, hello).await;
+    opened.inspect_err(|error| error.close(connection))
+}
+
+async fn say_hello(
+    connection: &Connection,
+    hello: Hello,
+) -> Result<(MessageStream, Welcome), SessionError> {
+    let mut messages = MessageStream::new(connection, connection.open_bi().await?);
+    messages.send(&Message::Hello(hello))?;
+    match messages.next().await? {
+        Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((messages, welcome)),
+        Message::Welcome(welcome) => Err(SessionError::Version { theirs: vec![welcome.version] }),
+        Message::Hello(_) | Message::Repeat(_) => Err(SessionError::Unexpected),
     }
 }
 
@@ -87,58 +107,25 @@ pub async fn open(
 pub async fn accept(
     connection: &Connection,
     welcome: impl FnOnce(u16, &Hello) -> Option<Welcome>,
-) -> Result<(Control, Hello), SessionError> {
-    let (send, receive) = connection.accept_bi().await?;
-    let mut control = Control { send, receive };
-    let Message::Hello(hello) = control.read().await? else {
-        return Err(unexpected(connection));
+) -> Result<(MessageStream, Hello), SessionError> {
+    let accepted = answer_hello(connection, welcome).await;
+    accepted.inspect_err(|error| error.close(connection))
+}
+
+async fn answer_hello(
+    connection: &Connection,
+    welcome: impl FnOnce(u16, &Hello) -> Option<Welcome>,
+) -> Result<(MessageStream, Hello), SessionError> {
+    let mut messages = MessageStream::new(connection, connection.accept_bi().await?);
+    let hello = match messages.next().await? {
+        Message::Hello(hello) => hello,
+        Message::Welcome(_) | Message::Repeat(_) => return Err(SessionError::Unexpected),
     };
     let Some(version) = VERSIONS.into_iter().find(|version| hello.versions.contains(version))
     else {
-        return Err(refuse_version(connection, hello.versions));
+        return Err(SessionError::Version { theirs: hello.versions });
     };
     let Some(welcome) = welcome(version, &hello) else { return Err(SessionError::Displaced) };
-    control.write(&Message::Welcome(welcome)).await?;
-    Ok((control, hello))
-}
-
-fn refuse_version(connection: &Connection, theirs: Vec<u16>) -> SessionError {
-    let error = SessionError::Version { theirs };
-    connection.close(close::VERSION, error.to_string().as_bytes());
-    error
-}
-
-fn unexpected(connection: &Connection) -> SessionError {
-    connection.close(close::PROTOCOL, b"unexpected control message");
-    SessionError::Unexpected
-}
-
-impl Control {
-    /// The next message that we know. Not cancel safe.
-    pub async fn read(&mut self) -> Result<Message, SessionError> {
-        loop {
-            let mut length = [0; LENGTH_SIZE];
-            self.fill(&mut length).await?;
-            let mut body = BytesMut::zeroed(usize::from(u16::from_be_bytes(length)));
-            self.fill(&mut body).await?;
-            if let Some(message) = Message::decode(&body)? {
-                return Ok(message);
-            }
-        }
-    }
-
-    async fn fill(&mut self, buffer: &mut [u8]) -> Result<(), SessionError> {
-        self.receive.read_exact(buffer).await.map_err(|error| match error {
-            ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)) => error.into(),
-            other => SessionError::Stream(io::Error::other(other)),
-        })
-    }
-
-    /// Tells the other side. Not cancel safe.
-    pub async fn write(&mut self, message: &Message) -> Result<(), SessionError> {
-        self.send.write_all(&message.encode()?).await.map_err(|error| match error {
-            WriteError::ConnectionLost(error) => error.into(),
-            other => SessionError::Stream(io::Error::other(other)),
-        })
-    }
+    messages.send(&Message::Welcome(welcome))?;
+    Ok((messages, hello))
 }

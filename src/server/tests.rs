@@ -30,7 +30,10 @@ use crate::{
         session,
         tls::{self, ClientTls},
     },
-    wire::packet::{Packet, tests::packet},
+    wire::{
+        message::{Message, Repeat},
+        packet::{Packet, tests::packet},
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -214,6 +217,18 @@ async fn the_server_keeps_sessions_alive_and_leaves_probe_connections_alone() {
     sleep(WHILE).await;
     assert!(heard(&laptop) >= before.0 + 2);
     assert_eq!(heard(&probe), before.1);
+}
+
+#[tokio::test]
+async fn a_second_hello_ends_the_session() {
+    let site = Site::new();
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let (mut messages, welcome) = session::open(&laptop, true, 1).await.unwrap();
+    messages.tell(&Message::Repeat(Repeat { milliseconds: 5 }));
+    sleep(WHILE).await;
+    assert_eq!(laptop.close_reason(), None);
+    messages.tell(&Message::Welcome(welcome));
+    assert_eq!(closed(&laptop).await, close::PROTOCOL);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Client and server parts together, over real UDP sockets on loopback, without privileges.
 
+mod messages;
+
 use std::{
     io::{self, IoSliceMut},
     net::SocketAddr,
@@ -12,7 +14,8 @@ use std::{
 use bytes::Bytes;
 use nix::errno::Errno;
 use quinn::{
-    AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, UdpPoller,
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
+    UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -25,7 +28,7 @@ use crate::{
         udp::UdpSocket,
     },
     quic::{
-        self,
+        self, close,
         congestion::CongestionHandle,
         session,
         tls::{self, ServerTls, WrongServerKey},
@@ -56,13 +59,18 @@ fn quic_settings() -> Quic {
 }
 
 fn server_endpoint(key: &PrivateKey, listen: SocketAddr) -> Endpoint {
+    let transport = quic::transport(&quic_settings(), TUN_MTU, CongestionHandle::default());
+    server_endpoint_with(key, listen, transport)
+}
+
+fn server_endpoint_with(
+    key: &PrivateKey,
+    listen: SocketAddr,
+    transport: TransportConfig,
+) -> Endpoint {
     let tls = ServerTls::new(key, |_| true).unwrap();
     let mut config = quinn::ServerConfig::new(Arc::new(tls.visit().unwrap()), quic::token_key(key));
-    config.transport_config(Arc::new(quic::transport(
-        &quic_settings(),
-        TUN_MTU,
-        CongestionHandle::default(),
-    )));
+    config.transport_config(Arc::new(transport));
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),
         Some(config),
@@ -178,11 +186,11 @@ fn welcome(version: u16) -> Welcome {
 /// A server that lets in one client; gives its connection and key.
 async fn accept_one(endpoint: Endpoint) -> (Connection, Option<PublicKey>) {
     let connection = endpoint.accept().await.unwrap().await.unwrap();
-    let (control, _) =
+    let (messages, _) =
         session::accept(&connection, |version, _| Some(welcome(version))).await.unwrap();
     let key = tls::peer_key(&connection);
     // The stream lives as long as the test.
-    std::mem::forget(control);
+    std::mem::forget(messages);
     (connection, key)
 }
 
@@ -202,9 +210,9 @@ async fn pair(listen: &str) -> Pair {
     let client = Client::new(&client_key, server_key.public_key(), server);
     let accepted = tokio::spawn(accept_one(endpoint));
     let here = client.connect().await.unwrap();
-    let (control, greeting) = session::open(&here, true, 1).await.unwrap();
+    let (messages, greeting) = session::open(&here, true, 1).await.unwrap();
     assert_eq!(greeting, welcome(1));
-    std::mem::forget(control);
+    std::mem::forget(messages);
     let (there, key) = accepted.await.unwrap();
     assert_eq!(key, Some(client_key.public_key()));
     assert_eq!(tls::peer_key(&here), Some(server_key.public_key()));
@@ -440,7 +448,7 @@ async fn a_welcome_that_is_none_is_answered_with_a_reason() {
     });
     let connection = client.connect().await.unwrap();
     let error = session::open(&connection, true, 1).await.unwrap_err();
-    assert!(matches!(error, session::SessionError::Control(_)), "{error}");
+    assert!(matches!(error, session::SessionError::Message(_)), "{error}");
     let ConnectionError::ApplicationClosed(closed) = server.await.unwrap() else { panic!() };
     assert_eq!(closed.error_code, quic::close::PROTOCOL);
 }

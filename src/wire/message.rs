@@ -18,6 +18,8 @@ use super::foreign::Foreign;
 pub(crate) const VERSIONS: [u16; 1] = [1];
 /// Bytes of the length in front of each message.
 pub(crate) const LENGTH_SIZE: usize = 2;
+/// Bytes of the longest message with its length.
+pub(crate) const LONGEST: usize = LENGTH_SIZE + u16::MAX as usize;
 
 /// A message on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -128,14 +130,14 @@ impl fmt::Display for Net {
     }
 }
 
-/// Why a message can't be read or written.
+/// Why a message cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub enum MessageError {
     /// The bytes are no message.
     #[error("malformed control message: {0}")]
     Malformed(#[from] decode::Error),
-    /// The message can't be written.
-    #[error("control message can't be encoded: {0}")]
+    /// The message cannot be written.
+    #[error("control message cannot be encoded: {0}")]
     Encode(#[from] encode::Error<std::convert::Infallible>),
     /// The message does not fit a 16-bit length.
     #[error("control message of {0} bytes is larger than 65535")]
@@ -144,9 +146,9 @@ pub enum ControlError {
 
 impl Message {
     /// The message with its length in front.
-    pub fn encode(&self) -> Result<BytesMut, ControlError> {
+    pub fn encode(&self) -> Result<BytesMut, MessageError> {
         let body = minicbor::to_vec(self)?;
-        let length = u16::try_from(body.len()).map_err(|_| ControlError::TooLong(body.len()))?;
+        let length = u16::try_from(body.len()).map_err(|_| MessageError::TooLong(body.len()))?;
         let mut bytes = BytesMut::with_capacity(LENGTH_SIZE + body.len());
         bytes.put_u16(length);
         bytes.put_slice(&body);
@@ -154,7 +156,7 @@ impl Message {
     }
 
     /// Reads a message without its length; `None` for one that a newer version brought.
-    pub fn decode(body: &[u8]) -> Result<Option<Self>, ControlError> {
+    pub fn decode(body: &[u8]) -> Result<Option<Self>, MessageError> {
         match minicbor::decode(body) {
             Ok(message) => Ok(Some(message)),
             Err(error) if error.is_unknown_variant() => Ok(None),
@@ -162,6 +164,9 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod specification;
 
 #[cfg(test)]
 mod tests {
@@ -278,6 +283,6 @@ mod tests {
         let versions = vec![1000; 30_000];
         let software = "x".into();
         let hello = Message::Hello(Hello { versions, software, unchecked: false, instance: None });
-        assert!(matches!(hello.encode(), Err(ControlError::TooLong(_))));
+        assert!(matches!(hello.encode(), Err(MessageError::TooLong(_))));
     }
 }

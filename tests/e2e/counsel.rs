@@ -11,6 +11,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, sendto,
     setsockopt, socket, sockopt,
 };
+use roamd::internals::wire::message::Message;
 use roamd_lab::{Namespace, veth};
 use serde_json::Value;
 
@@ -270,6 +271,19 @@ fn a_welcome_of_ill_will_ends_nothing() {
     assert!(
         net.clients[0].daemon.as_mut().unwrap().wait(std::time::Duration::ZERO).unwrap().is_none()
     );
+}
+
+#[test]
+fn a_server_that_welcomes_twice_loses_the_session() {
+    let mut net = Net::new(1);
+    let rogue = Rogue::start(&net.server, |_| welcome(&["10.66.0.2/24"], 1400));
+    net.clients[0].start();
+    let client = &net.clients[0];
+    client.connected();
+    rogue.tell(&Message::Welcome(welcome(&["10.66.0.3/24"], 1400)));
+    eventually("closed with PROTOCOL", || (rogue.refused() == 1).then_some(()));
+    eventually("the next session", || (client.try_status()?["sessions"] == 2).then_some(()));
+    assert_eq!(client.status()["addresses"], serde_json::json!(["10.66.0.2/32"]));
 }
 
 #[test]

@@ -14,11 +14,11 @@ use roamd::internals::{
     quic::{
         self, close,
         congestion::CongestionHandle,
-        session,
+        session::{self, MessageStream},
         tls::{self, ServerTls},
     },
     server::socket::ServerSocket,
-    wire::message::{Net, Welcome},
+    wire::message::{Message, Net, Welcome},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,7 +27,7 @@ use crate::harness::Host;
 /// The server; it ends with this.
 pub(crate) struct Rogue {
     runtime: Runtime,
-    session: Arc<Mutex<Option<Connection>>>,
+    session: Arc<Mutex<Option<(Connection, MessageStream)>>>,
     refused: Arc<Mutex<usize>>,
 }
 
@@ -81,7 +81,7 @@ impl Rogue {
     pub(crate) fn end_session(&self) {
         let _entered = self.runtime.enter();
         let session = self.session.lock().unwrap().take();
-        session.unwrap().close(close::GOODBYE, b"");
+        session.unwrap().0.close(close::GOODBYE, b"");
     }
 
     /// Sends an inner packet of protocol 253 (RFC 3692) through the tunnel.
@@ -102,7 +102,13 @@ impl Rogue {
         let datagram = [packet, vec![0; 8]].concat();
         let _entered = self.runtime.enter();
         let session = self.session.lock().unwrap();
-        session.as_ref().unwrap().send_datagram(datagram.into()).unwrap();
+        session.as_ref().unwrap().0.send_datagram(datagram.into()).unwrap();
+    }
+
+    /// Says something on the control stream.
+    pub(crate) fn tell(&self, message: &Message) {
+        let _entered = self.runtime.enter();
+        self.session.lock().unwrap().as_mut().unwrap().1.tell(message);
     }
 }
 
@@ -133,23 +139,21 @@ fn endpoint(key: &PrivateKey) -> Endpoint {
 async fn serve(
     endpoint: Endpoint,
     welcomes: impl Fn(usize) -> Welcome,
-    session: Arc<Mutex<Option<Connection>>>,
+    session: Arc<Mutex<Option<(Connection, MessageStream)>>>,
     refused: Arc<Mutex<usize>>,
 ) {
     let mut number = 0;
-    let mut controls = Vec::new();
     while let Some(incoming) = endpoint.accept().await {
         let Ok(connection) = incoming.await else { continue };
         if tls::purpose(&connection).as_deref() != Some(tls::TUNNEL) {
             continue;
         }
-        let Ok((control, _)) = session::accept(&connection, |_, _| Some(welcomes(number))).await
+        let Ok((messages, _)) = session::accept(&connection, |_, _| Some(welcomes(number))).await
         else {
             continue;
         };
         number += 1;
-        controls.push(control);
-        *session.lock().unwrap() = Some(connection.clone());
+        *session.lock().unwrap() = Some((connection.clone(), messages));
         let refused = Arc::clone(&refused);
         tokio::spawn(async move {
             if let ConnectionError::ApplicationClosed(closed) = connection.closed().await
