@@ -16,6 +16,7 @@
 //! - [`client`], [`server`]: the two roles.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.
+//! - [`clock`], [`task`]: the one clock, and background tasks.
 
 #![cfg_attr(
     test,
@@ -38,6 +39,7 @@ mod path;
 mod quic;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod server;
+mod task;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod tunnel;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]

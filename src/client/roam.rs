@@ -46,6 +46,7 @@ use crate::{
         liveness::{NUDGE, silence_limit},
         session::MessageStream,
     },
+    task,
     tunnel::queue::Queue,
     wire::message::{Message, Repeat},
 };
@@ -294,7 +295,7 @@ impl<'a> Roamer<'a> {
         self.manager.set_settings(**self.roaming.settings.load());
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
         let names = self.roaming.names.clone();
-        tokio::spawn(async move {
+        task::detached("names", async move {
             if let Err(error) = names.resolve().await {
                 warn!(%error, "the server's addresses stay as they were");
             }

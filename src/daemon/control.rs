@@ -6,6 +6,7 @@
 mod access;
 
 use std::{
+    convert::Infallible,
     fs,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream as StdStream,
@@ -19,7 +20,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, broadcast::error::RecvError},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
 };
 use tracing::{debug, warn};
 
@@ -28,7 +29,10 @@ use super::{
     events::{Event, Events},
     status::Status,
 };
-use crate::host::instance::{Instance, directory};
+use crate::{
+    host::instance::{Instance, directory},
+    task::Task,
+};
 
 const SUFFIX: &str = "sock";
 /// The longest request; a longer one is cut off and does not parse.
@@ -269,12 +273,11 @@ fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io:
 #[derive(Debug)]
 pub(crate) struct Server {
     path: PathBuf,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.task.abort();
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -307,29 +310,35 @@ where
         return Err(ControlError::AlreadyRunning { name, path });
     }
     let listener = bind(&path).map_err(|source| instance.io(source))?;
-    let task = tokio::spawn(async move {
-        let mut requests = JoinSet::new();
-        let (mut door, room) = (Door::new(ASKING), Arc::new(Room::default()));
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let (place, room) = (door.enter().await, room.clone());
-                    let answered = answer(stream, place, room, events.clone(), handler.clone());
-                    requests.spawn(async move {
-                        if let Err(error) = answered.await {
-                            debug!(%error, "control request failed");
-                        }
-                    });
-                    while requests.try_join_next().is_some() {}
-                }
-                Err(error) => {
-                    warn!(%error, "control socket");
-                    tokio::time::sleep(PAUSE).await;
-                }
+    let task = Task::spawn("control socket", listen(listener, events, handler));
+    Ok(Server { path: instance.socket(), _task: task })
+}
+
+async fn listen<F, R>(listener: UnixListener, events: Events, handler: F) -> Infallible
+where
+    F: Fn(Request) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Reply> + Send + 'static,
+{
+    let mut requests = JoinSet::new();
+    let (mut door, room) = (Door::new(ASKING), Arc::new(Room::default()));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (place, room) = (door.enter().await, room.clone());
+                let answered = answer(stream, place, room, events.clone(), handler.clone());
+                requests.spawn(async move {
+                    if let Err(error) = answered.await {
+                        debug!(%error, "control request failed");
+                    }
+                });
+                while requests.try_join_next().is_some() {}
+            }
+            Err(error) => {
+                warn!(%error, "control socket");
+                tokio::time::sleep(PAUSE).await;
             }
         }
-    });
-    Ok(Server { path: instance.socket(), task })
+    }
 }
 
 /// Listens for the owner and its group only. It replaces a socket without a listener.

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use rtnetlink::MulticastGroup;
-use tokio::{task::JoinHandle, time};
+use tokio::time;
 use tracing::warn;
+
+use crate::task::Task;
 
 /// What can make a path appear or vanish.
 const GROUPS: [MulticastGroup; 7] = [
@@ -30,7 +32,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 pub struct Monitor {
     hints: BoxStream<'static, ()>,
     /// What reads the netlink socket.
-    connection: Option<JoinHandle<()>>,
+    _connection: Option<Task>,
 }
 
 impl Monitor {
@@ -38,13 +40,13 @@ impl Monitor {
     pub fn open() -> std::io::Result<Self> {
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
         let hints = messages.map(|_| ()).boxed();
-        Ok(Self { hints, connection: Some(tokio::spawn(connection)) })
+        Ok(Self { hints, _connection: Some(Task::spawn("netlink", connection)) })
     }
 
     /// Listens to a simulated kernel.
     #[cfg(test)]
     pub(crate) fn of(hints: BoxStream<'static, ()>) -> Self {
-        Self { hints, connection: None }
+        Self { hints, _connection: None }
     }
 
     /// Returns when it is time to look: at once after a change, and now and then without one.
@@ -64,14 +66,6 @@ impl Monitor {
         match Self::open() {
             Ok(reopened) => *self = reopened,
             Err(error) => warn!(%error, "can't hear of network changes, polling instead"),
-        }
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        if let Some(connection) = &self.connection {
-            connection.abort();
         }
     }
 }

@@ -6,8 +6,9 @@ use std::{
 };
 
 use rtnetlink::Handle;
-use tokio::task::JoinHandle;
 use tracing::warn;
+
+use crate::task::Task;
 
 /// An open netlink socket. It is closed when this is dropped; handles then fail.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub struct Netlink(Mutex<Socket>);
 #[derive(Debug)]
 struct Socket {
     handle: Handle,
-    connection: JoinHandle<()>,
+    connection: Task,
     strict: bool,
 }
 
@@ -29,13 +30,7 @@ impl Socket {
             rtnetlink::new_connection()
         };
         let (connection, handle, _messages) = opened?;
-        Ok(Self { handle, connection: tokio::spawn(connection), strict })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.connection.abort();
+        Ok(Self { handle, connection: Task::spawn("netlink", connection), strict })
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
         self, close,
         tls::{self, ClientTls, TlsError, WrongServerKey},
     },
+    task,
     wire::foreign::Foreign,
 };
 
@@ -139,7 +140,7 @@ impl Drop for Underlay {
     fn drop(&mut self) {
         self.endpoint.close(close::NOT_NEEDED, b"");
         let (endpoint, socket) = (self.endpoint.clone(), self.socket.clone());
-        tokio::spawn(async move {
+        task::detached("goodbye", async move {
             let _ = time::timeout(LINGER, endpoint.wait_idle()).await;
             socket.close_all();
         });

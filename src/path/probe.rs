@@ -15,7 +15,6 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::{
     sync::{Notify, mpsc},
-    task::JoinHandle,
     time::{self, Instant},
 };
 use tracing::debug;
@@ -26,7 +25,7 @@ use super::{
     manager::Event,
     network::Network,
 };
-use crate::{clock, link::candidate::Candidate};
+use crate::{clock, link::candidate::Candidate, task::Task};
 
 /// Until the question is asked again, at least; otherwise three round trips.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
@@ -50,7 +49,7 @@ pub(crate) struct Probe {
     questions: mpsc::Sender<()>,
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
-    task: JoinHandle<()>,
+    _task: Task,
 }
 
 impl Probe {
@@ -80,7 +79,8 @@ impl Probe {
             hurry: Arc::clone(&hurry),
             measured: Arc::clone(&measured),
         };
-        Self { questions, hurry, measured, task: tokio::spawn(asker.run(key, asked, answers)) }
+        let task = Task::spawn("probe", asker.run(key, asked, answers));
+        Self { questions, hurry, measured, _task: task }
     }
 
     /// What was found out so far.
@@ -99,12 +99,6 @@ impl Probe {
     /// server that was started again does not know the connection that stands.
     pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -15,8 +15,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    task::JoinHandle,
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
 };
 use tracing::{debug, info, warn};
 
@@ -27,6 +27,7 @@ use crate::{
         door::{self, Door, Place},
         status::Status,
     },
+    task::Task,
 };
 
 /// Requests at once.
@@ -39,13 +40,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Answers until it is dropped.
 #[derive(Debug)]
 pub(crate) struct MetricsServer {
-    task: JoinHandle<()>,
+    _task: Task,
     listen: Metrics,
 }
 
 impl Drop for MetricsServer {
     fn drop(&mut self) {
-        self.task.abort();
         if let Metrics::Socket(path) = &self.listen {
             let _ = fs::remove_file(path);
         }
@@ -58,71 +58,87 @@ pub(crate) fn serve(
     status: impl Fn() -> Status + Send + Sync + 'static,
 ) -> io::Result<Option<MetricsServer>> {
     let Some(listen) = listen else { return Ok(None) };
-    let status: Arc<dyn Fn() -> Status + Send + Sync> = Arc::new(status);
-    let mut door = Door::new(REQUESTS);
+    let status = Arc::new(status);
+    let requests = Requests { door: Door::new(REQUESTS), under_way: JoinSet::new(), status };
     let task = match listen {
         Metrics::Loopback(address) => {
             let named = |error| name(error, &address.to_string());
             let listener = StdListener::bind(address).map_err(named)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(async move {
-                loop {
-                    let stream = listener.accept().await.map(|(stream, _)| stream);
-                    accepted(stream, &mut door, &status).await;
-                }
-            })
+            Task::spawn("metrics", requests.over_tcp(listener))
         }
         Metrics::Socket(path) => {
             let named = |error| name(error, &path.display().to_string());
             let listener = door::listen(path).map_err(named)?;
-            tokio::spawn(async move {
-                loop {
-                    let stream = listener.accept().await.map(|(stream, _)| stream);
-                    accepted(stream, &mut door, &status).await;
-                }
-            })
+            Task::spawn("metrics", requests.over_unix(listener))
         }
     };
     info!(?listen, "serving metrics");
-    Ok(Some(MetricsServer { task, listen: listen.clone() }))
+    Ok(Some(MetricsServer { _task: task, listen: listen.clone() }))
 }
 
 fn name(error: io::Error, listen: &str) -> io::Error {
     io::Error::new(error.kind(), format!("metrics.listen = {listen}: {error}"))
 }
 
-async fn accepted<S>(
-    stream: io::Result<S>,
-    door: &mut Door,
-    status: &Arc<dyn Fn() -> Status + Send + Sync>,
-) where
+/// The requests that are being answered; they end with this.
+struct Requests {
+    door: Door,
+    under_way: JoinSet<()>,
+    status: Arc<dyn Fn() -> Status + Send + Sync>,
+}
+
+impl Requests {
+    async fn over_tcp(mut self, listener: TcpListener) -> Infallible {
+        loop {
+            let stream = listener.accept().await.map(|(stream, _)| stream);
+            self.begin(stream).await;
+        }
+    }
+
+    async fn over_unix(mut self, listener: UnixListener) -> Infallible {
+        loop {
+            let stream = listener.accept().await.map(|(stream, _)| stream);
+            self.begin(stream).await;
+        }
+    }
+
+    async fn begin<S>(&mut self, stream: io::Result<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, "metrics");
+                return tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let place = self.door.enter().await;
+        self.under_way.spawn(serve_one(stream, place, self.status.clone()));
+        while self.under_way.try_join_next().is_some() {}
+    }
+}
+
+async fn serve_one<S>(stream: S, place: Place, status: Arc<dyn Fn() -> Status + Send + Sync>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stream = match stream {
-        Ok(stream) => stream,
-        Err(error) => {
-            warn!(%error, "metrics");
-            return tokio::time::sleep(PAUSE).await;
-        }
-    };
-    let (status, place) = (status.clone(), door.enter().await);
-    tokio::spawn(async move {
-        let service = service_fn(move |request| {
-            let status = status.clone();
-            async move { Ok::<_, Infallible>(answer(&request, &*status)) }
-        });
-        let mut http = http1::Builder::new();
-        let http = http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).keep_alive(false);
-        tokio::select! {
-            served = http.serve_connection(TokioIo::new(stream), service) => {
-                if let Err(error) = served {
-                    debug!(%error, "metrics request failed");
-                }
-            }
-            () = over(place) => debug!("metrics request given up"),
-        }
+    let service = service_fn(move |request| {
+        let status = status.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &*status)) }
     });
+    let mut http = http1::Builder::new();
+    let http = http.timer(TokioTimer::new()).header_read_timeout(TIMEOUT).keep_alive(false);
+    tokio::select! {
+        served = http.serve_connection(TokioIo::new(stream), service) => {
+            if let Err(error) = served {
+                debug!(%error, "metrics request failed");
+            }
+        }
+        () = over(place) => debug!("metrics request given up"),
+    }
 }
 
 /// Returns when a request has taken too long, or another one needs its place.
