@@ -62,7 +62,7 @@ use crate::{
         metered,
     },
     identity::PublicKey,
-    link::{candidate::Unusable, netlink::Netlink},
+    link::{candidate::Unusable, monitor::Monitor, netlink::Netlink},
     path::{
         handshake::{Handshake, HandshakeError},
         manager::{self, Choice, Manager, Settings},
@@ -129,16 +129,23 @@ pub(crate) struct Client {
 /// Runs the client until the process is told to stop.
 pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
+    let monitor = Monitor::open().context("cannot hear of network changes")?;
     let tun = &config.tun;
     let Handed { tun: device, over } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
-    let (mut host, wish) = Host::new(interface, over, daemon.record.clone())?;
+    let (mut host, wish) = Host::new(interface, over, daemon.record.clone(), monitor.hints())?;
     host.survey().await;
     // Without its kill switch a tunnel that has one does not run.
     host.lay_out(Desired::new(&config).plan()?.layout).await?;
     let preferences = Preferences::new(&config.paths);
-    let links = Arc::new(Links::new(Netlink::open()?, index, preferences, config.quic.dscp));
+    let links = Arc::new(Links::new(
+        Netlink::open()?,
+        index,
+        preferences,
+        config.quic.dscp,
+        monitor.hints(),
+    ));
     #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
@@ -161,14 +168,14 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
         ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
-        failed = host.run() => failed.map(|never| match never {}).context("cannot hear of networks"),
+        never = host.run() => match never {},
         failed = daemon.hangups(|| client.reload(&daemon, wish.clone())) => failed.map(|never| match never {}),
-        failed = client.keep_names() => failed.map(|never| match never {}),
+        never = client.keep_names() => match never {},
         never = client.admit(wish.clone(), admissions) => match never {},
         never = metered::watch(|found| links.meter(found)) => match never {},
         never = client.end_start() => match never {},
         never = systemd::watchdog(&client.roaming.heart) => match never {},
-        deleted = interface::deleted(index) => {
+        deleted = interface::deleted(index, monitor.hints()) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", client.interface))
         }
@@ -322,7 +329,7 @@ impl Client {
                 self.give_way(false, host).await;
             }
             if let Some(pause) = pause {
-                self.sleep_or_change(pause, &mut manager, orders).await?;
+                self.sleep_or_change(pause, &mut manager, orders).await;
             }
         }
     }
@@ -350,21 +357,21 @@ impl Client {
         Pause { shortest, longest }: Pause,
         manager: &mut Manager,
         orders: &mut mpsc::Receiver<Order>,
-    ) -> io::Result<()> {
-        let mut monitor = self.roaming.network.monitor()?;
+    ) {
+        let mut hints = self.roaming.network.hints();
         let chosen = Notify::new();
         let pause = async {
             tokio::time::sleep(shortest).await;
             tokio::select! {
                 () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
-                () = monitor.hint() => debug!("a network changed: trying at once"),
+                () = hints.hint() => debug!("a network changed: trying at once"),
                 () = chosen.notified() => debug!("a person chose a link: trying at once"),
             }
         };
         tokio::pin!(pause);
         loop {
             tokio::select! {
-                () = &mut pause => return Ok(()),
+                () = &mut pause => return,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
                     let _ = reply.send(self.choose(choice, manager).await);
                     chosen.notify_one();
@@ -607,11 +614,11 @@ impl Client {
 
     /// Resolves the server's names now and then, and when a network changes: what they stand for may have
     /// moved, or be something else in another network.
-    async fn keep_names(&self) -> anyhow::Result<Infallible> {
-        let mut monitor = self.roaming.network.monitor()?;
+    async fn keep_names(&self) -> Infallible {
+        let mut hints = self.roaming.network.hints();
         loop {
             // Until there is a connection, dialing does.
-            let _ = tokio::time::timeout(NAMES_PACE, monitor.hint()).await;
+            let _ = tokio::time::timeout(NAMES_PACE, hints.hint()).await;
             tokio::time::sleep(NAMES_SETTLE).await;
             if self.shown.is_connected()
                 && self.roaming.names.can_change()

@@ -46,7 +46,7 @@ use self::{
 };
 use crate::{
     config::{Dns, Exclude},
-    link::{MARK, monitor::Monitor, netlink::Netlink},
+    link::{MARK, monitor::Hints, netlink::Netlink},
 };
 
 /// The table with the routes of a tunnel that takes everything.
@@ -216,6 +216,7 @@ pub(crate) struct Host {
     firewall: Firewall,
     resolver: Resolver,
     orders: mpsc::Receiver<Order>,
+    hints: Hints,
     record: Record,
     /// Whether rules and resolver are an earlier run's, which handed its interface over.
     inherited: bool,
@@ -228,6 +229,7 @@ impl Host {
         interface: Interface,
         inherited: bool,
         record: Record,
+        hints: Hints,
     ) -> io::Result<(Self, Wish)> {
         let (wish, orders) = mpsc::channel(1);
         let host = Self {
@@ -239,6 +241,7 @@ impl Host {
             facts: watch::Sender::default(),
             layout: None,
             orders,
+            hints,
             record,
             inherited,
         };
@@ -266,8 +269,7 @@ impl Host {
     }
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
-    pub(crate) async fn run(&mut self) -> io::Result<Infallible> {
-        let mut monitor = Monitor::open()?;
+    pub(crate) async fn run(&mut self) -> Infallible {
         let mut tables = nft::Changes::open()
             .inspect_err(|error| warn!(%error, "can't hear of changes to firewall rules"))
             .ok();
@@ -285,7 +287,7 @@ impl Host {
                         Err(error) => warn!(%error, "cannot look after firewall rules"),
                     }
                 }
-                () = monitor.changed() => {
+                () = self.hints.changed() => {
                     tokio::time::sleep(SETTLE).await;
                     if let Err(error) = self.restore().await {
                         warn!(%error, "cannot look after routes and rules");

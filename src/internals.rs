@@ -14,6 +14,9 @@ pub mod identity {
 }
 
 pub mod link {
+    pub mod monitor {
+        pub use crate::link::monitor::Hints;
+    }
     pub mod netlink {
         pub use crate::link::netlink::Netlink;
     }

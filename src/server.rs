@@ -52,7 +52,7 @@ use crate::{
         nat::Nat,
     },
     identity::PrivateKey,
-    link::netlink::Netlink,
+    link::{monitor::Monitor, netlink::Netlink},
     path::udp::UdpSocket,
     quic::{
         self, HANDSHAKE_TIMEOUT, PROBE_IDLE, close,
@@ -137,6 +137,7 @@ impl Acceptor {
 /// Runs the server until the process is told to stop.
 pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
+    let monitor = Monitor::open().context("cannot hear of network changes")?;
     let (tun, listen) = (&config.tun, config.listen);
     let Handed { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
@@ -185,8 +186,8 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         }
         never = systemd::watchdog(&heart) => match never {},
         never = beat(&heart, &endpoint) => match never {},
-        failed = interface.keep() => failed.map(|never| match never {}).context("can't hear of networks"),
-        deleted = interface::deleted(index) => {
+        never = interface.keep(monitor.hints()) => match never {},
+        deleted = interface::deleted(index, monitor.hints()) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
         }

@@ -16,7 +16,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    io, mem,
+    mem,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -85,9 +85,6 @@ pub(crate) enum DialError {
     /// The link that a person pinned has no route to the server.
     #[error("{link} has no route to {}, and is pinned; roamd switch --auto ends that", list(.servers))]
     Pinned { link: String, servers: Vec<SocketAddr> },
-    /// The kernel can't tell of changes.
-    #[error("can't hear of network changes: {0}")]
-    Monitor(#[from] io::Error),
     /// The kernel can't be asked for links and routes.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -139,7 +136,7 @@ impl Dialer {
         Loss { at: mut since, answered: first }: Loss,
         silent: impl Fn(&HandshakeError),
     ) -> Result<Reached, Ended> {
-        let mut monitor = self.network.monitor().map_err(DialError::Monitor)?;
+        let mut hints = self.network.hints();
         let resolving = self.names.resolve();
         tokio::pin!(resolving);
         let mut servers = self.names.known();
@@ -222,7 +219,7 @@ impl Dialer {
                     is_told = true;
                     silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
                 }
-                () = monitor.hint() => {
+                () = hints.hint() => {
                     waiting.extend(self.find(manager, &servers, &mut tried, None).await?);
                     since = clock::now();
                     time::sleep(SETTLE).await;

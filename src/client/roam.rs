@@ -180,7 +180,7 @@ impl<'a> Roamer<'a> {
 
     /// Watches, asks and switches, for as long as it is polled and the server knows the connection.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
-        let mut monitor = self.roaming.network.monitor()?;
+        let mut hints = self.roaming.network.hints();
         let first = self.open.keys().next().copied();
         self.look().await;
         if let Some(first) = first {
@@ -217,7 +217,7 @@ impl<'a> Roamer<'a> {
                 || !self.closing.is_empty()
                 || !self.is_measured;
             tokio::select! {
-                () = monitor.changed() => {
+                () = hints.changed() => {
                     self.look().await;
                     time::sleep(SETTLE).await;
                 }

@@ -7,7 +7,7 @@
 mod left_out;
 mod route;
 
-use std::net::IpAddr;
+use std::{convert::Infallible, io, net::IpAddr};
 
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use super::sysctl;
 use crate::link::{
-    monitor::Monitor,
+    monitor::Hints,
     netlink::{Netlink, os_error},
 };
 pub(crate) use left_out::{LeftOut, log};
@@ -180,10 +180,9 @@ impl Interface {
     }
 
     /// Mends it whenever the kernel's networks change, for as long as it is polled.
-    pub(crate) async fn keep(&mut self) -> std::io::Result<std::convert::Infallible> {
-        let mut monitor = Monitor::open()?;
+    pub(crate) async fn keep(&mut self, mut hints: Hints) -> Infallible {
         loop {
-            monitor.changed().await;
+            hints.changed().await;
             match self.mend().await {
                 Ok(0) => {}
                 Ok(mended) => info!(mended, "gave the interface back what it missed"),
@@ -337,10 +336,10 @@ impl Look {
 
 /// Waits until the interface with this index is deleted: the kernel does not wake those who read
 /// from its device.
-pub(crate) async fn deleted(index: u32) -> std::io::Result<()> {
-    let (mut monitor, netlink) = (Monitor::open()?, Netlink::open()?);
+pub(crate) async fn deleted(index: u32, mut hints: Hints) -> io::Result<()> {
+    let netlink = Netlink::open()?;
     loop {
-        monitor.changed().await;
+        hints.changed().await;
         match netlink.handle().link().get().match_index(index).execute().try_next().await {
             Err(error) if is(&error, Errno::ENODEV) => return Ok(()),
             Ok(_) => {}

@@ -1,14 +1,20 @@
-//! Hears of changes to links, addresses, routes and rules.
+//! Hears of changes to links, addresses, routes and rules: one netlink socket for the whole process.
 //!
+//! ```text
+//!  kernel ──▶ netlink socket ──▶ task ──hint──▶ watch ─┬─▶ Hints: roaming, dialing
+//!                                                      ├─▶ Hints: interface, routing rules
+//!                                                      └─▶ Hints: the server's names
+//! ```
 //! Messages are hints only: whoever listens looks at the whole state again and compares. So a
-//! message that was lost, repeated or about something else does no harm. A slow poll is the net
-//! below: for messages that the kernel dropped (ENOBUFS), and for what it never tells.
+//! message that was lost, repeated or about something else does no harm. Messages that the kernel dropped
+//! (ENOBUFS) are a hint, as is a socket that had to be opened again. A slow poll is the net below, for what
+//! the kernel never tells.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _, stream::BoxStream};
+use futures_util::{Stream, StreamExt as _, stream};
 use rtnetlink::MulticastGroup;
-use tokio::time;
+use tokio::{sync::watch, time};
 use tracing::warn;
 
 use crate::task::Task;
@@ -28,44 +34,154 @@ pub(crate) const POLL: Duration = Duration::from_secs(5);
 /// From a netlink socket that failed to the next.
 const REOPEN: Duration = Duration::from_secs(1);
 
-/// Listens to the kernel.
-pub struct Monitor {
-    hints: BoxStream<'static, ()>,
-    /// What reads the netlink socket.
-    _connection: Option<Task>,
+/// Listens to the kernel. Hints come for as long as it exists.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    hints: watch::Sender<()>,
+    _task: Task,
 }
 
 impl Monitor {
     /// Opens the netlink socket in the namespace of the calling thread.
-    pub fn open() -> std::io::Result<Self> {
-        let (connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-        let hints = messages.map(|_| ()).boxed();
-        Ok(Self { hints, _connection: Some(Task::spawn("netlink", connection)) })
+    pub(crate) fn open() -> io::Result<Self> {
+        Self::follow(|| {
+            let (connection, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
+            // It reads the socket for as long as it is polled.
+            let connection = stream::once(connection).filter_map(|()| std::future::ready(None));
+            Ok(stream::select(messages.map(drop), connection).boxed())
+        })
     }
 
-    /// Listens to a simulated kernel.
+    /// Passes on what each of the streams that `open` gives has to tell, one after the other.
+    fn follow<S>(open: impl FnMut() -> io::Result<S> + Send + 'static) -> io::Result<Self>
+    where
+        S: Stream + Send + Unpin + 'static,
+    {
+        let (mut open, hints) = (open, watch::Sender::default());
+        let task = Task::spawn("monitor", pass_on(open()?, open, hints.clone()));
+        Ok(Self { hints, _task: task })
+    }
+
+    /// Whatever happens from now on.
+    pub(crate) fn hints(&self) -> Hints {
+        Hints(self.hints.subscribe())
+    }
+}
+
+async fn pass_on<S: Stream + Unpin>(
+    mut messages: S,
+    mut open: impl FnMut() -> io::Result<S>,
+    hints: watch::Sender<()>,
+) {
+    loop {
+        while messages.next().await.is_some() {
+            hints.send_replace(());
+        }
+        warn!("the netlink socket failed: polling for a moment");
+        time::sleep(REOPEN).await;
+        match open() {
+            Ok(opened) => messages = opened,
+            Err(error) => warn!(%error, "cannot hear of network changes, polling instead"),
+        }
+        // Meanwhile nobody listened.
+        hints.send_replace(());
+    }
+}
+
+/// Tells one consumer when it is time to look. What comes while it does not listen is one hint when it does again.
+#[derive(Clone, Debug)]
+pub struct Hints(watch::Receiver<()>);
+
+impl Hints {
+    /// The hints of a simulated kernel.
     #[cfg(test)]
-    pub(crate) fn of(hints: BoxStream<'static, ()>) -> Self {
-        Self { hints, _connection: None }
+    pub(crate) fn of(hints: &watch::Sender<()>) -> Self {
+        Self(hints.subscribe())
+    }
+
+    /// Without any hint.
+    pub fn none() -> Self {
+        Self(watch::Sender::default().subscribe())
+    }
+
+    /// The same for another consumer: whatever happens from now on.
+    #[must_use]
+    pub(crate) fn again(&self) -> Self {
+        let mut again = self.clone();
+        again.0.mark_unchanged();
+        again
     }
 
     /// Returns when it is time to look: at once after a change, and now and then without one.
     /// Cancel safe.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         // Without a hint it is time for the poll.
         let _ = time::timeout(POLL, self.hint()).await;
     }
 
     /// Returns when the kernel tells of a change, and takes all that it told so far. Cancel safe.
-    pub async fn hint(&mut self) {
-        if self.hints.next().await.is_some() {
-            while self.hints.next().now_or_never().flatten().is_some() {}
-            return;
+    pub(crate) async fn hint(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
         }
-        time::sleep(REOPEN).await;
-        match Self::open() {
-            Ok(reopened) => *self = reopened,
-            Err(error) => warn!(%error, "can't hear of network changes, polling instead"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn is_hinted(hints: &mut Hints) -> bool {
+        hints.hint().now_or_never().is_some()
+    }
+
+    /// A monitor of what is sent; a stream ends when its sender is dropped, and the next one takes its place.
+    fn monitor(streams: usize) -> (Monitor, Vec<mpsc::UnboundedSender<()>>) {
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..streams).map(|_| mpsc::unbounded_channel()).unzip();
+        let mut receivers = receivers.into_iter();
+        let monitor = Monitor::follow(move || {
+            let receiver = receivers.next().ok_or(io::ErrorKind::NotConnected)?;
+            Ok(Box::pin(stream::unfold(receiver, |mut receiver| async {
+                receiver.recv().await.map(|message| (message, receiver))
+            })))
+        });
+        (monitor.unwrap(), senders)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_consumer_hears_once_of_many_messages() {
+        let (monitor, kernel) = monitor(1);
+        let (mut first, mut second) = (monitor.hints(), monitor.hints());
+        for _ in 0..100 {
+            kernel[0].send(()).unwrap();
         }
+        time::sleep(Duration::from_millis(1)).await;
+        assert!(is_hinted(&mut first) && !is_hinted(&mut first));
+        let mut late = second.again();
+        assert!(!is_hinted(&mut late), "what was before");
+        assert!(is_hinted(&mut second) && !is_hinted(&mut second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_failed_is_a_hint_and_another_one_is_heard() {
+        let (monitor, mut kernel) = monitor(2);
+        let mut hints = monitor.hints();
+        drop(kernel.remove(0));
+        time::timeout(2 * REOPEN, hints.hint()).await.unwrap();
+        assert!(!is_hinted(&mut hints));
+        kernel[0].send(()).unwrap();
+        time::timeout(REOPEN, hints.hint()).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_hint_it_is_time_to_look_now_and_then() {
+        let mut hints = Hints::none();
+        let begun = time::Instant::now();
+        hints.changed().await;
+        assert_eq!(begun.elapsed(), POLL);
     }
 }

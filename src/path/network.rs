@@ -10,7 +10,7 @@ use quinn::AsyncUdpSocket;
 use super::rank::LinkFacts;
 use crate::link::{
     candidate::{Candidate, Unusable},
-    monitor::Monitor,
+    monitor::Hints,
 };
 
 /// Links and routes cannot be read.
@@ -42,6 +42,6 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
-    /// Tells when it is time to look at [`Self::candidates`] again.
-    fn monitor(&self) -> io::Result<Monitor>;
+    /// Tells from now on when it is time to look at [`Self::candidates`] again.
+    fn hints(&self) -> Hints;
 }

@@ -8,7 +8,7 @@ use std::{net::UdpSocket, path::Path};
 
 use roamd::internals::{
     config::{self, ClientConfig, Config},
-    link::netlink::Netlink,
+    link::{monitor::Hints, netlink::Netlink},
     path::{
         handshake::Handshake,
         network::{Network as _, kernel::Links},
@@ -121,7 +121,7 @@ fn say(config: &Path) -> anyhow::Result<()> {
     let ClientConfig { private_key, server, tun, quic, paths, .. } = config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let links = Links::new(Netlink::open()?, 0, Preferences::new(&paths), 0);
+        let links = Links::new(Netlink::open()?, 0, Preferences::new(&paths), 0, Hints::none());
         let names = Names::new(server.addresses.clone());
         let found = links.candidates(&names.resolve().await?).await?;
         let (candidate, _) = found.into_iter().next().unwrap();

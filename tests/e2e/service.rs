@@ -5,9 +5,9 @@
 //!    └─▶ $NOTIFY_SOCKET
 //! ```
 
-use std::os::unix::net::UnixDatagram;
+use std::{fs, os::unix::net::UnixDatagram, thread, time::Duration};
 
-use crate::harness::{Net, PATIENCE};
+use crate::harness::{Host, Net, PATIENCE, eventually};
 
 /// Nothing is known of a handshake that nobody answers before it has failed, 10 s later; a start must not wait
 /// for that, nor say nothing.
@@ -39,4 +39,29 @@ fn a_start_ends_without_a_session_and_says_why_there_is_none() {
     net.clients[0].connected();
     let active = std::iter::repeat_with(&mut next).find(|it| it.contains("STATUS=active on eth0"));
     assert!(active.is_some());
+}
+
+/// Sockets of rtnetlink(7) in this namespace that listen to groups, by the columns of `/proc/net/netlink`.
+fn listening(host: &Host) -> usize {
+    let sockets =
+        host.namespace.run(|| fs::read_to_string("/proc/thread-self/net/netlink")).unwrap();
+    let sockets = sockets.unwrap();
+    let columns = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    columns.filter(|it| it[1] == "0" && u32::from_str_radix(it[3], 16).unwrap() != 0).count()
+}
+
+#[test]
+fn a_daemon_has_one_socket_that_hears_of_networks() {
+    let mut net = Net::new(1);
+    assert_eq!(listening(&net.server) + listening(&net.clients[0]), 0);
+    net.start();
+    assert_eq!((listening(&net.server), listening(&net.clients[0])), (1, 1), "connected");
+    net.server.daemon = None;
+    eventually("the client dials", || {
+        (net.clients[0].try_status()?["state"] != "connected").then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(listening(&net.clients[0]), 1, "dialing");
+        thread::sleep(Duration::from_millis(50));
+    }
 }

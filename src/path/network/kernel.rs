@@ -11,7 +11,7 @@ use crate::{
     link::{
         MARK,
         candidate::{self, Candidate, Unusable, candidates},
-        monitor::Monitor,
+        monitor::Hints,
         netlink::Netlink,
         portal,
     },
@@ -26,18 +26,26 @@ pub struct Links {
     preferences: ArcSwap<Preferences>,
     metered: ArcSwap<HashSet<String>>,
     dscp: u8,
+    hints: Hints,
 }
 
 impl Links {
-    /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`.
+    /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
-    pub fn new(netlink: Netlink, own: u32, preferences: Preferences, dscp: u8) -> Self {
+    pub fn new(
+        netlink: Netlink,
+        own: u32,
+        preferences: Preferences,
+        dscp: u8,
+        hints: Hints,
+    ) -> Self {
         Self {
             netlink,
             own,
             preferences: ArcSwap::from_pointee(preferences),
             metered: ArcSwap::default(),
             dscp,
+            hints,
         }
     }
 
@@ -98,7 +106,7 @@ impl Network for Links {
         Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp, Some(MARK))?)
     }
 
-    fn monitor(&self) -> io::Result<Monitor> {
-        Monitor::open()
+    fn hints(&self) -> Hints {
+        self.hints.again()
     }
 }

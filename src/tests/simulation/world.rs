@@ -19,18 +19,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture};
+use futures_util::future::BoxFuture;
 use nix::errno::Errno;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     clock,
     config::Paths,
-    link::{candidate::Candidate, monitor::Monitor},
+    link::{candidate::Candidate, monitor::Hints},
     path::{
         network::{Network, NetworkError},
         preference::Preferences,
@@ -102,7 +102,7 @@ pub(super) struct Link {
 /// Everything between client and server, and their sockets.
 pub(super) struct World {
     inner: Mutex<Inner>,
-    changes: broadcast::Sender<()>,
+    changes: watch::Sender<()>,
     myself: Weak<Self>,
 }
 
@@ -195,7 +195,7 @@ impl World {
                 random: fastrand::Rng::with_seed(seed),
                 preferences: Preferences::new(&paths),
             }),
-            changes: broadcast::channel(16).0,
+            changes: watch::Sender::default(),
             myself: myself.clone(),
         })
     }
@@ -213,8 +213,7 @@ impl World {
         let up = inner.links[link].up;
         change(&mut inner.links[link]);
         if inner.links[link].up != up {
-            // Without a listener nobody needs to know.
-            let _ = self.changes.send(());
+            self.changes.send_replace(());
         }
     }
 
@@ -389,15 +388,8 @@ impl Network for World {
         Ok(socket)
     }
 
-    fn monitor(&self) -> io::Result<Monitor> {
-        let changes = self.changes.subscribe();
-        let hints = futures_util::stream::unfold(changes, |mut changes| async {
-            match changes.recv().await {
-                Err(broadcast::error::RecvError::Closed) => None,
-                Ok(()) | Err(broadcast::error::RecvError::Lagged(_)) => Some(((), changes)),
-            }
-        });
-        Ok(Monitor::of(hints.boxed()))
+    fn hints(&self) -> Hints {
+        Hints::of(&self.changes)
     }
 }
 
