@@ -12,6 +12,7 @@ mod stream;
 use std::io;
 
 use quinn::{Connection, ConnectionError};
+use tracing::info;
 
 pub use self::stream::MessageStream;
 use super::close;
@@ -59,14 +60,13 @@ impl SessionError {
     /// Closes the connection with a reason, if the other side broke the protocol.
     fn close(&self, connection: &Connection) {
         let (code, reason) = match self {
-            Self::Message(_) => (close::PROTOCOL, "malformed control message"),
-            Self::Unexpected => (close::PROTOCOL, "unexpected control message"),
-            Self::NoCredit(_) => (close::PROTOCOL, "no credit for a control message"),
-            Self::Version { .. } => {
-                return connection.close(close::VERSION, self.to_string().as_bytes());
-            }
+            Self::Message(_) => (close::PROTOCOL, "malformed control message".into()),
+            Self::Unexpected => (close::PROTOCOL, "unexpected control message".into()),
+            Self::NoCredit(_) => (close::PROTOCOL, "no credit for a control message".into()),
+            Self::Version { .. } => (close::VERSION, self.to_string()),
             Self::Connection(_) | Self::Stream(_) | Self::Displaced => return,
         };
+        info!(error = %self, "closing the connection");
         connection.close(code, reason.as_bytes());
     }
 }
