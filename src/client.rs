@@ -22,7 +22,6 @@ mod view;
 
 use std::{
     convert::Infallible,
-    io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
@@ -72,8 +71,9 @@ use crate::{
     },
     quic::{self, close, congestion::CongestionHandle, tls},
     tunnel::{
-        counters::{Counters, DropReason},
-        device::{BATCH, PacketSink, PacketSource},
+        counters::Counters,
+        device::{PacketSink, PacketSource},
+        egress, ingress,
         inside::Inside,
         pump,
         queue::Queue,
@@ -249,10 +249,13 @@ impl Client {
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
+        let read = ingress::run(source, &self.counters, |batch| {
+            self.counters.dropped_by_queue(self.queue.push(batch));
+        });
         tokio::select! {
             ended = self.stay_connected(host, orders) => ended,
             never = self.beat() => match never {},
-            error = self.read_tun(source) => {
+            error = read => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }
@@ -265,18 +268,6 @@ impl Client {
             if !self.shown.is_connected() {
                 self.roaming.heart.beat();
             }
-        }
-    }
-
-    /// Moves packets from the TUN device to the queue; returns when the device is gone.
-    async fn read_tun(&self, mut source: impl PacketSource) -> io::Error {
-        let mut batch = Vec::with_capacity(BATCH);
-        loop {
-            match source.recv(&mut batch).await {
-                Ok(malformed) => self.counters.dropped(DropReason::Malformed, malformed),
-                Err(error) => return error,
-            }
-            self.counters.dropped_by_queue(self.queue.push(&mut batch));
         }
     }
 
@@ -667,10 +658,7 @@ impl Client {
     }
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
-        self.inside.load().admit(batch, &self.counters);
-        let bytes = batch.iter().map(|packet| packet.size() as u64).sum();
-        self.counters.received.add(batch.len() as u64, bytes);
-        self.counters.dropped(DropReason::Device, self.tun.send(batch));
+        egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
     }
 
     /// Answers a request on the control socket.

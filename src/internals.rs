@@ -74,6 +74,9 @@ pub mod tunnel {
     pub mod counters {
         pub use crate::tunnel::counters::Counters;
     }
+    pub mod device {
+        pub use crate::tunnel::device::PacketSink;
+    }
     pub mod merge {
         pub use crate::tunnel::merge::Merger;
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  TUN ─▶ Peers::route ─▶ the peer's queue ─▶ pump::uplink ─▶ its connection
-//!  TUN ◀─ Peers::admit ◀─ pump::downlink ◀─ its connection
+//!  TUN ◀─ Peers::deliver ◀─ pump::downlink ◀─ its connection
 //!             └─▶ another peer's queue
 //! ```
 
@@ -62,8 +62,8 @@ use crate::{
     },
     tunnel::{
         counters::{Counters, DropReason},
-        device::{BATCH, PacketSink, PacketSource},
-        pump,
+        device::{PacketSink, PacketSource},
+        ingress, pump,
     },
     wire::{
         foreign::Foreign,
@@ -311,18 +311,6 @@ async fn echo(connection: &Connection, limit: Duration) {
     }
 }
 
-/// Moves packets from the TUN device to the peers' queues; returns when the device is gone.
-async fn read_tun(server: &Server, mut source: impl PacketSource) -> std::io::Error {
-    let mut batch = Vec::with_capacity(BATCH);
-    loop {
-        match source.recv(&mut batch).await {
-            Ok(malformed) => server.counters.dropped(DropReason::Malformed, malformed),
-            Err(error) => return error,
-        }
-        server.peers.load().route(&mut batch, &server.counters);
-    }
-}
-
 impl Server {
     pub(crate) fn new(
         config: ServerConfig,
@@ -369,9 +357,12 @@ impl Server {
         source: impl PacketSource,
         endpoint: &Endpoint,
     ) -> anyhow::Result<()> {
+        let read = ingress::run(source, &self.counters, |batch| {
+            self.peers.load().route(batch, &self.counters);
+        });
         tokio::select! {
             () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
-            error = read_tun(self, source) => {
+            error = read => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }
@@ -491,8 +482,7 @@ impl Server {
 
     /// Takes packets from a peer: to other peers, or to the device.
     fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
-        self.peers.load().admit(peer, batch);
-        peer.counters.dropped(DropReason::Device, self.tun.send(batch));
+        self.peers.load().deliver(peer, batch, &*self.tun);
     }
 
     /// The peer behind a connection. Every handshake comes through here, resumed ones too; one with

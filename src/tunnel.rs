@@ -1,8 +1,8 @@
 //! The datapath: inner packets between the TUN device and one QUIC connection.
 //!
 //! ```text
-//!  uplink    PacketSource (split) ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
-//!  downlink  PacketSink (merge) ◀─ source check ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
+//!  uplink    PacketSource (split) ─▶ ingress ─▶ Queue ─▶ pump::uplink ─▶ DATAGRAM ─▶ quinn
+//!  downlink  PacketSink (merge) ◀─ egress ◀─ pump::downlink ◀─ DATAGRAM ◀─ quinn
 //! ```
 //!
 //! It knows nothing of paths: which network carries a datagram is decided below quinn, by the
@@ -12,7 +12,9 @@
 pub(crate) mod counters;
 pub(crate) mod device;
 pub(crate) mod ecn;
+pub(crate) mod egress;
 pub(crate) mod flow;
+pub(crate) mod ingress;
 pub(crate) mod inside;
 pub(crate) mod merge;
 pub(crate) mod pump;

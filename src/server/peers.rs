@@ -22,6 +22,8 @@ use crate::{
     quic::close,
     tunnel::{
         counters::{Counters, DropReason},
+        device::PacketSink,
+        egress::{self, Verdict},
         queue::{Pool, Queue},
     },
     wire::{foreign::Foreign, packet::Packet},
@@ -176,33 +178,24 @@ impl Peers {
         run.flush();
     }
 
-    /// Sorts packets from `from`: packets for other peers are queued, packets for the server's side stay in
-    /// `batch`, and packets with a source that `from` may not use are dropped.
-    pub fn admit(&self, from: &Peer, batch: &mut Vec<Packet>) {
+    /// Delivers packets that came from `from`: those for other peers are queued for them, those for the server's
+    /// side go to `device`, and those that `from` must not send are dropped.
+    pub fn deliver(&self, from: &Peer, batch: &mut Vec<Packet>, device: &dyn PacketSink) {
         let mut run = Run::from(from.sender);
-        let (mut packets, mut length) = (0, 0);
-        batch.retain(|packet| {
-            let Some(addresses) = packet.addresses() else {
-                from.counters.dropped(DropReason::Malformed, 1);
-                return false;
-            };
+        egress::deliver(batch, device, &from.counters, |addresses, packet| {
             if !from.addresses.contains(&addresses.source) {
-                from.counters.dropped(DropReason::ForeignSource, 1);
-                return false;
+                return Verdict::Refuse(DropReason::ForeignSource);
             }
-            packets += 1;
-            length += packet.size() as u64;
             match run.find(self, addresses.destination) {
                 Some(to) => {
                     let small = packet.size() <= SMALL;
                     run.add(to, if small { packet.detached() } else { packet.clone() });
-                    false
+                    Verdict::Taken
                 }
-                None => true,
+                None => Verdict::Deliver,
             }
         });
         run.flush();
-        from.counters.received.add(packets, length);
     }
 }
 
@@ -348,6 +341,8 @@ impl<'a> Run<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::wire::packet::tests::packet;
 
@@ -405,8 +400,10 @@ mod tests {
             bytes("fd66::3", "fd66::1"),
             bytes("10.66.0.2", "10.66.0.3"),
         ];
-        peers.admit(laptop, &mut batch);
-        assert_eq!(batch, [bytes("10.66.0.2", "10.66.0.1")]);
+        let (device, mut delivered) = mpsc::channel(8);
+        peers.deliver(laptop, &mut batch, &device);
+        assert_eq!(delivered.try_recv().unwrap(), bytes("10.66.0.2", "10.66.0.1"));
+        assert!(delivered.try_recv().is_err(), "the others are not for the server");
         assert_eq!(laptop.counters.snapshot().dropped, [(DropReason::ForeignSource, 2)].into());
         let phone = peers.with_key(PublicKey::from([2; 32])).unwrap();
         assert_eq!(queued(phone), 1, "one peer's packet for another goes through");

@@ -32,7 +32,7 @@ pub(crate) trait PacketSource: Send + 'static {
 }
 
 /// A sink for inner packets.
-pub(crate) trait PacketSink: Send + Sync + 'static {
+pub trait PacketSink: Send + Sync + 'static {
     /// Delivers a batch without waiting; returns how many packets were not taken.
     fn send(&self, batch: &[Packet]) -> u64;
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use prefix_trie::joint::map::JointPrefixMap;
 
-use super::counters::{Counters, DropReason};
+use super::{counters::DropReason, egress::Verdict};
 use crate::wire::packet::{Addresses, Packet};
 
 /// Networks that no host beyond a router has an address in: this network and loopback (RFC 1122 §3.2.1.3),
@@ -63,25 +63,18 @@ impl Inside {
         Self { own, networks }
     }
 
-    /// Removes packets that must not be delivered from `batch` and counts them.
-    pub(crate) fn admit(&self, batch: &mut Vec<Packet>, counters: &Counters) {
+    /// Judges the packets of one batch.
+    pub(crate) fn judge(&self) -> impl FnMut(Addresses, &Packet) -> Verdict {
         // Packets come in runs of one flow.
-        let mut last: Option<(Addresses, Option<DropReason>)> = None;
-        batch.retain(|packet| {
-            let refused = match (packet.addresses(), last) {
-                (None, _) => Some(DropReason::Malformed),
-                (Some(addresses), Some((known, refused))) if known == addresses => refused,
-                (Some(addresses), _) => {
-                    let refused = self.refuses(addresses);
-                    last = Some((addresses, refused));
-                    refused
-                }
-            };
-            if let Some(reason) = refused {
-                counters.dropped(reason, 1);
+        let mut last: Option<(Addresses, Verdict)> = None;
+        move |addresses, _| match last {
+            Some((known, verdict)) if known == addresses => verdict,
+            _ => {
+                let verdict = self.refuses(addresses).map_or(Verdict::Deliver, Verdict::Refuse);
+                last = Some((addresses, verdict));
+                verdict
             }
-            refused.is_none()
-        });
+        }
     }
 
     fn refuses(&self, Addresses { source, destination }: Addresses) -> Option<DropReason> {
@@ -96,9 +89,13 @@ impl Inside {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::sync::mpsc;
 
     use super::*;
-    use crate::wire::packet::tests::packet;
+    use crate::{
+        tunnel::{counters::Counters, egress},
+        wire::packet::tests::packet,
+    };
 
     fn inside(routes: &[&str], outside: &[&str]) -> Inside {
         let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>();
@@ -106,12 +103,17 @@ mod tests {
         Inside::new(own.into(), nets(routes), nets(outside))
     }
 
+    fn admit(inside: &Inside, batch: &mut Vec<Packet>, counters: &Counters) {
+        let (device, _delivered) = mpsc::channel(16);
+        egress::deliver(batch, &device, counters, inside.judge());
+    }
+
     /// Whether a packet is delivered.
     fn fate(inside: &Inside, source: &str, destination: &str) -> Option<DropReason> {
         let counters = Counters::default();
         let bytes = packet(source.parse().unwrap(), destination.parse().unwrap(), 8);
         let mut batch = vec![bytes.into()];
-        inside.admit(&mut batch, &counters);
+        admit(inside, &mut batch, &counters);
         let dropped = counters.snapshot().dropped;
         assert_eq!(batch.len() + dropped.len(), 1);
         dropped.into_keys().next()
@@ -173,7 +175,7 @@ mod tests {
         let good = of("10.66.0.1");
         let mut batch =
             vec![good.clone(), of("8.8.8.8"), of("8.8.8.8"), vec![0x45, 0].into(), good.clone()];
-        inside.admit(&mut batch, &counters);
+        admit(&inside, &mut batch, &counters);
         assert_eq!(batch, [good.clone(), good]);
         let dropped = counters.snapshot().dropped;
         assert_eq!(dropped, [(DropReason::Malformed, 1), (DropReason::ForeignSource, 2)].into());
