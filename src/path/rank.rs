@@ -116,7 +116,8 @@ mod tests {
         let worst = Facts { portal: true, link, ..measured(90) };
         let mut best = worst;
         let mut before = worst;
-        let steps: [(fn(&mut Facts), Reason); 6] = [
+        type Step = (fn(&mut Facts), Reason);
+        let steps: [Step; 6] = [
             (|facts| facts.rtt = Some(9 * MS), Reason::Faster),
             (|facts| facts.link.metric = 50, Reason::Preferred),
             (|facts| facts.link.metered = false, Reason::Preferred),

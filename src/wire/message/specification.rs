@@ -90,7 +90,7 @@ fn specified() -> BTreeMap<String, (u32, BTreeMap<u32, Field>)> {
     let choices = lines.iter().find_map(|line| line.strip_prefix("message = ")).unwrap();
     let rule = |name: &str| {
         let is_rule = |line: &&str| line.split('=').next().unwrap().trim() == name;
-        let at = lines.iter().position(|line| is_rule(line)).unwrap_or_else(|| panic!("{name}"));
+        let at = lines.iter().position(is_rule).unwrap_or_else(|| panic!("{name}"));
         let number = lines[at].split(['[', ',']).nth(1).unwrap().parse().unwrap();
         let body = lines[at + 1..].iter().take_while(|line| line.trim() != "}]]");
         let fields = body.map(|line| {
