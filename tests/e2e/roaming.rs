@@ -363,6 +363,10 @@ fn a_pinned_link_outlives_a_restart_of_the_server() {
     let mut laptop = Laptop::connected();
     assert!(laptop.client.tell(&["switch", "lte0", "--pin"]).status.success());
     laptop.until_active(Access::Lte);
+    eventually("the switch is over", || {
+        let switches = laptop.client.status()["switches"].as_array()?.len();
+        (switches == 1).then_some(())
+    });
     kill(&mut laptop);
     laptop.server.start();
     until_sessions(&laptop, 2);
