@@ -1,7 +1,7 @@
 //! Background tasks. Each has a name, which its log line carries when it ends.
 //!
 //! A [`Task`] ends with its handle; one that must outlive whoever started it is [`detached`]. A panic in
-//! either ends the process ([`crate::daemon::panic`]).
+//! either ends the process (see cli/panic.rs).
 
 use std::{convert::Infallible, fmt};
 

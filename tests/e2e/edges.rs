@@ -4,14 +4,16 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpStream, UdpSocket},
+    net::UdpSocket,
     os::unix::{
         fs::PermissionsExt as _,
-        net::UnixStream,
         process::{CommandExt as _, ExitStatusExt as _},
     },
     process::{Command, Stdio},
 };
+
+#[cfg(feature = "metrics")]
+use std::{net::TcpStream, os::unix::net::UnixStream};
 
 use nix::sys::signal::Signal;
 use roamd_lab::veth;
