@@ -111,6 +111,10 @@ fn invalid_files_give_the_message_beside_them() {
             Ok(_) => "(no problem)".to_owned(),
             Err(_) => directory.message(result),
         };
+        let is_whole = cfg!(all(feature = "dbus", feature = "metrics"));
+        if !is_whole && message.contains(", which this build of roamd is without") {
+            continue;
+        }
         if message != expected.trim_end() {
             wrong.push(format!("{name}\n  expected:\n{expected}  got:\n{message}\n"));
         }

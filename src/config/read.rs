@@ -104,7 +104,9 @@ fn prune_table(value: &mut Value, path: &str, role: Role, problems: &mut Problem
             problems.unknown(&path, Some(role));
             return false;
         };
-        if let Some(feature) = keys::missing_feature(&path, role) {
+        // An empty list asks for nothing.
+        let asks = value.as_array().is_none_or(|list| !list.is_empty());
+        if asks && let Some(feature) = keys::missing_feature(&path, role) {
             let reason =
                 format!("needs the feature {feature:?}, which this build of roamd is without");
             problems.add(&path, Some(text(value)), reason);
