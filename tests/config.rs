@@ -216,6 +216,7 @@ fn a_problem_with_a_variable_names_the_variable() {
     let environment = [
         ("ROAMD_QUIC__IDEL_TIMEOUT", "45s"),
         ("ROAMD_QUIC__", "45s"),
+        ("ROAMD_FOO__BAR", "1"),
         ("ROAMD_LOG", "debug"),
         ("ROAMD_PEER__NAME", "laptop"),
         ("ROAMD_LISTEN", "[::]:1"),
@@ -225,7 +226,8 @@ fn a_problem_with_a_variable_names_the_variable() {
     let result = directory.load(&fixture("tests/data/valid/client-least.toml"), &environment);
     assert_eq!(
         directory.message(result),
-        r#"ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
+        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, tun, peer, paths, quic, log, metrics
+ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
 ROAMD_LOG: log is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug
 ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set
 ROAMD_QUIC__: quic. is not a known key; [quic] accepts idle-timeout, keep-alive, congestion, dscp

@@ -272,8 +272,19 @@ pub(super) fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn split(path: &str) -> (&str, &str) {
-    path.rsplit_once('.').unwrap_or(("", path))
+/// The section that a key is in, and its name there. A dot in quotes belongs to the name.
+pub(super) fn split(path: &str) -> (&str, &str) {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let mut dot = None;
+    for (at, c) in path.char_indices() {
+        match c {
+            '"' if !is_escaped => is_quoted = !is_quoted,
+            '.' if !is_quoted => dot = Some(at),
+            _ => {}
+        }
+        is_escaped = is_quoted && c == '\\' && !is_escaped;
+    }
+    dot.map_or(("", path), |at| (&path[..at], &path[at + 1..]))
 }
 
 pub(super) fn without_indices(path: &str) -> String {

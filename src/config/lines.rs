@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table};
 
 use super::problem::ConfigErrors;
 
@@ -17,7 +17,8 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    pub(super) fn new(path: &Path, text: &'a str) -> Result<Self, ConfigErrors> {
+    /// Parses `text`; gives what is in it as well.
+    pub(super) fn new(path: &Path, text: &'a str) -> Result<(Self, Table), ConfigErrors> {
         let syntax = |error: toml::de::Error| {
             let (line, column) = position(text, error.span());
             let message = one_line(error.message());
@@ -25,10 +26,10 @@ impl<'a> Lines<'a> {
         };
         let root = DeTable::parse(text).map_err(syntax)?;
         // Numbers are looked into only here.
-        toml::from_str::<toml::Table>(text).map_err(syntax)?;
+        let table = toml::from_str(text).map_err(syntax)?;
         let mut lines = Self { text, lines: HashMap::new() };
         lines.add_table("", root.get_ref());
-        Ok(lines)
+        Ok((lines, table))
     }
 
     /// The line of `key`, or else of the nearest table around it; and whether it is set there.
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn keys_and_elements_are_on_their_own_lines() {
-        let lines = Lines::new(Path::new("x"), TEXT).unwrap();
+        let (lines, _) = Lines::new(Path::new("x"), TEXT).unwrap();
         for (key, line) in
             [("role", 1), ("tun.addresses", 3), ("tun.addresses[1]", 5), ("peer[1].name", 10)]
         {
@@ -111,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_on_the_line_of_its_table() {
-        let lines = Lines::new(Path::new("x"), TEXT).unwrap();
+        let (lines, _) = Lines::new(Path::new("x"), TEXT).unwrap();
         assert_eq!(lines.of("tun.mtu"), (Some(2), false));
         assert_eq!(lines.of("peer[1].public-key"), (Some(9), false));
         assert_eq!(lines.of("listen"), (None, false));
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_single_text_is_the_element_of_its_list() {
-        let lines = Lines::new(Path::new("x"), "a = 'b'").unwrap();
+        let (lines, _) = Lines::new(Path::new("x"), "a = 'b'").unwrap();
         assert_eq!(lines.of("a[0]"), (Some(1), true));
     }
 

@@ -172,7 +172,8 @@ fn indices(key: &str) -> impl Iterator<Item = usize> {
 }
 
 fn unknown_key(key: &str, role: Option<Role>) -> String {
-    let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+    let (section, _) = keys::split(key);
+    let section = if keys::find(section).is_some() { section } else { "" };
     let hint = match keys::nearest(key, role) {
         Some(near) if near.section() == keys::without_indices(section) => {
             format!(" (did you mean {}?)", join(section, near.name()))

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{self, Path};
 
-use config::{FileFormat, Value};
+use serde_json::{Map, Value};
 
 use super::{
     keys::{self, Key, Kind},
@@ -23,7 +23,7 @@ pub(super) struct Source<'a> {
     lines: Lines<'a>,
     /// Variables by the keys that they set.
     variables: HashMap<String, String>,
-    pub(super) tree: serde_json::Value,
+    pub(super) tree: Value,
 }
 
 impl<'a> Source<'a> {
@@ -33,20 +33,18 @@ impl<'a> Source<'a> {
         environment: impl IntoIterator<Item = (String, String)>,
         problems: &mut Problems,
     ) -> Result<Self, ConfigErrors> {
-        let lines = Lines::new(path, text)?;
+        let (lines, table) = Lines::new(path, text)?;
+        let mut tree = value(toml::Value::Table(table));
         let mut variables = HashMap::new();
-        let mut builder =
-            config::Config::builder().add_source(config::File::from_str(text, FileFormat::Toml));
         let mut environment: Vec<_> = environment.into_iter().collect();
         environment.sort();
         for (variable, text) in environment {
             let Some(key) = key_of(&variable).filter(|_| !text.is_empty()) else { continue };
             if let Some(value) = value_of(&key, &text, problems) {
-                builder = unlocated(path, builder.set_override(&key, value))?;
+                set(&mut tree, &key, value);
             }
             variables.insert(key, variable);
         }
-        let tree = unlocated(path, builder.build().and_then(config::Config::try_deserialize))?;
         Ok(Self { lines, variables, tree })
     }
 
@@ -106,14 +104,32 @@ fn from_here(file: &str) -> String {
     }
 }
 
-/// The parser knows no place for a number that is too large.
-fn unlocated<T>(path: &Path, result: Result<T, config::ConfigError>) -> Result<T, ConfigErrors> {
-    result.map_err(|error| ConfigErrors::Syntax {
-        path: path.into(),
-        line: 1,
-        column: 1,
-        message: error.to_string(),
-    })
+/// What TOML knows and JSON does not becomes a text (dates) or null (`nan` and `inf`).
+fn value(toml: toml::Value) -> Value {
+    match toml {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) => number.into(),
+        toml::Value::Boolean(flag) => flag.into(),
+        toml::Value::Datetime(date) => date.to_string().into(),
+        toml::Value::Array(list) => list.into_iter().map(value).collect(),
+        toml::Value::Table(table) => {
+            let entries = table.into_iter().map(|(key, inner)| (key, value(inner)));
+            Value::Object(entries.collect())
+        }
+    }
+}
+
+/// Sets `quic.idle-timeout`, in a new table where there was none.
+fn set(tree: &mut Value, key: &str, value: Value) {
+    let mut place = tree;
+    for name in key.split('.') {
+        if !place.is_object() {
+            *place = Map::new().into();
+        }
+        place = &mut place[name];
+    }
+    *place = value;
 }
 
 #[cfg(test)]
