@@ -183,13 +183,14 @@ impl TunReader {
     fn read(&mut self, batch: &mut Vec<Packet>) -> io::Result<u64> {
         let length = read(&self.device, &mut self.buffer)?;
         let bytes = &self.buffer[..length];
-        if self.offload == Offload::None {
-            batch.push(self.splitter.whole(bytes));
-            return Ok(0);
-        }
-        let Some((header, ip)) = bytes.split_first_chunk::<{ vnet::SIZE }>() else { return Ok(1) };
-        let split = Header::decode(*header)
-            .is_ok_and(|header| self.splitter.split(header, ip, batch).is_ok());
+        let (header, ip) = if self.offload == Offload::None {
+            (Ok(Header::default()), bytes)
+        } else if let Some((header, ip)) = bytes.split_first_chunk::<{ vnet::SIZE }>() {
+            (Header::decode(*header), ip)
+        } else {
+            return Ok(1);
+        };
+        let split = header.is_ok_and(|header| self.splitter.split(header, ip, batch).is_ok());
         Ok(u64::from(!split))
     }
 }

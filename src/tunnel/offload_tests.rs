@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::{
     merge::Merger,
-    split::Splitter,
+    split::{Malformed, Splitter},
     vnet::{self, Checksum, Header, Kind, Offload, Segments},
 };
 use crate::wire::{
@@ -277,4 +277,19 @@ fn more_flows_than_places_keep_their_order() {
     assert_eq!(delivered.len(), batch.len());
     delivered.sort_by_key(|ip| [ip[20], ip[21]]);
     assert!(delivered.chunks(5).all(|flow| flow.is_sorted_by_key(|ip| ip[28])));
+}
+
+#[test]
+fn what_has_no_ip_version_is_malformed() {
+    let whole = Header::default();
+    let checksum = |start, field| Header { checksum: Some(Checksum { start, field }), ..whole };
+    let mut batch = Vec::new();
+    let mut split = |header, ip: &[u8]| Splitter::default().split(header, ip, &mut batch);
+    for first in [0x00, 0x01, 0x02, 0x03, 0x50, 0xff] {
+        assert_eq!(split(whole, &[first; 40]), Err(Malformed), "{first:#x}");
+        assert_eq!(split(checksum(2, 2), &[first; 40]), Err(Malformed), "{first:#x}");
+    }
+    assert_eq!(split(whole, &[]), Err(Malformed));
+    assert_eq!(split(checksum(0, 0), &[0x45; 40]), Err(Malformed), "it would be overwritten");
+    assert_eq!(split(checksum(0, 1), &[0x45; 40]), Ok(()));
 }

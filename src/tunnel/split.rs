@@ -96,23 +96,27 @@ impl Splitter {
                 Ok(())
             }
             Header { .. } => {
-                batch.push(self.whole(ip));
+                batch.push(self.whole(ip)?);
                 Ok(())
             }
         }
     }
 
     /// A packet that is complete as it is.
-    pub fn whole(&mut self, ip: &[u8]) -> Packet {
+    fn whole(&mut self, ip: &[u8]) -> Result<Packet, Malformed> {
+        if !has_version(ip) {
+            return Err(Malformed);
+        }
         let chunk = self.chunk(ip.len());
         chunk.put_slice(ip);
-        Packet::from_datagram(chunk.split().freeze())
+        Ok(Packet::from_datagram(chunk.split().freeze()))
     }
 
     fn unchecked(&mut self, left: Checksum, ip: &[u8]) -> Result<Packet, Malformed> {
         let Checksum { start, field } = left;
         let (start, field) = (usize::from(start), usize::from(field));
-        if start + field + 2 > ip.len() {
+        // The version stays what it is: no checksum is in the first byte.
+        if start + field + 2 > ip.len() || start + field == 0 || !has_version(ip) {
             return Err(Malformed);
         }
         let chunk = self.chunk(1 + ip.len());
@@ -157,6 +161,12 @@ impl Splitter {
     fn chunk(&mut self, size: usize) -> &mut BytesMut {
         if size <= SMALL { self.small.room(size) } else { self.bulk.room(size) }
     }
+}
+
+/// Whether the first byte is that of an IP packet. Any other one would be taken for the tag of another kind of
+/// datagram; a program with a packet socket can write such bytes into the device.
+fn has_version(ip: &[u8]) -> bool {
+    matches!(ip.first().map(|byte| byte >> 4), Some(4 | 6))
 }
 
 /// The position of a segment in its super-packet.
