@@ -619,8 +619,9 @@ impl Manager {
         Some(compare(&self.facts(active), &self.facts(path)))
     }
 
-    /// Why the path `key` would be better than the active one, if it would.
+    /// Why the path `key` would be better than the active one, if it would and may be used.
     fn improves(&self, key: PathKey) -> Option<Reason> {
+        self.paths.get(&key).filter(|path| self.is_allowed(path))?;
         match self.compare(key)? {
             Verdict::Better(reason) => Some(reason),
             Verdict::Same | Verdict::Worse(_) => None,

@@ -166,6 +166,18 @@ fn a_pinned_link_is_not_left_even_when_it_is_silent() {
 }
 
 #[test]
+fn while_a_pinned_link_does_not_answer_the_tunnel_moves_to_no_other_one() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(pin(3));
+    assert_eq!(fixture.tell(Event::Answered(key(1), Some(10 * MS))), [], "it is preferred");
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "another link is pinned");
+    let actions = fixture.tell(Event::Answered(key(3), Some(50 * MS)));
+    assert_eq!(actions, [Action::Switch(key(3), Reason::Chosen)]);
+}
+
+#[test]
 fn a_choice_is_asked_first_when_it_failed_before() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Refused(key(2)));
