@@ -28,6 +28,7 @@ mod server;
 mod source;
 
 use std::env;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,7 +81,18 @@ impl Loaded {
         path: &Path,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
-        let (config, effective) = read::load(path, environment)?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigErrors::Unreadable { path: path.into(), error })?;
+        Self::of_text(path, &text, environment)
+    }
+
+    /// The same for a file at `path` whose content is `text`.
+    pub(crate) fn of_text(
+        path: &Path,
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let (config, effective) = read::load(path, text, environment)?;
         Ok(Self { config, effective })
     }
 

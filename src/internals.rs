@@ -9,6 +9,11 @@ pub mod config {
     };
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz {
+    pub use crate::fuzz::{config, datagram, fragment, message, offload, paths, portal};
+}
+
 pub mod identity {
     pub use crate::identity::{PrivateKey, PublicKey};
 }

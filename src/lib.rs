@@ -30,6 +30,8 @@ mod clock;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod config;
 mod daemon;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod host;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod identity;

@@ -1,6 +1,5 @@
 //! From a file to a configuration, collecting problems on the way.
 
-use std::fs;
 use std::path::{Path, absolute};
 
 use serde::de::DeserializeOwned;
@@ -16,16 +15,17 @@ use super::{
     source::Source,
 };
 
+/// Reads `text`, the content of the file at `path`.
 pub(super) fn load(
     path: &Path,
+    text: &str,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(Config, RawConfig), ConfigErrors> {
-    let unreadable = |error| ConfigErrors::Unreadable { path: path.into(), error };
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    let file = absolute(path).map_err(unreadable)?;
+    let file =
+        absolute(path).map_err(|error| ConfigErrors::Unreadable { path: path.into(), error })?;
 
     let mut problems = Problems::default();
-    let mut source = Source::merge(path, &text, environment, &mut problems)?;
+    let mut source = Source::merge(path, text, environment, &mut problems)?;
     match read(&mut source.tree, &file, &mut problems) {
         Some(loaded) if problems.is_empty() => Ok(loaded),
         _ => Err(ConfigErrors::Problems {
@@ -166,6 +166,7 @@ mod tests {
     use crate::identity::PrivateKey;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     fn paths(value: &Value, path: &str, into: &mut BTreeSet<String>) {

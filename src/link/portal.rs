@@ -21,7 +21,7 @@ const HTTP: u16 = 80;
 /// Maximum of bytes that are read of an answer.
 const ANSWER: u64 = 4096;
 /// A host name that no real answer contains (RFC 6761 §6.4).
-const HOST: &str = "roamd.invalid";
+pub(crate) const HOST: &str = "roamd.invalid";
 
 /// Sends the request over the candidate's link; the firewall mark `mark` keeps it out of tunnels.
 pub(crate) async fn is_suspected(candidate: &Candidate, mark: u32) -> bool {
@@ -46,7 +46,7 @@ async fn ask(candidate: &Candidate, mark: u32) -> io::Result<Vec<u8>> {
 }
 
 /// Whether the answer comes from a portal and not from a web server on the tunnel server's host.
-fn is_portal(answer: &[u8]) -> bool {
+pub(crate) fn is_portal(answer: &[u8]) -> bool {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut response = httparse::Response::new(&mut headers);
     if response.parse(answer).is_err() {

@@ -45,8 +45,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tunnel::flow::tests::of_flow;
-    use crate::wire::checksum::tests::reference;
+    use crate::{fuzz::reference, tunnel::flow::tests::of_flow};
 
     proptest! {
         #[test]
@@ -54,12 +53,12 @@ mod tests {
             header[0] = 0x45;
             header[1] = header[1] & !0b11 | ecn;
             header[10..12].fill(0);
-            let checksum = !reference(&header);
+            let checksum = !reference::sum(&header);
             header[10..12].copy_from_slice(&checksum.to_be_bytes());
             let marked = mark(&header.to_vec().into()).unwrap();
             let marked = marked.ip();
             prop_assert_eq!(marked[1] & 0b11, CONGESTION);
-            prop_assert_eq!(reference(marked), 0xffff);
+            prop_assert_eq!(reference::sum(marked), 0xffff);
             prop_assert_eq!(&marked[2..10], &header[2..10]);
             prop_assert_eq!(&marked[12..], &header[12..]);
         }

@@ -7,10 +7,13 @@ use super::{
     split::{Malformed, Splitter},
     vnet::{self, Checksum, Header, Kind, Offload, Segments},
 };
-use crate::wire::{
-    checksum::{add, pseudo_header, tests::reference},
-    packet::Packet,
-    transport::{Protocol, Transport},
+use crate::{
+    fuzz::reference,
+    wire::{
+        checksum::{add, pseudo_header},
+        packet::Packet,
+        transport::{Protocol, Transport},
+    },
 };
 
 /// A flow's packets, as the kernel hands them over.
@@ -78,7 +81,7 @@ impl Super {
             ip[4..6].copy_from_slice(&self.id.wrapping_add(index as u16).to_be_bytes());
             ip[8..10].copy_from_slice(&[64, self.protocol.number()]);
             ip[12..20].copy_from_slice(&[10, 66, 0, 1, 10, 66, 0, 2]);
-            let sum = !reference(&ip[..20]);
+            let sum = !reference::sum(&ip[..20]);
             ip[10..12].copy_from_slice(&sum.to_be_bytes());
         }
         let header = &mut ip[start..];
@@ -102,7 +105,7 @@ impl Super {
         }
         ip.extend_from_slice(payload);
         let partial = pseudo_header(&ip, self.protocol.number(), length);
-        let checksum = match !add(reference(&ip[start..]), partial) {
+        let checksum = match !add(reference::sum(&ip[start..]), partial) {
             0 => 0xffff,
             checksum => checksum,
         };

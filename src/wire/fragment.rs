@@ -21,7 +21,7 @@ pub(crate) const HEADER: usize = 4;
 pub(crate) const MAX_PIECES: usize = 16;
 /// Packets under reassembly at a time. Pieces of one packet are sent back to back, so few packets
 /// are incomplete at once; a new packet replaces the oldest.
-const SLOTS: usize = 64;
+pub(crate) const SLOTS: usize = 64;
 /// The fragmenter cuts pieces from chunks of this size, so that one allocation serves many pieces.
 const CHUNK: usize = 64 * 1024;
 

@@ -1,0 +1,21 @@
+//! The bodies of the fuzz targets in `fuzz/`: plain functions of their input that panic when something is wrong.
+//!
+//! `cargo test` replays the corpora in `fuzz/corpus` through them; `docs/development/fuzzing.md` says how to run
+//! the fuzzer.
+
+mod config;
+mod datagram;
+mod fragment;
+mod message;
+mod offload;
+mod paths;
+mod portal;
+pub(crate) mod reference;
+
+pub use self::{
+    config::config, datagram::datagram, fragment::fragment, message::message, offload::offload,
+    paths::paths, portal::portal,
+};
+
+#[cfg(test)]
+mod tests;

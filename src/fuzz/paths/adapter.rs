@@ -1,0 +1,71 @@
+//! The manager's types, made of small numbers: eight paths, two over each of four links.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    link::candidate::Candidate,
+    path::{
+        PathKey,
+        manager::{Choice, Event, Manager, Settings},
+        rank::LinkFacts,
+    },
+};
+
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const STANDBY_CHECK: Duration = Duration::from_secs(15);
+const METERED_CHECK: Duration = Duration::from_secs(300);
+
+pub(super) fn settings(checks_standbys: bool) -> Settings {
+    Settings {
+        probe_timeout: PROBE_TIMEOUT,
+        standby_check: checks_standbys.then_some(STANDBY_CHECK),
+        metered_check: checks_standbys.then_some(METERED_CHECK),
+    }
+}
+
+pub(super) fn link(path: u8) -> u8 {
+    path / 2
+}
+
+fn name(link: u8) -> String {
+    format!("link{link}")
+}
+
+fn candidate(path: u8) -> Candidate {
+    let (source, server) = ([10, 0, path, 2].into(), ([192, 0, 2, 1], 4433).into());
+    Candidate { link: name(link(path)), index: link(path).into(), source, metric: 0, server }
+}
+
+pub(super) fn key(path: u8) -> PathKey {
+    PathKey::from(&candidate(path))
+}
+
+/// Paths, each with its rank below 16; a smaller one is better.
+fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts)> {
+    let facts = |rank: u8| LinkFacts {
+        preference: (rank >> 3).into(),
+        metered: rank & 0x04 != 0,
+        metric: (rank & 0x03).into(),
+    };
+    paths.into_iter().map(|(path, rank)| (candidate(path), facts(rank))).collect()
+}
+
+pub(super) fn candidates(paths: impl IntoIterator<Item = (u8, u8)>) -> Event {
+    Event::Candidates(found(paths))
+}
+
+pub(super) fn choose(choice: Option<(u8, bool)>) -> Event {
+    Event::Choose(choice.map(|(link, pinned)| Choice { link: name(link), pinned }))
+}
+
+pub(super) fn check(link: Option<u8>) -> Event {
+    Event::Check(link.map(name))
+}
+
+pub(super) fn dial_order(
+    manager: &Manager,
+    paths: impl IntoIterator<Item = (u8, u8)>,
+    now: Instant,
+) -> Vec<PathKey> {
+    manager.dial_order(found(paths), now).iter().map(PathKey::from).collect()
+}
