@@ -38,12 +38,12 @@ use crate::{
         network::Network,
         probe::Probe,
         servers::Names,
-        socket::PathId,
+        socket::{PathId, PathSocket},
     },
     quic::{
         self,
         congestion::CongestionHandle,
-        liveness::{NUDGE, silence_limit},
+        liveness::{Liveness, Signs, Verdict, WATCH, silence_limit},
         session::MessageStream,
     },
     task,
@@ -53,14 +53,10 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
-/// How often a path in doubt is looked at.
-const WATCH: Duration = Duration::from_millis(10);
 /// How many packets introduce a path: enough that the server may answer with ten.
 const INTRODUCTION: usize = 4;
 /// A path's window is remembered for so long: other people use the network, too.
 const WINDOW_MEMORY: Duration = Duration::from_secs(600);
-/// After so long a silence, what was in flight when it began is lost.
-const LOST_ALL: Duration = Duration::from_millis(500);
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Answers of probes that wait to be read.
@@ -105,22 +101,13 @@ pub(super) struct Roamer<'a> {
     probes: HashMap<Key, Probe>,
     answers: mpsc::Receiver<Event>,
     answered: mpsc::Sender<Event>,
-    doubt: Option<Doubt>,
+    liveness: Liveness,
     forgotten: Forgotten,
-    is_forgotten: bool,
     moving: Option<Move>,
     /// When the server was last heard on an active path that is gone.
     heard: Option<Instant>,
     /// Since when the server's packets may not have arrived; it is not told yet.
     unheard: Option<Instant>,
-}
-
-/// The manager doubts the active path.
-struct Doubt {
-    /// When the server was last heard before.
-    heard: Instant,
-    since: Instant,
-    nudged: Instant,
 }
 
 /// A switch whose end is not seen yet.
@@ -169,9 +156,8 @@ impl<'a> Roamer<'a> {
             probes: HashMap::new(),
             answers,
             answered,
-            doubt: None,
+            liveness: Liveness::default(),
             forgotten: Forgotten::default(),
-            is_forgotten: false,
             moving: None,
             heard: None,
             unheard: None,
@@ -189,30 +175,20 @@ impl<'a> Roamer<'a> {
         let socket = self.underlay.socket().clone();
         let mut wake = Wake::new(monitor::POLL);
         let alarm = Alarm::set()?;
-        while !self.is_forgotten {
+        while !self.forgotten.is_certain() {
             self.roaming.heart.beat();
             if wake.slept() {
                 info!("woke up");
                 self.tell(Event::Woke);
             }
-            self.queue.hold(self.doubt.is_some() || self.manager.active().is_none());
+            self.queue.hold(self.liveness.is_suspected() || self.manager.active().is_none());
             if let Some(since) = self.unheard.take() {
                 self.repeat(since);
             }
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
-            let connection = &self.connection;
-            let limit = || silence_limit(connection.rtt());
-            let congestion = &self.roaming.congestion;
-            let silent_path = async {
-                match self.manager.active() {
-                    Some(active) => {
-                        socket.silent(limit, || congestion.unacknowledged_since()).await;
-                        active
-                    }
-                    None => std::future::pending().await,
-                }
-            };
-            let watching = self.doubt.is_some()
+            let active = self.manager.active();
+            let (connection, congestion) = (&self.connection, &self.roaming.congestion);
+            let watching = self.liveness.is_suspected()
                 || self.moving.is_some()
                 || !self.closing.is_empty()
                 || !self.is_measured;
@@ -255,17 +231,8 @@ impl<'a> Roamer<'a> {
                         self.tell(Event::SendFailed(key));
                     }
                 }
-                active = silent_path, if self.doubt.is_none() => {
-                    if !self.roaming.congestion.awaits_answer() {
-                        // All that was sent is acknowledgements, which nobody answers, or pings.
-                        socket.expect_nothing();
-                        if self.roaming.congestion.may_await_answer() {
-                            quic::ping(&self.connection);
-                        }
-                        continue;
-                    }
-                    self.tell(Event::Silent(active));
-                }
+                () = overdue(connection, &socket, congestion),
+                    if active.is_some() && !self.liveness.is_suspected() => self.judge(),
                 () = time::sleep(WATCH), if watching => self.watch(),
                 () = sleep_until(deadline) => self.tell(None),
             }
@@ -412,12 +379,10 @@ impl<'a> Roamer<'a> {
                 Action::Switch(key, reason) => self.switch(key, reason),
             }
         }
+        let now = clock::now();
         if !self.manager.is_in_doubt() {
-            self.doubt = None;
-        } else if self.doubt.is_none() {
-            let now = clock::now();
-            let heard = self.last_heard().unwrap_or(now);
-            self.doubt = Some(Doubt { heard, since: now, nudged: now });
+            self.liveness.trust();
+        } else if self.liveness.suspect(self.last_heard().unwrap_or(now), now) {
             self.ask_again(now);
         }
         let paths = self.manager.paths().filter_map(|(key, condition, rtt)| {
@@ -572,7 +537,9 @@ impl<'a> Roamer<'a> {
     fn watch(&mut self) {
         let socket: Arc<_> = self.underlay.socket().clone();
         let now = clock::now();
-        self.watch_doubt(now);
+        if self.liveness.is_suspected() {
+            self.judge();
+        }
         if !self.is_measured && self.roaming.congestion.shortest_round_trip().is_some() {
             self.tell(None);
         }
@@ -607,25 +574,37 @@ impl<'a> Roamer<'a> {
         }
     }
 
-    /// QUIC asks a silent path ever more rarely and sends nothing else once its window is full of
-    /// what was lost. So it is made to ask at a steady pace, in a window of its own.
-    fn watch_doubt(&mut self, now: Instant) {
-        let answered = self.roaming.congestion.newest_acknowledged();
-        let (Some(doubt), Some(active)) = (&mut self.doubt, self.manager.active()) else { return };
-        // To be heard is not enough: the path must work both ways.
-        if answered.is_some_and(|sent| sent >= doubt.since) {
-            if now.duration_since(doubt.since) >= LOST_ALL {
-                self.roaming.congestion.restart_cold();
-                self.unheard = Some(doubt.heard);
+    /// Does what follows from the silence of the active path, or from its end.
+    fn judge(&mut self) {
+        let Some(active) = self.manager.active() else { return };
+        let socket = self.underlay.socket().clone();
+        let (signs, now) = (signs(&socket, &self.roaming.congestion), clock::now());
+        let limit = silence_limit(self.connection.rtt());
+        match self.liveness.verdict(&signs, limit, now) {
+            Some(Verdict::Idle) => socket.expect_nothing(),
+            Some(Verdict::Ping) => {
+                socket.expect_nothing();
+                quic::ping(&self.connection);
             }
-            self.probes.remove(&active);
-            self.tell(Event::Heard(active));
-        } else if now.duration_since(doubt.nudged) >= NUDGE {
-            doubt.nudged = now;
-            quic::nudge(&self.connection, &self.roaming.congestion);
-            self.probes.values().for_each(Probe::hurry);
-            self.ask_again(now);
+            Some(Verdict::Suspect) => self.tell(Event::Silent(active)),
+            Some(Verdict::Nudge) => {
+                quic::nudge(&self.connection, &self.roaming.congestion);
+                self.probes.values().for_each(Probe::hurry);
+                self.ask_again(now);
+            }
+            Some(Verdict::Trust) => self.trust(active),
+            Some(Verdict::LostSince(heard)) => {
+                self.roaming.congestion.restart_cold();
+                self.unheard = Some(heard);
+                self.trust(active);
+            }
+            None => {}
         }
+    }
+
+    fn trust(&mut self, active: Key) {
+        self.probes.remove(&active);
+        self.tell(Event::Heard(active));
     }
 
     /// Asks over the silent path what the connection and a probe are to ask.
@@ -637,18 +616,45 @@ impl<'a> Roamer<'a> {
                 self.introduce();
                 self.probe(active);
             }
-            Advice::GiveUp => self.is_forgotten = true,
+            Advice::GiveUp => debug!("the server does not know the connection any more"),
         }
     }
 
     /// Whether a question over this path is due, now or later.
     fn is_asked_again(&self, key: Key) -> bool {
-        let is_silent = self.doubt.is_some() && self.manager.active() == Some(key);
+        let is_silent = self.liveness.is_suspected() && self.manager.active() == Some(key);
         is_silent || self.manager.is_asked_again(key)
     }
 
     fn key_of(&self, id: PathId) -> Option<Key> {
         self.open.iter().find(|(_, open)| **open == id).map(|(key, _)| *key)
+    }
+}
+
+/// What is known of the server's silence.
+fn signs(socket: &PathSocket, congestion: &CongestionHandle) -> Signs {
+    Signs {
+        unheard_since: socket.unheard_since(),
+        unacknowledged_since: congestion.unacknowledged_since(),
+        owed: congestion.owed(),
+        proven_at: congestion.newest_acknowledged(),
+    }
+}
+
+/// Waits until the server is silent for longer than it should be. Cancel safe.
+async fn overdue(connection: &Connection, socket: &PathSocket, congestion: &CongestionHandle) {
+    let limit = || silence_limit(connection.rtt());
+    loop {
+        let Some(at) = signs(socket, congestion).overdue_at(limit()) else {
+            socket.went_unheard().await;
+            continue;
+        };
+        let now = clock::now();
+        if at <= now {
+            return;
+        }
+        // What is sent meanwhile is not overdue before that.
+        time::sleep_until(at.min(now + limit()).into()).await;
     }
 }
 

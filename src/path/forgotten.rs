@@ -38,7 +38,7 @@ pub(crate) enum Advice {
 #[derive(Debug, Default)]
 pub(crate) struct Forgotten {
     /// When the newest packet that the server acknowledged was sent.
-    answered: Option<Instant>,
+    acknowledged: Option<Instant>,
     question: Option<Question>,
     in_vain: u32,
 }
@@ -53,12 +53,12 @@ struct Question {
 }
 
 impl Forgotten {
-    /// The connection is silent on `path`, and what it sent until `answered` was acknowledged before. To be
+    /// The connection is silent on `path`; the newest packet that was acknowledged was sent at `acknowledged`. To be
     /// called at most as often as the server can be expected to have answered the last question.
     #[must_use]
-    pub(crate) fn ask(&mut self, path: PathKey, answered: Option<Instant>, now: Instant) -> Advice {
-        if self.answered != answered {
-            *self = Self { answered, ..Self::default() };
+    pub(crate) fn ask(&mut self, path: PathKey, acknowledged: Option<Instant>, now: Instant) -> Advice {
+        if self.acknowledged != acknowledged {
+            *self = Self { acknowledged, ..Self::default() };
             return Advice::Nudge;
         }
         match self.question.take() {
@@ -69,11 +69,17 @@ impl Forgotten {
             }
             Some(_) | None => {}
         }
-        if self.in_vain == IN_VAIN {
+        if self.is_certain() {
             return Advice::GiveUp;
         }
         self.question = Some(Question { path, asked: now, is_answered: false });
         Advice::AskBoth
+    }
+
+    /// Whether the server does not know the connection any more.
+    #[must_use]
+    pub(crate) fn is_certain(&self) -> bool {
+        self.in_vain == IN_VAIN
     }
 
     /// The server answered a probe over `path`.
@@ -111,7 +117,9 @@ mod tests {
             assert_eq!(forgotten.ask(key(1), Some(heard), now), Advice::AskBoth);
             forgotten.answered(key(1));
         }
+        assert!(!forgotten.is_certain());
         assert_eq!(forgotten.ask(key(1), Some(heard), now + PACE), Advice::GiveUp);
+        assert!(forgotten.is_certain());
         assert!(now + PACE - heard >= Duration::from_secs(1));
     }
 

@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -40,9 +40,6 @@ pub(crate) const VIRTUAL_SERVER: SocketAddr =
 /// Receive errors in a row after which a path is no longer read. A socket reports an error once and
 /// then works or waits; one that only fails would spin.
 const RECEIVE_ERRORS: u32 = 16;
-
-/// What a full queue on the way may add to a round trip.
-const QUEUED: Duration = Duration::from_millis(500);
 
 /// Names an open path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,28 +168,9 @@ impl PathSocket {
         self.unheard.get()
     }
 
-    /// Waits until the active path was sent to without being heard for as long as `limit` says, or without
-    /// an acknowledgement since `unacknowledged`: for as long, and for half a second at least, since a queue
-    /// on the way to the server holds acknowledgements up, but not what is heard. Cancel safe.
-    pub async fn silent(
-        &self,
-        limit: impl Fn() -> Duration,
-        unacknowledged: impl Fn() -> Option<Instant>,
-    ) {
-        loop {
-            let unheard = self.unheard_since().map(|since| since + limit());
-            let unacknowledged = unacknowledged().map(|since| since + limit().max(QUEUED));
-            let Some(silent_at) = unheard.into_iter().chain(unacknowledged).min() else {
-                self.went_unheard.notified().await;
-                continue;
-            };
-            let now = clock::now();
-            if silent_at <= now {
-                return;
-            }
-            // What is sent meanwhile is not overdue before that.
-            tokio::time::sleep_until(silent_at.min(now + limit()).into()).await;
-        }
+    /// Waits until the active path is unheard anew: something is sent after it was heard. Cancel safe.
+    pub async fn went_unheard(&self) {
+        self.went_unheard.notified().await;
     }
 
     /// Forgets that something was sent and nothing heard.

@@ -26,6 +26,7 @@ use self::{
     delay::{Acked, DelayLimit},
     round_trip::RoundTrip,
 };
+use super::liveness::Owed;
 use crate::clock::AtomicInstant;
 
 /// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
@@ -74,23 +75,23 @@ impl CongestionHandle {
         self.0.window.load(Relaxed)
     }
 
-    /// Whether something was sent that the other side must acknowledge, and did not yet.
+    /// What the other side has to acknowledge.
     #[must_use]
-    pub fn awaits_answer(&self) -> bool {
-        self.0.owed.load(Relaxed) > 0
-    }
-
-    /// The same, or something was sent of which that cannot be told.
-    #[must_use]
-    pub fn may_await_answer(&self) -> bool {
-        self.0.in_flight.load(Relaxed) > 0
+    pub(crate) fn owed(&self) -> Owed {
+        if self.0.owed.load(Relaxed) > 0 {
+            Owed::Answer
+        } else if self.0.in_flight.load(Relaxed) > 0 {
+            Owed::Perhaps
+        } else {
+            Owed::Nothing
+        }
     }
 
     /// Since when something waits to be acknowledged and nothing was. A path that works one way only, from
     /// the other side to us, shows here alone.
     #[must_use]
     pub fn unacknowledged_since(&self) -> Option<Instant> {
-        self.0.unacknowledged.get().filter(|_| self.awaits_answer())
+        self.0.unacknowledged.get().filter(|_| self.0.owed.load(Relaxed) > 0)
     }
 
     /// When the newest packet that was acknowledged was sent.
@@ -415,11 +416,11 @@ mod tests {
         let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
-        assert!(!handle.awaits_answer());
+        assert_eq!(handle.owed(), Owed::Nothing);
         controller.on_sent(start, 1200, 0);
-        assert!(handle.awaits_answer());
+        assert_eq!(handle.owed(), Owed::Answer);
         controller.on_end_acks(start, 0, false, Some(0));
-        assert!(!handle.awaits_answer());
+        assert_eq!(handle.owed(), Owed::Nothing);
     }
 
     #[test]
@@ -428,13 +429,13 @@ mod tests {
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
         controller.on_sent(start, 35, 0);
-        assert!(!handle.awaits_answer() && handle.may_await_answer());
+        assert_eq!(handle.owed(), Owed::Perhaps);
         assert_eq!(handle.unacknowledged_since(), None);
         controller.on_sent(start, 100, 1);
-        assert!(handle.awaits_answer());
+        assert_eq!(handle.owed(), Owed::Answer);
         assert_eq!(handle.unacknowledged_since(), Some(start));
         controller.on_end_acks(start, 0, false, Some(1));
-        assert!(!handle.may_await_answer());
+        assert_eq!(handle.owed(), Owed::Nothing);
     }
 
     #[test]

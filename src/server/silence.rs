@@ -14,15 +14,12 @@ use crate::{
     clock,
     quic::{
         congestion::CongestionHandle,
-        liveness::{NUDGE, silence_limit},
+        liveness::{Liveness, Signs, Verdict, WATCH, silence_limit},
         nudge,
     },
     tunnel::queue::Queue,
     wire::datagram::PADDING,
 };
-
-/// How often it is looked at whether it answered.
-const WATCH: Duration = Duration::from_millis(10);
 
 /// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long.
 /// Costs nothing while nothing is sent.
@@ -31,21 +28,35 @@ pub(crate) async fn watch(
     queue: &Queue,
     congestion: &CongestionHandle,
 ) -> Infallible {
+    let mut liveness = Liveness::default();
     loop {
         queue.taken().await;
-        let heard = heard(connection);
-        time::sleep(silence_limit(connection.rtt())).await;
-        let silent = || self::heard(connection) == heard && connection.close_reason().is_none();
-        if !silent() || !congestion.awaits_answer() {
+        let (sent, heard) = (clock::now(), heard(connection));
+        let limit = silence_limit(connection.rtt());
+        // Of a connection that has ended nothing is expected.
+        let is_silent = || self::heard(connection) == heard && connection.close_reason().is_none();
+        let verdict = |liveness: &mut Liveness| {
+            let (is_silent, now) = (is_silent(), clock::now());
+            let signs = Signs {
+                unheard_since: is_silent.then_some(sent),
+                unacknowledged_since: None,
+                owed: congestion.owed(),
+                proven_at: (!is_silent).then_some(now),
+            };
+            liveness.verdict(&signs, limit, now)
+        };
+        time::sleep(limit).await;
+        if verdict(&mut liveness) != Some(Verdict::Suspect) {
             continue;
         }
         debug!("silent: holding its packets");
         queue.hold(true);
-        while silent() {
-            nudge(connection, congestion);
-            let asked = clock::now();
-            while silent() && clock::now().duration_since(asked) < NUDGE {
-                time::sleep(WATCH).await;
+        liveness.suspect(sent, clock::now());
+        nudge(connection, congestion);
+        while liveness.is_suspected() {
+            time::sleep(WATCH).await;
+            if verdict(&mut liveness) == Some(Verdict::Nudge) {
+                nudge(connection, congestion);
             }
         }
         if connection.close_reason().is_none() {
