@@ -19,6 +19,7 @@ pub(crate) mod probe;
 pub(crate) mod rank;
 pub(crate) mod servers;
 pub(crate) mod socket;
+pub(crate) mod switch_meter;
 pub(crate) mod udp;
 
 use std::{

@@ -39,6 +39,7 @@ use crate::{
         probe::Probe,
         servers::Names,
         socket::{PathId, PathSocket},
+        switch_meter::{SwitchMeter, Switched},
     },
     quic::{
         self,
@@ -103,21 +104,11 @@ pub(super) struct Roamer<'a> {
     answered: mpsc::Sender<Event>,
     liveness: Liveness,
     forgotten: Forgotten,
-    moving: Option<Move>,
+    meter: SwitchMeter,
     /// When the server was last heard on an active path that is gone.
     heard: Option<Instant>,
     /// Since when the server's packets may not have arrived; it is not told yet.
     unheard: Option<Instant>,
-}
-
-/// A switch whose end is not seen yet.
-struct Move {
-    from: Option<Candidate>,
-    to: Key,
-    reason: Reason,
-    begun: Instant,
-    /// Since when the server owed an answer on the old path.
-    silent_since: Instant,
 }
 
 impl<'a> Roamer<'a> {
@@ -158,7 +149,7 @@ impl<'a> Roamer<'a> {
             answered,
             liveness: Liveness::default(),
             forgotten: Forgotten::default(),
-            moving: None,
+            meter: SwitchMeter::default(),
             heard: None,
             unheard: None,
         }
@@ -189,7 +180,7 @@ impl<'a> Roamer<'a> {
             let active = self.manager.active();
             let (connection, congestion) = (&self.connection, &self.roaming.congestion);
             let watching = self.liveness.is_suspected()
-                || self.moving.is_some()
+                || self.meter.awaited().is_some()
                 || !self.closing.is_empty()
                 || !self.is_measured;
             tokio::select! {
@@ -434,8 +425,7 @@ impl<'a> Roamer<'a> {
         let socket = self.underlay.socket().clone();
         let old = socket.active();
         let heard = self.last_heard().or(self.heard.take());
-        // Where nothing was asked, silence is no gap.
-        let silent_since = socket.unheard_since().filter(|_| !reason.is_soft());
+        let unheard_since = socket.unheard_since();
         let from = old.and_then(|old| self.key_of(old));
         self.roaming.congestion.measure_from(clock::now());
         self.is_measured = false;
@@ -465,13 +455,10 @@ impl<'a> Roamer<'a> {
         if let Some(from) = from.filter(|from| *from != to) {
             self.close_later(from);
         }
-        self.moving = Some(Move {
-            from: from.and_then(|from| self.candidates.get(&from).cloned()),
-            to,
-            reason,
-            begun: clock::now(),
-            silent_since: silent_since.unwrap_or_else(clock::now),
-        });
+        let from = from.and_then(|from| self.candidates.get(&from).cloned());
+        if let Some(to) = self.candidates.get(&to).cloned() {
+            self.meter.begin(from, to, reason, unheard_since, clock::now());
+        }
     }
 
     /// Says again what may not have arrived since the server was last heard, and lets the server do the
@@ -553,25 +540,24 @@ impl<'a> Roamer<'a> {
         if self.linkable && self.closing.is_empty() {
             self.rotate();
         }
-        if let Some(moving) = &self.moving
-            && let Some(id) = self.open.get(&moving.to)
-            && let Some(heard) = socket.stats(*id).and_then(|stats| stats.last_heard)
-            && heard >= moving.begun
-        {
-            let gap = heard.saturating_duration_since(moving.silent_since);
-            if let Some(to) = self.candidates.get(&moving.to) {
-                info!(
-                    from = moving.from.as_ref().map_or("none", |from| from.link.as_str()),
-                    to = to.link,
-                    server = %to.server,
-                    reason = %moving.reason,
-                    gap = %milliseconds(gap),
-                    "switched"
-                );
-                self.shown.switched(moving.from.as_ref(), to, moving.reason, gap);
-            }
-            self.moving = None;
-        }
+        self.measure_switch();
+    }
+
+    fn measure_switch(&mut self) {
+        let to = self.meter.awaited().and_then(|to| self.open.get(&Key::from(to)));
+        let stats = to.and_then(|id| self.underlay.socket().stats(*id));
+        let heard = stats.and_then(|stats| stats.last_heard);
+        let Some(switched) = heard.and_then(|heard| self.meter.heard(heard)) else { return };
+        info!(
+            from = switched.from.as_ref().map_or("none", |from| from.link.as_str()),
+            to = switched.to.link,
+            server = %switched.to.server,
+            reason = %switched.reason,
+            gap = %milliseconds(switched.gap),
+            "switched"
+        );
+        let Switched { from, to, reason, gap } = &switched;
+        self.shown.switched(from.as_ref(), to, *reason, *gap);
     }
 
     /// Does what follows from the silence of the active path, or from its end.

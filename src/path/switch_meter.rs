@@ -1,0 +1,127 @@
+//! How long a switch of paths interrupts the tunnel: its gap.
+//!
+//! The gap begins when the server owed an answer on the old path, and ends when it is first heard on the new
+//! one. A switch away from a path that still works has no earlier beginning than itself.
+
+use std::time::{Duration, Instant};
+
+use super::Reason;
+use crate::link::candidate::Candidate;
+
+/// Measures the newest switch; see the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct SwitchMeter(Option<Running>);
+
+#[derive(Debug)]
+struct Running {
+    from: Option<Candidate>,
+    to: Candidate,
+    reason: Reason,
+    begun: Instant,
+    silent_since: Instant,
+}
+
+/// A switch that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Switched {
+    pub(crate) from: Option<Candidate>,
+    pub(crate) to: Candidate,
+    pub(crate) reason: Reason,
+    pub(crate) gap: Duration,
+}
+
+impl SwitchMeter {
+    /// A switch begins `now`; the old path is unheard since `unheard_since`. An earlier switch that is not over
+    /// is not measured: nobody was heard on its path.
+    pub(crate) fn begin(
+        &mut self,
+        from: Option<Candidate>,
+        to: Candidate,
+        reason: Reason,
+        unheard_since: Option<Instant>,
+        now: Instant,
+    ) {
+        let silent_since = unheard_since.filter(|_| !reason.is_soft()).unwrap_or(now);
+        self.0 = Some(Running { from, to, reason, begun: now, silent_since });
+    }
+
+    /// Where the switch that is not over leads.
+    #[must_use]
+    pub(crate) fn awaited(&self) -> Option<&Candidate> {
+        self.0.as_ref().map(|running| &running.to)
+    }
+
+    /// The server was last heard on the new path at `at`; gives the switch if that ends it.
+    pub(crate) fn heard(&mut self, at: Instant) -> Option<Switched> {
+        let Running { from, to, reason, silent_since, .. } =
+            self.0.take_if(|running| at >= running.begun)?;
+        let gap = at.saturating_duration_since(silent_since);
+        Some(Switched { from, to, reason, gap })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn link(name: &str) -> Candidate {
+        Candidate {
+            link: name.into(),
+            index: 1,
+            source: [10, 0, 0, 2].into(),
+            metric: 100,
+            server: ([192, 0, 2, 1], 4433).into(),
+        }
+    }
+
+    /// The gap of a switch at `start`, first heard 40 ms later, from a path that is unheard for so long.
+    fn gap(reason: Reason, unheard_for: Option<Duration>) -> Duration {
+        let (mut meter, start) = (SwitchMeter::default(), Instant::now());
+        let unheard_since = unheard_for.map(|it| start - it);
+        meter.begin(Some(link("wlan0")), link("wwan0"), reason, unheard_since, start);
+        meter.heard(start + 40 * MS).expect("it is over").gap
+    }
+
+    #[test]
+    fn the_gap_of_a_silent_path_begins_with_its_silence() {
+        assert_eq!(gap(Reason::Silent, Some(500 * MS)), 540 * MS);
+        assert_eq!(gap(Reason::Gone, Some(20 * MS)), 60 * MS);
+    }
+
+    #[test]
+    fn a_dead_path_that_was_asked_nothing_has_no_silence() {
+        assert_eq!(gap(Reason::Gone, None), 40 * MS);
+        assert_eq!(gap(Reason::SendFailed, None), 40 * MS);
+    }
+
+    #[test]
+    fn a_path_that_still_works_has_no_silence_either() {
+        for reason in [Reason::Preferred, Reason::Faster, Reason::Chosen] {
+            assert_eq!(gap(reason, Some(500 * MS)), 40 * MS, "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_was_heard_on_the_new_path_before_the_switch_does_not_end_it() {
+        let (mut meter, start) = (SwitchMeter::default(), Instant::now());
+        meter.begin(None, link("wwan0"), Reason::Chosen, None, start);
+        assert_eq!(meter.heard(start - MS), None);
+        assert_eq!(meter.awaited(), Some(&link("wwan0")));
+        let switched = meter.heard(start).expect("it is over");
+        assert_eq!((switched.from, switched.to, switched.gap), (None, link("wwan0"), 0 * MS));
+        assert_eq!(meter.awaited(), None);
+        assert_eq!(meter.heard(start + MS), None, "it is told once");
+    }
+
+    #[test]
+    fn a_switch_that_another_one_replaces_is_not_measured() {
+        let (mut meter, start) = (SwitchMeter::default(), Instant::now());
+        meter.begin(Some(link("wlan0")), link("wwan0"), Reason::Gone, None, start);
+        meter.begin(Some(link("wwan0")), link("eth0"), Reason::Gone, None, start + 100 * MS);
+        assert_eq!(meter.heard(start + 50 * MS), None);
+        let switched = meter.heard(start + 130 * MS).expect("it is over");
+        assert_eq!((switched.to, switched.gap), (link("eth0"), 30 * MS));
+    }
+}
