@@ -113,6 +113,26 @@ impl Inquiry {
     }
 }
 
+/// Questions that are not answered yet.
+#[derive(Debug, Default)]
+pub(crate) struct Inquiries(Vec<Inquiry>);
+
+impl Inquiries {
+    pub(crate) fn add(&mut self, mut inquiry: Inquiry) {
+        if !inquiry.finish() {
+            self.0.push(inquiry);
+        }
+    }
+
+    /// Lets those who asked hear an answer.
+    pub(crate) fn hear(&mut self, answer: &Event) {
+        self.0.retain_mut(|inquiry| {
+            inquiry.hear(answer);
+            !inquiry.finish()
+        });
+    }
+}
+
 fn shown(rtt: Duration) -> String {
     format!("{:.1} ms", milliseconds(rtt))
 }
@@ -140,5 +160,101 @@ mod tests {
             panic!("no error");
         };
         assert_eq!(error, "eth7 has no way to the server; links that have one: lte0, wlan0");
+    }
+
+    const RTT: Duration = Duration::from_millis(12);
+
+    fn candidate(link: &str, index: u32) -> Candidate {
+        Candidate {
+            link: link.into(),
+            index,
+            source: [10, 0, 0, 2].into(),
+            metric: 100,
+            server: ([192, 0, 2, 1], 4433).into(),
+        }
+    }
+
+    fn key(index: u32) -> PathKey {
+        PathKey::from(&candidate("", index))
+    }
+
+    /// Somebody asks about the path in use, and about one over lte.
+    fn asked() -> (Inquiries, oneshot::Receiver<Reply>) {
+        let (reply, answer) = oneshot::channel();
+        let (mut inquiry, mut inquiries) = (Inquiry::new(reply), Inquiries::default());
+        inquiry.about(key(1), &candidate("wlan0", 1), Some(RTT));
+        inquiry.about(key(2), &candidate("wwan0", 2), None);
+        inquiries.add(inquiry);
+        (inquiries, answer)
+    }
+
+    fn done(answer: &mut oneshot::Receiver<Reply>) -> Vec<String> {
+        match answer.try_recv() {
+            Ok(Reply::Done(lines)) => lines,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_inquiry_is_answered_when_every_path_has_answered() {
+        let (mut inquiries, mut answer) = asked();
+        inquiries.hear(&Event::Answered(key(2), None));
+        inquiries.hear(&Event::Answered(key(3), Some(RTT)));
+        assert!(answer.try_recv().is_err(), "without a round trip another answer follows");
+        inquiries.hear(&Event::Answered(key(2), Some(3 * RTT)));
+        let expected = [
+            "wlan0 10.0.0.2 -> 192.0.2.1:4433: in use, 12.0 ms",
+            "wwan0 10.0.0.2 -> 192.0.2.1:4433: works, 36.0 ms",
+        ];
+        assert_eq!(done(&mut answer), expected);
+        assert!(inquiries.0.is_empty());
+    }
+
+    #[test]
+    fn a_path_that_fails_after_it_answered_has_answered() {
+        let (mut inquiries, mut answer) = asked();
+        let (reply, mut second) = oneshot::channel();
+        let mut other = Inquiry::new(reply);
+        other.about(key(2), &candidate("wwan0", 2), None);
+        other.about(key(3), &candidate("eth0", 3), None);
+        inquiries.add(other);
+        inquiries.hear(&Event::Answered(key(2), Some(RTT)));
+        inquiries.hear(&Event::Refused(key(2)));
+        inquiries.hear(&Event::Refused(key(3)));
+        assert_eq!(done(&mut answer).len(), 2);
+        let lines = done(&mut second);
+        assert!(
+            lines[0].ends_with("works, 12.0 ms") && lines[1].ends_with("no answer"),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn an_inquiry_about_paths_that_all_fail_is_an_error() {
+        let (reply, mut answer) = oneshot::channel();
+        let (mut inquiry, mut inquiries) = (Inquiry::new(reply), Inquiries::default());
+        inquiry.about(key(2), &candidate("wwan0", 2), None);
+        inquiries.add(inquiry);
+        inquiries.hear(&Event::Refused(key(2)));
+        let failed = answer.try_recv();
+        assert!(
+            matches!(&failed, Ok(Reply::Error(why)) if why.ends_with("no answer")),
+            "{failed:?}"
+        );
+    }
+
+    #[test]
+    fn an_inquiry_about_no_path_is_answered_at_once() {
+        let (reply, mut answer) = oneshot::channel();
+        Inquiries::default().add(Inquiry::new(reply));
+        assert!(matches!(answer.try_recv(), Ok(Reply::Error(_))));
+    }
+
+    #[test]
+    fn an_inquiry_that_nobody_waits_for_is_dropped() {
+        let (mut inquiries, answer) = asked();
+        drop(answer);
+        inquiries.hear(&Event::Refused(key(7)));
+        assert!(inquiries.0.is_empty());
     }
 }

@@ -56,7 +56,12 @@ impl Forgotten {
     /// The connection is silent on `path`; the newest packet that was acknowledged was sent at `acknowledged`. To be
     /// called at most as often as the server can be expected to have answered the last question.
     #[must_use]
-    pub(crate) fn ask(&mut self, path: PathKey, acknowledged: Option<Instant>, now: Instant) -> Advice {
+    pub(crate) fn ask(
+        &mut self,
+        path: PathKey,
+        acknowledged: Option<Instant>,
+        now: Instant,
+    ) -> Advice {
         if self.acknowledged != acknowledged {
             *self = Self { acknowledged, ..Self::default() };
             return Advice::Nudge;

@@ -110,7 +110,10 @@ mod tests {
         assert_eq!(meter.heard(start - MS), None);
         assert_eq!(meter.awaited(), Some(&link("wwan0")));
         let switched = meter.heard(start).expect("it is over");
-        assert_eq!((switched.from, switched.to, switched.gap), (None, link("wwan0"), 0 * MS));
+        assert_eq!(
+            (switched.from, switched.to, switched.gap),
+            (None, link("wwan0"), Duration::ZERO)
+        );
         assert_eq!(meter.awaited(), None);
         assert_eq!(meter.heard(start + MS), None, "it is told once");
     }

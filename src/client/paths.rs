@@ -1,0 +1,311 @@
+//! What the client has of each path: its candidate, its socket, its probe.
+//!
+//! [`PathTable`] performs what the path manager wants done with one path, and tells what the connection must
+//! know of a switch. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::debug;
+
+use super::view::ShownPath;
+use crate::{
+    link::candidate::Candidate,
+    path::{
+        Condition, PathKey,
+        handshake::Handshake,
+        manager::Event,
+        network::Network,
+        probe::Probe,
+        socket::{PathId, PathSocket},
+    },
+};
+
+/// How long the old path's socket is still read after a switch: longer than a packet is under way.
+const GRACE: Duration = Duration::from_secs(3);
+/// A path's window is remembered for so long: other people use the network, too.
+const WINDOW_MEMORY: Duration = Duration::from_secs(600);
+
+/// See the module's documentation.
+pub(super) struct PathTable {
+    entries: BTreeMap<PathKey, PathEntry>,
+    socket: Arc<PathSocket>,
+    network: Arc<dyn Network>,
+    probes: Handshake,
+    /// Where probes, and sockets that cannot be opened, report.
+    events: mpsc::Sender<Event>,
+    asking_for_portals: JoinSet<(PathKey, bool)>,
+    /// When the server was last heard on an active path that was closed.
+    last_heard: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct PathEntry {
+    candidate: Candidate,
+    socket: Option<PathId>,
+    probe: Option<Probe>,
+    /// Bytes that could be in flight when the path was left, and when that was.
+    window: Option<(Instant, u64)>,
+    /// Whether a captive portal was asked about: each path that fails is asked about once, until it works again or is
+    /// gone.
+    is_asked_about: bool,
+    /// When the socket of a path that was left is closed.
+    closing_at: Option<Instant>,
+}
+
+/// What the connection must know of a switch.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Departure {
+    pub(super) from: Option<Candidate>,
+    pub(super) to: Candidate,
+    /// The new path's window in bytes, if it was left not long ago.
+    pub(super) window: Option<u64>,
+    /// When the server was last heard on the old path.
+    pub(super) heard: Option<Instant>,
+    /// Since when the old path was sent to and nothing was heard.
+    pub(super) unheard_since: Option<Instant>,
+}
+
+impl PathEntry {
+    fn new(candidate: Candidate) -> Self {
+        Self {
+            candidate,
+            socket: None,
+            probe: None,
+            window: None,
+            is_asked_about: false,
+            closing_at: None,
+        }
+    }
+
+    fn window(&self, now: Instant) -> Option<u64> {
+        let (left_at, window) = self.window?;
+        (now.duration_since(left_at) < WINDOW_MEMORY).then_some(window)
+    }
+}
+
+impl PathTable {
+    /// A table with the path over which the connection was made.
+    pub(super) fn new(
+        socket: Arc<PathSocket>,
+        network: Arc<dyn Network>,
+        probes: Handshake,
+        events: mpsc::Sender<Event>,
+        (candidate, id): (Candidate, PathId),
+    ) -> Self {
+        let first = PathEntry { socket: Some(id), ..PathEntry::new(candidate) };
+        Self {
+            entries: [(PathKey::from(&first.candidate), first)].into(),
+            socket,
+            network,
+            probes,
+            events,
+            asking_for_portals: JoinSet::new(),
+            last_heard: None,
+        }
+    }
+
+    pub(super) fn candidate(&self, key: PathKey) -> Option<&Candidate> {
+        self.entries.get(&key).map(|entry| &entry.candidate)
+    }
+
+    /// The path of an open socket.
+    pub(super) fn with_socket(&self, id: PathId) -> Option<PathKey> {
+        self.entries.iter().find(|(_, entry)| entry.socket == Some(id)).map(|(key, _)| *key)
+    }
+
+    /// Adds the candidates that were found, or takes in what is new of them.
+    pub(super) fn update<'a>(&mut self, found: impl Iterator<Item = &'a Candidate>) {
+        for candidate in found {
+            let entry = self.entries.entry(PathKey::from(candidate));
+            let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
+            entry.candidate.clone_from(candidate);
+        }
+    }
+
+    /// Forgets the paths that the manager does not know, except what of them still serves.
+    pub(super) fn retain(&mut self, known: &HashSet<PathKey>, now: Instant) {
+        self.entries.retain(|key, entry| {
+            let is_known = known.contains(key);
+            entry.is_asked_about &= is_known;
+            is_known || entry.socket.is_some() || entry.window(now).is_some()
+        });
+    }
+
+    /// Asks the server over a path on a connection of its own, within `limit`.
+    pub(super) fn ask(&mut self, key: PathKey, limit: Duration) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let probe = entry.probe.get_or_insert_with(|| {
+            Probe::start(
+                self.network.clone(),
+                self.probes.clone(),
+                entry.candidate.clone(),
+                key,
+                limit,
+                self.events.clone(),
+            )
+        });
+        probe.ask();
+    }
+
+    /// Asks no more over this path.
+    pub(super) fn stop_asking(&mut self, key: PathKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.probe = None;
+        }
+    }
+
+    /// Starts a further handshake for each question that is not answered.
+    pub(super) fn hurry(&self) {
+        self.entries.values().filter_map(|entry| entry.probe.as_ref()).for_each(Probe::hurry);
+    }
+
+    /// Closes what was opened for this path, after a grace period; nothing more is asked over it.
+    pub(super) fn leave(&mut self, key: PathKey, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.probe = None;
+            if entry.socket.is_some() {
+                entry.closing_at.get_or_insert(now + GRACE);
+            }
+        }
+    }
+
+    /// Sends by the path `to` from here on. The old one, on which `window` bytes could be in flight, is still
+    /// read for a while. Without a socket for the new one everything stays as it was, and the manager will hear
+    /// of it.
+    pub(super) fn switch(&mut self, to: PathKey, window: u64, now: Instant) -> Option<Departure> {
+        let heard = self.last_heard();
+        let unheard_since = self.socket.unheard_since();
+        let from = self.socket.active().and_then(|old| self.with_socket(old));
+        let id = self.open(to)?;
+        self.socket.switch(id);
+        self.last_heard = None;
+        if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
+            from.window = Some((now, window));
+        }
+        let new = self.entries.get_mut(&to)?;
+        (new.closing_at, new.probe) = (None, None);
+        let (candidate, window) = (new.candidate.clone(), new.window(now));
+        if let Some(from) = from.filter(|from| *from != to)
+            && let Some(old) = self.entries.get_mut(&from)
+        {
+            old.closing_at.get_or_insert(now + GRACE);
+        }
+        let from = from.and_then(|from| self.candidate(from).cloned());
+        Some(Departure { from, to: candidate, window, heard, unheard_since })
+    }
+
+    /// The socket of a path, opened if need be.
+    fn open(&mut self, key: PathKey) -> Option<PathId> {
+        let entry = self.entries.get_mut(&key)?;
+        if entry.socket.is_none() {
+            match self.network.bind(&entry.candidate) {
+                Ok(udp) => entry.socket = Some(self.socket.open(udp, key.server)),
+                Err(error) => {
+                    debug!(link = entry.candidate.link, %error, "can't open a socket");
+                    // If the channel is full the event is dropped; the next attempt reports it again.
+                    let _ = self.events.try_send(Event::SendFailed(key));
+                }
+            }
+        }
+        entry.socket
+    }
+
+    /// Whether an old path is still read.
+    pub(super) fn is_draining(&self) -> bool {
+        self.entries.values().any(|entry| entry.closing_at.is_some())
+    }
+
+    /// Closes the old paths whose grace period is over.
+    pub(super) fn close_old(&mut self, active: Option<PathKey>, now: Instant) {
+        for (key, entry) in &mut self.entries {
+            if entry.closing_at.take_if(|at| *at <= now).is_none() || active == Some(*key) {
+                continue;
+            }
+            if let Some(id) = entry.socket.take() {
+                if self.socket.active() == Some(id) {
+                    let heard = self.socket.stats(id).and_then(|stats| stats.last_heard);
+                    self.last_heard = heard.or(self.last_heard);
+                }
+                self.socket.close(id);
+            }
+        }
+    }
+
+    /// When the server was last heard on the path that sends go by, or went by before it was closed.
+    pub(super) fn last_heard(&self) -> Option<Instant> {
+        let stats = self.socket.active().and_then(|active| self.socket.stats(active));
+        stats.and_then(|stats| stats.last_heard).or(self.last_heard)
+    }
+
+    /// When the server was last heard on this path.
+    pub(super) fn heard_on(&self, key: PathKey) -> Option<Instant> {
+        self.socket.stats(self.entries.get(&key)?.socket?)?.last_heard
+    }
+
+    /// Asks about captive portals where a path failed.
+    pub(super) fn look_for_portals(
+        &mut self,
+        conditions: impl Iterator<Item = (PathKey, Condition)>,
+    ) {
+        for (key, condition) in conditions {
+            let Some(entry) = self.entries.get_mut(&key) else { continue };
+            match condition {
+                Condition::Active | Condition::Standby => entry.is_asked_about = false,
+                Condition::Failed if !entry.is_asked_about => {
+                    entry.is_asked_about = true;
+                    let (network, candidate) = (self.network.clone(), entry.candidate.clone());
+                    self.asking_for_portals
+                        .spawn(async move { (key, network.portal(&candidate).await) });
+                }
+                Condition::Failed
+                | Condition::Suspect
+                | Condition::Probing
+                | Condition::Waiting => {}
+            }
+        }
+    }
+
+    /// Waits for the next path that leads into a captive portal; gives its link, too. Cancel safe.
+    pub(super) async fn portal_found(&mut self) -> (PathKey, String) {
+        loop {
+            match self.asking_for_portals.join_next().await {
+                Some(Ok((key, true))) => {
+                    if let Some(entry) = self.entries.get(&key).filter(|it| it.is_asked_about) {
+                        return (key, entry.candidate.link.clone());
+                    }
+                }
+                Some(Ok(_) | Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// A path as people see it; `why` explains its condition, and `portal` says that a captive portal is suspected.
+    pub(super) fn shown(
+        &self,
+        key: PathKey,
+        condition: Condition,
+        rtt: Option<Duration>,
+        portal: bool,
+        why: String,
+    ) -> Option<ShownPath> {
+        let entry = self.entries.get(&key)?;
+        Some(ShownPath {
+            candidate: entry.candidate.clone(),
+            condition,
+            rtt,
+            socket: entry.socket,
+            measured: entry.probe.as_ref().and_then(Probe::measured),
+            portal,
+            why,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

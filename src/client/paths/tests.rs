@@ -1,0 +1,350 @@
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Mutex, Weak},
+};
+
+use futures_util::future::BoxFuture;
+use quinn::AsyncUdpSocket;
+
+use super::*;
+use crate::{
+    identity::PrivateKey,
+    link::monitor::Hints,
+    path::{network::NetworkError, rank::LinkFacts, udp::fake::FakeSocket},
+    quic::{self, tls},
+};
+
+const MS: Duration = Duration::from_millis(1);
+const LIMIT: Duration = Duration::from_secs(5);
+const WINDOW: u64 = 100_000;
+
+/// Links whose sockets lead nowhere.
+#[derive(Debug, Default)]
+struct FakeNetwork {
+    sockets: Mutex<Vec<(String, Weak<FakeSocket>)>>,
+    /// Links on which no socket can be opened.
+    broken: Mutex<Vec<String>>,
+    /// Links behind a captive portal.
+    portals: Mutex<Vec<String>>,
+    /// Links of which somebody asked whether they are.
+    asked: Mutex<Vec<String>>,
+}
+
+impl Network for FakeNetwork {
+    fn candidates<'a>(
+        &'a self,
+        _: &'a [SocketAddr],
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
+        self.asked.lock().unwrap().push(candidate.link.clone());
+        let is_portal = self.portals.lock().unwrap().contains(&candidate.link);
+        Box::pin(std::future::ready(is_portal))
+    }
+
+    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        if self.broken.lock().unwrap().contains(&candidate.link) {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        let socket = FakeSocket::new("10.0.0.2:1000");
+        let bound = (candidate.link.clone(), Arc::downgrade(&socket));
+        self.sockets.lock().unwrap().push(bound);
+        Ok(socket)
+    }
+
+    fn hints(&self) -> Hints {
+        Hints::none()
+    }
+}
+
+struct Fixture {
+    paths: PathTable,
+    socket: Arc<PathSocket>,
+    network: Arc<FakeNetwork>,
+    events: mpsc::Receiver<Event>,
+    wifi: Arc<FakeSocket>,
+    now: Instant,
+}
+
+fn candidate(name: &str, index: u32) -> Candidate {
+    Candidate {
+        link: name.into(),
+        index,
+        source: [10, 0, 0, 2].into(),
+        metric: 100,
+        server: ([192, 0, 2, 1], 4433).into(),
+    }
+}
+
+fn key(candidate: &Candidate) -> PathKey {
+    PathKey::from(candidate)
+}
+
+fn wifi() -> Candidate {
+    candidate("wlan0", 1)
+}
+
+fn lte() -> Candidate {
+    candidate("wwan0", 2)
+}
+
+/// Connected over wifi, with lte as a further candidate.
+fn on_wifi() -> Fixture {
+    let (errors, _) = mpsc::channel(1);
+    let (events, reported) = mpsc::channel(4);
+    let (socket, network) = (PathSocket::new(errors), Arc::new(FakeNetwork::default()));
+    let udp = FakeSocket::new("10.0.0.2:1000");
+    let id = socket.open(udp.clone(), wifi().server);
+    let key = PrivateKey::generate().unwrap();
+    let probes =
+        Handshake::new(&key, key.public_key(), tls::PROBE, quic::probe_transport()).unwrap();
+    let paths = PathTable::new(socket.clone(), network.clone(), probes, events, (wifi(), id));
+    let now = clock_now();
+    let mut fixture = Fixture { paths, socket, network, events: reported, wifi: udp, now };
+    fixture.update(&[wifi(), lte()]);
+    fixture
+}
+
+fn clock_now() -> Instant {
+    crate::clock::now()
+}
+
+impl Fixture {
+    fn update(&mut self, found: &[Candidate]) {
+        self.paths.update(found.iter());
+        self.paths.retain(&found.iter().map(key).collect(), self.now);
+    }
+
+    fn switch(&mut self, to: &Candidate) -> Option<Departure> {
+        self.paths.switch(key(to), WINDOW, self.now)
+    }
+
+    /// Waits, and closes what is due by then.
+    fn wait(&mut self, duration: Duration, active: &Candidate) {
+        self.now += duration;
+        self.paths.close_old(Some(key(active)), self.now);
+    }
+
+    fn is_open(&self, candidate: &Candidate) -> bool {
+        let id = self.paths.entries.get(&key(candidate)).and_then(|entry| entry.socket);
+        id.is_some_and(|id| self.socket.stats(id).is_some())
+    }
+
+    /// The link that sends go by.
+    fn active(&self) -> Option<&str> {
+        let key = self.paths.with_socket(self.socket.active()?)?;
+        Some(&self.paths.candidate(key)?.link)
+    }
+
+    /// The server is heard on wifi.
+    fn hear_on_wifi(&self) {
+        self.wifi.arrive(Ok((vec![1], wifi().server, None)));
+        let (mut buffer, mut meta) = ([0; 1500], [quinn::udp::RecvMeta::default()]);
+        let cx = &mut std::task::Context::from_waker(std::task::Waker::noop());
+        let bufs = &mut [io::IoSliceMut::new(&mut buffer)];
+        assert!(self.socket.poll_recv(cx, bufs, &mut meta).is_ready());
+    }
+
+    /// Sockets that probes have open on a link.
+    fn probe_sockets(&self, link: &str) -> usize {
+        let sockets = self.network.sockets.lock().unwrap();
+        sockets.iter().filter(|(on, socket)| on == link && socket.strong_count() > 0).count()
+    }
+}
+
+/// Lets tasks run.
+async fn let_run() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_path_is_read_for_three_more_seconds() {
+    let mut fixture = on_wifi();
+    let departure = fixture.switch(&lte()).expect("a socket");
+    assert_eq!((departure.from, departure.to), (Some(wifi()), lte()));
+    assert_eq!(fixture.active(), Some("wwan0"));
+    fixture.wait(GRACE - MS, &lte());
+    assert!(fixture.is_open(&wifi()) && fixture.paths.is_draining());
+    fixture.wait(MS, &lte());
+    assert!(!fixture.is_open(&wifi()) && !fixture.paths.is_draining());
+    assert!(fixture.is_open(&lte()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_used_again_within_the_grace_period_stays_open() {
+    let mut fixture = on_wifi();
+    assert!(fixture.switch(&lte()).is_some());
+    fixture.wait(GRACE / 2, &lte());
+    assert!(fixture.switch(&wifi()).is_some());
+    fixture.wait(GRACE / 2, &wifi());
+    assert!(fixture.is_open(&wifi()) && fixture.is_open(&lte()));
+    fixture.wait(GRACE / 2, &wifi());
+    assert!(fixture.is_open(&wifi()) && !fixture.is_open(&lte()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_left_twice_is_closed_after_the_first_grace_period() {
+    let mut fixture = on_wifi();
+    assert!(fixture.switch(&lte()).is_some());
+    fixture.wait(GRACE / 2, &lte());
+    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.wait(GRACE / 2, &lte());
+    assert!(!fixture.is_open(&wifi()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_active_path_is_never_closed() {
+    let mut fixture = on_wifi();
+    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.wait(GRACE, &wifi());
+    assert!(fixture.is_open(&wifi()) && !fixture.paths.is_draining());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_cannot_be_opened_changes_nothing_and_is_reported() {
+    let mut fixture = on_wifi();
+    fixture.network.broken.lock().unwrap().push("wwan0".into());
+    assert_eq!(fixture.switch(&lte()), None);
+    assert_eq!(fixture.active(), Some("wlan0"));
+    assert!(!fixture.paths.is_draining());
+    let reported = fixture.events.try_recv().unwrap();
+    assert!(matches!(reported, Event::SendFailed(path) if path == key(&lte())), "{reported:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_begins_with_the_window_that_it_had_less_than_ten_minutes_ago() {
+    for (away, window) in [(WINDOW_MEMORY - MS, Some(WINDOW)), (WINDOW_MEMORY, None)] {
+        let mut fixture = on_wifi();
+        let departure = fixture.switch(&lte()).expect("a socket");
+        assert_eq!(departure.window, None, "nothing is known of a new path");
+        fixture.wait(away, &lte());
+        let departure = fixture.switch(&wifi()).expect("a socket");
+        assert_eq!(departure.window, window, "after {away:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
+    let mut fixture = on_wifi();
+    assert!(fixture.switch(&lte()).is_some());
+    fixture.update(&[lte()]);
+    assert!(fixture.paths.candidate(key(&wifi())).is_some(), "it is still read");
+    fixture.wait(WINDOW_MEMORY - MS, &lte());
+    fixture.update(&[lte()]);
+    assert!(fixture.paths.candidate(key(&wifi())).is_some(), "its window is known");
+    fixture.wait(MS, &lte());
+    fixture.update(&[lte()]);
+    assert_eq!(fixture.paths.candidate(key(&wifi())), None);
+    assert_eq!(fixture.paths.candidate(key(&lte())), Some(&lte()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_moment_the_server_was_last_heard_outlives_the_socket() {
+    let mut fixture = on_wifi();
+    assert_eq!(fixture.paths.last_heard(), None);
+    fixture.hear_on_wifi();
+    let heard = Some(clock_now());
+    assert_eq!((fixture.paths.last_heard(), fixture.paths.heard_on(key(&wifi()))), (heard, heard));
+    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.now += GRACE;
+    fixture.paths.close_old(None, fixture.now);
+    assert_eq!(fixture.socket.active(), None);
+    assert_eq!(fixture.paths.last_heard(), heard);
+    let departure = fixture.switch(&lte()).expect("a socket");
+    assert_eq!((departure.from, departure.heard), (None, heard));
+    assert_eq!(fixture.paths.last_heard(), None, "nothing was heard on the new one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_departure_tells_since_when_the_old_path_is_unheard() {
+    let mut fixture = on_wifi();
+    let transmit = quinn::udp::Transmit {
+        destination: crate::path::socket::VIRTUAL_SERVER,
+        ecn: None,
+        contents: &[0; 100],
+        segment_size: None,
+        src_ip: None,
+    };
+    fixture.socket.try_send(&transmit).unwrap();
+    let sent = Some(clock_now());
+    tokio::time::advance(500 * MS).await;
+    assert_eq!(fixture.switch(&lte()).expect("a socket").unheard_since, sent);
+    assert_eq!(fixture.switch(&wifi()).expect("a socket").unheard_since, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_is_asked_until_it_is_left() {
+    let mut fixture = on_wifi();
+    fixture.paths.ask(key(&lte()), LIMIT);
+    let_run().await;
+    assert_eq!(fixture.probe_sockets("wwan0"), 1);
+    fixture.paths.hurry();
+    let_run().await;
+    assert_eq!(fixture.probe_sockets("wwan0"), 2, "a further handshake");
+    fixture.paths.leave(key(&lte()), fixture.now);
+    tokio::time::sleep(LIMIT).await;
+    assert_eq!(fixture.probe_sockets("wwan0"), 0);
+    assert!(!fixture.paths.is_draining(), "nothing of its own was open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_takes_over_is_not_asked_any_more() {
+    let mut fixture = on_wifi();
+    fixture.paths.ask(key(&lte()), LIMIT);
+    let_run().await;
+    assert!(fixture.switch(&lte()).is_some());
+    tokio::time::sleep(LIMIT).await;
+    assert_eq!(fixture.probe_sockets("wwan0"), 1, "the tunnel's own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_nobody_knows_is_neither_asked_nor_taken() {
+    let mut fixture = on_wifi();
+    let strange = candidate("eth0", 7);
+    fixture.paths.ask(key(&strange), LIMIT);
+    fixture.paths.leave(key(&strange), fixture.now);
+    assert_eq!(fixture.switch(&strange), None);
+    let_run().await;
+    assert_eq!(fixture.probe_sockets("eth0"), 0);
+    assert!(fixture.events.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_path_is_asked_once_about_a_captive_portal() {
+    let mut fixture = on_wifi();
+    for _ in 0..3 {
+        fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+        let_run().await;
+    }
+    assert_eq!(*fixture.network.asked.lock().unwrap(), ["wwan0"]);
+    fixture.paths.look_for_portals([(key(&lte()), Condition::Standby)].into_iter());
+    fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+    let_run().await;
+    assert_eq!(*fixture.network.asked.lock().unwrap(), ["wwan0", "wwan0"], "it worked meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_captive_portal_is_reported_with_its_path_and_link() {
+    let mut fixture = on_wifi();
+    fixture.network.portals.lock().unwrap().push("wlan0".into());
+    let failed = [(key(&wifi()), Condition::Failed), (key(&lte()), Condition::Failed)];
+    fixture.paths.look_for_portals(failed.into_iter());
+    assert_eq!(fixture.paths.portal_found().await, (key(&wifi()), "wlan0".into()));
+    let further = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
+    assert!(further.is_err(), "{further:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_about_a_path_that_is_gone_tells_nobody() {
+    let mut fixture = on_wifi();
+    fixture.network.portals.lock().unwrap().push("wwan0".into());
+    fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+    fixture.update(&[wifi()]);
+    let found = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
+    assert!(found.is_err(), "{found:?}");
+}
