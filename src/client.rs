@@ -625,7 +625,7 @@ impl Client {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes over a changed configuration; what takes a restart stays as it was and is named. If the host can't
+    /// Takes over a changed configuration; what takes a restart stays as it was and is named. If the host cannot
     /// be made as it says, nothing changes.
     async fn renew(
         &self,

@@ -115,7 +115,7 @@ impl Layout {
     }
 
     /// The same where the kernel does not take all routes: a family that should be in the tunnel as a whole, and
-    /// can't be, is not let around it.
+    /// cannot be, is not let around it.
     fn without(mut self, lacks: impl Fn(IpNet) -> bool) -> Self {
         self.blocked.extend(self.routes.extract_if(.., |net| net.prefix_len() == 0 && lacks(*net)));
         self
@@ -264,14 +264,14 @@ impl Host {
                     is_new
                 });
             }
-            Err(error) => warn!(%error, "can't look at this host's addresses and routes"),
+            Err(error) => warn!(%error, "cannot look at this host's addresses and routes"),
         }
     }
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
     pub(crate) async fn run(&mut self) -> Infallible {
         let mut tables = nft::Changes::open()
-            .inspect_err(|error| warn!(%error, "can't hear of changes to firewall rules"))
+            .inspect_err(|error| warn!(%error, "cannot hear of changes to firewall rules"))
             .ok();
         loop {
             tokio::select! {
@@ -297,7 +297,7 @@ impl Host {
         }
     }
 
-    /// Makes the host as the layout says; an error only where the kill switch or routing rules can't be set.
+    /// Makes the host as the layout says; an error only where the kill switch or routing rules cannot be set.
     pub(crate) async fn lay_out(&mut self, layout: Layout) -> Result<(), HostError> {
         let takes = layout.everything;
         if takes {
@@ -321,7 +321,7 @@ impl Host {
         }
         let Layout { mtu, addresses, .. } = layout;
         if let Err(error) = self.interface.set(*mtu, addresses, &layout.destinations()).await {
-            warn!(%error, "can't set the interface up, trying again");
+            warn!(%error, "cannot set the interface up, trying again");
         }
         self.resolver.set(layout).await;
         self.layout = Some(layout.clone());

@@ -144,7 +144,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     interface.set(tun.mtu, &tun.addresses, &[]).await?;
     let (index, left_out) = (interface.index(), interface.left_out());
     let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
-        .with_context(|| format!("can't listen on {listen}"))?;
+        .with_context(|| format!("cannot listen on {listen}"))?;
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let key = config.private_key.public_key();
     #[cfg(feature = "metrics")]
@@ -299,7 +299,7 @@ async fn echo(connection: &Connection, limit: Duration) {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         tokio::select! {
             question = question => match question {
-                // What can't be answered is asked again.
+                // What cannot be answered is asked again.
                 Ok(Ok(datagram)) => drop(connection.send_datagram(datagram)),
                 Ok(Err(_lost)) => return,
                 Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),

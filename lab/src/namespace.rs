@@ -112,7 +112,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When the namespace can't be entered.
+    /// When the namespace cannot be entered.
     ///
     /// # Panics
     ///
@@ -130,7 +130,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When the thread can't be started. One that can't enter the namespace panics.
+    /// When the thread cannot be started. One that cannot enter the namespace panics.
     pub fn thread<T: Send + 'static>(
         &self,
         name: &str,

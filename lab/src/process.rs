@@ -51,7 +51,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// When the file can't be made or the program can't be run.
+    /// When the file cannot be made or the program cannot be run.
     pub fn spawn(&self, name: &str, mut command: Command, folder: &Path) -> Result<Process> {
         let log = folder.join(format!("{name}.log"));
         let path = log.clone();
@@ -104,7 +104,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// When the file can't be read.
+    /// When the file cannot be read.
     pub fn log(&self) -> io::Result<String> {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -134,7 +134,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// When it can't be waited for.
+    /// When it cannot be waited for.
     pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         if self.ends_within(limit) { self.reap().map(Some) } else { Ok(None) }
     }
@@ -143,7 +143,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// When it can't be waited for.
+    /// When it cannot be waited for.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if self.is_running() {
             let _ = killpg(self.pid(), Signal::SIGTERM);

@@ -31,7 +31,7 @@ pub(crate) fn watch(name: Option<&str>, once: bool) -> anyhow::Result<()> {
             anyhow::anyhow!("watch needs a terminal; roamd watch --once prints one picture");
         return Err(Exit::Usage.because(reason));
     }
-    let mut terminal = ratatui::try_init().context("can't use this terminal")?;
+    let mut terminal = ratatui::try_init().context("cannot use this terminal")?;
     let watched = run(&mut terminal, &instance, &mut history);
     ratatui::restore();
     watched
@@ -77,7 +77,7 @@ fn print(instance: &Instance, history: &mut History) -> anyhow::Result<()> {
 }
 
 impl History {
-    /// Asks the daemon. What it can't say for now is a text; an error is for good.
+    /// Asks the daemon. What it cannot say for now is a text; an error is for good.
     fn look(&mut self, instance: &Instance) -> Result<Option<String>, ControlError> {
         match instance.status() {
             Ok(status) => {

@@ -85,7 +85,7 @@ pub(crate) enum DialError {
     /// The link that a person pinned has no route to the server.
     #[error("{link} has no route to {}, and is pinned; roamd switch --auto ends that", list(.servers))]
     Pinned { link: String, servers: Vec<SocketAddr> },
-    /// The kernel can't be asked for links and routes.
+    /// The kernel cannot be asked for links and routes.
     #[error(transparent)]
     Network(#[from] NetworkError),
 }

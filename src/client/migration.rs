@@ -151,7 +151,7 @@ impl MigratingConnection {
         }
     }
 
-    /// Goes on under another connection id, so that networks can't tell that both paths belong together:
+    /// Goes on under another connection id, so that networks cannot tell that both paths belong together:
     /// one id must not be used from two local addresses (RFC 9000 §9.5). A soft switch breaks that rule
     /// until the old path has drained, since what the server still sends to the old id would be lost.
     fn rotate(&mut self) {

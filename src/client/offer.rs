@@ -212,7 +212,7 @@ impl Check<'_> {
         dns
     }
 
-    /// Why an inner address can't be this one, if it can't. One that merely lies in a network of the host's is
+    /// Why an inner address cannot be this one, if it cannot. One that merely lies in a network of the host's is
     /// none: where a café has the prefix of the tunnel, the tunnel should still work.
     fn unusable(&self, address: IpAddr) -> Option<String> {
         let Facts { addresses, gateways, resolvers, .. } = self.facts;
@@ -231,7 +231,7 @@ impl Check<'_> {
         self.servers.contains(&address).then(|| "it is the server's own outer address".into())
     }
 
-    /// Why a network can't be routed into the tunnel, if it can't.
+    /// Why a network cannot be routed into the tunnel, if it cannot.
     fn unroutable(&mut self, net: IpNet) -> Option<String> {
         if let Some(why) = too_much(&net) {
             return Some(why);

@@ -206,7 +206,7 @@ impl PathTable {
             match self.network.bind(&entry.candidate) {
                 Ok(udp) => entry.socket = Some(self.socket.open(udp, key.server)),
                 Err(error) => {
-                    debug!(link = entry.candidate.link, %error, "can't open a socket");
+                    debug!(link = entry.candidate.link, %error, "cannot open a socket");
                     // If the channel is full the event is dropped; the next attempt reports it again.
                     let _ = self.events.try_send(Event::SendFailed(key));
                 }

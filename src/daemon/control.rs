@@ -92,7 +92,7 @@ pub(crate) enum Reply {
     Error(String),
 }
 
-/// Why a daemon can't be asked, or can't be where it wants to be asked.
+/// Why a daemon cannot be asked, or cannot be where it wants to be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     /// No daemon by that name.
@@ -125,7 +125,7 @@ pub(crate) enum ControlError {
         /** The cause. */
         source: io::Error,
     },
-    /// The socket can't be used.
+    /// The socket cannot be used.
     #[error("control socket {path}")]
     Io {
         /** The socket. */

@@ -172,7 +172,7 @@ pub(crate) fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
         }
     }
     let tun = Tun::create(name, mtu, offload).map_err(|error| {
-        io::Error::new(error.kind(), format!("can't create TUN device {name}: {error}"))
+        io::Error::new(error.kind(), format!("cannot create TUN device {name}: {error}"))
     })?;
     let remove = [NotifyState::FdStoreRemove, NotifyState::FdName(TUN)];
     notify(&remove);

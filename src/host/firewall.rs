@@ -58,7 +58,7 @@ impl Firewall {
         Self { interface: interface.into(), record, sysctls, made: None }
     }
 
-    /// Makes the table what the layout needs. An error only where the kill switch can't be set or lifted;
+    /// Makes the table what the layout needs. An error only where the kill switch cannot be set or lifted;
     /// the table is then as it was.
     pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), FirewallError> {
         let seals = seal(layout, &self.interface);

@@ -29,9 +29,9 @@ use crate::link::{
 pub(crate) use left_out::{LeftOut, log};
 pub(crate) use route::Destination;
 
-/// Why the interface can't be set up.
+/// Why the interface cannot be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("interface {interface}: can't {action}: {source}")]
+#[error("interface {interface}: cannot {action}: {source}")]
 pub(crate) struct InterfaceError {
     interface: String,
     action: String,
@@ -136,7 +136,7 @@ impl Interface {
         self.index
     }
 
-    /// What is wanted and can't be had, as it changes.
+    /// What is wanted and cannot be had, as it changes.
     #[must_use]
     pub(crate) fn left_out(&self) -> watch::Receiver<Vec<LeftOut>> {
         self.left_out.subscribe()
@@ -186,7 +186,7 @@ impl Interface {
             match self.mend().await {
                 Ok(0) => {}
                 Ok(mended) => info!(mended, "gave the interface back what it missed"),
-                Err(error) => warn!(%error, "can't look after the interface"),
+                Err(error) => warn!(%error, "cannot look after the interface"),
             }
         }
     }
@@ -217,7 +217,7 @@ impl Interface {
             let message =
                 addresses.add(self.index, net.addr(), net.prefix_len()).message_mut().clone();
             if let Err(error) = addresses.del(message).execute().await {
-                debug!(%error, %net, "can't remove an address");
+                debug!(%error, %net, "cannot remove an address");
             }
         }
         for net in difference(&self.wanted.addresses, &self.found_addresses().await?) {
@@ -236,7 +236,7 @@ impl Interface {
         let routes = self.netlink.handle().route();
         for route in difference(&self.given.routes, &self.wanted.routes) {
             if let Err(error) = routes.del(route.message(self.index)).execute().await {
-                debug!(%error, net = %route.net, "can't remove a route");
+                debug!(%error, net = %route.net, "cannot remove a route");
             }
         }
         for route in difference(&self.wanted.routes, &self.found_routes().await?) {
@@ -343,7 +343,7 @@ pub(crate) async fn deleted(index: u32, mut hints: Hints) -> io::Result<()> {
         match netlink.handle().link().get().match_index(index).execute().try_next().await {
             Err(error) if is(&error, Errno::ENODEV) => return Ok(()),
             Ok(_) => {}
-            Err(error) => debug!(%error, "can't look for the interface"),
+            Err(error) => debug!(%error, "cannot look for the interface"),
         }
     }
 }

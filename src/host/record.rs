@@ -75,7 +75,7 @@ impl Changes {
     }
 }
 
-/// Why a record can't be had.
+/// Why a record cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecordError {
     /// Its daemon runs.
@@ -179,7 +179,7 @@ impl Record {
         if *changes != before
             && let Err(error) = self.write(&changes)
         {
-            warn!(%error, "changes to this host can't be recorded: a run that is killed leaves them");
+            warn!(%error, "changes to this host cannot be recorded: a run that is killed leaves them");
         }
     }
 

@@ -61,7 +61,7 @@ impl Resolver {
             }
             Err(error) => warn!(
                 reason = reason(&error),
-                "tun.dns has no effect: systemd-resolved can't be told"
+                "tun.dns has no effect: systemd-resolved cannot be told"
             ),
         }
     }
@@ -88,7 +88,7 @@ impl Resolver {
         }
         let reverted = async { manager().await?.revert_link(self.link as i32).await };
         if let Err(error) = within(REVERT, reverted).await {
-            debug!(%error, "the resolver can't be told to forget the link");
+            debug!(%error, "the resolver cannot be told to forget the link");
         }
     }
 }

@@ -43,7 +43,7 @@ impl Sysctls {
                 Err(error) => Err(error),
             };
             if let Err(error) = restored {
-                warn!(%error, name, "can't reset a kernel parameter");
+                warn!(%error, name, "cannot reset a kernel parameter");
             }
             self.0.update(|changes| _ = changes.sysctls.remove(&name));
         }

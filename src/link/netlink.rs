@@ -52,7 +52,7 @@ impl Netlink {
         if socket.connection.is_finished() {
             match Socket::open(socket.strict) {
                 Ok(open) => *socket = open,
-                Err(error) => warn!(%error, "can't open another netlink socket"),
+                Err(error) => warn!(%error, "cannot open another netlink socket"),
             }
         }
         socket.handle.clone()

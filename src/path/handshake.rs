@@ -77,7 +77,7 @@ pub enum HandshakeError {
         link: String,
     },
     /// No answer that tells anything.
-    #[error("can't reach {server} over {link}: {reason}")]
+    #[error("cannot reach {server} over {link}: {reason}")]
     Unreachable {
         /// Where.
         server: SocketAddr,

@@ -29,7 +29,7 @@ pub(crate) type Admission = mpsc::Sender<(Vec<SocketAddr>, oneshot::Sender<()>)>
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
-#[error("can't resolve {name}: {reason}")]
+#[error("cannot resolve {name}: {reason}")]
 pub struct ResolveError {
     name: String,
     reason: String,
@@ -277,6 +277,6 @@ mod tests {
     #[tokio::test]
     async fn a_name_alone_that_fails_is_named() {
         let error = names(&[("no-such-host.invalid", 1)]).resolve().await.unwrap_err();
-        assert!(error.to_string().starts_with("can't resolve no-such-host.invalid: "), "{error}");
+        assert!(error.to_string().starts_with("cannot resolve no-such-host.invalid: "), "{error}");
     }
 }

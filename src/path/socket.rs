@@ -33,7 +33,7 @@ use super::udp::RECEIVE_SEGMENTS;
 use crate::clock::{self, AtomicInstant};
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
-/// for documentation (RFC 3849), so it can't be an address of the server by chance.
+/// for documentation (RFC 3849), so it cannot be an address of the server by chance.
 pub(crate) const VIRTUAL_SERVER: SocketAddr =
     SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 4433, 0, 0));
 

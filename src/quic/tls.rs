@@ -43,7 +43,7 @@ const PKCS8_PREFIX: [u8; 16] =
 /// SubjectPublicKeyInfo around a 32-byte Ed25519 public key (RFC 8410 §4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0];
 
-/// Why TLS can't be set up; all of these are bugs or a broken build.
+/// Why TLS cannot be set up; all of these are bugs or a broken build.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// rustls does not take the configuration.

@@ -161,7 +161,7 @@ impl Host {
     pub(crate) fn ping(&self, to: &str, more: &[&str]) -> Output {
         let mut command = self.namespace.command("ping");
         command.args(["-n", "-c", "3", "-i", "0.1", "-W", "5"]).args(more).arg(to);
-        command.output().expect("ping can't be run: apt-get install iputils-ping")
+        command.output().expect("ping cannot be run: apt-get install iputils-ping")
     }
 
     /// All of a few pings are answered.

@@ -10,7 +10,7 @@ use crate::{
     roaming::shown,
 };
 
-/// Long enough for the tests' patience, so that it can't be what saves them.
+/// Long enough for the tests' patience, so that it cannot be what saves them.
 const SLOW_TO_NOTICE: &str = "[quic]\nidle-timeout = \"60s\"\nkeep-alive = \"20s\"";
 
 #[test]

@@ -91,7 +91,7 @@ fn a_device_name_in_use_is_an_error_that_names_it() {
     second.configure(&client_toml("10.77.0.1:4433", &net.server.key(), ""));
     second.start();
     assert_ne!(second.exit_code(), Some(0));
-    assert!(second.log().contains("can't create TUN device roam0"), "{}", second.log());
+    assert!(second.log().contains("cannot create TUN device roam0"), "{}", second.log());
     net.clients[0].assert_ping("10.66.0.1", &[]);
 }
 
@@ -102,6 +102,6 @@ fn a_port_in_use_is_an_error_that_names_it() {
         net.server.namespace.run(|| std::net::UdpSocket::bind("[::]:4433").unwrap()).unwrap();
     net.server.start();
     assert_ne!(net.server.exit_code(), Some(0));
-    assert!(net.server.log().contains("can't listen on [::]:4433"), "{}", net.server.log());
+    assert!(net.server.log().contains("cannot listen on [::]:4433"), "{}", net.server.log());
     drop(taken);
 }

@@ -66,7 +66,7 @@ fn keygen(file: &Path) {
         .args(["-q", "-t", "ed25519", "-N", "", "-f"])
         .arg(file)
         .status()
-        .expect("ssh-keygen can't be run: apt-get install openssh-client");
+        .expect("ssh-keygen cannot be run: apt-get install openssh-client");
     assert!(made.success());
 }
 

@@ -202,7 +202,7 @@ async fn echo(connection: &Connection) -> Result<Vec<Duration>, ConnectionError>
             _ = next.tick() => {
                 if asked < ECHOES {
                     let now = clock::now().duration_since(epoch).as_micros() as u64;
-                    // What can't be sent is not answered either.
+                    // What cannot be sent is not answered either.
                     let _ = connection.send_datagram(Bytes::copy_from_slice(&now.to_be_bytes()));
                     asked += 1;
                 } else {

@@ -27,7 +27,7 @@ pub(super) async fn ruleset() -> Result<Value, String> {
     let mut command = Command::new("nft");
     command.args(["-j", "list", "ruleset"]).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let output = command.output().await.map_err(|error| format!("can't run nft: {error}"))?;
+    let output = command.output().await.map_err(|error| format!("cannot run nft: {error}"))?;
     if !output.status.success() {
         return Err("nft does not list its rules".into());
     }

@@ -127,7 +127,7 @@ pub(super) async fn device(
         }
         Err(error) => tell(Finding::bad(
             subject,
-            format!("can't create {name}: {error}"),
+            format!("cannot create {name}: {error}"),
             "modprobe tun; /dev/net/tun must exist and be writable (mode 0666)",
         )),
     }

@@ -74,7 +74,7 @@ fn listening(config: &ServerConfig, running: &Running) -> Finding {
         }
         Err(error) => Finding::bad(
             subject,
-            format!("can't listen on {listen}: {error}"),
+            format!("cannot listen on {listen}: {error}"),
             "listen = \"[::]:4433\" works on every host",
         ),
     }

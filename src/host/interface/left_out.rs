@@ -1,4 +1,4 @@
-//! What is wanted and can't be had.
+//! What is wanted and cannot be had.
 
 use std::fmt;
 

@@ -19,7 +19,7 @@ const BASE_AGE: Duration = Duration::from_secs(10);
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
 /// Packets that may always be under way.
 const LEAST: u64 = 4;
-/// The same as a multiple: who has no more under way can't fill a queue.
+/// The same as a multiple: who has no more under way cannot fill a queue.
 const FEW: u64 = 4;
 /// Rounds with far too much delay, each after sending less, after which it is not our doing.
 const STUBBORN: u8 = 3;
