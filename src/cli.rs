@@ -254,7 +254,7 @@ mod tests {
     use crate::daemon::control::ControlError;
 
     #[test]
-    fn a_reader_that_has_gone_is_no_error_and_a_daemon_that_has_gone_is_one() {
+    fn a_closed_output_is_no_error_and_a_closed_control_socket_is_one() {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert!(is_broken_pipe(&gone().into()));
         assert!(is_broken_pipe(&Err::<(), _>(gone()).context("events").unwrap_err()));

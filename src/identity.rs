@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_without_being_printed() {
+    fn an_invalid_key_is_refused_and_not_printed() {
         let not_base64 = SEED.replace('/', "*");
         let unpadded = format!("{}A", &SEED[..43]);
         for content in ["", "secret", &not_base64, &unpadded, &"x".repeat(5000), &"é".repeat(22)] {

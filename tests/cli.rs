@@ -81,7 +81,7 @@ fn genkey_prints_one_line_that_pubkey_takes() {
 }
 
 #[test]
-fn genkey_makes_a_file_of_its_own_and_says_nothing() {
+fn genkey_creates_a_private_file_and_prints_nothing() {
     let directory = directory();
     let ended = roamd(&directory, &["genkey", "--output", "new.key"]);
     assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""));
@@ -104,7 +104,7 @@ fn genkey_never_overwrites() {
 }
 
 #[test]
-fn genkey_never_follows_a_link_to_elsewhere() {
+fn genkey_never_follows_a_symbolic_link() {
     let directory = directory();
     std::os::unix::fs::symlink("elsewhere", directory.path().join("new.key")).unwrap();
     assert_eq!(roamd(&directory, &["genkey", "-o", "new.key"]).status, 73);
@@ -206,7 +206,7 @@ fn check_lists_every_problem_on_a_line_of_its_own() {
 }
 
 #[test]
-fn check_tells_a_missing_file_from_a_wrong_one() {
+fn check_distinguishes_a_missing_file_from_a_wrong_one() {
     let directory = directory();
     write(&directory, "syntax.toml", "role = \n", 0o644);
     assert_eq!(roamd(&directory, &["check", "absent.toml"]).status, 66);
@@ -214,7 +214,7 @@ fn check_tells_a_missing_file_from_a_wrong_one() {
 }
 
 #[test]
-fn a_key_in_the_configuration_is_for_its_owner_alone() {
+fn a_configuration_with_a_key_must_be_private_to_its_owner() {
     let directory = directory();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/valid/client-least.toml");
     let text = fs::read_to_string(data).unwrap();
@@ -244,7 +244,7 @@ fn a_key_in_the_configuration_is_for_its_owner_alone() {
 
 /// A file that another user may not read ends the daemon in the way that `--help` says.
 #[test]
-fn a_configuration_that_cannot_be_read_is_a_matter_of_permission() {
+fn an_unreadable_configuration_exits_with_permission_denied() {
     let directory = directory();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     copy(&directory, "valid/client-least.toml");
@@ -312,7 +312,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let directory = directory();

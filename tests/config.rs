@@ -87,7 +87,7 @@ fn server(path: &str) -> ServerConfig {
 }
 
 #[test]
-fn valid_files_load_and_so_does_what_they_amount_to() {
+fn valid_files_load_and_so_do_their_effective_configurations() {
     let directory = Directory::new();
     for path in fixtures("valid") {
         let name = path.display();
@@ -100,7 +100,7 @@ fn valid_files_load_and_so_does_what_they_amount_to() {
 }
 
 #[test]
-fn invalid_files_give_the_message_beside_them() {
+fn invalid_files_give_the_expected_message() {
     let directory = Directory::new();
     let mut wrong = Vec::new();
     for path in fixtures("invalid") {
@@ -179,7 +179,7 @@ fn a_servers_values_arrive_where_they_are_used() {
 }
 
 #[test]
-fn no_routes_is_something_else_than_no_say_about_routes() {
+fn an_empty_route_list_differs_from_a_missing_one() {
     assert_eq!(client("tests/data/valid/client-takes-no-routes.toml").tun.routes, Some(vec![]));
 }
 
@@ -248,7 +248,7 @@ fn a_private_key_in_a_variable_is_not_shown() {
 }
 
 #[test]
-fn problems_are_data_too() {
+fn a_problem_names_its_key_value_and_line() {
     let file = fixture("tests/data/invalid/keep-alive-by-default.toml");
     let errors = Directory::new().load(&file, &[]).unwrap_err();
     let ConfigErrors::Problems { problems, .. } = errors else { panic!("{errors}") };
@@ -269,7 +269,7 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_the_examples_comment_out_is_the_default() {
+fn commented_out_values_of_the_examples_are_the_defaults() {
     for name in ["client.toml", "server.toml"] {
         let directory = Directory::new();
         let key = directory.0.path().join("host.key");

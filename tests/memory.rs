@@ -141,7 +141,7 @@ fn a_queue_that_ran_empty_keeps_little() {
 }
 
 #[test]
-fn what_is_remembered_is_its_own_size() {
+fn copies_kept_for_retransmission_use_their_own_size() {
     let before = live();
     let queue = Queue::new(CAPACITY);
     queue.hold(false);
@@ -154,7 +154,7 @@ fn what_is_remembered_is_its_own_size() {
 }
 
 #[test]
-fn pieces_whose_packet_is_never_whole_are_their_own_size() {
+fn pieces_of_an_incomplete_packet_use_their_own_size() {
     let before = live();
     let (mut fragmenter, mut joiner) = (Fragmenter::default(), Joiner::default());
     for _ in 0..1000 {
@@ -227,7 +227,7 @@ fn a_peer_cannot_fill_the_memory_through_all_others() {
 }
 
 #[test]
-fn what_a_peer_sends_to_one_that_is_offline_is_not_crowded_out_by_another() {
+fn packets_for_an_offline_peer_are_not_crowded_out_by_another_sender() {
     let peers = peers(101);
     let [hostile, honest, offline] =
         [2, 3, 4].map(|number| &**peers.with_key(PublicKey::from([number; 32])).expect("a peer"));

@@ -106,7 +106,7 @@ fn a_removed_peer_leaves_the_others_and_their_comments() {
 
 #[cfg(feature = "qr")]
 #[test]
-fn a_code_shows_the_whole_configuration() {
+fn a_qr_code_holds_the_whole_configuration() {
     let directory = directory();
     let output = peer(&directory, &["add", "x", "-s", "home.toml", "-e", "192.0.2.1", "--qr"]);
     let drawn = String::from_utf8(output.stdout).unwrap();
@@ -118,7 +118,7 @@ fn add(more: &[&'static str]) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_can_not_be_is_refused_and_changes_nothing() {
+fn an_impossible_peer_is_refused_and_changes_nothing() {
     let directory = directory();
     write(&directory, "taken", "", 0o600);
     write(&directory, "client.toml", "role = \"client\"\n", 0o600);
@@ -149,7 +149,7 @@ fn what_can_not_be_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn peers_that_are_added_at_once_all_get_in() {
+fn peers_that_are_added_at_once_are_all_written() {
     const PEERS: usize = 100;
     let directory = directory();
     write(&directory, "home.toml", &SERVER.replace("/29", "/24"), 0o640);

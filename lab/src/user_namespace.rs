@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_threaded_process_is_told_what_is_wrong() {
+    fn a_threaded_process_gets_an_error_that_says_why() {
         let error = io::Error::from(nix::errno::Errno::EINVAL);
         assert!(advice(&error).contains("before the process starts a thread"));
     }

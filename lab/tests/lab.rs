@@ -198,7 +198,7 @@ fn malformed_addresses_are_named() {
 }
 
 #[test]
-fn an_emulated_link_delays_by_what_it_was_told() {
+fn an_emulated_link_delays_by_the_configured_time() {
     let _alone = alone();
     let (a, b, emulator) = emulated_pair(LinkShape::delayed(10 * MS));
     for server in ["10.0.0.2", "fd00::2"] {
@@ -263,7 +263,7 @@ fn a_black_hole_swallows_everything_until_it_is_closed() {
 }
 
 #[test]
-fn a_pulled_plug_takes_the_carrier_away_and_the_wire_survives_it() {
+fn unplugging_removes_the_carrier_and_keeps_the_wire() {
     let (a, b, emulator) = emulated_pair(LinkShape::default());
     let server = serve_udp_echo(&b, "10.0.0.2".parse().unwrap());
     let socket = client(&a, "0.0.0.0", server);
@@ -281,7 +281,7 @@ fn a_pulled_plug_takes_the_carrier_away_and_the_wire_survives_it() {
 }
 
 #[test]
-fn large_packets_cross_whole_or_not_at_all() {
+fn a_large_packet_crosses_whole_or_not_at_all() {
     let (a, b, emulator) = emulated_pair(LinkShape::default());
     let server = serve_udp_echo(&b, "10.0.0.2".parse().unwrap());
     let socket = client(&a, "0.0.0.0", server);
@@ -310,7 +310,7 @@ fn segments_of_one_send_cross_as_frames_of_their_own() {
 }
 
 #[test]
-fn a_rate_is_kept() {
+fn an_emulated_link_keeps_its_rate() {
     let _alone = alone();
     let shape = LinkShape { rate: Some(20_000_000), queue: SECOND, ..LinkShape::default() };
     let (a, b, emulator) = emulated_pair(shape);
@@ -407,7 +407,7 @@ fn first_number_in_log(process: &Process) -> Pid {
 }
 
 #[test]
-fn a_process_runs_inside_and_what_it_prints_is_kept() {
+fn a_process_runs_in_its_namespace_and_its_output_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("a").unwrap();
     let mut process = spawn(&namespace, folder.path(), "readlink /proc/self/ns/net; echo >&2 oh");
@@ -449,7 +449,7 @@ fn a_process_that_ignores_sigterm_is_killed_after_a_second() {
 }
 
 #[test]
-fn a_stopped_process_can_be_ended_politely() {
+fn a_stopped_process_can_be_terminated() {
     let folder = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("a").unwrap();
     let mut process = spawn(

@@ -64,7 +64,7 @@ fn a_scene_leaves_nothing_behind() {
 
 fn children_die_with_a_parent_that_is_killed() {
     let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_parent_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "parent_that_is_killed", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -84,7 +84,7 @@ fn children_die_with_a_parent_that_is_killed() {
 
 #[test]
 #[ignore = "the part of the parent in a_scene_leaves_nothing_behind"]
-fn a_parent_to_be_killed() {
+fn parent_that_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("doomed").unwrap();
     let mut command = namespace.command("sleep");

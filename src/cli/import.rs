@@ -244,7 +244,7 @@ PersistentKeepalive = 25
 ";
 
     #[test]
-    fn what_has_a_counterpart_is_taken_over_and_the_rest_is_named() {
+    fn import_converts_known_settings_and_names_the_rest() {
         let converted = convert(FILE).unwrap();
         for line in [
             "address = [\"[2001:db8::1]:4433\"]",
@@ -263,7 +263,7 @@ PersistentKeepalive = 25
     }
 
     #[test]
-    fn what_is_no_wireguard_file_is_refused_with_its_line() {
+    fn import_refuses_other_files_and_names_the_line() {
         for (text, line, word) in [
             ("[Interface]\nAddress = here\n[Peer]\n", 2, "here is no address"),
             ("[Interface]\n", 1, "no [Peer]"),

@@ -324,14 +324,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_read_at_a_glance() {
+    fn byte_counts_are_rounded_to_a_unit() {
         let shown: Vec<_> =
             [0, 999, 1000, 1_499_999, 12_000_000_000].map(|n| Bytes(n).to_string()).into();
         assert_eq!(shown, ["0 B", "999 B", "1.0 kB", "1.5 MB", "12.0 GB"]);
     }
 
     #[test]
-    fn durations_are_as_exact_as_they_are_short() {
+    fn durations_are_printed_with_every_unit() {
         let shown: Vec<_> = [0.25, 3.001, 75.4, 90_061.0].map(|s| Span(s).to_string()).into();
         assert_eq!(shown, ["250ms", "3s 1ms", "1m 15s", "1day 1h 1m 1s"]);
     }

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn without_a_connection_a_choice_is_taken_and_a_probe_refused() {
+    async fn without_a_connection_a_choice_is_accepted_and_a_probe_is_refused() {
         let (orders, mut ordered) = mpsc::channel(2);
         let (reply, refused) = oneshot::channel();
         orders.send(Order { what: What::Probe { link: None }, reply }).await.unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn each_link_that_has_a_way_is_named_once() {
+    fn each_link_with_a_candidate_is_named_once() {
         let Reply::Error(error) = no_way("eth7", ["wlan0", "lte0", "wlan0"].into_iter()) else {
             panic!("no error");
         };

@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn every_link_has_its_turn_however_many_addresses_there_are() {
+    fn every_link_is_tried_with_any_number_of_addresses() {
         let all = (1..=3).flat_map(|link| (0..9).map(move |server| candidate(link, server)));
         let first: Vec<_> = in_turn(all, None).take(MAX_ATTEMPTS).collect();
         assert_eq!(first[..3], [candidate(1, 0), candidate(2, 0), candidate(3, 0)]);
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn many_attempts_together_are_not_louder_than_a_few() {
+    fn many_parallel_attempts_send_no_more_than_a_few() {
         let crowd = Crowd::default();
         let mut attempts = vec![crowd.clone(); CROWD];
         assert_eq!(crowd.slowness(), 1);
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_first_few_handshakes_a_server_is_spared() {
+    fn handshakes_slow_down_after_the_first_few() {
         assert!(handshakes(2) >= 8, "{}", handshakes(2));
         assert!(handshakes(60) <= 100, "{}", handshakes(60));
         let clients = [0.0, 0.3, 1.0].map(|chance| pace(Duration::from_secs(10), chance));

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_after_the_handshake_is_a_proven_refusal() {
+    fn a_close_after_the_handshake_is_a_proven_refusal() {
         for ended in [
             Ended::Lost(closed(close::UNKNOWN_KEY)),
             Ended::Session(closed(close::UNKNOWN_KEY).into()),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_server_key_can_come_from_anybody() {
+    fn a_wrong_server_key_is_an_unproven_refusal() {
         assert!(!wrong_key().refusal(key(9)).unwrap().is_proven());
     }
 

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_start_takes_all() {
+    fn the_quick_starts_offer_is_accepted_whole() {
         let mut welcome = welcome(&["10.66.0.2/24", "fd66::2/64"], &["10.1.0.0/16"]);
         welcome.server_addresses = vec!["10.66.0.1".into(), "fd66::1".into()];
         let offer = check(&welcome).unwrap();
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_internet_in_pieces_is_too_much() {
+    fn routes_that_together_cover_the_internet_are_refused() {
         let pieces: Vec<_> = (1..=223).map(|first| format!("{first}.0.0.0/8")).collect();
         let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();
         let offer = check(&welcome(&["100.64.0.2/10"], &pieces)).unwrap();
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_are_not_the_servers_to_ask_for_are_left_out() {
+    fn routes_that_a_server_must_not_ask_for_are_left_out() {
         let refused = [
             ("0.0.0.0/1", "shorter than /8"),
             ("64.0.0.0/2", "shorter than /8"),
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_the_clients_alone() {
+    fn addresses_that_belong_to_others_are_left_out() {
         let given = [
             "192.168.1.2/24",
             "192.168.1.1/24",
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_a_domain() {
+    fn only_valid_resolvers_and_search_domains_are_accepted() {
         let mut welcome = welcome(&["10.66.0.2/24"], &[]);
         welcome.dns = ["10.66.0.1", "10.66.0.1", "127.0.0.1", "a\u{1b}[2J"].map(Into::into).into();
         welcome.search_domains =
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn an_mtu_below_ipv6s_minimum_is_none() {
+    fn an_mtu_below_the_ipv6_minimum_is_ignored() {
         for mtu in [0, 68, 1279] {
             let offer = check(&Welcome { mtu, ..welcome(&["10.66.0.2/24"], &[]) }).unwrap();
             assert_eq!((offer.mtu, offer.left_out.len()), (1500, 1));

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_anybody_could_have_answered_does_not_keep_a_client_waiting() {
+    fn an_unproven_refusal_does_not_lengthen_the_pause() {
         let server = ([192, 0, 2, 1], 4433).into();
         let ended = Ended::Dial(HandshakeError::NotRoamd { server, reason: "x".into() }.into());
         assert!(after(&ended, 50).iter().all(|pause| pause.longest <= 2 * LONGEST));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_had_its_own_pace() {
+    fn a_timeout_adds_no_pause() {
         let mut pauses = Pauses::default();
         assert_eq!(pauses.after(&Ended::Lost(ConnectionError::TimedOut), None), None);
     }

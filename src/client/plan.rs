@@ -114,14 +114,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_address_brings_no_network_but_by_a_route() {
+    fn an_address_adds_no_network_without_a_route() {
         let layout = laid_out(None, &welcome(&["10.66.0.2/24", "200.0.0.2/1"], &[]));
         assert_eq!(layout.addresses, nets(&["10.66.0.2/32", "200.0.0.2/32"]));
         assert_eq!(layout.networks, nets(&["10.66.0.0/24"]));
     }
 
     #[test]
-    fn a_server_can_take_neither_all_traffic_nor_all_names_on_its_own_account() {
+    fn a_server_cannot_claim_all_traffic_or_all_names_by_itself() {
         let mut welcome = welcome(&["10.66.0.2/24", "fd66::2/64"], &["0.0.0.0/0", "::/0"]);
         for domains in [&[][..], &["com"], &["."]] {
             welcome.search_domains = domains.iter().map(ToString::to_string).collect();
@@ -132,7 +132,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn who_gives_all_traffic_takes_the_offered_resolver() {
+    fn a_full_tunnel_accepts_the_offered_resolver() {
         let welcome = welcome(&["10.66.0.2/24"], &[]);
         let layout = laid_out(Some(&["0.0.0.0/0"]), &welcome);
         assert_eq!(layout.dns.servers, ["10.66.0.1".parse::<std::net::IpAddr>().unwrap()]);
@@ -146,7 +146,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_smaller_mtu_counts() {
+    fn the_smaller_mtu_is_used() {
         assert_eq!(laid_out(None, &welcome(&["10.66.0.2/24"], &[])).mtu, 1400);
     }
 }

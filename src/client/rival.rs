@@ -88,13 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn other_ends_are_no_other_machine() {
+    fn other_ends_of_a_session_name_no_other_machine() {
         assert_eq!(Rival::of(&Ended::NoGreeting), None);
         assert_eq!(Rival::of(&Ended::Lost(ConnectionError::TimedOut)), None);
     }
 
     #[test]
-    fn the_other_machine_is_left_alone_for_minutes() {
+    fn a_displaced_client_waits_for_minutes() {
         let rival = Rival { address: None, is_new: false };
         assert!(rival.pause(2) >= PAUSE && rival.pause(2) <= PAUSE + PAUSE / 2);
     }

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_a_name_nor_an_address_is_refused() {
+    fn text_that_is_neither_a_name_nor_an_address_is_refused() {
         use HostPortError::{Host, Port};
         for (text, error) in [
             ("", Host),
@@ -159,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_as_the_same(host in host(), port in 1..=u16::MAX) {
+        fn a_printed_host_and_port_parse_to_the_same_value(host in host(), port in 1..=u16::MAX) {
             let address = HostPort { host, port };
             prop_assert_eq!(address.to_string().parse(), Ok(address));
         }

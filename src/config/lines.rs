@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_on_the_line_of_its_table() {
+    fn a_missing_key_is_reported_on_the_line_of_its_table() {
         let (lines, _) = Lines::new(Path::new("x"), TEXT).unwrap();
         assert_eq!(lines.of("tun.mtu"), (Some(2), false));
         assert_eq!(lines.of("peer[1].public-key"), (Some(9), false));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_too_large_has_a_place() {
+    fn a_number_that_is_too_large_is_reported_with_its_line() {
         let text = "[tun]\nmtu = 99999999999999999999\n";
         let error = Lines::new(Path::new("x"), text).unwrap_err();
         assert!(matches!(error, ConfigErrors::Syntax { line: 2, .. }), "{error}");

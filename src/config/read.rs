@@ -310,7 +310,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_cannot_be_used_is_said_to_be_a_problem(mut file in any_file()) {
+        fn every_unusable_value_is_reported_as_a_problem(mut file in any_file()) {
             let directory = tempfile::tempdir().unwrap();
             let key = directory.path().join("host.key");
             fs::write(&key, PrivateKey::generate().unwrap().to_base64()).unwrap();

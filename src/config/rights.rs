@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_user_can_read_is_told_without_being_it() {
+    fn the_access_of_another_user_is_known_without_becoming_that_user() {
         let user = nobody();
         let (_folder, closed) = file(0o600);
         let error = readable_by(&user, &closed).unwrap_err();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn files_elsewhere_are_for_whoever_reads_them() {
+    fn a_file_outside_the_configuration_folder_needs_no_particular_reader() {
         let (_folder, file) = file(0o640);
         assert_eq!(reader(&file), None);
         assert_eq!(mend(&file), format!("chmod 600 {}", file.display()));

@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_takes_the_place_of_the_oldest_and_of_nobody_else() {
+    fn a_new_caller_replaces_only_the_oldest_one() {
         let mut door = Door::new(2);
         let mut first = door.take();
         let mut second = door.take();

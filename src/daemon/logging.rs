@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_whatever_is_in_it() {
+    fn any_event_is_logged_as_one_line() {
         assert_eq!(written("disconnected reason=ok\n", false), "disconnected reason=ok\n");
         assert_eq!(written("a\nroot logged in\r\n", false), "a\\nroot logged in\\r\n");
         assert_eq!(written("\x1b[31mred\u{9b}\n", false), "\\u{1b}[31mred\\u{9b}\n");

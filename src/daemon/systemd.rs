@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_one_assignment_whatever_is_in_it() {
+    fn any_status_text_is_sent_as_one_assignment() {
         assert_eq!(assigned("a\nWATCHDOG=trigger\\"), "a\\\\nWATCHDOG=trigger\\\\");
     }
 
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_heart_that_beats_is_never_said_to_stand_still() {
+    async fn a_running_event_loop_is_never_reported_as_stalled() {
         assert_eq!(told(&Heart::default(), true).await, [true; 8]);
         assert_eq!(told(&Heart::default(), false).await, [false; 8]);
     }

@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_sealed_unless_it_is_asked_for() {
+    fn the_kill_switch_is_off_by_default() {
         assert_eq!(seal(&Layout::default(), "roam0"), "");
     }
 

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_daemon_writes_is_not_believed() {
+    fn a_forged_record_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let instance = instance(&folder);
         let evil = r#"{"sysctls":{"../kernel/core_pattern":{"before":"1","set":"0"},
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_of_its_own_is_no_record() {
+    fn a_pipe_or_hard_link_is_not_used_as_a_record() {
         use nix::{sys::stat::Mode, unistd::mkfifo};
         let folder = tempfile::tempdir().unwrap();
         let instance = instance(&folder);

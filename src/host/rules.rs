@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_the_tunnel_lacks_goes_nowhere_and_not_around_it() {
+    fn a_family_that_the_tunnel_lacks_is_blocked() {
         let excluded = "192.0.2.0/24".parse().unwrap();
         assert_eq!(
             rules(&layout(&["0.0.0.0/0"], &["::/0"], &["192.0.2.0/24"])),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_of_somebody_else_is_not_ours_for_its_priority() {
+    fn a_foreign_rule_with_our_priority_is_not_ours() {
         let mut rule = Rule::Lan(Family::V4).message();
         assert!(is_ours(&rule));
         rule.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));

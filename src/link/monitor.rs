@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_hint_it_is_time_to_look_now_and_then() {
+    async fn without_a_hint_the_links_are_read_periodically() {
         let mut hints = Hints::none();
         let begun = time::Instant::now();
         hints.changed().await;

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_leads_elsewhere_is_a_portal() {
+    fn a_redirect_to_another_host_is_a_captive_portal() {
         for (answer, expected) in [
             ("HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\n\r\n", true),
             ("HTTP/1.1 307 Temporary Redirect\r\nlocation: https://wifi.example/\r\n\r\n", true),

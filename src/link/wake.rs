@@ -120,7 +120,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_suspended_machine_is_noticed_although_its_timers_stood_still() {
+    fn a_suspend_is_detected_although_the_monotonic_clock_stood_still() {
         let (mut wake, start, boot) = (Wake::new(PACE), Instant::now(), 1000 * SECOND);
         assert!(!wake.slept_at(start, boot));
         assert!(!wake.slept_at(start + PACE, boot + PACE));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_moment_is_no_sleep() {
+    fn a_short_delay_is_no_suspend() {
         let (mut wake, start, boot) = (Wake::new(PACE), Instant::now(), 1000 * SECOND);
         assert!(!wake.slept_at(start, boot));
         assert!(!wake.slept_at(start + 6 * SECOND, boot + 6 * SECOND));

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn full_transmits_go_as_one() {
+    fn full_transmits_are_sent_as_one_burst() {
         let (mut burst, mut sends) = (Burst::default(), Vec::new());
         let contents = vec![1; 14_520];
         for _ in 0..8 {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_full_is_never_kept() {
+    fn a_transmit_that_is_not_full_is_never_delayed() {
         let (mut burst, mut sends) = (Burst::default(), Vec::new());
         send(&mut burst, &transmit(&[1; 100], 100, 1), &mut sends);
         assert_eq!(sends.len(), 1);

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn one_answer_to_the_connection_refutes_all_that_speaks_against_it() {
+    fn one_answer_on_the_connection_clears_all_suspicion() {
         let heard = Instant::now();
         let (mut forgotten, mut now, mut answered) = (silent(heard), heard, heard);
         for round in 0..100 {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_moves_to_and_fro_in_vain_is_given_up() {
+    fn a_connection_that_switches_paths_without_an_answer_is_given_up() {
         let heard = Instant::now();
         let (mut forgotten, mut now) = (silent(heard), heard);
         for round in 0..IN_VAIN {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_on_a_path_that_was_left_waits_for_nothing() {
+    fn a_question_on_an_abandoned_path_expects_no_answer() {
         let heard = Instant::now();
         let mut forgotten = silent(heard);
         assert_eq!(forgotten.ask(key(1), Some(heard), heard + PACE), Advice::AskBoth);

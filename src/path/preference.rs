@@ -82,14 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_list_the_kernel_decides() {
+    fn without_a_preference_list_the_kernel_metric_decides() {
         let preferences = preferences(&[], &[]);
         let facts = |link, metric| preferences.facts(&candidate(link, metric), false);
         assert!(facts("wlan0", 600) > facts("eth0", 100));
     }
 
     #[test]
-    fn a_link_is_metered_if_anybody_says_so() {
+    fn a_link_is_metered_if_any_source_says_so() {
         let preferences = preferences(&[("eth0", false), ("ww*", true)], &[]);
         let is_metered = |link, said| preferences.facts(&candidate(link, 0), said).unwrap().metered;
         assert!(is_metered("wwan0", false) && is_metered("eth0", true));

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_trip_that_is_not_measured_moves_nothing() {
+    fn an_unmeasured_round_trip_causes_no_switch() {
         let unmeasured = Facts::default();
         assert_eq!(compare(&measured(500), &unmeasured), Verdict::Same);
         assert_eq!(compare(&unmeasured, &measured(1)), Verdict::Same);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_worse_tells_the_first_difference() {
+    fn a_worse_path_reports_its_first_difference() {
         let portal = Facts { portal: true, ..measured(1) };
         assert_eq!(compare(&measured(90), &portal), Verdict::Worse(PORTAL));
         let link = LinkFacts { metered: true, ..LinkFacts::default() };

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_name_that_fails_does_not_hide_the_others() {
+    async fn one_name_that_cannot_be_resolved_does_not_hide_the_others() {
         let names = names(&[("no-such-host.invalid", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)]);
         assert_eq!(names.known(), ["192.0.2.1:2".parse().unwrap()]);
         let found = names.resolve().await.unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_could_not_be_admitted_is_tried_again() {
+    async fn addresses_that_were_not_admitted_are_offered_again() {
         let names = names(&[("192.0.2.1", 2), ("localhost", 3)]);
         let (admission, mut admissions) = mpsc::channel(1);
         names.admit_through(admission);
@@ -231,19 +231,19 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_901_addresses_adds_eight() {
+    fn a_dns_answer_with_901_addresses_adds_eight() {
         assert_eq!(choose(Vec::new(), vec![v4(901)], &[]), v4(MOST));
     }
 
     #[test]
-    fn what_is_written_down_stays_and_comes_first() {
+    fn configured_addresses_stay_and_come_first() {
         let written = v6(2);
         let addresses = choose(written.clone(), vec![v4(901)], &[]);
         assert_eq!(addresses, [written, v4(MOST)].concat());
     }
 
     #[test]
-    fn families_and_names_take_turns() {
+    fn addresses_alternate_between_families_and_names() {
         let both = [v6(20), v4(20)].concat();
         let addresses = choose(Vec::new(), vec![both], &[]);
         assert_eq!(addresses[..4], [v6(1)[0], v4(1)[0], v6(2)[1], v4(2)[1]]);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_in_another_order_changes_nothing() {
+    fn a_dns_answer_in_another_order_changes_nothing() {
         let known = choose(Vec::new(), vec![v4(901)], &[]);
         let mut turned = v4(901);
         turned.rotate_left(450);
@@ -261,21 +261,21 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_gone_makes_room() {
+    fn an_address_missing_from_the_next_answer_is_replaced() {
         let addresses = choose(Vec::new(), vec![v4(901).split_off(1)], &v4(MOST));
         assert_eq!(addresses.len(), MOST);
         assert!(!addresses.contains(&v4(1)[0]), "{addresses:?}");
     }
 
     #[test]
-    fn no_server_has_the_address_of_a_group_or_of_nobody() {
+    fn multicast_and_unspecified_addresses_are_refused() {
         let bad = ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1", "[::]:1"];
         let bad = bad.map(|address| address.parse().unwrap());
         assert_eq!(choose(Vec::new(), vec![bad.into()], &[]), []);
     }
 
     #[tokio::test]
-    async fn a_name_alone_that_fails_is_named() {
+    async fn the_error_for_a_single_name_contains_that_name() {
         let error = names(&[("no-such-host.invalid", 1)]).resolve().await.unwrap_err();
         assert!(error.to_string().starts_with("cannot resolve no-such-host.invalid: "), "{error}");
     }

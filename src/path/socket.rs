@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_only_fails_is_not_read_for_ever() {
+    fn a_path_with_only_receive_errors_does_not_block_the_others() {
         let fixture = fixture();
         let (wifi, _) = fixture.open("10.0.0.2:1000", SERVER);
         let (lte, _) = fixture.open("10.0.1.2:1000", SERVER);

@@ -91,20 +91,20 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_path_that_was_asked_nothing_has_no_silence() {
+    fn the_gap_of_a_dead_path_without_a_silence_begins_with_the_switch() {
         assert_eq!(gap(Reason::Gone, None), 40 * MS);
         assert_eq!(gap(Reason::SendFailed, None), 40 * MS);
     }
 
     #[test]
-    fn a_path_that_still_works_has_no_silence_either() {
+    fn the_gap_of_a_working_path_begins_with_the_switch() {
         for reason in [Reason::Preferred, Reason::Faster, Reason::Chosen] {
             assert_eq!(gap(reason, Some(500 * MS)), 40 * MS, "{reason}");
         }
     }
 
     #[test]
-    fn what_was_heard_on_the_new_path_before_the_switch_does_not_end_it() {
+    fn packets_received_before_the_switch_do_not_end_the_gap() {
         let (mut meter, start) = (SwitchMeter::default(), Instant::now());
         meter.begin(None, link("wwan0"), Reason::Chosen, None, start);
         assert_eq!(meter.heard(start - MS), None);

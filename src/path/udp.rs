@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_kept_for_company_leaves_without_it() {
+    async fn a_delayed_batch_is_sent_when_no_further_packet_follows() {
         let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
         let (here, there) = (bind(), bind());
         // Polls for received datagrams, as quinn does.

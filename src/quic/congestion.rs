@@ -375,7 +375,7 @@ mod tests {
     const MTU: u16 = 1200;
 
     #[test]
-    fn what_was_in_flight_before_does_not_fill_the_window() {
+    fn packets_in_flight_before_a_restart_do_not_fill_the_window() {
         let handle = CongestionHandle::default();
         let start = Instant::now();
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handle_tells_whether_an_answer_is_due() {
+    fn the_handle_reports_whether_an_acknowledgement_is_due() {
         let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_acknowledgement_is_not_answered() {
+    fn a_bare_acknowledgement_awaits_no_acknowledgement() {
         let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn the_handle_tells_how_long_nothing_was_acknowledged() {
+    fn the_handle_reports_since_when_nothing_was_acknowledged() {
         let (handle, start) = (CongestionHandle::default(), Instant::now());
         let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
         let mut controller = factory.build(start, MTU);
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_handle_tells_that_a_path_was_left() {
+    async fn the_handle_reports_that_a_path_was_left() {
         use futures_util::FutureExt as _;
 
         let (handle, start) = (CongestionHandle::default(), Instant::now());

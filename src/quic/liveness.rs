@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn after_half_a_second_all_since_the_last_packet_heard_is_lost() {
+    fn after_half_a_second_everything_since_the_last_packet_heard_is_lost() {
         for (proven, expected) in [(749, Verdict::Trust), (750, Verdict::LostSince(sent().start))] {
             let mut fixture = sent().suspect();
             fixture.signs.proven_at = Some(fixture.at(400));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_was_left_is_suspected_no_more() {
+    fn a_path_that_was_left_is_not_suspected() {
         let mut fixture = sent().suspect();
         fixture.liveness.trust();
         fixture.signs = Signs::default();

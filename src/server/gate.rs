@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_gets_in_while_strangers_flood() {
+    fn a_new_client_is_admitted_while_strangers_flood() {
         for (sources, is_validated, limit) in
             [(1, false, 3000), (1, true, 200), (1_000_000, false, 3000), (1000, true, 200)]
         {
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_was_here_before_gets_in_at_once_while_strangers_flood() {
+    fn a_known_client_is_admitted_at_once_while_strangers_flood() {
         for (sources, is_validated) in
             [(1, false), (1, true), (1_000_000, false), (1_000_000, true)]
         {
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_gets_its_budget_and_no_more() {
+    fn a_flood_gets_no_more_than_its_budget() {
         for (sources, is_validated) in
             [(1, true), (1000, true), (1_000_000, true), (1_000_000, false)]
         {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_a_source_gives_way_to_its_newest() {
+    fn a_new_handshake_replaces_the_oldest_one_of_its_source() {
         let now = Instant::now();
         let mut gate = Gate::new(now);
         let at = |id| now + id * Duration::from_millis(100);
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn first_packets_forged_in_a_clients_name_do_not_keep_it_out_of_a_flood() {
+    fn first_packets_forged_in_a_clients_name_do_not_lock_it_out_during_a_flood() {
         for (was_here, limit) in [(false, 3000), (true, 100)] {
             let mut flood = Flood::new(1_000_000, false);
             if was_here {
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn one_owner_of_many_ipv6_networks_has_a_wide_share() {
+    fn many_networks_of_one_ipv6_owner_share_one_limit() {
         let mut now = Instant::now();
         let mut gate = Gate::new(now);
         for network in 0..1000_u128 {
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_all_come_back_at_once_are_in_within_seconds() {
+    fn clients_that_return_together_are_admitted_within_seconds() {
         let (mut gate, mut now, mut outside) = (Gate::new(Instant::now()), Instant::now(), 500);
         let begun = now;
         let mut inside = [false; 500];
@@ -529,7 +529,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn shares_budget_and_memory_hold_whatever_comes(steps in steps()) {
+        fn no_sequence_of_handshakes_exceeds_share_budget_or_memory(steps in steps()) {
             let start = Instant::now();
             let (mut gate, mut now) = (Gate::new(start), start);
             let mut open: BTreeMap<u64, (IpAddr, bool)> = BTreeMap::new();

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_started_again_is_the_newer_one() {
+    fn a_restarted_machine_counts_as_the_newer_one() {
         let mut rivals = Rivals::default();
         rivals.take_over(Some(2), Some(1));
         assert!(rivals.admit(Some(3), Some(2)));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn who_returns_while_the_newer_one_is_away_is_displaced_no_more() {
+    fn a_displaced_machine_that_returns_while_the_newer_one_is_away_is_readmitted() {
         let mut rivals = Rivals::default();
         rivals.take_over(Some(2), Some(1));
         rivals.take_over(Some(1), None);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_do_not_name_themselves_take_over_as_ever() {
+    fn a_client_without_an_instance_id_takes_the_session_over() {
         let mut rivals = Rivals::default();
         for (newcomer, current) in [(None, None), (Some(1), None), (None, Some(1))] {
             assert!(rivals.admit(newcomer, current));
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn only_some_are_remembered_and_they_are_shown_for_a_while() {
+    fn displaced_instances_are_bounded_and_shown_for_a_limited_time() {
         let (mut rivals, now) = (Rivals::default(), Instant::now());
         for instance in 0..100 {
             rivals.take_over(Some(instance + 1), Some(instance));

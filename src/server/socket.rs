@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_datagrams_do_not_move_the_answers_while_the_client_is_heard() {
+    fn forged_datagrams_do_not_redirect_answers_while_the_client_is_heard() {
         let idle = [(FIRST, 10), (FORGED, 9), (FORGED, 0)];
         assert_eq!(answered_from(&idle), FIRST.parse::<IpAddr>().unwrap());
         let moved = [(FIRST, 40), (SECOND, 20), (FORGED, 19), (SECOND, 10), (FORGED, 0)];
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn forgers_with_many_addresses_of_ours_take_no_memory_and_no_place_in_use() {
+    fn forgers_use_no_memory_and_evict_no_address_in_use() {
         let start = Instant::now();
         let mut heard = Heard::default();
         for second in 0..100 {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_counted_and_never_returned() {
+    fn socket_errors_are_counted_and_never_returned() {
         for errno in
             [Errno::ENETDOWN, Errno::ENETUNREACH, Errno::EPERM, Errno::ENODEV, Errno::EINVAL]
         {

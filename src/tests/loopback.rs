@@ -431,7 +431,7 @@ async fn a_restarted_server_tells_its_clients_at_once() {
 }
 
 #[tokio::test]
-async fn a_welcome_that_is_none_is_answered_with_a_reason() {
+async fn a_malformed_welcome_ends_the_session_with_a_reason() {
     let (server_key, client_key) =
         (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let endpoint = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());

@@ -123,7 +123,7 @@ fn tell_all() {
 
 /// A question may reach the server together with the end of the handshake: it is answered all the same.
 #[test]
-fn a_probe_need_not_ask_twice() {
+fn a_probe_answers_its_first_question() {
     virtual_time().block_on(async {
         let mut day = Day::new(0);
         day.start_server();
@@ -142,7 +142,7 @@ fn a_probe_need_not_ask_twice() {
 
 /// A client may keep its probe connection alive, but not for nothing.
 #[test]
-fn a_probe_that_asks_nothing_for_a_minute_is_ended() {
+fn a_probe_connection_without_a_question_for_a_minute_is_closed() {
     virtual_time().block_on(async {
         let mut day = Day::new(0);
         day.start_server();

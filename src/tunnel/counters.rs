@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn drops_are_a_map_in_json() {
+    fn drops_are_serialized_as_a_map() {
         let counters = Counters::default();
         counters.dropped(DropReason::ForeignSource, 3);
         counters.sent.add(2, 2800);

@@ -103,7 +103,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ports_and_protocol_make_the_flow_and_the_rest_does_not() {
+    fn only_addresses_ports_and_protocol_identify_a_flow() {
         let classifier = Classifier::default();
         for v6 in [false, true] {
             let flow =
@@ -133,7 +133,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn what_looks_the_same_is_the_same(
+        fn packets_with_equal_headers_belong_to_one_flow(
             (v6, tcp) in any::<(bool, bool)>(),
             lengths in (60usize..100, 60usize..100),
             changes in proptest::collection::vec((0usize..60, any::<u8>()), 0..3),

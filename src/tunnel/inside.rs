@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_tunnel_delivers_nothing_that_looks_like_the_neighbourhood() {
+    fn a_full_tunnel_delivers_no_packet_from_a_local_network() {
         let inside = inside(&["0.0.0.0/0", "::/0", "10.66.0.1/32"], &["192.168.1.0/24"]);
         assert_eq!(fate(&inside, "8.8.8.8", "10.66.0.2"), None);
         assert_eq!(fate(&inside, "2001:db8::1", "fd66::2"), None);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn before_the_first_session_nothing_is_inside() {
+    fn no_address_is_inside_before_the_first_session() {
         let inside = Inside::default();
         assert_eq!(fate(&inside, "10.66.0.1", "10.66.0.2"), Some(DropReason::ForeignSource));
     }

@@ -170,14 +170,14 @@ fn cut_again(writes: &[(Header, Vec<u8>)]) -> Vec<Vec<u8>> {
 
 proptest! {
     #[test]
-    fn a_super_packet_is_cut_as_the_reference_does(given in supers()) {
+    fn a_super_packet_is_split_as_the_reference_splits_it(given in supers()) {
         let cut: Vec<_> =
             given.split().iter().map(|packet| packet.checked().unwrap().ip().to_vec()).collect();
         prop_assert_eq!(cut, given.segments());
     }
 
     #[test]
-    fn what_was_cut_is_joined_to_the_same(mut given in supers()) {
+    fn split_segments_merge_to_the_packet_they_came_from(mut given in supers()) {
         // At least two, and not more than the kernel takes.
         given.payload.resize((usize::from(given.size) + 1).max(given.payload.len()), 7);
         given.payload.truncate(usize::from(given.size) * 64);
@@ -187,7 +187,7 @@ proptest! {
     }
 
     #[test]
-    fn many_flows_are_joined_without_a_change_to_any(
+    fn merging_many_flows_changes_none_of_them(
         given in proptest::collection::vec(supers(), 1..6),
         order in proptest::collection::vec(any::<prop::sample::Index>(), 64),
         offload in 0usize..3,
@@ -234,7 +234,7 @@ proptest! {
 }
 
 #[test]
-fn an_acknowledgement_is_not_overtaken() {
+fn merged_segments_do_not_overtake_an_acknowledgement() {
     let data = Super {
         v6: false,
         protocol: Protocol::Tcp,
@@ -259,7 +259,7 @@ fn an_acknowledgement_is_not_overtaken() {
 }
 
 #[test]
-fn more_flows_than_places_keep_their_order() {
+fn flows_beyond_the_merge_limit_keep_their_order() {
     let flows = (1..=600).map(|port| Super {
         v6: false,
         protocol: Protocol::Udp,
@@ -283,7 +283,7 @@ fn more_flows_than_places_keep_their_order() {
 }
 
 #[test]
-fn what_has_no_ip_version_is_malformed() {
+fn a_packet_without_an_ip_version_is_malformed() {
     let whole = Header::default();
     let checksum = |start, field| Header { checksum: Some(Checksum { start, field }), ..whole };
     let mut batch = Vec::new();

@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_gives_way_when_the_queue_overflows() {
+    fn a_queue_that_overflows_drops_its_oldest_packet() {
         let queue = queue(100 + 3 * OVERHEAD);
         assert_eq!(queue.push(&mut packets(&[44, 45])).full, 0);
         assert_eq!(queue.push(&mut packets(&[43])).full, 1);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_early_can_go_back_in_its_order() {
+    fn early_packets_go_back_into_the_queue_in_order() {
         let queue = Queue::new(10_000);
         queue.push(&mut packets(&[100, 200, 300, 400]));
         queue.push(&mut vec![of_flow(false, 17, 53, 50).into()]);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_words_into_a_dead_path_are_said_again() {
+    async fn small_packets_sent_into_a_dead_path_are_sent_again() {
         let queue = queue(10_000);
         queue.push(&mut packets(&[50, 60]));
         assert_eq!(pop(&queue, 9), [50, 60]);

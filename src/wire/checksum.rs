@@ -64,7 +64,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sum_is_that_of_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn the_sum_equals_that_of_a_reference(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             prop_assert_eq!(sum(&bytes), reference::sum(&bytes));
         }
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_rfc() {
+    fn the_sum_matches_the_example_of_rfc_1071() {
         assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
     }
 }

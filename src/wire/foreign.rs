@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ends_lines_or_moves_the_cursor_is_escaped() {
+    fn control_characters_are_escaped() {
         for (text, shown) in [
             ("x\nFDSTOREREMOVE=1", "x\\nFDSTOREREMOVE=1"),
             ("\x1b[31mred\x07", "\\u{1b}[31mred\\u{7}"),
@@ -128,12 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_harmless_as_well() {
+    fn bytes_that_are_not_utf_8_are_escaped() {
         assert_eq!(Foreign::from(&b"a\xff\nb"[..]).as_str(), "a\u{fffd}\\nb");
     }
 
     #[test]
-    fn what_is_cut_shows_that_it_is() {
+    fn truncated_text_is_marked_as_truncated() {
         assert_eq!(printable("abcdef", 6), "abcdef");
         assert_eq!(printable("abcdefg", 6), "abcde…");
         assert_eq!(printable("abcd\nefg", 6), "abcd…");

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_piece_is_told_apart() {
+    fn a_repeated_piece_is_recognized() {
         let mut joiner = Joiner::default();
         let pieces: Vec<_> = Fragmenter::default().split(&[3; 1400], 1162).unwrap().collect();
         assert_eq!(joiner.join(decode(pieces[0].clone())), Joined::Incomplete);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_too_many_pieces_is_refused() {
+    fn a_packet_that_needs_too_many_pieces_is_refused() {
         let mut fragmenter = Fragmenter::default();
         assert!(fragmenter.split(&[0; 1400], HEADER).is_none());
         assert!(fragmenter.split(&[0; 1700], HEADER + 100).is_none());

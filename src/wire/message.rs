@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_version_brings_is_skipped() {
+    fn unknown_keys_and_messages_of_a_newer_version_are_skipped() {
         // [99, [{}]] is a message that we do not know.
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
         // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_calls_itself_is_printable_as_soon_as_it_is_read() {
+    fn the_name_of_a_server_is_printable_as_soon_as_it_is_read() {
         // [1, [{0: 1, 1: "a\n\x1b[0m", 2: "b\rc", 3: [], 4: [], 5: 1400}]]
         let raw = b"\x82\x01\x81\xa6\x00\x01\x01\x66a\n\x1b[0m\x02\x63b\rc\x03\x80\x04\x80\x05\x19\x05\x78";
         let Some(Message::Welcome(welcome)) = Message::decode(raw).unwrap() else {

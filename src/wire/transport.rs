@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tcp_header_with_its_options() {
+    fn a_tcp_header_is_read_with_its_options() {
         let mut tcp = [0; 40];
         tcp[12] = 0x80;
         let found = Transport { protocol: Protocol::Tcp, start: 40, end: 72 };
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_beyond_64_kb_is_none() {
+    fn a_header_beyond_64_kb_is_not_read() {
         let chain = |count: usize| {
             let mut rest =
                 [DESTINATION_OPTIONS, 255].into_iter().chain([0; 2046]).collect::<Vec<u8>>();

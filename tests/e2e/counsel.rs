@@ -54,7 +54,7 @@ fn cafe(host: &Host, address: &str) -> Namespace {
 }
 
 #[test]
-fn a_server_takes_no_more_than_a_client_allows() {
+fn a_client_bounds_what_a_server_can_claim() {
     let mut net = Net::new(1);
     net.server.amend(
         "\"fd66::1/64\"]",
@@ -88,7 +88,7 @@ fn a_server_takes_no_more_than_a_client_allows() {
 }
 
 #[test]
-fn a_lan_that_the_server_offers_stays_the_lan() {
+fn a_lan_that_the_server_offers_is_not_routed_into_the_tunnel() {
     let mut net = Net::new(1);
     net.server.amend("[tun]", "[tun]\nroutes = [\"192.168.1.0/24\"]");
     let _cafe = cafe(&net.clients[0], "192.168.1.2/24");
@@ -111,7 +111,7 @@ fn a_lan_that_the_server_offers_stays_the_lan() {
 }
 
 #[test]
-fn a_route_of_ones_own_that_the_host_has_is_left_out_until_it_fits() {
+fn a_configured_route_that_conflicts_with_the_host_waits_until_it_fits() {
     let mut net = Net::new(1);
     net.clients[0].amend("[tun]", "[tun]\nroutes = [\"192.168.1.0/24\", \"192.168.2.0/24\"]");
     let _cafe = cafe(&net.clients[0], "192.168.1.2/24");
@@ -163,7 +163,7 @@ fn a_host_without_ipv6_has_a_tunnel_for_ipv4() {
 }
 
 #[test]
-fn a_full_tunnel_lets_no_family_around_it_that_the_host_refuses() {
+fn a_family_that_the_host_refuses_does_not_bypass_a_full_tunnel() {
     let mut net = Net::new(1);
     let client = &net.clients[0];
     client.amend("[tun]", "[tun]\nroutes = [\"default\"]");
@@ -179,7 +179,7 @@ fn a_full_tunnel_lets_no_family_around_it_that_the_host_refuses() {
 }
 
 #[test]
-fn what_somebody_does_to_the_interface_is_mended() {
+fn foreign_changes_to_the_interface_are_reverted() {
     let mut net = Net::new(1);
     net.clients[0].amend("[tun]", "[tun]\nroutes = [\"192.0.2.0/24\"]");
     net.start();
@@ -209,7 +209,7 @@ fn what_somebody_does_to_the_interface_is_mended() {
 const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0x08, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
 
 #[test]
-fn nobody_advertises_a_router_through_the_tunnel() {
+fn no_router_advertisement_passes_the_tunnel() {
     let mut net = Net::new(1);
     net.start();
     let (client, server) = (&net.clients[0], &net.server);
@@ -245,7 +245,7 @@ fn nobody_advertises_a_router_through_the_tunnel() {
 }
 
 #[test]
-fn a_welcome_of_ill_will_ends_nothing() {
+fn a_hostile_welcome_ends_nothing() {
     let mut net = Net::new(1);
     let rogue = Rogue::start(&net.server, |number| match number {
         // No address that a host can have: no session, but another attempt.
@@ -287,7 +287,7 @@ fn a_server_that_welcomes_twice_loses_the_session() {
 }
 
 #[test]
-fn a_client_takes_only_what_belongs_into_the_tunnel() {
+fn a_client_accepts_only_packets_that_belong_into_the_tunnel() {
     let mut net = Net::new(1);
     let rogue = Rogue::start(&net.server, |_| welcome(&["10.66.0.2/24", "fd66::2/64"], 1400));
     net.clients[0].start();

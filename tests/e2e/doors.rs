@@ -18,7 +18,7 @@ use crate::{
 const CALLERS: usize = 400;
 
 #[test]
-fn a_crowd_of_idle_callers_costs_neither_a_switch_nor_an_answer() {
+fn many_idle_control_connections_delay_neither_a_switch_nor_an_answer() {
     let mut laptop = Laptop::connected();
     laptop.client.daemon = None;
     laptop.client.amend("[tun]", "[metrics]\nlisten = \"127.0.0.1:9433\"\n[tun]");

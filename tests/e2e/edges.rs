@@ -29,7 +29,7 @@ fn said(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn events_tell_what_happens_line_by_line() {
+fn events_are_printed_line_by_line() {
     let mut net = Net::new(1);
     net.start();
     let mut command = net.server.namespace.command(PROGRAM);
@@ -71,7 +71,7 @@ fn get(mut stream: impl std::io::Read + std::io::Write, path: &str) -> String {
 
 #[cfg(feature = "metrics")]
 #[test]
-fn figures_are_served_over_loopback_and_a_socket() {
+fn metrics_are_served_over_loopback_and_a_unix_socket() {
     let mut net = Net::new(1);
     let socket = net.server.folder().join("metrics");
     net.server.amend("[tun]", &format!("[metrics]\nlisten = {socket:?}\n[tun]"));
@@ -100,7 +100,7 @@ fn figures_are_served_over_loopback_and_a_socket() {
 }
 
 #[test]
-fn strangers_may_not_ask_even_where_the_socket_lets_them() {
+fn other_users_are_refused_even_if_the_socket_mode_admits_them() {
     let mut net = Net::new(1);
     net.start();
     let folder = net.server.folder().to_owned();
@@ -218,7 +218,7 @@ fn the_doctor_does_not_say_ok_when_it_is_not() {
 }
 
 #[test]
-fn the_status_of_a_tunnel_that_does_not_stand_shows_links_and_attempts() {
+fn the_status_without_a_session_shows_links_and_attempts() {
     let mut net = Net::new(1);
     let client = &mut net.clients[0];
     client.amend("[tun]", "[paths]\nignore = [\"veth*\"]\n[tun]");
@@ -263,7 +263,7 @@ fn the_status_of_a_tunnel_that_does_not_stand_shows_links_and_attempts() {
 }
 
 #[test]
-fn without_a_name_the_status_is_that_of_all_tunnels() {
+fn status_without_a_name_shows_all_tunnels() {
     let mut net = Net::new(1);
     net.server.start();
     eventually("the server listens", || net.server.try_status());
@@ -285,7 +285,7 @@ fn without_a_name_the_status_is_that_of_all_tunnels() {
 }
 
 #[test]
-fn a_captive_portal_is_told_of_and_never_used() {
+fn a_captive_portal_is_reported_and_never_used() {
     use roamd_lab::{Namespace, veth};
     let mut net = Net::new(1);
     let hotel = Namespace::new("hotel").unwrap();

@@ -43,7 +43,7 @@ fn forge(net: &Net, code: u64) {
 }
 
 #[test]
-fn a_forged_close_tells_the_service_manager_and_the_terminal_nothing() {
+fn text_of_a_forged_close_reaches_neither_the_service_manager_nor_the_terminal() {
     for code in [PROTOCOL_VIOLATION, NO_APPLICATION_PROTOCOL] {
         let mut net = Net::new(1);
         forge(&net, code);
@@ -99,7 +99,7 @@ fn a_client_that_starts_under_attack_connects_when_the_attack_is_over() {
 }
 
 #[test]
-fn a_peers_own_words_stay_on_their_line_of_the_servers_log() {
+fn text_from_a_peer_stays_on_its_line_of_the_servers_log() {
     let mut net = Net::new(1);
     net.server.start();
     eventually("the server listens", || net.server.try_status());

@@ -19,7 +19,7 @@ use crate::{
 const ROUND_TRIPS: [(&str, f64); 2] = [("wifi0", 10.0), ("lte0", 50.0)];
 
 #[test]
-fn round_trips_are_true_from_the_first_second_and_cause_no_switch() {
+fn round_trips_are_correct_from_the_first_second_and_cause_no_switch() {
     let mut laptop = Laptop::with("10.77.9.2:4433\", \"[fd77:9::2]:4433", "", |_| {});
     for _ in 0..3 {
         laptop.client.daemon = None;
@@ -47,7 +47,7 @@ fn round_trips_are_true_from_the_first_second_and_cause_no_switch() {
 }
 
 #[test]
-fn a_switch_of_an_idle_tunnel_is_no_silence() {
+fn the_gap_of_an_idle_tunnel_begins_with_the_switch() {
     let laptop = Laptop::connected();
     // The MTU is found meanwhile.
     sleep(Duration::from_secs(1));

@@ -81,7 +81,7 @@ async fn answer(address: &str) -> zbus::Result<zbus::Connection> {
 }
 
 #[test]
-fn a_link_that_network_manager_takes_for_metered_is_not_preferred() {
+fn a_link_that_network_manager_calls_metered_is_not_preferred() {
     let bus = Bus::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let _answering = runtime.block_on(answer(&bus.address)).unwrap();

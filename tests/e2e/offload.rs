@@ -55,7 +55,7 @@ fn send_segments(
 }
 
 #[test]
-fn with_and_without_offload_both_sides_understand_each_other() {
+fn peers_with_and_without_offload_exchange_packets() {
     for (server, client) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut net = Net::new(1);
         for (host, offload) in [(&net.server, server), (&net.clients[0], client)] {
@@ -154,7 +154,7 @@ fn the_network_behind_the_server_sees_whole_packets_with_right_checksums() {
 }
 
 #[test]
-fn outer_packets_are_of_the_class_that_is_configured() {
+fn outer_packets_carry_the_configured_dscp() {
     let mut net = Net::new(1);
     for host in [&net.server, &net.clients[0]] {
         host.amend("[tun]\n", "[quic]\ndscp = 46\n[tun]\n");

@@ -62,7 +62,7 @@ fn a_service_that_is_refused_asks_again_and_keeps_its_seal() {
 }
 
 #[test]
-fn a_server_with_another_key_is_not_believed() {
+fn a_server_with_another_key_is_refused() {
     let mut net = Net::new(1);
     let wrong = net.clients[0].key();
     let other = crate::harness::roamd(&["genkey"]);

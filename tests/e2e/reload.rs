@@ -102,7 +102,7 @@ fn a_clients_routes_and_preferences_change_without_a_new_session() {
 }
 
 #[test]
-fn what_takes_a_restart_is_named_to_the_service_manager_until_it_has_had_one() {
+fn changes_that_need_a_restart_are_named_to_the_service_manager_until_it() {
     let mut net = Net::new(0);
     let path = net.server.folder().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();

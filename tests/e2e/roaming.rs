@@ -177,7 +177,7 @@ fn a_link_that_goes_down_costs_a_moment_and_its_return_costs_nothing() {
 }
 
 #[test]
-fn a_link_that_drops_everything_in_silence_is_left_within_a_second() {
+fn a_link_that_silently_drops_everything_is_left_within_a_second() {
     let laptop = Laptop::connected();
     let silent = laptop.stream(Duration::from_secs(4), || {
         laptop.scene.air(Access::Wifi).black_hole(true);
@@ -302,7 +302,7 @@ fn without_any_network_the_session_waits_and_goes_on() {
 }
 
 #[test]
-fn a_person_moves_the_tunnel_and_lets_it_choose_again() {
+fn a_user_moves_the_tunnel_and_lets_it_choose_again() {
     let laptop = Laptop::connected();
     let tell = |arguments: &[&str]| {
         let output = laptop.client.tell(arguments);
@@ -418,7 +418,7 @@ fn a_link_is_pinned_while_there_is_no_connection() {
 }
 
 #[test]
-fn a_network_of_another_family_takes_over_and_gives_back() {
+fn the_tunnel_moves_to_a_network_of_another_family_and_back() {
     let laptop = Laptop::with("10.77.9.2:4433\", \"[fd77:9::2]:4433", "", |scene| {
         scene.client().delete_address("wifi0", "fd77:1::2/64").unwrap();
         scene.client().delete_address("lte0", "10.77.2.2/24").unwrap();
@@ -467,7 +467,7 @@ fn a_bulk_transfer_goes_on_over_a_narrower_path() {
 }
 
 #[test]
-fn a_bad_network_is_no_dead_network() {
+fn a_lossy_network_is_not_taken_for_dead() {
     let laptop = Laptop::connected();
     let slow = LinkShape::delayed(Duration::from_millis(300));
     laptop.scene.air(Access::Wifi).set(LinkShape { loss: 0.05, ..slow });
@@ -498,7 +498,7 @@ fn a_network_that_comes_and_goes_is_not_used() {
 }
 
 #[test]
-fn a_stopped_client_goes_on_where_it_was() {
+fn a_stopped_client_resumes_on_its_path() {
     let short = "[quic]\nidle-timeout = \"5s\"\nkeep-alive = \"1s\"";
     let laptop = Laptop::with("10.77.9.2:4433", short, |_| {});
     let daemon = laptop.client.daemon.as_ref().unwrap();
@@ -512,7 +512,7 @@ fn a_stopped_client_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_client_that_was_stopped_shortly_stays_where_it_is_and_is_trusted_again() {
+fn a_briefly_stopped_client_keeps_its_path_and_is_trusted_again() {
     let laptop = Laptop::connected();
     let daemon = laptop.client.daemon.as_ref().unwrap();
     daemon.signal(Signal::SIGSTOP).unwrap();

@@ -108,7 +108,7 @@ fn rules_and_routes_that_somebody_deletes_come_back() {
 }
 
 #[test]
-fn a_family_that_the_server_does_not_give_is_not_let_around_the_tunnel() {
+fn a_family_that_the_server_lacks_does_not_bypass_the_tunnel() {
     let mut world = world("nat = true", "routes = [\"default\"]");
     world.net.server.amend(", \"fd66::2\"]", "]");
     world.net.start();
@@ -119,7 +119,7 @@ fn a_family_that_the_server_does_not_give_is_not_let_around_the_tunnel() {
 }
 
 #[test]
-fn what_is_excluded_stays_outside() {
+fn excluded_networks_stay_outside_the_tunnel() {
     let exclude = "routes = [\"default\"]\nexclude = [\"198.51.100.0/24\", \"2001:db8:1::/48\"]";
     let mut world = world("nat = true", exclude);
     world.net.start();
@@ -133,7 +133,7 @@ fn what_is_excluded_stays_outside() {
 }
 
 #[test]
-fn the_kill_switch_holds_when_the_daemon_does_not() {
+fn the_kill_switch_outlives_a_killed_daemon() {
     let mut world = world("nat = true", "routes = [\"default\"]\nkill-switch = true");
     // Without the tunnel there is a way, too.
     let lab = &world.net.server.namespace;
@@ -172,7 +172,7 @@ fn the_kill_switch_holds_when_the_daemon_does_not() {
 }
 
 #[test]
-fn a_kill_switch_that_can_not_be_set_is_an_error() {
+fn a_kill_switch_that_cannot_be_set_is_an_error() {
     let mut world = world("", "routes = [\"default\"]\nkill-switch = true");
     let client = &mut world.net.clients[0];
     let empty = tempfile::tempdir().unwrap();

@@ -155,7 +155,7 @@ fn a_reload_without_a_session_seals_and_lifts_before_it_answers() {
 }
 
 #[test]
-fn a_reload_that_the_host_can_not_do_is_refused_and_the_tunnel_goes_on() {
+fn a_reload_that_the_host_cannot_apply_is_refused_and_the_tunnel_goes_on() {
     let mut world = World::new(OPEN);
     world.serve();
     let empty = tempfile::tempdir().unwrap();
@@ -194,7 +194,7 @@ fn sysctl(host: &Host, name: &str) -> String {
 }
 
 #[test]
-fn what_is_forwarded_does_not_pass_for_what_the_server_sends() {
+fn forwarded_packets_do_not_pass_as_the_servers_own() {
     let mut world = World::new(SEALED);
     world.client().namespace.reverse_path_filter(1).unwrap();
     let container = Namespace::new("container").unwrap();
@@ -219,7 +219,7 @@ fn what_is_forwarded_does_not_pass_for_what_the_server_sends() {
 }
 
 #[test]
-fn the_next_run_removes_what_a_killed_one_left_whatever_its_configuration() {
+fn the_next_run_removes_what_a_killed_one_left_with_any_configuration() {
     let mut world = World::new(SEALED);
     world.client().namespace.reverse_path_filter(1).unwrap();
     let (before, valid) = (rules(world.client()), "ipv4/conf/all/src_valid_mark");
@@ -343,7 +343,7 @@ fn firewall_rules_that_somebody_flushes_or_changes_come_back() {
 }
 
 #[test]
-fn unseal_is_the_way_out_when_no_daemon_runs() {
+fn unseal_lifts_the_kill_switch_when_no_daemon_runs() {
     let mut world = World::new(SEALED);
     let before = rules(world.client());
     let unseal = |world: &World| world.net.clients[0].tell(&["unseal", "roamd"]);

@@ -51,7 +51,7 @@ fn listening(host: &Host) -> usize {
 }
 
 #[test]
-fn a_daemon_has_one_socket_that_hears_of_networks() {
+fn a_daemon_has_one_netlink_monitor_socket() {
     let mut net = Net::new(1);
     assert_eq!(listening(&net.server) + listening(&net.clients[0]), 0);
     net.start();

@@ -98,7 +98,7 @@ fn large_packets_cross_a_path_that_carries_1200_bytes() {
 }
 
 #[test]
-fn garbage_on_the_servers_port_disturbs_nobody() {
+fn garbage_on_the_servers_port_disturbs_no_session() {
     let mut net = Net::new(1);
     net.start();
     let before = net.clients[0].status()["sessions"].clone();

@@ -222,7 +222,7 @@ mod tests {
     use crate::cli::demo::{script::Script, watch::Sample};
 
     #[test]
-    fn a_picture_has_every_event_echo_and_path() {
+    fn a_chart_shows_every_event_echo_and_path() {
         let start = Instant::now();
         let script = Script::roam();
         let mut tally = Tally::default();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_axis_has_decades() {
+    fn the_axis_is_logarithmic() {
         assert_eq!(y(0.1).to_bits(), y(1.0).to_bits());
         assert!((y(10.0) - y(100.0) - (y(100.0) - y(1000.0))).abs() < 1e-9);
     }

@@ -81,7 +81,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_quick_echo_is_a_stall_of_its_own_length() {
+    fn without_a_stall_the_longest_echo_is_reported() {
         let start = Instant::now();
         let mut tally = Tally::default();
         for number in 0..3 {
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_belongs_to_the_time_in_which_it_ends() {
+    fn a_stall_counts_in_the_interval_in_which_it_ends() {
         let start = Instant::now();
         let mut tally = Tally::default();
         for number in 0..5 {

@@ -41,7 +41,7 @@ fn perform_with(stand_in: &str, script: Script, interrupt: &Interrupt) -> (Strin
 }
 
 #[test]
-fn a_calm_show_ends_well() {
+fn a_demo_without_a_stall_succeeds() {
     let script = Script { length: Duration::from_secs(2), events: Vec::new() };
     let (text, error) = perform_with(STAND_IN, script, &Interrupt::default());
     assert_eq!(error, None, "{text}");
@@ -51,7 +51,7 @@ fn a_calm_show_ends_well() {
 }
 
 #[test]
-fn events_happen_at_their_time_and_a_stall_is_told() {
+fn events_happen_on_time_and_a_stall_is_reported() {
     let close = |scene: &roamd_lab::Scene| {
         scene.air(Access::Wifi).black_hole(true);
         Ok(())
@@ -84,7 +84,7 @@ fn a_daemon_that_fails_is_quoted() {
 }
 
 #[test]
-fn an_interrupted_show_is_cleared_away() {
+fn an_interrupted_demo_removes_what_it_made() {
     let interrupt = Interrupt::default();
     let later = interrupt.clone();
     let stopper = std::thread::spawn(move || {

@@ -237,7 +237,7 @@ mod tests {
     use crate::cli::doctor::finding::Verdict;
 
     #[test]
-    fn some_loss_is_usual_and_more_is_told() {
+    fn loss_of_three_in_ten_packets_is_reported() {
         let after = |answered: u64| {
             let finding = judge("eth0".into(), (1..=answered).map(Duration::from_millis).collect());
             (finding.verdict, finding.found)

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn without_rules_all_is_let_in() {
+    fn a_firewall_without_rules_accepts_everything() {
         assert_eq!(fate(&json!({"nftables": []}), PORT), Fate::Accepted);
         assert_eq!(under("accept", &[], &[]), Fate::Accepted);
     }
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_that_is_not_known_leaves_the_fate_unclear() {
+    fn an_unknown_match_leaves_the_verdict_unclear() {
         let ours = vec![from("192.0.2.0/24"), port(json!(PORT)), accept()];
         assert_eq!(under("drop", &[ours], &[]), unclear());
         assert_eq!(under("accept", &[vec![from("192.0.2.0/24"), drop()]], &[]), unclear());
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_that_call_each_other_do_not_go_on_for_ever() {
+    fn chains_that_jump_to_each_other_do_not_loop_for_ever() {
         let back = [vec![json!({"jump": {"target": "other"}})]];
         assert_eq!(under("accept", &back, &back), Fate::Accepted);
     }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_that_a_link_has_too_is_found_and_a_default_route_is_none() {
+    fn a_network_that_is_also_on_a_link_is_found_unless_it_is_a_default_route() {
         let route = |net: &str, link: &str| Route { net: net.parse().unwrap(), link: link.into() };
         let routes = [
             route("0.0.0.0/0", "wlan0"),

@@ -244,7 +244,7 @@ async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_moment_the_server_was_last_heard_outlives_the_socket() {
+async fn the_time_when_the_server_was_last_heard_outlives_the_socket() {
     let mut fixture = on_wifi();
     assert_eq!(fixture.paths.last_heard(), None);
     fixture.hear_on_wifi();
@@ -261,7 +261,7 @@ async fn the_moment_the_server_was_last_heard_outlives_the_socket() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_departure_tells_since_when_the_old_path_is_unheard() {
+async fn leaving_a_path_reports_since_when_it_is_unheard() {
     let mut fixture = on_wifi();
     let transmit = quinn::udp::Transmit {
         destination: crate::path::socket::VIRTUAL_SERVER,
@@ -278,7 +278,7 @@ async fn a_departure_tells_since_when_the_old_path_is_unheard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_path_is_asked_until_it_is_left() {
+async fn a_path_is_probed_until_it_is_abandoned() {
     let mut fixture = on_wifi();
     fixture.paths.ask(key(&lte()), LIMIT);
     let_run().await;
@@ -293,7 +293,7 @@ async fn a_path_is_asked_until_it_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_path_that_takes_over_is_not_asked_any_more() {
+async fn the_probe_of_a_path_ends_when_the_path_becomes_active() {
     let mut fixture = on_wifi();
     fixture.paths.ask(key(&lte()), LIMIT);
     let_run().await;
@@ -303,7 +303,7 @@ async fn a_path_that_takes_over_is_not_asked_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_path_that_nobody_knows_is_neither_asked_nor_taken() {
+async fn an_unknown_path_is_neither_probed_nor_used() {
     let mut fixture = on_wifi();
     let strange = candidate("eth0", 7);
     fixture.paths.ask(key(&strange), LIMIT);
@@ -315,7 +315,7 @@ async fn a_path_that_nobody_knows_is_neither_asked_nor_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_path_is_asked_once_about_a_captive_portal() {
+async fn a_failed_path_is_checked_once_for_a_captive_portal() {
     let mut fixture = on_wifi();
     for _ in 0..3 {
         fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
@@ -340,7 +340,7 @@ async fn a_captive_portal_is_reported_with_its_path_and_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_about_a_path_that_is_gone_tells_nobody() {
+async fn a_portal_answer_for_a_removed_path_is_ignored() {
     let mut fixture = on_wifi();
     fixture.network.portals.lock().unwrap().push("wwan0".into());
     fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_makes_fields_of_its_own() {
+    fn a_value_cannot_add_journal_fields() {
         let entries = entries(|| warn!(reason = %"x\nPRIORITY=0\x1b[2J", "lost"));
         assert_eq!(entries[0].lines().filter(|line| line.starts_with("PRIORITY=")).count(), 1);
         assert!(entries[0].contains("\nREASON=x\\nPRIORITY=0\\u{1b}[2J\n"), "{entries:?}");

@@ -121,7 +121,7 @@ fn a_better_path_answers_before_it_takes_over_and_the_old_one_stays_warm() {
 }
 
 #[test]
-fn a_silent_link_is_not_entered_again_through_its_other_family() {
+fn a_silent_link_is_not_reentered_through_its_other_family() {
     let mut fixture = nothing();
     // Two ways over one wifi, as with both families, and lte.
     let _ = fixture.tell(candidates(&[WIFI, (3, 100), LTE]));
@@ -178,7 +178,7 @@ fn while_a_pinned_link_does_not_answer_the_tunnel_moves_to_no_other_one() {
 }
 
 #[test]
-fn a_choice_is_asked_first_when_it_failed_before() {
+fn a_chosen_path_that_failed_before_is_probed_first() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Refused(key(2)));
     let actions = fixture.tell(choose(2));
@@ -212,7 +212,7 @@ fn a_silent_path_is_left_when_it_does_not_answer_and_a_standby_does() {
 }
 
 #[test]
-fn a_false_alarm_costs_one_question() {
+fn a_false_alarm_costs_one_probe() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Silent(key(1)));
     assert_eq!(fixture.condition(1), Some(Condition::Suspect));
@@ -236,7 +236,7 @@ fn the_only_path_stays_active_however_long_it_is_silent() {
 }
 
 #[test]
-fn a_standby_is_asked_now_and_then() {
+fn a_standby_is_probed_periodically() {
     let mut fixture = on_wifi();
     assert_eq!(fixture.wait(CHECK), [Action::Ask(key(2))]);
     assert_eq!(fixture.condition(2), Some(Condition::Standby), "it stays usable meanwhile");
@@ -244,7 +244,7 @@ fn a_standby_is_asked_now_and_then() {
 }
 
 #[test]
-fn while_nothing_works_every_path_is_asked_again_soon() {
+fn while_no_path_works_every_path_is_probed_again_soon() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(Event::Silent(key(1)));
     let _ = fixture.wait(Duration::from_secs(300));
@@ -253,7 +253,7 @@ fn while_nothing_works_every_path_is_asked_again_soon() {
 }
 
 #[test]
-fn while_nothing_works_a_silent_path_is_asked_again_sooner_than_one_that_refused() {
+fn while_no_path_works_a_silent_path_is_probed_sooner_than_one_that_refused() {
     for (ended, retry) in
         [(Event::TimedOut(key(2)), SILENT_RETRY), (Event::Refused(key(2)), SHORTEST_RETRY)]
     {
@@ -318,7 +318,7 @@ fn a_standby_that_is_measured_goes_before_one_that_is_not() {
 }
 
 #[test]
-fn a_path_behind_a_portal_comes_last_until_it_answers() {
+fn a_path_behind_a_captive_portal_ranks_last_until_it_answers() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
     let _ = fixture.tell(Event::Refused(key(2)));
@@ -334,7 +334,7 @@ fn a_path_behind_a_portal_comes_last_until_it_answers() {
 }
 
 #[test]
-fn a_standby_tells_why_it_is_no_better() {
+fn a_standby_reports_why_it_is_not_used() {
     let mut fixture = on_wifi();
     let why = |fixture: &Fixture, link| fixture.manager.why(key(link), fixture.now);
     assert_eq!(why(&fixture, 2), "the active path is preferred");
@@ -352,7 +352,7 @@ fn a_path_that_refuses_to_send_is_left_at_once() {
 }
 
 #[test]
-fn after_a_sleep_everything_is_asked_at_once() {
+fn after_a_suspend_every_path_is_probed_at_once() {
     let mut fixture = on_wifi();
     let actions = fixture.tell(Event::Woke);
     assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
@@ -446,7 +446,7 @@ fn the_failures_of_a_link_outlive_the_connection() {
 }
 
 #[test]
-fn a_failure_while_nothing_works_is_not_held_against_a_path() {
+fn a_failure_while_no_path_works_carries_no_penalty() {
     let mut fixture = nothing();
     let _ = fixture.tell(candidates(&[WIFI, LTE]));
     let _ = fixture.tell(Event::Connected(key(2)));

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_way_is_learnt() {
+    fn a_longer_round_trip_is_learnt() {
         let mut link = Link::new(20.0, 20 * MS);
         link.run(Duration::from_secs(5));
         link.base = 120 * MS;
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fills_the_queue_is_not_given_way_to_for_ever() {
+    fn a_competing_flow_does_not_starve_us() {
         let mut link = Link::new(20.0, 20 * MS);
         link.run(Duration::from_secs(5));
         let before = link.limit.apply(link.window);

@@ -134,7 +134,7 @@ async fn a_session_outlives_the_end_of_its_stream() {
 }
 
 #[tokio::test]
-async fn messages_wait_for_a_server_that_reads_late_and_nobody_waits_for_it() {
+async fn messages_wait_for_a_server_that_reads_late_without_blocking_the_client() {
     let mut bare = bare_server(100).await;
     let sent: Vec<_> = (0..200).map(repeat).collect();
     sent.iter().for_each(|message| bare.messages.tell(message));

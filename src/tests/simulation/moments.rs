@@ -214,7 +214,7 @@ fn a_link_that_dies_when_the_tunnel_has_moved_there_is_left_again() {
 
 /// QUIC repeats the first packet of a handshake ever more rarely: after 0.3, 0.9, 2.1 and 4.5 s.
 #[test]
-fn a_network_that_comes_back_is_used_although_it_was_asked_in_vain() {
+fn a_network_that_comes_back_is_used_although_earlier_attempts_over_it_failed() {
     for asked in [1000, 2500, 3500, 5000, 6500] {
         let waited = wait_after([20, 590], async |day| {
             day.lose([Hole::None, Hole::Everything]);

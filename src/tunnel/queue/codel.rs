@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_queue_is_told_ever_more_often() {
+    fn a_standing_queue_is_signalled_at_shrinking_intervals() {
         let (mut codel, start) = (Codel::default(), Instant::now());
         let signals: Vec<_> =
             (0..1000).filter(|at| codel.signals(20 * MS, false, start + *at * MS)).collect();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn one_packet_alone_is_no_queue() {
+    fn a_single_packet_is_never_signalled_as_a_queue() {
         let (mut codel, start) = (Codel::default(), Instant::now());
         assert!((0..1000).all(|at| !codel.signals(20 * MS, true, start + at * MS)));
     }

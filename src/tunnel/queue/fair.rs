@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_to_slow_down_while_the_queue_is_patient() {
+    fn no_congestion_is_signalled_while_the_queue_is_patient() {
         let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
         let mut told = |times: std::ops::Range<u32>, patient| {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_that_is_over_leaves_no_places() {
+    fn the_flow_table_shrinks_after_a_flood() {
         for held in [false, true] {
             let (mut fair, now, mut dropped) =
                 (Fair::default(), Instant::now(), Dropped::default());
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_takes_from_the_one_who_fills_it() {
+    fn a_full_queue_drops_from_the_flow_that_fills_it() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
         for _ in 0..20 {
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_queue_spares_tcp_and_keeps_what_its_receiver_needs_first() {
+    fn a_full_held_queue_keeps_the_oldest_tcp_packets() {
         let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         for number in 0..10 {
             fair.push(VOICE, once(packet(VOICE, 1000)), now, &mut dropped);

@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_is_what_a_vector_would_be(steps in proptest::collection::vec(0..20_u16, 0..200)) {
+        fn a_list_behaves_like_a_vector(steps in proptest::collection::vec(0..20_u16, 0..200)) {
             let (mut links, mut list, mut model) = (vec![Link::default(); 20], List::EMPTY, Vec::new());
             for slot in steps {
                 if let Some(at) = model.iter().position(|other| *other == slot) {

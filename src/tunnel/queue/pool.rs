@@ -91,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_queues_together_never_take_more_than_there_is(
+        fn all_queues_together_never_exceed_the_pool(
             steps in proptest::collection::vec((0usize..200, 0..2 * MOST, any::<bool>()), 1..2000),
         ) {
             let pool = Pool::new(ALL);
@@ -109,7 +109,7 @@ mod tests {
         }
 
         #[test]
-        fn greedy_held_queues_leave_each_other_and_a_newcomer_as_much(count in 1usize..300) {
+        fn greedy_held_queues_get_equal_shares_and_leave_one_for_a_newcomer(count in 1usize..300) {
             let pool = Pool::new(ALL);
             let mut shares: Vec<_> = (0..count).map(|_| Share::of(pool.clone())).collect();
             for _ in 0..1000 {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_of_its_own_has_no_other_limit() {
+    fn a_queue_without_a_pool_has_no_pool_limit() {
         assert_eq!(Share::default().limit(true), usize::MAX);
     }
 }

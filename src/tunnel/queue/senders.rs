@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_says_little_waits_for_one_turn_of_the_others() {
+    fn a_sender_with_little_traffic_waits_for_one_round_of_the_others() {
         let mut senders = Senders::default();
         for number in 0..3000 {
             push(&mut senders, 1 + number as usize % 3, number, false, 1400);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn senders_that_have_nothing_waiting_take_no_place() {
+    fn a_sender_with_nothing_queued_occupies_no_lane() {
         let mut senders = Senders::default();
         for number in 0..10_000 {
             push(&mut senders, number, 1, false, 100);
@@ -204,7 +204,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_sender_loses_what_is_within_its_share(
+        fn no_sender_loses_packets_within_its_share(
             flood in proptest::collection::vec((0usize..4, any::<u64>(), any::<bool>(), 20usize..1500), 1..2000),
             honest in proptest::collection::vec((any::<u64>(), any::<bool>(), 20usize..1500), 1..12),
             held in any::<bool>(),

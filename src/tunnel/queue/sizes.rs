@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_is_found_whatever_came_before() {
+    fn the_largest_flow_is_found_after_any_resizes() {
         let (mut links, mut sizes) = (vec![Link::default(); 300], Sizes::default());
         let classes: Vec<_> =
             (0..300_u16).map(|slot| class(300 * (usize::from(slot) * 7 % 300 + 1))).collect();

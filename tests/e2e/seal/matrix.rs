@@ -345,7 +345,7 @@ fn leftovers(world: &mut World) -> (String, String, String) {
 }
 
 #[test]
-fn the_uplink_carries_what_the_configuration_says_whatever_happens() {
+fn the_uplink_carries_only_what_the_configuration_allows() {
     let cells: Vec<_> = [Seal::Off, Seal::On]
         .into_iter()
         .flat_map(|from| STATES.map(|state| ENDS.map(|end| (from, state, end))))

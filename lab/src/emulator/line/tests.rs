@@ -93,7 +93,7 @@ fn loss_spares_address_resolution_and_groups() {
 }
 
 #[test]
-fn a_black_hole_swallows_also_what_is_under_way() {
+fn a_black_hole_also_swallows_frames_under_way() {
     let start = Instant::now();
     let mut line = Line::new(LinkShape::delayed(5 * MS), 1);
     admit(&mut line, 100, start);
@@ -106,7 +106,7 @@ fn a_black_hole_swallows_also_what_is_under_way() {
 }
 
 #[test]
-fn a_packet_longer_than_the_mtu_vanishes() {
+fn a_packet_longer_than_the_mtu_is_dropped() {
     let mut line = Line::new(LinkShape { mtu: 1280, ..LinkShape::default() }, 1);
     admit(&mut line, 1280 + ETHERNET_HEADER, Instant::now());
     admit(&mut line, 1281 + ETHERNET_HEADER, Instant::now());
