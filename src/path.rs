@@ -4,8 +4,8 @@
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 //!
 //! ```text
-//!  network (what there is) ─▶ manager (what to do) ─▶ probe, socket (how)
-//!                               └─ rank (which is better)
+//!  network (candidates) ─▶ manager (decisions) ─▶ probe, socket (effects)
+//!                          └─ rank (which path is better)
 //! ```
 
 mod burst;
@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::candidate::Candidate;
 
-/// A path: where it leaves and where it leads.
+/// Identifies a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PathKey {
     /// The link's index.
@@ -52,15 +52,15 @@ impl From<&Candidate> for PathKey {
 pub(crate) enum Condition {
     /// It carries the tunnel.
     Active,
-    /// It carries the tunnel, and is silent.
+    /// It carries the tunnel and is silent.
     Suspect,
-    /// It answered and could carry the tunnel at once.
+    /// It answered a probe and can carry the tunnel at once.
     Standby,
-    /// It is being asked.
+    /// It is being probed.
     Probing,
-    /// It is asked again later.
+    /// Its probe failed; it is probed again later.
     Failed,
-    /// It was not asked yet.
+    /// It has not been probed yet.
     Waiting,
 }
 
@@ -91,12 +91,12 @@ pub(crate) enum Reason {
     Preferred,
     /// The new path's round trip is shorter.
     Faster,
-    /// A person chose the new path's link.
+    /// The user chose the new path's link.
     Chosen,
 }
 
 impl Reason {
-    /// Whether the old path still carries, so that what is in flight on it can be waited for.
+    /// Whether the old path still works, so that packets in flight on it arrive.
     #[must_use]
     pub(crate) fn is_soft(self) -> bool {
         matches!(self, Self::Preferred | Self::Faster | Self::Chosen)

@@ -1,8 +1,7 @@
-//! A link with the manners of a real one: it delays, loses, queues and goes silent.
+//! Emulates a real link: it delays, loses and queues frames, and can go silent.
 //!
-//! A thread copies Ethernet frames between two links of a namespace, as a wire would, through a
-//! packet socket on each. What a frame meets on the way is decided by `line`, which is pure;
-//! `wire` is the thread.
+//! A thread copies Ethernet frames between two links of a namespace, as a wire would, through a packet socket on
+//! each. `line`, which is pure, decides what happens to a frame; `wire` is the thread.
 //!
 //! ```text
 //!  namespace a            the emulator's own              namespace b
@@ -32,8 +31,8 @@ pub use shape::{Direction, LinkShape, Side};
 const LEFT: &str = "left";
 const RIGHT: &str = "right";
 
-/// The lines of both directions, shared between the thread and the handle. Whoever holds the lock
-/// has the wire to itself, so a change is in force for every frame once the call has returned.
+/// The lines of both directions, shared between the thread and the handle. A change under the lock holds for every
+/// frame that follows.
 type Lines = Arc<Mutex<[Line; 2]>>;
 
 /// A handle of an emulated link, which lasts as long as the handle.
@@ -60,7 +59,7 @@ impl Emulator {
         shape: LinkShape,
     ) -> Result<Self> {
         let air = Namespace::new(&format!("air-{}", left.1))?;
-        // No packet of the air's own may mix with what crosses it.
+        // The emulator's namespace must not send packets of its own.
         air.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
         for (end, (namespace, link)) in [(LEFT, left), (RIGHT, right)] {
             veth(&air, end, namespace, link)?;
@@ -110,33 +109,32 @@ impl Emulator {
         self.lock()[direction as usize].shape
     }
 
-    /// Swallows every frame, also those under way, in both directions, until it is told to stop.
-    /// Both ends keep their carrier.
+    /// While `on`, drops every frame in both directions, including those under way. Both ends keep their carrier.
     pub fn black_hole(&self, on: bool) {
         for direction in Direction::BOTH {
             self.black_hole_direction(direction, on);
         }
     }
 
-    /// Swallows every frame of one direction, until it is told to stop.
+    /// While `on`, drops every frame of one direction.
     pub fn black_hole_direction(&self, direction: Direction, on: bool) {
         self.lock()[direction as usize].set_black_hole(on);
     }
 
-    /// Starts the sequence of losses and jitter anew, so that the same frames meet the same fate.
+    /// Restarts the sequence of losses and jitter, so that the same frames are lost and delayed alike.
     pub fn seed(&self, seed: u64) {
         for (line, salt) in self.lock().iter_mut().zip(1..) {
             line.seed(seed.wrapping_add(salt));
         }
     }
 
-    /// What became of the frames of one direction so far.
+    /// The counters of one direction.
     #[must_use]
     pub fn counters(&self, direction: Direction) -> Counters {
         self.lock()[direction as usize].counters
     }
 
-    /// Pulls the plug at one side or puts it back: the link that it goes to loses its carrier.
+    /// Removes or restores the carrier of the link at one side.
     ///
     /// # Errors
     ///

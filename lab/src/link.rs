@@ -17,8 +17,7 @@ use super::{
     namespace::Namespace,
 };
 
-/// How long the kernel may take over what it does in the background. A change of carrier takes it a
-/// second where many links change at once.
+/// Timeout of the kernel's work in the background. A change of carrier takes 1 s where many links change at once.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often to look whether it is done.
@@ -119,7 +118,7 @@ impl Namespace {
         })
     }
 
-    /// Asks again and again until it is so; `action` says in an error what never came.
+    /// Polls until the condition holds; `action` names it in the error of a timeout.
     pub(super) fn wait_until(
         &self,
         action: String,

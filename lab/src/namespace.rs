@@ -126,7 +126,7 @@ impl Namespace {
         })
     }
 
-    /// Starts a named thread inside the namespace, for what goes on while the caller goes on.
+    /// Starts a named thread inside the namespace that runs beside the caller.
     ///
     /// # Errors
     ///
@@ -143,8 +143,8 @@ impl Namespace {
             .map_err(|source| Error::refused(self.label(), format!("start thread {name}"), source))
     }
 
-    /// A command that will run inside the namespace. Good as it is for a program that is waited
-    /// for at once; one that is to stay belongs to [`Namespace::spawn`].
+    /// A command that will run inside the namespace. It is for a program that is waited for at once;
+    /// [`Namespace::spawn`] is for one that keeps running.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let descriptor = Arc::clone(&self.inner.descriptor);

@@ -1,5 +1,5 @@
-//! Turning a link's transmit offloads off, so that what crosses it are frames as on a real wire:
-//! no longer than the MTU and with their checksums in place.
+//! Turns a link's transmit offloads off, so that frames on it are as on a real wire: no longer than the MTU and
+//! with complete checksums.
 
 use std::{
     io,
@@ -60,7 +60,7 @@ fn switch_off(control: &OwnedFd, link: &str, command: u32) -> io::Result<()> {
     // `struct ethtool_value` behind `ifru_data`; both outlive the call.
     let done = unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     match nix::errno::Errno::result(done) {
-        // Old features that a newer kernel no longer knows.
+        // A feature that this kernel does not know.
         Ok(_) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

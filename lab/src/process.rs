@@ -25,7 +25,7 @@ use super::{
     namespace::Namespace,
 };
 
-/// How long a process may take over SIGTERM.
+/// How long a process may take to end after SIGTERM.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often to look whether a process has ended.
@@ -39,7 +39,7 @@ const POLL: Duration = Duration::from_millis(2);
 pub struct Process {
     name: String,
     child: Child,
-    /// How it ended. From then on its number may be another's.
+    /// Its exit status, once it has ended. Its process id may belong to another process then.
     ended: Option<ExitStatus>,
     log: PathBuf,
     namespace: Namespace,

@@ -1,4 +1,4 @@
-//! Becoming root in a user namespace, so that the lab works for everyone.
+//! Becomes root in a user namespace, so that the lab works without root privileges.
 
 use std::{fs, io};
 

@@ -1,4 +1,4 @@
-//! The thread that lives in a namespace for as long as the namespace is wanted.
+//! The thread that stays in a namespace for the namespace's whole life.
 //!
 //! A namespace is a property of a thread, so everything that must happen inside one is handed to
 //! its worker: netlink requests, reads and writes below `/proc/sys/net`, and the start of child
@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 type Job = Box<dyn FnOnce(&Inside) + Send>;
 
-/// What a job finds on the worker's thread.
+/// The state on the worker's thread that a job uses.
 pub(super) struct Inside {
     pub(super) runtime: Runtime,
     pub(super) netlink: rtnetlink::Handle,

@@ -189,7 +189,7 @@ async fn route(
     question.header.flags = flags;
     match netlink.handle().route().get(question).execute().try_next().await {
         Ok(answer) => Ok(answer),
-        // Unreachable, prohibited, no such device: no route through this link, whatever the word.
+        // Unreachable, prohibited or no such device: each means that there is no route through this link.
         Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
         Err(error) => Err(error),
     }

@@ -5,10 +5,9 @@
 //!                                                      ├─▶ Hints: interface, routing rules
 //!                                                      └─▶ Hints: the server's names
 //! ```
-//! Messages are hints only: whoever listens looks at the whole state again and compares. So a
-//! message that was lost, repeated or about something else does no harm. Messages that the kernel dropped
-//! (ENOBUFS) are a hint, as is a socket that had to be opened again. A slow poll is the net below, for what
-//! the kernel never tells.
+//! Messages are hints only: each consumer reads the whole state again and compares. So a message that was lost,
+//! repeated or about something else does no harm. Messages that the kernel dropped (ENOBUFS) are a hint, as is a
+//! socket that was opened again. A poll every 5 s finds changes without a message.
 
 use std::{io, time::Duration};
 
@@ -19,7 +18,7 @@ use tracing::warn;
 
 use crate::task::Task;
 
-/// What can make a path appear or vanish.
+/// The groups whose messages can mean that a path appeared or vanished.
 const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -29,9 +28,9 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
 ];
-/// The longest without a look.
+/// The interval of the poll.
 pub(crate) const POLL: Duration = Duration::from_secs(5);
-/// From a netlink socket that failed to the next.
+/// The pause before a failed netlink socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
 /// Listens to the kernel. Hints come for as long as it exists.
@@ -52,7 +51,7 @@ impl Monitor {
         })
     }
 
-    /// Passes on what each of the streams that `open` gives has to tell, one after the other.
+    /// Turns the messages of a stream into hints. When it ends, `open` gives the next one.
     fn follow<S>(open: impl FnMut() -> io::Result<S> + Send + 'static) -> io::Result<Self>
     where
         S: Stream + Send + Unpin + 'static,
@@ -62,7 +61,7 @@ impl Monitor {
         Ok(Self { hints, _task: task })
     }
 
-    /// Whatever happens from now on.
+    /// Hints of all changes after this call.
     pub(crate) fn hints(&self) -> Hints {
         Hints(self.hints.subscribe())
     }
@@ -83,12 +82,12 @@ async fn pass_on<S: Stream + Unpin>(
             Ok(opened) => messages = opened,
             Err(error) => warn!(%error, "cannot hear of network changes, polling instead"),
         }
-        // Meanwhile nobody listened.
+        // Changes may have been missed meanwhile.
         hints.send_replace(());
     }
 }
 
-/// Tells one consumer when it is time to look. What comes while it does not listen is one hint when it does again.
+/// The hints of one consumer. All changes while it does not wait make one hint.
 #[derive(Clone, Debug)]
 pub struct Hints(watch::Receiver<()>);
 
@@ -99,12 +98,12 @@ impl Hints {
         Self(hints.subscribe())
     }
 
-    /// Without any hint.
+    /// Gives no hints.
     pub fn none() -> Self {
         Self(watch::Sender::default().subscribe())
     }
 
-    /// The same for another consumer: whatever happens from now on.
+    /// Hints for another consumer, of all changes after this call.
     #[must_use]
     pub(crate) fn again(&self) -> Self {
         let mut again = self.clone();
@@ -112,14 +111,13 @@ impl Hints {
         again
     }
 
-    /// Returns when it is time to look: at once after a change, and now and then without one.
-    /// Cancel safe.
+    /// Returns after a change, or after [`POLL`] without one. Cancel safe.
     pub(crate) async fn changed(&mut self) {
-        // Without a hint it is time for the poll.
+        // A timeout is the poll.
         let _ = time::timeout(POLL, self.hint()).await;
     }
 
-    /// Returns when the kernel tells of a change, and takes all that it told so far. Cancel safe.
+    /// Returns after a change, and consumes all hints so far. Cancel safe.
     pub(crate) async fn hint(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
@@ -138,7 +136,7 @@ mod tests {
         hints.hint().now_or_never().is_some()
     }
 
-    /// A monitor of what is sent; a stream ends when its sender is dropped, and the next one takes its place.
+    /// A monitor of streams in memory. A stream ends when its sender is dropped, and the next one follows.
     fn monitor(streams: usize) -> (Monitor, Vec<mpsc::UnboundedSender<()>>) {
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..streams).map(|_| mpsc::unbounded_channel()).unzip();

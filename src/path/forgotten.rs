@@ -1,60 +1,60 @@
-//! Whether the server has forgotten a connection: it answers everything but this.
+//! Detects that the server has forgotten a connection: it answers probes, but not the connection.
 //!
-//! A server that was started again, or whose place another machine took, knows nothing of a connection. It
-//! says so with a stateless reset (RFC 9000 §10.3), which need not arrive; without one, QUIC would wait for the
-//! idle timeout. Silence alone proves nothing: the path may be dead. So the connection and a probe ask
-//! together, over the same path at the same moment:
+//! A restarted server, or another machine in its place, does not know a connection. It sends a stateless reset
+//! (RFC 9000 §10.3), which may be lost; without one, QUIC would wait for the idle timeout. Silence alone proves
+//! nothing: the path may be dead. Therefore the connection and a probe ask at the same time over the same path:
 //!
 //! ```text
 //!                   probe answered, connection not
 //!  both ask ─┬──────────────────────────────────────▶ this counts; both ask again ─▶ … ─▶ forgotten
-//!     ▲      ├─ connection answered ─▶ nothing counts any more
+//!     ▲      ├─ connection answered ─▶ the count is zero again
 //!     └──────┴─ neither ─▶ the path may be dead
 //! ```
-//! What counts stays when the connection moves to another path meanwhile: both may lead to such a server.
+//! The count stays when the connection moves to another path: both paths may lead to such a server.
 
 use std::time::{Duration, Instant};
 
 use super::PathKey;
 
-/// Questions in vain, in a row. After an outage a server may answer a probe a moment before it has found its
-/// way back to a connection, and a packet of each question may be lost.
+/// Consecutive questions that only the probe answered, after which the server has forgotten the connection. Fewer
+/// prove nothing: after an outage a server may answer a probe a moment before it answers the connection, and
+/// packets may be lost.
 const IN_VAIN: u32 = 3;
-/// A probe's question is asked again when it is not answered for so long. A new question voids the one before.
+/// The time after which an unanswered question is repeated. A new question replaces the one before.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What to send now over a silent path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {
-    /// Let the connection ask for a sign of life, with as little as possible.
+    /// Let the connection send one small packet that the server must acknowledge.
     Nudge,
-    /// Let the connection and a probe ask, such that the server may answer at once.
+    /// Let the connection and a probe ask, each in a way that the server answers at once.
     AskBoth,
-    /// Nothing: the server does not know the connection any more.
+    /// Nothing: the server has forgotten the connection.
     GiveUp,
 }
 
-/// What speaks for it that the server has forgotten the connection.
+/// Evidence that the server has forgotten the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Forgotten {
-    /// When the newest packet that the server acknowledged was sent.
+    /// When the newest acknowledged packet was sent.
     acknowledged: Option<Instant>,
     question: Option<Question>,
     in_vain: u32,
 }
 
-/// The last question of both.
+/// The last question that the connection and a probe asked together.
 #[derive(Debug)]
 struct Question {
     path: PathKey,
     asked: Instant,
-    /// The probe's was answered.
+    /// The probe was answered.
     is_answered: bool,
 }
 
 impl Forgotten {
-    /// The connection is silent on `path`; the newest packet that was acknowledged was sent at `acknowledged`. To be
-    /// called at most as often as the server can be expected to have answered the last question.
+    /// What to send while the connection is silent on `path`; its newest acknowledged packet was sent at
+    /// `acknowledged`. Between two calls, the server must have had the time to answer.
     #[must_use]
     pub(crate) fn ask(
         &mut self,
@@ -81,7 +81,7 @@ impl Forgotten {
         Advice::AskBoth
     }
 
-    /// Whether the server does not know the connection any more.
+    /// Whether the server has forgotten the connection.
     #[must_use]
     pub(crate) fn is_certain(&self) -> bool {
         self.in_vain == IN_VAIN

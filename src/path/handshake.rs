@@ -32,9 +32,9 @@ use crate::{
     wire::foreign::Foreign,
 };
 
-/// How long a closing connection may use its socket to say so.
+/// How long a socket stays open after its connection was closed, to send the CONNECTION_CLOSE frame.
 const LINGER: Duration = Duration::from_secs(1);
-/// Reports of path errors that wait to be read.
+/// Capacity of the channel for path errors.
 const PATH_ERRORS: usize = 16;
 
 /// Why a handshake failed.
@@ -45,51 +45,51 @@ pub enum HandshakeError {
         "the server at {server} has the key {shown}, not the configured server.public-key {expected}"
     )]
     WrongServerKey {
-        /// Where.
+        /// The server's address.
         server: SocketAddr,
-        /// The key that it showed. It need not own it.
+        /// The key that it presented, possibly without owning it.
         shown: PublicKey,
-        /// The key that we want.
+        /// The configured key.
         expected: PublicKey,
     },
     /// What answers does not speak roamd.
     #[error("the server at {server} does not speak this protocol: {reason}")]
     NotRoamd {
-        /// Where.
+        /// The server's address.
         server: SocketAddr,
-        /// What it said.
+        /// The error, whose text may come from the peer.
         reason: Foreign,
     },
     /// No answer in time.
     #[error("no answer from {server} over {link}")]
     TimedOut {
-        /// Where.
+        /// The server's address.
         server: String,
-        /// Over which link.
+        /// The link's name.
         link: String,
     },
-    /// The server gave this handshake up. The next one may fare better.
+    /// The server gave up this handshake. A further one may succeed.
     #[error("the server at {server} gave up a handshake over {link}")]
     GivenUp {
-        /// Where.
+        /// The server's address.
         server: SocketAddr,
-        /// Over which link.
+        /// The link's name.
         link: String,
     },
-    /// No answer that tells anything.
+    /// The handshake failed for another reason.
     #[error("cannot reach {server} over {link}: {reason}")]
     Unreachable {
-        /// Where.
+        /// The server's address.
         server: SocketAddr,
-        /// Over which link.
+        /// The link's name.
         link: String,
-        /// What went wrong; a peer may have chosen the words.
+        /// The error, whose text may come from the peer.
         reason: Foreign,
     },
 }
 
 impl HandshakeError {
-    /// Whether this says nothing of further handshakes with the same server over the same link.
+    /// Whether a further handshake with the same server over the same link may succeed.
     #[must_use]
     pub fn is_of_one_handshake(&self) -> bool {
         match self {
@@ -99,12 +99,13 @@ impl HandshakeError {
     }
 }
 
-/// An open endpoint on its own sockets. Dropped, it says goodbye to the server and closes them.
+/// An open endpoint on its own sockets. When dropped, it closes its connection with [`close::NOT_NEEDED`], then the
+/// sockets.
 #[derive(Debug)]
 pub struct Underlay {
     endpoint: Endpoint,
     socket: Arc<PathSocket>,
-    /// What goes wrong on its paths.
+    /// Errors of its paths.
     pub errors: mpsc::Receiver<PathError>,
 }
 
@@ -152,15 +153,15 @@ impl Drop for Underlay {
 pub struct Connected {
     /// The connection.
     pub connection: Connection,
-    /// What it runs on.
+    /// Its endpoint and sockets.
     pub underlay: Underlay,
     /// Its path.
     pub path: PathId,
-    /// Where that leads.
+    /// The candidate of that path.
     pub candidate: Candidate,
     /// When the handshake began.
     pub begun: Instant,
-    /// Whether the server took the packets that went before the handshake.
+    /// Whether the server accepted the early packets (0-RTT).
     pub early_arrived: bool,
 }
 
@@ -192,10 +193,10 @@ impl Handshake {
         Ok(Self { resuming, fresh, expected: server, wrong })
     }
 
-    /// Connects over `candidate` within `limit`. With `early` packets it uses a ticket of an earlier
-    /// session, if there is one, and sends them along; they may arrive more than once.
+    /// Connects over `candidate` within `limit`. `early` packets are sent with the first flight if there is a
+    /// ticket of an earlier session (0-RTT, RFC 8446 §2.3); they may arrive more than once.
     ///
-    /// Cancel safe: what it opened is closed.
+    /// Cancel safe: all that was opened is closed.
     pub async fn run(
         &self,
         network: &dyn Network,
@@ -232,7 +233,7 @@ impl Handshake {
         }
     }
 
-    /// What the server tells by ending the handshake with this `error`.
+    /// What it means that the handshake ended with this `error`.
     fn told(&self, candidate: &Candidate, error: &ConnectionError) -> Option<HandshakeError> {
         let server = candidate.server;
         let shown = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -260,14 +261,14 @@ impl Handshake {
     }
 }
 
-/// A server that closes a connection during its handshake says APPLICATION_ERROR, whatever its reason (RFC 9000
-/// §10.2.3); one that was started again resets it.
+/// A server that closes a connection during its handshake sends APPLICATION_ERROR for any reason (RFC 9000
+/// §10.2.3); a restarted server sends a stateless reset.
 fn given_up(candidate: &Candidate) -> HandshakeError {
     HandshakeError::GivenUp { server: candidate.server, link: candidate.link.clone() }
 }
 
-/// Handshakes over one candidate, side by side. QUIC repeats the first packet of a handshake ever more
-/// rarely, and somebody waits: a further handshake finds a network that has just come back.
+/// Parallel handshakes over one candidate. QUIC retransmits the first packet of a handshake at doubling intervals
+/// (RFC 9002 §6.2.1). When a network comes back, a further handshake succeeds before the next retransmission.
 pub(crate) struct Attempt {
     handshake: Handshake,
     network: Arc<dyn Network>,
@@ -286,13 +287,13 @@ impl Attempt {
         Self { handshake, network, candidate, under_way: FuturesUnordered::new() }
     }
 
-    /// Where it leads.
+    /// The candidate.
     #[must_use]
     pub(crate) fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
-    /// Starts a handshake beside those that are under way; see [`Handshake::run`].
+    /// Starts a further handshake; see [`Handshake::run`].
     pub(crate) fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
         let (handshake, network) = (self.handshake.clone(), self.network.clone());
         let candidate = self.candidate.clone();
@@ -300,8 +301,9 @@ impl Attempt {
         self.under_way.push(Box::pin(run));
     }
 
-    /// The next handshake that completes, or fails such that the others will. A failure that concerns one handshake
-    /// alone is told of when that was the last one. Without a handshake it waits. Cancel safe.
+    /// Returns the first handshake that completes, or an error that the others would end with as well. An error of
+    /// one handshake alone is returned only if no other one is left. Without a handshake this waits for ever.
+    /// Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Connected, HandshakeError> {
         loop {
             match self.under_way.next().await {
@@ -313,7 +315,7 @@ impl Attempt {
     }
 }
 
-/// Waits for the end of the handshake; whether the server took the `early` packets.
+/// Waits for the end of the handshake. Returns whether the server accepted the `early` packets.
 async fn complete(
     connecting: Connecting,
     early: Option<Arc<[Bytes]>>,

@@ -1,4 +1,4 @@
-//! Which path carries the tunnel: the policy, without clock, sockets or tasks.
+//! Decides which path carries the tunnel: a pure policy, without clock, sockets or tasks.
 //!
 //! ```text
 //!                           answered in time
@@ -9,17 +9,17 @@
 //!                      ▲                                               │
 //!                      └──────── silent, or the kernel refuses ────────┘
 //! ```
-//! A path whose candidate is gone is forgotten in any state, and its sockets are closed.
+//! In any state, a path whose candidate is gone is removed and its sockets are closed.
 //!
-//! **Bad news is acted on at once, good news with hysteresis.** When the active path is gone, the
-//! best standby takes over, or the best candidate, unprobed, if no standby is there. When it is
-//! silent, it is asked, and if it does not answer either, so are all others: the first standby to
-//! answer wins. A better path must answer a probe and, if it failed lately, stay good for a while
-//! that grows with each failure, before it takes over.
+//! **A failure has an effect at once, an improvement only with hysteresis.** When the active path is gone, the
+//! best standby takes over, or, without a standby, the best candidate, unprobed. When the active path is silent,
+//! it is probed; if it does not answer, all other paths are probed, and the first to answer takes over. A better
+//! path takes over once it has answered a probe and, if it failed lately, has worked for a time that doubles with
+//! each failure.
 //!
-//! A person may choose a link: it goes before all others until it fails, or is used alone. That choice and the
-//! failures of links outlive the connection: the manager lives as long as the client, and while there is no
-//! connection it says in which order to dial.
+//! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice
+//! and the failures of links outlive the connection: the manager lives as long as the client, and while there is
+//! no connection it gives the order in which to dial.
 
 mod why;
 
@@ -34,75 +34,74 @@ use super::{
 };
 use crate::link::candidate::Candidate;
 
-/// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
-/// route often comes a moment before the network behind it.
+/// The pause after the first failed probe of a path, doubled with each failure up to `LONGEST_RETRY`. It is short
+/// because a route often appears a moment before the network behind it works.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// The longest while no path is known to work: somebody is waiting.
+/// The longest pause while no path is known to work: the user is waiting.
 const DESPERATE_RETRY: Duration = Duration::from_secs(1);
-/// The same where nobody refused: the path was asked at a steady pace for as long as a question may take, and its
-/// network may be back since a moment.
+/// The pause while no path works after a probe that was not refused but timed out: such a probe has already taken
+/// its whole timeout.
 const SILENT_RETRY: Duration = Duration::from_millis(100);
-/// A path that failed must stay good for so long before it is preferred again; doubled with each
-/// failure up to the longest.
+/// How long a path must work after a failure before it is preferred again, doubled with each failure up to
+/// `LONGEST_DWELL`.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
 const LONGEST_DWELL: Duration = Duration::from_secs(120);
-/// After so long without a failure a path is as good as new.
+/// The time without a failure after which the earlier failures of a path no longer count.
 const FORGIVENESS: Duration = Duration::from_secs(600);
-/// How long a silent active path may take to answer when asked, at least; otherwise twice its round
-/// trip.
+/// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
-/// What the manager is told.
+/// Input of the manager.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// All candidates that there are; what is not among them is gone.
+    /// The complete list of candidates. A path that is not in it is gone.
     Candidates(Vec<(Candidate, LinkFacts)>),
-    /// The tunnel's connection stands on this path.
+    /// The tunnel's connection was established on this path.
     Connected(PathKey),
-    /// The tunnel's connection is lost, and with it what was opened to ask over its paths.
+    /// The tunnel's connection is lost, and the probes of all paths are closed.
     Disconnected,
-    /// A question over this path was answered; the round trip took so long, if that can be told.
+    /// A probe of this path was answered, with the round-trip time if it was measured.
     Answered(PathKey, Option<Duration>),
-    /// The tunnel's own packets over the active path take so long for a round trip.
+    /// The round-trip time of the tunnel's own packets on the active path.
     Measured(PathKey, Duration),
-    /// A question over this path will not be answered: it was refused, or its socket failed.
+    /// A probe of this path failed before its timeout: it was refused, or its socket failed.
     Refused(PathKey),
-    /// A question over this path was not answered in time.
+    /// A probe of this path was not answered in time.
     TimedOut(PathKey),
-    /// The active path was sent to and is silent for longer than it should be.
+    /// Packets were sent on the active path, and an answer is overdue.
     Silent(PathKey),
-    /// The server was heard on the active path again.
+    /// The server was heard again on the active path.
     Heard(PathKey),
     /// The kernel refused to send on this path.
     SendFailed(PathKey),
     /// A captive portal seems to answer on this path, which failed.
     Portal(PathKey),
-    /// The machine slept, or this process did: nothing is known any more.
+    /// The machine was suspended or this process was stopped: the state of every path is unknown.
     Woke,
-    /// A person chose a link, or with `None` leaves the choice to us again.
+    /// The user chose a link, or with `None` cancelled the choice.
     Choose(Option<Choice>),
-    /// A person wants to know whether paths work: those over this link, or all.
+    /// The user asks whether the paths over this link work, or with `None` all paths.
     Check(Option<String>),
 }
 
-/// A person's choice.
+/// The user's choice of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
-    /// The link's name: a modem that is unplugged and comes back has another index.
+    /// The link's name. The index of a modem changes when it is unplugged and plugged in again.
     pub link: String,
-    /// Whether no other link may be used, come what may. Otherwise the choice ends when the link fails.
+    /// Whether other links are never used. Otherwise the choice ends when the link fails.
     pub pinned: bool,
 }
 
-/// What the manager wants done.
+/// Output of the manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Ask the server over this path; [`Event::Answered`], [`Event::Refused`] or [`Event::TimedOut`]
-    /// follow. An earlier question over the same path is void.
+    /// Probe this path; [`Event::Answered`], [`Event::Refused`] or [`Event::TimedOut`] follows. It replaces an
+    /// earlier probe of the same path.
     Ask(PathKey),
-    /// Stop asking over this path, and close what was opened for it unless it is active.
+    /// Stop probing this path, and close its sockets unless it is the active path.
     Forget(PathKey),
-    /// Send by this path from here on.
+    /// Make this path the active one.
     Switch(PathKey, Reason),
 }
 
@@ -114,7 +113,7 @@ enum State {
     Failed { retry_at: Instant },
 }
 
-/// The periodic question to a standby.
+/// The periodic probe of a standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Check {
     At(Instant),
@@ -133,7 +132,7 @@ struct Path {
     failures: Failures,
 }
 
-/// How often a path failed since it was as good as new, and when last.
+/// The number of failures of a path that count, and the time of the last one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Failures {
     count: u32,
@@ -146,21 +145,21 @@ struct Active {
     doubt: Option<Doubt>,
 }
 
-/// The active path is silent.
+/// State of an active path that is silent.
 #[derive(Clone, Copy, Debug)]
 enum Doubt {
-    /// It was asked, and may answer until then.
+    /// It was probed and may answer until this deadline.
     Asked(Instant),
-    /// It did not answer; whoever answers first takes over.
+    /// It did not answer; the first path to answer takes over.
     Open,
 }
 
 /// The settings of a [`Manager`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// How long a question may take.
+    /// Timeout of a probe.
     pub probe_timeout: Duration,
-    /// How often a standby is asked; `None` for never.
+    /// Interval between probes of a standby; `None` for none.
     pub standby_check: Option<Duration>,
     /// The same on a metered link.
     pub metered_check: Option<Duration>,
@@ -171,7 +170,7 @@ pub(crate) struct Settings {
 pub(crate) struct Manager {
     settings: Settings,
     paths: BTreeMap<PathKey, Path>,
-    /// The failures of paths that are gone, should they return.
+    /// The failures of paths that are gone, for when they return.
     record: BTreeMap<PathKey, Failures>,
     connected: bool,
     active: Option<Active>,
@@ -192,12 +191,13 @@ impl Manager {
         }
     }
 
-    /// Takes other settings for all that begins from here on.
+    /// Replaces the settings. Probes under way keep their deadline.
     pub(crate) fn set_settings(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
-    /// Takes in what happened, or with `None` that a deadline passed; gives what to do, in order.
+    /// Handles an event, or with `None` a deadline that passed. Returns the actions in the order in which to
+    /// perform them.
     #[must_use]
     pub(crate) fn handle(&mut self, event: impl Into<Option<Event>>, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -225,7 +225,7 @@ impl Manager {
         actions
     }
 
-    /// When [`Self::handle`] has something to do although nothing happens.
+    /// The next deadline, at which [`Self::handle`] is to be called even without an event.
     #[must_use]
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let works = self.works();
@@ -248,8 +248,8 @@ impl Manager {
         of_paths.chain(doubt).min()
     }
 
-    /// In which order to dial these candidates, without those that a pinned link rules out. A link that
-    /// failed lately goes after those that did not.
+    /// Sorts candidates into the order in which to dial, without those that a pinned link excludes. A link that
+    /// failed lately comes after those that did not.
     #[must_use]
     pub(crate) fn dial_order(
         &self,
@@ -270,7 +270,7 @@ impl Manager {
         allowed.into_iter().map(|(_, candidate)| candidate).collect()
     }
 
-    /// The link that a person pinned.
+    /// The link that the user pinned.
     #[must_use]
     pub(crate) fn pinned(&self) -> Option<&str> {
         self.choice.as_ref().filter(|choice| choice.pinned).map(|choice| choice.link.as_str())
@@ -282,7 +282,7 @@ impl Manager {
         self.active.map(|active| active.key)
     }
 
-    /// Whether a question over this path is due, now or later, although nothing happens.
+    /// Whether this path is going to be probed even without a further event.
     #[must_use]
     pub(crate) fn is_asked_again(&self, key: PathKey) -> bool {
         self.paths
@@ -290,7 +290,7 @@ impl Manager {
             .is_some_and(|path| !matches!(path.state, State::Standby { check: None, .. }))
     }
 
-    /// Whether the active path is silent, or may be dead for another reason.
+    /// Whether the active path is silent, or suspected to be dead for another reason.
     #[must_use]
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.active.is_some_and(|active| active.doubt.is_some())
@@ -302,7 +302,7 @@ impl Manager {
         self.paths.get(&key).is_some_and(|path| path.portal)
     }
 
-    /// Every path, with its state and its round trip as far as it is known.
+    /// Every path with its state and, if measured, its round-trip time.
     pub(crate) fn paths(&self) -> impl Iterator<Item = (PathKey, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))
     }
@@ -364,7 +364,7 @@ impl Manager {
             path.rtt = None;
             path.portal = false;
             path.state = State::Standby { since: now, check: None };
-            // Its own traffic tells more than a question does.
+            // The tunnel's own traffic tells more about the path than a probe.
             actions.push(Action::Forget(key));
         }
     }
@@ -402,7 +402,7 @@ impl Manager {
         path.state = State::Standby { since, check };
         let allowed = is_allowed(self.choice.as_ref(), path);
         match &mut self.active {
-            // The path works; whether the connection does is another question.
+            // The answer proves that the path works, not that the connection does.
             Some(active) if active.key == key => {}
             Some(Active { doubt: Some(Doubt::Open), .. }) if allowed => {
                 self.switch(key, Reason::Silent, now, actions);
@@ -411,7 +411,7 @@ impl Manager {
         }
     }
 
-    /// When a standby is asked next; an active path is watched instead.
+    /// When a standby is probed next. The active path is not: its traffic is watched instead.
     fn next_check(&self, key: PathKey, now: Instant) -> Option<Check> {
         let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
         let metered = path.facts.metered;
@@ -421,7 +421,7 @@ impl Manager {
 
     fn fail(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         if self.is_active(key) {
-            // Its own traffic tells more than a question does.
+            // The tunnel's own traffic tells more about the path than a probe.
             return;
         }
         let works = self.works();
@@ -436,7 +436,7 @@ impl Manager {
         }
     }
 
-    /// A question was not answered in time.
+    /// A probe was not answered in time.
     fn time_out(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         self.fail(key, now, actions);
         if !self.works()
@@ -530,7 +530,7 @@ impl Manager {
         Facts { chosen: self.is_chosen(&path.link), portal, link, rtt }
     }
 
-    /// Doubts the active path and asks over all others, also those that failed.
+    /// Suspects the active path and probes all others, including those that failed.
     fn ask_everyone(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let deadline = now + self.settings.probe_timeout;
         let active = self.active();
@@ -547,7 +547,7 @@ impl Manager {
         }
     }
 
-    /// Does what is due.
+    /// Handles the deadlines that passed.
     fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if let Some(Active { doubt: Some(Doubt::Asked(until)), .. }) = self.active
             && until <= now
@@ -576,7 +576,7 @@ impl Manager {
         }
         for key in failed {
             if active == Some(key) {
-                // Never answered a question, but is in use: watch it as any active path.
+                // It never answered a probe but carries the tunnel: watch it like any active path.
                 if let Some(path) = self.paths.get_mut(&key) {
                     path.state = State::Standby { since: now, check: None };
                 }
@@ -586,7 +586,7 @@ impl Manager {
         }
     }
 
-    /// A connection without a path takes the best that there is, answered or not.
+    /// Gives a connection without an active path the best path, even one that has not answered a probe.
     fn fill_vacancy(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.connected
             && self.active.is_none()
@@ -628,8 +628,8 @@ impl Manager {
         }
     }
 
-    /// From when on a path may take over from one that works; `None` if it is no standby, or one that
-    /// is being asked whether it still is.
+    /// The time from which a path may replace one that works; `None` unless it is a standby that is not being
+    /// probed.
     fn ready_at(&self, path: &Path) -> Option<Instant> {
         let State::Standby { since, check } = path.state else { return None };
         if self.is_chosen(&path.link) {
@@ -687,7 +687,7 @@ impl Manager {
     }
 }
 
-/// Whether a person's choice lets `path` be used.
+/// Whether the user's choice allows `path` to be used.
 fn is_allowed(choice: Option<&Choice>, path: &Path) -> bool {
     choice.is_none_or(|choice| !choice.pinned || choice.link == path.link)
 }
@@ -702,7 +702,7 @@ impl Path {
         self.state = State::Failed { retry_at: now + retry };
     }
 
-    /// Waits for an answer until `deadline`; a standby stays one meanwhile.
+    /// Starts to wait for an answer until `deadline`. A standby stays a standby meanwhile.
     fn ask(&mut self, deadline: Instant) {
         self.state = match self.state {
             State::Standby { since, .. } => {
@@ -725,12 +725,12 @@ impl Failures {
         *self = Self { count: self.count(now) + 1, last: Some(now) };
     }
 
-    /// Whether the path could not have been good for long enough since.
+    /// Whether the last failure is more recent than [`Self::dwell`].
     fn are_recent(&self, now: Instant) -> bool {
         self.last.is_some_and(|last| now < last + self.dwell(now))
     }
 
-    /// How long the path must stay good before it is preferred again.
+    /// How long the path must work before it is preferred again.
     fn dwell(&self, now: Instant) -> Duration {
         match self.count(now) {
             0 => Duration::ZERO,

@@ -20,7 +20,7 @@ pub struct NetworkError(pub Box<dyn Error + Send + Sync>);
 
 /// Links, routes and sockets.
 pub trait Network: fmt::Debug + Send + Sync {
-    /// What could carry a path to one of `servers`, and what decides between them.
+    /// The candidates for a path to one of `servers`, with the facts by which they are ranked.
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
@@ -42,6 +42,6 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
-    /// Tells from now on when it is time to look at [`Self::candidates`] again.
+    /// Hints of changes after which [`Self::candidates`] is to be read again.
     fn hints(&self) -> Hints;
 }

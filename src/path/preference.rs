@@ -5,7 +5,7 @@ use wildmatch::WildMatch;
 use super::rank::LinkFacts;
 use crate::{config::Paths, link::candidate::Candidate};
 
-/// The user's preferences, ready to be asked.
+/// The user's preferences.
 #[derive(Debug)]
 pub struct Preferences {
     prefer: Vec<(WildMatch, bool)>,
@@ -26,14 +26,14 @@ impl Preferences {
         }
     }
 
-    /// Whether `link` is never to be used.
+    /// Whether `link` must not be used.
     #[must_use]
     pub fn ignores(&self, link: &str) -> bool {
         self.ignore.iter().any(|ignored| ignored.matches(link))
     }
 
-    /// What decides for or against the candidate's link, which somebody else may say `is_metered`; `None`
-    /// if it is never to be used.
+    /// The facts by which the candidate's link is ranked; `None` if it must not be used. `is_metered` is what
+    /// sources other than the configuration say.
     #[must_use]
     pub fn facts(&self, candidate: &Candidate, is_metered: bool) -> Option<LinkFacts> {
         let Candidate { link, metric, .. } = candidate;

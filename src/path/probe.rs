@@ -1,9 +1,9 @@
-//! Asking the server over a path that does not carry the tunnel.
+//! Probes a path that does not carry the tunnel.
 //!
-//! A probe is a connection of its own, a short QUIC handshake under the ALPN `roamd-probe`, on a
-//! socket bound to the candidate's link. That it completes proves that the path works both ways and leads to the
-//! right server. Echoes over it follow at once and measure the path, but for the first one, which still meets the
-//! end of the handshake. The connection stays open, so that the next question is one round trip: the warm standby.
+//! A probe is a QUIC connection of its own with the ALPN `roamd-probe`, on a socket bound to the candidate's link.
+//! A complete handshake proves that the path works both ways and leads to the right server. Echoes over the
+//! connection then measure the round trip; the first one is ignored, because it overlaps with the end of the
+//! handshake. The connection stays open (a warm standby), so that each further answer takes one round trip.
 
 use std::{
     mem,
@@ -27,23 +27,23 @@ use super::{
 };
 use crate::{clock, link::candidate::Candidate, task::Task};
 
-/// Until the question is asked again, at least; otherwise three round trips.
+/// The minimum time before a question is repeated; three round trips if that is longer.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
-/// Questions that wait to be asked: a newer one voids the older ones.
+/// Capacity of the channel for questions. A newer question replaces older ones.
 const QUESTIONS: usize = 1;
 
-/// What the probe's connection tells of its path.
+/// Figures about a path from the probe's connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
-    /// The MTU as far as it is known: UDP payload in bytes.
+    /// The path MTU found so far, in bytes of UDP payload.
     pub mtu: u16,
     /// Packets sent.
     pub sent: u64,
-    /// Those of them that were lost.
+    /// Packets lost.
     pub lost: u64,
 }
 
-/// A task that asks over one path. Dropped, it closes what it opened.
+/// A task that probes one path. When dropped, it closes its connection and sockets.
 #[derive(Debug)]
 pub(crate) struct Probe {
     questions: mpsc::Sender<()>,
@@ -53,8 +53,8 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Starts a task that asks over `candidate` and tells the answers as events about `key`. It
-    /// takes `limit` at most for one question.
+    /// Starts a task that probes `candidate` and reports answers as events about `key`. The timeout of a question
+    /// is `limit`.
     #[must_use]
     pub(crate) fn start(
         network: Arc<dyn Network>,
@@ -83,20 +83,20 @@ impl Probe {
         Self { questions, hurry, measured, _task: task }
     }
 
-    /// What was found out so far.
+    /// The figures so far.
     #[must_use]
     pub(crate) fn measured(&self) -> Option<Measured> {
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks. An earlier question that is not answered yet is void.
+    /// Asks a question. It replaces an earlier one that is not answered yet.
     pub(crate) fn ask(&self) {
-        // Full means that the same question waits already.
+        // If the channel is full, the same question is already waiting.
         let _ = self.questions.try_send(());
     }
 
-    /// Starts a further handshake if a question is not answered yet: the next retransmission may be far, and a
-    /// server that was started again does not know the connection that stands.
+    /// Starts a further handshake if a question is not answered yet: the next retransmission may be seconds away,
+    /// and a restarted server does not know the existing connection.
     pub(crate) fn hurry(&self) {
         self.hurry.notify_one();
     }
@@ -109,9 +109,9 @@ struct Asker {
     limit: Duration,
     attempt: Option<Attempt>,
     standing: Option<Connected>,
-    /// Nothing was asked over it.
+    /// No question was asked on it.
     is_new: bool,
-    /// The last round trip over it.
+    /// The last round trip on it.
     last: Option<Duration>,
     epoch: Instant,
     hurry: Arc<Notify>,
@@ -163,7 +163,7 @@ impl Asker {
         }
     }
 
-    /// One answer, over the connection that stands or a new one; `None` if there is no hope.
+    /// Waits for one answer on the existing connection or a new one; `None` if that failed.
     async fn question(&mut self) -> Option<Answer> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         let (standing, epoch) =
@@ -174,7 +174,7 @@ impl Asker {
                 None => std::future::pending().await,
             }
         };
-        // A server that was started again does not know the connection that stands.
+        // A restarted server does not know the existing connection.
         let mut rtt = tokio::select! {
             rtt = over_standing => rtt?,
             connected = self.connect(standing.is_none()) => {
@@ -193,10 +193,10 @@ impl Asker {
         self.attempt = None;
         let connection = &self.standing.as_ref()?.connection;
         if mem::take(&mut self.is_new) {
-            // The first echo met the end of the handshake.
+            // The first echo overlapped with the end of the handshake.
             rtt = echo(connection, epoch).await?;
         }
-        // One sample may be late because a machine was busy; of two the shorter one counts.
+        // A busy machine can delay one sample, so the shorter of two counts.
         let before = match self.last {
             None => echo(connection, epoch).await?,
             Some(before) => before,
@@ -210,8 +210,8 @@ impl Asker {
         Some(Answer::Echo(rtt))
     }
 
-    /// The first handshake to complete: of this question, of void ones before it, and of those that somebody
-    /// in a hurry starts; without `at_once` of the latter alone. Cancel safe.
+    /// Waits for the first of all handshakes to complete: those of replaced questions, one that `at_once` starts
+    /// here, and one for each [`Probe::hurry`]. Cancel safe.
     async fn connect(&mut self, at_once: bool) -> Result<Connected, HandshakeError> {
         let attempt = self.attempt.get_or_insert_with(|| {
             let candidate = self.candidate.clone();
@@ -229,8 +229,8 @@ impl Asker {
     }
 }
 
-/// The round trip of an echo, asked until it is answered; `None` if the connection ends. Questions carry
-/// the time of their sending, counted from `epoch`, which is one for the whole connection.
+/// The round trip of an echo, repeated until it is answered; `None` if the connection ends. A question carries the
+/// time at which it was sent, counted from `epoch`, which is the same for the whole task.
 async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
     let begun = epoch.elapsed();
@@ -241,7 +241,7 @@ async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
         while let Ok(reply) = time::timeout_at(again, connection.read_datagram()).await {
             let sent = u64::from_be_bytes(reply.ok()?.as_ref().try_into().ok()?);
             let sent = Duration::from_micros(sent);
-            // A late answer to an earlier question says nothing of the present.
+            // A late answer to an earlier question says nothing about the path at present.
             if sent + Duration::from_micros(1) >= begun {
                 return epoch.elapsed().checked_sub(sent);
             }

@@ -12,7 +12,7 @@ use super::Reason;
 /// the round trip.
 const RTT_MARGIN: Duration = Duration::from_millis(10);
 
-/// What is said of a path behind a captive portal.
+/// The text about a path behind a captive portal.
 pub(crate) const PORTAL: &str = "a captive portal seems to answer: log in with a browser";
 
 /// What the configuration and the kernel say of a link and its route to the server. Declared in order of
@@ -28,10 +28,10 @@ pub struct LinkFacts {
     pub metric: u32,
 }
 
-/// All that decides between two paths.
+/// The facts by which two paths are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// A person chose its link.
+    /// The user chose its link.
     pub(crate) chosen: bool,
     /// A captive portal seems to answer in the server's place.
     pub(crate) portal: bool,
@@ -40,7 +40,7 @@ pub(crate) struct Facts {
     pub(crate) rtt: Option<Duration>,
 }
 
-/// What speaks for a candidate and against the active path, or the other way round.
+/// The result of a comparison of a candidate with the active path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Better(Reason),

@@ -1,7 +1,7 @@
-//! The server's addresses: those that are written down, and what its names stand for at the moment.
+//! The server's addresses: those in the configuration, and those to which its names resolve.
 //!
-//! Who answers for a name is whoever runs the network: an answer may hold any number of addresses of anybody. So
-//! those that are written down come first, and names add a few only.
+//! The operator of a network can forge DNS answers with any number of addresses. Configured addresses therefore
+//! come first, and names add only a few.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -18,13 +18,14 @@ use tokio::{
 
 use crate::config::HostPort;
 
-/// How long the resolver may take; libc's own default is two tries of five seconds.
+/// Timeout of one resolution. By default libc tries twice for 5 s (resolv.conf(5)).
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Addresses that all names together add. Each is asked over each link, with a socket of its own.
+/// Maximum of addresses that all names together add. Each is probed over each link, on a socket of its own.
 const MOST: usize = 8;
 
-/// Who lets packets to the server's addresses leave this host, where a kill switch holds others back.
+/// Requests that let packets to these server addresses through the kill switch; each is answered when that is
+/// done.
 pub(crate) type Admission = mpsc::Sender<(Vec<SocketAddr>, oneshot::Sender<()>)>;
 
 /// A name could not be resolved.
@@ -44,7 +45,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// Resolves nothing yet; known is what is written down.
+    /// Resolves nothing yet: only the configured addresses are known.
     #[must_use]
     pub fn new(servers: Vec<HostPort>) -> Self {
         let written = servers
@@ -55,7 +56,7 @@ impl Names {
         Self { servers: Mutex::new(servers), known, admission }
     }
 
-    /// Has new addresses admitted before anybody hears of them.
+    /// Requests the admission of new addresses before they are published.
     pub(crate) fn admit_through(&self, admission: Admission) {
         let _ = self.admission.set(admission);
     }
@@ -68,31 +69,31 @@ impl Names {
         }
     }
 
-    /// Takes other names from here on.
+    /// Replaces the names and addresses.
     pub fn replace(&self, servers: Vec<HostPort>) {
         *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
     }
 
-    /// What was found last. The resolver is the first to fail when a network does.
+    /// The result of the last resolution, for use while a network fails: the resolver fails first.
     #[must_use]
     pub fn known(&self) -> Vec<SocketAddr> {
         self.known.borrow().clone()
     }
 
-    /// Tells when other addresses are found.
+    /// Notifies of changes of the addresses.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.known.subscribe()
     }
 
-    /// Whether there is a name among them, which may stand for something else one day.
+    /// Whether there is a name among them, which may resolve to other addresses later.
     #[must_use]
     pub fn can_change(&self) -> bool {
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
         servers.iter().any(|server| !is_address(server))
     }
 
-    /// The addresses behind all names; an error only if there is none at all.
+    /// Resolves all names. Returns an error only if there is no address at all.
     pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ResolveError> {
         let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answers = join_all(servers.iter().map(resolve)).await;
@@ -108,7 +109,7 @@ impl Names {
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
-                // What a name stands for is admitted each time: the host may have refused the last time.
+                // Addresses of names are admitted each time: the host may have refused the last time.
                 if self.can_change() || self.known() != addresses {
                     self.admit(addresses.clone()).await;
                 }
@@ -127,8 +128,9 @@ fn is_address(server: &HostPort) -> bool {
     server.host.parse::<IpAddr>().is_ok()
 }
 
-/// The addresses that are used: all that are `written` down, and the first few of those that were `found`, of each
-/// name in turn. What is `known` already goes first, so that an answer in another order changes nothing.
+/// Chooses the addresses to use: all that are `written` in the configuration, and the first few of those that were
+/// `found`, of each name in turn. Addresses that are already `known` go first, so that an answer in another order
+/// changes nothing.
 fn choose(
     written: Vec<SocketAddr>,
     found: Vec<Vec<SocketAddr>>,
@@ -159,7 +161,7 @@ fn choose(
     addresses
 }
 
-/// Both families in turn, the resolver's first choice first (RFC 8305 §4).
+/// Alternates between the families, beginning with that of the resolver's first address (RFC 8305 §4).
 fn alternate(addresses: Vec<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
     let is_first = addresses.first().is_none_or(SocketAddr::is_ipv4);
     let (mut first, mut other): (VecDeque<_>, VecDeque<_>) =

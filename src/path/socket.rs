@@ -41,7 +41,7 @@ pub(crate) const VIRTUAL_SERVER: SocketAddr =
 /// then works or waits; one that only fails would spin.
 const RECEIVE_ERRORS: u32 = 16;
 
-/// Names an open path.
+/// Identifies an open path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathId(u64);
 
@@ -56,11 +56,11 @@ impl fmt::Display for PathId {
 pub struct PathError {
     /// The path.
     pub path: PathId,
-    /// What the kernel said.
+    /// The kernel's error.
     pub error: io::Error,
 }
 
-/// What was sent and heard on a path.
+/// Counters of a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathStats {
     /// Bytes handed to the kernel, UDP payload only.
@@ -83,7 +83,7 @@ pub struct PathSocket {
     /// Where the next receive starts, so that a busy path does not starve the others.
     turn: AtomicUsize,
     unsent: AtomicU64,
-    /// When the active path was sent to first since it was heard last.
+    /// When the first packet was sent on the active path since the last one was received.
     unheard: AtomicInstant,
     went_unheard: Notify,
     receiver: AtomicWaker,
@@ -110,8 +110,8 @@ struct OpenPath {
 }
 
 impl PathSocket {
-    /// A socket without paths: it sends nothing and hears nothing. What goes wrong on a path is
-    /// sent to `errors`; when that is full, the report is dropped and only counted.
+    /// A socket without paths, which sends and receives nothing. Errors of paths go to `errors`; while that is
+    /// full, they are only counted.
     #[must_use]
     pub fn new(errors: mpsc::Sender<PathError>) -> Arc<Self> {
         Arc::new(Self {
@@ -149,7 +149,7 @@ impl PathSocket {
         id
     }
 
-    /// Sends by path `id` from here on; `false` if it is not open.
+    /// Makes path `id` the active one; `false` if it is not open.
     pub fn switch(&self, id: PathId) -> bool {
         let mut found = false;
         self.update(|paths| {
@@ -162,18 +162,18 @@ impl PathSocket {
         found
     }
 
-    /// Since when the active path was sent to and nothing was heard on it.
+    /// Since when packets are sent on the active path and none is received.
     #[must_use]
     pub fn unheard_since(&self) -> Option<Instant> {
         self.unheard.get()
     }
 
-    /// Waits until the active path is unheard anew: something is sent after it was heard. Cancel safe.
+    /// Waits until [`Self::unheard_since`] begins: a packet is sent, and an earlier one was answered. Cancel safe.
     pub async fn went_unheard(&self) {
         self.went_unheard.notified().await;
     }
 
-    /// Forgets that something was sent and nothing heard.
+    /// Expects no answer to the packets sent so far.
     pub fn expect_nothing(&self) {
         self.unheard.clear();
     }
@@ -204,7 +204,7 @@ impl PathSocket {
         self.paths.load().active.as_ref().map(|path| path.id)
     }
 
-    /// What was sent and heard on path `id`.
+    /// The counters of path `id`.
     #[must_use]
     pub fn stats(&self, id: PathId) -> Option<PathStats> {
         let paths = self.paths.load();
@@ -265,8 +265,8 @@ impl PathSocket {
 }
 
 impl OpenPath {
-    /// Makes the server's datagrams come from the virtual address and empties all others, which
-    /// quinn then skips; whether there was one of the server's.
+    /// Replaces the source of the server's datagrams by the virtual address and empties all others, which quinn
+    /// then skips. Returns whether one was from the server.
     fn received(&self, meta: &mut [RecvMeta]) -> bool {
         let mut bytes = 0;
         for meta in meta {
@@ -298,8 +298,7 @@ impl OpenPath {
     }
 }
 
-/// An IPv4 address as such, also where a dual-stack socket shows it mapped into IPv6, and without
-/// flow label and scope.
+/// The address without flow label and scope, and as IPv4 if a dual-stack socket shows it as IPv4-mapped IPv6.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -405,7 +404,7 @@ impl UdpPoller for ActivePoller {
             senders.push(cx.waker().clone());
         }
         drop(senders);
-        // A switch since the load above woke those who were registered then.
+        // A switch since the load above woke only the tasks that were registered then.
         if this.socket.active() != Some(path.id) {
             cx.waker().wake_by_ref();
         }

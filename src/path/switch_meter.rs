@@ -1,7 +1,7 @@
 //! How long a switch of paths interrupts the tunnel: its gap.
 //!
-//! The gap begins when the server owed an answer on the old path, and ends when it is first heard on the new
-//! one. A switch away from a path that still works has no earlier beginning than itself.
+//! The gap begins when the server owed an answer on the old path, and ends when it is first heard on the new one.
+//! When the old path still works, the gap begins with the switch itself.
 
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,8 @@ pub(crate) struct Switched {
 }
 
 impl SwitchMeter {
-    /// A switch begins `now`; the old path is unheard since `unheard_since`. An earlier switch that is not over
-    /// is not measured: nobody was heard on its path.
+    /// A switch begins `now`; the old path is unheard since `unheard_since`. An earlier switch that is not over is
+    /// not measured: nothing was heard on its path.
     pub(crate) fn begin(
         &mut self,
         from: Option<Candidate>,
@@ -76,7 +76,8 @@ mod tests {
         }
     }
 
-    /// The gap of a switch at `start`, first heard 40 ms later, from a path that is unheard for so long.
+    /// The gap of a switch at `start` from a path that is unheard for `unheard_for`. The new path is first heard
+    /// 40 ms later.
     fn gap(reason: Reason, unheard_for: Option<Duration>) -> Duration {
         let (mut meter, start) = (SwitchMeter::default(), Instant::now());
         let unheard_since = unheard_for.map(|it| start - it);

@@ -27,8 +27,8 @@ use super::{
     dscp,
 };
 
-/// Kernel buffer in each direction. At 1 Gbit/s this is some 60 ms: as long as a busy process may
-/// keep us from the CPU.
+/// Kernel buffer in each direction in bytes: about 60 ms at 1 Gbit/s, as long as other processes may keep this one
+/// from the CPU.
 const BUFFER: usize = 8 * 1024 * 1024;
 
 /// Datagrams of the largest size, `MAX_UDP_PAYLOAD` of `quic`, that one receive can return. UDP GRO
@@ -51,8 +51,8 @@ impl UdpSocket {
     /// Opens a socket on `local`, and on `link` alone if one is named (SO_BINDTODEVICE of
     /// socket(7)). `[::]` also takes IPv4.
     ///
-    /// The class `dscp` goes into the header of every packet, `mark` says to the kernel whose it is
-    /// (SO_MARK of socket(7); needs `CAP_NET_ADMIN`).
+    /// Every packet carries the class `dscp` in its header and the firewall mark `mark` (SO_MARK of socket(7);
+    /// needs `CAP_NET_ADMIN`).
     pub fn bind(
         local: SocketAddr,
         link: Option<&str>,
@@ -201,7 +201,7 @@ impl AsyncUdpSocket for UdpSocket {
 }
 
 pin_project_lite::pin_project! {
-    /// Waits for the socket to be writable, as often as asked, without an allocation.
+    /// Waits for the socket to be writable, any number of times without an allocation.
     struct Poller<M, F> {
         make: M,
         #[pin]

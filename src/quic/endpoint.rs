@@ -1,4 +1,4 @@
-//! Endpoints and the secrets that a server's one derives from its long-term key.
+//! Endpoints, and the secrets that a server's endpoint derives from its long-term key.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use ring::hkdf;
 use super::transport::MAX_UDP_PAYLOAD;
 use crate::identity::PrivateKey;
 
-/// The settings of a client's endpoint: connection ids of no length, so that a datagram that the
-/// server sent before it noticed a switch still finds its connection.
+/// The settings of a client's endpoint: connection ids of length zero, so that a datagram that the server sent
+/// before it noticed a switch still belongs to its connection.
 #[must_use]
 pub fn client_endpoint() -> EndpointConfig {
     let mut config = EndpointConfig::default();
@@ -26,7 +26,7 @@ pub fn server_endpoint(key: &PrivateKey) -> EndpointConfig {
     let secret = derive(key, b"roamd stateless reset");
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &*secret);
     let mut config = EndpointConfig::new(Arc::new(reset_key));
-    // A reset is sent only for connection ids that could be ours, which their hash tells.
+    // A reset is sent only for connection ids whose hash shows that this server issued them.
     let [a, b, c, d, e, f, g, h, ..] = *derive(key, b"roamd connection ids");
     let cid_key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     config.cid_generator(move || {
@@ -44,7 +44,7 @@ pub fn token_key(key: &PrivateKey) -> Arc<dyn quinn_proto::crypto::HandshakeToke
 }
 
 fn accept_jumbo(config: &mut EndpointConfig) {
-    // Only refused below 1200.
+    // It fails only below 1200.
     let _ = config.max_udp_payload_size(MAX_UDP_PAYLOAD);
 }
 

@@ -1,5 +1,4 @@
-//! TLS 1.3 with raw public keys (RFC 7250): each side proves its Ed25519 key, nobody needs a
-//! certificate.
+//! TLS 1.3 with raw public keys (RFC 7250): each side proves its Ed25519 key, and there are no certificates.
 //!
 //! The client accepts exactly the server key of its configuration. The server lets every key prove
 //! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
@@ -32,9 +31,9 @@ use rustls::{
 use self::visit::{ServerTickets, Visit};
 use crate::identity::{PrivateKey, PublicKey};
 
-/// What a client asks for in the handshake (ALPN, RFC 7301) when it wants a tunnel.
+/// The ALPN (RFC 7301) of a tunnel's connection.
 pub const TUNNEL: &[u8] = b"roamd";
-/// What it asks for when it wants to know whether a path works.
+/// The ALPN of a probe's connection.
 pub(crate) const PROBE: &[u8] = b"roamd-probe";
 
 /// PKCS #8 (RFC 5958) around a 32-byte Ed25519 seed (RFC 8410 §7).
@@ -46,7 +45,7 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0
 /// Why TLS cannot be set up; all of these are bugs or a broken build.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// rustls does not take the configuration.
+    /// rustls refuses the configuration.
     #[error("TLS set-up: {0}")]
     Rustls(#[from] Error),
     /// The provider has no cipher suite for QUIC's Initial packets.
@@ -54,7 +53,7 @@ pub enum TlsError {
     Initial(#[from] NoInitialCipherSuite),
 }
 
-/// The key that a server showed, if it was not the one that we wanted.
+/// The key that a server presented, if it was not the expected one.
 pub(crate) type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 
 /// Tickets of past sessions that a client keeps. Each is used once, and a server hands out several.
@@ -64,16 +63,16 @@ const TICKETS_A_SESSION: usize = 4;
 
 /// TLS for a client.
 pub struct ClientTls {
-    /// Begins with a ticket of an earlier session where there is one, and lets the first flight carry
-    /// data (0-RTT, RFC 8446 §2.3).
+    /// Resumes an earlier session if it has a ticket, so that the first flight can carry data (0-RTT, RFC 8446
+    /// §2.3).
     pub resuming: QuicClientConfig,
-    /// Leaves the tickets alone.
+    /// Uses no ticket.
     pub fresh: QuicClientConfig,
-    /// Filled in when a server shows another key than the one that we want.
+    /// Set when a server presents another key than the expected one.
     pub wrong: WrongServerKey,
 }
 
-/// TLS for a client that talks to the server with key `server` alone, about `alpn`.
+/// TLS for a client that accepts only the server key `server`, with the ALPN `alpn`.
 pub fn client(key: &PrivateKey, server: PublicKey, alpn: &[u8]) -> Result<ClientTls, TlsError> {
     let (mut config, wrong) = rustls_client(key, server, alpn)?;
     let tickets = Arc::new(ClientSessionMemoryCache::new(CLIENT_TICKETS));
@@ -85,7 +84,7 @@ pub fn client(key: &PrivateKey, server: PublicKey, alpn: &[u8]) -> Result<Client
     Ok(ClientTls { resuming: QuicClientConfig::try_from(config)?, fresh, wrong })
 }
 
-/// Tickets that are kept, but given out only where they are of use.
+/// A store that always keeps tickets, and gives them out only if `gives` is set.
 #[derive(Debug)]
 struct Tickets {
     store: Arc<ClientSessionMemoryCache>,
@@ -145,7 +144,7 @@ impl ServerTls {
         Ok(QuicServerConfig::try_from(self.rustls()?)?)
     }
 
-    /// Forgets the tickets of keys that are not known any more.
+    /// Deletes the tickets of unknown keys.
     pub fn forget_strangers(&self) {
         self.tickets.forget_strangers();
     }
@@ -190,14 +189,14 @@ fn rustls_client(
     Ok((config, wrong))
 }
 
-/// The key that the other side of an established connection proved.
+/// The key that the peer of an established connection proved.
 #[must_use]
 pub(crate) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     public_key(identity.first()?)
 }
 
-/// What the client of an established connection asked for (ALPN).
+/// The ALPN of an established connection.
 #[must_use]
 pub fn purpose(connection: &quinn::Connection) -> Option<Vec<u8>> {
     connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol

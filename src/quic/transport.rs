@@ -1,4 +1,4 @@
-//! Transport parameters: those of the tunnel, on both sides, and those of a probe.
+//! Transport parameters of the tunnel on both sides, and of a probe.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,23 +12,23 @@ use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
 pub(crate) const MAX_UDP_PAYLOAD: u16 = 9200;
-/// Bytes of datagrams that quinn holds for us to read; it drops the oldest beyond that without a
-/// word. At 1 Gbit/s this is some 30 ms.
+/// Size of quinn's buffer for received datagrams in bytes: about 30 ms at 1 Gbit/s. Beyond it, quinn drops the
+/// oldest ones without a report.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
-/// Bytes of datagrams that wait in quinn to be sent: enough for the driver to fill its batches,
-/// short enough that the queue in front of it, which can choose, is where packets wait.
+/// Size of quinn's buffer for datagrams to send in bytes: large enough to fill the driver's batches, and small, so
+/// that packets wait in the tunnel's queue, which schedules flows.
 pub(crate) const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes around an inner packet in a QUIC packet: short header with an 8-byte connection id and a
 /// 4-byte packet number, the frame's type, and the AEAD's tag (RFC 9000 §17.3, RFC 9221 §4), rounded
 /// up.
 const OVERHEAD: u16 = 48;
 
-/// The round trip that is assumed before the first measurement; a lost first packet is repeated after
-/// three times this (RFC 9002 §6.2.2 would have a second, too long for somebody who is waiting).
+/// The round trip that is assumed before the first measurement. A lost first packet is repeated after three times
+/// this; the default of RFC 9002 §6.2.2 means 1 s, too long for a user who waits.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Bytes of the control stream that wait to be read: more than its longest message.
+/// Receive window of the control stream in bytes: more than its longest message.
 const CONTROL_BUFFER: u32 = 128 * 1024;
-/// How long a probe's connection stays without a question.
+/// How long a probe's connection stays open without a question.
 pub(crate) const PROBE_IDLE: Duration = Duration::from_secs(60);
 
 /// How long a client waits for one handshake: longer than a bad mobile link needs (three round trips
@@ -51,7 +51,7 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
         .datagram_send_buffer_size(SEND_BUFFER)
         .stream_receive_window(VarInt::from_u32(CONTROL_BUFFER))
-        // The control stream is all there is, and the client opens it.
+        // There is one stream, the control stream, and the client opens it.
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     match quic.congestion {
@@ -67,7 +67,7 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
     transport
 }
 
-/// The parameters of a probe's connection. The manager's questions keep it alive.
+/// The parameters of a probe's connection. Its questions keep it alive.
 #[must_use]
 pub fn probe_transport() -> TransportConfig {
     let mut transport = TransportConfig::default();

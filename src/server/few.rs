@@ -23,7 +23,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Few {
-    /// `most` is their number.
+    /// Allows `most` connections.
     pub(super) fn new(most: usize) -> Self {
         Self { most, open: Mutex::default() }
     }

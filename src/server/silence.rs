@@ -1,7 +1,8 @@
-//! Holds what is meant for a peer that fell silent, until it is heard again.
+//! Holds the packets for a silent peer until it is heard again.
 //!
-//! A peer whose path died moves to another one or comes back on the same. What is sent meanwhile is
-//! lost, and TCP waits ever longer before it tries again; held back, it goes on at once.
+//! A peer whose path died moves to another path or comes back on the same one. Packets that are sent meanwhile are
+//! lost, and TCP doubles its retransmission timeout each time (RFC 6298 §5.5). Held packets arrive as soon as the
+//! peer is back.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -33,7 +34,7 @@ pub(crate) async fn watch(
         queue.taken().await;
         let (sent, heard) = (clock::now(), heard(connection));
         let limit = silence_limit(connection.rtt());
-        // Of a connection that has ended nothing is expected.
+        // A connection that has ended owes no answer.
         let is_silent = || self::heard(connection) == heard && connection.close_reason().is_none();
         let verdict = |liveness: &mut Liveness| {
             let (is_silent, now) = (is_silent(), clock::now());
@@ -66,7 +67,7 @@ pub(crate) async fn watch(
     }
 }
 
-/// Keeps a session alive whose client keeps still. quinn would do the same for probe connections too, whose
+/// Keeps a session alive whose client sends nothing. quinn would do the same for probe connections too, whose
 /// transport parameters are sent before the server knows what the client wants.
 pub(crate) async fn keep_alive(connection: &Connection, interval: Duration) -> Infallible {
     loop {

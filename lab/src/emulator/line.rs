@@ -13,14 +13,13 @@ const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const IPPROTO_ICMPV6: u8 = 58;
 
-/// What may be under way at once. Only a shape with a long delay and no rate gets here; the
-/// machine's memory must not be what stops it.
+/// Maximum of bytes under way, which bounds the memory. Only a shape with a long delay and no rate reaches it.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
-/// From here on a frame counts as late.
+/// A frame counts as late from this delay on.
 const LATE: Duration = Duration::from_millis(1);
 
-/// What became of the frames.
+/// Counters of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Handed to the other side.
@@ -33,14 +32,13 @@ pub struct Counters {
     pub overflowed: u64,
     /// Longer than [`LinkShape::mtu`].
     pub oversize: u64,
-    /// Gone into the black hole.
+    /// Dropped by the black hole.
     pub swallowed: u64,
     /// Not taken by the link at the other side, because it is down.
     pub refused: u64,
-    /// Of the passed ones, how many more than a millisecond after their time: the machine's fault.
+    /// Passed more than 1 ms after their time, because this machine was too slow.
     pub late: u64,
-    /// Never seen by the emulator, which was too slow: the machine's fault. A measurement with any
-    /// of these is void.
+    /// Never seen by the emulator, because this machine was too slow. A measurement with any of these is invalid.
     pub missed: u64,
 }
 
@@ -148,8 +146,8 @@ impl Line {
     }
 }
 
-/// Whether a frame is not for chance to decide: what is sent to a group, ARP, and ICMPv6 from router
-/// solicitation to redirect (RFC 4861 §4).
+/// Whether a frame is exempt from random loss: multicast, broadcast, ARP, and ICMPv6 from router solicitation to
+/// redirect (RFC 4861 §4).
 fn is_spared(frame: &[u8]) -> bool {
     let to_group = frame.first().is_some_and(|first| first & 1 == 1);
     let kind = frame.get(12..ETHERNET_HEADER);

@@ -5,21 +5,19 @@ use std::time::Duration;
 /// What one direction of a link does to the frames on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinkShape {
-    /// How long a frame takes, once it is its turn.
+    /// One-way delay after the queue.
     pub delay: Duration,
-    /// By how much more a frame may be late, evenly spread from nothing to this. A frame never
-    /// overtakes another.
+    /// Maximum of additional delay, uniformly distributed from zero to this. A frame never overtakes another.
     pub jitter: Duration,
-    /// How many of all frames are lost, from 0.0 to 1.0. Address resolution and whatever else goes
-    /// to a group is spared: its one-second retries would hide what is to be measured, and it comes
-    /// when the kernel likes, so that the same seed would lose other packets.
+    /// The fraction of frames that are lost, from 0.0 to 1.0. Address resolution and multicast are exempt: their
+    /// retries after 1 s would hide what is measured, and their irregular timing would change which other packets
+    /// a seed loses.
     pub loss: f64,
-    /// Bits per second, `None` for as fast as this machine can.
+    /// Rate in bits per second; `None` for no limit.
     pub rate: Option<u64>,
-    /// The longest wait for its turn that `rate` may cause; a frame that would wait longer is
-    /// dropped.
+    /// Maximum of queueing delay that `rate` may cause; a frame that would wait longer is dropped.
     pub queue: Duration,
-    /// The longest packet in bytes, Ethernet header not counted; a longer one vanishes.
+    /// The longest packet in bytes without its Ethernet header; a longer one is dropped.
     pub mtu: usize,
 }
 

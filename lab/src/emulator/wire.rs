@@ -55,7 +55,7 @@ impl Drop for Wire {
     }
 }
 
-/// Makes this thread wake when it asked to, as far as the machine and its privileges go.
+/// Makes this thread wake on time, as far as its privileges allow.
 fn be_punctual() {
     // poll(2) may be late by the slack, 50 µs unless told otherwise.
     let _ = set_timerslack(1);
@@ -98,7 +98,7 @@ fn carry(sockets: &[PacketSocket; 2], lines: &Lines, stopped: &PipeReader) {
 fn take_in(line: &mut Line, from: &PacketSocket, buffer: &mut [u8]) {
     for taken in 0..BATCH {
         let Some(length) = from.receive(buffer) else { return };
-        // A full batch is the only sign of falling behind that costs nothing to see.
+        // A full batch is the only free sign that the thread falls behind.
         if taken == BATCH - 1 {
             line.counters.missed += u64::from(from.missed());
         }

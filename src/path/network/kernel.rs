@@ -18,7 +18,7 @@ use crate::{
     path::{preference::Preferences, rank::LinkFacts, udp::UdpSocket},
 };
 
-/// Finds candidates and what decides between them.
+/// Finds candidates in the kernel's links and routes.
 #[derive(Debug)]
 pub struct Links {
     netlink: Netlink,
@@ -49,12 +49,12 @@ impl Links {
         }
     }
 
-    /// Takes these links for metered from here on, beside those that the user says are.
+    /// Replaces the set of links that are metered in addition to those that the user lists.
     pub fn meter(&self, metered: HashSet<String>) {
         self.metered.store(Arc::new(metered));
     }
 
-    /// Takes these preferences from here on.
+    /// Replaces the user's preferences.
     pub fn prefer(&self, preferences: Preferences) {
         self.preferences.store(Arc::new(preferences));
     }

@@ -6,9 +6,9 @@
 //!  Certificate ─ the key ───────┘
 //! ```
 //!
-//! rustls asks for a place for new tickets before anybody has looked at the client's key. So each
-//! connection has a configuration of its own, which knows the key by then: strangers leave nothing,
-//! and each key has a share.
+//! rustls takes the ticket store from its configuration, before the client's key is known. Each connection
+//! therefore has a configuration of its own that knows the key by the time tickets are stored: unknown keys store
+//! none, and each known key has a limited share.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -32,7 +32,7 @@ use rustls::{
 use super::{TUNNEL, check_signature, public_key};
 use crate::identity::PublicKey;
 
-/// ServerTickets that a server keeps for one key: twice as many as a client keeps.
+/// Tickets that a server keeps for one key: twice as many as a client keeps.
 pub(super) const SHARE: usize = 16;
 
 /// Says whether a key is in the configuration.
@@ -86,7 +86,7 @@ impl ServerTickets {
         (self.knows)(key).then_some((key, ticket))
     }
 
-    /// Forgets the tickets of keys that are not in the configuration any more.
+    /// Deletes the tickets of keys that are not in the configuration.
     pub(super) fn forget_strangers(&self) {
         let Kept { by_name, by_key } = &mut *self.kept();
         by_key.retain(|key, _| (self.knows)(*key));
@@ -144,7 +144,7 @@ impl ResolvesServerCert for Visit {
 }
 
 impl StoresServerSessions for Visit {
-    /// Probes begin afresh, so that they need no ticket.
+    /// Probes do not resume sessions and need no ticket.
     fn put(&self, name: Vec<u8>, ticket: Vec<u8>) -> bool {
         match *self.seen() {
             Seen { wants_tunnel: true, key: Some(key) } => self.tickets.put(key, name, ticket),
