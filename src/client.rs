@@ -68,7 +68,7 @@ use crate::{
         manager::{self, Choice, Manager, Settings},
         network::{Network, kernel::Links},
         preference::Preferences,
-        servers::Names,
+        servers::ServerAddresses,
     },
     quic::{self, close, congestion::CongestionHandle, tls},
     tunnel::{
@@ -204,7 +204,7 @@ impl Client {
     ) -> anyhow::Result<Self> {
         let ClientConfig { private_key, server, tun, quic, .. } = &config;
         let events = Events::default();
-        let names = Arc::new(Names::new(server.addresses.clone()));
+        let names = Arc::new(ServerAddresses::new(server.addresses.clone()));
         let congestion = CongestionHandle::default();
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);

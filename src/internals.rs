@@ -41,7 +41,7 @@ pub mod path {
         pub use crate::path::preference::Preferences;
     }
     pub mod servers {
-        pub use crate::path::servers::Names;
+        pub use crate::path::servers::ServerAddresses;
     }
     pub mod udp {
         pub use crate::path::udp::UdpSocket;

@@ -40,7 +40,7 @@ use crate::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
         manager::Manager,
         network::{Network, NetworkError},
-        servers::{Names, ResolveError},
+        servers::{ResolveError, ServerAddresses},
     },
     quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
 };
@@ -104,7 +104,7 @@ pub(super) struct Loss {
 
 /// Connects.
 pub(super) struct Dialer {
-    names: Arc<Names>,
+    names: Arc<ServerAddresses>,
     handshake: Handshake,
     network: Arc<dyn Network>,
     terms: Terms,
@@ -116,7 +116,7 @@ impl Dialer {
     /// A dialer for the server that has these `names` over `network`, and is asked for a session on these
     /// `terms`.
     pub(super) fn new(
-        names: Arc<Names>,
+        names: Arc<ServerAddresses>,
         handshake: Handshake,
         network: Arc<dyn Network>,
         terms: Terms,

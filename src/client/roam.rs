@@ -42,7 +42,7 @@ use crate::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
-        servers::Names,
+        servers::ServerAddresses,
         switch_meter::{SwitchMeter, Switched},
     },
     quic::{
@@ -63,7 +63,7 @@ const ANSWERS: usize = 32;
 /// What stays from connection to connection.
 pub(super) struct Roaming {
     pub(super) network: Arc<dyn Network>,
-    pub(super) names: Arc<Names>,
+    pub(super) names: Arc<ServerAddresses>,
     pub(super) probes: Handshake,
     pub(super) heart: Heart,
     pub(super) settings: ArcSwap<Settings>,

@@ -36,15 +36,15 @@ pub struct ResolveError {
     reason: String,
 }
 
-/// Names and addresses of one server.
+/// The names and addresses of one server, and what the names resolve to.
 #[derive(Debug)]
-pub struct Names {
+pub struct ServerAddresses {
     servers: Mutex<Vec<HostPort>>,
     known: watch::Sender<Vec<SocketAddr>>,
     admission: OnceLock<Admission>,
 }
 
-impl Names {
+impl ServerAddresses {
     /// Resolves nothing yet: only the configured addresses are known.
     #[must_use]
     pub fn new(servers: Vec<HostPort>) -> Self {
@@ -195,10 +195,10 @@ async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
 mod tests {
     use super::*;
 
-    fn names(servers: &[(&str, u16)]) -> Names {
+    fn names(servers: &[(&str, u16)]) -> ServerAddresses {
         let servers =
             servers.iter().map(|(host, port)| HostPort { host: (*host).into(), port: *port });
-        Names::new(servers.collect())
+        ServerAddresses::new(servers.collect())
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use roamd::internals::{
         handshake::Handshake,
         network::{Network as _, kernel::Links},
         preference::Preferences,
-        servers::Names,
+        servers::ServerAddresses,
     },
     quic::{self, congestion::CongestionHandle, tls},
 };
@@ -122,7 +122,7 @@ fn say(config: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let links = Links::new(Netlink::open()?, 0, Preferences::new(&paths), 0, Hints::none());
-        let names = Names::new(server.addresses.clone());
+        let names = ServerAddresses::new(server.addresses.clone());
         let found = links.candidates(&names.resolve().await?).await?;
         let (candidate, _) = found.into_iter().next().unwrap();
         let transport = quic::transport(&quic, tun.mtu, CongestionHandle::default());

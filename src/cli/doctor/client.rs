@@ -21,7 +21,7 @@ use crate::{
         handshake::{Connected, Handshake, HandshakeError},
         network::{Network, kernel::Links},
         preference::Preferences,
-        servers::Names,
+        servers::ServerAddresses,
     },
     quic::{self, close, tls},
     wire::foreign::Foreign,
@@ -87,7 +87,7 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
 async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for server in servers {
-        match Names::new(vec![server.clone()]).resolve().await {
+        match ServerAddresses::new(vec![server.clone()]).resolve().await {
             Ok(addresses) => {
                 let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                 tell(Finding::good("server", format!("{server} is {}", shown.join(", "))));
