@@ -66,7 +66,7 @@ use crate::{
     path::{
         handshake::{Handshake, HandshakeError},
         manager::{self, Choice, Manager, Settings},
-        network::{Network, kernel::Links},
+        network::{Network, kernel::KernelNetwork},
         preference::Preferences,
         servers::ServerAddresses,
     },
@@ -113,7 +113,7 @@ pub(crate) struct Client {
     tun: Box<dyn PacketSink>,
     queue: Queue,
     counters: Counters,
-    links: Option<Arc<Links>>,
+    links: Option<Arc<KernelNetwork>>,
     config: Mutex<ClientConfig>,
     /// What may come out of the tunnel.
     inside: ArcSwap<Inside>,
@@ -140,7 +140,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     // Without its kill switch a tunnel that has one does not run.
     host.lay_out(Desired::new(&config).plan()?.layout).await?;
     let preferences = Preferences::new(&config.paths);
-    let links = Arc::new(Links::new(
+    let links = Arc::new(KernelNetwork::new(
         Netlink::open()?,
         index,
         preferences,

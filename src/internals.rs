@@ -34,7 +34,7 @@ pub mod path {
     pub mod network {
         pub use crate::path::network::Network;
         pub mod kernel {
-            pub use crate::path::network::kernel::Links;
+            pub use crate::path::network::kernel::KernelNetwork;
         }
     }
     pub mod preference {

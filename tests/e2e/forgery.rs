@@ -11,7 +11,7 @@ use roamd::internals::{
     link::{monitor::Hints, netlink::Netlink},
     path::{
         handshake::Handshake,
-        network::{Network as _, kernel::Links},
+        network::{Network as _, kernel::KernelNetwork},
         preference::Preferences,
         servers::ServerAddresses,
     },
@@ -121,7 +121,8 @@ fn say(config: &Path) -> anyhow::Result<()> {
     let ClientConfig { private_key, server, tun, quic, paths, .. } = config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let links = Links::new(Netlink::open()?, 0, Preferences::new(&paths), 0, Hints::none());
+        let links =
+            KernelNetwork::new(Netlink::open()?, 0, Preferences::new(&paths), 0, Hints::none());
         let names = ServerAddresses::new(server.addresses.clone());
         let found = links.candidates(&names.resolve().await?).await?;
         let (candidate, _) = found.into_iter().next().unwrap();

@@ -19,7 +19,7 @@ use crate::{
     link::{candidate::Candidate, monitor::Hints, netlink::Netlink},
     path::{
         handshake::{Connected, Handshake, HandshakeError},
-        network::{Network, kernel::Links},
+        network::{Network, kernel::KernelNetwork},
         preference::Preferences,
         servers::ServerAddresses,
     },
@@ -58,7 +58,8 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let preferences = Preferences::new(&config.paths);
-        let network = Links::new(netlink, own, preferences, config.quic.dscp, Hints::none());
+        let network =
+            KernelNetwork::new(netlink, own, preferences, config.quic.dscp, Hints::none());
         let mut candidates = network.candidates(&servers).await?;
         candidates.sort_by_key(|(_, facts)| *facts);
         anyhow::Ok((all, network, candidates))

@@ -18,9 +18,9 @@ use crate::{
     path::{preference::Preferences, rank::LinkFacts, udp::UdpSocket},
 };
 
-/// Finds candidates in the kernel's links and routes.
+/// The kernel's links, routes and sockets.
 #[derive(Debug)]
-pub struct Links {
+pub struct KernelNetwork {
     netlink: Netlink,
     own: u32,
     preferences: ArcSwap<Preferences>,
@@ -29,7 +29,7 @@ pub struct Links {
     hints: Hints,
 }
 
-impl Links {
+impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(
@@ -66,7 +66,7 @@ impl From<rtnetlink::Error> for NetworkError {
     }
 }
 
-impl Network for Links {
+impl Network for KernelNetwork {
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
