@@ -4,7 +4,7 @@ pub(crate) mod candidate;
 pub(crate) mod monitor;
 pub(crate) mod netlink;
 pub(crate) mod portal;
-pub(crate) mod wake;
+pub(crate) mod suspend;
 
 /// The mark of packets that carry a tunnel ("roam"), SO_MARK of socket(7): they stay outside of every tunnel.
 pub(crate) const MARK: u32 = 0x726f_616d;

@@ -34,7 +34,7 @@ use crate::{
     daemon::{control::Reply, systemd::Heart},
     link::{
         monitor,
-        wake::{Alarm, Wake},
+        suspend::{ClockJump, SuspendDetector},
     },
     path::{
         PathKey, Reason,
@@ -148,11 +148,11 @@ impl<'a> Roamer<'a> {
         let mut hints = self.roaming.network.hints();
         self.refresh_candidates().await;
         self.handle_event(Event::Connected(self.first));
-        let mut wake = Wake::new(monitor::POLL);
-        let alarm = Alarm::set()?;
+        let mut suspend = SuspendDetector::new(monitor::POLL);
+        let jump = ClockJump::watch()?;
         while !self.forgotten.is_certain() {
             self.roaming.heart.beat();
-            if wake.slept() {
+            if suspend.was_suspended() {
                 info!("woke up");
                 self.handle_event(Event::Woke);
             }
@@ -178,8 +178,8 @@ impl<'a> Roamer<'a> {
                 message = self.messages.received() => self.heed(message),
                 () = self.roaming.changed.notified() => self.renew().await,
                 () = self.roaming.heart.asked() => {}
-                // Whether it slept is seen when the loop comes round.
-                rings = alarm.rings() => rings?,
+                // Whether it was a suspend is seen at the next turn of the loop.
+                jumped = jump.occurs() => jumped?,
                 Some(error) = self.underlay.errors.recv() => {
                     debug!(path = %error.path, error = %error.error, "path error");
                     if let Some(key) = self.paths.with_socket(error.path) {

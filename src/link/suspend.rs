@@ -4,7 +4,7 @@
 //! while the server and every NAT on the way forget the connection. CLOCK_BOOTTIME goes on
 //! (clock_gettime(2)). For a process that was stopped both clocks go on, and its timers fire late.
 //!
-//! To notice a resume at once and not at the next timer, an [`Alarm`] lets the kernel report that the clocks
+//! To notice a resume at once and not at the next timer, [`ClockJump`] lets the kernel report that the clocks
 //! drifted apart.
 
 use std::{
@@ -29,7 +29,7 @@ const SHORTEST_SLEEP: Duration = Duration::from_secs(2);
 /// Reports a jump of CLOCK_REALTIME against CLOCK_MONOTONIC: after a resume, and after the clock was set. A
 /// timer in the far future is cancelled then (TFD_TIMER_CANCEL_ON_SET of timerfd_create(2)).
 #[derive(Debug)]
-pub(crate) struct Alarm(AsyncFd<Timer>);
+pub(crate) struct ClockJump(AsyncFd<Timer>);
 
 #[derive(Debug)]
 struct Timer(TimerFd);
@@ -40,17 +40,17 @@ impl AsRawFd for Timer {
     }
 }
 
-impl Alarm {
+impl ClockJump {
     /// Arms the timer.
-    pub(crate) fn set() -> io::Result<Self> {
+    pub(crate) fn watch() -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, flags)?;
         // SAFETY: `Timer` owns its descriptor, always names the same one, and closes it when the
         // `AsyncFd` that owns it has deregistered it.
-        let alarm =
+        let jump =
             Self(unsafe { AsyncFd::register_with_interest(Timer(timer), Interest::READABLE) }?);
-        alarm.arm()?;
-        Ok(alarm)
+        jump.arm()?;
+        Ok(jump)
     }
 
     fn arm(&self) -> io::Result<()> {
@@ -61,7 +61,7 @@ impl Alarm {
     }
 
     /// Returns when the clocks drifted apart. Cancel safe.
-    pub(crate) async fn rings(&self) -> io::Result<()> {
+    pub(crate) async fn occurs(&self) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|timer| Ok(timer.get_ref().0.wait()?)) {
@@ -76,33 +76,33 @@ impl Alarm {
     }
 }
 
-/// Compares the clocks at each call of [`Self::slept`].
+/// Compares the clocks at each call of [`Self::was_suspended`].
 #[derive(Debug)]
-pub(crate) struct Wake {
+pub(crate) struct SuspendDetector {
     /// The longest expected time between two calls.
     pace: Duration,
     last: Option<(Instant, Duration)>,
 }
 
-impl Wake {
+impl SuspendDetector {
     /// For a loop with at least one turn per `pace`.
     #[must_use]
     pub(crate) fn new(pace: Duration) -> Self {
         Self { pace, last: None }
     }
 
-    /// Whether the machine or the process slept since the last call.
-    pub(crate) fn slept(&mut self) -> bool {
+    /// Whether the machine was suspended, or this process stopped, since the last call.
+    pub(crate) fn was_suspended(&mut self) -> bool {
         let Ok(since_boot) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return false };
         #[expect(
             clippy::disallowed_methods,
             reason = "held against another of the kernel's clocks"
         )]
         let now = Instant::now();
-        self.slept_at(now, since_boot.into())
+        self.was_suspended_at(now, since_boot.into())
     }
 
-    fn slept_at(&mut self, now: Instant, since_boot: Duration) -> bool {
+    fn was_suspended_at(&mut self, now: Instant, since_boot: Duration) -> bool {
         let Some((before, boot_before)) = self.last.replace((now, since_boot)) else {
             return false;
         };
@@ -121,24 +121,27 @@ mod tests {
 
     #[test]
     fn a_suspend_is_detected_although_the_monotonic_clock_stood_still() {
-        let (mut wake, start, boot) = (Wake::new(PACE), Instant::now(), 1000 * SECOND);
-        assert!(!wake.slept_at(start, boot));
-        assert!(!wake.slept_at(start + PACE, boot + PACE));
-        assert!(wake.slept_at(start + PACE + SECOND, boot + PACE + 3600 * SECOND));
-        assert!(!wake.slept_at(start + PACE + 2 * SECOND, boot + PACE + 3601 * SECOND));
+        let (mut detector, start, boot) =
+            (SuspendDetector::new(PACE), Instant::now(), 1000 * SECOND);
+        assert!(!detector.was_suspended_at(start, boot));
+        assert!(!detector.was_suspended_at(start + PACE, boot + PACE));
+        assert!(detector.was_suspended_at(start + PACE + SECOND, boot + PACE + 3600 * SECOND));
+        assert!(!detector.was_suspended_at(start + PACE + 2 * SECOND, boot + PACE + 3601 * SECOND));
     }
 
     #[test]
     fn a_stopped_process_notices_that_it_is_late() {
-        let (mut wake, start, boot) = (Wake::new(PACE), Instant::now(), 1000 * SECOND);
-        assert!(!wake.slept_at(start, boot));
-        assert!(wake.slept_at(start + 45 * SECOND, boot + 45 * SECOND));
+        let (mut detector, start, boot) =
+            (SuspendDetector::new(PACE), Instant::now(), 1000 * SECOND);
+        assert!(!detector.was_suspended_at(start, boot));
+        assert!(detector.was_suspended_at(start + 45 * SECOND, boot + 45 * SECOND));
     }
 
     #[test]
     fn a_short_delay_is_no_suspend() {
-        let (mut wake, start, boot) = (Wake::new(PACE), Instant::now(), 1000 * SECOND);
-        assert!(!wake.slept_at(start, boot));
-        assert!(!wake.slept_at(start + 6 * SECOND, boot + 6 * SECOND));
+        let (mut detector, start, boot) =
+            (SuspendDetector::new(PACE), Instant::now(), 1000 * SECOND);
+        assert!(!detector.was_suspended_at(start, boot));
+        assert!(!detector.was_suspended_at(start + 6 * SECOND, boot + 6 * SECOND));
     }
 }
