@@ -32,7 +32,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use self::{
-    handshake::{Door, PROOF_TIMEOUT, Pass},
+    handshake::{HandshakeLimiter, HandshakePermit, PROOF_TIMEOUT},
     peers::{Attached, Peer, PeerSession, Peers},
     socket::ServerSocket,
 };
@@ -91,7 +91,7 @@ pub(crate) struct Server {
     left_out: watch::Receiver<Vec<LeftOut>>,
     listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
-    door: Door,
+    handshakes: HandshakeLimiter,
     /// What concerns no single peer.
     counters: Counters,
     since: SystemTime,
@@ -229,9 +229,9 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                if let Some((incoming, pass)) = server.door.enter(incoming) {
+                if let Some((incoming, permit)) = server.handshakes.enter(incoming) {
                     let span = info_span!("peer", remote = %incoming.remote_address());
-                    connections.spawn(serve(server.clone(), incoming, pass).instrument(span));
+                    connections.spawn(serve(server.clone(), incoming, permit).instrument(span));
                 }
             }
             Some(ended) = connections.join_next() => {
@@ -244,12 +244,12 @@ async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 }
 
 /// One connection, from its first datagram to its end.
-async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
+async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: HandshakePermit) {
     let congestion = CongestionHandle::default();
     let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, congestion.clone()));
     let proven = tokio::select! {
         proven = proof => proven,
-        () = pass.must_give_way() => return debug!("handshake gave way to a newer one"),
+        () = permit.must_give_way() => return debug!("handshake gave way to a newer one"),
     };
     let (connection, peer) = match proven {
         Ok(Ok(Some(proven))) => proven,
@@ -257,7 +257,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut pass: Pass) {
         Ok(Err(error)) => return debug!(%error, "handshake failed"),
         Err(_elapsed) => return debug!("handshake timed out"),
     };
-    if !pass.proven() {
+    if !permit.proven() {
         return;
     }
     if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
@@ -343,7 +343,7 @@ impl Server {
             left_out,
             listen: endpoint.local_addr()?,
             socket,
-            door: Door::default(),
+            handshakes: HandshakeLimiter::default(),
             counters: Counters::default(),
             since: clock::wall(),
             config: Mutex::new(config),
@@ -493,7 +493,7 @@ impl Server {
             return Some(peer.clone());
         }
         connection.close(close::UNKNOWN_KEY, b"unknown key");
-        if let Some(suppressed) = self.door.may_log() {
+        if let Some(suppressed) = self.handshakes.may_log() {
             warn!(
                 %key,
                 suppressed,
@@ -607,7 +607,7 @@ impl Server {
             traffic: self.counters.snapshot(),
             send_errors: self.socket.send_errors(),
             receive_errors: self.socket.receive_errors(),
-            refused_keys: self.door.refused(),
+            refused_keys: self.handshakes.refused(),
         })
     }
 }

@@ -23,9 +23,9 @@ pub(crate) const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
 /// The minimum time between two log lines about refused keys.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Admits handshakes.
+/// Admits handshakes within the limits of a [`Gate`], and log lines about refused keys.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct HandshakeLimiter {
     inner: Arc<Mutex<Inner>>,
     refused: AtomicU64,
     last_line: Mutex<Option<(Instant, u64)>>,
@@ -38,15 +38,15 @@ struct Inner {
     stays: HashMap<u64, oneshot::Sender<Infallible>>,
 }
 
-/// A handshake under way. It counts until it is dropped.
+/// The permit of a handshake under way. The handshake counts until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Pass {
+pub(crate) struct HandshakePermit {
     id: u64,
     inner: Arc<Mutex<Inner>>,
     stays: oneshot::Receiver<Infallible>,
 }
 
-impl Default for Door {
+impl Default for HandshakeLimiter {
     fn default() -> Self {
         let inner = Inner { gate: Gate::new(clock::now()), stays: HashMap::new() };
         Self {
@@ -61,9 +61,9 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Door {
+impl HandshakeLimiter {
     /// Admits `incoming`, answers it with a Retry, or ignores it.
-    pub(crate) fn enter(&self, incoming: Incoming) -> Option<(Incoming, Pass)> {
+    pub(crate) fn enter(&self, incoming: Incoming) -> Option<(Incoming, HandshakePermit)> {
         let mut inner = lock(&self.inner);
         let source = incoming.remote_address().ip();
         match inner.gate.enter(source, incoming.remote_address_validated(), clock::now()) {
@@ -73,7 +73,7 @@ impl Door {
                 }
                 let (holds, stays) = oneshot::channel();
                 inner.stays.insert(id, holds);
-                Some((incoming, Pass { id, inner: self.inner.clone(), stays }))
+                Some((incoming, HandshakePermit { id, inner: self.inner.clone(), stays }))
             }
             Verdict::Retry => {
                 // It fails only for an address that is already validated.
@@ -112,7 +112,7 @@ impl Door {
     }
 }
 
-impl Pass {
+impl HandshakePermit {
     /// Waits until a newer handshake replaces this one.
     pub(crate) async fn must_give_way(&mut self) {
         let Err(_closed) = (&mut self.stays).await;
@@ -125,7 +125,7 @@ impl Pass {
     }
 }
 
-impl Drop for Pass {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         let mut inner = lock(&self.inner);
         inner.gate.ended(self.id);
@@ -139,12 +139,12 @@ mod tests {
 
     #[test]
     fn a_flood_of_refusals_is_one_line_a_second() {
-        let (door, start) = (Door::default(), Instant::now());
-        assert_eq!(door.may_log_at(start), Some(0));
+        let (limiter, start) = (HandshakeLimiter::default(), Instant::now());
+        assert_eq!(limiter.may_log_at(start), Some(0));
         for _ in 0..100 {
-            assert_eq!(door.may_log_at(start + LOG_INTERVAL / 2), None);
+            assert_eq!(limiter.may_log_at(start + LOG_INTERVAL / 2), None);
         }
-        assert_eq!(door.may_log_at(start + LOG_INTERVAL), Some(100));
-        assert_eq!(door.refused(), 102);
+        assert_eq!(limiter.may_log_at(start + LOG_INTERVAL), Some(100));
+        assert_eq!(limiter.refused(), 102);
     }
 }
