@@ -6,8 +6,8 @@
 //!             └─▶ another peer's queue
 //! ```
 
+mod bounded_connections;
 pub(crate) mod fallback;
-mod few;
 mod gate;
 pub(crate) mod handshake;
 pub(crate) mod peers;

@@ -13,7 +13,7 @@ use quinn::{Connection, VarInt};
 use tracing::warn;
 
 use super::{
-    few::Few,
+    bounded_connections::BoundedConnections,
     rivals::{Instance, Rivals},
 };
 use crate::{
@@ -71,9 +71,9 @@ pub struct Peer {
     /// Counters of its datapath, as seen from the server.
     pub counters: Counters,
     /// Its probe connections.
-    pub(super) probes: Few,
+    pub(super) probes: BoundedConnections,
     /// Its connections that have not sent a hello.
-    pub(super) silent: Few,
+    pub(super) silent: BoundedConnections,
     place: Mutex<Place>,
 }
 
@@ -208,8 +208,8 @@ impl Peer {
             sender,
             queue: Queue::sharing(queues.clone(), QUEUE),
             counters: Counters::default(),
-            probes: Few::new(PROBES),
-            silent: Few::new(SILENT),
+            probes: BoundedConnections::new(PROBES),
+            silent: BoundedConnections::new(SILENT),
             place: Mutex::default(),
         }
     }

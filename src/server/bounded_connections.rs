@@ -9,20 +9,20 @@ use quinn::{Connection, VarInt};
 
 use crate::quic::close;
 
-/// Connections of one kind and one peer, the oldest first.
+/// Connections of one kind and one peer, oldest first; at most `most`.
 #[derive(Debug)]
-pub(super) struct Few {
+pub(super) struct BoundedConnections {
     most: usize,
     open: Mutex<VecDeque<Connection>>,
 }
 
-/// A connection in a [`Few`]; dropping it removes it.
-pub(super) struct Place<'a> {
-    few: &'a Few,
+/// A connection in [`BoundedConnections`]. When dropped, it removes the connection.
+pub(super) struct Entry<'a> {
+    set: &'a BoundedConnections,
     connection: &'a Connection,
 }
 
-impl Few {
+impl BoundedConnections {
     /// Allows `most` connections.
     pub(super) fn new(most: usize) -> Self {
         Self { most, open: Mutex::default() }
@@ -33,7 +33,7 @@ impl Few {
     }
 
     /// Adds a connection; beyond the maximum the oldest is closed.
-    pub(super) fn admit<'a>(&'a self, connection: &'a Connection) -> Place<'a> {
+    pub(super) fn admit<'a>(&'a self, connection: &'a Connection) -> Entry<'a> {
         let mut open = self.open();
         open.push_back(connection.clone());
         if open.len() > self.most
@@ -41,7 +41,7 @@ impl Few {
         {
             oldest.close(close::TAKEN_OVER, b"newer connections have this key");
         }
-        Place { few: self, connection }
+        Entry { set: self, connection }
     }
 
     /// Closes all of them.
@@ -52,8 +52,8 @@ impl Few {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.few.open().retain(|other| other.stable_id() != self.connection.stable_id());
+        self.set.open().retain(|other| other.stable_id() != self.connection.stable_id());
     }
 }
