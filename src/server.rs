@@ -125,7 +125,7 @@ impl Acceptor {
     /// The set-up of one connection, whose congestion controllers listen to `congestion`.
     fn config(&self, congestion: CongestionHandle) -> Result<Arc<quinn::ServerConfig>, TlsError> {
         let mut config = self.base.clone();
-        config.crypto = Arc::new(self.tls.visit()?);
+        config.crypto = Arc::new(self.tls.for_connection()?);
         let mut transport = quic::transport(&self.quic, self.mtu, congestion);
         // A tunnel is kept alive by [`silence::keep_alive`], a probe connection by its questions.
         transport.keep_alive_interval(None);
@@ -214,7 +214,8 @@ async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
 }
 
 fn quinn_config(key: &PrivateKey, tls: &ServerTls) -> Result<quinn::ServerConfig, TlsError> {
-    let mut config = quinn::ServerConfig::new(Arc::new(tls.visit()?), quic::token_key(key));
+    let mut config =
+        quinn::ServerConfig::new(Arc::new(tls.for_connection()?), quic::token_key(key));
     // All of these wait for a moment only, until the gate has decided.
     config
         .max_incoming(WAITING)

@@ -4,7 +4,7 @@
 //! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
 //! rustls does not ask its verifier again on resumption.
 
-mod visit;
+mod connection;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use self::visit::{ServerTickets, Visit};
+use self::connection::{ConnectionTls, ServerTickets};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// The ALPN (RFC 7301) of a tunnel's connection.
@@ -140,7 +140,7 @@ impl ServerTls {
     }
 
     /// The configuration for one connection.
-    pub fn visit(&self) -> Result<QuicServerConfig, TlsError> {
+    pub fn for_connection(&self) -> Result<QuicServerConfig, TlsError> {
         Ok(QuicServerConfig::try_from(self.rustls()?)?)
     }
 
@@ -151,13 +151,14 @@ impl ServerTls {
 
     fn rustls(&self) -> Result<rustls::ServerConfig, Error> {
         let algorithms = self.provider.signature_verification_algorithms;
-        let visit = Arc::new(Visit::new(self.tickets.clone(), self.own.clone(), algorithms));
+        let connection =
+            Arc::new(ConnectionTls::new(self.tickets.clone(), self.own.clone(), algorithms));
         let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(visit.clone())
-            .with_cert_resolver(visit.clone());
+            .with_client_cert_verifier(connection.clone())
+            .with_cert_resolver(connection.clone());
         config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
-        config.session_storage = visit;
+        config.session_storage = connection;
         config.send_tls13_tickets = TICKETS_A_SESSION;
         // The only other value that QUIC allows is zero (RFC 9001 §4.6.1).
         config.max_early_data_size = u32::MAX;
@@ -320,7 +321,7 @@ impl ServerCertVerifier for Verifier {
 
 #[cfg(test)]
 mod tests {
-    use super::visit::SHARE;
+    use super::connection::SHARE;
     use super::*;
 
     /// Both ends of one connection, without QUIC; the client reads its tickets.

@@ -69,7 +69,8 @@ fn server_endpoint_with(
     transport: TransportConfig,
 ) -> Endpoint {
     let tls = ServerTls::new(key, |_| true).unwrap();
-    let mut config = quinn::ServerConfig::new(Arc::new(tls.visit().unwrap()), quic::token_key(key));
+    let mut config =
+        quinn::ServerConfig::new(Arc::new(tls.for_connection().unwrap()), quic::token_key(key));
     config.transport_config(Arc::new(transport));
     Endpoint::new_with_abstract_socket(
         quic::server_endpoint(key),

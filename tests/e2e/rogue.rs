@@ -114,7 +114,8 @@ impl Rogue {
 
 fn endpoint(key: &PrivateKey) -> Endpoint {
     let tls = ServerTls::new(key, |_| true).unwrap();
-    let mut config = quinn::ServerConfig::new(Arc::new(tls.visit().unwrap()), quic::token_key(key));
+    let mut config =
+        quinn::ServerConfig::new(Arc::new(tls.for_connection().unwrap()), quic::token_key(key));
     let settings = Quic {
         idle_timeout: Duration::from_secs(30),
         keep_alive: Duration::from_secs(10),

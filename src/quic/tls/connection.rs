@@ -1,8 +1,8 @@
-//! TLS for one visit of a client to the server, and the tickets that visits leave behind.
+//! TLS for one connection of a client to the server, and the tickets of resumed sessions.
 //!
 //! ```text
 //!  ClientHello ─ its ALPN ──────┐
-//!  ticket ─ whose it is, or ────┼─▶ Visit ─▶ new tickets, if a known key wants a tunnel
+//!  ticket ─ whose it is, or ────┼─▶ ConnectionTls ─▶ new tickets, if a known key wants a tunnel
 //!  Certificate ─ the key ───────┘
 //! ```
 //!
@@ -102,9 +102,9 @@ impl fmt::Debug for ServerTickets {
     }
 }
 
-/// One visit: all that rustls asks the server about one client.
+/// TLS for one connection: answers all that rustls asks the server about one client.
 #[derive(Debug)]
-pub(super) struct Visit {
+pub(super) struct ConnectionTls {
     tickets: Arc<ServerTickets>,
     own: Arc<CertifiedKey>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -117,7 +117,7 @@ struct Seen {
     key: Option<PublicKey>,
 }
 
-impl Visit {
+impl ConnectionTls {
     pub(super) fn new(
         tickets: Arc<ServerTickets>,
         own: Arc<CertifiedKey>,
@@ -131,7 +131,7 @@ impl Visit {
     }
 }
 
-impl ResolvesServerCert for Visit {
+impl ResolvesServerCert for ConnectionTls {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let mut offered = hello.alpn().into_iter().flatten();
         self.seen().wants_tunnel = offered.any(|offered| offered == TUNNEL);
@@ -143,7 +143,7 @@ impl ResolvesServerCert for Visit {
     }
 }
 
-impl StoresServerSessions for Visit {
+impl StoresServerSessions for ConnectionTls {
     /// Probes do not resume sessions and need no ticket.
     fn put(&self, name: Vec<u8>, ticket: Vec<u8>) -> bool {
         match *self.seen() {
@@ -168,7 +168,7 @@ impl StoresServerSessions for Visit {
 }
 
 /// Every key may prove itself; [`crate::server`] decides about it afterwards.
-impl ClientCertVerifier for Visit {
+impl ClientCertVerifier for ConnectionTls {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
