@@ -1,9 +1,9 @@
-//! Whether the other side is silent: the policy, without clock, sockets or tasks.
+//! Detects that the other side is silent: a pure policy, without clock, sockets or tasks.
 //!
-//! Two things may fail to come:
-//! - **unheard since**: something was sent then, and nothing was heard since. The socket tells.
-//! - **unacknowledged since**: something waits for its acknowledgement since then, and nothing was acknowledged.
-//!   The congestion controller tells. A path that works one way only, towards us, shows here alone.
+//! Two times describe a silence:
+//! - **unheard since**: a packet was sent then, and none was received since. From the socket.
+//! - **unacknowledged since**: a packet waits for its acknowledgement since then, and none was acknowledged. From
+//!   the congestion controller. Only this shows a path that works in one direction, towards this side.
 //!
 //! ```text
 //!              overdue, and something is owed: Suspect
@@ -12,34 +12,34 @@
 //!   │ └─┘ overdue, and nothing may be owed: Idle, Ping         │    └───┘
 //!   └──────────────────── proof: Trust, LostSince ─────────────┘
 //! ```
-//! Whoever asks acts: the client's path manager may suspect a path for other reasons, too, and clear it.
+//! The caller acts on the verdict. The client's path manager may also suspect a path, or trust it again, for other
+//! reasons.
 
 use std::time::{Duration, Instant};
 
-/// Shorter silences are common on wireless links. No link that is of use takes longer, while an
-/// acknowledgement that comes after an outage can make the measured round trip any length.
+/// Shorter silences are common on wireless links. Every usable link answers within the maximum, while an
+/// acknowledgement after an outage can make the measured round trip arbitrarily long.
 const SHORTEST_SILENCE: Duration = Duration::from_millis(250);
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
-/// What a full queue on the way may add to a round trip: it holds acknowledgements up, but not what is heard.
+/// What a full queue on the path may add to a round trip. It delays acknowledgements but not received packets.
 const QUEUED: Duration = Duration::from_millis(500);
-/// After so long a silence, what was in flight when it began is lost.
+/// After a silence of this length, the packets that were in flight when it began count as lost.
 const LOST_ALL: Duration = Duration::from_millis(500);
-/// How often the other side is asked while it is suspected.
+/// The interval of packets that ask a suspected side for an acknowledgement.
 pub(crate) const NUDGE: Duration = Duration::from_millis(250);
-/// How often to ask for a verdict while the other side is suspected.
+/// The interval of verdicts while the other side is suspected.
 pub(crate) const WATCH: Duration = Duration::from_millis(10);
 
-/// A path that was sent to is suspect when nothing is heard on it for twice what QUIC would wait before
-/// it probes (RFC 9002 §6.2.1), and for a quarter of a second. quinn does not tell the variance
-/// of the round trip: three halves of it and the other side's 25 ms for an acknowledgement are above
-/// the probe timeout on all but the worst links.
+/// How long the other side may be silent: twice the probe timeout of QUIC (RFC 9002 §6.2.1), within 250 ms and 2 s.
+/// quinn does not expose the variance of the round trip, so the probe timeout is taken as 1.5 round trips and the
+/// 25 ms that an acknowledgement may be delayed, which is more than the true one on all but the worst links.
 #[must_use]
 pub(crate) fn silence_limit(rtt: Duration) -> Duration {
     let pto = rtt * 3 / 2 + Duration::from_millis(25);
     (2 * pto).clamp(SHORTEST_SILENCE, LONGEST_SILENCE)
 }
 
-/// What the other side has to answer.
+/// Whether the other side owes an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Owed {
     #[default]
@@ -49,7 +49,7 @@ pub(crate) enum Owed {
     Answer,
 }
 
-/// What socket and congestion controller saw of the other side.
+/// Observations of the socket and the congestion controller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Signs {
     pub(crate) unheard_since: Option<Instant>,
@@ -61,7 +61,7 @@ pub(crate) struct Signs {
 }
 
 impl Signs {
-    /// When a silence that lasts has become longer than it should be.
+    /// The time from which an answer is overdue.
     #[must_use]
     pub(crate) fn overdue_at(&self, limit: Duration) -> Option<Instant> {
         let unheard = self.unheard_since.map(|since| since + limit);
@@ -70,21 +70,21 @@ impl Signs {
     }
 }
 
-/// What follows from the signs.
+/// The conclusion from the signs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The silence is no sign of anything: nobody owes an answer.
+    /// The silence means nothing: no answer is owed.
     Idle,
-    /// The same, but nothing is known: send what must be answered.
+    /// The silence may mean nothing: send a packet that must be acknowledged.
     Ping,
     /// The path may be dead.
     Suspect,
-    /// Ask again. QUIC would ask ever more rarely, and send nothing else once its window is full of what was
-    /// lost.
+    /// Ask again. QUIC doubles its probe timeout each time, and sends nothing else once lost packets fill its
+    /// window.
     Nudge,
-    /// The path works, and nothing need be lost.
+    /// The path works, and possibly nothing was lost.
     Trust,
-    /// The path works, and what came to it since then is lost: it was last heard at that moment.
+    /// The path works, but packets sent over it since that time, when the other side was last heard, are lost.
     LostSince(Instant),
 }
 
@@ -106,8 +106,8 @@ impl Liveness {
         self.0.is_some()
     }
 
-    /// Suspects the other side, last heard at `heard`. Whoever calls this asks it at once: the first
-    /// [`Verdict::Nudge`] comes later. Gives whether the suspicion is new.
+    /// Suspects the other side, last heard at `heard`. The caller asks it at once; the first [`Verdict::Nudge`]
+    /// comes later. Returns whether the suspicion is new.
     pub(crate) fn suspect(&mut self, heard: Instant, now: Instant) -> bool {
         let is_new = self.0.is_none();
         self.0.get_or_insert(Suspicion { heard, since: now, nudged: now });

@@ -5,7 +5,7 @@
 //!               ◀─ welcome ─
 //!          MessageStream ◀── messages, both ways, at any time ──▶ MessageStream
 //! ```
-//! What breaks the protocol closes the connection with a reason.
+//! A violation of the protocol closes the connection with a reason.
 
 mod stream;
 
@@ -21,7 +21,7 @@ use crate::wire::{
     message::{Hello, Message, MessageError, VERSIONS, Welcome},
 };
 
-/// Name and version of this program, as told to the other side.
+/// Name and version of this program, as sent to the other side.
 pub(crate) const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
 
 /// Why a session did not begin, or cannot go on.
@@ -36,13 +36,13 @@ pub enum SessionError {
     /// A message cannot be read or written.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// A message came that makes no sense here.
+    /// An unexpected message arrived.
     #[error("unexpected control message")]
     Unexpected,
     /// The other side reads no messages.
     #[error("no flow control credit for {0} bytes of control messages")]
     NoCredit(usize),
-    /// No version of the protocol in common.
+    /// The two sides have no common version of the protocol.
     #[error(
         "no common protocol version: we speak {VERSIONS:?}, the other side {}",
         Foreign::of(format_args!("{theirs:?}"))

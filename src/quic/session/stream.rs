@@ -43,8 +43,8 @@ impl MessageStream {
         }
     }
 
-    /// Tells the other side without waiting for it. What it does not read is sent while [`Self::received`] is
-    /// polled; if it reads nothing for too long, this closes the connection with a reason.
+    /// Sends a message without waiting. What the other side does not take at once is sent while [`Self::received`]
+    /// is polled; if the other side reads nothing for too long, this closes the connection with a reason.
     pub fn tell(&mut self, message: &Message) {
         if let Err(error) = self.send(message) {
             debug!(%error, "a message is not sent");
@@ -52,8 +52,8 @@ impl MessageStream {
         }
     }
 
-    /// The next message of a session that stands. A message that is none closes the connection with a reason. Then, and
-    /// when the stream has ended, this waits for ever: a session ends with its connection. Cancel safe.
+    /// The next message of an established session. A malformed message closes the connection with a reason. Then,
+    /// and when the stream has ended, this waits for ever: a session ends with its connection. Cancel safe.
     pub(crate) async fn received(&mut self) -> Message {
         match self.next().await {
             Ok(message) => message,
@@ -65,7 +65,7 @@ impl MessageStream {
         }
     }
 
-    /// Closes the connection: the message that was received makes no sense here.
+    /// Closes the connection because the received message is unexpected.
     pub(crate) fn refuse(&self) {
         SessionError::Unexpected.close(&self.connection);
     }
@@ -80,8 +80,8 @@ struct MessageSender {
 }
 
 impl MessageSender {
-    /// Sends as much as the other side takes now and keeps the rest for [`Self::drain`]: it never waits. An error
-    /// if more than the longest message waits already.
+    /// Sends as much as the other side takes at once and keeps the rest for [`Self::drain`], without waiting. An
+    /// error if more than the longest message is already waiting.
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
         if self.waiting.len() > LONGEST {
             return Err(SessionError::NoCredit(self.waiting.len()));
@@ -94,8 +94,8 @@ impl MessageSender {
         }
     }
 
-    /// Sends what waits, then waits for ever. Cancel safe: what a write took (RFC 9000 §2.2), and only that, leaves
-    /// `waiting` before the next point at which this can be cancelled.
+    /// Sends the waiting bytes, then waits for ever. Cancel safe: exactly the bytes that a write accepted (RFC 9000
+    /// §2.2) leave `waiting` before the next point at which this can be cancelled.
     async fn drain(&mut self) -> Result<Infallible, SessionError> {
         while !self.waiting.is_empty() {
             let written = self.stream.write(&self.waiting).await.map_err(|error| match error {
@@ -116,8 +116,8 @@ struct MessageReceiver {
 }
 
 impl MessageReceiver {
-    /// The next message that we know. Cancel safe: what was read of a message is in the inbox before the next point at
-    /// which this can be cancelled.
+    /// The next message of a known type. Cancel safe: the bytes read of a message are in the inbox before the next
+    /// point at which this can be cancelled.
     async fn next(&mut self) -> Result<Message, SessionError> {
         loop {
             if let Some(message) = self.inbox.next()? {
