@@ -1,11 +1,17 @@
 //! What a person tells a running client to do.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::Client;
 use crate::{
-    daemon::{control::Reply, status::milliseconds},
+    daemon::{
+        Daemon,
+        control::{Reply, Request},
+        status::milliseconds,
+    },
+    host::Wish,
     link::candidate::Candidate,
     path::{
         PathKey,
@@ -25,6 +31,35 @@ pub(crate) enum What {
     Switch { link: String, pin: bool },
     Auto,
     Probe { link: Option<String> },
+}
+
+impl Client {
+    /// Answers a request on the control socket.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        request: Request,
+        orders: mpsc::Sender<Order>,
+        host: Wish,
+        daemon: Arc<Daemon>,
+    ) -> Reply {
+        let what = match request {
+            Request::Status => return Reply::Ok(Box::new(self.whole_status().await)),
+            Request::Reload => {
+                let done = self.reload(&daemon, host).await;
+                return done.map_or_else(Reply::Error, Reply::Done);
+            }
+            Request::Events => return Reply::Error("events come without end".into()),
+            Request::Switch { link, pin } => What::Switch { link, pin },
+            Request::Auto => What::Auto,
+            Request::Probe { link } => What::Probe { link },
+        };
+        let (reply, answer) = oneshot::channel();
+        let sent = orders.send(Order { what, reply }).await;
+        match answer.await {
+            Ok(reply) if sent.is_ok() => reply,
+            _ => Reply::Error("the connection was lost meanwhile".into()),
+        }
+    }
 }
 
 /// Waits until a person chooses a link, or with `None` leaves the choice to us, while there is no connection.

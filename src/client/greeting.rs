@@ -7,6 +7,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use quinn::Connection;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time;
 
 use super::ended::Ended;
@@ -107,4 +108,12 @@ async fn insist(connection: &Connection, congestion: &CongestionHandle) -> Infal
         time::sleep(NUDGE).await;
         quic::nudge(connection, congestion);
     }
+}
+
+pub(super) fn instance() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the kernel gives no randomness"))?;
+    Ok(u64::from_be_bytes(bytes))
 }

@@ -25,9 +25,8 @@ use tracing::{debug, info, warn};
 use super::{
     command::{Inquiries, Inquiry, Order, What, no_way},
     migration::MigratingConnection,
-    milliseconds,
     paths::{Departure, PathTable},
-    view::Shown,
+    view::{Shown, milliseconds},
 };
 use crate::{
     clock,

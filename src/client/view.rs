@@ -9,20 +9,21 @@ use std::{
 
 use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
-use tracing::info;
+use tracing::{debug, info};
 
+use super::Client;
 use crate::{
     clock,
     daemon::{
         events::{Event, Events},
         status::{
-            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus,
-            SwitchStatus,
+            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus, Status,
+            SwitchStatus, UnusedLink,
         },
         systemd,
     },
     host::interface::{self, LeftOut},
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Unusable},
     path::{
         Condition, Reason,
         probe::Measured,
@@ -342,6 +343,36 @@ impl Shown {
     }
 }
 
+impl Client {
+    pub(crate) fn status(&self) -> ClientStatus {
+        let (queued, traffic) = (self.queue.bytes(), self.counters.snapshot());
+        let delay = self.queue.delay();
+        let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
+        let servers = &self.config().server.addresses;
+        status.left_out.extend_from_slice(&self.reports.left_out.borrow());
+        status.server = servers.iter().map(ToString::to_string).collect();
+        if status.state != ClientState::Connected {
+            status.paths = self.dialer.attempts.status(clock::now());
+        }
+        status
+    }
+
+    /// The status with what the kernel says of links that carry no path.
+    pub(super) async fn whole_status(&self) -> Status {
+        let mut status = self.status();
+        let servers = self.roaming.names.known();
+        match self.roaming.network.unusable(&servers).await {
+            Ok(links) => {
+                let unused =
+                    |(link, why): (String, Unusable)| UnusedLink { link, why: why.to_string() };
+                status.unused_links = links.into_iter().map(unused).collect();
+            }
+            Err(error) => debug!(%error, "cannot read links"),
+        }
+        Status::client(status)
+    }
+}
+
 impl State {
     /// The words, if the service manager was told others last.
     fn say(&mut self, words: String) -> Option<String> {
@@ -452,4 +483,9 @@ fn share(lost: u64, sent: u64) -> Option<f64> {
 
 fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
     SwitchStatus { ago: status::rounded(clock::now().duration_since(at)), ..switch.clone() }
+}
+
+/// A duration as people read it, without micro- and nanoseconds.
+pub(super) fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
 }

@@ -1,0 +1,255 @@
+//! Connects, for ever: one session after the other, and the pauses between them.
+
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tracing::{debug, info, warn};
+
+use super::{
+    Client,
+    command::{Order, next_choice, no_way},
+    dial::Loss,
+    ended::{Ended, Refusal},
+    greeting::Reached,
+    pauses::{Pause, Pauses},
+    rival::Rival,
+    roam::Roamer,
+    view::{Line, milliseconds},
+};
+use crate::{
+    clock,
+    daemon::{control::Reply, systemd},
+    host::Setup,
+    path::{
+        handshake::HandshakeError,
+        manager::{self, Choice, Manager},
+    },
+    tunnel::{egress, pump},
+    wire::packet::Packet,
+};
+
+/// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
+const EARLY: usize = 8 * 1024;
+/// After a session that lasted so long, the pauses begin anew.
+const STABLE: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Connects, for ever. Returns only errors of this machine and, to whoever started the client by hand, a
+    /// refusal before the first session.
+    pub(super) async fn stay_connected(
+        &self,
+        host: &mut impl Setup,
+        orders: &mut mpsc::Receiver<Order>,
+    ) -> anyhow::Result<()> {
+        let mut pauses = Pauses::default();
+        let mut loss = Loss { at: clock::now(), answered: None };
+        let mut manager = Manager::new(**self.roaming.settings.load());
+        loop {
+            let begun = clock::now();
+            let sessions = self.shown.sessions();
+            self.shown.connecting();
+            let ended = self.connect(host, &mut manager, orders, loss.clone()).await?;
+            // What its actions would close was the roamer's, and is closed.
+            let _ = manager.handle(manager::Event::Disconnected, clock::now());
+            self.queue.hold(true);
+            self.desired.lock().await.in_session = false;
+            let refusal = ended.refusal(self.key);
+            let rival = Rival::of(&ended);
+            if self.shown.sessions() > sessions {
+                let answered = self.shown.in_use().filter(|_| ended.is_answer());
+                loss = Loss { at: clock::now(), answered };
+            }
+            if clock::now().duration_since(begun) >= STABLE {
+                pauses = Pauses::default();
+            }
+            let pause = pauses.after(&ended, refusal.as_ref());
+            let reason = match (&refusal, rival) {
+                (_, Some(rival)) => rival.to_string(),
+                (Some(refusal), None) => refusal.in_short(),
+                (None, None) => ended.to_string(),
+            };
+            let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
+            self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
+            match refusal {
+                // Whoever started it by hand reads this, and mends it at once.
+                Some(refusal) if self.shown.sessions() == 0 && !systemd::is_managed() => {
+                    return Err(refusal.into());
+                }
+                Some(_) | None => {}
+            }
+            self.not_connected(&reason);
+            if refused {
+                // A server that answers is behind no portal, and the pause may be long.
+                self.give_way(false, host).await;
+            }
+            if let Some(pause) = pause {
+                self.sleep_or_change(pause, &mut manager, orders).await;
+            }
+        }
+    }
+
+    /// Logs why there is no connection, once.
+    fn not_connected(&self, reason: &str) {
+        if self.shown.is_news(reason) {
+            warn!(reason, "not connected");
+        } else {
+            debug!(reason, "not connected");
+        }
+    }
+
+    /// Waits for the longest of the pause, or less if a network changes or a person chooses a link, but for the
+    /// shortest at least.
+    async fn sleep_or_change(
+        &self,
+        Pause { shortest, longest }: Pause,
+        manager: &mut Manager,
+        orders: &mut mpsc::Receiver<Order>,
+    ) {
+        let mut hints = self.roaming.network.hints();
+        let chosen = Notify::new();
+        let pause = async {
+            tokio::time::sleep(shortest).await;
+            tokio::select! {
+                () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
+                () = hints.hint() => debug!("a network changed: trying at once"),
+                () = chosen.notified() => debug!("a person chose a link: trying at once"),
+            }
+        };
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return,
+                (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
+                    let _ = reply.send(self.choose(choice, manager).await);
+                    chosen.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Remembers a person's choice for the connection to come.
+    async fn choose(&self, choice: Option<Choice>, manager: &mut Manager) -> Reply {
+        let done = match &choice {
+            Some(Choice { link, pinned }) => {
+                let servers = self.roaming.names.known();
+                let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+                let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
+                if !links().any(|other| other == link) {
+                    return no_way(link, links());
+                }
+                let how = match pinned {
+                    true => "dialed alone, whatever happens",
+                    false => "dialed first, until it fails",
+                };
+                format!("{link}: {how}")
+            }
+            None => "the best path is chosen again".into(),
+        };
+        // Without a connection there is nothing to do about it yet.
+        let _ = manager.handle(manager::Event::Choose(choice), clock::now());
+        Reply::Done(vec![done])
+    }
+
+    fn why_not_connected(&self) -> String {
+        let why = self.shown.last_error().unwrap_or_else(|| "still connecting".into());
+        format!("not connected ({why}): the links are tried as it is")
+    }
+
+    /// Begins a session, and lets what waits go with the first packet.
+    async fn dial(
+        &self,
+        manager: &mut Manager,
+        orders: &mut mpsc::Receiver<Order>,
+        loss: Loss,
+    ) -> Result<Reached, Ended> {
+        let (taken, dropped) = self.queue.take_early(EARLY);
+        self.counters.dropped_by_queue(dropped);
+        let early = taken.datagrams();
+        let silent = |error: &HandshakeError| {
+            let reason = error.to_string();
+            self.shown.silent(&reason);
+            self.not_connected(&reason);
+        };
+        let dialed = loop {
+            tokio::select! {
+                dialed = self.dialer.dial(manager, early.clone(), loss.clone(), silent) => break dialed,
+                (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
+                    let _ = reply.send(self.choose(choice, manager).await);
+                }
+            }
+        };
+        if dialed.as_ref().is_ok_and(|reached| reached.connected.early_arrived) {
+            let bytes = early.iter().map(|packet| packet.len() as u64).sum();
+            self.counters.sent.add(early.len() as u64, bytes);
+        } else {
+            self.queue.put_back(taken);
+        }
+        dialed
+    }
+
+    /// One session, from the first attempt to its end. An error is one of this machine's.
+    async fn connect(
+        &self,
+        host: &mut impl Setup,
+        manager: &mut Manager,
+        orders: &mut mpsc::Receiver<Order>,
+        loss: Loss,
+    ) -> anyhow::Result<Ended> {
+        let dialed = tokio::select! {
+            dialed = self.dial(manager, orders, loss) => dialed,
+            never = self.look_for_portals(host) => match never {},
+        };
+        let Reached { connected, messages, welcome } = match dialed {
+            Ok(reached) => reached,
+            Err(ended) => return Ok(ended),
+        };
+        let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
+        let line = Line {
+            connection: connection.clone(),
+            endpoint: connected.underlay.endpoint().clone(),
+            socket: connected.underlay.socket().clone(),
+            congestion: self.roaming.congestion.clone(),
+            software: welcome.software.clone(),
+            since: clock::wall(),
+        };
+        let resumed = connected.early_arrived;
+        // From here on the path is watched: the host may take its time.
+        let Self { roaming, shown, queue, .. } = self;
+        let roamer = Roamer::new(roaming, shown, queue, manager, messages, orders, connected);
+        let carry = async {
+            if let Err(error) = self.greeted(host, &welcome).await {
+                return error.end(&connection);
+            }
+            let rtt = self.roaming.congestion.shortest_round_trip();
+            info!(
+                link = candidate.link,
+                local = %candidate.source,
+                server = %candidate.server,
+                rtt = %milliseconds(rtt.unwrap_or_else(|| connection.rtt())),
+                resumed,
+                name = %welcome.name,
+                addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
+                "connected"
+            );
+            self.shown.connected(line, &candidate);
+            self.dialer.attempts.clear();
+            tokio::select! {
+                lost = pump::uplink(&connection, &self.queue, &self.counters, welcome.unchecked) => {
+                    Ended::Lost(lost)
+                }
+                lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
+                    Ended::Lost(lost)
+                }
+                ended = self.follow_host(host) => ended.end(&connection),
+            }
+        };
+        tokio::select! {
+            ended = carry => Ok(ended),
+            forgotten = roamer.run() => forgotten.map(|()| Ended::Forgotten),
+        }
+    }
+
+    fn deliver(&self, batch: &mut Vec<Packet>) {
+        egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
+    }
+}

@@ -1,0 +1,133 @@
+//! A peer's session, from its hello to the end of its connection.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use quinn::Connection;
+use tracing::{debug, info};
+
+use super::{
+    Server, fallback,
+    peers::{Attached, Peer, PeerSession},
+    silence,
+};
+use crate::{
+    clock,
+    daemon::events::Event,
+    quic::{
+        HANDSHAKE_TIMEOUT, close,
+        congestion::CongestionHandle,
+        session::{self, MessageStream},
+    },
+    tunnel::pump,
+    wire::{
+        foreign::Foreign,
+        message::{Hello, Message, Repeat},
+        packet::Packet,
+    },
+};
+
+impl Server {
+    /// Waits for a peer's hello and answers it. Packets that come before it are taken at once, so that
+    /// they do not wait in quinn, which counts neither the memory around small ones nor their number.
+    pub(super) async fn greet(
+        &self,
+        connection: &Connection,
+        peer: &Arc<Peer>,
+    ) -> Option<(MessageStream, Hello)> {
+        let _place = peer.silent.admit(connection);
+        if !self.still_has(peer, connection) {
+            return None;
+        }
+        let greeted = tokio::select! {
+            greeted = session::accept(connection, |version, hello| {
+                let admitted = peer.admits(hello.instance, connection);
+                admitted.then(|| self.welcome(peer, version))
+            }) => greeted,
+            lost = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+                Err(lost.into())
+            }
+            () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {
+                connection.close(close::PROTOCOL, b"no hello");
+                return None;
+            }
+        };
+        greeted.inspect_err(|error| debug!(%error, "no session")).ok()
+    }
+
+    /// A peer's session, until its connection ends.
+    pub(super) async fn carry_session(
+        &self,
+        connection: &Connection,
+        peer: &Arc<Peer>,
+        mut messages: MessageStream,
+        hello: Hello,
+        congestion: &CongestionHandle,
+    ) {
+        peer.attach(PeerSession {
+            connection: connection.clone(),
+            since: clock::wall(),
+            software: hello.software.clone(),
+            instance: hello.instance,
+        });
+        let attached = Attached { peer, connection };
+        self.still_has(peer, connection);
+        let remote = connection.remote_address();
+        self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
+        info!(peer = peer.name, software = %hello.software, "connected");
+        let reason = tokio::select! {
+            reason = pump::uplink(connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
+            reason = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+                reason
+            }
+            never = listen(&mut messages, peer) => match never {},
+            never = silence::watch(connection, &peer.queue, congestion) => match never {},
+            never = fallback::watch(connection, congestion) => match never {},
+            never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
+        };
+        drop(attached);
+        let reason = Foreign::of(reason);
+        info!(peer = peer.name, %reason, "disconnected");
+        self.events.tell(Event::PeerDisconnected { peer: peer.name.clone(), reason });
+    }
+
+    /// Takes packets from a peer: to other peers, or to the device.
+    pub(super) fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
+        self.peers.load().deliver(peer, batch, &*self.tun);
+    }
+}
+
+/// Does what a client asks for over the control stream.
+async fn listen(messages: &mut MessageStream, peer: &Peer) -> Infallible {
+    loop {
+        match messages.received().await {
+            Message::Repeat(Repeat { milliseconds }) => repeat(peer, milliseconds),
+            Message::Hello(_) | Message::Welcome(_) => messages.refuse(),
+        }
+    }
+}
+
+/// Sends again what a peer may not have received in the last so many milliseconds.
+fn repeat(peer: &Peer, milliseconds: u32) {
+    if let Some(since) = clock::now().checked_sub(Duration::from_millis(milliseconds.into())) {
+        let packets = peer.queue.repeat(since);
+        debug!(milliseconds, packets, "repeating");
+    }
+}
+
+/// Answers a probe with its own words until it ends, or asks nothing for longer than `limit`.
+pub(super) async fn echo(connection: &Connection, limit: Duration) {
+    loop {
+        let question = tokio::time::timeout(limit, connection.read_datagram());
+        tokio::select! {
+            question = question => match question {
+                // What cannot be answered is asked again.
+                Ok(Ok(datagram)) => drop(connection.send_datagram(datagram)),
+                Ok(Err(_lost)) => return,
+                Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),
+            },
+            _ = connection.accept_bi() => {
+                return connection.close(close::PROTOCOL, b"a probe has no streams");
+            }
+        }
+    }
+}
