@@ -28,13 +28,13 @@ mod view;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use self::{
@@ -42,7 +42,6 @@ use self::{
     desired::Desired,
     dial::Dialer,
     greeting::{Terms, instance},
-    reload::settings,
     roam::Roaming,
     view::Shown,
 };
@@ -66,7 +65,6 @@ use crate::{
     path::{
         handshake::Handshake,
         network::{Network, kernel::KernelNetwork},
-        preference::Preferences,
         servers::ServerAddresses,
     },
     quic::{self, close, congestion::CongestionHandle, tls},
@@ -97,8 +95,8 @@ pub(crate) struct Client {
     tun: Box<dyn PacketSink>,
     queue: Queue,
     counters: Counters,
-    links: Option<Arc<KernelNetwork>>,
-    config: Mutex<ClientConfig>,
+    /// The configuration in force, see [`reload`].
+    config: watch::Sender<Arc<ClientConfig>>,
     /// What may come out of the tunnel.
     inside: ArcSwap<Inside>,
     /// What the host has, and refuses.
@@ -115,6 +113,7 @@ pub(crate) struct Client {
 pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let monitor = Monitor::open().context("cannot hear of network changes")?;
+    let config = Arc::new(config);
     let tun = &config.tun;
     let Handed { tun: device, over } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
@@ -122,20 +121,11 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     let (mut host, wish) = Host::new(interface, over, daemon.record.clone(), monitor.hints())?;
     host.survey().await;
     // Without its kill switch a tunnel that has one does not run.
-    host.lay_out(Desired::new(&config).plan()?.layout).await?;
-    let preferences = Preferences::new(&config.paths);
-    let links = Arc::new(KernelNetwork::new(
-        Netlink::open()?,
-        index,
-        preferences,
-        config.quic.dscp,
-        monitor.hints(),
-    ));
-    #[cfg(feature = "metrics")]
-    let metrics = config.metrics.clone();
-    let mut client = Client::new(config, links.clone(), Box::new(device.writer()))?;
-    client.links = Some(links.clone());
-    client.reports = host.reports();
+    host.lay_out(Desired::new(config.clone()).plan()?.layout).await?;
+    let links = KernelNetwork::new(Netlink::open()?, index, config.quic.dscp, monitor.hints());
+    let links = Arc::new(links);
+    let (writer, reports) = (Box::new(device.writer()), host.reports());
+    let client = Client::new(config.clone(), links.clone(), writer, reports)?;
     let (client, daemon) = (Arc::new(client), Arc::new(daemon));
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&daemon.instance, client.events.clone(), {
@@ -144,7 +134,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         move |request| client.clone().answer(request, orders.clone(), wish.clone(), daemon.clone())
     })?;
     #[cfg(feature = "metrics")]
-    let _metrics = crate::daemon::metrics::serve(metrics.as_ref(), {
+    let _metrics = crate::daemon::metrics::serve(config.metrics.as_ref(), {
         let client = client.clone();
         move || Status::client(client.status())
     })?;
@@ -182,13 +172,15 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
 
 impl Client {
     pub(crate) fn new(
-        config: ClientConfig,
+        config: Arc<ClientConfig>,
         network: Arc<dyn Network>,
         device: Box<dyn PacketSink>,
+        reports: Reports,
     ) -> anyhow::Result<Self> {
-        let ClientConfig { private_key, server, tun, quic, .. } = &config;
+        let ClientConfig { private_key, server, tun, quic, .. } = &*config;
+        let in_force = watch::Sender::new(config.clone());
         let events = Events::default();
-        let names = Arc::new(ServerAddresses::new(server.addresses.clone()));
+        let names = Arc::new(ServerAddresses::new(&server.addresses));
         let congestion = CongestionHandle::default();
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
@@ -198,9 +190,7 @@ impl Client {
             names: names.clone(),
             probes: handshake(tls::PROBE, quic::probe_transport())?,
             heart: Heart::default(),
-            settings: ArcSwap::from_pointee(settings(&config.paths)),
             congestion,
-            changed: Notify::new(),
         };
         let terms = Terms {
             congestion: roaming.congestion.clone(),
@@ -209,20 +199,19 @@ impl Client {
         };
         Ok(Self {
             key: private_key.public_key(),
-            dialer: Dialer::new(names, tunnel, network, terms),
+            dialer: Dialer::new(names, tunnel, network, terms, in_force.subscribe()),
             roaming,
             tun: device,
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
-            links: None,
             interface: tun.name.clone(),
             started: clock::wall(),
             shown: Shown::new(tun.mtu, events.clone()),
             events,
             inside: ArcSwap::default(),
-            reports: Reports::default(),
-            desired: tokio::sync::Mutex::new(Desired::new(&config)),
-            config: Mutex::new(config),
+            reports,
+            desired: tokio::sync::Mutex::new(Desired::new(config.clone())),
+            config: in_force,
         })
     }
 

@@ -181,6 +181,25 @@ impl ClientConfig {
         ];
         only_changed(&changed)
     }
+
+    /// What is in force after a reload of `new`: a key whose change takes a restart keeps its value.
+    #[must_use]
+    pub fn reloaded(&self, new: Self) -> Self {
+        Self {
+            private_key: self.private_key.clone(),
+            server: ServerPeer { public_key: self.server.public_key, ..new.server },
+            tun: ClientTun {
+                name: self.tun.name.clone(),
+                mtu: self.tun.mtu,
+                offload: self.tun.offload,
+                ..new.tun
+            },
+            paths: new.paths,
+            quic: self.quic.clone(),
+            log: Log { format: self.log.format, ..new.log },
+            metrics: self.metrics.clone(),
+        }
+    }
 }
 
 fn only_changed(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
@@ -336,6 +355,20 @@ impl ServerConfig {
             ("metrics.listen", self.metrics != new.metrics),
         ];
         only_changed(&changed)
+    }
+
+    /// What is in force after a reload of `new`: a key whose change takes a restart keeps its value.
+    #[must_use]
+    pub fn reloaded(&self, new: Self) -> Self {
+        Self {
+            private_key: self.private_key.clone(),
+            listen: self.listen,
+            tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
+            peers: new.peers,
+            quic: self.quic.clone(),
+            log: Log { format: self.log.format, ..new.log },
+            metrics: self.metrics.clone(),
+        }
     }
 }
 

@@ -37,9 +37,6 @@ pub mod path {
             pub use crate::path::network::kernel::KernelNetwork;
         }
     }
-    pub mod preference {
-        pub use crate::path::preference::Preferences;
-    }
     pub mod servers {
         pub use crate::path::servers::ServerAddresses;
     }

@@ -24,12 +24,11 @@ mod view;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
 use quinn::{AsyncUdpSocket, Endpoint, TokioRuntime};
 use tokio::sync::watch;
@@ -38,8 +37,7 @@ use tracing::info;
 use self::{
     accept::{Acceptor, accept, quinn_config},
     handshake::HandshakeLimiter,
-    offer::Offer,
-    peers::Peers,
+    reload::Configured,
     socket::ServerSocket,
 };
 use crate::{
@@ -72,9 +70,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// The server, apart from this machine's device and signals.
 pub(crate) struct Server {
     acceptor: Acceptor,
-    peers: Arc<ArcSwap<Peers>>,
-    offer: ArcSwap<Offer>,
-    config: Mutex<ServerConfig>,
+    /// The configuration in force, see [`reload`].
+    configured: watch::Sender<Configured>,
     events: Events,
     tun: Box<dyn PacketSink>,
     interface: String,
@@ -127,7 +124,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     info!(
         listen = %server.listen,
         interface = server.interface,
-        peers = server.peers.load().iter().count(),
+        peers = server.configured.borrow().peers.iter().count(),
         %key,
         "listening"
     );
@@ -175,34 +172,32 @@ impl Server {
         left_out: watch::Receiver<Vec<LeftOut>>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let ServerConfig { private_key, tun, quic, .. } = &config;
+        let (private_key, interface) = (private_key.clone(), tun.name.clone());
+        let (mtu, quic) = (tun.mtu, quic.clone());
         let socket = ServerSocket::new(udp)?;
-        let peers = Arc::new(ArcSwap::from_pointee(Peers::new(&config.peers)));
-        let tls = ServerTls::new(private_key, {
-            let peers = peers.clone();
-            move |key| peers.load().with_key(key).is_some()
-        })?;
-        let base = quinn_config(private_key, &tls)?;
-        let acceptor = Acceptor { base, tls, quic: quic.clone(), mtu: tun.mtu };
+        let (configured, in_force) = watch::channel(Configured::new(config));
+        let is_peer = move |key| in_force.borrow().peers.with_key(key).is_some();
+        let tls = ServerTls::new(&private_key, is_peer)?;
+        let base = quinn_config(&private_key, &tls)?;
+        let acceptor = Acceptor { base, tls, quic, mtu };
         let endpoint = Endpoint::new_with_abstract_socket(
-            quic::server_endpoint(private_key),
+            quic::server_endpoint(&private_key),
             Some(acceptor.base.clone()),
             socket.clone(),
             Arc::new(TokioRuntime),
         )?;
         let server = Self {
             acceptor,
-            peers,
-            offer: ArcSwap::from_pointee(Offer::new(tun)),
+            configured,
             events: Events::default(),
             tun: device,
-            interface: tun.name.clone(),
+            interface,
             left_out,
             listen: endpoint.local_addr()?,
             socket,
             handshakes: HandshakeLimiter::default(),
             counters: Counters::default(),
             since: clock::wall(),
-            config: Mutex::new(config),
         };
         Ok((Arc::new(server), endpoint))
     }
@@ -214,7 +209,7 @@ impl Server {
         endpoint: &Endpoint,
     ) -> anyhow::Result<()> {
         let read = ingress::run(source, &self.counters, |batch| {
-            self.peers.load().route(batch, &self.counters);
+            self.configured.borrow().peers.route(batch, &self.counters);
         });
         tokio::select! {
             () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),

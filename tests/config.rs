@@ -79,6 +79,27 @@ fn client(path: &str) -> ClientConfig {
     }
 }
 
+#[test]
+fn what_takes_a_restart_stays_as_it_is_in_a_reload_and_the_rest_is_taken() {
+    let (before, new) =
+        (client("tests/data/valid/client-least.toml"), client("tests/data/valid/client-full.toml"));
+    let named = before.takes_restart(&new);
+    let now = before.reloaded(client("tests/data/valid/client-full.toml"));
+    assert_eq!(before.takes_restart(&now), [""; 0]);
+    assert_eq!(now.takes_restart(&new), named);
+    assert_eq!((&now.paths, &now.tun.routes), (&new.paths, &new.tun.routes));
+    assert_ne!(now.paths, before.paths);
+
+    let (before, new) =
+        (server("tests/data/valid/server-least.toml"), server("tests/data/valid/server-full.toml"));
+    let named = before.takes_restart(&new);
+    let now = before.reloaded(server("tests/data/valid/server-full.toml"));
+    assert_eq!(before.takes_restart(&now), [""; 0]);
+    assert_eq!(now.takes_restart(&new), named);
+    assert_eq!((&now.peers, &now.tun.dns), (&new.peers, &new.tun.dns));
+    assert_ne!(now.peers, before.peers);
+}
+
 fn server(path: &str) -> ServerConfig {
     match Directory::new().load(&fixture(path), &[]).unwrap().config {
         Config::Server(server) => server,

@@ -22,7 +22,7 @@ use crate::{
     host::Setup,
     path::{
         handshake::HandshakeError,
-        manager::{self, Choice, Manager},
+        manager::{self, Choice, Manager, Settings},
     },
     tunnel::{egress, pump},
     wire::packet::Packet,
@@ -43,7 +43,7 @@ impl Client {
     ) -> anyhow::Result<()> {
         let mut pauses = Pauses::default();
         let mut loss = Loss { at: clock::now(), answered: None };
-        let mut manager = Manager::new(**self.roaming.settings.load());
+        let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
@@ -132,7 +132,9 @@ impl Client {
         let done = match &choice {
             Some(Choice { link, pinned }) => {
                 let servers = self.roaming.names.known();
-                let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+                let config = self.config.borrow().clone();
+                let found = self.roaming.network.candidates(&servers, &config.paths).await;
+                let found = found.unwrap_or_default();
                 let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
                 if !links().any(|other| other == link) {
                     return no_way(link, links());
@@ -195,14 +197,17 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
         loss: Loss,
     ) -> anyhow::Result<Ended> {
+        // A change during the dialing is news to the roamer.
+        let config = self.config.subscribe();
         let dialed = tokio::select! {
             dialed = self.dial(manager, orders, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
-        let Reached { connected, messages, welcome } = match dialed {
+        let reached = match dialed {
             Ok(reached) => reached,
             Err(ended) => return Ok(ended),
         };
+        let (connected, welcome) = (&reached.connected, reached.welcome.clone());
         let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
         let line = Line {
             connection: connection.clone(),
@@ -215,7 +220,7 @@ impl Client {
         let resumed = connected.early_arrived;
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, queue, .. } = self;
-        let roamer = Roamer::new(roaming, shown, queue, manager, messages, orders, connected);
+        let roamer = Roamer::new(roaming, shown, queue, manager, orders, config, reached);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);

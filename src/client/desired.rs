@@ -9,7 +9,10 @@
 //!  portals ───────┘
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use quinn::Connection;
 
@@ -19,7 +22,7 @@ use super::{
     plan::{inside, layout, sealing},
 };
 use crate::{
-    config::{ClientConfig, ClientTun, HostPort},
+    config::ClientConfig,
     host::{HostError, Layout, facts::Facts, interface::LeftOut},
     quic::close,
     tunnel::inside::Inside,
@@ -28,10 +31,8 @@ use crate::{
 
 #[derive(Clone, Debug)]
 pub(super) struct Desired {
-    tun: ClientTun,
-    /// The server's addresses as they are written down.
-    servers: Vec<HostPort>,
-    /// Its addresses as they were found, and the one in use.
+    config: Arc<ClientConfig>,
+    /// The server's addresses as they were found, and the one in use.
     pub(super) found: Vec<SocketAddr>,
     /// What the server said last.
     pub(super) welcome: Option<Welcome>,
@@ -92,10 +93,9 @@ impl Plan {
 }
 
 impl Desired {
-    pub(super) fn new(config: &ClientConfig) -> Self {
+    pub(super) fn new(config: Arc<ClientConfig>) -> Self {
         Self {
-            tun: config.tun.clone(),
-            servers: config.server.addresses.clone(),
+            config,
             found: Vec::new(),
             welcome: None,
             taken: None,
@@ -107,9 +107,9 @@ impl Desired {
     }
 
     /// Takes over what a reload may change.
-    pub(super) fn configure(&mut self, tun: ClientTun, servers: Vec<HostPort>) {
-        (self.tun, self.servers) = (tun, servers);
-        self.portal &= self.tun.exclude.portal;
+    pub(super) fn configure(&mut self, config: Arc<ClientConfig>) {
+        self.portal &= config.tun.exclude.portal;
+        self.config = config;
     }
 
     /// Keeps in mind what a plan takes of the offer, which is now in effect.
@@ -121,11 +121,12 @@ impl Desired {
     /// What follows; an error if the server's offer allows no session, and there is one. Without a session what
     /// was taken last stays: another network may have a use for the inner address for a while.
     pub(super) fn plan(&self) -> Result<Plan, OfferError> {
+        let tun = &self.config.tun;
         let servers: Vec<_> = self.written_down().chain(self.found.iter().copied()).collect();
         let taken = match &self.welcome {
             Some(welcome) => {
                 let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
-                let checked = Offer::check(welcome, &self.tun, &self.facts, &outer);
+                let checked = Offer::check(welcome, tun, &self.facts, &outer);
                 match (checked, &self.taken) {
                     (Err(_), Some(taken)) if !self.in_session => Some(taken.clone()),
                     (checked, _) => Some(checked?),
@@ -133,18 +134,17 @@ impl Desired {
             }
             None => None,
         };
-        let mut layout =
-            taken.as_ref().map_or_else(|| sealing(&self.tun), |offer| layout(&self.tun, offer));
+        let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
         let inside = inside(&layout, &self.facts);
-        layout.everything = self.tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
+        layout.everything = tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
         layout.servers = servers;
         let layout = if self.portal { layout.opened() } else { layout };
         Ok(Plan { layout, inside, taken })
     }
 
-    /// The addresses that need no resolver.
+    /// The server's addresses that need no resolver.
     fn written_down(&self) -> impl Iterator<Item = SocketAddr> {
-        self.servers.iter().filter_map(|server| {
+        self.config.server.addresses.iter().filter_map(|server| {
             server.host.parse::<IpAddr>().ok().map(|host| SocketAddr::new(host, server.port))
         })
     }
@@ -152,21 +152,45 @@ impl Desired {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::client::plan::tests::{tun, welcome};
+    use crate::{
+        client::plan::tests::{tun, welcome},
+        config::{Congestion, Filter, Log, LogFormat, Paths, Quic, ServerPeer},
+        identity::PrivateKey,
+    };
+
+    fn config() -> ClientConfig {
+        let private_key = PrivateKey::generate().unwrap();
+        let public_key = private_key.public_key();
+        ClientConfig {
+            private_key,
+            server: ServerPeer { addresses: Vec::new(), public_key },
+            tun: tun(None),
+            paths: Paths {
+                probe_timeout: Duration::from_secs(5),
+                standby_check: None,
+                prefer: Vec::new(),
+                ignore: Vec::new(),
+            },
+            quic: Quic {
+                idle_timeout: Duration::from_secs(30),
+                keep_alive: Duration::from_secs(10),
+                congestion: Congestion::Cubic,
+                dscp: 0,
+            },
+            log: Log { level: Filter::default(), format: LogFormat::Text },
+            metrics: None,
+        }
+    }
 
     #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {
         let mut desired = Desired {
-            tun: tun(None),
-            servers: Vec::new(),
-            found: Vec::new(),
             welcome: Some(welcome(&["10.66.0.2/24"], &[])),
-            taken: None,
             in_session: true,
-            facts: Facts::default(),
-            portal: false,
-            is_applied: false,
+            ..Desired::new(config().into())
         };
         let plan = desired.plan().unwrap();
         desired.take(&plan);

@@ -32,6 +32,7 @@ use super::{
     chance::fraction,
     ended::Ended,
     greeting::{Greeting, Reached, Terms},
+    reload::InForce,
 };
 use crate::{
     clock,
@@ -108,20 +109,22 @@ pub(super) struct Dialer {
     handshake: Handshake,
     network: Arc<dyn Network>,
     terms: Terms,
+    config: InForce,
     /// What became of the attempts so far, for people.
     pub(super) attempts: Attempts,
 }
 
 impl Dialer {
-    /// A dialer for the server that has these `names` over `network`, and is asked for a session on these
-    /// `terms`.
+    /// A dialer for the server of the configuration that is in force, with these `names` over `network`. The
+    /// server is asked for a session on these `terms`.
     pub(super) fn new(
         names: Arc<ServerAddresses>,
         handshake: Handshake,
         network: Arc<dyn Network>,
         terms: Terms,
+        config: InForce,
     ) -> Self {
-        Self { names, handshake, network, terms, attempts: Attempts::default() }
+        Self { names, handshake, network, terms, config, attempts: Attempts::default() }
     }
 
     /// One round: races all addresses over all links, in the `manager`'s order and also those that are found
@@ -137,7 +140,8 @@ impl Dialer {
         silent: impl Fn(&HandshakeError),
     ) -> Result<Reached, Ended> {
         let mut hints = self.network.hints();
-        let resolving = self.names.resolve();
+        let config = self.config.borrow().clone();
+        let resolving = self.names.resolve(&config.server.addresses);
         tokio::pin!(resolving);
         let mut servers = self.names.known();
         let mut unresolved = true;
@@ -246,7 +250,8 @@ impl Dialer {
         tried: &mut HashSet<Candidate>,
         first: Option<&Candidate>,
     ) -> Result<Vec<Candidate>, DialError> {
-        let found = self.network.candidates(servers).await?;
+        let config = self.config.borrow().clone();
+        let found = self.network.candidates(servers, &config.paths).await?;
         let found = manager.dial_order(found, clock::now());
         self.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(tried.len());

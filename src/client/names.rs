@@ -5,6 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use tracing::debug;
 
 use super::Client;
+use crate::path::servers::can_change;
 
 /// From one look at the server's names to the next, while there is a connection.
 const NAMES_PACE: Duration = Duration::from_secs(600);
@@ -20,9 +21,11 @@ impl Client {
             // Until there is a connection, dialing does.
             let _ = tokio::time::timeout(NAMES_PACE, hints.hint()).await;
             tokio::time::sleep(NAMES_SETTLE).await;
+            let config = self.config.borrow().clone();
+            let servers = &config.server.addresses;
             if self.shown.is_connected()
-                && self.roaming.names.can_change()
-                && let Err(error) = self.roaming.names.resolve().await
+                && can_change(servers)
+                && let Err(error) = self.roaming.names.resolve(servers).await
             {
                 debug!(%error, "the server's addresses stay as they were");
             }

@@ -17,15 +17,16 @@ impl Client {
         loop {
             tokio::time::sleep(PORTAL_PACE).await;
             let servers = self.roaming.names.known();
-            let found = self.roaming.network.candidates(&servers).await.unwrap_or_default();
+            let config = self.config.borrow().clone();
+            let found = self.roaming.network.candidates(&servers, &config.paths).await;
             let mut suspected = false;
-            for (candidate, _) in found {
+            for (candidate, _) in found.unwrap_or_default() {
                 if self.roaming.network.portal(&candidate).await {
                     self.shown.portal(&candidate.link);
                     suspected = true;
                 }
             }
-            let may_pass = self.config().tun.exclude.portal;
+            let may_pass = self.config.borrow().tun.exclude.portal;
             self.give_way(suspected && may_pass, host).await;
         }
     }

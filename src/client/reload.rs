@@ -1,23 +1,27 @@
-//! A changed configuration, while the client runs.
+//! The configuration in force, and how another one takes its place while the client runs.
+//!
+//! ```text
+//!                             refused: nothing changes
+//!                               ▲
+//!  file ─▶ reload ─▶ renew ─▶ apply ─▶ watch ─┬─▶ Roamer       follows it: settings, candidates, names
+//!                             (host)          └─▶ all others   read it at each use
+//! ```
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 use super::Client;
 use crate::{
-    config::{self, ClientConfig, ClientTun, Config},
+    config::{ClientConfig, Config},
     daemon::{Daemon, events::Event},
     host::{Setup, Wish},
-    path::{manager::Settings, preference::Preferences},
 };
 
-/// How much more rarely a standby is asked where traffic costs money.
-const METERED: u32 = 20;
+/// The configuration in force, for one that reads or follows it.
+pub(super) type InForce = watch::Receiver<Arc<ClientConfig>>;
 
 impl Client {
-    pub(super) fn config(&self) -> MutexGuard<'_, ClientConfig> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes over a changed configuration; what takes a restart stays as it was and is named. If the host cannot
     /// be made as it says, nothing changes.
     async fn renew(
@@ -25,29 +29,11 @@ impl Client {
         new: ClientConfig,
         host: &mut impl Setup,
     ) -> anyhow::Result<Vec<&'static str>> {
-        let tun = {
-            let config = self.config();
-            let (name, mtu, offload) =
-                (config.tun.name.clone(), config.tun.mtu, config.tun.offload);
-            ClientTun { name, mtu, offload, ..new.tun.clone() }
-        };
-        let (wanted, servers) = (tun.clone(), new.server.addresses.clone());
-        self.apply(host, |desired| desired.configure(wanted, servers)).await?;
-        let stays = {
-            let mut config = self.config();
-            let stays = config.takes_restart(&new);
-            self.roaming.names.replace(new.server.addresses.clone());
-            self.roaming.settings.store(Arc::new(settings(&new.paths)));
-            if let Some(links) = &self.links {
-                links.prefer(Preferences::new(&new.paths));
-            }
-            config.server.addresses = new.server.addresses;
-            config.paths = new.paths;
-            config.log = new.log;
-            config.tun = tun;
-            stays
-        };
-        self.roaming.changed.notify_one();
+        let before = self.config.borrow().clone();
+        let stays = before.takes_restart(&new);
+        let config = Arc::new(before.reloaded(new));
+        self.apply(host, |desired| desired.configure(config.clone())).await?;
+        self.config.send_replace(config);
         Ok(stays)
     }
 
@@ -63,22 +49,13 @@ impl Client {
                 return Err("role: a client becomes a server with a restart".into());
             }
         };
-        let log = config.log.clone();
         let stays = match self.renew(config, &mut host).await {
             Ok(stays) => stays,
             Err(error) => return Err(daemon.refused(&error)),
         };
-        daemon.log(&log);
+        daemon.log(&self.config.borrow().log);
         let restart_needed = stays.iter().map(ToString::to_string).collect();
         self.events.tell(Event::Reloaded { restart_needed });
         Ok(daemon.reloaded(&stays))
-    }
-}
-
-pub(super) fn settings(paths: &config::Paths) -> Settings {
-    Settings {
-        probe_timeout: paths.probe_timeout,
-        standby_check: paths.standby_check,
-        metered_check: paths.standby_check.map(|check| METERED * check),
     }
 }

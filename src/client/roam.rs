@@ -15,17 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     time,
 };
 use tracing::{debug, info, warn};
 
 use super::{
     command::{Inquiries, Inquiry, Order, What, no_way},
+    greeting::Reached,
     migration::MigratingConnection,
     paths::{Departure, PathTable},
+    reload::InForce,
     view::{Shown, milliseconds},
 };
 use crate::{
@@ -65,10 +66,7 @@ pub(super) struct Roaming {
     pub(super) names: Arc<ServerAddresses>,
     pub(super) probes: Handshake,
     pub(super) heart: Heart,
-    pub(super) settings: ArcSwap<Settings>,
     pub(super) congestion: CongestionHandle,
-    /// The configuration has changed.
-    pub(super) changed: Notify,
 }
 
 /// One connection on its way from path to path.
@@ -78,6 +76,7 @@ pub(super) struct Roamer<'a> {
     queue: &'a Queue,
     messages: MessageStream,
     orders: &'a mut mpsc::Receiver<Order>,
+    config: InForce,
     inquiries: Inquiries,
     servers: Vec<SocketAddr>,
     renamed: watch::Receiver<Vec<SocketAddr>>,
@@ -103,22 +102,23 @@ impl<'a> Roamer<'a> {
         shown: &'a Shown,
         queue: &'a Queue,
         manager: &'a mut Manager,
-        messages: MessageStream,
         orders: &'a mut mpsc::Receiver<Order>,
-        connected: Connected,
+        config: InForce,
+        Reached { connected, messages, .. }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
         let (events, answers) = mpsc::channel(ANSWERS);
         let (network, socket) = (roaming.network.clone(), underlay.socket().clone());
         let congestion = roaming.congestion.clone();
         let first = PathKey::from(&candidate);
-        manager.set_settings(**roaming.settings.load());
+        manager.set_settings(Settings::new(&config.borrow().paths));
         Self {
             roaming,
             shown,
             queue,
             messages,
             orders,
+            config,
             inquiries: Inquiries::default(),
             servers: roaming.names.known(),
             renamed: roaming.names.changes(),
@@ -175,7 +175,7 @@ impl<'a> Roamer<'a> {
                 }
                 Some(order) = self.orders.recv() => self.obey(order),
                 message = self.messages.received() => self.heed(message),
-                () = self.roaming.changed.notified() => self.renew().await,
+                Ok(()) = self.config.changed() => self.renew().await,
                 () = self.roaming.heart.asked() => {}
                 // Whether it was a suspend is seen at the next turn of the loop.
                 jumped = jump.occurs() => jumped?,
@@ -221,11 +221,12 @@ impl<'a> Roamer<'a> {
 
     /// The configuration changed.
     async fn renew(&mut self) {
-        self.manager.set_settings(**self.roaming.settings.load());
+        let config = self.config.borrow_and_update().clone();
+        self.manager.set_settings(Settings::new(&config.paths));
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
         let names = self.roaming.names.clone();
         task::detached("names", async move {
-            if let Err(error) = names.resolve().await {
+            if let Err(error) = names.resolve(&config.server.addresses).await {
                 warn!(%error, "the server's addresses stay as they were");
             }
         });
@@ -302,7 +303,8 @@ impl<'a> Roamer<'a> {
 
     /// Finds out which candidates there are.
     async fn refresh_candidates(&mut self) {
-        let found = match self.roaming.network.candidates(&self.servers).await {
+        let config = self.config.borrow().clone();
+        let found = match self.roaming.network.candidates(&self.servers, &config.paths).await {
             Ok(found) => found,
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
@@ -351,7 +353,7 @@ impl<'a> Roamer<'a> {
     }
 
     fn ask(&mut self, key: PathKey) {
-        self.paths.ask(key, self.roaming.settings.load().probe_timeout);
+        self.paths.ask(key, self.config.borrow().paths.probe_timeout);
     }
 
     fn switch(&mut self, to: PathKey, reason: Reason) {

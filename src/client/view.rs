@@ -348,9 +348,9 @@ impl Client {
         let (queued, traffic) = (self.queue.bytes(), self.counters.snapshot());
         let delay = self.queue.delay();
         let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
-        let servers = &self.config().server.addresses;
         status.left_out.extend_from_slice(&self.reports.left_out.borrow());
-        status.server = servers.iter().map(ToString::to_string).collect();
+        let config = self.config.borrow();
+        status.server = config.server.addresses.iter().map(ToString::to_string).collect();
         if status.state != ClientState::Connected {
             status.paths = self.dialer.attempts.status(clock::now());
         }
@@ -360,8 +360,8 @@ impl Client {
     /// The status with what the kernel says of links that carry no path.
     pub(super) async fn whole_status(&self) -> Status {
         let mut status = self.status();
-        let servers = self.roaming.names.known();
-        match self.roaming.network.unusable(&servers).await {
+        let (servers, config) = (self.roaming.names.known(), self.config.borrow().clone());
+        match self.roaming.network.unusable(&servers, &config.paths).await {
             Ok(links) => {
                 let unused =
                     |(link, why): (String, Unusable)| UnusedLink { link, why: why.to_string() };

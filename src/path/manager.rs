@@ -32,10 +32,12 @@ use super::{
     Condition, PathKey, Reason,
     rank::{Facts, LinkFacts, Verdict, compare},
 };
-use crate::link::candidate::Candidate;
+use crate::{config::Paths, link::candidate::Candidate};
 
-/// The pause after the first failed probe of a path, doubled with each failure up to `LONGEST_RETRY`. It is short
-/// because a route often appears a moment before the network behind it works.
+/// How much more rarely a standby is asked where traffic costs money.
+const METERED: u32 = 20;
+/// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
+/// route often comes a moment before the network behind it.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// The longest pause while no path is known to work: the user is waiting.
@@ -163,6 +165,17 @@ pub(crate) struct Settings {
     pub standby_check: Option<Duration>,
     /// The same on a metered link.
     pub metered_check: Option<Duration>,
+}
+
+impl Settings {
+    /// The settings that the configuration asks for.
+    pub(crate) fn new(paths: &Paths) -> Self {
+        Self {
+            probe_timeout: paths.probe_timeout,
+            standby_check: paths.standby_check,
+            metered_check: paths.standby_check.map(|check| METERED * check),
+        }
+    }
 }
 
 /// The policy; see the module's documentation.

@@ -8,9 +8,12 @@ use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
 use super::rank::LinkFacts;
-use crate::link::{
-    candidate::{Candidate, Unusable},
-    monitor::Hints,
+use crate::{
+    config::Paths,
+    link::{
+        candidate::{Candidate, Unusable},
+        monitor::Hints,
+    },
 };
 
 /// Links and routes cannot be read.
@@ -20,16 +23,18 @@ pub struct NetworkError(pub Box<dyn Error + Send + Sync>);
 
 /// Links, routes and sockets.
 pub trait Network: fmt::Debug + Send + Sync {
-    /// The candidates for a path to one of `servers`, with the facts by which they are ranked.
+    /// What could carry a path to one of `servers`, and what decides between them, as `paths` says.
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
+        paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>>;
 
     /// The links that carry no path to any of `servers`, with the reason.
     fn unusable<'a>(
         &'a self,
         _servers: &'a [SocketAddr],
+        _paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, NetworkError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }

@@ -7,7 +7,7 @@ use crate::{config::Paths, link::candidate::Candidate};
 
 /// The user's preferences.
 #[derive(Debug)]
-pub struct Preferences {
+pub(crate) struct Preferences {
     prefer: Vec<(WildMatch, bool)>,
     ignore: Vec<WildMatch>,
 }
@@ -15,7 +15,7 @@ pub struct Preferences {
 impl Preferences {
     /// Reads the configuration.
     #[must_use]
-    pub fn new(paths: &Paths) -> Self {
+    pub(crate) fn new(paths: &Paths) -> Self {
         Self {
             prefer: paths
                 .prefer
@@ -28,14 +28,14 @@ impl Preferences {
 
     /// Whether `link` must not be used.
     #[must_use]
-    pub fn ignores(&self, link: &str) -> bool {
+    pub(crate) fn ignores(&self, link: &str) -> bool {
         self.ignore.iter().any(|ignored| ignored.matches(link))
     }
 
     /// The facts by which the candidate's link is ranked; `None` if it must not be used. `is_metered` is what
     /// sources other than the configuration say.
     #[must_use]
-    pub fn facts(&self, candidate: &Candidate, is_metered: bool) -> Option<LinkFacts> {
+    pub(crate) fn facts(&self, candidate: &Candidate, is_metered: bool) -> Option<LinkFacts> {
         let Candidate { link, metric, .. } = candidate;
         if self.ignores(link) {
             return None;

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -36,10 +36,9 @@ pub struct ResolveError {
     reason: String,
 }
 
-/// The names and addresses of one server, and what the names resolve to.
+/// The addresses of one server, as far as they are known.
 #[derive(Debug)]
 pub struct ServerAddresses {
-    servers: Mutex<Vec<HostPort>>,
     known: watch::Sender<Vec<SocketAddr>>,
     admission: OnceLock<Admission>,
 }
@@ -47,13 +46,12 @@ pub struct ServerAddresses {
 impl ServerAddresses {
     /// Resolves nothing yet: only the configured addresses are known.
     #[must_use]
-    pub fn new(servers: Vec<HostPort>) -> Self {
+    pub fn new(servers: &[HostPort]) -> Self {
         let written = servers
             .iter()
             .filter_map(|HostPort { host, port }| Some(SocketAddr::new(host.parse().ok()?, *port)));
         let known = choose(written.collect(), Vec::new(), &[]);
-        let (known, admission) = (watch::Sender::new(known), OnceLock::new());
-        Self { servers: Mutex::new(servers), known, admission }
+        Self { known: watch::Sender::new(known), admission: OnceLock::new() }
     }
 
     /// Requests the admission of new addresses before they are published.
@@ -69,12 +67,7 @@ impl ServerAddresses {
         }
     }
 
-    /// Replaces the names and addresses.
-    pub fn replace(&self, servers: Vec<HostPort>) {
-        *self.servers.lock().unwrap_or_else(PoisonError::into_inner) = servers;
-    }
-
-    /// The result of the last resolution, for use while a network fails: the resolver fails first.
+    /// What was found last. The resolver is the first to fail when a network does.
     #[must_use]
     pub fn known(&self) -> Vec<SocketAddr> {
         self.known.borrow().clone()
@@ -86,16 +79,8 @@ impl ServerAddresses {
         self.known.subscribe()
     }
 
-    /// Whether there is a name among them, which may resolve to other addresses later.
-    #[must_use]
-    pub fn can_change(&self) -> bool {
-        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        servers.iter().any(|server| !is_address(server))
-    }
-
-    /// Resolves all names. Returns an error only if there is no address at all.
-    pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ResolveError> {
-        let servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// The addresses behind all names of the server; an error only if there is none at all.
+    pub async fn resolve(&self, servers: &[HostPort]) -> Result<Vec<SocketAddr>, ResolveError> {
         let answers = join_all(servers.iter().map(resolve)).await;
         let (mut written, mut found, mut failure) = (Vec::new(), Vec::new(), None);
         for (server, answer) in servers.iter().zip(answers) {
@@ -109,8 +94,8 @@ impl ServerAddresses {
         match failure {
             Some(error) if addresses.is_empty() => Err(error),
             _ => {
-                // Addresses of names are admitted each time: the host may have refused the last time.
-                if self.can_change() || self.known() != addresses {
+                // What a name stands for is admitted each time: the host may have refused the last time.
+                if can_change(servers) || self.known() != addresses {
                     self.admit(addresses.clone()).await;
                 }
                 self.known.send_if_modified(|known| {
@@ -122,6 +107,12 @@ impl ServerAddresses {
             }
         }
     }
+}
+
+/// Whether there is a name among them, which may stand for something else one day.
+#[must_use]
+pub(crate) fn can_change(servers: &[HostPort]) -> bool {
+    servers.iter().any(|server| !is_address(server))
 }
 
 fn is_address(server: &HostPort) -> bool {
@@ -195,30 +186,31 @@ async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
 mod tests {
     use super::*;
 
-    fn names(servers: &[(&str, u16)]) -> ServerAddresses {
-        let servers =
-            servers.iter().map(|(host, port)| HostPort { host: (*host).into(), port: *port });
-        ServerAddresses::new(servers.collect())
+    fn servers(servers: &[(&str, u16)]) -> Vec<HostPort> {
+        let server = |(host, port): &(&str, u16)| HostPort { host: (*host).into(), port: *port };
+        servers.iter().map(server).collect()
     }
 
     #[tokio::test]
-    async fn one_name_that_cannot_be_resolved_does_not_hide_the_others() {
-        let names = names(&[("no-such-host.invalid", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)]);
+    async fn one_name_that_fails_does_not_hide_the_others() {
+        let servers = servers(&[("no-such-host.invalid", 1), ("192.0.2.1", 2), ("192.0.2.1", 2)]);
+        let names = ServerAddresses::new(&servers);
         assert_eq!(names.known(), ["192.0.2.1:2".parse().unwrap()]);
-        let found = names.resolve().await.unwrap();
+        let found = names.resolve(&servers).await.unwrap();
         assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
         assert_eq!(names.known(), found);
     }
 
     #[tokio::test]
-    async fn addresses_that_were_not_admitted_are_offered_again() {
-        let names = names(&[("192.0.2.1", 2), ("localhost", 3)]);
+    async fn what_could_not_be_admitted_is_tried_again() {
+        let servers = servers(&[("192.0.2.1", 2), ("localhost", 3)]);
+        let names = ServerAddresses::new(&servers);
         let (admission, mut admissions) = mpsc::channel(1);
         names.admit_through(admission);
         for attempt in 1..=3 {
             let asked =
                 async { time::timeout(TIMEOUT, admissions.recv()).await.map(|it| it.unwrap().0) };
-            let (found, asked) = tokio::join!(names.resolve(), asked);
+            let (found, asked) = tokio::join!(names.resolve(&servers), asked);
             assert_eq!(Ok(found.unwrap()), asked, "attempt {attempt}");
         }
     }
@@ -277,8 +269,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_error_for_a_single_name_contains_that_name() {
-        let error = names(&[("no-such-host.invalid", 1)]).resolve().await.unwrap_err();
+    async fn a_name_alone_that_fails_is_named() {
+        let servers = servers(&[("no-such-host.invalid", 1)]);
+        let error = ServerAddresses::new(&servers).resolve(&servers).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot resolve no-such-host.invalid: "), "{error}");
     }
 }

@@ -27,6 +27,7 @@ use crate::{
 /// First packets that wait to be looked at, and bytes that wait behind them.
 const WAITING: usize = 256;
 const WAITING_BYTES: u64 = 256 * 1024;
+
 /// How connections are set up.
 pub(super) struct Acceptor {
     /// What holds before a connection is accepted.
@@ -74,7 +75,7 @@ impl Server {
     ) -> Result<Connection, ConnectionError> {
         let deliver = |batch: &mut Vec<Packet>| match tls::peer_key(&connection) {
             Some(key) if tls::purpose(&connection).as_deref() == Some(tls::TUNNEL) => {
-                match self.peers.load().with_key(key) {
+                match self.configured.borrow().peers.with_key(key) {
                     Some(peer) => self.admit(peer, batch),
                     None => self.counters.dropped(DropReason::ForeignSource, batch.len() as u64),
                 }
@@ -93,8 +94,9 @@ impl Server {
     /// a key that is not in the configuration ends here, with a reason for both sides.
     fn identify(&self, connection: &Connection) -> Option<Arc<Peer>> {
         let key = tls::peer_key(connection)?;
-        if let Some(peer) = self.peers.load().with_key(key) {
-            return Some(peer.clone());
+        let peer = self.configured.borrow().peers.with_key(key).cloned();
+        if peer.is_some() {
+            return peer;
         }
         connection.close(close::UNKNOWN_KEY, b"unknown key");
         if let Some(suppressed) = self.handshakes.may_log() {
@@ -109,8 +111,7 @@ impl Server {
 
     /// Closes `connection` if the configuration has changed since `peer` was found in it.
     pub(super) fn still_has(&self, peer: &Arc<Peer>, connection: &Connection) -> bool {
-        let is_there =
-            self.peers.load().with_key(peer.key).is_some_and(|now| Arc::ptr_eq(now, peer));
+        let is_there = self.has(peer);
         if !is_there {
             connection.close(close::TAKEN_OVER, b"the configuration changed");
         }

@@ -4,31 +4,16 @@ use ipnet::IpNet;
 
 use super::{Server, peers::Peer};
 use crate::{
-    config::{Dns, ServerTun},
     quic::session::SOFTWARE,
     wire::message::{Net, Welcome},
 };
 
-/// What every client is told.
-pub(super) struct Offer {
-    networks: Vec<IpNet>,
-    routes: Vec<IpNet>,
-    dns: Dns,
-    mtu: u16,
-}
-
-impl Offer {
-    pub(super) fn new(tun: &ServerTun) -> Self {
-        let ServerTun { addresses, routes, dns, mtu, .. } = tun.clone();
-        Self { networks: addresses, routes, dns, mtu }
-    }
-}
-
 impl Server {
     pub(super) fn welcome(&self, peer: &Peer, version: u16) -> Welcome {
-        let offer = self.offer.load();
+        let configured = self.configured.borrow();
+        let tun = &configured.config.tun;
         let addresses = peer.addresses.iter().map(|address| {
-            let network = offer.networks.iter().find(|network| network.contains(address));
+            let network = tun.addresses.iter().find(|network| network.contains(address));
             let host = IpNet::from(*address);
             let prefix = network.map_or(host.prefix_len(), IpNet::prefix_len);
             Net(IpNet::new(*address, prefix).unwrap_or(host))
@@ -38,12 +23,12 @@ impl Server {
             software: SOFTWARE.into(),
             name: peer.name.as_str().into(),
             addresses: addresses.collect(),
-            routes: offer.routes.iter().copied().map(Net).collect(),
-            mtu: offer.mtu,
+            routes: tun.routes.iter().copied().map(Net).collect(),
+            mtu: tun.mtu,
             unchecked: self.tun.completes_checksums(),
-            dns: offer.dns.servers.iter().map(ToString::to_string).collect(),
-            search_domains: offer.dns.domains.clone(),
-            server_addresses: offer.networks.iter().map(|net| net.addr().to_string()).collect(),
+            dns: tun.dns.servers.iter().map(ToString::to_string).collect(),
+            search_domains: tun.dns.domains.clone(),
+            server_addresses: tun.addresses.iter().map(|net| net.addr().to_string()).collect(),
         }
     }
 }

@@ -1,31 +1,49 @@
-//! A changed configuration, while the server runs.
+//! The configuration in force, and how another one takes its place while the server runs.
+//!
+//! ```text
+//!  file ─▶ reload ─▶ renew ─▶ watch ─▶ datapath, handshakes, welcomes, status   read it at each use
+//!                      └─▶ peers that are gone or have changed: cut off
+//! ```
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tracing::info;
 
-use super::{Server, offer::Offer, peers::Peers};
+use super::{
+    Server,
+    peers::{Peer, Peers},
+};
 use crate::{
-    config::{Config, ServerConfig, ServerTun},
+    config::{Config, ServerConfig},
     daemon::{Daemon, events::Event},
     quic::close,
 };
+
+/// The configuration in force, and its peers: those that stay the same keep their sessions.
+pub(super) struct Configured {
+    pub(super) config: ServerConfig,
+    pub(super) peers: Peers,
+}
+
+impl Configured {
+    pub(super) fn new(config: ServerConfig) -> Self {
+        Self { peers: Peers::new(&config.peers), config }
+    }
+
+    fn reloaded(&self, new: ServerConfig) -> Self {
+        Self { peers: self.peers.renewed(&new.peers), config: self.config.reloaded(new) }
+    }
+}
 
 impl Server {
     /// Takes over a changed configuration; what takes a restart stays as it was and is named. Peers that are
     /// not in it any more, or have other addresses, are cut off; all others notice nothing.
     pub(super) fn renew(&self, new: ServerConfig) -> Vec<&'static str> {
-        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        let stays = config.takes_restart(&new);
-        let before = self.peers.load();
-        let peers = Peers::renewed(&before, &new.peers);
-        let gone: Vec<_> = before
-            .iter()
-            .filter(|peer| peers.with_key(peer.key).is_none_or(|now| !Arc::ptr_eq(peer, now)))
-            .map(|peer| (peer.clone(), peers.with_key(peer.key).is_some()))
-            .collect();
-        self.peers.store(Arc::new(peers));
-        for (peer, is_changed) in gone {
+        let stays = self.configured.borrow().config.takes_restart(&new);
+        let now = self.configured.borrow().reloaded(new);
+        let before = self.configured.send_replace(now);
+        for peer in before.peers.iter().filter(|peer| !self.has(peer)) {
+            let is_changed = self.configured.borrow().peers.with_key(peer.key).is_some();
             info!(peer = peer.name, is_changed, "cut off: the configuration changed");
             let (code, reason) = if is_changed {
                 (close::TAKEN_OVER, &b"the configuration changed"[..])
@@ -35,11 +53,13 @@ impl Server {
             peer.cut_off(code, reason);
         }
         self.acceptor.tls.forget_strangers();
-        let ServerTun { routes, dns, .. } = new.tun;
-        config.tun = ServerTun { routes, dns, ..config.tun.clone() };
-        (config.peers, config.log) = (new.peers, new.log);
-        self.offer.store(Arc::new(Offer::new(&config.tun)));
         stays
+    }
+
+    /// Whether the configuration in force still has `peer`, unchanged.
+    pub(super) fn has(&self, peer: &Arc<Peer>) -> bool {
+        let configured = self.configured.borrow();
+        configured.peers.with_key(peer.key).is_some_and(|now| Arc::ptr_eq(now, peer))
     }
 
     /// Reads the configuration again; what to say about it.

@@ -92,7 +92,7 @@ impl Server {
 
     /// Takes packets from a peer: to other peers, or to the device.
     pub(super) fn admit(&self, peer: &Peer, batch: &mut Vec<Packet>) {
-        self.peers.load().deliver(peer, batch, &*self.tun);
+        self.configured.borrow().peers.deliver(peer, batch, &*self.tun);
     }
 }
 

@@ -261,7 +261,8 @@ async fn a_peer_has_few_connections_that_say_no_hello() {
 async fn a_session_ends_with_its_task_even_if_that_panics() {
     let site = Site::new();
     let connection = site.connect(&site.laptop, tls::PROBE).await;
-    let peer = site.server.peers.load().with_key(site.laptop.public_key()).unwrap().clone();
+    let peer = site.server.configured.borrow().peers.with_key(site.laptop.public_key()).cloned();
+    let peer = peer.unwrap();
     let task = tokio::spawn({
         let peer = peer.clone();
         async move {

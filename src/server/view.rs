@@ -5,8 +5,8 @@ use crate::daemon::status::{self, PeerStatus, ServerStatus, Status};
 
 impl Server {
     pub(super) fn status(&self) -> Status {
-        let peers = self.peers.load();
-        let peers = peers.iter().map(|peer| PeerStatus {
+        let configured = self.configured.borrow();
+        let peers = configured.peers.iter().map(|peer| PeerStatus {
             name: peer.name.clone(),
             public_key: peer.key.to_string(),
             addresses: peer.addresses.clone(),

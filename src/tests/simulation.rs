@@ -46,7 +46,7 @@ use crate::{
         ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
         Peer, Quic, ServerConfig, ServerPeer, ServerTun,
     },
-    host::{HostError, Layout, Setup},
+    host::{HostError, Layout, Reports, Setup},
     identity::PrivateKey,
     path::{handshake::Handshake, network::Network as _},
     quic::{self, tls},
@@ -128,7 +128,8 @@ fn a_probe_answers_its_first_question() {
         let mut day = Day::new(0);
         day.start_server();
         let servers = SERVERS.map(|server| server.parse().unwrap());
-        let (candidate, _) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let paths = day.hosts.client_config().paths;
+        let (candidate, _) = day.world.candidates(&servers, &paths).await.unwrap().remove(0);
         let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
         let handshake = Handshake::new(key, server, tls::PROBE, quic::probe_transport()).unwrap();
         for attempt in 0..20 {
@@ -147,7 +148,8 @@ fn a_probe_connection_without_a_question_for_a_minute_is_closed() {
         let mut day = Day::new(0);
         day.start_server();
         let servers = SERVERS.map(|server| server.parse().unwrap());
-        let (candidate, _) = day.world.candidates(&servers).await.unwrap().remove(0);
+        let paths = day.hosts.client_config().paths;
+        let (candidate, _) = day.world.candidates(&servers, &paths).await.unwrap().remove(0);
         let (key, server) = (&day.hosts.client, day.hosts.server.public_key());
         let mut transport = quic::probe_transport();
         transport.keep_alive_interval(Some(Duration::from_secs(5)));
@@ -326,9 +328,10 @@ impl Day {
         self.start_server();
         let (to_device, delivered) = mpsc::channel::<Packet>(1024);
         let (from_device, source) = mpsc::channel::<Packet>(1024);
-        let config = self.hosts.client_config();
+        let config = Arc::new(self.hosts.client_config());
         let client =
-            Arc::new(Client::new(config, self.world.clone(), Box::new(to_device)).unwrap());
+            Client::new(config, self.world.clone(), Box::new(to_device), Reports::default());
+        let client = Arc::new(client.unwrap());
         let running = tokio::spawn({
             let client = client.clone();
             async move {

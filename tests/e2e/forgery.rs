@@ -11,9 +11,8 @@ use roamd::internals::{
     link::{monitor::Hints, netlink::Netlink},
     path::{
         handshake::Handshake,
-        network::{Network as _, kernel::KernelNetwork},
-        preference::Preferences,
-        servers::ServerAddresses,
+        network::{Network as _, kernel::Links},
+        servers::Names,
     },
     quic::{self, congestion::CongestionHandle, tls},
 };
@@ -121,10 +120,9 @@ fn say(config: &Path) -> anyhow::Result<()> {
     let ClientConfig { private_key, server, tun, quic, paths, .. } = config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let links =
-            KernelNetwork::new(Netlink::open()?, 0, Preferences::new(&paths), 0, Hints::none());
-        let names = ServerAddresses::new(server.addresses.clone());
-        let found = links.candidates(&names.resolve().await?).await?;
+        let links = Links::new(Netlink::open()?, 0, 0, Hints::none());
+        let servers = Names::new(&[]).resolve(&server.addresses).await?;
+        let found = links.candidates(&servers, &paths).await?;
         let (candidate, _) = found.into_iter().next().unwrap();
         let transport = quic::transport(&quic, tun.mtu, CongestionHandle::default());
         let handshake = Handshake::new(&private_key, server.public_key, tls::TUNNEL, transport)?;

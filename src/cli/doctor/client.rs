@@ -20,7 +20,6 @@ use crate::{
     path::{
         handshake::{Connected, Handshake, HandshakeError},
         network::{Network, kernel::KernelNetwork},
-        preference::Preferences,
         servers::ServerAddresses,
     },
     quic::{self, close, tls},
@@ -57,10 +56,8 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let netlink = Netlink::open()?;
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
-        let preferences = Preferences::new(&config.paths);
-        let network =
-            KernelNetwork::new(netlink, own, preferences, config.quic.dscp, Hints::none());
-        let mut candidates = network.candidates(&servers).await?;
+        let network = KernelNetwork::new(netlink, own, config.quic.dscp, Hints::none());
+        let mut candidates = network.candidates(&servers, &config.paths).await?;
         candidates.sort_by_key(|(_, facts)| *facts);
         anyhow::Ok((all, network, candidates))
     };
@@ -88,7 +85,7 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
 async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for server in servers {
-        match ServerAddresses::new(vec![server.clone()]).resolve().await {
+        match ServerAddresses::new(&[]).resolve(std::slice::from_ref(server)).await {
             Ok(addresses) => {
                 let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
                 tell(Finding::good("server", format!("{server} is {}", shown.join(", "))));

@@ -9,6 +9,7 @@ use quinn::AsyncUdpSocket;
 
 use super::*;
 use crate::{
+    config::Paths,
     identity::PrivateKey,
     link::monitor::Hints,
     path::{network::NetworkError, rank::LinkFacts, udp::fake::FakeSocket},
@@ -35,6 +36,7 @@ impl Network for FakeNetwork {
     fn candidates<'a>(
         &'a self,
         _: &'a [SocketAddr],
+        _: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }

@@ -8,6 +8,7 @@ use quinn::AsyncUdpSocket;
 
 use super::{Network, NetworkError};
 use crate::{
+    config::Paths,
     link::{
         MARK,
         candidate::{self, Candidate, Unusable, candidates},
@@ -23,7 +24,6 @@ use crate::{
 pub struct KernelNetwork {
     netlink: Netlink,
     own: u32,
-    preferences: ArcSwap<Preferences>,
     metered: ArcSwap<HashSet<String>>,
     dscp: u8,
     hints: Hints,
@@ -32,31 +32,13 @@ pub struct KernelNetwork {
 impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
-    pub fn new(
-        netlink: Netlink,
-        own: u32,
-        preferences: Preferences,
-        dscp: u8,
-        hints: Hints,
-    ) -> Self {
-        Self {
-            netlink,
-            own,
-            preferences: ArcSwap::from_pointee(preferences),
-            metered: ArcSwap::default(),
-            dscp,
-            hints,
-        }
+    pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
+        Self { netlink, own, metered: ArcSwap::default(), dscp, hints }
     }
 
     /// Replaces the set of links that are metered in addition to those that the user lists.
     pub fn meter(&self, metered: HashSet<String>) {
         self.metered.store(Arc::new(metered));
-    }
-
-    /// Replaces the user's preferences.
-    pub fn prefer(&self, preferences: Preferences) {
-        self.preferences.store(Arc::new(preferences));
     }
 }
 
@@ -70,9 +52,10 @@ impl Network for KernelNetwork {
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
+        paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         Box::pin(async move {
-            let (preferences, metered) = (self.preferences.load_full(), self.metered.load_full());
+            let (preferences, metered) = (Preferences::new(paths), self.metered.load_full());
             let mut found = Vec::new();
             for server in servers {
                 for candidate in candidates(&self.netlink, *server, self.own).await? {
@@ -89,9 +72,10 @@ impl Network for KernelNetwork {
     fn unusable<'a>(
         &'a self,
         servers: &'a [SocketAddr],
+        paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(String, Unusable)>, NetworkError>> {
         Box::pin(async move {
-            let preferences = self.preferences.load_full();
+            let preferences = Preferences::new(paths);
             let is_ignored = |link: &str| preferences.ignores(link);
             Ok(candidate::unusable(&self.netlink, servers, self.own, is_ignored).await?)
         })

@@ -119,7 +119,6 @@ struct Inner {
     /// Ports of the client that the server sent something to after a handshake.
     greeted: HashSet<u16>,
     random: fastrand::Rng,
-    preferences: Preferences,
 }
 
 /// A UDP socket of one of the two.
@@ -176,12 +175,6 @@ impl Link {
 
 impl World {
     pub(super) fn new(links: Vec<Link>, servers: [SocketAddr; 2], seed: u64) -> Arc<Self> {
-        let paths = Paths {
-            probe_timeout: Duration::from_secs(5),
-            standby_check: Some(Duration::from_secs(15)),
-            prefer: Vec::new(),
-            ignore: Vec::new(),
-        };
         Arc::new_cyclic(|myself| Self {
             inner: Mutex::new(Inner {
                 links,
@@ -193,7 +186,6 @@ impl World {
                 spoke: HashSet::new(),
                 greeted: HashSet::new(),
                 random: fastrand::Rng::with_seed(seed),
-                preferences: Preferences::new(&paths),
             }),
             changes: watch::Sender::default(),
             myself: myself.clone(),
@@ -352,8 +344,9 @@ impl Network for World {
     fn candidates<'a>(
         &'a self,
         servers: &'a [SocketAddr],
+        paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
-        let inner = self.lock();
+        let (inner, preferences) = (self.lock(), Preferences::new(paths));
         let mut found = Vec::new();
         for server in servers {
             for (index, link) in inner.links.iter().enumerate() {
@@ -365,7 +358,7 @@ impl Network for World {
                         metric: link.metric,
                         server: *server,
                     };
-                    let facts = inner.preferences.facts(&candidate, false).unwrap();
+                    let facts = preferences.facts(&candidate, false).unwrap();
                     found.push((candidate, facts));
                 }
             }
