@@ -136,127 +136,216 @@ impl Dialer {
         &self,
         manager: &Manager,
         early: Arc<[Bytes]>,
-        Loss { at: mut since, answered: first }: Loss,
+        loss: Loss,
         silent: impl Fn(&HandshakeError),
     ) -> Result<Reached, Ended> {
-        let mut hints = self.network.hints();
-        let config = self.config.borrow().clone();
-        let resolving = self.names.resolve(&config.server.addresses);
+        Race::new(self, manager, early, loss.at).run(loss.answered.as_ref(), silent).await
+    }
+}
+
+/// One round of attempts.
+struct Race<'a> {
+    dialer: &'a Dialer,
+    manager: &'a Manager,
+    early: Arc<[Bytes]>,
+    /// When the connection was lost, or a network changed after that.
+    since: Instant,
+    servers: Vec<SocketAddr>,
+    /// Candidates whose attempts have not started.
+    waiting: VecDeque<Candidate>,
+    /// The candidates that wait, and those whose attempts have not failed.
+    tried: HashSet<Candidate>,
+    attempts: JoinSet<(Candidate, HandshakeError)>,
+    crowd: Crowd,
+    complete: mpsc::Sender<Connected>,
+    completed: mpsc::Receiver<Connected>,
+    runner_up: Option<Connected>,
+    greeting: Option<Greeting>,
+    /// The number of greetings so far.
+    greetings: u32,
+    /// The most telling failure of an attempt.
+    failure: Option<HandshakeError>,
+    /// Why the server no longer knew a connection that it should greet.
+    forgotten: Option<SessionError>,
+    /// When the next attempt may start.
+    next: Instant,
+    /// When a server that has not answered is called silent.
+    silence: Instant,
+    /// It was called silent.
+    is_told: bool,
+}
+
+impl<'a> Race<'a> {
+    fn new(dialer: &'a Dialer, manager: &'a Manager, early: Arc<[Bytes]>, since: Instant) -> Self {
+        let (complete, completed) = mpsc::channel(COMPLETE);
+        let now = clock::now();
+        Self {
+            dialer,
+            manager,
+            early,
+            since,
+            servers: dialer.names.known(),
+            waiting: VecDeque::new(),
+            tried: HashSet::new(),
+            attempts: JoinSet::new(),
+            crowd: Crowd::default(),
+            complete,
+            completed,
+            runner_up: None,
+            greeting: None,
+            greetings: 0,
+            failure: None,
+            forgotten: None,
+            next: now,
+            silence: now + SILENCE,
+            is_told: false,
+        }
+    }
+
+    /// Runs until a session begins or none can; the candidate `first` starts before all others.
+    async fn run(
+        mut self,
+        first: Option<&Candidate>,
+        silent: impl Fn(&HandshakeError),
+    ) -> Result<Reached, Ended> {
+        let Dialer { names, network, config, .. } = self.dialer;
+        let (mut hints, config) = (network.hints(), config.borrow().clone());
+        let resolving = names.resolve(&config.server.addresses);
         tokio::pin!(resolving);
-        let mut servers = self.names.known();
         let mut unresolved = true;
-        if servers.is_empty() {
-            servers = resolving.as_mut().await.map_err(DialError::Resolve)?;
+        if self.servers.is_empty() {
+            self.servers = resolving.as_mut().await.map_err(DialError::Resolve)?;
             unresolved = false;
         }
-        let mut tried = HashSet::new();
-        let mut waiting =
-            VecDeque::from(self.find(manager, &servers, &mut tried, first.as_ref()).await?);
-        let mut attempts = JoinSet::<(Candidate, HandshakeError)>::new();
-        let (complete, mut completed) = mpsc::channel(COMPLETE);
-        let mut runner_up = None;
-        let (mut greeting, mut greetings) = (None::<Greeting>, 0);
-        let (mut failure, crowd) = (None, Crowd::default());
-        let mut forgotten: Option<SessionError> = None;
-        let mut next = clock::now();
-        let end = next + HANDSHAKE_TIMEOUT;
-        let (mut silence, mut is_told) = (next + SILENCE, false);
+        self.find(first).await?;
+        // The time that the resolver took does not count.
+        let end = clock::now() + HANDSHAKE_TIMEOUT;
+        self.silence = clock::now() + SILENCE;
         loop {
-            let takes_over =
-                |it: &mut Connected| greeting.as_ref().is_none_or(|before| before.gives_way_to(it));
-            if let Some(connected) = runner_up.take_if(takes_over) {
-                greeting = Some(Greeting::begin(connected, &self.terms, greetings));
-                greetings += 1;
+            self.greet();
+            if !unresolved && self.is_over() {
+                return Err(self.lost());
             }
-            let is_over = waiting.is_empty() && attempts.is_empty() && completed.is_empty();
-            if is_over && !unresolved && greeting.is_none() {
-                if let Some(lost) = forgotten {
-                    return Err(lost.into());
-                }
-                return Err(failure
-                    .map_or_else(|| no_route(manager, servers), DialError::Handshake)
-                    .into());
-            }
-            let due = greeting.as_ref().map_or(end, Greeting::due);
+            let due = self.greeting.as_ref().map_or(end, Greeting::due);
             tokio::select! {
                 // It may be overdue, and the freshest handshake is the one whose path most likely works.
-                Some(connected) = completed.recv() => runner_up = Some(connected),
-                ended = Greeting::end(&mut greeting) => match ended {
-                    Err(Ended::Session(lost)) if is_forgotten(&lost) => {
-                        debug!(reason = %lost, "no greeting");
-                        forgotten = Some(lost);
-                        silence = clock::now() + SILENCE;
-                    }
+                Some(connected) = self.completed.recv() => self.runner_up = Some(connected),
+                ended = Greeting::end(&mut self.greeting) => match ended {
+                    Err(Ended::Session(lost)) if is_forgotten(&lost) => self.forget(lost),
                     ended => return ended,
                 },
-                () = time::sleep_until(due.into()), if runner_up.is_some() => {}
-                Some(ended) = attempts.join_next() => match ended {
-                    Ok((candidate, error)) => {
-                        debug!(%error, "attempt failed");
-                        self.attempts.fail(&candidate, error.to_string());
-                        tried.remove(&candidate);
-                        failure = Some(more_telling(failure, error));
-                        next = clock::now();
-                    }
+                () = time::sleep_until(due.into()), if self.runner_up.is_some() => {}
+                Some(ended) = self.attempts.join_next() => match ended {
+                    Ok((candidate, error)) => self.fail(&candidate, error),
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
                 },
                 found = &mut resolving, if unresolved => {
                     unresolved = false;
                     if let Ok(found) = found {
-                        servers = found;
-                        waiting.extend(self.find(manager, &servers, &mut tried, None).await?);
+                        self.servers = found;
+                        self.find(None).await?;
                     }
                 }
-                () = time::sleep_until(end.max(due).into()), if !attempts.is_empty() || greeting.is_some() => {
-                    return Err(match (forgotten, greeting) {
-                        (Some(lost), _) => lost.into(),
-                        (None, Some(_)) => Ended::NoGreeting,
-                        (None, None) => {
-                            DialError::from(failure.unwrap_or_else(|| no_answer(&tried))).into()
-                        }
-                    });
+                () = time::sleep_until(end.max(due).into()), if self.is_under_way() => {
+                    return Err(self.timed_out());
                 }
-                // A server that completed a handshake has answered.
-                () = time::sleep_until(silence.into()),
-                    if !is_told && greeting.is_none() && !attempts.is_empty() =>
-                {
-                    is_told = true;
-                    silent(failure.as_ref().unwrap_or(&no_answer(&tried)));
+                () = time::sleep_until(self.silence.into()), if self.is_waiting_for_an_answer() => {
+                    self.is_told = true;
+                    silent(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
                 }
                 () = hints.hint() => {
-                    waiting.extend(self.find(manager, &servers, &mut tried, None).await?);
-                    since = clock::now();
+                    self.find(None).await?;
+                    self.since = clock::now();
                     time::sleep(SETTLE).await;
                 }
-                () = time::sleep_until(next.into()), if !waiting.is_empty() => {
-                    next = clock::now() + STAGGER;
-                    if let Some(candidate) = waiting.pop_front() {
-                        self.attempts.begin(&candidate, clock::now());
-                        let (handshake, network) = (self.handshake.clone(), self.network.clone());
-                        let attempt = Attempt::new(handshake, network, candidate);
-                        let (complete, crowd) = (complete.clone(), crowd.clone());
-                        attempts.spawn(pursue(attempt, early.clone(), since, complete, crowd));
-                    }
-                }
+                () = time::sleep_until(self.next.into()), if !self.waiting.is_empty() => self.start(),
             }
         }
     }
 
-    /// Candidates that are not `tried` yet, `first` before all others.
-    async fn find(
-        &self,
-        manager: &Manager,
-        servers: &[SocketAddr],
-        tried: &mut HashSet<Candidate>,
-        first: Option<&Candidate>,
-    ) -> Result<Vec<Candidate>, DialError> {
-        let config = self.config.borrow().clone();
-        let found = self.network.candidates(servers, &config.paths).await?;
-        let found = manager.dial_order(found, clock::now());
-        self.attempts.retain(|candidate| found.contains(candidate));
-        let room = MAX_ATTEMPTS.saturating_sub(tried.len());
+    /// Finds candidates that are not tried yet, `first` before all others.
+    async fn find(&mut self, first: Option<&Candidate>) -> Result<(), DialError> {
+        let config = self.dialer.config.borrow().clone();
+        let found = self.dialer.network.candidates(&self.servers, &config.paths).await?;
+        let found = self.manager.dial_order(found, clock::now());
+        self.dialer.attempts.retain(|candidate| found.contains(candidate));
+        let room = MAX_ATTEMPTS.saturating_sub(self.tried.len());
         let turns = in_turn(found.into_iter(), first);
-        Ok(turns.filter(|it| tried.insert(it.clone())).take(room).collect())
+        self.waiting.extend(turns.filter(|it| self.tried.insert(it.clone())).take(room));
+        Ok(())
+    }
+
+    /// Starts the next attempt.
+    fn start(&mut self) {
+        let Some(candidate) = self.waiting.pop_front() else { return };
+        let now = clock::now();
+        self.next = now + STAGGER;
+        self.dialer.attempts.begin(&candidate, now);
+        let (handshake, network) = (self.dialer.handshake.clone(), self.dialer.network.clone());
+        let attempt = Attempt::new(handshake, network, candidate);
+        let (early, complete, crowd) =
+            (self.early.clone(), self.complete.clone(), self.crowd.clone());
+        self.attempts.spawn(pursue(attempt, early, self.since, complete, crowd));
+    }
+
+    /// An attempt failed such that all further ones over its candidate would.
+    fn fail(&mut self, candidate: &Candidate, error: HandshakeError) {
+        debug!(%error, "attempt failed");
+        self.dialer.attempts.fail(candidate, error.to_string());
+        self.tried.remove(candidate);
+        self.failure = Some(more_telling(self.failure.take(), error));
+        self.next = clock::now();
+    }
+
+    /// Lets the runner-up ask for a session, if no greeting is due.
+    fn greet(&mut self) {
+        let Self { runner_up, greeting, .. } = self;
+        let takes_over =
+            |it: &mut Connected| greeting.as_ref().is_none_or(|before| before.gives_way_to(it));
+        if let Some(connected) = runner_up.take_if(takes_over) {
+            *greeting = Some(Greeting::begin(connected, &self.dialer.terms, self.greetings));
+            self.greetings += 1;
+        }
+    }
+
+    /// The server no longer knows the connection that it should greet.
+    fn forget(&mut self, lost: SessionError) {
+        debug!(reason = %lost, "no greeting");
+        self.forgotten = Some(lost);
+        self.silence = clock::now() + SILENCE;
+    }
+
+    fn is_under_way(&self) -> bool {
+        !self.attempts.is_empty() || self.greeting.is_some()
+    }
+
+    fn is_over(&self) -> bool {
+        !self.is_under_way() && self.waiting.is_empty() && self.completed.is_empty()
+    }
+
+    /// A server that completed a handshake has answered.
+    fn is_waiting_for_an_answer(&self) -> bool {
+        !self.is_told && self.greeting.is_none() && !self.attempts.is_empty()
+    }
+
+    /// Why there is no session when the race is over.
+    fn lost(self) -> Ended {
+        match (self.forgotten, self.failure) {
+            (Some(lost), _) => lost.into(),
+            (None, Some(failure)) => DialError::Handshake(failure).into(),
+            (None, None) => no_route(self.manager, self.servers).into(),
+        }
+    }
+
+    /// Why there is no session when the race has taken too long.
+    fn timed_out(self) -> Ended {
+        match (self.forgotten, self.greeting) {
+            (Some(lost), _) => lost.into(),
+            (None, Some(_)) => Ended::NoGreeting,
+            (None, None) => {
+                DialError::from(self.failure.unwrap_or_else(|| no_answer(&self.tried))).into()
+            }
+        }
     }
 }
 
