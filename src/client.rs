@@ -52,11 +52,11 @@ use crate::{
         Daemon, control,
         events::Events,
         signals,
-        status::Status,
-        systemd::{self, Handed, Heart},
+        systemd::{self, Heart},
     },
     host::{
         Host, Reports, Seal, Setup,
+        device::TunDevice,
         interface::{self, Interface},
         metered,
     },
@@ -115,10 +115,10 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     let monitor = Monitor::open().context("cannot hear of network changes")?;
     let config = Arc::new(config);
     let tun = &config.tun;
-    let Handed { tun: device, over } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
+    let TunDevice { tun: device, inherited } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
-    let (mut host, wish) = Host::new(interface, over, daemon.record.clone(), monitor.hints())?;
+    let (mut host, wish) = Host::new(interface, inherited, daemon.record.clone(), monitor.hints())?;
     host.survey().await;
     // Without its kill switch a tunnel that has one does not run.
     host.lay_out(Desired::new(config.clone()).plan()?.layout).await?;
@@ -136,7 +136,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     #[cfg(feature = "metrics")]
     let _metrics = crate::daemon::metrics::serve(config.metrics.as_ref(), {
         let client = client.clone();
-        move || Status::client(client.status())
+        move || crate::daemon::status::Status::client(client.status())
     })?;
     let (admission, admissions) = mpsc::channel(1);
     client.roaming.names.admit_through(admission);

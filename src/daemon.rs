@@ -16,13 +16,10 @@ use anyhow::Context as _;
 use nix::sys::prctl;
 use tracing::{error, info};
 
-use self::{logging::LogHandle, systemd::Handed};
+use self::logging::LogHandle;
 use crate::{
     config::{self, Config, ConfigErrors, Log},
-    host::{
-        instance::Instance,
-        record::{self, Record},
-    },
+    host::{device::TunDevice, instance::Instance, record::Record},
     quic::session::SOFTWARE,
 };
 
@@ -55,19 +52,14 @@ impl Daemon {
         Ok((Self { file, log, instance, record }, config))
     }
 
-    /// The TUN device, see [`systemd::tun`].
-    pub(crate) fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
-        let handed = systemd::tun(name, mtu, offload).map_err(|error| {
-            match record::who_has(name, &self.instance) {
-                Some(tunnel) => io::Error::new(
-                    error.kind(),
-                    format!("{error}: tunnel {tunnel} has it; give this one another tun.name"),
-                ),
-                None => error,
-            }
-        })?;
-        self.record.update(|changes| changes.interface = name.into());
-        Ok(handed)
+    /// The TUN device, see [`TunDevice::open`]. A new one is left with systemd for the next run.
+    pub(crate) fn tun(&self, name: &str, mtu: u16, offload: bool) -> io::Result<TunDevice> {
+        let left = systemd::left_devices()?;
+        let device = TunDevice::open(name, mtu, offload, left, &self.instance, &self.record)?;
+        if !device.inherited {
+            systemd::leave_device(&device.tun);
+        }
+        Ok(device)
     }
 
     /// The configuration as the file has it now.

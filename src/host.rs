@@ -10,6 +10,7 @@
 //!
 //! What would outlive a daemon that is killed is written down in its [`record`].
 
+pub(crate) mod device;
 pub(crate) mod facts;
 pub(crate) mod firewall;
 pub(crate) mod instance;

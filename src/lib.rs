@@ -12,7 +12,7 @@
 //! - [`quic`], [`identity`]: how quinn and rustls are set up, how a session begins, and whose key is whose.
 //! - [`path`]: which network path carries the tunnel, and the sockets below quinn. Knows nothing of tunnels.
 //! - [`link`]: what the kernel tells of the machine's networks.
-//! - [`host`]: what of this machine belongs to a tunnel: interface, rules, firewall, resolver.
+//! - [`host`]: what of this machine belongs to a tunnel: device, interface, rules, firewall, resolver.
 //! - [`client`], [`server`]: the two roles.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.

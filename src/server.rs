@@ -48,9 +48,10 @@ use crate::{
         control::{self, Reply, Request},
         events::Events,
         signals,
-        systemd::{self, Handed, Heart},
+        systemd::{self, Heart},
     },
     host::{
+        device::TunDevice,
         interface::{self, Interface, LeftOut},
         nat::Nat,
     },
@@ -90,7 +91,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     let stop = signals::stop()?;
     let monitor = Monitor::open().context("cannot hear of network changes")?;
     let (tun, listen) = (&config.tun, config.listen);
-    let Handed { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
+    let TunDevice { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     interface.set(tun.mtu, &tun.addresses, &[]).await?;
     let (index, left_out) = (interface.index(), interface.left_out());

@@ -19,9 +19,9 @@ use std::{
 
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use crate::{tunnel::device::Tun, wire::foreign::printable};
+use crate::wire::foreign::printable;
 
 /// Characters of a status: some paths with their states. A new line in it would begin the next assignment
 /// (sd_notify(3)), and sd-notify writes it as it is.
@@ -152,44 +152,25 @@ pub(crate) fn is_restarting() -> std::future::Ready<bool> {
     std::future::ready(false)
 }
 
-/// A TUN device.
-pub(crate) struct Handed {
-    /// The device.
-    pub tun: Tun,
-    /// Whether the last run left it, and what belongs to it.
-    pub over: bool,
+/// The TUN devices that the last daemon left with systemd.
+pub(crate) fn left_devices() -> io::Result<Vec<OwnedFd>> {
+    let descriptors = sd_notify::listen_fds_with_names()?;
+    let owned = |(descriptor, name): (_, String)| {
+        // SAFETY: systemd opened these for this process (sd_listen_fds(3)); this is called once, and nobody
+        // else takes them.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        (name == TUN).then_some(descriptor)
+    };
+    Ok(descriptors.filter_map(owned).collect())
 }
 
-/// The TUN device: the one that the last daemon left with systemd, or a new one, left there for the next.
-pub(crate) fn tun(name: &str, mtu: u16, offload: bool) -> io::Result<Handed> {
-    for (descriptor, stored) in handed_over()? {
-        // Another device, or one of another kind, goes with its descriptor.
-        if stored == TUN
-            && let Some(tun) = Tun::adopt(descriptor, name, mtu, offload)?
-        {
-            info!(interface = name, "taking over the TUN device of the last run");
-            return Ok(Handed { tun, over: true });
-        }
-    }
-    let tun = Tun::create(name, mtu, offload).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot create TUN device {name}: {error}"))
-    })?;
-    let remove = [NotifyState::FdStoreRemove, NotifyState::FdName(TUN)];
-    notify(&remove);
+/// Leaves the TUN device with systemd for the next daemon, in the place of any other.
+pub(crate) fn leave_device(tun: &impl AsFd) {
+    notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(TUN)]);
     let keep = [NotifyState::FdStore, NotifyState::FdName(TUN)];
     if let Err(error) = sd_notify::notify_with_fds(&keep, &[tun.as_fd()]) {
         debug!(%error, "the TUN device could not be left with systemd");
     }
-    Ok(Handed { tun, over: false })
-}
-
-/// The descriptors in the service's store, each with its name.
-fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
-    let descriptors = sd_notify::listen_fds_with_names()?;
-    // SAFETY: systemd opened these for this process (sd_listen_fds(3)); this is called once, and nobody
-    // else takes them.
-    let owned = |(descriptor, name)| (unsafe { OwnedFd::from_raw_fd(descriptor) }, name);
-    Ok(descriptors.map(owned).collect())
 }
 
 #[cfg(test)]

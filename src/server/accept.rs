@@ -123,7 +123,8 @@ pub(super) fn quinn_config(
     key: &PrivateKey,
     tls: &ServerTls,
 ) -> Result<quinn::ServerConfig, TlsError> {
-    let mut config = quinn::ServerConfig::new(Arc::new(tls.for_connection()?), quic::token_key(key));
+    let mut config =
+        quinn::ServerConfig::new(Arc::new(tls.for_connection()?), quic::token_key(key));
     // All of these wait for a moment only, until the gate has decided.
     config
         .max_incoming(WAITING)

@@ -11,8 +11,8 @@ use roamd::internals::{
     link::{monitor::Hints, netlink::Netlink},
     path::{
         handshake::Handshake,
-        network::{Network as _, kernel::Links},
-        servers::Names,
+        network::{Network as _, kernel::KernelNetwork},
+        servers::ServerAddresses,
     },
     quic::{self, congestion::CongestionHandle, tls},
 };
@@ -120,8 +120,8 @@ fn say(config: &Path) -> anyhow::Result<()> {
     let ClientConfig { private_key, server, tun, quic, paths, .. } = config;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let links = Links::new(Netlink::open()?, 0, 0, Hints::none());
-        let servers = Names::new(&[]).resolve(&server.addresses).await?;
+        let links = KernelNetwork::new(Netlink::open()?, 0, 0, Hints::none());
+        let servers = ServerAddresses::new(&[]).resolve(&server.addresses).await?;
         let found = links.candidates(&servers, &paths).await?;
         let (candidate, _) = found.into_iter().next().unwrap();
         let transport = quic::transport(&quic, tun.mtu, CongestionHandle::default());
