@@ -105,7 +105,7 @@ impl Client {
         manager: &mut Manager,
         orders: &mut mpsc::Receiver<Order>,
     ) {
-        let mut hints = self.roaming.network.hints();
+        let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
         let chosen = Notify::new();
         let pause = async {
             tokio::time::sleep(shortest).await;
@@ -113,6 +113,7 @@ impl Client {
                 () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
                 () = hints.hint() => debug!("a network changed: trying at once"),
                 () = chosen.notified() => debug!("a person chose a link: trying at once"),
+                _ = config.changed() => debug!("the configuration changed: trying at once"),
             }
         };
         tokio::pin!(pause);
