@@ -3,7 +3,8 @@
 //! ```text
 //!  uplink    TUN ─▶ tunnel::queue ─▶ tunnel::pump ─▶ wire ─▶ quinn ─▶ path::socket ─▶ active path
 //!  downlink  TUN ◀──────────────────── tunnel::pump ◀─ wire ◀─ quinn ◀─ path::socket ◀─ every path
-//!  control   link ─▶ client::dial ─▶ quic::session (control stream) ─▶ host::interface
+//!  roaming   link::monitor ─▶ client::roam ─▶ path::manager ─▶ client::paths ─▶ path::socket
+//!  control   client::dial ─▶ quic::session (control stream) ─▶ client::upkeep ─▶ host
 //! ```
 //!
 //! From the data outwards:
