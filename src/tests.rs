@@ -1,4 +1,4 @@
 //! Client and server together.
 
 mod loopback;
-mod simulation;
+pub(crate) mod simulation;

@@ -175,6 +175,7 @@ fn shown(rtt: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::candidate;
 
     #[tokio::test]
     async fn without_a_connection_a_choice_is_accepted_and_a_probe_is_refused() {
@@ -198,16 +199,6 @@ mod tests {
     }
 
     const RTT: Duration = Duration::from_millis(12);
-
-    fn candidate(link: &str, index: u32) -> Candidate {
-        Candidate {
-            link: link.into(),
-            index,
-            source: [10, 0, 0, 2].into(),
-            metric: 100,
-            server: ([192, 0, 2, 1], 4433).into(),
-        }
-    }
 
     fn key(index: u32) -> PathKey {
         PathKey::from(&candidate("", index))

@@ -259,3 +259,6 @@ impl Client {
         egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
     }
 }
+
+#[cfg(test)]
+mod tests;

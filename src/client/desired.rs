@@ -152,38 +152,8 @@ impl Desired {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::{
-        client::plan::tests::{tun, welcome},
-        config::{Congestion, Filter, Log, LogFormat, Paths, Quic, ServerPeer},
-        identity::PrivateKey,
-    };
-
-    fn config() -> ClientConfig {
-        let private_key = PrivateKey::generate().unwrap();
-        let public_key = private_key.public_key();
-        ClientConfig {
-            private_key,
-            server: ServerPeer { addresses: Vec::new(), public_key },
-            tun: tun(None),
-            paths: Paths {
-                probe_timeout: Duration::from_secs(5),
-                standby_check: None,
-                prefer: Vec::new(),
-                ignore: Vec::new(),
-            },
-            quic: Quic {
-                idle_timeout: Duration::from_secs(30),
-                keep_alive: Duration::from_secs(10),
-                congestion: Congestion::Cubic,
-                dscp: 0,
-            },
-            log: Log { level: Filter::default(), format: LogFormat::Text },
-            metrics: None,
-        }
-    }
+    use crate::client::{plan::tests::welcome, tests::config};
 
     #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {

@@ -161,3 +161,54 @@ impl MigratingConnection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::session::{LTE, Tunnel, WIFI};
+
+    /// A session that moves from wifi to lte; when it did.
+    async fn moved(tunnel: &Tunnel, leave: impl AsyncFnOnce()) -> Instant {
+        let begun = clock::now();
+        leave().await;
+        tunnel.after(2).await;
+        assert_eq!(tunnel.states().last().map(String::as_str), Some("lte0 Active"));
+        begun
+    }
+
+    /// Lets packets go to the server.
+    async fn say(tunnel: &Tunnel) {
+        for _ in 0..5 {
+            tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+            tunnel.after(1).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_path_that_takes_over_from_a_dead_one_has_another_connection_id() {
+        let tunnel = Tunnel::connected().await;
+        let begun = moved(&tunnel, async || tunnel.world.change(WIFI, |it| it.up = false)).await;
+        say(&tunnel).await;
+        let (wifi, lte) = (begun - Duration::from_secs(60), begun);
+        let (wifi, lte) =
+            (tunnel.world.connection_ids(WIFI, wifi), tunnel.world.connection_ids(LTE, lte));
+        assert!(!wifi.is_empty() && !lte.is_empty());
+        assert!(wifi.is_disjoint(&lte), "{wifi:?} {lte:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_soft_switch_the_connection_id_changes_when_the_old_path_has_drained() {
+        let tunnel = Tunnel::connected().await;
+        say(&tunnel).await;
+        let before = tunnel.world.connection_ids(WIFI, clock::now() - Duration::from_secs(5));
+        let switch = async || drop(tunnel.switch("lte0", false).await.unwrap());
+        let begun = moved(&tunnel, switch).await;
+        let during = tunnel.world.connection_ids(LTE, begun);
+        assert!(!during.is_disjoint(&before), "what is sent to the old id would be lost");
+        tunnel.after(2).await;
+        let drained = clock::now();
+        say(&tunnel).await;
+        let after = tunnel.world.connection_ids(LTE, drained);
+        assert!(!after.is_empty() && after.is_disjoint(&before), "{before:?} {after:?}");
+    }
+}

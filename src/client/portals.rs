@@ -44,3 +44,60 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        client::tests::{FakeHost, FakeNetwork, client, config},
+        config::Exclude,
+        daemon::events::Event,
+    };
+
+    /// Looks `times` times for portals; whether each layout that was wanted lets everything out.
+    async fn look(client: &Client, host: &FakeHost, times: u32) -> Vec<bool> {
+        let limit = times * PORTAL_PACE + PORTAL_PACE / 2;
+        let mut setup = host.clone();
+        timeout(limit, client.look_for_portals(&mut setup)).await.unwrap_err();
+        host.wishes().iter().map(|layout| layout.is_open).collect()
+    }
+
+    fn behind_portal(exclude: Exclude) -> (Client, FakeHost, std::sync::Arc<FakeNetwork>) {
+        let network = FakeNetwork::of(&["eth0", "wlan0"]);
+        network.portals.lock().unwrap().push("wlan0".into());
+        let mut config = config();
+        config.tun.exclude = exclude;
+        (client(config, network.clone()), FakeHost::default(), network)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn everything_may_leave_for_as_long_as_a_portal_answers() {
+        let exclude = Exclude { portal: true, ..Exclude::default() };
+        let (client, host, network) = behind_portal(exclude);
+        let mut events = client.events.listen();
+        assert_eq!(look(&client, &host, 3).await, [true], "once");
+        assert_eq!(client.status().portal.as_deref(), Some("wlan0"));
+        assert_eq!(events.try_recv(), Ok(Event::Portal { link: "wlan0".into() }));
+        assert!(events.try_recv().is_err(), "it is told once");
+        network.portals.lock().unwrap().clear();
+        assert_eq!(look(&client, &host, 3).await, [false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_portal_is_only_told_of_where_nothing_may_leave_outside() {
+        let (client, host, _) = behind_portal(Exclude::default());
+        assert_eq!(look(&client, &host, 2).await, [false]);
+        assert_eq!(client.status().portal.as_deref(), Some("wlan0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_does_not_give_way_is_asked_again_at_the_next_look() {
+        let exclude = Exclude { portal: true, ..Exclude::default() };
+        let (client, host, _) = behind_portal(exclude);
+        host.refuse(&[true, false, false]);
+        assert_eq!(look(&client, &host, 1).await, [true, false], "and set back");
+        assert_eq!(look(&client, &host, 2).await, [true]);
+    }
+}

@@ -490,3 +490,6 @@ async fn sleep_until(deadline: Option<time::Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

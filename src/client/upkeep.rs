@@ -10,7 +10,7 @@ use super::{
     desired::{ApplyError, Desired},
 };
 use crate::{
-    host::{Layout, Setup, Wish},
+    host::{Layout, Setup},
     wire::message::Welcome,
 };
 
@@ -47,7 +47,7 @@ impl Client {
     /// Lets packets to the server's addresses pass the kill switch, as they are found.
     pub(super) async fn admit(
         &self,
-        mut host: Wish,
+        mut host: impl Setup,
         mut admissions: mpsc::Receiver<(Vec<SocketAddr>, oneshot::Sender<()>)>,
     ) -> Infallible {
         while let Some((mut found, done)) = admissions.recv().await {
@@ -96,5 +96,122 @@ impl Client {
             self.shown.set_up(mtu, addresses, [networks, routes].concat(), declined);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::client::{
+        plan::tests::{nets, welcome},
+        tests::{FakeHost, FakeNetwork, SERVER, client, client_on, config, reports},
+    };
+
+    /// A client that the server has greeted, and its host.
+    async fn greeted(client: Client) -> (Client, FakeHost) {
+        let mut host = FakeHost::default();
+        let welcome = welcome(&["10.66.0.2/24"], &["198.51.100.0/24"]);
+        client.greeted(&mut host, &welcome).await.unwrap();
+        (client, host)
+    }
+
+    #[tokio::test]
+    async fn the_servers_offer_is_laid_out_and_shown() {
+        let (client, host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
+        let [layout] = &host.wishes()[..] else { panic!("not one wish") };
+        assert_eq!(layout.addresses, nets(&["10.66.0.2/32"]));
+        assert_eq!(layout.servers, [SERVER.into()]);
+        let status = client.status();
+        assert_eq!((status.mtu, status.addresses), (1400, layout.addresses.clone()));
+        assert_eq!(status.routes, nets(&["10.66.0.0/24", "198.51.100.0/24"]));
+    }
+
+    #[tokio::test]
+    async fn a_host_that_refuses_a_change_is_set_back_and_nothing_has_changed() {
+        let (client, mut host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
+        let before = host.wishes();
+        host.refuse(&[true]);
+        let refused = client.apply(&mut host, |desired| desired.portal = true).await;
+        assert!(matches!(refused, Err(ApplyError::Host(_))), "{refused:?}");
+        assert_eq!(host.wishes(), [before[0].opened(), before[0].clone()]);
+        let desired = client.desired.lock().await;
+        assert!(!desired.portal && desired.is_applied);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_could_not_be_set_back_is_made_anew_at_the_next_occasion() {
+        let (client, mut host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
+        let before = host.wishes();
+        host.refuse(&[true, true]);
+        client.apply(&mut host, |desired| desired.portal = true).await.unwrap_err();
+        host.wishes();
+        client.give_way(false, &mut host).await;
+        assert_eq!(host.wishes(), before, "although it is as it was");
+        client.give_way(false, &mut host).await;
+        assert_eq!(host.wishes(), []);
+    }
+
+    #[tokio::test]
+    async fn an_offer_without_an_address_leaves_the_host_alone() {
+        let client = client(config(), FakeNetwork::of(&[]));
+        let mut host = FakeHost::default();
+        let refused = client.greeted(&mut host, &welcome(&[], &[])).await;
+        assert!(matches!(refused, Err(ApplyError::Offer(_))), "{refused:?}");
+        assert_eq!(host.wishes(), []);
+        let desired = client.desired.lock().await;
+        assert!(desired.welcome.is_none() && !desired.in_session);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_kept_through_all_changes_but_one_that_takes_its_address() {
+        let (facts, _, reports) = reports();
+        let client = client_on(config(), FakeNetwork::of(&[]), reports);
+        let (client, host) = greeted(client).await;
+        let changes = async {
+            let before = host.wishes();
+            let own = "198.51.100.0/24".parse().unwrap();
+            facts.send_modify(|facts| facts.networks.push(("eth0".into(), own)));
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(host.wishes()[0].routes, [], "the network is on a link");
+            host.refuse(&[true]);
+            facts.send_modify(|facts| facts.networks.clear());
+            sleep(Duration::from_secs(1)).await;
+            let wishes = host.wishes();
+            assert_eq!(wishes[0], before[0]);
+            assert_eq!(wishes[1].routes, [], "as before the refusal");
+            let inner = [10, 66, 0, 2].into();
+            facts.send_modify(|facts| facts.addresses.push(("eth0".into(), inner)));
+        };
+        let (mut setup, followed) = (host.clone(), Duration::from_secs(10));
+        let followed = timeout(followed, client.follow_host(&mut setup));
+        let (ended, ()) = tokio::join!(followed, changes);
+        assert!(matches!(ended, Ok(ApplyError::Offer(_))), "{ended:?}");
+        assert_eq!(host.wishes(), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_the_host_does_not_admit_are_answered_all_the_same() {
+        let (client, host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
+        let (admission, admissions) = mpsc::channel(1);
+        let found = SocketAddr::from(([203, 0, 113, 7], 4433));
+        let asking = async {
+            for (refusal, expected) in
+                [(true, vec![SERVER.into()]), (false, vec![SERVER.into(), found])]
+            {
+                host.refuse(&[refusal]);
+                let (done, answer) = oneshot::channel();
+                admission.send((vec![found], done)).await.unwrap();
+                assert_eq!(answer.await, Ok(()));
+                assert_eq!(host.wishes().pop().unwrap().servers, expected);
+            }
+        };
+        tokio::select! {
+            never = client.admit(host.clone(), admissions) => match never {},
+            () = asking => {}
+        }
     }
 }

@@ -489,3 +489,6 @@ fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
 pub(super) fn milliseconds(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(duration.as_millis() as u64))
 }
+
+#[cfg(test)]
+mod tests;

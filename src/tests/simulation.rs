@@ -20,7 +20,7 @@
 //! networks, and all but the same in what the daemons do.
 
 mod moments;
-mod world;
+pub(crate) mod world;
 
 use std::{
     env,

@@ -1,66 +1,18 @@
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Mutex, Weak},
-};
+use std::io;
 
-use futures_util::future::BoxFuture;
-use quinn::AsyncUdpSocket;
+use quinn::AsyncUdpSocket as _;
 
 use super::*;
 use crate::{
-    config::Paths,
+    client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
-    link::monitor::Hints,
-    path::{network::NetworkError, rank::LinkFacts, udp::fake::FakeSocket},
+    path::udp::fake::FakeSocket,
     quic::{self, tls},
 };
 
 const MS: Duration = Duration::from_millis(1);
 const LIMIT: Duration = Duration::from_secs(5);
 const WINDOW: u64 = 100_000;
-
-/// Links whose sockets lead nowhere.
-#[derive(Debug, Default)]
-struct FakeNetwork {
-    sockets: Mutex<Vec<(String, Weak<FakeSocket>)>>,
-    /// Links on which no socket can be opened.
-    broken: Mutex<Vec<String>>,
-    /// Links behind a captive portal.
-    portals: Mutex<Vec<String>>,
-    /// Links of which somebody asked whether they are.
-    asked: Mutex<Vec<String>>,
-}
-
-impl Network for FakeNetwork {
-    fn candidates<'a>(
-        &'a self,
-        _: &'a [SocketAddr],
-        _: &'a Paths,
-    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
-    }
-
-    fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
-        self.asked.lock().unwrap().push(candidate.link.clone());
-        let is_portal = self.portals.lock().unwrap().contains(&candidate.link);
-        Box::pin(std::future::ready(is_portal))
-    }
-
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        if self.broken.lock().unwrap().contains(&candidate.link) {
-            return Err(io::ErrorKind::AddrNotAvailable.into());
-        }
-        let socket = FakeSocket::new("10.0.0.2:1000");
-        let bound = (candidate.link.clone(), Arc::downgrade(&socket));
-        self.sockets.lock().unwrap().push(bound);
-        Ok(socket)
-    }
-
-    fn hints(&self) -> Hints {
-        Hints::none()
-    }
-}
 
 struct Fixture {
     paths: PathTable,
@@ -69,16 +21,6 @@ struct Fixture {
     events: mpsc::Receiver<Event>,
     wifi: Arc<FakeSocket>,
     now: Instant,
-}
-
-fn candidate(name: &str, index: u32) -> Candidate {
-    Candidate {
-        link: name.into(),
-        index,
-        source: [10, 0, 0, 2].into(),
-        metric: 100,
-        server: ([192, 0, 2, 1], 4433).into(),
-    }
 }
 
 fn key(candidate: &Candidate) -> PathKey {

@@ -42,9 +42,12 @@ use crate::{
 /// A NAT on a mobile network is no more patient.
 const NAT_MEMORY: Duration = Duration::from_secs(30);
 
+/// The server's connection ids are as long as quinn makes them.
+pub(crate) type Id = [u8; 8];
+
 /// What a network loses without a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hole {
+pub(crate) enum Hole {
     None,
     Everything,
     /// From the client to the server: at the edge of wifi's reach the laptop hears the access point, but not
@@ -66,7 +69,7 @@ impl Hole {
 
 /// A moment in the life of a connection, as the network sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(crate) enum Moment {
     /// A part of a handshake from the server reaches the client.
     Handshake,
     /// The server's first word after the handshake reaches the client: a greeting, or the answer to a probe.
@@ -84,23 +87,23 @@ struct Ambush {
 
 /// One access network.
 #[derive(Clone, Debug)]
-pub(super) struct Link {
-    pub(super) name: &'static str,
-    pub(super) local: IpAddr,
-    pub(super) public: IpAddr,
-    pub(super) metric: u32,
-    pub(super) up: bool,
+pub(crate) struct Link {
+    pub(crate) name: &'static str,
+    pub(crate) local: IpAddr,
+    pub(crate) public: IpAddr,
+    pub(crate) metric: u32,
+    pub(crate) up: bool,
     /// What it swallows.
-    pub(super) hole: Hole,
-    pub(super) loss: f64,
-    pub(super) delay: Duration,
-    pub(super) mtu: usize,
+    pub(crate) hole: Hole,
+    pub(crate) loss: f64,
+    pub(crate) delay: Duration,
+    pub(crate) mtu: usize,
     /// Port inside to port outside, and when it was last used.
     nat: HashMap<u16, (u16, Instant)>,
 }
 
 /// Everything between client and server, and their sockets.
-pub(super) struct World {
+pub(crate) struct World {
     inner: Mutex<Inner>,
     changes: watch::Sender<()>,
     myself: Weak<Self>,
@@ -118,11 +121,13 @@ struct Inner {
     spoke: HashSet<u16>,
     /// Ports of the client that the server sent something to after a handshake.
     greeted: HashSet<u16>,
+    /// The connection ids that the client used on each link after a handshake, and when it did last.
+    ids: HashMap<(usize, Id), Instant>,
     random: fastrand::Rng,
 }
 
 /// A UDP socket of one of the two.
-pub(super) struct SimSocket {
+pub(crate) struct SimSocket {
     world: Weak<World>,
     side: Side,
     inbox: Mutex<Inbox>,
@@ -147,7 +152,7 @@ struct Datagram {
 }
 
 impl Link {
-    pub(super) fn new(name: &'static str, local: &str, public: &str, metric: u32) -> Self {
+    pub(crate) fn new(name: &'static str, local: &str, public: &str, metric: u32) -> Self {
         Self {
             name,
             local: local.parse().unwrap(),
@@ -163,18 +168,18 @@ impl Link {
     }
 
     /// Whether a path over it should work.
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.up && self.hole == Hole::None
     }
 
     /// Forgets all mappings, as a NAT does that restarts.
-    pub(super) fn rebind(&mut self) {
+    pub(crate) fn rebind(&mut self) {
         self.nat.clear();
     }
 }
 
 impl World {
-    pub(super) fn new(links: Vec<Link>, servers: [SocketAddr; 2], seed: u64) -> Arc<Self> {
+    pub(crate) fn new(links: Vec<Link>, servers: [SocketAddr; 2], seed: u64) -> Arc<Self> {
         Arc::new_cyclic(|myself| Self {
             inner: Mutex::new(Inner {
                 links,
@@ -185,6 +190,7 @@ impl World {
                 ambush: None,
                 spoke: HashSet::new(),
                 greeted: HashSet::new(),
+                ids: HashMap::new(),
                 random: fastrand::Rng::with_seed(seed),
             }),
             changes: watch::Sender::default(),
@@ -197,7 +203,7 @@ impl World {
     }
 
     /// Changes a link and lets the client know that something changed.
-    pub(super) fn change(&self, link: usize, change: impl FnOnce(&mut Link)) {
+    pub(crate) fn change(&self, link: usize, change: impl FnOnce(&mut Link)) {
         self.change_locked(&mut self.lock(), link, change);
     }
 
@@ -211,7 +217,7 @@ impl World {
 
     /// Changes the link on which the next such moment is, before anybody can send again. It is called off
     /// when the receiver is dropped, or another one is laid.
-    pub(super) fn ambush(
+    pub(crate) fn ambush(
         &self,
         at: Moment,
         change: impl FnOnce(&mut Link) + Send + 'static,
@@ -230,24 +236,31 @@ impl World {
         }
     }
 
-    pub(super) fn links(&self) -> Vec<Link> {
+    pub(crate) fn links(&self) -> Vec<Link> {
         self.lock().links.clone()
     }
 
     /// The server's socket, in place of the one before.
-    pub(super) fn listen(&self) -> Arc<SimSocket> {
+    pub(crate) fn listen(&self) -> Arc<SimSocket> {
         let socket = SimSocket::new(&self.myself, Side::Server);
         self.lock().server = Arc::downgrade(&socket);
         socket
     }
 
     /// Sockets of the client that are open, by link and port.
-    pub(super) fn open_sockets(&self) -> Vec<(usize, u16)> {
+    pub(crate) fn open_sockets(&self) -> Vec<(usize, u16)> {
         let inner = self.lock();
         let open = inner.clients.iter().filter(|(_, socket)| socket.strong_count() > 0);
         let mut open: Vec<_> = open.map(|(place, _)| *place).collect();
         open.sort_unstable();
         open
+    }
+
+    /// The connection ids that the client has used on a link since then.
+    pub(crate) fn connection_ids(&self, link: usize, since: Instant) -> HashSet<Id> {
+        let inner = self.lock();
+        let used = inner.ids.iter().filter(|((on, _), used)| *on == link && **used >= since);
+        used.map(|((_, id), _)| *id).collect()
     }
 
     fn send(&self, side: Side, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
@@ -267,6 +280,9 @@ impl World {
                 inner.next_port = inner.next_port.checked_add(1).unwrap_or(1024);
                 mapping.1 = now;
                 let outside = mapping.0;
+                if let Some(id) = connection_id(bytes) {
+                    inner.ids.insert((link, id), now);
+                }
                 if inner.spoke.insert(local.port()) && !is_handshake(bytes) {
                     self.pass(inner, Moment::Switch, link);
                 }
@@ -334,6 +350,12 @@ fn is_handshake(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|byte| byte & 0x80 != 0)
 }
 
+/// The server's connection id in a datagram that begins with a short header (RFC 9000 §17.3.1).
+fn connection_id(datagram: &[u8]) -> Option<Id> {
+    let id = datagram.get(1..=size_of::<Id>())?;
+    id.try_into().ok().filter(|_| !is_handshake(datagram))
+}
+
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("World").finish_non_exhaustive()
@@ -358,8 +380,9 @@ impl Network for World {
                         metric: link.metric,
                         server: *server,
                     };
-                    let facts = preferences.facts(&candidate, false).unwrap();
-                    found.push((candidate, facts));
+                    if let Some(facts) = preferences.facts(&candidate, false) {
+                        found.push((candidate, facts));
+                    }
                 }
             }
         }

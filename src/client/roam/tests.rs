@@ -1,0 +1,153 @@
+use super::*;
+use crate::{
+    client::tests::{
+        config,
+        session::{LTE, Tunnel, WIFI},
+    },
+    config::{ClientConfig, HostPort, Preference},
+    tests::simulation::world::Hole,
+};
+
+/// Changes the configuration while the client runs.
+async fn reload(tunnel: &Tunnel, change: impl FnOnce(&mut ClientConfig)) {
+    let mut new = tunnel.client.config.borrow().reloaded(config());
+    change(&mut new);
+    tunnel.client.config.send_replace(new.into());
+    tunnel.after(1).await;
+}
+
+/// The reasons for which the tunnel moved, each with the link to which it did.
+fn moves(tunnel: &Tunnel) -> Vec<(String, String)> {
+    let switches = tunnel.client.status().switches.into_iter();
+    switches.map(|switch| (switch.to, switch.reason)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chosen_link_is_used_until_it_fails() {
+    let tunnel = Tunnel::connected().await;
+    let answer = tunnel.switch("lte0", false).await.unwrap();
+    assert_eq!(answer, ["lte0: in use, until it fails"]);
+    tunnel.after(60).await;
+    assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
+    tunnel.world.change(LTE, |lte| lte.up = false);
+    tunnel.after(1).await;
+    tunnel.world.change(LTE, |lte| lte.up = true);
+    tunnel.after(300).await;
+    assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+    let expected = [("lte0".into(), Reason::Chosen), ("wifi0".into(), Reason::Gone)];
+    assert_eq!(moves(&tunnel), expected.map(|(to, why)| (to, why.to_string())));
+    assert_eq!(tunnel.client.status().sessions, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pinned_link_is_used_even_though_it_fails_until_the_choice_is_taken_back() {
+    let tunnel = Tunnel::connected().await;
+    let answer = tunnel.switch("lte0", true).await.unwrap();
+    assert_eq!(answer, ["lte0: in use, whatever happens"]);
+    tunnel.after(5).await;
+    tunnel.world.change(LTE, |lte| lte.hole = Hole::Everything);
+    tunnel.after(20).await;
+    assert_eq!(moves(&tunnel), [("lte0".into(), Reason::Chosen.to_string())]);
+    assert_ne!(tunnel.states()[0], "wifi0 Active");
+    let answer = tunnel.order(What::Auto).await.unwrap();
+    assert_eq!(answer, ["the best path is chosen again"]);
+    tunnel.after(5).await;
+    assert_eq!(tunnel.states()[0], "wifi0 Active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_does_not_answer_is_used_as_soon_as_it_does() {
+    let tunnel = Tunnel::connected().await;
+    tunnel.world.change(LTE, |lte| lte.hole = Hole::Everything);
+    tunnel.after(60).await;
+    assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Failed"]);
+    let answer = tunnel.switch("lte0", false).await.unwrap();
+    assert_eq!(answer, ["lte0: used as soon as it answers, until it fails"]);
+    tunnel.world.change(LTE, |lte| lte.hole = Hole::None);
+    tunnel.after(150).await;
+    assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_about_a_link_without_a_path_is_refused() {
+    let tunnel = Tunnel::connected().await;
+    let why = "eth7 has no way to the server; links that have one: lte0, wifi0";
+    assert_eq!(tunnel.switch("eth7", true).await.unwrap_err(), why);
+    let probe = What::Probe { link: Some("eth7".into()) };
+    assert_eq!(tunnel.order(probe).await.unwrap_err(), why);
+    tunnel.after(5).await;
+    assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_asks_over_every_path_that_is_not_in_use() {
+    let tunnel = Tunnel::connected().await;
+    let lines = tunnel.order(What::Probe { link: None }).await.unwrap();
+    let [wifi, lte] = &lines[..] else { panic!("{lines:?}") };
+    assert!(wifi.starts_with("wifi0 10.0.1.2 -> 192.0.2.1:4433: in use, 20."), "{wifi}");
+    assert!(lte.starts_with("lte0 10.0.2.2 -> 192.0.2.1:4433: works, 20."), "{lte}");
+    tunnel.world.change(LTE, |lte| lte.hole = Hole::Everything);
+    let begun = clock::now();
+    let failed = tunnel.order(What::Probe { link: Some("lte0".into()) }).await.unwrap_err();
+    assert_eq!(failed, "lte0 10.0.2.2 -> 192.0.2.1:4433: no answer");
+    assert!(clock::now() - begun <= config().paths.probe_timeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_preference_moves_the_tunnel_within_its_session() {
+    let tunnel = Tunnel::connected().await;
+    let lte = Preference { link: "lte*".into(), metered: false };
+    reload(&tunnel, |config| config.paths.prefer.push(lte)).await;
+    assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
+    assert_eq!(moves(&tunnel), [("lte0".into(), Reason::Preferred.to_string())]);
+    assert_eq!(tunnel.client.status().sessions, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_is_ignored_from_now_on_is_left_at_once() {
+    let tunnel = Tunnel::connected().await;
+    reload(&tunnel, |config| config.paths.ignore.push("wifi?".into())).await;
+    assert_eq!(tunnel.states(), ["lte0 Active"]);
+    assert_eq!(moves(&tunnel), [("lte0".into(), Reason::Gone.to_string())]);
+    tunnel.after(5).await;
+    let open: Vec<_> = tunnel.world.open_sockets().into_iter().map(|(link, _)| link).collect();
+    assert_eq!(open, [LTE], "nor is a socket left there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_servers_address_in_use_stays_when_the_names_stand_for_others() {
+    let tunnel = Tunnel::connected().await;
+    let elsewhere = HostPort { host: "203.0.113.9".into(), port: 4433 };
+    reload(&tunnel, |config| config.server.addresses = vec![elsewhere]).await;
+    let paths = tunnel.client.status().paths;
+    let of_link = |link: &str| paths.iter().filter(|path| path.link == link).count();
+    assert_eq!((of_link("wifi0"), of_link("lte0")), (2, 2), "{paths:?}");
+    let active = paths.iter().find(|path| path.state == crate::path::Condition::Active).unwrap();
+    assert_eq!(active.server.to_string(), "192.0.2.1:4433");
+    assert_eq!(moves(&tunnel), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_forgot_the_connection_has_a_new_session_before_the_old_one_times_out() {
+    let mut tunnel = Tunnel::connected().await;
+    tunnel.start_server(true);
+    let status = tunnel.after(15).await;
+    assert!(tunnel.is_connected(), "{:?}", status.last_error);
+    assert_eq!(status.sessions, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn packets_wait_while_no_link_is_left_and_the_session_outlives_it() {
+    let tunnel = Tunnel::connected().await;
+    for link in [WIFI, LTE] {
+        tunnel.world.change(link, |it| it.up = false);
+    }
+    tunnel.after(1).await;
+    let packet = vec![0x45; 100];
+    tunnel.client.queue.push(&mut vec![packet.into()]);
+    assert!(tunnel.after(9).await.queued_bytes >= 100);
+    tunnel.world.change(LTE, |it| it.up = true);
+    let status = tunnel.after(2).await;
+    assert_eq!((status.queued_bytes, status.sessions), (0, 1));
+    assert_eq!(tunnel.states(), ["lte0 Active"]);
+}

@@ -1,0 +1,148 @@
+//! A client that runs, and a server behind two simulated links.
+
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
+
+use super::*;
+use crate::{
+    client::command::{Order, What},
+    config::{Dns, Peer, ServerConfig, ServerTun},
+    daemon::{
+        control::Reply,
+        status::{ClientState, ClientStatus},
+    },
+    server::Server,
+    tests::simulation::world::{Link, World},
+};
+
+pub(in super::super) const WIFI: usize = 0;
+pub(in super::super) const LTE: usize = 1;
+
+/// Client and server. The client runs until it is dropped.
+pub(in super::super) struct Tunnel {
+    pub(in super::super) world: Arc<World>,
+    pub(in super::super) client: Arc<Client>,
+    pub(in super::super) host: FakeHost,
+    pub(in super::super) facts: watch::Sender<Facts>,
+    pub(in super::super) running: JoinHandle<anyhow::Result<()>>,
+    orders: mpsc::Sender<Order>,
+    keys: [PrivateKey; 2],
+    server: Option<JoinHandle<()>>,
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.running.abort();
+        self.stop_server();
+    }
+}
+
+impl Tunnel {
+    /// A client that asks a server that is not there yet.
+    pub(in super::super) fn without_server() -> Self {
+        let links = vec![
+            Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
+            Link::new("lte0", "10.0.2.2", "198.51.100.2", 200),
+        ];
+        let world = World::new(links, [SERVER.into(), ([0; 16], 0).into()], 7);
+        let keys = [(); 2].map(|()| PrivateKey::generate().unwrap());
+        let peer = ServerPeer { public_key: keys[1].public_key(), ..config().server };
+        let config = ClientConfig { private_key: keys[0].clone(), server: peer, ..config() };
+        let (facts, _, reports) = reports();
+        let client = Arc::new(client_on(config, world.clone(), reports));
+        let (host, (orders, mut ordered)) = (FakeHost::default(), mpsc::channel(1));
+        let running = tokio::spawn({
+            let (client, mut host) = (client.clone(), host.clone());
+            async move {
+                let (_device, source) = mpsc::channel(1);
+                client.carry(source, &mut host, &mut ordered).await
+            }
+        });
+        Self { world, client, host, facts, running, orders, keys, server: None }
+    }
+
+    /// A client with a session over wifi, and lte as standby.
+    pub(in super::super) async fn connected() -> Self {
+        let mut tunnel = Self::without_server();
+        tunnel.start_server(true);
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+        tunnel
+    }
+
+    /// Starts a server, which knows the client's key or does not; one that runs vanishes.
+    pub(in super::super) fn start_server(&mut self, knows_us: bool) {
+        self.stop_server();
+        let us = Peer {
+            name: "laptop".into(),
+            public_key: self.keys[0].public_key(),
+            addresses: vec!["10.66.0.2".parse().unwrap()],
+        };
+        let ClientConfig { quic, log, .. } = config();
+        let config = ServerConfig {
+            private_key: self.keys[1].clone(),
+            listen: SERVER.into(),
+            tun: ServerTun {
+                offload: true,
+                name: "roam0".into(),
+                mtu: 1400,
+                addresses: vec!["10.66.0.1/24".parse().unwrap()],
+                routes: Vec::new(),
+                dns: Dns::default(),
+                nat: false,
+            },
+            peers: if knows_us { vec![us] } else { Vec::new() },
+            quic,
+            log,
+            metrics: None,
+        };
+        let (socket, (device, source)) = (self.world.listen(), mpsc::channel(1));
+        let left_out = watch::Sender::default().subscribe();
+        let (server, endpoint) =
+            Server::new(config, socket, Box::new(device.clone()), left_out).unwrap();
+        self.server = Some(tokio::spawn(async move {
+            let _device = device;
+            server.carry(source, &endpoint).await.unwrap();
+        }));
+    }
+
+    pub(in super::super) fn stop_server(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.abort();
+        }
+    }
+
+    /// Runs for so many seconds; the status then.
+    pub(in super::super) async fn after(&self, seconds: u64) -> ClientStatus {
+        sleep(Duration::from_secs(seconds)).await;
+        self.client.status()
+    }
+
+    pub(in super::super) fn is_connected(&self) -> bool {
+        self.client.status().state == ClientState::Connected
+    }
+
+    /// The paths and their conditions.
+    pub(in super::super) fn states(&self) -> Vec<String> {
+        let paths = self.client.status().paths.into_iter();
+        paths.map(|path| format!("{} {:?}", path.link, path.state)).collect()
+    }
+
+    /// What a person hears who orders this.
+    pub(in super::super) async fn order(&self, what: What) -> Result<Vec<String>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order { what, reply }).await.unwrap();
+        match answer.await {
+            Ok(Reply::Done(lines)) => Ok(lines),
+            Ok(Reply::Error(why)) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(in super::super) async fn switch(
+        &self,
+        link: &str,
+        pin: bool,
+    ) -> Result<Vec<String>, String> {
+        self.order(What::Switch { link: link.into(), pin }).await
+    }
+}
