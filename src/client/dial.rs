@@ -471,7 +471,14 @@ fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> Handsh
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::{
+        client::tests::{FakeNetwork, client, config},
+        config::{ClientConfig, Preference},
+        path::manager::{self, Choice, Settings},
+    };
 
     fn candidate(link: u32, server: u8) -> Candidate {
         let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, server], 4433).into());
@@ -508,6 +515,7 @@ mod tests {
         attempts.clear();
         assert_eq!(crowd.slowness(), 1);
     }
+
     /// Handshakes that a path begins in an outage that lasts `seconds`.
     fn handshakes(seconds: u64) -> usize {
         let (mut outage, mut count) = (Duration::ZERO, 0);
@@ -531,5 +539,135 @@ mod tests {
         for outage in (0..600).map(Duration::from_secs) {
             assert!(pace(outage, 1.0) <= Duration::from_secs(1));
         }
+    }
+
+    /// How a round ends; the milliseconds that it lasts, and those until the server is called silent.
+    struct Round {
+        ended: String,
+        lasted: u128,
+        silent: Vec<(u128, String)>,
+    }
+
+    /// A round over links on which nobody answers, with this configuration and choice.
+    async fn round(
+        network: &Arc<FakeNetwork>,
+        config: ClientConfig,
+        choice: Option<Choice>,
+        answered: Option<Candidate>,
+    ) -> Round {
+        let mut manager = Manager::new(Settings::new(&config.paths));
+        let _ = manager.handle(manager::Event::Choose(choice), clock::now());
+        let client = client(config, network.clone());
+        let begun = clock::now();
+        let since = || (clock::now() - begun).as_millis();
+        let silent = Mutex::new(Vec::new());
+        let tell = |error: &HandshakeError| {
+            silent.lock().unwrap().push((since(), error.to_string()));
+        };
+        let loss = Loss { at: begun, answered };
+        let dialed = client.dialer.dial(&manager, Arc::default(), loss, tell).await;
+        let ended = dialed.err().expect("nobody answers").to_string();
+        Round { ended, lasted: since(), silent: silent.into_inner().unwrap() }
+    }
+
+    /// The first attempts over each link, and when they began.
+    fn firsts(network: &FakeNetwork, begun: Instant) -> Vec<(String, u128)> {
+        let mut seen = HashSet::new();
+        let mut bound = network.bound_since(begun);
+        bound.retain(|(link, _)| seen.insert(link.clone()));
+        bound
+    }
+
+    fn at(firsts: &[(&str, u128)]) -> Vec<(String, u128)> {
+        firsts.iter().map(|(link, at)| ((*link).into(), *at)).collect()
+    }
+
+    fn pinned(link: &str) -> Option<Choice> {
+        Some(Choice { link: link.into(), pinned: true })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_begin_a_moment_apart_in_the_managers_order() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0", "wwan0"]), clock::now());
+        let mut config = config();
+        config.paths.prefer.push(Preference { link: "ww*".into(), metered: false });
+        config.paths.ignore.push("eth0".into());
+        round(&network, config, None, None).await;
+        assert_eq!(firsts(&network, begun), at(&[("wwan0", 0), ("wlan0", 250)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_path_that_answered_last_is_dialed_first() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0", "wwan0"]), clock::now());
+        let answered = crate::client::tests::candidate("wlan0", 2);
+        round(&network, config(), None, Some(answered)).await;
+        assert_eq!(firsts(&network, begun), at(&[("wlan0", 0), ("eth0", 250), ("wwan0", 500)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pinned_link_is_dialed_alone() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0"]), clock::now());
+        let Round { ended, .. } = round(&network, config(), pinned("wlan0"), None).await;
+        assert_eq!(firsts(&network, begun), at(&[("wlan0", 0)]));
+        assert_eq!(ended, "no answer from 192.0.2.1:4433 over wlan0");
+        let Round { ended, lasted, .. } = round(&network, config(), pinned("lte0"), None).await;
+        assert!(ended.starts_with("lte0 has no route to 192.0.2.1:4433, and is pinned"), "{ended}");
+        assert_eq!(lasted, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_an_attempt_that_cannot_succeed_the_next_begins_at_once() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "eth1", "wlan0"]), clock::now());
+        network.broken.lock().unwrap().extend(["eth0".into(), "eth1".into()]);
+        let Round { lasted, .. } = round(&network, config(), None, None).await;
+        assert_eq!(network.bound_since(begun)[..3], at(&[("eth0", 0), ("eth1", 0), ("wlan0", 0)]));
+        assert_eq!(lasted, HANDSHAKE_TIMEOUT.as_millis(), "the last one may succeed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_in_which_no_attempt_can_succeed_is_over_at_once() {
+        let network = FakeNetwork::of(&["eth0", "wlan0"]);
+        network.broken.lock().unwrap().extend(["eth0".into(), "wlan0".into()]);
+        let Round { ended, lasted, silent } = round(&network, config(), None, None).await;
+        assert!(ended.starts_with("cannot reach 192.0.2.1:4433 over wlan0: "), "{ended}");
+        assert_eq!((lasted, silent), (0, Vec::new()));
+        network.have(&[]);
+        let Round { ended, lasted, .. } = round(&network, config(), None, None).await;
+        assert_eq!(ended, "no network link has a route to 192.0.2.1:4433");
+        assert_eq!(lasted, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_told_of_once_and_then_given_up() {
+        let network = FakeNetwork::of(&["wlan0", "eth0"]);
+        let Round { ended, lasted, silent } = round(&network, config(), None, None).await;
+        let why = "no answer from 192.0.2.1:4433 over eth0 or wlan0";
+        assert_eq!((ended.as_str(), lasted), (why, HANDSHAKE_TIMEOUT.as_millis()));
+        assert_eq!(silent, [(SILENCE.as_millis(), why.into())]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_comes_up_during_a_round_is_dialed_too() {
+        let (network, begun) = (FakeNetwork::of(&["eth0"]), clock::now());
+        let comes_up = async {
+            time::sleep(Duration::from_secs(3)).await;
+            network.have(&["eth0", "wlan0"]);
+        };
+        tokio::join!(round(&network, config(), None, None), comes_up);
+        let settled = 3000 + SETTLE.as_millis();
+        assert_eq!(firsts(&network, begun), at(&[("eth0", 0), ("wlan0", settled)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_makes_no_more_than_sixteen_attempts_and_leaves_no_socket() {
+        let links: Vec<_> = (0..30).map(|link| format!("eth{link}")).collect();
+        let links: Vec<_> = links.iter().map(String::as_str).collect();
+        let (network, begun) = (FakeNetwork::of(&links), clock::now());
+        round(&network, config(), None, None).await;
+        assert_eq!(firsts(&network, begun).len(), MAX_ATTEMPTS);
+        time::sleep(Duration::from_secs(5)).await;
+        let sockets = network.sockets.lock().unwrap();
+        let open = sockets.iter().filter(|(_, socket)| socket.strong_count() > 0);
+        assert_eq!(open.count(), 0);
     }
 }

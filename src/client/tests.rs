@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Client, plan::tests::tun};
 use crate::{
+    clock,
     config::{ClientConfig, Congestion, Filter, HostPort, Log, LogFormat, Paths, Quic, ServerPeer},
     host::{HostError, Layout, Reports, Setup, facts::Facts, interface::LeftOut},
     identity::PrivateKey,
@@ -78,6 +79,8 @@ pub(super) struct FakeNetwork {
     pub(super) unused: Mutex<Vec<(String, Unusable)>>,
     pub(super) hints: watch::Sender<()>,
     pub(super) sockets: Mutex<Vec<(String, Weak<FakeSocket>)>>,
+    /// When a socket was wanted on which link.
+    pub(super) bound: Mutex<Vec<(String, Instant)>>,
     /// Links on which no socket can be opened.
     pub(super) broken: Mutex<Vec<String>>,
     /// Links behind a captive portal.
@@ -99,6 +102,12 @@ impl FakeNetwork {
         let found = (1..).zip(links).map(|(index, link)| candidate(link, index));
         *self.candidates.lock().unwrap() = found.collect();
         self.hints.send_replace(());
+    }
+
+    /// The links on which sockets were wanted, and how many milliseconds after `begun`.
+    pub(super) fn bound_since(&self, begun: Instant) -> Vec<(String, u128)> {
+        let bound = self.bound.lock().unwrap();
+        bound.iter().map(|(link, at)| (link.clone(), (*at - begun).as_millis())).collect()
     }
 }
 
@@ -130,6 +139,7 @@ impl Network for FakeNetwork {
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.bound.lock().unwrap().push((candidate.link.clone(), clock::now()));
         if self.broken.lock().unwrap().contains(&candidate.link) {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
