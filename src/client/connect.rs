@@ -121,8 +121,11 @@ impl Client {
             tokio::select! {
                 () = &mut pause => return,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
-                    let _ = reply.send(self.choose(choice, manager).await);
-                    chosen.notify_one();
+                    let answer = self.choose(choice, manager).await;
+                    if matches!(answer, Reply::Done(_)) {
+                        chosen.notify_one();
+                    }
+                    let _ = reply.send(answer);
                 }
             }
         }

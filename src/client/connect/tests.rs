@@ -110,6 +110,16 @@ async fn a_person_who_chooses_a_link_ends_a_pause_and_is_told_what_follows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_choice_that_is_refused_changes_neither_the_pause_nor_the_choice() {
+    let mut pausing = Pausing::new();
+    pausing.orders(switch("wlan0", true)).await;
+    let (reply, lasted) = pausing.orders(switch("eth7", true)).await;
+    let expected = "eth7 has no way to the server; links that have one: eth0, wlan0";
+    assert!(matches!(&reply, Reply::Error(why) if why == expected), "{reply:?}");
+    assert_eq!((lasted, pausing.manager.pinned()), (60, Some("wlan0")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_takes_a_connection_is_refused_with_the_reason_for_having_none() {
     let mut pausing = Pausing::new();
     for (last, why) in [(None, "still connecting"), (Some("no carrier"), "no carrier")] {
