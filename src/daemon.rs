@@ -6,6 +6,7 @@ pub(crate) mod events;
 pub(crate) mod logging;
 #[cfg(feature = "metrics")]
 pub(crate) mod metrics;
+pub(crate) mod moderation;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;

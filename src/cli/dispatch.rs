@@ -11,7 +11,7 @@ use super::{
 use crate::{
     client,
     config::{Config, ConfigErrors},
-    daemon::{Daemon, logging, systemd},
+    daemon::{Daemon, logging, moderation, systemd},
     host::{instance::Instance, record},
     server,
 };
@@ -78,7 +78,8 @@ fn run_daemon(file: PathBuf) -> anyhow::Result<()> {
     let (daemon, config) = Daemon::load(file)?;
     // One thread: on two cores the datapath is faster on one than shared between threads, because
     // packets then never wait for another thread to wake.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = moderation::moderate(runtime.enable_all()).build()?;
     let ended = runtime.block_on(async {
         match config {
             Config::Client(config) => client::run(config, daemon).await,
