@@ -278,7 +278,6 @@ impl Shown {
         self.with(|state| state.last_error.clone())
     }
 
-    /// Sessions begun so far.
     /// The address of the server that is in use.
     pub(super) fn remote(&self) -> Option<SocketAddr> {
         self.in_use().map(|candidate| candidate.server)
@@ -291,6 +290,7 @@ impl Shown {
         })
     }
 
+    /// Sessions begun so far.
     pub(super) fn sessions(&self) -> u64 {
         self.with(|state| state.sessions)
     }

@@ -476,7 +476,8 @@ async fn many_first_packets_from_one_address_are_asked_for_proof_and_then_ignore
     // Each takes its place for as long as the server waits for the proof of a key.
     let most = 16.0 * (1.0 + seconds / PROOF_TIMEOUT.as_secs_f64());
     assert!(answered > 0 && answered as f64 <= most, "{answered} answered in {seconds} s");
-    let most = RETRIES.burst + RETRIES.per_second * seconds;
+    // A fifth more, as the two sides read the clock at different moments.
+    let most = 1.2 * (RETRIES.burst + RETRIES.per_second * seconds);
     assert!(retries > 0 && f64::from(retries) <= most, "{retries} Retries in {seconds} s");
     // And a client is let in all the same.
     assert!(answers(&site.probe().await).await);
