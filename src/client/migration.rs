@@ -14,7 +14,7 @@ use crate::{
     path::{handshake::Underlay, socket::PathSocket},
     quic::{
         self,
-        congestion::CongestionHandle,
+        congestion::{CongestionHandle, Remembered},
         liveness::{Signs, silence_limit},
     },
 };
@@ -88,9 +88,10 @@ impl MigratingConnection {
         self.congestion.shortest_round_trip()
     }
 
-    /// Bytes that the connection may have in flight.
-    pub(super) fn window(&self) -> u64 {
-        self.quinn.stats().path.cwnd
+    /// What the path is like.
+    pub(super) fn remembered(&self) -> Option<Remembered> {
+        let rtt = self.congestion.shortest_round_trip()?;
+        Some(Remembered { window: self.quinn.stats().path.cwnd, rtt })
     }
 
     /// Asks the server for a sign of life.
@@ -128,12 +129,12 @@ impl MigratingConnection {
         self.congestion.restart_cold();
     }
 
-    /// Goes on over a path on which the window was `window` bytes not long ago, if that is known: what is in
-    /// flight on the old path must neither fill the new one's window nor shrink it. The old path still works
-    /// after a soft switch.
-    pub(super) fn moved(&mut self, window: Option<u64>, is_soft: bool) {
-        match window {
-            Some(window) => self.congestion.restart_warm(window),
+    /// Goes on over a path of which `memory` is known from not long ago, if anything: what is in flight on the
+    /// old path must neither fill the new one's window nor shrink it. The old path still works after a soft
+    /// switch.
+    pub(super) fn moved(&mut self, memory: Option<Remembered>, is_soft: bool) {
+        match memory {
+            Some(memory) => self.congestion.restart_warm(memory),
             None => self.congestion.restart_cold(),
         }
         self.congestion.expect_from(clock::now());

@@ -23,12 +23,13 @@ use crate::{
         probe::Probe,
         socket::{PathId, PathSocket},
     },
+    quic::congestion::Remembered,
 };
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
-/// A path's window is remembered for so long: other people use the network, too.
-const WINDOW_MEMORY: Duration = Duration::from_secs(600);
+/// A path is remembered for so long: other people use the network, too.
+const MEMORY: Duration = Duration::from_secs(600);
 
 /// See the module's documentation.
 pub(super) struct PathTable {
@@ -48,8 +49,8 @@ struct PathEntry {
     candidate: Candidate,
     socket: Option<PathId>,
     probe: Option<Probe>,
-    /// Bytes that could be in flight when the path was left, and when that was.
-    window: Option<(Instant, u64)>,
+    /// What the path was like when it was left, and when that was.
+    memory: Option<(Instant, Remembered)>,
     /// Whether a captive portal was asked about: each path that fails is asked about once, until it works again or is
     /// gone.
     is_asked_about: bool,
@@ -62,8 +63,8 @@ struct PathEntry {
 pub(super) struct Departure {
     pub(super) from: Option<Candidate>,
     pub(super) to: Candidate,
-    /// The new path's window in bytes, if it was left not long ago.
-    pub(super) window: Option<u64>,
+    /// What is remembered of the new path, if it was left not long ago.
+    pub(super) memory: Option<Remembered>,
     /// When the server was last heard on the old path.
     pub(super) heard: Option<Instant>,
     /// Since when the old path was sent to and nothing was heard.
@@ -76,15 +77,15 @@ impl PathEntry {
             candidate,
             socket: None,
             probe: None,
-            window: None,
+            memory: None,
             is_asked_about: false,
             closing_at: None,
         }
     }
 
-    fn window(&self, now: Instant) -> Option<u64> {
-        let (left_at, window) = self.window?;
-        (now.duration_since(left_at) < WINDOW_MEMORY).then_some(window)
+    fn memory(&self, now: Instant) -> Option<Remembered> {
+        let (left_at, memory) = self.memory?;
+        (now.duration_since(left_at) < MEMORY).then_some(memory)
     }
 }
 
@@ -132,7 +133,7 @@ impl PathTable {
         self.entries.retain(|key, entry| {
             let is_known = known.contains(key);
             entry.is_asked_about &= is_known;
-            is_known || entry.socket.is_some() || entry.window(now).is_some()
+            is_known || entry.socket.is_some() || entry.memory(now).is_some()
         });
     }
 
@@ -174,10 +175,15 @@ impl PathTable {
         }
     }
 
-    /// Sends by the path `to` from here on. The old one, on which `window` bytes could be in flight, is still
-    /// read for a while. Without a socket for the new one everything stays as it was, and the manager will hear
+    /// Sends by the path `to` from here on. The old one, which will be remembered with `memory`, is still read
+    /// for a while. Without a socket for the new one everything stays as it was, and the manager will hear
     /// of it.
-    pub(super) fn switch(&mut self, to: PathKey, window: u64, now: Instant) -> Option<Departure> {
+    pub(super) fn switch(
+        &mut self,
+        to: PathKey,
+        memory: Option<Remembered>,
+        now: Instant,
+    ) -> Option<Departure> {
         let heard = self.last_heard();
         let unheard_since = self.socket.unheard_since();
         let from = self.socket.active().and_then(|old| self.with_socket(old));
@@ -185,18 +191,18 @@ impl PathTable {
         self.socket.switch(id);
         self.last_heard = None;
         if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
-            from.window = Some((now, window));
+            from.memory = memory.map(|memory| (now, memory));
         }
         let new = self.entries.get_mut(&to)?;
         (new.closing_at, new.probe) = (None, None);
-        let (candidate, window) = (new.candidate.clone(), new.window(now));
+        let (candidate, memory) = (new.candidate.clone(), new.memory(now));
         if let Some(from) = from.filter(|from| *from != to)
             && let Some(old) = self.entries.get_mut(&from)
         {
             old.closing_at.get_or_insert(now + GRACE);
         }
         let from = from.and_then(|from| self.candidate(from).cloned());
-        Some(Departure { from, to: candidate, window, heard, unheard_since })
+        Some(Departure { from, to: candidate, memory, heard, unheard_since })
     }
 
     /// The socket of a path, opened if need be.

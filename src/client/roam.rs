@@ -358,13 +358,13 @@ impl<'a> Roamer<'a> {
 
     fn switch(&mut self, to: PathKey, reason: Reason) {
         let now = clock::now();
+        let memory = self.connection.remembered();
         self.connection.measure_anew();
         self.is_measured = false;
-        let window = self.connection.window();
-        let Some(departure) = self.paths.switch(to, window, now) else { return };
+        let Some(departure) = self.paths.switch(to, memory, now) else { return };
         debug!(local = %to.local, server = %to.server, %reason, "switching");
-        let Departure { from, to, window, heard, unheard_since } = departure;
-        self.connection.moved(window, reason.is_soft());
+        let Departure { from, to, memory, heard, unheard_since } = departure;
+        self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
             self.lost_since = heard;
         }

@@ -6,24 +6,36 @@
 //! a new one takes its place, and what is in flight from before counts no more: neither against the
 //! window, nor as congestion when it is declared lost.
 
+mod bbr;
+mod compete;
+mod control;
+mod cubic;
 mod delay;
+mod flight;
+mod loss;
+mod resume;
 mod round_trip;
+#[cfg(test)]
+mod tests;
 
 use std::{
     any::Any,
+    marker::PhantomData,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use quinn::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
+use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 use tokio::sync::Notify;
 
+pub(crate) use self::resume::Remembered;
+pub(crate) use self::{bbr::Bbr, cubic::Cubic};
 use self::{
-    delay::{Acked, DelayLimit},
+    control::{Growth, PathControl},
     round_trip::RoundTrip,
 };
 use super::liveness::Owed;
@@ -41,8 +53,8 @@ pub struct CongestionHandle(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     epoch: AtomicU64,
-    /// The window of the next start, in bytes; zero for the usual one.
-    window: AtomicU64,
+    /// What is remembered of the path of the next start.
+    remembered: Mutex<Option<Remembered>>,
     in_flight: AtomicU64,
     /// The part of `in_flight` that is sure to be acknowledged.
     owed: AtomicU64,
@@ -57,22 +69,21 @@ struct Shared {
 impl CongestionHandle {
     /// Forgets what was learnt of the old path.
     pub fn restart_cold(&self) {
-        self.start_with(0);
+        self.start_with(None);
     }
 
-    /// The same, for a path on which the window was `window` bytes not long ago: half of it is a careful
-    /// beginning.
-    pub fn restart_warm(&self, window: u64) {
-        self.start_with(window / 2);
+    /// The same, for a path that was left not long ago: what is remembered of it is used with care.
+    pub(crate) fn restart_warm(&self, path: Remembered) {
+        self.start_with(Some(path));
     }
 
-    fn start_with(&self, window: u64) {
-        self.0.window.store(window, Relaxed);
+    fn start_with(&self, path: Option<Remembered>) {
+        *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner) = path;
         self.0.epoch.fetch_add(1, Relaxed);
     }
 
-    fn window(&self) -> u64 {
-        self.0.window.load(Relaxed)
+    fn remembered(&self) -> Option<Remembered> {
+        *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the other side has to acknowledge.
@@ -160,56 +171,30 @@ impl CongestionHandle {
     }
 }
 
-/// A factory of quinn's whose controllers can begin with another window.
-pub(crate) trait Restartable: ControllerFactory + Clone + Send + Sync + 'static {
-    /// The same with an initial window in bytes.
-    #[must_use]
-    fn beginning_with(&self, window: u64) -> Self;
-}
-
-impl Restartable for CubicConfig {
-    fn beginning_with(&self, window: u64) -> Self {
-        let mut config = self.clone();
-        config.initial_window(window);
-        config
-    }
-}
-
-impl Restartable for BbrConfig {
-    fn beginning_with(&self, window: u64) -> Self {
-        let mut config = self.clone();
-        config.initial_window(window);
-        config
-    }
-}
-
 /// Bytes that a connection, or a path of which nothing is known, may have in flight at first: 32 packets.
 /// With ten (RFC 9002 §7.2) a server, whose packets are all padded until it has validated a path, could
 /// say little in the first round trip. quinn paces them.
 const INITIAL_WINDOW: u64 = 32 * 1452;
 
 /// Makes controllers that listen to a [`CongestionHandle`].
-pub(crate) struct Factory<F> {
-    inner: Arc<F>,
+pub(crate) struct Factory<G> {
     handle: CongestionHandle,
+    growth: PhantomData<fn() -> G>,
 }
 
-impl<F: Restartable> Factory<F> {
-    /// Wraps a factory of quinn's.
-    pub(crate) fn new(inner: &F, handle: CongestionHandle) -> Self {
-        Self { inner: Arc::new(inner.beginning_with(INITIAL_WINDOW)), handle }
+impl<G: Growth> Factory<G> {
+    pub(crate) fn new(handle: CongestionHandle) -> Self {
+        Self { handle, growth: PhantomData }
     }
 }
 
-impl<F: Restartable> ControllerFactory for Factory<F> {
+impl<G: Growth> ControllerFactory for Factory<G> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let inner = self.inner.clone().build(now, current_mtu);
         self.handle.set_in_flight(0);
-        Box::new(Renewable {
+        Box::new(Renewable::<G> {
             epoch: self.handle.epoch(),
-            factory: self,
-            inner,
-            delay: DelayLimit::default(),
+            handle: self.handle.clone(),
+            path: PathControl::new(now, INITIAL_WINDOW, current_mtu),
             mtu: current_mtu,
             in_flight: 0,
             old_in_flight: 0,
@@ -220,10 +205,10 @@ impl<F: Restartable> ControllerFactory for Factory<F> {
     }
 }
 
-struct Renewable<F> {
-    factory: Arc<Factory<F>>,
-    inner: Box<dyn Controller>,
-    delay: DelayLimit,
+#[derive(Clone)]
+struct Renewable<G> {
+    handle: CongestionHandle,
+    path: PathControl<G>,
     epoch: u64,
     mtu: u16,
     in_flight: u64,
@@ -232,26 +217,22 @@ struct Renewable<F> {
     fresh_since: Instant,
 }
 
-impl<F> Drop for Renewable<F> {
+impl<G> Drop for Renewable<G> {
     fn drop(&mut self) {
-        self.factory.handle.0.path_left.notify_one();
+        self.handle.0.path_left.notify_one();
     }
 }
 
-impl<F: Restartable> Renewable<F> {
+impl<G: Growth> Renewable<G> {
     /// Starts afresh if that was asked for since the last call.
     fn renew(&mut self, now: Instant) {
-        let epoch = self.factory.handle.epoch();
+        let epoch = self.handle.epoch();
         if self.epoch != epoch {
             self.epoch = epoch;
-            self.inner = match self.factory.handle.window() {
-                0 => self.factory.inner.clone().build(now, self.mtu),
-                window => {
-                    let known = self.factory.inner.beginning_with(window.max(INITIAL_WINDOW));
-                    Arc::new(known).build(now, self.mtu)
-                }
-            };
-            self.delay = DelayLimit::default();
+            self.path = PathControl::new(now, INITIAL_WINDOW, self.mtu);
+            if let Some(path) = self.handle.remembered() {
+                self.path.resume(path);
+            }
             self.old_in_flight = self.in_flight;
             self.fresh_since = now;
         }
@@ -260,7 +241,7 @@ impl<F: Restartable> Renewable<F> {
     /// Takes `bytes` sent at `sent` out of flight; whether they are from before the fresh start.
     fn landed(&mut self, sent: Instant, bytes: u64) -> bool {
         self.in_flight = self.in_flight.saturating_sub(bytes);
-        self.factory.handle.set_in_flight(self.in_flight);
+        self.handle.set_in_flight(self.in_flight);
         let old = sent < self.fresh_since;
         if old {
             self.old_in_flight = self.old_in_flight.saturating_sub(bytes);
@@ -269,13 +250,14 @@ impl<F: Restartable> Renewable<F> {
     }
 }
 
-impl<F: Restartable> Controller for Renewable<F> {
+impl<G: Growth> Controller for Renewable<G> {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.renew(now);
         self.in_flight += bytes;
-        self.factory.handle.set_in_flight(self.in_flight);
-        self.factory.handle.sent(now, bytes);
-        self.inner.on_sent(now, bytes, last_packet_number);
+        self.handle.set_in_flight(self.in_flight);
+        self.handle.sent(now, bytes);
+        let new = self.in_flight - self.old_in_flight;
+        self.path.on_sent(now, bytes, new, last_packet_number);
     }
 
     fn on_ack(
@@ -287,16 +269,11 @@ impl<F: Restartable> Controller for Renewable<F> {
         rtt: &RttEstimator,
     ) {
         self.renew(now);
-        self.factory.handle.acknowledged(now, sent);
-        let in_flight = self.in_flight;
-        if self.landed(sent, bytes) {
-            return;
+        self.handle.acknowledged(now, sent);
+        if !self.landed(sent, bytes) {
+            self.path.estimate(rtt);
+            self.path.on_ack(now, sent, bytes, app_limited);
         }
-        let acked = Acked { sent, in_flight, app_limited };
-        self.delay.on_ack(now, acked, self.inner.window(), self.mtu);
-        // What the limit keeps back is no reason to grow.
-        let limited = app_limited || self.delay.holds_back(self.inner.window());
-        self.inner.on_ack(now, sent, bytes, limited, rtt);
     }
 
     fn on_end_acks(
@@ -309,11 +286,11 @@ impl<F: Restartable> Controller for Renewable<F> {
         self.renew(now);
         // quinn's own count: it also knows of packets that were dropped with their keys.
         self.in_flight = in_flight;
-        self.factory.handle.set_in_flight(in_flight);
-        self.factory.handle.0.owed.store(in_flight, Relaxed);
+        self.handle.set_in_flight(in_flight);
+        self.handle.0.owed.store(in_flight, Relaxed);
         self.old_in_flight = self.old_in_flight.min(in_flight);
         let new = in_flight - self.old_in_flight;
-        self.inner.on_end_acks(now, new, app_limited, largest_packet_num_acked);
+        self.path.on_end_acks(now, new, app_limited, largest_packet_num_acked);
     }
 
     fn on_congestion_event(
@@ -325,171 +302,32 @@ impl<F: Restartable> Controller for Renewable<F> {
     ) {
         self.renew(now);
         if !self.landed(sent, lost_bytes) {
-            self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+            self.path.on_loss(now, sent, is_persistent_congestion, lost_bytes);
         }
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.mtu = new_mtu;
-        self.inner.on_mtu_update(new_mtu);
+        self.path.set_mtu(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        if self.epoch == self.factory.handle.epoch() {
-            self.delay.apply(self.inner.window()) + self.old_in_flight
+        if self.epoch == self.handle.epoch() {
+            self.path.window() + self.old_in_flight
         } else {
-            self.factory.handle.window().max(self.inner.initial_window()) + self.in_flight
+            INITIAL_WINDOW + self.in_flight
         }
     }
 
-    fn metrics(&self) -> ControllerMetrics {
-        self.inner.metrics()
-    }
-
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self {
-            factory: self.factory.clone(),
-            inner: self.inner.clone_box(),
-            delay: self.delay.clone(),
-            epoch: self.epoch,
-            mtu: self.mtu,
-            in_flight: self.in_flight,
-            old_in_flight: self.old_in_flight,
-            fresh_since: self.fresh_since,
-        })
+        Box::new(self.clone())
     }
 
     fn initial_window(&self) -> u64 {
-        self.inner.initial_window()
+        INITIAL_WINDOW
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MTU: u16 = 1200;
-
-    #[test]
-    fn packets_in_flight_before_a_restart_do_not_fill_the_window() {
-        let handle = CongestionHandle::default();
-        let start = Instant::now();
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let mut controller = factory.build(start, MTU);
-        let initial = controller.window();
-        controller.on_sent(start, initial, 9);
-        handle.restart_cold();
-        assert_eq!(controller.window(), 2 * initial, "at once, before the next packet");
-
-        let later = start + Duration::from_secs(1);
-        controller.on_sent(later, 1000, 10);
-        assert_eq!(controller.window(), 2 * initial);
-        controller.on_congestion_event(later, start, true, initial / 2);
-        assert_eq!(controller.window(), initial + initial / 2, "old losses are no congestion");
-        controller.on_congestion_event(later, start, true, initial / 2);
-        assert_eq!(controller.window(), initial);
-        controller.on_congestion_event(later, later, true, 1000);
-        assert!(controller.window() < initial, "new ones are");
-    }
-
-    #[test]
-    fn a_known_path_begins_with_half_of_what_it_had() {
-        let (handle, start) = (CongestionHandle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let mut controller = factory.build(start, MTU);
-        assert_eq!(controller.window(), INITIAL_WINDOW);
-        handle.restart_warm(1_000_000);
-        assert_eq!(controller.window(), 500_000, "at once, before the next packet");
-        controller.on_sent(start, 1000, 0);
-        assert_eq!(controller.window(), 500_000);
-        handle.restart_cold();
-        controller.on_sent(start, 1000, 1);
-        assert_eq!(controller.window(), INITIAL_WINDOW + 1000);
-    }
-
-    #[test]
-    fn the_handle_reports_whether_an_acknowledgement_is_due() {
-        let (handle, start) = (CongestionHandle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let mut controller = factory.build(start, MTU);
-        assert_eq!(handle.owed(), Owed::Nothing);
-        controller.on_sent(start, 1200, 0);
-        assert_eq!(handle.owed(), Owed::Answer);
-        controller.on_end_acks(start, 0, false, Some(0));
-        assert_eq!(handle.owed(), Owed::Nothing);
-    }
-
-    #[test]
-    fn a_bare_acknowledgement_awaits_no_acknowledgement() {
-        let (handle, start) = (CongestionHandle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let mut controller = factory.build(start, MTU);
-        controller.on_sent(start, 35, 0);
-        assert_eq!(handle.owed(), Owed::Perhaps);
-        assert_eq!(handle.unacknowledged_since(), None);
-        controller.on_sent(start, 100, 1);
-        assert_eq!(handle.owed(), Owed::Answer);
-        assert_eq!(handle.unacknowledged_since(), Some(start));
-        controller.on_end_acks(start, 0, false, Some(1));
-        assert_eq!(handle.owed(), Owed::Nothing);
-    }
-
-    #[test]
-    fn the_handle_reports_since_when_nothing_was_acknowledged() {
-        let (handle, start) = (CongestionHandle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let mut controller = factory.build(start, MTU);
-        let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        assert_eq!((handle.unacknowledged_since(), handle.newest_acknowledged()), (None, None));
-        controller.on_sent(at(1), 1200, 0);
-        controller.on_sent(at(2), 1200, 1);
-        assert_eq!(handle.unacknowledged_since(), Some(at(1)));
-        handle.acknowledged(at(3), at(1));
-        assert_eq!(
-            (handle.unacknowledged_since(), handle.newest_acknowledged()),
-            (Some(at(3)), Some(at(1)))
-        );
-        handle.expect_from(at(5));
-        assert_eq!(handle.unacknowledged_since(), Some(at(5)));
-        controller.on_end_acks(at(6), 0, false, Some(1));
-        assert_eq!(handle.unacknowledged_since(), None);
-    }
-
-    #[tokio::test]
-    async fn the_handle_reports_that_a_path_was_left() {
-        use futures_util::FutureExt as _;
-
-        let (handle, start) = (CongestionHandle::default(), Instant::now());
-        let factory = Arc::new(Factory::new(&CubicConfig::default(), handle.clone()));
-        let before = factory.build(start, MTU);
-        // A change of port copies the controller, see `PathData::from_previous` of quinn-proto.
-        let after = before.clone_box();
-        assert_eq!(handle.path_left().now_or_never(), None);
-        drop(after);
-        assert_eq!(handle.path_left().now_or_never(), Some(()));
-    }
-
-    #[test]
-    fn without_a_restart_cold_it_is_the_inner_controller() {
-        let start = Instant::now();
-        let wrapped = Arc::new(Factory::new(&CubicConfig::default(), CongestionHandle::default()));
-        let (mut wrapped, mut plain) = (
-            wrapped.build(start, MTU),
-            Arc::new(CubicConfig::default().beginning_with(INITIAL_WINDOW)).build(start, MTU),
-        );
-        for step in 0..100 {
-            let now = start + Duration::from_millis(step);
-            for controller in [&mut wrapped, &mut plain] {
-                controller.on_sent(now, 1200, step);
-                if step % 10 == 9 {
-                    controller.on_congestion_event(now, now, false, 1200);
-                }
-            }
-            assert_eq!(wrapped.window(), plain.window());
-        }
     }
 }

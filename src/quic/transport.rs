@@ -2,12 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{
-    IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
-    congestion::{BbrConfig, CubicConfig},
-};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::{CongestionHandle, Factory};
+use super::congestion::{Bbr, CongestionHandle, Cubic, Factory};
 use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
@@ -55,14 +52,12 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     match quic.congestion {
-        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(Factory::new(
-            &CubicConfig::default(),
-            congestion,
-        ))),
-        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(Factory::new(
-            &BbrConfig::default(),
-            congestion,
-        ))),
+        Congestion::Cubic => {
+            transport.congestion_controller_factory(Arc::new(Factory::<Cubic>::new(congestion)))
+        }
+        Congestion::Bbr => {
+            transport.congestion_controller_factory(Arc::new(Factory::<Bbr>::new(congestion)))
+        }
     };
     transport
 }

@@ -12,7 +12,7 @@ use crate::{
 
 const MS: Duration = Duration::from_millis(1);
 const LIMIT: Duration = Duration::from_secs(5);
-const WINDOW: u64 = 100_000;
+const KNOWN: Remembered = Remembered { window: 100_000, rtt: Duration::from_millis(40) };
 
 struct Fixture {
     paths: PathTable,
@@ -63,7 +63,7 @@ impl Fixture {
     }
 
     fn switch(&mut self, to: &Candidate) -> Option<Departure> {
-        self.paths.switch(key(to), WINDOW, self.now)
+        self.paths.switch(key(to), Some(KNOWN), self.now)
     }
 
     /// Waits, and closes what is due by then.
@@ -162,13 +162,13 @@ async fn a_path_that_cannot_be_opened_changes_nothing_and_is_reported() {
 
 #[tokio::test(start_paused = true)]
 async fn a_path_begins_with_the_window_that_it_had_less_than_ten_minutes_ago() {
-    for (away, window) in [(WINDOW_MEMORY - MS, Some(WINDOW)), (WINDOW_MEMORY, None)] {
+    for (away, memory) in [(MEMORY - MS, Some(KNOWN)), (MEMORY, None)] {
         let mut fixture = on_wifi();
         let departure = fixture.switch(&lte()).expect("a socket");
-        assert_eq!(departure.window, None, "nothing is known of a new path");
+        assert_eq!(departure.memory, None, "nothing is known of a new path");
         fixture.wait(away, &lte());
         let departure = fixture.switch(&wifi()).expect("a socket");
-        assert_eq!(departure.window, window, "after {away:?}");
+        assert_eq!(departure.memory, memory, "after {away:?}");
     }
 }
 
@@ -178,7 +178,7 @@ async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
     assert!(fixture.switch(&lte()).is_some());
     fixture.update(&[lte()]);
     assert!(fixture.paths.candidate(key(&wifi())).is_some(), "it is still read");
-    fixture.wait(WINDOW_MEMORY - MS, &lte());
+    fixture.wait(MEMORY - MS, &lte());
     fixture.update(&[lte()]);
     assert!(fixture.paths.candidate(key(&wifi())).is_some(), "its window is known");
     fixture.wait(MS, &lte());

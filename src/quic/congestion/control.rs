@@ -1,0 +1,175 @@
+//! The control of one path: how the window grows, what limits it, and which losses count.
+
+use std::time::Instant;
+
+use quinn_proto::RttEstimator;
+
+use super::{
+    delay::{Acked, DelayLimit, Turn},
+    flight::Flight,
+    loss::{LossJudge, Lost, Outcome, Verdict},
+    resume::{CarefulResume, Remembered, Step},
+};
+
+/// How a window grows, and what congestion does to it.
+pub(crate) trait Growth: Clone + Send + Sync + 'static {
+    fn begin(now: Instant, window: u64, mtu: u16) -> Self;
+    fn window(&self) -> u64;
+    fn on_sent(&mut self, _now: Instant, _bytes: u64, _last_packet_number: u64) {}
+    /// quinn's own estimate of the round trip, before each acknowledged packet.
+    fn estimate(&mut self, _estimate: &RttEstimator) {}
+    /// A window that was not used does not grow.
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, unused: bool);
+    fn on_end_acks(
+        &mut self,
+        _now: Instant,
+        _in_flight: u64,
+        _app_limited: bool,
+        _largest: Option<u64>,
+    ) {
+    }
+    fn on_congestion(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64);
+    fn set_mtu(&mut self, mtu: u16);
+    /// Goes on at `window` beside somebody else.
+    fn compete(&mut self, now: Instant, window: u64);
+    /// Goes on at `window`, or at the present one, as if nothing had been lost so far.
+    fn reopen(&mut self, now: Instant, window: Option<u64>);
+}
+
+/// The window of one path.
+#[derive(Clone, Debug)]
+pub(super) struct PathControl<G> {
+    growth: G,
+    /// `growth` before the cut that is on trial.
+    before_cut: Option<G>,
+    flight: Flight,
+    delay: DelayLimit,
+    losses: LossJudge,
+    mtu: u16,
+    /// When the newest packet that the present acknowledgement tells of was sent.
+    newest: Option<Instant>,
+    /// A path that is remembered, until it has proved to be what it was.
+    resume: Option<CarefulResume>,
+    /// The last acknowledgement made the window grow.
+    grows: bool,
+}
+
+impl<G: Growth> PathControl<G> {
+    /// Begins with a window of `window` bytes.
+    pub(super) fn new(now: Instant, window: u64, mtu: u16) -> Self {
+        Self {
+            growth: G::begin(now, window, mtu),
+            before_cut: None,
+            flight: Flight::default(),
+            delay: DelayLimit::default(),
+            losses: LossJudge::default(),
+            mtu,
+            newest: None,
+            resume: None,
+            grows: false,
+        }
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.delay.apply(self.growth.window())
+    }
+
+    /// Goes on with what is remembered of the path, as soon as it has proved to be the same.
+    pub(super) fn resume(&mut self, path: Remembered) {
+        self.resume = Some(CarefulResume::new(path));
+    }
+
+    pub(super) fn estimate(&mut self, estimate: &RttEstimator) {
+        self.growth.estimate(estimate);
+    }
+
+    /// `bytes` were sent; with them `in_flight` bytes are under way.
+    pub(super) fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64, last: u64) {
+        self.flight.sent(now, in_flight);
+        self.growth.on_sent(now, bytes, last);
+    }
+
+    pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
+        self.newest = self.newest.max(Some(sent));
+        match self.resume.as_mut().map(|resume| resume.on_ack(now, sent, bytes)) {
+            Some(Step::Jump(window)) if window > self.growth.window() => {
+                self.growth.reopen(now, Some(window));
+            }
+            Some(Step::Jump(_) | Step::Done) => self.resume = None,
+            Some(Step::Wait) | None => {}
+        }
+        let in_flight = self.flight.at(sent);
+        if let Some(in_flight) = in_flight {
+            let acked = Acked { sent, in_flight, app_limited };
+            match self.delay.on_ack(now, acked, self.growth.window(), self.mtu) {
+                Some(Turn::Compete(window)) => {
+                    self.before_cut = None;
+                    self.growth.compete(now, window);
+                }
+                Some(Turn::Alone) => self.growth.reopen(now, None),
+                None => {}
+            }
+        }
+        if let Some(outcome) = self.losses.on_ack(now, sent, bytes, self.mtu)
+            && let Some(before) = self.before_cut.take()
+            && outcome == Outcome::InVain
+            && before.window() > self.growth.window()
+        {
+            self.growth = before;
+        }
+        let window = self.growth.window();
+        // What the limit keeps back is no reason to grow.
+        let unused = app_limited
+            || self.delay.holds_back(window)
+            || self.losses.is_on_trial()
+            || in_flight.is_none_or(|in_flight| in_flight < window / 2);
+        self.grows = !unused;
+        self.growth.on_ack(now, sent, bytes, unused);
+    }
+
+    pub(super) fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest: Option<u64>,
+    ) {
+        if let Some(sent) = self.newest.take() {
+            self.losses.on_round_trip(now, now.saturating_duration_since(sent));
+        }
+        self.growth.on_end_acks(now, in_flight, app_limited, largest);
+    }
+
+    /// Packets of `bytes` are lost, or none but a mark came back; the last of them was sent at `sent`.
+    pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
+        let lost = Lost {
+            sent,
+            bytes,
+            base: self.delay.base().unwrap_or_default(),
+            competes: self.delay.competes(),
+            grows: self.grows,
+            starves: self.delay.starves(),
+        };
+        let verdict = self.losses.on_loss(now, lost, self.mtu);
+        let is_mark = bytes == 0;
+        if is_mark || persistent {
+            self.before_cut = None;
+        } else if verdict == Verdict::Chance {
+            return;
+        } else if self.before_cut.is_none() {
+            self.before_cut = Some(self.growth.clone());
+        }
+        self.growth.on_congestion(now, sent, persistent, bytes);
+        if let Some(window) = self.resume.take().and_then(CarefulResume::retreat)
+            && window < self.growth.window()
+        {
+            self.before_cut = None;
+            self.growth.compete(now, window);
+        }
+    }
+
+    pub(super) fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu;
+        self.growth.set_mtu(mtu);
+    }
+}

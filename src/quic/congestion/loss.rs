@@ -1,0 +1,284 @@
+//! Whether lost packets tell of congestion.
+//!
+//! Radio links lose packets for other reasons, and a controller that slows down for those gets a thirtieth of
+//! the link. The delay limit deals with queues, so a loss counts only where it says what delay does not:
+//!
+//! - **Too much is lost for chance.** A buffer overflows, or a policer drops (BBRv3 has 2 %, draft-ietf-ccwg-bbr
+//!   §5.5.10). How much is usual is learnt: each cut is a trial, and if about as much is lost afterwards, then
+//!   the loss does not come from our rate. It becomes the floor, and the cut is undone. A high floor is tried
+//!   again from time to time, as it may have been learnt from an overflow that lasted.
+//! - **Losses come where the queue is full.** In a buffer of a few milliseconds that a competing flow shares,
+//!   losses are few and the delay stays below its limit. But what overflows a buffer has neighbours that waited as long
+//!   as any, while a radio link loses any packet.
+
+use std::time::{Duration, Instant};
+
+/// The share of packets that may be lost by chance.
+const CHANCE: f64 = 0.02;
+/// The same beside a known floor: so many times that, and so much more.
+const ABOVE_FLOOR: (f64, f64) = (1.5, 0.01);
+/// No link that is of use loses more by chance.
+const HIGHEST_FLOOR: f64 = 0.15;
+/// A floor above this is tried again, first after [`PAUSE`], and twice as long after each trial in vain.
+const HIGH_FLOOR: f64 = 0.03;
+const PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A trial's packets. Fewer are enough if none of them is lost where [`EXPECTED`] would be.
+const TRIAL: f64 = 200.0;
+const SHORTEST_TRIAL: f64 = 60.0;
+const EXPECTED: f64 = 6.0;
+/// Losses are counted over two rounds of so long at least.
+const SHORTEST_ROUND: Duration = Duration::from_millis(20);
+/// Losses with a known place in the queue that make a verdict, of [`REMEMBERED`].
+const EVIDENCE: u32 = 8;
+const REMEMBERED: u32 = 16;
+/// A loss is at a full queue if its neighbour waited for so much of the longest wait of late.
+const FULL: f64 = 0.75;
+/// A queue that is never longer than this says nothing.
+const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
+/// Round trips that are remembered, two of each round, and how many are enough.
+const WAITS: usize = 128;
+const FEW_WAITS: usize = 16;
+
+/// Bytes that arrived and that did not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    arrived: u64,
+    lost: u64,
+}
+
+impl Count {
+    fn share(self) -> f64 {
+        self.lost as f64 / (self.arrived + self.lost).max(1) as f64
+    }
+
+    fn packets(self, mtu: u16) -> f64 {
+        (self.arrived + self.lost) as f64 / f64::from(mtu)
+    }
+}
+
+/// The judge. Sizes are in bytes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LossJudge {
+    this: Count,
+    last: Count,
+    round_ends: Option<Instant>,
+    /// The same over some hundred packets.
+    long: Count,
+    /// The share that is lost whatever we do.
+    floor: f64,
+    next_trial: Option<Instant>,
+    pause: Duration,
+    trial: Option<Trial>,
+    /// Losses of packets that were sent before are not judged: they belong to the last cut.
+    cut: Option<Instant>,
+    places: Places,
+}
+
+/// What happens to the packets that are sent after a cut.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    since: Instant,
+    share_before: f64,
+    is_repeated: bool,
+    count: Count,
+}
+
+/// Lost packets, and the circumstances.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lost {
+    /// When the last of them was sent.
+    pub(super) sent: Instant,
+    pub(super) bytes: u64,
+    /// The round trip without a queue.
+    pub(super) base: Duration,
+    /// Somebody else fills the queue.
+    pub(super) competes: bool,
+    /// The window is used and not limited by delay.
+    pub(super) grows: bool,
+    /// Others left little of the former rate.
+    pub(super) starves: bool,
+}
+
+/// A judgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Chance,
+    Congestion,
+}
+
+/// What a cut was good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Helped,
+    /// As much is lost as before: it must be undone.
+    InVain,
+}
+
+impl LossJudge {
+    /// Takes note of an acknowledged packet; it may end the trial of the last cut.
+    pub(super) fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        mtu: u16,
+    ) -> Option<Outcome> {
+        let rtt = now.saturating_duration_since(sent);
+        if self.round_ends.is_none_or(|ends| now >= ends) {
+            self.round_ends = Some(now + rtt.max(SHORTEST_ROUND));
+            (self.last, self.this) = (self.this, Count::default());
+        }
+        if self.long.packets(mtu) > 2.0 * TRIAL {
+            self.floor = self.floor.min((self.floor + self.long.share()) / 2.0);
+            self.long = Count { arrived: self.long.arrived / 2, lost: self.long.lost / 2 };
+        }
+        self.this.arrived += bytes;
+        self.long.arrived += bytes;
+        if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
+            trial.count.arrived += bytes;
+        }
+        self.ends_trial(now, mtu)
+    }
+
+    /// The newest of the packets that one acknowledgement tells of took `rtt`.
+    pub(super) fn on_round_trip(&mut self, now: Instant, rtt: Duration) {
+        self.places.sample(now, rtt);
+    }
+
+    pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
+        let Lost { sent, bytes, base, competes, grows, starves } = lost;
+        self.this.lost += bytes;
+        self.long.lost += bytes;
+        if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
+            trial.count.lost += bytes;
+        }
+        let is_full = grows && self.places.judge(sent, base);
+        if self.cut.is_some_and(|cut| sent <= cut) {
+            return Verdict::Chance;
+        }
+        let both = Count {
+            arrived: self.this.arrived + self.last.arrived,
+            lost: self.this.lost + self.last.lost,
+        };
+        let usual = both.packets(mtu) * CHANCE.max(ABOVE_FLOOR.0 * self.floor + ABOVE_FLOOR.1);
+        let bound = (usual + 3.0 * usual.sqrt() + 2.0) * f64::from(mtu);
+        let too_much = both.lost as f64 > bound;
+        let overflows = !starves
+            && self.places.verdict(competes)
+            && (is_full || competes)
+            && both.share() > ABOVE_FLOOR.0 * self.floor;
+        let is_repeated = !too_much && !overflows;
+        let is_due = self.floor > HIGH_FLOOR && self.next_trial.is_none_or(|at| now >= at);
+        if is_repeated && !(grows && is_due) {
+            return Verdict::Chance;
+        }
+        if self.trial.is_some() && (is_repeated || both.share() <= HIGHEST_FLOOR) {
+            // The trial goes on.
+            return Verdict::Chance;
+        }
+        self.cut = Some(now);
+        let share = self.long.share();
+        let share_before = self.trial.map_or(share, |trial| share.max(trial.share_before));
+        let count = Count::default();
+        self.trial = Some(Trial { since: now, share_before, is_repeated, count });
+        Verdict::Congestion
+    }
+
+    /// Whether the last cut is on trial: until that is over, the window stays.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
+    fn ends_trial(&mut self, now: Instant, mtu: u16) -> Option<Outcome> {
+        let trial = self.trial.filter(|trial| {
+            let telling = (EXPECTED / trial.share_before).clamp(SHORTEST_TRIAL, TRIAL);
+            let enough = if trial.count.lost == 0 { telling } else { TRIAL };
+            trial.count.packets(mtu) >= enough
+        })?;
+        self.trial = None;
+        let share = trial.count.share();
+        let outcome = if share <= trial.share_before / 2.0 {
+            self.floor = self.floor.min(share);
+            Outcome::Helped
+        } else if share <= HIGHEST_FLOOR {
+            self.floor = share;
+            Outcome::InVain
+        } else {
+            self.floor = 0.0;
+            Outcome::Helped
+        };
+        let confirmed = outcome == Outcome::InVain && trial.is_repeated;
+        self.pause = if confirmed { (2 * self.pause).min(LONGEST_PAUSE) } else { PAUSE };
+        self.next_trial = Some(now + self.pause);
+        Some(outcome)
+    }
+}
+
+/// Where in the queue losses happen.
+#[derive(Clone, Debug)]
+struct Places {
+    /// Round trips of late in microseconds.
+    waits: [u32; WAITS],
+    samples: usize,
+    sampled: Option<Instant>,
+    latest: Duration,
+    /// A bit for each loss, the newest lowest: whether it was at a full queue.
+    history: u32,
+    losses: u32,
+    /// Losses of the same moment are one.
+    judged: Option<Instant>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            waits: [0; WAITS],
+            samples: 0,
+            sampled: None,
+            latest: Duration::ZERO,
+            history: 0,
+            losses: 0,
+            judged: None,
+        }
+    }
+}
+
+impl Places {
+    fn sample(&mut self, now: Instant, rtt: Duration) {
+        self.latest = rtt;
+        if self.sampled.is_none_or(|at| now.saturating_duration_since(at) >= rtt / 2) {
+            self.sampled = Some(now);
+            self.waits[self.samples % WAITS] = rtt.as_micros().min(u128::from(u32::MAX)) as u32;
+            self.samples += 1;
+        }
+    }
+
+    /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue.
+    fn judge(&mut self, sent: Instant, base: Duration) -> bool {
+        let longest = self.waits[..self.samples.min(WAITS)].iter().max().copied().unwrap_or(0);
+        let longest = Duration::from_micros(u64::from(longest)).saturating_sub(base);
+        let is_full =
+            longest >= SHORTEST_QUEUE && self.latest.saturating_sub(base) >= longest.mul_f64(FULL);
+        let is_new = self.judged.is_none_or(|at| sent > at + self.latest / 2);
+        if self.samples >= FEW_WAITS && is_new {
+            self.judged = Some(sent);
+            self.history = self.history << 1 | u32::from(is_full);
+            self.losses = (self.losses + 1).min(REMEMBERED);
+        }
+        is_full
+    }
+
+    /// Whether losses are taken for overflows: after enough evidence, or at once beside somebody who fills the
+    /// queue until there is evidence to the contrary.
+    fn verdict(&self, competes: bool) -> bool {
+        let full = (self.history & ((1 << REMEMBERED) - 1)).count_ones();
+        if self.losses < EVIDENCE {
+            competes
+        } else if competes {
+            2 * full >= self.losses
+        } else {
+            4 * full >= 3 * self.losses
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The controller as quinn sees it, and as networks do.
+
+mod foreign;
+mod network;
+mod scenarios;
+
+use super::*;
+
+const MTU: u16 = 1200;
+
+#[test]
+fn what_was_in_flight_before_does_not_fill_the_window() {
+    let handle = CongestionHandle::default();
+    let start = Instant::now();
+    let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));
+    let mut controller = factory.build(start, MTU);
+    let initial = controller.window();
+    controller.on_sent(start, initial, 9);
+    handle.restart_cold();
+    assert_eq!(controller.window(), 2 * initial, "at once, before the next packet");
+
+    let later = start + Duration::from_secs(1);
+    controller.on_sent(later, 1000, 10);
+    assert_eq!(controller.window(), 2 * initial);
+    controller.on_congestion_event(later, start, true, initial / 2);
+    assert_eq!(controller.window(), initial + initial / 2, "old losses are no congestion");
+    controller.on_congestion_event(later, start, true, initial / 2);
+    assert_eq!(controller.window(), initial);
+    controller.on_congestion_event(later, later, true, 1000);
+    assert!(controller.window() < initial, "new ones are");
+}
+
+#[test]
+fn the_handle_tells_whether_an_answer_is_due() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));
+    let mut controller = factory.build(start, MTU);
+    assert_eq!(handle.owed(), Owed::Nothing);
+    controller.on_sent(start, 1200, 0);
+    assert_eq!(handle.owed(), Owed::Answer);
+    controller.on_end_acks(start, 0, false, Some(0));
+    assert_eq!(handle.owed(), Owed::Nothing);
+}
+
+#[test]
+fn a_bare_acknowledgement_is_not_answered() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));
+    let mut controller = factory.build(start, MTU);
+    controller.on_sent(start, 35, 0);
+    assert_eq!(handle.owed(), Owed::Perhaps);
+    assert_eq!(handle.unacknowledged_since(), None);
+    controller.on_sent(start, 100, 1);
+    assert_eq!(handle.owed(), Owed::Answer);
+    assert_eq!(handle.unacknowledged_since(), Some(start));
+    controller.on_end_acks(start, 0, false, Some(1));
+    assert_eq!(handle.owed(), Owed::Nothing);
+}
+
+#[test]
+fn the_handle_tells_how_long_nothing_was_acknowledged() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));
+    let mut controller = factory.build(start, MTU);
+    let at = |milliseconds| start + Duration::from_millis(milliseconds);
+    assert_eq!((handle.unacknowledged_since(), handle.newest_acknowledged()), (None, None));
+    controller.on_sent(at(1), 1200, 0);
+    controller.on_sent(at(2), 1200, 1);
+    assert_eq!(handle.unacknowledged_since(), Some(at(1)));
+    handle.acknowledged(at(3), at(1));
+    assert_eq!(
+        (handle.unacknowledged_since(), handle.newest_acknowledged()),
+        (Some(at(3)), Some(at(1)))
+    );
+    handle.expect_from(at(5));
+    assert_eq!(handle.unacknowledged_since(), Some(at(5)));
+    controller.on_end_acks(at(6), 0, false, Some(1));
+    assert_eq!(handle.unacknowledged_since(), None);
+}
+
+#[tokio::test]
+async fn the_handle_tells_that_a_path_was_left() {
+    use futures_util::FutureExt as _;
+
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));
+    let before = factory.build(start, MTU);
+    // A change of port copies the controller, see `PathData::from_previous` of quinn-proto.
+    let after = before.clone_box();
+    assert_eq!(handle.path_left().now_or_never(), None);
+    drop(after);
+    assert_eq!(handle.path_left().now_or_never(), Some(()));
+}

@@ -1,0 +1,263 @@
+//! Whole connections over simulated links: how full they are, how long their queues, and what is left to others.
+//!
+//! Bounds leave room: a run is the same each time, but a small change of the code is another run.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    super::{INITIAL_WINDOW, control::PathControl, cubic::Cubic, resume::Remembered},
+    foreign::{Bbr, Plain},
+    network::{MS, MTU, Network, Sender, Source},
+};
+
+/// A tunnel.
+struct Ours(PathControl<Cubic>);
+
+impl Ours {
+    fn new(now: Instant) -> Self {
+        Self(PathControl::new(now, INITIAL_WINDOW, MTU))
+    }
+
+    fn resuming(now: Instant, path: Remembered) -> Self {
+        let mut ours = Self::new(now);
+        ours.0.resume(path);
+        ours
+    }
+}
+
+impl Sender for Ours {
+    fn window(&self) -> u64 {
+        self.0.window()
+    }
+    fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64) {
+        self.0.on_sent(now, bytes, in_flight, 0);
+    }
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: u64) {
+        self.0.on_ack(now, sent, bytes, app_limited);
+    }
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64) {
+        self.0.on_end_acks(now, in_flight, false, None);
+    }
+    fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
+        self.0.on_loss(now, sent, persistent, bytes);
+    }
+}
+
+/// Somebody else.
+#[derive(Clone, Copy, Debug)]
+enum Other {
+    Cubic,
+    Bbr,
+}
+
+impl Network {
+    fn with_us(mut self) -> Self {
+        self.add(Ours::new(self.now), Source::Endless);
+        self
+    }
+
+    fn join(&mut self, other: Other) {
+        match other {
+            Other::Cubic => self.add(Plain::new(self.now), Source::Endless),
+            Other::Bbr => self.add(Bbr::new(self.now), Source::Endless),
+        }
+    }
+
+    fn losing(mut self, share: f64) -> Self {
+        self.loss = share;
+        self
+    }
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn links_of_all_kinds_are_full_and_their_queues_short() {
+    // Mbit/s, round trip and buffer in ms, longest wait of 99 % of the packets in ms.
+    for (mbit, base, buffer, p99) in [
+        (1.0, 60, 500, 48),
+        (10.0, 10, 100, 12),
+        (10.0, 40, 200, 14),
+        (100.0, 40, 100, 12),
+        (50.0, 100, 200, 40),
+        (500.0, 5, 50, 6),
+    ] {
+        let mut network = Network::new(mbit, base * MS, buffer * MS).with_us();
+        network.run(seconds(5));
+        let report = network.run(seconds(20));
+        assert!(report.mbit[0] > 0.93 * mbit, "{mbit} Mbit/s, {base} ms: {report:?}");
+        assert!(report.p99 < p99 * MS, "{mbit} Mbit/s, {base} ms: {report:?}");
+    }
+}
+
+#[test]
+fn packets_that_a_radio_loses_do_not_slow_us_down() {
+    for (mbit, base) in [(100.0, 40), (20.0, 60), (50.0, 100)] {
+        for loss in [0.001, 0.01, 0.03, 0.05] {
+            let mut network = Network::new(mbit, base * MS, 100 * MS).with_us().losing(loss);
+            network.run(seconds(3));
+            let report = network.run(seconds(15));
+            let share = report.mbit[0] / mbit / (1.0 - loss);
+            assert!(share > 0.85, "{mbit} Mbit/s, {base} ms, {loss}: {report:?}");
+            assert!(report.median < 12 * MS, "{mbit} Mbit/s, {base} ms, {loss}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_buffer_of_a_few_milliseconds_is_not_flooded() {
+    for (mbit, loss, least) in [(20.0, 0.0, 0.85), (100.0, 0.0, 0.85), (20.0, 0.01, 0.75)] {
+        let mut network = Network::new(mbit, 40 * MS, 5 * MS).with_us().losing(loss);
+        network.run(seconds(5));
+        let report = network.run(seconds(20));
+        assert!(report.mbit[0] > least * mbit, "{mbit} Mbit/s, {loss}: {report:?}");
+        assert!(report.lost[0] < loss + 0.015, "{mbit} Mbit/s, {loss}: {report:?}");
+    }
+}
+
+#[test]
+fn a_policer_is_obeyed() {
+    for (base, bucket, least) in [(10, 100e3, 0.9), (40, 100e3, 0.8), (10, 20e3, 0.8)] {
+        let mut network = Network::new(100.0, base * MS, 100 * MS).with_us();
+        network.bucket = Some((20.0 * 125e3, bucket));
+        network.run(seconds(5));
+        let report = network.run(seconds(20));
+        assert!(report.mbit[0] > least * 20.0, "{base} ms, {bucket}: {report:?}");
+        assert!(report.lost[0] < 0.09, "{base} ms, {bucket}: {report:?}");
+    }
+}
+
+#[test]
+fn links_of_great_length_are_filled() {
+    for (mbit, base, loss, least) in [(5.0, 300, 0.01, 0.8), (20.0, 800, 0.0, 0.6)] {
+        let mut network = Network::new(mbit, base * MS, 400 * MS).with_us().losing(loss);
+        network.run(seconds(8));
+        let report = network.run(seconds(40));
+        assert!(report.mbit[0] > least * mbit, "{mbit} Mbit/s, {base} ms: {report:?}");
+    }
+}
+
+#[test]
+fn a_radio_that_sends_packets_together_is_full() {
+    for aggregation in [2, 5, 10] {
+        let mut network = Network::new(100.0, 20 * MS, 100 * MS).with_us();
+        network.aggregation = aggregation * MS;
+        network.run(seconds(3));
+        let report = network.run(seconds(15));
+        assert!(report.mbit[0] > 90.0, "{aggregation} ms: {report:?}");
+        assert!(report.p99 < 25 * MS, "{aggregation} ms: {report:?}");
+    }
+}
+
+#[test]
+fn a_link_that_becomes_ten_times_slower_and_faster_is_followed() {
+    for loss in [0.0, 0.01] {
+        let mut network = Network::new(50.0, 40 * MS, 200 * MS).with_us().losing(loss);
+        network.run(seconds(10));
+        network.rate /= 10.0;
+        network.run(seconds(2));
+        let report = network.run(seconds(8));
+        assert!(report.mbit[0] > 4.5 && report.p99 < 60 * MS, "slower, {loss}: {report:?}");
+        network.rate *= 10.0;
+        network.run(seconds(3));
+        let report = network.run(seconds(10));
+        assert!(report.mbit[0] > 42.0 && report.p99 < 60 * MS, "faster, {loss}: {report:?}");
+    }
+}
+
+#[test]
+fn a_longer_way_is_learnt() {
+    let mut network = Network::new(20.0, 20 * MS, 200 * MS).with_us();
+    network.run(seconds(5));
+    network.base = 120 * MS;
+    network.run(seconds(10));
+    let report = network.run(seconds(20));
+    assert!(report.mbit[0] > 18.0 && report.p99 < 45 * MS, "{report:?}");
+}
+
+#[test]
+fn each_gets_its_share_beside_a_flow_that_fills_queues() {
+    for (other, buffer) in [
+        (Other::Cubic, 5),
+        (Other::Cubic, 20),
+        (Other::Cubic, 50),
+        (Other::Cubic, 200),
+        (Other::Bbr, 50),
+        (Other::Bbr, 100),
+        (Other::Bbr, 200),
+    ] {
+        let mut network = Network::new(20.0, 40 * MS, buffer * MS).with_us();
+        network.run(seconds(5));
+        network.join(other);
+        let report = network.run(seconds(60));
+        assert!(report.mbit.iter().all(|it| *it > 5.0), "{other:?}, {buffer} ms: {report:?}");
+        network.stop(1);
+        network.run(seconds(8));
+        let alone = network.run(seconds(10));
+        assert!(alone.mbit[0] > 17.0 && alone.p99 < 20 * MS, "{other:?}, {buffer} ms: {alone:?}");
+    }
+}
+
+/// BBR takes a short buffer for itself, whoever is there: a flow of CUBIC is left with 0.5 Mbit/s.
+#[test]
+fn nobody_starves_us() {
+    for (other, buffer) in [(Other::Bbr, 5), (Other::Bbr, 20), (Other::Cubic, 200)] {
+        let mut network = Network::new(20.0, 40 * MS, buffer * MS);
+        network.join(other);
+        network.run(seconds(5));
+        network.add(Ours::new(network.now), Source::Endless);
+        network.run(seconds(10));
+        for _ in 0..10 {
+            let report = network.run(seconds(5));
+            assert!(report.mbit[1] > 0.3, "{other:?}, {buffer} ms: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn two_tunnels_share_a_link() {
+    for (buffer, loss) in [(5, 0.0), (100, 0.0), (100, 0.01)] {
+        let mut network = Network::new(20.0, 40 * MS, buffer * MS).with_us().losing(loss);
+        network.run(seconds(5));
+        network.add(Ours::new(network.now), Source::Endless);
+        network.run(seconds(10));
+        let report = network.run(seconds(60));
+        assert!(report.mbit.iter().all(|it| *it > 5.0), "{buffer} ms, {loss}: {report:?}");
+        assert!(report.lost[0] < loss + 0.03, "{buffer} ms, {loss}: {report:?}");
+    }
+}
+
+#[test]
+fn bursts_do_not_open_the_window_beyond_the_link() {
+    for (every, load, loss) in [(50, 0.8, 0.0), (100, 0.8, 0.01), (200, 0.95, 0.0)] {
+        let mut network = Network::new(20.0, 40 * MS, 200 * MS).losing(loss);
+        let rate = 20.0 * 125e3 * load;
+        network.add(Ours::new(network.now), Source::Bursts { rate, every: every * MS });
+        network.run(seconds(5));
+        let report = network.run(seconds(20));
+        assert!(report.mbit[0] > 0.9 * load * 20.0, "{every} ms, {load}, {loss}: {report:?}");
+        assert!(report.p99 < 40 * MS, "{every} ms, {load}, {loss}: {report:?}");
+    }
+}
+
+#[test]
+fn a_path_that_is_remembered_is_full_at_once() {
+    let path = Remembered { window: 600_000, rtt: 40 * MS };
+    let mut network = Network::new(100.0, 40 * MS, 100 * MS);
+    network.add(Ours::resuming(network.now, path), Source::Endless);
+    network.run(100 * MS);
+    let report = network.run(200 * MS);
+    assert!(report.mbit[0] > 50.0, "{report:?}");
+}
+
+#[test]
+fn a_path_that_has_lost_its_rate_is_not_flooded_for_long() {
+    let path = Remembered { window: 600_000, rtt: 40 * MS };
+    let mut network = Network::new(10.0, 40 * MS, 20 * MS);
+    network.add(Ours::resuming(network.now, path), Source::Endless);
+    network.run(seconds(1));
+    let report = network.run(seconds(2));
+    assert!(report.lost[0] < 0.05 && report.mbit[0] > 7.0, "{report:?}");
+}
