@@ -28,6 +28,8 @@ const OURS: f64 = 0.2;
 const MOST: f64 = 0.75;
 /// Rounds without a queue after which nobody competes.
 const CALM: u8 = 12;
+/// Tests in a row in which the queue vanishes, after which it was ours: BBR empties its own now and then.
+const CONFIRMED: u8 = 2;
 /// Tests in a row that change nothing, after which the way is longer.
 const UNMOVED: u8 = 2;
 
@@ -42,6 +44,7 @@ pub(super) struct Competition {
     test: Option<Test>,
     calm: u8,
     unmoved: u8,
+    emptied: u8,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +69,13 @@ pub(super) enum Finding {
 
 impl Competition {
     pub(super) fn new(now: Instant, rtt: Duration) -> Self {
-        Self { next_test: now + FIRST.max(FEW_ROUNDS * rtt), test: None, calm: 0, unmoved: 0 }
+        Self {
+            next_test: now + FIRST.max(FEW_ROUNDS * rtt),
+            test: None,
+            calm: 0,
+            unmoved: 0,
+            emptied: 0,
+        }
     }
 
     /// Judges a round whose shortest wait was `wait`; `in_flight` and `rtt` are of its fastest packet.
@@ -105,12 +114,19 @@ impl Competition {
         let gone = wait_before.saturating_sub(least_wait).as_secs_f64();
         let share = 2.0 * gone / rtt_before.as_secs_f64().max(1e-6);
         if least_wait < wait_before.mul_f64(OURS) || share > MOST {
-            return Finding::Ours { rate: rate_before };
+            self.emptied += 1;
+            if self.emptied == CONFIRMED {
+                return Finding::Ours { rate: rate_before };
+            }
+            self.test = None;
+            self.next_test = now + FIRST.max(FEW_ROUNDS * rtt);
+            return Finding::Foreign { limit: None, window: None };
         }
         if rounds < ROUNDS {
             return Finding::Foreign { limit: Some(limit), window: None };
         }
         self.test = None;
+        self.emptied = 0;
         let moved = wait_before.abs_diff(least_wait) > target / 4;
         self.unmoved = if moved { 0 } else { self.unmoved + 1 };
         if self.unmoved == UNMOVED {

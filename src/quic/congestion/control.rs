@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use quinn_proto::RttEstimator;
+use tracing::debug;
 
 use super::{
     delay::{Acked, DelayLimit, Turn},
@@ -50,8 +51,6 @@ pub(super) struct PathControl<G> {
     newest: Option<Instant>,
     /// A path that is remembered, until it has proved to be what it was.
     resume: Option<CarefulResume>,
-    /// The last acknowledgement made the window grow.
-    grows: bool,
 }
 
 impl<G: Growth> PathControl<G> {
@@ -66,7 +65,6 @@ impl<G: Growth> PathControl<G> {
             mtu,
             newest: None,
             resume: None,
-            grows: false,
         }
     }
 
@@ -103,10 +101,14 @@ impl<G: Growth> PathControl<G> {
             let acked = Acked { sent, in_flight, app_limited };
             match self.delay.on_ack(now, acked, self.growth.window(), self.mtu) {
                 Some(Turn::Compete(window)) => {
+                    debug!(window, base = ?self.delay.base(), "somebody else fills the queue");
                     self.before_cut = None;
                     self.growth.compete(now, window);
                 }
-                Some(Turn::Alone) => self.growth.reopen(now, None),
+                Some(Turn::Alone) => {
+                    debug!(base = ?self.delay.base(), window = self.window(), "the queue is ours");
+                    self.growth.reopen(now, None);
+                }
                 None => {}
             }
         }
@@ -115,6 +117,7 @@ impl<G: Growth> PathControl<G> {
             && outcome == Outcome::InVain
             && before.window() > self.growth.window()
         {
+            debug!(window = before.window(), "losses are by chance");
             self.growth = before;
         }
         let window = self.growth.window();
@@ -123,7 +126,6 @@ impl<G: Growth> PathControl<G> {
             || self.delay.holds_back(window)
             || self.losses.is_on_trial()
             || in_flight.is_none_or(|in_flight| in_flight < window / 2);
-        self.grows = !unused;
         self.growth.on_ack(now, sent, bytes, unused);
     }
 
@@ -147,7 +149,7 @@ impl<G: Growth> PathControl<G> {
             bytes,
             base: self.delay.base().unwrap_or_default(),
             competes: self.delay.competes(),
-            grows: self.grows,
+            delayed: self.delay.holds_back(self.growth.window()),
             starves: self.delay.starves(),
         };
         let verdict = self.losses.on_loss(now, lost, self.mtu);
@@ -159,6 +161,7 @@ impl<G: Growth> PathControl<G> {
         } else if self.before_cut.is_none() {
             self.before_cut = Some(self.growth.clone());
         }
+        debug!(window = self.growth.window(), persistent, bytes, "congestion");
         self.growth.on_congestion(now, sent, persistent, bytes);
         if let Some(window) = self.resume.take().and_then(CarefulResume::retreat)
             && window < self.growth.window()

@@ -29,7 +29,7 @@ const STUBBORN: u8 = 4;
 /// Rounds in a drain.
 const DRAIN: u8 = 3;
 /// What is left of the remembered rate after each round.
-const FADING: f64 = 0.995;
+const FADING: f64 = 0.998;
 /// A sender with this share of its best rate does not starve.
 const ENOUGH: f64 = 0.6;
 /// A sender with less than this share does.
@@ -193,7 +193,14 @@ impl DelayLimit {
         let base = self.base?;
         let sample = full.unwrap_or(fastest);
         self.rate = fastest.rate();
+        let allowed = self.apply(window);
+        // A sender with little to send tells nothing about how large the window should be.
+        let is_small = app_limited && sample.in_flight < (allowed / 2).min(FEW * least);
         if self.competition.is_some() {
+            if is_small {
+                (self.competition, self.limit) = (None, None);
+                return Some(Turn::Alone);
+            }
             return self.compete(now, shortest, sample, least);
         }
         if let Some(Drain { rounds, after }) = self.drains {
@@ -213,9 +220,7 @@ impl DelayLimit {
             return None;
         }
         let (wait, target) = (sample.rtt.saturating_sub(base.rtt), target(base.rtt));
-        let allowed = self.apply(window);
-        if app_limited && sample.in_flight < (allowed / 2).min(FEW * least) {
-            // A sender with little to send tells nothing about how large the window should be.
+        if is_small {
             self.stubborn = Stubborn::default();
             return None;
         }

@@ -34,6 +34,8 @@ const EVIDENCE: u32 = 8;
 const REMEMBERED: u32 = 16;
 /// A loss is at a full queue if its neighbour waited for so much of the longest wait of late.
 const FULL: f64 = 0.75;
+/// The longest wait that is no accident, as a percentile.
+const LONG: usize = 90;
 /// A queue that is never longer than this says nothing.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
 /// Round trips that are remembered, two of each round, and how many are enough.
@@ -94,8 +96,8 @@ pub(super) struct Lost {
     pub(super) base: Duration,
     /// Somebody else fills the queue.
     pub(super) competes: bool,
-    /// The window is used and not limited by delay.
-    pub(super) grows: bool,
+    /// Delay limits the window: then the queue is ours, and says nothing.
+    pub(super) delayed: bool,
     /// Others left little of the former rate.
     pub(super) starves: bool,
 }
@@ -147,13 +149,13 @@ impl LossJudge {
     }
 
     pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
-        let Lost { sent, bytes, base, competes, grows, starves } = lost;
+        let Lost { sent, bytes, base, competes, delayed, starves } = lost;
         self.this.lost += bytes;
         self.long.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
         }
-        let is_full = grows && self.places.judge(sent, base);
+        let is_full = !delayed && self.places.judge(sent, base);
         if self.cut.is_some_and(|cut| sent <= cut) {
             return Verdict::Chance;
         }
@@ -170,7 +172,7 @@ impl LossJudge {
             && both.share() > ABOVE_FLOOR.0 * self.floor;
         let is_repeated = !too_much && !overflows;
         let is_due = self.floor > HIGH_FLOOR && self.next_trial.is_none_or(|at| now >= at);
-        if is_repeated && !(grows && is_due) {
+        if is_repeated && !(is_due && !delayed) {
             return Verdict::Chance;
         }
         if self.trial.is_some() && (is_repeated || both.share() <= HIGHEST_FLOOR) {
@@ -256,8 +258,14 @@ impl Places {
 
     /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue.
     fn judge(&mut self, sent: Instant, base: Duration) -> bool {
-        let longest = self.waits[..self.samples.min(WAITS)].iter().max().copied().unwrap_or(0);
-        let longest = Duration::from_micros(u64::from(longest)).saturating_sub(base);
+        let mut waits = self.waits;
+        let waits = &mut waits[..self.samples.min(WAITS)];
+        let long = waits.len() * LONG / 100;
+        if waits.is_empty() {
+            return false;
+        }
+        let (_, longest, _) = waits.select_nth_unstable(long);
+        let longest = Duration::from_micros(u64::from(*longest)).saturating_sub(base);
         let is_full =
             longest >= SHORTEST_QUEUE && self.latest.saturating_sub(base) >= longest.mul_f64(FULL);
         let is_new = self.judged.is_none_or(|at| sent > at + self.latest / 2);
