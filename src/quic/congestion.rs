@@ -256,7 +256,7 @@ impl<G: Growth> Controller for Renewable<G> {
         self.in_flight += bytes;
         self.handle.set_in_flight(self.in_flight);
         self.handle.sent(now, bytes);
-        let new = self.in_flight - self.old_in_flight;
+        let new = self.in_flight.saturating_sub(self.old_in_flight);
         self.path.on_sent(now, bytes, new, last_packet_number);
     }
 

@@ -38,6 +38,8 @@ const FULL: f64 = 0.75;
 const LONG: usize = 90;
 /// A queue that is never longer than this says nothing.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
+/// Where more than this share is lost, their place does not matter.
+const FEW_LOSSES: f64 = 0.03;
 /// Round trips that are remembered, two of each round, and how many are enough.
 const WAITS: usize = 128;
 const FEW_WAITS: usize = 16;
@@ -169,7 +171,7 @@ impl LossJudge {
         let overflows = !starves
             && self.places.verdict(competes)
             && (is_full || competes)
-            && both.share() > ABOVE_FLOOR.0 * self.floor;
+            && (ABOVE_FLOOR.0 * self.floor..FEW_LOSSES).contains(&self.long.share());
         let is_repeated = !too_much && !overflows;
         let is_due = self.floor > HIGH_FLOOR && self.next_trial.is_none_or(|at| now >= at);
         if is_repeated && !(is_due && !delayed) {

@@ -160,15 +160,6 @@ impl Network {
         }
     }
 
-    pub(crate) fn seed(&mut self, seed: u64) {
-        self.random = fastrand::Rng::with_seed(seed);
-    }
-
-    pub(crate) fn with(mut self, sender: impl Sender + 'static) -> Self {
-        self.add(sender, Source::Endless);
-        self
-    }
-
     /// A flow from now on.
     pub(crate) fn add(&mut self, sender: impl Sender + 'static, source: Source) {
         let now = self.now;
@@ -198,10 +189,6 @@ impl Network {
 
     pub(crate) fn stop(&mut self, flow: usize) {
         self.flows[flow].ends = self.now - self.start;
-    }
-
-    pub(crate) fn window(&self, flow: usize) -> u64 {
-        self.flows[flow].sender.window()
     }
 
     fn at(&mut self, when: Instant, event: Event) {
