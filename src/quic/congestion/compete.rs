@@ -127,7 +127,7 @@ impl Competition {
         }
         self.test = None;
         self.emptied = 0;
-        let moved = wait_before.abs_diff(least_wait) > target / 4;
+        let moved = wait_before.abs_diff(least_wait) > (target / 4).max(rtt_before / 20);
         self.unmoved = if moved { 0 } else { self.unmoved + 1 };
         if self.unmoved == UNMOVED {
             return Finding::Longer;

@@ -26,6 +26,8 @@ const LEAST: u64 = 4;
 const FEW: u64 = 4;
 /// Rounds of sending less, after each of which the delay is about as long as before, until it is not our doing.
 const STUBBORN: u8 = 4;
+/// Round trips without a queue differ by less.
+const JITTER: Duration = Duration::from_millis(3);
 /// Rounds in a drain.
 const DRAIN: u8 = 3;
 /// What is left of the remembered rate after each round.
@@ -95,6 +97,9 @@ impl Sample {
 struct Stubborn {
     rounds: u8,
     wait: Duration,
+    /// Rounds in a row, the last included, whose shortest round trip was about that of the first of them.
+    steady: u8,
+    rtt: Duration,
 }
 
 /// A moment of sending less.
@@ -232,6 +237,22 @@ impl DelayLimit {
                 self.stubborn.rounds += 1;
             }
             self.stubborn.wait = wait;
+            // So few packets make no queue that stays as it is.
+            let few = sample.in_flight <= FEW * least;
+            let near = (shortest / 16).clamp(target / 4, JITTER);
+            if few && shortest.abs_diff(self.stubborn.rtt) < near {
+                self.stubborn.steady += 1;
+            } else {
+                (self.stubborn.steady, self.stubborn.rtt) = (0, shortest);
+            }
+            if self.stubborn.steady >= STUBBORN && shortest > base.rtt + target {
+                // Less and less was under way, and nothing changed: there is no queue, but a longer way.
+                self.stubborn = Stubborn::default();
+                self.base = Some(Base { rtt: shortest, measured: now });
+                let before = (self.capacity / 2.0 * shortest.as_secs_f64()) as u64;
+                self.set(now, Some(before), least);
+                return None;
+            }
             let has_little = sample.rate() < ENOUGH * self.capacity;
             if self.stubborn.rounds > if has_little { STUBBORN } else { 2 * STUBBORN } {
                 return self.begin(now, sample);
@@ -275,7 +296,8 @@ impl DelayLimit {
         self.competition = Some(Competition::new(now, sample.rtt));
         (self.limit, self.changed, self.round) = (None, Some(now), None);
         let half = (self.capacity / 2.0 * sample.rtt.as_secs_f64()) as u64;
-        Some(Turn::Compete(half.max(sample.in_flight)))
+        // If it is a link that has become slower after all, the queue must not overflow.
+        Some(Turn::Compete(half.clamp(sample.in_flight, 4 * sample.in_flight)))
     }
 
     fn compete(
