@@ -5,11 +5,12 @@
 //! numbers, flags of the first and of the last segment. Checksums are completed by the receiving end, see
 //! [`UNCHECKED`].
 
-use std::collections::VecDeque;
-
 use bytes::{BufMut as _, BytesMut};
 
-use super::vnet::{Checksum, Header, Segments};
+use super::{
+    chunks::Chunks,
+    vnet::{Checksum, Header, Segments},
+};
 use crate::wire::{
     checksum,
     packet::{Packet, UNCHECKED},
@@ -22,6 +23,8 @@ const CHUNK: usize = 72 * 1024;
 /// the payload of a bulk transfer in memory.
 const SMALL: usize = 512;
 const SMALL_CHUNK: usize = 16 * 1024;
+/// Used chunks that are kept for reuse: as many as the queue and QUIC's buffer hold.
+const KEPT: usize = 32;
 
 /// TCP's flags, in byte 13 of its header (RFC 9293 §3.1).
 pub(super) const FIN: u8 = 0x01;
@@ -32,9 +35,6 @@ pub(super) const CWR: u8 = 0x80;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Used chunks that are kept for reuse: as many as the queue and QUIC's buffer hold.
-const KEPT: usize = 32;
-
 /// Cuts packets. Each reader of a device has its own splitter.
 #[derive(Debug)]
 pub struct Splitter {
@@ -42,42 +42,9 @@ pub struct Splitter {
     small: Chunks,
 }
 
-/// Memory to cut packets from. A chunk is reused when all its packets are gone.
-#[derive(Debug)]
-struct Chunks {
-    size: usize,
-    current: BytesMut,
-    /// Used chunks, oldest first.
-    used: VecDeque<BytesMut>,
-}
-
 impl Default for Splitter {
     fn default() -> Self {
-        Self { bulk: Chunks::new(CHUNK), small: Chunks::new(SMALL_CHUNK) }
-    }
-}
-
-impl Chunks {
-    fn new(size: usize) -> Self {
-        Self { size, current: BytesMut::new(), used: VecDeque::new() }
-    }
-
-    /// An empty chunk with room for `size` bytes more.
-    fn room(&mut self, size: usize) -> &mut BytesMut {
-        if self.current.capacity() < size {
-            let size = self.size.max(size);
-            let free = self.used.front_mut().is_some_and(|chunk| chunk.try_reclaim(size));
-            let new = match self.used.pop_front() {
-                Some(chunk) if free => chunk,
-                Some(chunk) if self.used.len() < KEPT => {
-                    self.used.push_front(chunk);
-                    BytesMut::with_capacity(size)
-                }
-                Some(_) | None => BytesMut::with_capacity(size),
-            };
-            self.used.push_back(std::mem::replace(&mut self.current, new));
-        }
-        &mut self.current
+        Self { bulk: Chunks::new(CHUNK, KEPT), small: Chunks::new(SMALL_CHUNK, KEPT) }
     }
 }
 
