@@ -454,5 +454,51 @@ def paths():
     add("everything", *two, rank(5, 1), all(*range(8)), (SILENT, ACTIVE, 10), (WOKE, 0, 200), works=0x20)
 
 
-for make in configs, datagrams, fragments, messages, offloads, paths, portals:
+def repairs():
+    def number(value, back=0):
+        return b"\x01" + struct.pack(">I", value)[1:] + struct.pack(">H", back)
+
+    def datagram(*parts):
+        data = b"".join(parts)
+        return bytes([0, len(data)]) + data
+
+    def comes_next(value):
+        return datagram(b"\x05" + struct.pack(">I", value)[1:])
+
+    def missing(*ranges):
+        ranges = [struct.pack(">I", first)[1:] + bytes([count, attempt]) for first, count, attempt in ranges]
+        return datagram(b"\x04", *ranges)
+
+    def wait(milliseconds):
+        return bytes([2, milliseconds])
+
+    def send(count):
+        return bytes([3, count])
+
+    def add(name, *steps):
+        seed("repair", name, b"".join(steps))
+
+    flow = [number(at, min(at, 1)) for at in range(8)]
+    add("in-order", *flow)
+    add("one-lost", *flow[:3], *flow[4:], wait(3), wait(40), flow[3])
+    add("one-given-up", *flow[:3], *flow[4:], wait(200), flow[3])
+    add("first-lost", *flow[1:], wait(3), flow[0])
+    add("two-lost", *flow[:2], flow[3], *flow[5:], wait(3), flow[4], flow[2])
+    add("reordered", flow[0], flow[2], flow[1], flow[4], flow[3])
+    add("backwards", *flow[::-1])
+    add("duplicates", *flow, *flow)
+    add("two-flows", number(0), number(1), number(3, 2), number(4, 2), wait(3), number(2, 2))
+    add("tail-lost", *flow[:5], comes_next(8), wait(3), *flow[5:])
+    add("wraps", number(0x7FFFFF), number(0xFFFFFE), number(0, 2), wait(3), number(0xFFFFFF, 1))
+    add("jump", number(0), number(0x7FFF00, 1), wait(250), wait(250))
+    add("jumps-with-followers", *[number(at * 70001, at % 5) for at in range(40)])
+    add("the-same-predecessor", number(0), number(2, 1), number(3, 2), number(4, 3), wait(3), number(1))
+    add("waits-for-what-never-was", number(5, 9), number(6, 65535))
+    add("more-ranges-than-one-request-has", *[number(at * 2) for at in range(400)], wait(4), wait(4))
+    add("asked", send(10), missing((2, 3, 1), (8, 9, 2)))
+    add("asked-twice", send(10), missing((0, 10, 9)), missing((0, 10, 9)), wait(40), missing((0, 10, 255)))
+    add("asked-for-nothing-and-everything", send(255), missing((0, 0, 0), *[(at * 255, 255, 3) for at in range(30)]))
+
+
+for make in configs, datagrams, fragments, messages, offloads, paths, portals, repairs:
     make()

@@ -11,10 +11,11 @@ mod offload;
 mod paths;
 mod portal;
 pub(crate) mod reference;
+mod repair;
 
 pub use self::{
     config::config, datagram::datagram, fragment::fragment, message::message, offload::offload,
-    paths::paths, portal::portal,
+    paths::paths, portal::portal, repair::repair,
 };
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub mod config {
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz {
-    pub use crate::fuzz::{config, datagram, fragment, message, offload, paths, portal};
+    pub use crate::fuzz::{config, datagram, fragment, message, offload, paths, portal, repair};
 }
 
 pub mod identity {
@@ -81,6 +81,9 @@ pub mod tunnel {
     }
     pub mod merge {
         pub use crate::tunnel::merge::Merger;
+    }
+    pub mod repair {
+        pub use crate::tunnel::repair::{Moment, Receiver, Sender};
     }
     pub mod queue {
         pub use crate::tunnel::queue::Queue;

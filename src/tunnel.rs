@@ -20,6 +20,7 @@ pub(crate) mod inside;
 pub(crate) mod merge;
 pub(crate) mod pump;
 pub(crate) mod queue;
+pub(crate) mod repair;
 pub(crate) mod split;
 pub(crate) mod vnet;
 

@@ -8,5 +8,6 @@ pub(crate) mod foreign;
 pub(crate) mod fragment;
 pub(crate) mod inbox;
 pub(crate) mod message;
+pub(crate) mod numbered;
 pub(crate) mod packet;
 pub(crate) mod transport;

@@ -4,6 +4,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -11,7 +12,11 @@ use roamd::internals::{
     config,
     identity::PublicKey,
     server::peers::{Peer, Peers},
-    tunnel::{device::PacketSink, queue::Queue},
+    tunnel::{
+        device::PacketSink,
+        queue::Queue,
+        repair::{Moment, Receiver, Sender},
+    },
     wire::{
         datagram::Datagram,
         fragment::{Fragmenter, Joiner},
@@ -169,6 +174,44 @@ fn pieces_of_an_incomplete_packet_use_their_own_size() {
     drop(fragmenter);
     let kept = live() - before;
     assert!((MIB..2 * MIB).contains(&kept), "{kept} bytes for 64 packets of 15 pieces");
+}
+
+#[expect(clippy::disallowed_methods, reason = "any moment will do")]
+fn moment() -> Moment {
+    Moment { now: Instant::now(), rtt: Duration::from_secs(1) }
+}
+
+#[test]
+fn what_was_sent_is_kept_in_its_own_size() {
+    let (before, mut sender, moment) = (live(), Sender::default(), moment());
+    for number in 0..2 * PACKETS {
+        let length = [52, 600, 1400][usize::from(number % 3)];
+        let mut ip = ip(6, number, length);
+        ip[32] = 0x50;
+        let packet = Packet::from(ip);
+        sender.number(&[packet], moment, &mut Vec::new());
+    }
+    let kept = live() - before;
+    assert!((7 * MIB..10 * MIB).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn what_waits_for_a_missing_packet_is_its_own_size() {
+    for length in [24, 600, 1400] {
+        let (before, mut receiver, moment) = (live(), Receiver::default(), moment());
+        // All of them wait for packet 0.
+        for number in 1..=(12 << 20) / (length as u32 + 160) {
+            let [_, number @ ..] = number.to_be_bytes();
+            let header = [&[3][..], &number, &[0, 1]].concat();
+            let bytes = [header, ip(6, 1, length)].concat();
+            // Smallest packets are many.
+            let datagram = if length < 100 { bytes.into() } else { slice_with(&bytes) };
+            let Ok(Datagram::Numbered(numbered)) = Datagram::decode(datagram) else { panic!() };
+            receiver.receive(numbered, moment, &mut Vec::new());
+        }
+        let held = live() - before;
+        assert!(held < 9 * MIB, "{held} bytes of packets of {length}");
+    }
 }
 
 /// Peers with the addresses 10.66.0.2 and up.

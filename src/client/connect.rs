@@ -242,11 +242,12 @@ impl Client {
             );
             self.shown.connected(line, &candidate);
             self.dialer.attempts.clear();
+            let session = pump::Session::new(welcome.unchecked, welcome.repair);
             tokio::select! {
-                lost = pump::uplink(&connection, &self.queue, &self.counters, welcome.unchecked) => {
+                lost = pump::uplink(&connection, &self.queue, &self.counters, &session) => {
                     Ended::Lost(lost)
                 }
-                lost = pump::downlink(&connection, &self.counters, |batch| self.deliver(batch)) => {
+                lost = pump::downlink(&connection, &self.counters, &session, |batch| self.deliver(batch)) => {
                     Ended::Lost(lost)
                 }
                 ended = self.follow_host(host) => ended.end(&connection),

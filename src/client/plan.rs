@@ -83,6 +83,7 @@ pub(super) mod tests {
             dns: vec!["10.66.0.1".into()],
             search_domains: Vec::new(),
             server_addresses: Vec::new(),
+            repair: true,
         }
     }
 

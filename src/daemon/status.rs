@@ -46,7 +46,7 @@ pub(crate) enum Role {
     /// A client.
     Client(Box<ClientStatus>),
     /// A server.
-    Server(ServerStatus),
+    Server(Box<ServerStatus>),
 }
 
 /// A client's state.
@@ -307,7 +307,7 @@ impl Status {
     /// A server's answer.
     #[must_use]
     pub(crate) fn server(status: ServerStatus) -> Self {
-        Self::new(Role::Server(status))
+        Self::new(Role::Server(Box::new(status)))
     }
 
     fn new(role: Role) -> Self {

@@ -67,6 +67,20 @@ pub fn datagram(data: &[u8]) {
             assert_eq!(packet.datagram(), data);
             check(&packet);
         }
+        ([3, _, _, _, high, low, packet @ ..], Ok(Datagram::Numbered(numbered))) => {
+            assert_eq!(numbered.back, u16::from_be_bytes([*high, *low]));
+            assert_eq!(numbered.packet.datagram(), packet);
+            check(&numbered.packet);
+        }
+        ([3, rest @ ..], Err(_)) => {
+            assert!(!matches!(rest.get(5), Some(2 | 0x40..=0x4f | 0x60..=0x6f)));
+        }
+        ([4, ranges @ ..], Ok(Datagram::Missing(missing))) => {
+            assert_eq!(missing.ranges().count() * 5, ranges.len());
+        }
+        ([4, ranges @ ..], Err(_)) => assert!(ranges.is_empty() || ranges.len() % 5 > 0),
+        ([5, _, _, _], Ok(Datagram::Next(_))) => {}
+        ([5, number @ ..], Err(_)) => assert_ne!(number.len(), 3),
         ([], Err(_)) => {}
         ([tag, ..], Err(_)) => assert!(!matches!(tag, 0 | 2 | 0x40..=0x4f | 0x60..=0x6f), "{tag}"),
         (_, decoded) => panic!("read as {decoded:?}"),

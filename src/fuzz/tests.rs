@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, panic, path::Path};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("config", super::config),
     ("datagram", super::datagram),
     ("fragment", super::fragment),
@@ -12,6 +12,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("offload", super::offload),
     ("paths", super::paths),
     ("portal", super::portal),
+    ("repair", super::repair),
 ];
 
 fn names(directory: &Path) -> BTreeSet<String> {

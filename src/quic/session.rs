@@ -83,6 +83,7 @@ pub async fn open(
         software: SOFTWARE.into(),
         unchecked,
         instance: Some(instance),
+        repair: true,
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))

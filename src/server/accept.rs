@@ -85,7 +85,7 @@ impl Server {
         tokio::select! {
             biased;
             _ = confirmed => {}
-            lost = pump::downlink(&connection, &self.counters, deliver) => return Err(lost),
+            lost = pump::downlink(&connection, &self.counters, &pump::UNGREETED, deliver) => return Err(lost),
         }
         connection.close_reason().map_or(Ok(connection), Err)
     }

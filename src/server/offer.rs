@@ -29,6 +29,7 @@ impl Server {
             dns: tun.dns.servers.iter().map(ToString::to_string).collect(),
             search_domains: tun.dns.domains.clone(),
             server_addresses: tun.addresses.iter().map(|net| net.addr().to_string()).collect(),
+            repair: true,
         }
     }
 }

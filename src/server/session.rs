@@ -43,7 +43,7 @@ impl Server {
                 let admitted = peer.admits(hello.instance, connection);
                 admitted.then(|| self.welcome(peer, version))
             }) => greeted,
-            lost = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+            lost = pump::downlink(connection, &peer.counters, &pump::UNGREETED, |batch| self.admit(peer, batch)) => {
                 Err(lost.into())
             }
             () = tokio::time::sleep(HANDSHAKE_TIMEOUT) => {
@@ -74,9 +74,10 @@ impl Server {
         let remote = connection.remote_address();
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
+        let session = pump::Session::new(hello.unchecked, hello.repair);
         let reason = tokio::select! {
-            reason = pump::uplink(connection, &peer.queue, &peer.counters, hello.unchecked) => reason,
-            reason = pump::downlink(connection, &peer.counters, |batch| self.admit(peer, batch)) => {
+            reason = pump::uplink(connection, &peer.queue, &peer.counters, &session) => reason,
+            reason = pump::downlink(connection, &peer.counters, &session, |batch| self.admit(peer, batch)) => {
                 reason
             }
             never = listen(&mut messages, peer) => match never {},

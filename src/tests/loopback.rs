@@ -181,6 +181,7 @@ fn welcome(version: u16) -> Welcome {
         dns: Vec::new(),
         search_domains: Vec::new(),
         server_addresses: Vec::new(),
+        repair: true,
     }
 }
 
@@ -302,11 +303,11 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     let (to_device, mut device) = mpsc::channel::<Packet>(1024);
     tokio::spawn({
         let (counters, queue) = (counters.clone(), queue.clone());
-        async move { pump::uplink(&here, &queue, &counters, true).await }
+        async move { pump::uplink(&here, &queue, &counters, &pump::Session::new(true, true)).await }
     });
     tokio::spawn(async move {
         let counters = Counters::default();
-        pump::downlink(&there, &counters, |batch| {
+        pump::downlink(&there, &counters, &pump::Session::new(true, true), |batch| {
             PacketSink::send(&to_device, batch);
         })
         .await
@@ -334,7 +335,7 @@ async fn garbage_in_datagrams_is_counted_and_the_rest_arrives() {
     tokio::spawn({
         let counters = counters.clone();
         async move {
-            pump::downlink(&there, &counters, |batch| {
+            pump::downlink(&there, &counters, &pump::UNGREETED, |batch| {
                 PacketSink::send(&to_device, batch);
             })
             .await

@@ -19,6 +19,7 @@
 //! Keys and connection ids are drawn anew each time, so that a day is the same in what happens to the
 //! networks, and all but the same in what the daemons do.
 
+mod lossy;
 mod moments;
 pub(crate) mod world;
 

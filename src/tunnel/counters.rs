@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::queue::Dropped;
+use super::{queue::Dropped, repair::Events};
 
 /// Makes the enum, its table and its words from one list, so that a new reason is one line.
 macro_rules! drop_reasons {
@@ -82,6 +82,10 @@ pub struct Counters {
     pub received: Traffic,
     /// Inner packets that were sent in pieces.
     pub split: AtomicU64,
+    repeated: AtomicU64,
+    repaired: AtomicU64,
+    given_up: AtomicU64,
+    duplicates: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -100,6 +104,23 @@ impl Counters {
         self.dropped(DropReason::SlowDown, dropped.slow);
     }
 
+    /// Counts packets that were sent once more because the other side missed them.
+    pub(crate) fn repeated(&self, count: u64) {
+        if count > 0 {
+            self.repeated.fetch_add(count, Relaxed);
+        }
+    }
+
+    /// Counts what a receiver repaired, or could not.
+    pub(crate) fn repair(&self, events: Events) {
+        if events != Events::default() {
+            let Events { repaired, given_up, duplicates } = events;
+            self.repaired.fetch_add(repaired, Relaxed);
+            self.given_up.fetch_add(given_up, Relaxed);
+            self.duplicates.fetch_add(duplicates, Relaxed);
+        }
+    }
+
     /// The present values.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -109,6 +130,10 @@ impl Counters {
             received_packets: self.received.packets.load(Relaxed),
             received_bytes: self.received.bytes.load(Relaxed),
             split_packets: self.split.load(Relaxed),
+            repeated_packets: self.repeated.load(Relaxed),
+            repaired_packets: self.repaired.load(Relaxed),
+            lost_packets: self.given_up.load(Relaxed),
+            duplicate_packets: self.duplicates.load(Relaxed),
             dropped: DropReason::ALL
                 .into_iter()
                 .map(|reason| (reason, self.drops[reason as usize].load(Relaxed)))
@@ -132,6 +157,14 @@ pub struct Snapshot {
     pub received_bytes: u64,
     /// Inner packets that crossed in pieces.
     pub split_packets: u64,
+    /// Packets that were sent once more because the other side missed them.
+    pub repeated_packets: u64,
+    /// Packets that were missing, were asked for, and came in time.
+    pub repaired_packets: u64,
+    /// Numbered packets that did not come in time.
+    pub lost_packets: u64,
+    /// Packets that came once more and were dropped.
+    pub duplicate_packets: u64,
     /// Drops by reason; reasons that never happened are left out.
     pub dropped: BTreeMap<DropReason, u64>,
 }

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
-use crate::wire::transport::upper;
+use crate::wire::transport::{Protocol, Transport, upper};
 
 /// Protocol numbers (IANA, "Assigned Internet Protocol Numbers").
 const TCP: u8 = 6;
@@ -69,6 +69,15 @@ pub(crate) fn is_same(left: &[u8], right: &[u8]) -> bool {
 #[must_use]
 pub(crate) fn is_tcp(ip: &[u8]) -> bool {
     network(ip).is_some_and(|(_, protocol)| protocol == TCP)
+}
+
+/// Whether a packet is sent again when it is lost: TCP with data, or that begins or ends a connection (SYN, FIN, RST
+/// of RFC 9293 §3.1). Bare acknowledgements are not: the next one says more, and must not wait for this one.
+#[must_use]
+pub(crate) fn is_repaired(ip: &[u8]) -> bool {
+    Transport::of(ip).is_some_and(|Transport { protocol, start, end }| {
+        protocol == Protocol::Tcp && (end < ip.len() || ip[start + 13] & 0b111 != 0)
+    })
 }
 
 /// Addresses and protocol in the IP header.

@@ -47,6 +47,9 @@ const MEMORY: Duration = Duration::from_secs(2);
 const UNCOPIED: usize = 256;
 /// How long CoDel pauses after a migration: several round trips.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The wait that CoDel accepts while losses are repaired. Held packets are delivered in a burst, and so are their
+/// acknowledgements and the data that these let out.
+const REPAIRED: Duration = Duration::from_millis(60);
 /// Packets that are examined in the search for early ones.
 const EARLY_LOOKS: usize = 256;
 
@@ -71,6 +74,7 @@ struct Waiting {
     again_bytes: usize,
     senders: Senders,
     patient_until: Option<Instant>,
+    repaired_until: Option<Instant>,
     share: Share,
     left: VecDeque<(Instant, Packet)>,
 }
@@ -248,6 +252,12 @@ impl Queue {
         self.lock().patient_until = Some(clock::now() + PATIENCE);
     }
 
+    /// Packets of this queue were lost and are sent once more: for one second CoDel takes the bursts that this makes
+    /// for what they are.
+    pub(crate) fn is_repaired(&self) {
+        self.lock().repaired_until = Some(clock::now() + PATIENCE);
+    }
+
     /// Waits until packets have left.
     pub async fn taken(&self) {
         self.taken.notified().await;
@@ -294,8 +304,13 @@ impl Waiting {
             }
             dropped.stale += 1;
         }
-        let patient = self.patient_until.is_some_and(|until| now < until);
-        self.senders.pop(now, patient, dropped)
+        let is_until = |until: Option<Instant>| until.is_some_and(|until| now < until);
+        let target = match (is_until(self.patient_until), is_until(self.repaired_until)) {
+            (true, _) => Duration::MAX,
+            (false, true) => REPAIRED,
+            (false, false) => codel::TARGET,
+        };
+        self.senders.pop(now, target, dropped)
     }
 
     /// Tells the pool how much memory the waiting packets take.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::{
     fragment::Fragment,
-    packet::{Packet, UNCHECKED},
+    numbered::{Missing, Numbered, Short, decode_next},
+    packet::Packet,
 };
 
 /// First byte of a datagram that carries nothing. The receiver ignores it; its only use is that
@@ -15,6 +16,12 @@ use super::{
 pub(crate) const PADDING: u8 = 0x00;
 /// First byte of a datagram that carries one piece of a split packet.
 pub(crate) const FRAGMENT: u8 = 0x01;
+/// First byte of a datagram that carries a packet with a number.
+pub(crate) const NUMBERED: u8 = 0x03;
+/// First byte of a datagram that asks for packets again.
+pub(crate) const MISSING: u8 = 0x04;
+/// First byte of a datagram that says which number comes next.
+pub(crate) const NEXT: u8 = 0x05;
 
 /// The content of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +30,12 @@ pub enum Datagram {
     Packet(Packet),
     /// A piece of an inner IP packet that was too large for one datagram.
     Fragment(Fragment),
+    /// A whole inner packet with a number.
+    Numbered(Numbered),
+    /// The numbers of packets that the other side asks for again.
+    Missing(Missing),
+    /// The number of the packet that comes next.
+    Next(Short),
     /// No content.
     Padding,
 }
@@ -38,9 +51,10 @@ impl Datagram {
         match *bytes.first().ok_or(Unknown)? {
             PADDING => Ok(Self::Padding),
             FRAGMENT => Fragment::decode(bytes).map(Self::Fragment).ok_or(Unknown),
-            UNCHECKED => Ok(Self::Packet(Packet::from_datagram(bytes))),
-            tag if matches!(tag >> 4, 4 | 6) => Ok(Self::Packet(Packet::from_datagram(bytes))),
-            _ => Err(Unknown),
+            NUMBERED => Numbered::decode(bytes).map(Self::Numbered).ok_or(Unknown),
+            MISSING => Missing::decode(bytes).map(Self::Missing).ok_or(Unknown),
+            NEXT => decode_next(&bytes).map(Self::Next).ok_or(Unknown),
+            _ => Packet::decode(bytes).map(Self::Packet).ok_or(Unknown),
         }
     }
 }
@@ -48,6 +62,7 @@ impl Datagram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::packet::UNCHECKED;
 
     #[test]
     fn the_version_nibble_of_an_ip_packet_is_its_tag() {
@@ -60,7 +75,12 @@ mod tests {
 
     #[test]
     fn anything_else_is_unknown() {
-        for bytes in [&[][..], &[3], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[0x50], &[0xff, 1]] {
+        let cut_short = [&[][..], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[NEXT, 0, 0]];
+        let numbered = [&[NUMBERED, 0, 0, 0, 0, 0][..], &[NUMBERED, 0, 0, 0, 0, 0, NUMBERED]];
+        let missing = [&[MISSING][..], &[MISSING, 0, 0, 0, 1, 1, 0], &[NEXT, 0, 0, 0, 0]];
+        let strange = [&[0x50][..], &[0xff, 1], &[6, 0x45]];
+        let all = cut_short.into_iter().chain(numbered).chain(missing).chain(strange);
+        for bytes in all {
             assert_eq!(Datagram::decode(Bytes::copy_from_slice(bytes)), Err(Unknown), "{bytes:?}");
         }
     }

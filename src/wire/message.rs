@@ -61,6 +61,10 @@ pub struct Hello {
     /// Drawn anew by each process: tells machines apart that have the same key.
     #[n(3)]
     pub instance: Option<u64>,
+    /// Whether the client takes numbered packets, and repeats those that the server misses.
+    #[n(4)]
+    #[cbor(default)]
+    pub repair: bool,
 }
 
 /// What the client must know to set up its side.
@@ -101,6 +105,10 @@ pub struct Welcome {
     #[n(9)]
     #[cbor(default)]
     pub server_addresses: Vec<String>,
+    /// Whether the server takes numbered packets, and repeats those that the client misses.
+    #[n(10)]
+    #[cbor(default)]
+    pub repair: bool,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -174,6 +182,16 @@ mod tests {
 
     use super::*;
 
+    fn hello() -> Hello {
+        Hello {
+            versions: vec![1],
+            software: "".into(),
+            unchecked: false,
+            instance: None,
+            repair: false,
+        }
+    }
+
     fn net() -> impl Strategy<Value = Net> {
         prop_oneof![
             (any::<u32>(), 0u8..=32)
@@ -190,16 +208,17 @@ mod tests {
             (
                 proptest::collection::vec(any::<u16>(), 0..4),
                 ".*",
-                any::<bool>(),
+                any::<[bool; 2]>(),
                 any::<Option<u64>>()
             )
-                .prop_map(|(versions, software, unchecked, instance)| {
+                .prop_map(|(versions, software, [unchecked, repair], instance)| {
                     let software = software.into();
-                    Message::Hello(Hello { versions, software, unchecked, instance })
+                    Message::Hello(Hello { versions, software, unchecked, instance, repair })
                 }),
             any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
-            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<bool>(), nets())
-                .prop_map(|(version, software, name, addresses, routes, mtu, unchecked, dns)| {
+            (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<[bool; 2]>(), nets())
+                .prop_map(|(version, software, name, addresses, routes, mtu, flags, dns)| {
+                    let [unchecked, repair] = flags;
                     Message::Welcome(Welcome {
                         version,
                         software: software.into(),
@@ -211,6 +230,7 @@ mod tests {
                         dns: dns.iter().map(|net| net.0.addr().to_string()).collect(),
                         search_domains: vec!["corp.example".into(); dns.len()],
                         server_addresses: vec!["10.66.0.1".into(); dns.len()],
+                        repair,
                     })
                 }),
         ]
@@ -249,8 +269,7 @@ mod tests {
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
         // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
         let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 7, 0xf5];
-        let hello =
-            Hello { versions: vec![1], software: "x".into(), unchecked: false, instance: None };
+        let hello = Hello { software: "x".into(), ..hello() };
         assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
 
@@ -272,17 +291,16 @@ mod tests {
             software: "roamd 0.1.0".into(),
             unchecked: true,
             instance: Some(0x1234),
+            repair: true,
         });
         let shown =
-            b"\x00\x1a\x82\x00\x81\xa4\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34";
+            b"\x00\x1c\x82\x00\x81\xa5\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 
     #[test]
     fn a_message_beyond_its_length_field_is_an_error() {
-        let versions = vec![1000; 30_000];
-        let software = "x".into();
-        let hello = Message::Hello(Hello { versions, software, unchecked: false, instance: None });
+        let hello = Message::Hello(Hello { versions: vec![1000; 30_000], ..hello() });
         assert!(matches!(hello.encode(), Err(MessageError::TooLong(_))));
     }
 }

@@ -17,6 +17,12 @@ pub(crate) const UNCHECKED: u8 = 0x02;
 pub struct Packet(Bytes);
 
 impl Packet {
+    /// Reads the datagram of a packet; `None` if its first byte is that of another kind.
+    pub(super) fn decode(datagram: Bytes) -> Option<Self> {
+        let first = *datagram.first()?;
+        (first == UNCHECKED || matches!(first >> 4, 4 | 6)).then_some(Self(datagram))
+    }
+
     /// A packet as received. `datagram` must begin with [`UNCHECKED`] or with an IP version's nibble.
     pub(crate) fn from_datagram(datagram: Bytes) -> Self {
         Self(datagram)

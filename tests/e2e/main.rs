@@ -34,6 +34,7 @@ mod names;
 mod offload;
 mod refusal;
 mod reload;
+mod repair;
 mod rivals;
 mod roaming;
 mod rogue;

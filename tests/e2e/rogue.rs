@@ -44,6 +44,7 @@ pub(crate) fn welcome(addresses: &[&str], mtu: u16) -> Welcome {
         dns: Vec::new(),
         search_domains: Vec::new(),
         server_addresses: Vec::new(),
+        repair: true,
     }
 }
 

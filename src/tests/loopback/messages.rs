@@ -68,6 +68,7 @@ fn hello() -> Message {
         software: "bare".into(),
         unchecked: false,
         instance: None,
+        repair: true,
     })
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// The acceptable wait. RFC 8289 §4.2 suggests 5 ms for queues that flows share. Here each flow has its own
 /// queue, and waiting packets are ready when the connection migrates to a path with a longer round trip.
-const TARGET: Duration = Duration::from_millis(20);
+pub(super) const TARGET: Duration = Duration::from_millis(20);
 /// A wait that stays above the target for this time is a standing queue: about one round trip of a
 /// slow connection (RFC 8289 §4.2).
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -28,9 +28,15 @@ struct Dropping {
 
 impl Codel {
     /// Whether the packet at the head, which waited for `wait`, must signal congestion to its
-    /// sender. `short` says that the queue holds hardly more than this packet.
-    pub(super) fn signals(&mut self, wait: Duration, short: bool, now: Instant) -> bool {
-        if wait < TARGET || short {
+    /// sender. `target` is the acceptable wait; `short` says that the queue holds hardly more than this packet.
+    pub(super) fn signals(
+        &mut self,
+        wait: Duration,
+        target: Duration,
+        short: bool,
+        now: Instant,
+    ) -> bool {
+        if wait < target || short {
             self.stands_at = None;
             self.last = self.dropping.take().or(self.last);
             return false;
@@ -77,17 +83,21 @@ mod tests {
     fn a_burst_that_drains_within_the_interval_is_left_alone() {
         let (mut codel, start) = (Codel::default(), Instant::now());
         for at in 0..90 {
-            assert!(!codel.signals(50 * MS, false, start + at * MS));
+            assert!(!codel.signals(50 * MS, TARGET, false, start + at * MS));
         }
-        assert!(!codel.signals(MS, false, start + 95 * MS));
-        assert!(!codel.signals(50 * MS, false, start + 110 * MS), "the interval begins anew");
+        assert!(!codel.signals(MS, TARGET, false, start + 95 * MS));
+        assert!(
+            !codel.signals(50 * MS, TARGET, false, start + 110 * MS),
+            "the interval begins anew"
+        );
     }
 
     #[test]
     fn a_standing_queue_is_signalled_at_shrinking_intervals() {
         let (mut codel, start) = (Codel::default(), Instant::now());
-        let signals: Vec<_> =
-            (0..1000).filter(|at| codel.signals(20 * MS, false, start + *at * MS)).collect();
+        let signals: Vec<_> = (0..1000)
+            .filter(|at| codel.signals(20 * MS, TARGET, false, start + *at * MS))
+            .collect();
         assert_eq!(signals[0], 100);
         assert_eq!(signals[1], 200);
         let gaps: Vec<_> = signals.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -98,6 +108,6 @@ mod tests {
     #[test]
     fn a_single_packet_is_never_signalled_as_a_queue() {
         let (mut codel, start) = (Codel::default(), Instant::now());
-        assert!((0..1000).all(|at| !codel.signals(20 * MS, true, start + at * MS)));
+        assert!((0..1000).all(|at| !codel.signals(20 * MS, TARGET, true, start + at * MS)));
     }
 }

@@ -177,11 +177,11 @@ impl Fair {
         self.cost
     }
 
-    /// The next packet and its time of arrival. While the queue is `patient`, CoDel is off.
+    /// The next packet and its time of arrival. CoDel accepts a wait of `target`.
     pub(super) fn pop(
         &mut self,
         now: Instant,
-        patient: bool,
+        target: Duration,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
@@ -192,7 +192,7 @@ impl Fair {
                 self.wait_behind(slot);
                 continue;
             }
-            let packet = self.change(slot, |queue| queue.take(now, patient, dropped));
+            let packet = self.change(slot, |queue| queue.take(now, target, dropped));
             if packet.is_some() {
                 return packet;
             }
@@ -327,7 +327,7 @@ impl FlowQueue {
     fn take(
         &mut self,
         now: Instant,
-        patient: bool,
+        target: Duration,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         while let Some(Waiting { packet, since }) = self.packets.pop_front() {
@@ -336,9 +336,9 @@ impl FlowQueue {
                 dropped.stale += 1;
                 continue;
             }
-            let short = patient || self.bytes < QUANTUM.unsigned_abs();
+            let short = self.bytes < QUANTUM.unsigned_abs();
             let wait = now.saturating_duration_since(since);
-            let packet = if self.codel.signals(wait, short, now) {
+            let packet = if self.codel.signals(wait, target, short, now) {
                 let Some(marked) = ecn::mark(&packet) else {
                     dropped.slow += 1;
                     continue;
@@ -381,7 +381,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::codel::TARGET, *};
 
     const MS: Duration = Duration::from_millis(1);
     const BULK: Flow = Flow { hash: 1, is_tcp: true };
@@ -400,7 +400,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
+        while let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -413,23 +413,23 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(now, false, &mut dropped).unwrap();
+            fair.pop(now, TARGET, &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(now, false, &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(now, TARGET, &mut dropped).unwrap().1), 2);
     }
 
     #[test]
     fn no_congestion_is_signalled_while_the_queue_is_patient() {
         let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
-        let mut told = |times: std::ops::Range<u32>, patient| {
+        let mut told = |times: std::ops::Range<u32>, target| {
             // These packets understand the mark (ECN).
-            let popped = times.filter_map(|at| fair.pop(start + at * MS, patient, &mut dropped));
+            let popped = times.filter_map(|at| fair.pop(start + at * MS, target, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
-        assert_eq!(told(0..500, true), 0);
-        assert!(told(500..700, false) > 0);
+        assert_eq!(told(0..500, Duration::MAX), 0);
+        assert!(told(500..700, TARGET) > 0);
     }
 
     #[test]
@@ -456,7 +456,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(now, false, &mut dropped).unwrap();
+            let (_, packet) = fair.pop(now, TARGET, &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -571,12 +571,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
+                if pop && let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
             }
-            while let Some((_, packet)) = fair.pop(now, false, &mut dropped) {
+            while let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

@@ -3,7 +3,7 @@
 //! A sender with a thousand flows gets as much of the queue, and of what leaves it, as one with a single flow.
 //! A queue with one sender is that sender's [`Fair`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::fair::{Dropped, Fair};
 use crate::wire::packet::Packet;
@@ -97,21 +97,21 @@ impl Senders {
         }
     }
 
-    /// The next packet and its time of arrival. While the queue is `patient`, CoDel is off.
+    /// The next packet and its time of arrival. CoDel accepts a wait of `target`.
     pub(super) fn pop(
         &mut self,
         now: Instant,
-        patient: bool,
+        target: Duration,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         if let [only] = &mut self.lanes[..] {
-            return only.fair.pop(now, patient, dropped);
+            return only.fair.pop(now, target, dropped);
         }
         let (count, mut idle) = (self.lanes.len(), 0);
         while idle < count {
             let lane = &mut self.lanes[self.turn % count];
             if lane.credit > 0
-                && let Some((since, packet)) = lane.fair.pop(now, patient, dropped)
+                && let Some((since, packet)) = lane.fair.pop(now, target, dropped)
             {
                 lane.credit -= packet.size().cast_signed();
                 return Some((since, packet));
@@ -156,7 +156,8 @@ mod tests {
     fn drain(senders: &mut Senders, limit: usize) -> [usize; 16] {
         let mut bytes = [0; 16];
         for _ in 0..limit {
-            let Some((_, packet)) = senders.pop(Instant::now(), true, &mut Dropped::default())
+            let Some((_, packet)) =
+                senders.pop(Instant::now(), Duration::MAX, &mut Dropped::default())
             else {
                 break;
             };

@@ -55,6 +55,7 @@ fn samples() -> Vec<Message> {
             software: "x".into(),
             unchecked: true,
             instance: Some(1),
+            repair: true,
         }),
         Message::Welcome(Welcome {
             version: 1,
@@ -67,6 +68,7 @@ fn samples() -> Vec<Message> {
             dns: texts(),
             search_domains: texts(),
             server_addresses: texts(),
+            repair: true,
         }),
         Message::Repeat(Repeat { milliseconds: 1 }),
     ]

@@ -1,0 +1,134 @@
+//! From datagrams to packets.
+
+use std::sync::MutexGuard;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use quinn::{Connection, ConnectionError};
+
+use super::{Repair, Session, alarm::Alarm, moment};
+use crate::{
+    tunnel::{
+        counters::{Counters, DropReason},
+        repair::{Moment, Receiver},
+    },
+    wire::{
+        datagram::{Datagram, Unknown},
+        fragment::{Joined, Joiner},
+        packet::Packet,
+    },
+};
+
+/// Maximum of packets that are delivered together: several super-packets of 64 KB.
+const DELIVERED: usize = 256;
+
+/// Hands received packets to `deliver`, in batches, until the connection ends.
+pub(crate) async fn downlink(
+    connection: &Connection,
+    counters: &Counters,
+    session: &Session,
+    mut deliver: impl FnMut(&mut Vec<Packet>),
+) -> ConnectionError {
+    let mut batch = Vec::with_capacity(DELIVERED);
+    let (mut joiner, mut alarm) = (Joiner::default(), Alarm::default());
+    loop {
+        let deadline = session.repair.as_ref().and_then(|repair| repair.receiver().next_deadline());
+        let first = tokio::select! {
+            biased;
+            read = connection.read_datagram() => match read {
+                Ok(datagram) => Some(datagram),
+                Err(error) => return error,
+            },
+            () = alarm.wait(deadline) => None,
+        };
+        let mut intake = Intake {
+            counters,
+            repair: session.repair.as_ref(),
+            receiver: session.repair.as_ref().map(Repair::receiver),
+            moment: moment(connection),
+            joiner: &mut joiner,
+            batch: &mut batch,
+        };
+        intake.take_all(connection, first);
+        intake.ask(connection);
+        drop(intake);
+        if !batch.is_empty() {
+            deliver(&mut batch);
+            batch.clear();
+        }
+    }
+}
+
+/// Where the datagrams of one batch become packets.
+struct Intake<'a> {
+    counters: &'a Counters,
+    repair: Option<&'a Repair>,
+    receiver: Option<MutexGuard<'a, Receiver>>,
+    moment: Moment,
+    joiner: &'a mut Joiner,
+    batch: &'a mut Vec<Packet>,
+}
+
+impl Intake<'_> {
+    /// Takes what has arrived.
+    fn take_all(&mut self, connection: &Connection, first: Option<Bytes>) {
+        let mut next = first;
+        while let Some(datagram) = next {
+            self.take(datagram);
+            // An error shows again at the next read, after this batch is delivered.
+            next = (self.batch.len() < DELIVERED)
+                .then(|| connection.read_datagram().now_or_never()?.ok())
+                .flatten();
+        }
+        self.counters.dropped(DropReason::LostPiece, self.joiner.take_abandoned());
+    }
+
+    /// Gives up what is too late, asks for what is missing.
+    fn ask(&mut self, connection: &Connection) {
+        let Some(receiver) = &mut self.receiver else { return };
+        if let Some(request) = receiver.expire(self.moment, self.batch)
+            && request.len() <= connection.datagram_send_buffer_space()
+        {
+            // One that is lost is made again.
+            let _ = connection.send_datagram(request);
+        }
+        self.counters.repair(receiver.take_events());
+    }
+
+    fn take(&mut self, datagram: Bytes) {
+        let taken = match Datagram::decode(datagram) {
+            Ok(Datagram::Fragment(fragment)) => match self.joiner.join(fragment) {
+                Joined::Packet(whole) => Datagram::decode(whole).and_then(|it| self.take_whole(it)),
+                Joined::Incomplete => Ok(()),
+                Joined::Duplicate => return self.counters.dropped(DropReason::LostPiece, 1),
+            },
+            whole => whole.and_then(|it| self.take_whole(it)),
+        };
+        if let Err(Unknown) = taken {
+            self.counters.dropped(DropReason::UnknownDatagram, 1);
+        }
+    }
+
+    fn take_whole(&mut self, datagram: Datagram) -> Result<(), Unknown> {
+        match (datagram, &mut self.receiver) {
+            (Datagram::Padding, _) => {}
+            (Datagram::Packet(packet), _) => self.batch.push(packet),
+            (Datagram::Numbered(numbered), Some(receiver)) => {
+                receiver.receive(numbered, self.moment, self.batch);
+            }
+            (Datagram::Next(next), Some(receiver)) => {
+                receiver.next_is(next, self.moment, self.batch);
+            }
+            (Datagram::Missing(missing), _) => {
+                let repair = self.repair.ok_or(Unknown)?;
+                if repair.sender().asked(&missing, self.moment) {
+                    repair.wanted.notify_one();
+                }
+            }
+            (Datagram::Fragment(_) | Datagram::Numbered(_) | Datagram::Next(_), _) => {
+                return Err(Unknown);
+            }
+        }
+        Ok(())
+    }
+}

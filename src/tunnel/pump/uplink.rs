@@ -1,0 +1,231 @@
+//! From the queue to datagrams.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, SendDatagramError};
+use tokio::{task, time};
+
+use super::{Repair, Session, alarm::Alarm, moment};
+use crate::{
+    quic::SEND_BUFFER,
+    tunnel::{
+        counters::{Counters, DropReason},
+        device::BATCH,
+        queue::Queue,
+    },
+    wire::{fragment::Fragmenter, packet::Packet},
+};
+
+/// How long data that was given to quinn may take to leave.
+const AHEAD: Duration = Duration::from_millis(4);
+/// Bytes that quinn may hold in any case: a few packets.
+const LEAST_AHEAD: usize = 6 * 1024;
+/// The pause between two looks at quinn's buffer: the resolution of timers.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Sends the packets of the queue until the connection ends, and once more those that the other side misses.
+///
+/// A packet that is larger than the path's current limit is sent in fragments.
+pub(crate) async fn uplink(
+    connection: &Connection,
+    queue: &Queue,
+    counters: &Counters,
+    session: &Session,
+) -> ConnectionError {
+    let mut uplink = Uplink {
+        connection,
+        queue,
+        counters,
+        session,
+        fragmenter: Fragmenter::default(),
+        alarm: Alarm::default(),
+        ahead: 0.0,
+    };
+    let (mut batch, mut datagrams) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    loop {
+        uplink.ready().await;
+        let room = uplink.room().await;
+        counters.dropped_by_queue(queue.pop(&mut batch, BATCH, room));
+        if !session.unchecked {
+            counters.dropped(DropReason::Malformed, complete(&mut batch));
+        }
+        match &session.repair {
+            Some(repair) => {
+                repair.sender().number(&batch, moment(connection), &mut datagrams);
+            }
+            None => datagrams.extend(batch.iter().map(|packet| packet.datagram().clone())),
+        }
+        if let Err(error) = uplink.send_all(&mut batch, &mut datagrams).await {
+            return error;
+        }
+    }
+}
+
+/// Completes all checksums; the number of packets in which that was impossible, which are dropped.
+fn complete(batch: &mut Vec<Packet>) -> u64 {
+    let before = batch.len();
+    batch.retain_mut(|packet| packet.checked().map(|checked| *packet = checked).is_some());
+    (before - batch.len()) as u64
+}
+
+struct Uplink<'a> {
+    connection: &'a Connection,
+    queue: &'a Queue,
+    counters: &'a Counters,
+    session: &'a Session,
+    fragmenter: Fragmenter,
+    alarm: Alarm,
+    /// The window at the last look, as bytes that may be ahead.
+    ahead: f64,
+}
+
+impl Uplink<'_> {
+    /// Waits for packets in the queue. Meanwhile it sends what the other side misses, and tells of the last packet.
+    async fn ready(&mut self) {
+        let Some(repair) = &self.session.repair else { return self.queue.ready().await };
+        loop {
+            let deadline = self.repeat(repair);
+            tokio::select! {
+                biased;
+                () = self.queue.ready() => return,
+                () = repair.wanted.notified() => {}
+                () = self.alarm.wait(deadline) => {}
+            }
+        }
+    }
+
+    /// Sends once more what is due, as far as quinn's buffer has room: in a full one it would displace what waits
+    /// there. Returns when there is more to do.
+    fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
+        let (mut sender, moment) = (repair.sender(), moment(self.connection));
+        let mut repeated = 0;
+        let all_sent = loop {
+            if !sender.is_wanted() {
+                break true;
+            }
+            let room = self.connection.datagram_send_buffer_space();
+            let Some(datagram) = sender.repeat(room) else { break !sender.is_wanted() };
+            self.send_now(datagram);
+            repeated += 1;
+        };
+        if let Some(tail) = sender.tail(moment)
+            && tail.len() <= self.connection.datagram_send_buffer_space()
+        {
+            self.send_now(tail);
+        }
+        if repeated > 0 {
+            self.counters.repeated(repeated);
+            self.queue.is_repaired();
+        }
+        if all_sent { sender.next_deadline() } else { Some(moment.now + LOOK_AGAIN) }
+    }
+
+    /// Waits until quinn has little left to send; returns the number of bytes to give it now.
+    ///
+    /// quinn sends in the order of its buffer, so the buffer holds at most one window of data: a keystroke must
+    /// wait in our queue, which can reorder. Where a window is larger than quinn's buffer, quinn's own limit
+    /// applies. A drop to less than half since the last call means that the connection has migrated.
+    async fn room(&mut self) -> usize {
+        let mut before = None;
+        loop {
+            let path = self.connection.stats().path;
+            let ahead = path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6);
+            if std::mem::replace(&mut self.ahead, ahead) > 2.0 * ahead {
+                self.queue.be_patient();
+            }
+            let ahead = (ahead as usize).max(LEAST_AHEAD);
+            if ahead >= SEND_BUFFER {
+                return SEND_BUFFER;
+            }
+            let given = SEND_BUFFER.saturating_sub(self.connection.datagram_send_buffer_space());
+            if given < ahead {
+                return ahead - given;
+            }
+            // While its window is open, quinn sends all that it has at its next turn, and must not run dry:
+            // a window that is not filled does not grow.
+            if before.replace(given).is_none_or(|before| given < before) {
+                task::yield_now().await;
+            } else {
+                time::sleep(LOOK_AGAIN).await;
+            }
+            if let Some(repair) = &self.session.repair {
+                self.repeat(repair);
+            }
+        }
+    }
+
+    /// Sends a batch; after an error the rest of it is in the queue again.
+    async fn send_all(
+        &mut self,
+        batch: &mut Vec<Packet>,
+        datagrams: &mut Vec<Bytes>,
+    ) -> Result<(), ConnectionError> {
+        let (mut packets, mut bytes) = (0, 0);
+        let max = self.connection.max_datagram_size().unwrap_or_default();
+        for (at, datagram) in datagrams.drain(..).enumerate() {
+            match self.send(datagram, max).await {
+                Ok(true) => {
+                    packets += 1;
+                    bytes += batch[at].size() as u64;
+                }
+                Ok(false) => self.counters.dropped(DropReason::TooLarge, 1),
+                Err(error) => {
+                    self.counters.sent.add(packets, bytes);
+                    self.queue.put_back_all(batch.split_off(at));
+                    return Err(error);
+                }
+            }
+        }
+        self.counters.sent.add(packets, bytes);
+        batch.clear();
+        Ok(())
+    }
+
+    /// Sends one datagram, whole or in fragments; `false` if even fragments do not fit. `max` is the last known
+    /// limit, in bytes.
+    async fn send(&mut self, datagram: Bytes, max: usize) -> Result<bool, ConnectionError> {
+        if datagram.len() <= max
+            && let Some(sent) = send_datagram(self.connection, datagram.clone()).await?
+        {
+            return Ok(sent);
+        }
+        let Some(max) = self.connection.max_datagram_size() else { return Ok(false) };
+        let Some(pieces) = self.fragmenter.split(&datagram, max) else { return Ok(false) };
+        for piece in pieces {
+            if send_datagram(self.connection, piece).await? != Some(true) {
+                return Ok(false);
+            }
+        }
+        self.counters.split.fetch_add(1, Relaxed);
+        Ok(true)
+    }
+
+    /// The same without waiting, for what may be lost. The end of the connection shows elsewhere.
+    fn send_now(&mut self, datagram: Bytes) {
+        let max = self.connection.max_datagram_size().unwrap_or_default();
+        if datagram.len() <= max {
+            let _ = self.connection.send_datagram(datagram);
+            return;
+        }
+        for piece in self.fragmenter.split(&datagram, max).into_iter().flatten() {
+            let _ = self.connection.send_datagram(piece);
+        }
+    }
+}
+
+/// `None` if the datagram is too large for the path; `false` if the peer takes no datagrams at all.
+async fn send_datagram(
+    connection: &Connection,
+    datagram: Bytes,
+) -> Result<Option<bool>, ConnectionError> {
+    match connection.send_datagram_wait(datagram).await {
+        Ok(()) => Ok(Some(true)),
+        Err(SendDatagramError::TooLarge) => Ok(None),
+        Err(SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled) => Ok(Some(false)),
+        Err(SendDatagramError::ConnectionLost(error)) => Err(error),
+    }
+}

@@ -1,0 +1,334 @@
+//! The receiving side: gaps, requests, and what is held until a gap is closed.
+//!
+//! ```text
+//!             a number above it arrives
+//!  not sent ──────────────────────────▶ missing ── arrives ──▶ delivered
+//!                                          │                        ▲
+//!                                          └── too late ─▶ given up ┘ arrives all the same
+//! ```
+//! A packet whose predecessor is missing or held is held.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{Moment, gaps::Gaps};
+use crate::wire::{
+    numbered::{MAX_RANGES, Missing, Numbered, Range, Short},
+    packet::Packet,
+};
+
+/// Numbers that are missing at once.
+const MOST_MISSING: u64 = 4096;
+/// Ranges of numbers that were given up and may still come.
+const MOST_GIVEN_UP: usize = 1024;
+/// Bytes of memory that held packets may take.
+pub(crate) const MEMORY: usize = 8 << 20;
+/// Bytes of memory that a held packet takes beside its own.
+const OVERHEAD: usize = 160;
+/// How much later than its successor a packet may arrive without being asked for: networks reorder. It grows to what
+/// is seen, within the second bound.
+const TOLERANCE: Duration = Duration::from_millis(2);
+const MOST_TOLERANCE: Duration = Duration::from_millis(60);
+/// Before a repair was measured it is expected after 9/8 round trips and this.
+const FIRST_WAIT: Duration = Duration::from_millis(15);
+/// Timers are late by up to this.
+const GRANULARITY: Duration = Duration::from_millis(2);
+/// A packet is given up after three and a half round trips and this, but not after more than the latter; yet one
+/// repair has time in any case.
+const GIVEN_UP: Duration = Duration::from_millis(30);
+const LATEST: Duration = Duration::from_millis(400);
+/// From one request to the next when there is more to ask for than one has room for.
+const PACE: Duration = Duration::from_millis(1);
+
+/// What happened, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Events {
+    /// Packets that arrived after they had been asked for.
+    pub(crate) repaired: u64,
+    /// Packets that did not arrive in time.
+    pub(crate) given_up: u64,
+    /// Packets that came once more.
+    pub(crate) duplicates: u64,
+}
+
+/// Finds gaps, and keeps flows in order until they are closed.
+///
+/// Every held packet waits for a missing one, directly or through other held ones. So where nothing is missing
+/// nothing is held.
+#[derive(Debug, Default)]
+pub struct Receiver {
+    /// The number that comes next.
+    next: u64,
+    missing: Gaps<Gap>,
+    /// What was given up: it is delivered if it comes all the same.
+    given_up: Gaps<()>,
+    /// Held packets, each by the number that it waits for.
+    held: BTreeMap<u64, Held>,
+    held_numbers: BTreeSet<u64>,
+    held_bytes: usize,
+    timing: Timing,
+    /// No later than the moment at which a packet is to be asked for, or given up.
+    deadline: Option<Instant>,
+    events: Events,
+}
+
+/// Packets that follow one another and are missing.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    since: Instant,
+    asked: Option<Asked>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    first: Instant,
+    last: Instant,
+    times: u8,
+}
+
+#[derive(Debug)]
+struct Held {
+    number: u64,
+    packet: Packet,
+}
+
+impl Held {
+    fn cost(&self) -> usize {
+        self.packet.datagram().len() + OVERHEAD
+    }
+}
+
+impl Receiver {
+    /// Takes a packet; `batch` gets what can be delivered now.
+    pub fn receive(&mut self, numbered: Numbered, moment: Moment, batch: &mut Vec<Packet>) {
+        let Numbered { number, back, packet } = numbered;
+        let number = number.near(self.next);
+        if let Some(number) = number
+            && number >= self.next
+        {
+            self.expect(number, moment, batch);
+            self.next = number + 1;
+        } else if let Some(gap) = number.and_then(|number| self.missing.remove(number)) {
+            self.arrived(gap, moment);
+        } else if number.and_then(|number| self.given_up.remove(number)).is_some() {
+            return batch.push(packet);
+        } else {
+            self.events.duplicates += 1;
+            return;
+        }
+        let Some(number) = number else { return };
+        match number.checked_sub(back.into()) {
+            Some(before) if back > 0 && self.is_awaited(before) => {
+                self.hold(before, Held { number, packet: packet.detached() }, batch);
+            }
+            Some(_) | None => {
+                batch.push(packet);
+                self.release(number, batch);
+            }
+        }
+    }
+
+    /// The other side says which number comes next; `batch` gets what can be delivered now.
+    pub(crate) fn next_is(&mut self, next: Short, moment: Moment, batch: &mut Vec<Packet>) {
+        if let Some(next) = next.near(self.next)
+            && next > self.next
+        {
+            self.expect(next, moment, batch);
+            self.next = next;
+        }
+    }
+
+    /// Gives up what is too late, so that `batch` gets what was held for it. Returns a request for what is missing and
+    /// due.
+    pub(crate) fn expire(&mut self, moment: Moment, batch: &mut Vec<Packet>) -> Option<Bytes> {
+        let Moment { now, rtt } = moment;
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return None;
+        }
+        let (limit, patience) = (limit(rtt), self.timing.patience(rtt));
+        let (mut too_late, mut ranges) = (Vec::new(), Vec::new());
+        let (tolerance, mut deadline) = (self.timing.tolerance, None::<Instant>);
+        self.missing.retain(&mut too_late, |first, end, gap| {
+            if gap.since + limit <= now {
+                return false;
+            }
+            let due = gap.asked.map_or(gap.since + tolerance, |asked| asked.last + patience);
+            let mut wake = due;
+            if due <= now {
+                if ranges.len() + (end - first).div_ceil(255) as usize > MAX_RANGES {
+                    wake = now + PACE;
+                } else {
+                    let asked = gap.asked.unwrap_or(Asked { first: now, last: now, times: 0 });
+                    let attempt = asked.times.saturating_add(1);
+                    gap.asked = Some(Asked { last: now, times: attempt, ..asked });
+                    wake = now + patience;
+                    ranges.extend((first..end).step_by(255).map(|at| Range {
+                        first: Short::of(at),
+                        count: (end - at).min(255) as u8,
+                        attempt,
+                    }));
+                }
+            }
+            let wake = wake.min(gap.since + limit);
+            deadline = Some(deadline.map_or(wake, |deadline| deadline.min(wake)));
+            true
+        });
+        self.deadline = deadline;
+        for (first, end) in too_late {
+            self.give_up(first, end, batch);
+        }
+        (!ranges.is_empty()).then(|| Missing::encode(&ranges))
+    }
+
+    /// When [`Self::expire`] has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_events(&mut self) -> Events {
+        std::mem::take(&mut self.events)
+    }
+
+    /// All numbers before `number` that did not come are missing.
+    fn expect(&mut self, number: u64, moment: Moment, batch: &mut Vec<Packet>) {
+        if number == self.next {
+            return;
+        }
+        let first = self.next.max(number.saturating_sub(MOST_MISSING));
+        self.events.given_up += first - self.next;
+        self.missing.insert(first, number, Gap { since: moment.now, asked: None });
+        while let Some(excess) = self.missing.numbers().checked_sub(MOST_MISSING + 1)
+            && let Some((first, end)) = self.missing.remove_first(excess + 1)
+        {
+            self.give_up(first, end, batch);
+        }
+        let due = moment.now + self.timing.tolerance;
+        self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
+    }
+
+    /// A missing packet has arrived.
+    fn arrived(&mut self, gap: Gap, moment: Moment) {
+        if self.missing.is_empty() {
+            self.deadline = None;
+        }
+        let Some(asked) = gap.asked else { return };
+        // What comes much less than a round trip after it was first asked for is no answer.
+        if moment.now.saturating_duration_since(asked.first) < moment.rtt / 3 {
+            self.timing.reordered(moment.now.saturating_duration_since(gap.since));
+        } else {
+            self.events.repaired += 1;
+            self.timing.repaired(asked, moment);
+        }
+    }
+
+    /// Whether a packet must wait for this number.
+    fn is_awaited(&self, number: u64) -> bool {
+        !self.missing.is_empty()
+            && (self.missing.contains(number) || self.held_numbers.contains(&number))
+    }
+
+    fn hold(&mut self, before: u64, held: Held, batch: &mut Vec<Packet>) {
+        while self.held_bytes + held.cost() > MEMORY
+            && let Some((first, end)) = self.missing.remove_first(1)
+        {
+            self.give_up(first, end, batch);
+        }
+        if self.is_awaited(before)
+            && let Entry::Vacant(place) = self.held.entry(before)
+        {
+            self.held_bytes += held.cost();
+            self.held_numbers.insert(held.number);
+            place.insert(held);
+        } else {
+            batch.push(held.packet);
+            self.release(held.number, batch);
+        }
+    }
+
+    /// Delivers what waits for this number, and what waits for that.
+    fn release(&mut self, mut number: u64, batch: &mut Vec<Packet>) {
+        while let Some(held) = self.held.remove(&number) {
+            self.held_bytes -= held.cost();
+            self.held_numbers.remove(&held.number);
+            number = held.number;
+            batch.push(held.packet);
+        }
+    }
+
+    /// Takes note that numbers that are not missing any more will not come in time.
+    fn give_up(&mut self, first: u64, end: u64, batch: &mut Vec<Packet>) {
+        self.events.given_up += end - first;
+        self.given_up.insert(first, end, ());
+        while self.given_up.ranges() > MOST_GIVEN_UP {
+            self.given_up.remove_first(u64::MAX);
+        }
+        if self.missing.is_empty() {
+            self.deadline = None;
+        }
+        while let Some((waits_for, _)) = self.held.range(first..end).next() {
+            self.release(*waits_for, batch);
+        }
+    }
+
+    /// Bytes of memory of what is held.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn kept(&self) -> usize {
+        self.held_bytes
+    }
+}
+
+/// How long a repair takes, and by how much the network reorders.
+#[derive(Debug)]
+struct Timing {
+    /// Mean and deviation.
+    repair: Option<(Duration, Duration)>,
+    tolerance: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { repair: None, tolerance: TOLERANCE }
+    }
+}
+
+impl Timing {
+    /// How long to wait for the answer to a request.
+    fn patience(&self, rtt: Duration) -> Duration {
+        let measured = self.repair.map(|(mean, deviation)| mean + 4 * deviation + GRANULARITY);
+        measured.unwrap_or(rtt * 9 / 8 + FIRST_WAIT).clamp(rtt, rtt.max(LATEST))
+    }
+
+    /// A packet arrived so much later than its successor, although nobody sent it again.
+    fn reordered(&mut self, late: Duration) {
+        self.tolerance = self.tolerance.max(late * 5 / 4).min(MOST_TOLERANCE);
+    }
+
+    /// A packet was asked for and sent again.
+    fn repaired(&mut self, asked: Asked, Moment { now, rtt }: Moment) {
+        self.tolerance -= (self.tolerance - TOLERANCE) / 16;
+        // Which of several requests was answered? The last one, unless it was made too late for that.
+        let since_last = now.saturating_duration_since(asked.last);
+        let took = match asked.times {
+            1 => since_last,
+            2 if since_last < rtt / 2 => now.saturating_duration_since(asked.first),
+            _ => return,
+        };
+        self.repair = Some(match self.repair {
+            // As a round trip is smoothed (RFC 6298 §2.3).
+            Some((mean, deviation)) => {
+                ((mean * 7 + took) / 8, (deviation * 3 + mean.abs_diff(took)) / 4)
+            }
+            None => (took, took / 8),
+        });
+    }
+}
+
+/// How long a packet may be missing.
+fn limit(rtt: Duration) -> Duration {
+    (rtt * 7 / 2 + GIVEN_UP).min(LATEST.max(rtt * 3 / 2 + 2 * GIVEN_UP))
+}

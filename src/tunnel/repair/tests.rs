@@ -1,0 +1,416 @@
+//! Both sides over a network in virtual time that loses, repeats and reorders.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    tunnel::flow::tests::of_flow,
+    wire::{
+        datagram::Datagram,
+        numbered::{Missing, Numbered, Range, Short},
+        packet::Packet,
+    },
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A network, with probabilities in thousandths.
+#[derive(Clone, Copy, Debug)]
+struct Network {
+    loss: u64,
+    duplicates: u64,
+    one_way: Duration,
+    jitter: Duration,
+}
+
+impl Network {
+    fn losing(loss: u64) -> Self {
+        Self { loss, duplicates: 0, one_way: 20 * MS, jitter: Duration::ZERO }
+    }
+
+    fn rtt(&self) -> Duration {
+        2 * self.one_way + self.jitter
+    }
+}
+
+/// A datagram under way, in the order of arrival.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Flight(std::cmp::Reverse<(Duration, u64)>, bool, Bytes);
+
+struct World {
+    network: Network,
+    seed: u64,
+    start: Instant,
+    now: Duration,
+    sender: Sender,
+    receiver: Receiver,
+    flights: BinaryHeap<Flight>,
+    count: u64,
+    /// By flow: number within it and time of delivery.
+    delivered: BTreeMap<u16, Vec<(u32, Duration)>>,
+    events: Events,
+    /// Datagrams, and the most bytes of memory on either side.
+    sent: u64,
+    kept: usize,
+}
+
+/// The `number`-th packet of a flow.
+fn packet(port: u16, number: u32, length: usize) -> Packet {
+    let mut bytes = of_flow(false, 6, port, length.max(44));
+    bytes[32] = 0x50;
+    bytes[40..44].copy_from_slice(&number.to_be_bytes());
+    bytes.into()
+}
+
+impl World {
+    fn new(network: Network, seed: u64) -> Self {
+        Self {
+            network,
+            seed,
+            start: Instant::now(),
+            now: Duration::ZERO,
+            sender: Sender::default(),
+            receiver: Receiver::default(),
+            flights: BinaryHeap::new(),
+            count: 0,
+            delivered: BTreeMap::new(),
+            events: Events::default(),
+            sent: 0,
+            kept: 0,
+        }
+    }
+
+    /// A number below `below` (SplitMix64).
+    fn draw(&mut self, below: u64) -> u64 {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut it = self.seed;
+        it = (it ^ it >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        it = (it ^ it >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (it ^ it >> 31) % below.max(1)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { now: self.start + self.now, rtt: self.network.rtt() }
+    }
+
+    fn transmit(&mut self, forward: bool, datagram: &Bytes) {
+        self.sent += 1;
+        let copies = 1 + u64::from(self.draw(1000) < self.network.duplicates);
+        for _ in 0..copies {
+            if self.draw(1000) >= self.network.loss {
+                self.count += 1;
+                let jitter = self.draw(self.network.jitter.as_micros() as u64 + 1);
+                let at = self.now + self.network.one_way + Duration::from_micros(jitter);
+                let order = std::cmp::Reverse((at, self.count));
+                self.flights.push(Flight(order, forward, datagram.clone()));
+            }
+        }
+    }
+
+    fn send(&mut self, batch: &[Packet]) {
+        let mut datagrams = Vec::new();
+        self.sender.number(batch, self.moment(), &mut datagrams);
+        for datagram in datagrams {
+            self.transmit(true, &datagram);
+        }
+        self.kept = self.kept.max(self.sender.kept());
+    }
+
+    /// Lets time pass.
+    fn run_until(&mut self, end: Duration) {
+        loop {
+            let deadline = [self.sender.next_deadline(), self.receiver.next_deadline()];
+            let deadline = deadline.into_iter().flatten().min();
+            // Timers are late.
+            let timer = deadline.map(|at| at.max(self.start) - self.start + MS / 2);
+            let flight = self.flights.peek().map(|flight| flight.0.0.0);
+            let Some(next) = timer.into_iter().chain(flight).min().filter(|next| *next <= end)
+            else {
+                self.now = end;
+                return;
+            };
+            self.now = self.now.max(next);
+            let mut batch = Vec::new();
+            if flight == Some(next) {
+                let Some(Flight(_, _, datagram)) = self.flights.pop() else { unreachable!() };
+                self.arrive(datagram, &mut batch);
+            }
+            if let Some(request) = self.receiver.expire(self.moment(), &mut batch) {
+                self.transmit(false, &request);
+            }
+            while let Some(tail) = self.sender.tail(self.moment()) {
+                self.transmit(true, &tail);
+            }
+            self.deliver(batch);
+        }
+    }
+
+    fn arrive(&mut self, datagram: Bytes, batch: &mut Vec<Packet>) {
+        match Datagram::decode(datagram).unwrap() {
+            Datagram::Numbered(numbered) => {
+                self.receiver.receive(numbered, self.moment(), batch);
+            }
+            Datagram::Next(next) => self.receiver.next_is(next, self.moment(), batch),
+            Datagram::Missing(missing) => {
+                self.sender.asked(&missing, self.moment());
+                while let Some(datagram) = self.sender.repeat(usize::MAX) {
+                    self.transmit(true, &datagram);
+                }
+            }
+            Datagram::Packet(packet) => batch.push(packet),
+            other @ (Datagram::Fragment(_) | Datagram::Padding) => panic!("{other:?}"),
+        }
+        self.kept = self.kept.max(self.receiver.kept());
+    }
+
+    fn deliver(&mut self, batch: Vec<Packet>) {
+        for packet in batch {
+            let ip = packet.ip();
+            let port = u16::from_be_bytes([ip[20], ip[21]]);
+            let number = u32::from_be_bytes(ip[40..44].try_into().unwrap());
+            self.delivered.entry(port).or_default().push((number, self.now));
+        }
+        let Events { repaired, given_up, duplicates } = self.receiver.take_events();
+        self.events.repaired += repaired;
+        self.events.given_up += given_up;
+        self.events.duplicates += duplicates;
+    }
+
+    /// Has `flows` flows send `count` packets of `length` bytes each, one every `interval`, and waits for the rest.
+    fn stream(&mut self, flows: u16, count: u32, length: usize, interval: Duration) {
+        for number in 0..count {
+            for port in 0..flows {
+                self.send(&[packet(port, number, length)]);
+            }
+            self.run_until(self.now + interval);
+        }
+        self.rest();
+    }
+
+    fn rest(&mut self) {
+        self.run_until(self.now + Duration::from_secs(10));
+        assert_eq!(self.receiver.next_deadline(), None, "nothing is outstanding");
+        assert_eq!(self.sender.next_deadline(), None, "nothing is outstanding");
+        assert_eq!((self.receiver.kept(), self.sender.kept()), (0, 0));
+    }
+
+    /// How many packets were not delivered. The others came once, and in the order of their flow but for those that
+    /// came after they had been given up.
+    fn lost(&self, flows: u16, count: u32) -> usize {
+        let (mut lost, mut late) = (0, 0);
+        for port in 0..flows {
+            let (mut seen, mut highest) = (BTreeSet::new(), None);
+            for (number, _) in self.delivered.get(&port).into_iter().flatten() {
+                assert!(seen.insert(*number), "{number} of flow {port} came twice");
+                late += u64::from(Some(*number) < highest);
+                highest = highest.max(Some(*number));
+            }
+            lost += count as usize - seen.len();
+        }
+        assert!(late <= self.events.given_up, "{late} out of order: {:?}", self.events);
+        lost
+    }
+}
+
+#[test]
+fn nothing_is_lost_and_little_is_late_at_one_percent() {
+    for seed in 0..20 {
+        let mut world = World::new(Network::losing(10), seed);
+        world.stream(3, 1000, 1400, MS / 2);
+        assert_eq!(world.lost(3, 1000), 0, "seed {seed}");
+        assert!(world.events.repaired > 10 && world.events.given_up == 0, "{:?}", world.events);
+        assert!(world.events.duplicates < 6, "{:?}", world.events);
+    }
+}
+
+#[test]
+fn next_to_nothing_is_lost_at_five_percent() {
+    let mut lost = 0;
+    for seed in 0..20 {
+        let mut world = World::new(Network::losing(50), seed);
+        world.stream(3, 1000, 1400, MS / 2);
+        lost += world.lost(3, 1000);
+    }
+    assert!(lost <= 6, "{lost} of 60,000, of which 3,000 were lost at first");
+}
+
+#[test]
+fn a_lossless_network_costs_a_tail_and_nothing_else() {
+    let mut world = World::new(Network::losing(0), 1);
+    world.stream(2, 1000, 1400, MS);
+    assert_eq!(world.lost(2, 1000), 0);
+    assert_eq!(world.sent, 2000 + 3);
+    assert_eq!(world.events, Events::default());
+}
+
+#[test]
+fn the_last_packet_is_not_lost_without_notice() {
+    let network = Network::losing(0);
+    for length in [60, 1400] {
+        let mut world = World::new(network, 1);
+        world.stream(1, 5, length, MS);
+        // The next one is lost, and no other one follows.
+        world.network.loss = 1000;
+        let sent = world.now;
+        world.send(&[packet(0, 5, length)]);
+        world.network.loss = 0;
+        world.rest();
+        assert_eq!(world.lost(1, 6), 0);
+        let took = world.delivered[&0][5].1 - sent;
+        // A small one comes with the tail itself.
+        let bound = if length < 256 { network.one_way + 10 * MS } else { network.rtt() * 2 };
+        assert!(took <= bound, "{length} bytes took {took:?}");
+    }
+}
+
+#[test]
+fn only_its_own_flow_waits_for_a_packet() {
+    let mut world = World::new(Network::losing(0), 1);
+    // One of a flow, and all others.
+    let batch = |number| (0..50).map(|port| packet(port, number, 600)).collect::<Vec<_>>();
+    world.send(&batch(0));
+    world.run_until(50 * MS);
+    world.network.loss = 1000;
+    world.send(&batch(1)[..1]);
+    world.network.loss = 0;
+    world.send(&batch(1)[1..]);
+    world.send(&batch(2));
+    let pure_ack: Packet = of_flow(false, 6, 0, 40).into();
+    assert!(!flow_is_repaired(&pure_ack));
+    world.run_until(75 * MS);
+    let flows_on_time = world.delivered.values().filter(|it| it.len() == 3).count();
+    assert_eq!(world.delivered[&0].len(), 1);
+    // Others may share its bucket.
+    assert!(flows_on_time >= 47, "{flows_on_time}");
+    world.rest();
+    assert_eq!(world.lost(50, 3), 0);
+}
+
+fn flow_is_repaired(packet: &Packet) -> bool {
+    crate::tunnel::flow::is_repaired(packet.ip())
+}
+
+#[test]
+fn a_network_that_reorders_is_learnt() {
+    let network = Network { jitter: 20 * MS, ..Network::losing(0) };
+    let mut world = World::new(network, 3);
+    world.stream(1, 4000, 1400, MS);
+    assert_eq!(world.lost(1, 4000), 0);
+    let asked_in_vain = world.sent - 4000 - 3;
+    assert!(asked_in_vain < 100, "{asked_in_vain}");
+}
+
+#[test]
+fn what_never_comes_is_given_up_in_time() {
+    let mut world = World::new(Network::losing(0), 1);
+    world.stream(1, 2, 1400, MS);
+    let sent = world.now;
+    let mut datagrams = Vec::new();
+    // It is lost, and so are all repetitions.
+    world.sender.number(&[packet(0, 2, 1400)], world.moment(), &mut datagrams);
+    world.send(&[packet(0, 3, 1400)]);
+    let lost = datagrams.remove(0);
+    for _ in 0..200 {
+        world.flights = std::mem::take(&mut world.flights)
+            .into_iter()
+            .filter(|Flight(_, _, datagram)| *datagram != lost)
+            .collect();
+        world.run_until(world.now + MS);
+    }
+    world.rest();
+    assert_eq!(world.events.given_up, 1);
+    let took = world.delivered[&0].last().unwrap().1 - sent;
+    assert!((170 * MS..=195 * MS).contains(&took), "{took:?}");
+    assert_eq!(world.lost(1, 4), 1);
+}
+
+#[test]
+fn a_request_is_answered_once_in_a_round_trip_and_in_measure() {
+    let mut world = World::new(Network::losing(0), 1);
+    let range = |at: u64| Range { first: Short::of(at * 200), count: 200, attempt: 255 };
+    let everything = Missing::encode(&(0..20).map(range).collect::<Vec<_>>());
+    let Datagram::Missing(everything) = Datagram::decode(everything).unwrap() else { panic!() };
+    assert!(!world.sender.asked(&everything, world.moment()), "there is nothing yet");
+    for number in 0..1000 {
+        world.send(&[packet(0, number, 1400)]);
+        world.now += MS / 10;
+    }
+    let mut repeated = 0;
+    for _ in 0..100 {
+        world.sender.asked(&everything, world.moment());
+        while world.sender.repeat(usize::MAX).is_some() {
+            repeated += 1;
+        }
+    }
+    assert_eq!(repeated, 3 * (64 + 1000 / 4));
+}
+
+#[test]
+fn nonsense_is_cheap_and_forgotten() {
+    let mut world = World::new(Network::losing(0), 1);
+    // 100,000 jumps by millions, each with a held packet.
+    for step in 0..100_000_u64 {
+        let mut bytes = bytes::BytesMut::new();
+        Numbered::write(
+            step * 1_000_003,
+            (step % 3) as u16,
+            packet(0, 0, 60).datagram(),
+            &mut bytes,
+        );
+        let mut batch = Vec::new();
+        world.arrive(bytes.freeze(), &mut batch);
+        world.now += Duration::from_micros(10);
+        let _ = world.receiver.expire(world.moment(), &mut batch);
+    }
+    assert!(world.kept <= 4096 * 512, "{}", world.kept);
+    world.run_until(world.now + Duration::from_secs(1));
+    assert_eq!(world.receiver.kept(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_flow_stays_in_order_whatever_the_network_does(
+        seed in any::<u64>(),
+        loss in 0u64..600,
+        duplicates in 0u64..300,
+        one_way in 0u32..300,
+        flows in 1u16..5,
+        gap in 0u32..3000,
+    ) {
+        let network = Network { loss, duplicates, one_way: one_way * MS, jitter: Duration::ZERO };
+        let mut world = World::new(network, seed);
+        world.stream(flows, 200, 300, Duration::from_micros(gap.into()));
+        let lost = world.lost(flows, 200);
+        prop_assert!(world.kept <= 200 * usize::from(flows) * 600);
+        if loss <= 10 {
+            prop_assert!(lost <= 1, "{lost}");
+        }
+    }
+
+    #[test]
+    fn each_packet_comes_once_even_if_everything_is_reordered(
+        seed in any::<u64>(),
+        loss in 0u64..200,
+        one_way in 0u32..100,
+        jitter in 0u32..400,
+    ) {
+        let network = Network { loss, duplicates: 100, one_way: one_way * MS, jitter: jitter * MS };
+        let mut world = World::new(network, seed);
+        for number in 0..300 {
+            world.send(&[packet(0, number, 300), packet(1, number, 300)]);
+            world.run_until(world.now + MS);
+        }
+        world.network.loss = 0;
+        world.rest();
+        let lost = world.lost(2, 300) as u64;
+        prop_assert!(lost <= world.events.given_up);
+    }
+}
