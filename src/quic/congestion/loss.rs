@@ -174,7 +174,7 @@ impl LossJudge {
             && (ABOVE_FLOOR.0 * self.floor..FEW_LOSSES).contains(&self.long.share());
         let is_repeated = !too_much && !overflows;
         let is_due = self.floor > HIGH_FLOOR && self.next_trial.is_none_or(|at| now >= at);
-        if is_repeated && !(is_due && !delayed) {
+        if is_repeated && (delayed || !is_due) {
             return Verdict::Chance;
         }
         if self.trial.is_some() && (is_repeated || both.share() <= HIGHEST_FLOOR) {
