@@ -235,7 +235,7 @@ impl Client {
         }
     }
 
-    /// Beats while there is no connection; when there is one, the [`Roamer`] does.
+    /// Beats while there is no connection; when there is one, the [`Roamer`](roam::Roamer) does.
     async fn beat(&self) -> Infallible {
         loop {
             self.roaming.heart.asked().await;
