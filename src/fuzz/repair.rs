@@ -141,7 +141,7 @@ impl Model {
             Ok(Datagram::Missing(missing)) => {
                 self.sender.asked(&missing, self.moment());
                 let mut copies: BTreeMap<Bytes, u8> = BTreeMap::new();
-                while let Some(repeated) = self.sender.repeat(usize::MAX) {
+                while let Some(repeated) = self.sender.repeat(usize::MAX, self.now) {
                     assert!(self.sent.contains(&repeated), "it was never sent");
                     let copies = copies.entry(repeated).or_default();
                     *copies += 1;

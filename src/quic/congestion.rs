@@ -253,8 +253,13 @@ impl<G: Growth> Renewable<G> {
 impl<G: Growth> Controller for Renewable<G> {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
         self.renew(now);
-        self.in_flight += bytes;
-        self.handle.set_in_flight(self.in_flight);
+        if bytes > LARGEST_BARE_ACK {
+            self.in_flight += bytes;
+            self.handle.set_in_flight(self.in_flight);
+        } else {
+            // quinn does not take it for in flight.
+            self.handle.0.in_flight.fetch_add(bytes, Relaxed);
+        }
         self.handle.sent(now, bytes);
         let new = self.in_flight.saturating_sub(self.old_in_flight);
         self.path.on_sent(now, bytes, new, last_packet_number);
@@ -301,8 +306,16 @@ impl<G: Growth> Controller for Renewable<G> {
         lost_bytes: u64,
     ) {
         self.renew(now);
-        if !self.landed(sent, lost_bytes) {
-            self.path.on_loss(now, sent, is_persistent_congestion, lost_bytes);
+        // quinn tells of all that is lost at once, with the time of the newest. What was sent before is lost, too.
+        let old = if sent >= self.fresh_since && lost_bytes > 0 {
+            std::mem::take(&mut self.old_in_flight)
+        } else {
+            0
+        };
+        let is_of_old = self.landed(sent, lost_bytes);
+        let new = lost_bytes.saturating_sub(old);
+        if !is_of_old && (new > 0 || lost_bytes == 0) {
+            self.path.on_loss(now, sent, is_persistent_congestion && old == 0, new);
         }
     }
 

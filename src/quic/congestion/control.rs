@@ -12,6 +12,9 @@ use super::{
     resume::{CarefulResume, Remembered, Step},
 };
 
+/// Packets that the window has room for in any case.
+const LEAST: u64 = 2;
+
 /// How a window grows, and what congestion does to it.
 pub(crate) trait Growth: Clone + Send + Sync + 'static {
     fn begin(now: Instant, window: u64, mtu: u16) -> Self;
@@ -69,7 +72,8 @@ impl<G: Growth> PathControl<G> {
     }
 
     pub(super) fn window(&self) -> u64 {
-        self.delay.apply(self.growth.window())
+        // A window below one packet would be closed for ever.
+        self.delay.apply(self.growth.window()).max(LEAST * u64::from(self.mtu))
     }
 
     /// Goes on with what is remembered of the path, as soon as it has proved to be the same.
@@ -156,6 +160,7 @@ impl<G: Growth> PathControl<G> {
         let is_mark = bytes == 0;
         if is_mark || persistent {
             self.before_cut = None;
+            self.losses.end_trial();
         } else if verdict == Verdict::Chance {
             return;
         } else if self.before_cut.is_none() {
@@ -163,10 +168,11 @@ impl<G: Growth> PathControl<G> {
         }
         debug!(window = self.growth.window(), persistent, bytes, "congestion");
         self.growth.on_congestion(now, sent, persistent, bytes);
-        if let Some(window) = self.resume.take().and_then(CarefulResume::retreat)
+        if let Some(window) = self.resume.take().and_then(|resume| resume.retreat(sent))
             && window < self.growth.window()
         {
             self.before_cut = None;
+            self.losses.end_trial();
             self.growth.compete(now, window);
         }
     }

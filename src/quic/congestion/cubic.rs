@@ -71,6 +71,8 @@ impl Growth for Cubic {
             if !unused {
                 self.window += bytes;
             }
+            // The curve begins when this is over.
+            self.avoidance = self.avoidance.map(|it| Avoidance { since: now, last_ack: now, ..it });
             return;
         }
         let mut avoidance = self.avoidance.unwrap_or_else(|| self.avoid(now, self.window));

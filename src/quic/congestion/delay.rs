@@ -241,7 +241,7 @@ impl DelayLimit {
             let few = sample.in_flight <= FEW * least;
             let near = (shortest / 16).clamp(target / 4, JITTER);
             if few && shortest.abs_diff(self.stubborn.rtt) < near {
-                self.stubborn.steady += 1;
+                self.stubborn.steady = self.stubborn.steady.saturating_add(1);
             } else {
                 (self.stubborn.steady, self.stubborn.rtt) = (0, shortest);
             }

@@ -194,6 +194,11 @@ impl LossJudge {
         self.trial.is_some()
     }
 
+    /// There is nothing to try any more: the window is small for another reason, and must grow.
+    pub(super) fn end_trial(&mut self) {
+        self.trial = None;
+    }
+
     fn ends_trial(&mut self, now: Instant, mtu: u16) -> Option<Outcome> {
         let trial = self.trial.filter(|trial| {
             let telling = (EXPECTED / trial.share_before).clamp(SHORTEST_TRIAL, TRIAL);

@@ -67,11 +67,11 @@ impl CarefulResume {
         }
     }
 
-    /// The window after congestion, where the jump is to blame.
-    pub(super) fn retreat(self) -> Option<u64> {
+    /// The window after congestion that a packet sent at `sent` showed, where the jump is to blame.
+    pub(super) fn retreat(self, sent: Instant) -> Option<u64> {
         match self.phase {
-            Phase::Reconnaissance => None,
-            Phase::Unvalidated { arrived, .. } => Some(arrived / 2),
+            Phase::Unvalidated { since, arrived } if sent >= since => Some(arrived / 2),
+            Phase::Reconnaissance | Phase::Unvalidated { .. } => None,
         }
     }
 }
@@ -108,11 +108,12 @@ mod tests {
     #[test]
     fn congestion_after_the_jump_leaves_half_of_what_arrived() {
         let (mut resume, start) = (CarefulResume::new(PATH), Instant::now());
-        assert_eq!(resume.retreat(), None);
-        resume.on_ack(start + 45 * MS, start, 1200);
-        assert_eq!(resume.retreat(), Some(0));
         let sent = start + 50 * MS;
+        assert_eq!(resume.retreat(sent), None);
+        resume.on_ack(start + 45 * MS, start, 1200);
+        assert_eq!(resume.retreat(start + 44 * MS), None, "sent before the jump");
+        assert_eq!(resume.retreat(sent), Some(0));
         resume.on_ack(sent + 45 * MS, sent, 100_000);
-        assert_eq!(resume.retreat(), Some(50_000));
+        assert_eq!(resume.retreat(sent), Some(50_000));
     }
 }

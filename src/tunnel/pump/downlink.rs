@@ -72,11 +72,13 @@ struct Intake<'a> {
 impl Intake<'_> {
     /// Takes what has arrived.
     fn take_all(&mut self, connection: &Connection, first: Option<Bytes>) {
-        let mut next = first;
+        let (mut next, mut taken) = (first, 0);
         while let Some(datagram) = next {
             self.take(datagram);
-            // An error shows again at the next read, after this batch is delivered.
-            next = (self.batch.len() < DELIVERED)
+            taken += 1;
+            // What is held, or carries no packet, takes its time as well. An error shows again at the next read,
+            // after this batch is delivered.
+            next = (taken < 2 * DELIVERED && self.batch.len() < DELIVERED)
                 .then(|| connection.read_datagram().now_or_never()?.ok())
                 .flatten();
         }

@@ -98,8 +98,8 @@ impl Uplink<'_> {
         }
     }
 
-    /// Sends once more what is due, as far as quinn's buffer has room: in a full one it would displace what waits
-    /// there. Returns when there is more to do.
+    /// Sends once more what is due, while quinn has little left to send: a keystroke would wait behind the rest.
+    /// Returns when there is more to do.
     fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
         let (mut sender, moment) = (repair.sender(), moment(self.connection));
         let mut repeated = 0;
@@ -107,8 +107,12 @@ impl Uplink<'_> {
             if !sender.is_wanted() {
                 break true;
             }
-            let room = self.connection.datagram_send_buffer_space();
-            let Some(datagram) = sender.repeat(room) else { break !sender.is_wanted() };
+            // As much as may be ahead in any case: new packets would leave no room otherwise.
+            let most = (2 * ahead(self.connection)).min(SEND_BUFFER);
+            let room = most.saturating_sub(given(self.connection));
+            let Some(datagram) = sender.repeat(room, moment.now) else {
+                break !sender.is_wanted();
+            };
             self.send_now(datagram);
             repeated += 1;
         };
@@ -132,16 +136,15 @@ impl Uplink<'_> {
     async fn room(&mut self) -> usize {
         let mut before = None;
         loop {
-            let path = self.connection.stats().path;
-            let ahead = path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6);
-            if std::mem::replace(&mut self.ahead, ahead) > 2.0 * ahead {
+            let window = window_ahead(self.connection);
+            if std::mem::replace(&mut self.ahead, window) > 2.0 * window {
                 self.queue.be_patient();
             }
-            let ahead = (ahead as usize).max(LEAST_AHEAD);
+            let ahead = (window as usize).max(LEAST_AHEAD);
             if ahead >= SEND_BUFFER {
                 return SEND_BUFFER;
             }
-            let given = SEND_BUFFER.saturating_sub(self.connection.datagram_send_buffer_space());
+            let given = given(self.connection);
             if given < ahead {
                 return ahead - given;
             }
@@ -215,6 +218,22 @@ impl Uplink<'_> {
             let _ = self.connection.send_datagram(piece);
         }
     }
+}
+
+/// What leaves in [`AHEAD`] at the connection's present rate, in bytes.
+fn window_ahead(connection: &Connection) -> f64 {
+    let path = connection.stats().path;
+    path.cwnd as f64 * AHEAD.as_secs_f64() / path.rtt.as_secs_f64().max(1e-6)
+}
+
+/// Bytes that quinn may hold.
+fn ahead(connection: &Connection) -> usize {
+    (window_ahead(connection) as usize).clamp(LEAST_AHEAD, SEND_BUFFER)
+}
+
+/// Bytes that quinn holds.
+fn given(connection: &Connection) -> usize {
+    SEND_BUFFER.saturating_sub(connection.datagram_send_buffer_space())
 }
 
 /// `None` if the datagram is too large for the path; `false` if the peer takes no datagrams at all.

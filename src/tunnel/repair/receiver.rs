@@ -115,6 +115,8 @@ impl Receiver {
         } else if let Some(gap) = number.and_then(|number| self.missing.remove(number)) {
             self.arrived(gap, moment);
         } else if number.and_then(|number| self.given_up.remove(number)).is_some() {
+            // One range may have become two.
+            self.bound_given_up();
             return batch.push(packet);
         } else {
             self.events.duplicates += 1;
@@ -151,7 +153,7 @@ impl Receiver {
         }
         let (limit, patience) = (limit(rtt), self.timing.patience(rtt));
         let (mut too_late, mut ranges) = (Vec::new(), Vec::new());
-        let (tolerance, mut deadline) = (self.timing.tolerance, None::<Instant>);
+        let (tolerance, mut deadline) = (self.timing.tolerance(rtt), None::<Instant>);
         self.missing.retain(&mut too_late, |first, end, gap| {
             if gap.since + limit <= now {
                 return false;
@@ -177,7 +179,8 @@ impl Receiver {
             deadline = Some(deadline.map_or(wake, |deadline| deadline.min(wake)));
             true
         });
-        self.deadline = deadline;
+        // A look at everything is worth a pause.
+        self.deadline = deadline.map(|deadline| deadline.max(now + PACE));
         for (first, end) in too_late {
             self.give_up(first, end, batch);
         }
@@ -207,7 +210,7 @@ impl Receiver {
         {
             self.give_up(first, end, batch);
         }
-        let due = moment.now + self.timing.tolerance;
+        let due = moment.now + self.timing.tolerance(moment.rtt);
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
     }
 
@@ -264,15 +267,25 @@ impl Receiver {
     fn give_up(&mut self, first: u64, end: u64, batch: &mut Vec<Packet>) {
         self.events.given_up += end - first;
         self.given_up.insert(first, end, ());
-        while self.given_up.ranges() > MOST_GIVEN_UP {
-            self.given_up.remove_first(u64::MAX);
-        }
+        self.bound_given_up();
         if self.missing.is_empty() {
             self.deadline = None;
         }
         while let Some((waits_for, _)) = self.held.range(first..end).next() {
             self.release(*waits_for, batch);
         }
+    }
+
+    fn bound_given_up(&mut self) {
+        while self.given_up.ranges() > MOST_GIVEN_UP {
+            self.given_up.remove_first(u64::MAX);
+        }
+    }
+
+    /// Ranges of numbers that were given up.
+    #[cfg(test)]
+    pub(super) fn given_up_ranges(&self) -> usize {
+        self.given_up.ranges()
     }
 
     /// Bytes of memory of what is held.
@@ -300,7 +313,12 @@ impl Timing {
     /// How long to wait for the answer to a request.
     fn patience(&self, rtt: Duration) -> Duration {
         let measured = self.repair.map(|(mean, deviation)| mean + 4 * deviation + GRANULARITY);
-        measured.unwrap_or(rtt * 9 / 8 + FIRST_WAIT).clamp(rtt, rtt.max(LATEST))
+        measured.unwrap_or(rtt * 9 / 8 + FIRST_WAIT).clamp(rtt, rtt * 3 / 2 + GIVEN_UP)
+    }
+
+    /// How long a packet may be out of order. What a slow path taught must leave time for a repair on a fast one.
+    fn tolerance(&self, rtt: Duration) -> Duration {
+        self.tolerance.min(rtt.max(TOLERANCE))
     }
 
     /// A packet arrived so much later than its successor, although nobody sent it again.

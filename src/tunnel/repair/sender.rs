@@ -50,8 +50,10 @@ const SMALL_TAIL: usize = 256;
 const COPIES: u8 = 3;
 /// Packets that may be sent again in one round trip in any case.
 const LEAST_REPEATED: usize = 64;
-/// Numbers that are looked at for one request: as many as an honest receiver misses at once.
-const LOOKS: usize = 4096;
+/// Numbers that are looked at in one round trip: twice as many as an honest receiver misses at once.
+const LOOKS: usize = 2 * 4096;
+/// A round trip lasts so long at least.
+const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);
 
 /// Numbers packets, and sends again what the other side misses.
 #[derive(Debug)]
@@ -77,6 +79,8 @@ struct Sent {
     datagram: Bytes,
     at: Instant,
     repeated: Option<Instant>,
+    /// It waits to be sent again.
+    waits: bool,
 }
 
 /// The packets that may still be sent again in the present round trip.
@@ -84,6 +88,7 @@ struct Sent {
 struct Allowance {
     ends: Option<Instant>,
     left: usize,
+    looks: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +146,12 @@ impl Sender {
         Numbered::write(number, back, plain, chunk);
         let datagram = chunk.split().freeze();
         self.bytes += datagram.len() + OVERHEAD;
-        self.ring.push_back(Sent { datagram: datagram.clone(), at: now, repeated: None });
+        self.ring.push_back(Sent {
+            datagram: datagram.clone(),
+            at: now,
+            repeated: None,
+            waits: false,
+        });
         datagram
     }
 
@@ -172,27 +182,28 @@ impl Sender {
         if self.allowance.ends.is_none_or(|ends| ends <= now) {
             // About as much as is sent in one round trip.
             let left = LEAST_REPEATED + self.ring.len() / KEPT_ROUND_TRIPS as usize;
-            self.allowance = Allowance { ends: Some(now + rtt), left };
+            let ends = Some(now + rtt.max(SHORTEST_ROUND_TRIP));
+            self.allowance = Allowance { ends, left, looks: LOOKS };
         }
         let oldest = self.next - self.ring.len() as u64;
-        let mut looks = LOOKS;
         for range in missing.ranges() {
             let Some(first) = range.first.near(self.next) else { continue };
             let end = (first + u64::from(range.count)).min(self.next);
             for number in first.max(oldest)..end {
-                if looks == 0 || self.allowance.left == 0 {
+                if self.allowance.looks == 0 || self.allowance.left == 0 {
                     return !self.wanted.is_empty();
                 }
-                looks -= 1;
+                self.allowance.looks -= 1;
                 let sent = &mut self.ring[(number - oldest) as usize];
                 // What was sent less than a round trip ago may just not have arrived.
                 let again = |at: Instant| now.saturating_duration_since(at) < rtt * 3 / 4;
-                if sent.repeated.is_some_and(again) {
+                if sent.waits || sent.repeated.is_some_and(again) {
                     continue;
                 }
-                sent.repeated = Some(now);
-                self.allowance.left -= 1;
-                self.wanted.push_back((number, range.attempt.clamp(1, COPIES)));
+                sent.waits = true;
+                let copies = range.attempt.clamp(1, COPIES);
+                self.allowance.left = self.allowance.left.saturating_sub(copies.into());
+                self.wanted.push_back((number, copies));
             }
         }
         !self.wanted.is_empty()
@@ -203,11 +214,11 @@ impl Sender {
         !self.wanted.is_empty()
     }
 
-    /// The next datagram that is to be sent again, if it has at most `room` bytes.
-    pub(crate) fn repeat(&mut self, room: usize) -> Option<Bytes> {
+    /// The next datagram that is to be sent again now, if it has at most `room` bytes.
+    pub(crate) fn repeat(&mut self, room: usize, now: Instant) -> Option<Bytes> {
         let oldest = self.next - self.ring.len() as u64;
         while let Some((number, copies)) = self.wanted.front_mut() {
-            let sent = number.checked_sub(oldest).and_then(|at| self.ring.get(at as usize));
+            let sent = number.checked_sub(oldest).and_then(|at| self.ring.get_mut(at as usize));
             let Some(sent) = sent else {
                 self.wanted.pop_front();
                 continue;
@@ -218,6 +229,7 @@ impl Sender {
             let datagram = sent.datagram.clone();
             *copies -= 1;
             if *copies == 0 {
+                (sent.waits, sent.repeated) = (false, Some(now));
                 self.wanted.pop_front();
             }
             return Some(datagram);
