@@ -103,13 +103,13 @@ impl Uplink<'_> {
     fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
         let (mut sender, moment) = (repair.sender(), moment(self.connection));
         let mut repeated = 0;
+        // Twice what new packets may be ahead: they would leave no room otherwise.
+        let most = if sender.is_wanted() { 2 * ahead(self.connection) } else { 0 };
         let all_sent = loop {
             if !sender.is_wanted() {
                 break true;
             }
-            // As much as may be ahead in any case: new packets would leave no room otherwise.
-            let most = (2 * ahead(self.connection)).min(SEND_BUFFER);
-            let room = most.saturating_sub(given(self.connection));
+            let room = most.min(SEND_BUFFER).saturating_sub(given(self.connection));
             let Some(datagram) = sender.repeat(room, moment.now) else {
                 break !sender.is_wanted();
             };
