@@ -478,8 +478,19 @@ def repairs():
     def add(name, *steps):
         seed("repair", name, b"".join(steps))
 
+    def resume(exchange, comes_next, *ranges):
+        ranges = [struct.pack(">I", first)[1:] + bytes([count]) for first, count in ranges]
+        return datagram(bytes([7, exchange]), struct.pack(">I", comes_next)[1:], *ranges)
+
+    moved, asks = b"\x04", b"\x05"
+
+    def acknowledged(milliseconds):
+        return bytes([6, milliseconds])
+
     flow = [number(at, min(at, 1)) for at in range(8)]
     add("in-order", *flow)
+    add("path-died", send(8), acknowledged(0), wait(50), send(9), wait(200), moved, asks, resume(1, 8), wait(60), resume(1, 20, (3, 2)))
+    add("gap-over-a-switch", *flow[:3], flow[5], moved, asks, wait(20), *flow[3:5], wait(250), resume(129, 4, (0, 255)), number(90), asks)
     add("one-lost", *flow[:3], *flow[4:], wait(3), wait(40), flow[3])
     add("one-given-up", *flow[:3], *flow[4:], wait(200), flow[3])
     add("first-lost", *flow[1:], wait(3), flow[0])

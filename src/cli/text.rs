@@ -243,12 +243,13 @@ fn traffic(f: &mut fmt::Formatter<'_>, traffic: &Snapshot, queued: usize) -> fmt
     if traffic.split_packets > 0 {
         writeln!(f, "split        {} packets larger than the path carries", traffic.split_packets)?;
     }
-    let Snapshot { repaired_packets, lost_packets, repeated_packets, .. } = traffic;
+    let Snapshot { repaired_packets, lost_packets, repeated_packets, resumed_packets, .. } =
+        traffic;
     if repaired_packets + lost_packets + repeated_packets > 0 {
         writeln!(
             f,
             "repaired     {repaired_packets} missing packets, {lost_packets} were lost; \
-             sent {repeated_packets} again"
+             sent {repeated_packets} again, {resumed_packets} of them after a path died"
         )?;
     }
     if queued > 0 {

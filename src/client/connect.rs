@@ -13,7 +13,7 @@ use super::{
     greeting::Reached,
     pauses::{Pause, Pauses},
     rival::Rival,
-    roam::Roamer,
+    roam::{Datapath, Roamer},
     view::{Line, milliseconds},
 };
 use crate::{
@@ -222,9 +222,12 @@ impl Client {
             since: clock::wall(),
         };
         let resumed = connected.early_arrived;
+        let session =
+            &pump::Session::new(welcome.unchecked, welcome.repair, &self.roaming.congestion);
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, queue, .. } = self;
-        let roamer = Roamer::new(roaming, shown, queue, manager, orders, config, reached);
+        let datapath = Datapath { queue, session };
+        let roamer = Roamer::new(roaming, shown, datapath, manager, orders, config, reached);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
@@ -242,12 +245,11 @@ impl Client {
             );
             self.shown.connected(line, &candidate);
             self.dialer.attempts.clear();
-            let session = pump::Session::new(welcome.unchecked, welcome.repair);
             tokio::select! {
-                lost = pump::uplink(&connection, &self.queue, &self.counters, &session) => {
+                lost = pump::uplink(&connection, &self.queue, &self.counters, session) => {
                     Ended::Lost(lost)
                 }
-                lost = pump::downlink(&connection, &self.counters, &session, |batch| self.deliver(batch)) => {
+                lost = pump::downlink(&connection, &self.counters, session, |batch| self.deliver(batch)) => {
                     Ended::Lost(lost)
                 }
                 ended = self.follow_host(host) => ended.end(&connection),

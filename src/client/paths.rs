@@ -40,8 +40,6 @@ pub(super) struct PathTable {
     /// Where probes, and sockets that cannot be opened, report.
     events: mpsc::Sender<Event>,
     asking_for_portals: JoinSet<(PathKey, bool)>,
-    /// When the server was last heard on an active path that was closed.
-    last_heard: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -65,8 +63,6 @@ pub(super) struct Departure {
     pub(super) to: Candidate,
     /// What is remembered of the new path, if it was left not long ago.
     pub(super) memory: Option<Remembered>,
-    /// When the server was last heard on the old path.
-    pub(super) heard: Option<Instant>,
     /// Since when the old path was sent to and nothing was heard.
     pub(super) unheard_since: Option<Instant>,
 }
@@ -106,7 +102,6 @@ impl PathTable {
             probes,
             events,
             asking_for_portals: JoinSet::new(),
-            last_heard: None,
         }
     }
 
@@ -184,12 +179,10 @@ impl PathTable {
         memory: Option<Remembered>,
         now: Instant,
     ) -> Option<Departure> {
-        let heard = self.last_heard();
         let unheard_since = self.socket.unheard_since();
         let from = self.socket.active().and_then(|old| self.with_socket(old));
         let id = self.open(to)?;
         self.socket.switch(id);
-        self.last_heard = None;
         if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
             from.memory = memory.map(|memory| (now, memory));
         }
@@ -202,7 +195,7 @@ impl PathTable {
             old.closing_at.get_or_insert(now + GRACE);
         }
         let from = from.and_then(|from| self.candidate(from).cloned());
-        Some(Departure { from, to: candidate, memory, heard, unheard_since })
+        Some(Departure { from, to: candidate, memory, unheard_since })
     }
 
     /// The socket of a path, opened if need be.
@@ -233,19 +226,9 @@ impl PathTable {
                 continue;
             }
             if let Some(id) = entry.socket.take() {
-                if self.socket.active() == Some(id) {
-                    let heard = self.socket.stats(id).and_then(|stats| stats.last_heard);
-                    self.last_heard = heard.or(self.last_heard);
-                }
                 self.socket.close(id);
             }
         }
-    }
-
-    /// When the server was last heard on the path that sends go by, or went by before it was closed.
-    pub(super) fn last_heard(&self) -> Option<Instant> {
-        let stats = self.socket.active().and_then(|active| self.socket.stats(active));
-        stats.and_then(|stats| stats.last_heard).or(self.last_heard)
     }
 
     /// When the server was last heard on this path.

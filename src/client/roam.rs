@@ -51,8 +51,8 @@ use crate::{
         session::MessageStream,
     },
     task,
-    tunnel::queue::Queue,
-    wire::message::{Message, Repeat},
+    tunnel::{pump, queue::Queue},
+    wire::message::Message,
 };
 
 /// From one look at links and routes to the next, at least.
@@ -69,11 +69,17 @@ pub(super) struct Roaming {
     pub(super) congestion: CongestionHandle,
 }
 
+/// What carries the packets of a session, whatever its path.
+pub(super) struct Datapath<'a> {
+    pub(super) queue: &'a Queue,
+    pub(super) session: &'a pump::Session,
+}
+
 /// One connection on its way from path to path.
 pub(super) struct Roamer<'a> {
     roaming: &'a Roaming,
     shown: &'a Shown,
-    queue: &'a Queue,
+    datapath: Datapath<'a>,
     messages: MessageStream,
     orders: &'a mut mpsc::Receiver<Order>,
     config: InForce,
@@ -92,15 +98,13 @@ pub(super) struct Roamer<'a> {
     is_measured: bool,
     /// The path over which the connection was made.
     first: PathKey,
-    /// Start of the outage for which a `Repeat` must still be sent.
-    lost_since: Option<Instant>,
 }
 
 impl<'a> Roamer<'a> {
     pub(super) fn new(
         roaming: &'a Roaming,
         shown: &'a Shown,
-        queue: &'a Queue,
+        datapath: Datapath<'a>,
         manager: &'a mut Manager,
         orders: &'a mut mpsc::Receiver<Order>,
         config: InForce,
@@ -115,7 +119,7 @@ impl<'a> Roamer<'a> {
         Self {
             roaming,
             shown,
-            queue,
+            datapath,
             messages,
             orders,
             config,
@@ -138,7 +142,6 @@ impl<'a> Roamer<'a> {
             meter: SwitchMeter::default(),
             is_measured: false,
             first,
-            lost_since: None,
         }
     }
 
@@ -157,10 +160,7 @@ impl<'a> Roamer<'a> {
             }
             let active = self.manager.active();
             let is_suspected = self.liveness.is_suspected();
-            self.queue.hold(is_suspected || active.is_none());
-            if let Some(since) = self.lost_since.take() {
-                self.repeat(since);
-            }
+            self.datapath.queue.hold(is_suspected || active.is_none());
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             tokio::select! {
                 () = hints.changed() => {
@@ -215,7 +215,7 @@ impl<'a> Roamer<'a> {
     /// What the server says after its welcome: nothing so far.
     fn heed(&self, message: Message) {
         match message {
-            Message::Hello(_) | Message::Welcome(_) | Message::Repeat(_) => self.messages.refuse(),
+            Message::Hello(_) | Message::Welcome(_) => self.messages.refuse(),
         }
     }
 
@@ -330,7 +330,7 @@ impl<'a> Roamer<'a> {
         let now = clock::now();
         if !self.manager.is_in_doubt() {
             self.liveness.trust();
-        } else if self.liveness.suspect(self.paths.last_heard().unwrap_or(now), now) {
+        } else if self.liveness.suspect(now) {
             self.ask_again(now);
         }
         self.show(now);
@@ -363,10 +363,10 @@ impl<'a> Roamer<'a> {
         self.is_measured = false;
         let Some(departure) = self.paths.switch(to, memory, now) else { return };
         debug!(local = %to.local, server = %to.server, %reason, "switching");
-        let Departure { from, to, memory, heard, unheard_since } = departure;
+        let Departure { from, to, memory, unheard_since } = departure;
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
-            self.lost_since = heard;
+            self.datapath.session.resume();
         }
         self.meter.begin(from, to, reason, unheard_since, now);
     }
@@ -379,21 +379,6 @@ impl<'a> Roamer<'a> {
             paths.shown(key, condition, rtt, manager.is_behind_portal(key), manager.why(key, now))
         });
         self.shown.paths(shown.collect());
-    }
-
-    /// Says again what may not have arrived since the server was last heard, and lets the server do the
-    /// same.
-    fn repeat(&mut self, heard: Instant) {
-        let active = self.manager.active();
-        let new = self.manager.paths().find(|(key, ..)| Some(*key) == active).and_then(|it| it.2);
-        let rtt = self.connection.quinn.rtt().max(new.unwrap_or_default());
-        // What was on its way when the server was last heard may be lost, too.
-        let since = heard.checked_sub(rtt).unwrap_or(heard);
-        let packets = self.queue.repeat(since);
-        let ago = clock::now().duration_since(since) + rtt / 2;
-        debug!(packets, ago = %milliseconds(ago), "repeating");
-        let milliseconds = u32::try_from(ago.as_millis()).unwrap_or(u32::MAX);
-        self.messages.tell(&Message::Repeat(Repeat { milliseconds }));
     }
 
     /// Whether something is found out only by looking; see [`Self::watch`].
@@ -450,16 +435,17 @@ impl<'a> Roamer<'a> {
                 self.ask_again(now);
             }
             Some(Verdict::Trust) => self.trust(active),
-            Some(Verdict::LostSince(heard)) => {
+            Some(Verdict::LostAll) => {
                 self.connection.restart();
-                self.lost_since = Some(heard);
                 self.trust(active);
             }
             None => {}
         }
     }
 
+    /// The active path answers again. What was sent into the silence may be lost.
     fn trust(&mut self, active: PathKey) {
+        self.datapath.session.resume();
         self.paths.stop_asking(active);
         self.handle_event(Event::Heard(active));
     }

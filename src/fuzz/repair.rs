@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::{
     tunnel::repair::{Events, MEMORY, Moment, Receiver, Sender},
-    wire::{datagram::Datagram, packet::Packet},
+    wire::{datagram::Datagram, numbered::Exchange, packet::Packet},
 };
 
 const RTT: Duration = Duration::from_millis(40);
@@ -24,7 +24,10 @@ const WRAP: u64 = 1 << 24;
 ///  0  length (1 byte)  datagram      a datagram from the other side
 ///  1  number (3)  back (2)           a numbered packet
 ///  2  milliseconds (1)               time passes
-///  3  count (1)                      packets of this side are numbered
+///  3  count (1)                      packets of this side are numbered: TCP, or UDP if the count is odd
+///  4                                 the connection has another path
+///  5                                 this side says what it has
+///  6  milliseconds (1)               what this side sent so long ago is acknowledged
 /// ```
 ///
 /// Numbers are big endian. Each packet that is received is delivered once, is held, or is told of as a duplicate; a
@@ -34,7 +37,7 @@ pub fn repair(mut data: &[u8]) {
     let mut model = Model::new();
     while let Some((kind, rest)) = data.split_first() {
         data = rest;
-        match (kind % 4, data) {
+        match (kind % 7, data) {
             (0, [length, rest @ ..]) => {
                 let (datagram, rest) = rest.split_at(rest.len().min((*length).into()));
                 data = rest;
@@ -53,6 +56,13 @@ pub fn repair(mut data: &[u8]) {
                 data = rest;
                 model.send(*count);
             }
+            (4, _) => model.change_path(),
+            (5, _) => model.resume(),
+            (6, [milliseconds, rest @ ..]) => {
+                data = rest;
+                let sent = model.now.checked_sub(Duration::from_millis((*milliseconds).into()));
+                model.sender.acknowledged(sent, model.began);
+            }
             _ => break,
         }
     }
@@ -64,6 +74,8 @@ pub fn repair(mut data: &[u8]) {
 
 struct Model {
     now: Instant,
+    /// When the present path began.
+    began: Option<Instant>,
     receiver: Receiver,
     sender: Sender,
     /// The number that comes next.
@@ -84,6 +96,7 @@ impl Model {
     fn new() -> Self {
         Self {
             now: Instant::now(),
+            began: None,
             receiver: Receiver::default(),
             sender: Sender::default(),
             next: 0,
@@ -140,17 +153,49 @@ impl Model {
             }
             Ok(Datagram::Missing(missing)) => {
                 self.sender.asked(&missing, self.moment());
-                let mut copies: BTreeMap<Bytes, u8> = BTreeMap::new();
-                while let Some(repeated) = self.sender.repeat(usize::MAX, self.now) {
-                    assert!(self.sent.contains(&repeated), "it was never sent");
-                    let copies = copies.entry(repeated).or_default();
-                    *copies += 1;
-                    assert!(*copies <= 3);
-                }
+                self.repeat();
+            }
+            Ok(Datagram::Resume(resume)) => {
+                self.sender.resumed(&resume, self.now, self.moment());
+                self.repeat();
             }
             Ok(Datagram::Fragment(_) | Datagram::Packet(_) | Datagram::Padding) | Err(_) => {}
         }
         self.check(batch);
+    }
+
+    fn repeat(&mut self) {
+        let mut copies: BTreeMap<Bytes, u8> = BTreeMap::new();
+        while let Some(repeated) = self.sender.repeat(usize::MAX, self.now) {
+            assert!(self.sent.contains(&repeated), "it was never sent");
+            let copies = copies.entry(repeated).or_default();
+            *copies += 1;
+            assert!(*copies <= 3);
+        }
+    }
+
+    fn change_path(&mut self) {
+        self.began = Some(self.now);
+        self.sender.acknowledged(None, self.began);
+        self.sender.moved(self.moment());
+        self.repeat();
+        self.receiver.path_changed(self.moment());
+    }
+
+    fn resume(&mut self) {
+        let exchange = Exchange { id: 1, is_answer: false };
+        let state = self.receiver.resume(exchange, self.moment());
+        let Ok(Datagram::Resume(state)) = Datagram::decode(state) else {
+            panic!("a state that cannot be read")
+        };
+        assert_eq!(state.next.near(self.next), Some(self.next));
+        for (first, count) in state.missing() {
+            let first = first.near(self.next).expect("a number that exists");
+            for number in first..first + u64::from(count) {
+                assert!(number < self.next, "{number} was not sent yet");
+                assert!(!self.delivered.contains(&number), "{number} was delivered");
+            }
+        }
     }
 
     fn check(&mut self, batch: Vec<Packet>) {
@@ -208,9 +253,10 @@ impl Model {
     }
 
     fn send(&mut self, count: u8) {
-        let mut tcp = vec![0; 41];
-        (tcp[0], tcp[3], tcp[9], tcp[32]) = (0x45, 41, 6, 0x50);
-        let batch = vec![Packet::from(tcp); count.into()];
+        let mut packet = vec![0; 41];
+        let protocol = if count.is_multiple_of(2) { 6 } else { 17 };
+        (packet[0], packet[3], packet[9], packet[32]) = (0x45, 41, protocol, 0x50);
+        let batch = vec![Packet::from(packet); count.into()];
         let mut datagrams = Vec::new();
         self.sender.number(&batch, self.moment(), &mut datagrams);
         assert_eq!(datagrams.len(), batch.len());

@@ -39,7 +39,7 @@ use self::{
     round_trip::RoundTrip,
 };
 use super::liveness::Owed;
-use crate::clock::AtomicInstant;
+use crate::clock::{self, AtomicInstant};
 
 /// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
 /// is larger than this has more in it: a bare one has some 35 bytes, with a few ranges more. Smaller ones
@@ -62,6 +62,8 @@ struct Shared {
     unacknowledged: AtomicInstant,
     /// When the newest packet that was acknowledged was sent.
     acknowledged: AtomicInstant,
+    /// When the present path began.
+    began: AtomicInstant,
     path_left: Notify,
     round_trip: RoundTrip,
 }
@@ -80,6 +82,7 @@ impl CongestionHandle {
     fn start_with(&self, path: Option<Remembered>) {
         *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner) = path;
         self.0.epoch.fetch_add(1, Relaxed);
+        self.0.began.advance(clock::now());
     }
 
     fn remembered(&self) -> Option<Remembered> {
@@ -109,6 +112,13 @@ impl CongestionHandle {
     #[must_use]
     pub fn newest_acknowledged(&self) -> Option<Instant> {
         self.0.acknowledged.get()
+    }
+
+    /// When the present path began: at the last start afresh, or, on a server, when the client moved. An
+    /// acknowledgement of what was sent since then says nothing of what was sent before.
+    #[must_use]
+    pub(crate) fn began(&self) -> Option<Instant> {
+        self.0.began.get()
     }
 
     /// Waits for answers from here on only: the connection has moved.
@@ -191,6 +201,7 @@ impl<G: Growth> Factory<G> {
 impl<G: Growth> ControllerFactory for Factory<G> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         self.handle.set_in_flight(0);
+        self.handle.0.began.advance(now);
         Box::new(Renewable::<G> {
             epoch: self.handle.epoch(),
             handle: self.handle.clone(),
@@ -332,7 +343,9 @@ impl<G: Growth> Controller for Renewable<G> {
         }
     }
 
+    /// quinn clones the controller of a path that begins like this one: the client's NAT chose another port.
     fn clone_box(&self) -> Box<dyn Controller> {
+        self.handle.0.began.advance(clock::now());
         Box::new(self.clone())
     }
 

@@ -10,7 +10,7 @@
 //!  Trusted ───────────────────────────────────────────────▶ Suspected ──┐
 //!   ▲ │ ▲                                                      │    ▲   │ every 250 ms: Nudge
 //!   │ └─┘ overdue, and nothing may be owed: Idle, Ping         │    └───┘
-//!   └──────────────────── proof: Trust, LostSince ─────────────┘
+//!   └──────────────────── proof: Trust, LostAll ───────────────┘
 //! ```
 //! The caller acts on the verdict. The client's path manager may also suspect a path, or trust it again, for other
 //! reasons.
@@ -84,8 +84,8 @@ pub(crate) enum Verdict {
     Nudge,
     /// The path works, and possibly nothing was lost.
     Trust,
-    /// The path works, but packets sent over it since that time, when the other side was last heard, are lost.
-    LostSince(Instant),
+    /// The path works, but the packets that were in flight when the silence began are lost.
+    LostAll,
 }
 
 /// Whether the other side is trusted to be there; see the module's documentation.
@@ -94,8 +94,6 @@ pub(crate) struct Liveness(Option<Suspicion>);
 
 #[derive(Debug)]
 struct Suspicion {
-    /// When the other side was last heard before.
-    heard: Instant,
     since: Instant,
     nudged: Instant,
 }
@@ -106,11 +104,11 @@ impl Liveness {
         self.0.is_some()
     }
 
-    /// Suspects the other side, last heard at `heard`. The caller asks it at once; the first [`Verdict::Nudge`]
-    /// comes later. Returns whether the suspicion is new.
-    pub(crate) fn suspect(&mut self, heard: Instant, now: Instant) -> bool {
+    /// Suspects the other side. The caller asks it at once; the first [`Verdict::Nudge`] comes later. Returns whether
+    /// the suspicion is new.
+    pub(crate) fn suspect(&mut self, now: Instant) -> bool {
         let is_new = self.0.is_none();
-        self.0.get_or_insert(Suspicion { heard, since: now, nudged: now });
+        self.0.get_or_insert(Suspicion { since: now, nudged: now });
         is_new
     }
 
@@ -135,10 +133,9 @@ impl Liveness {
             });
         };
         if signs.proven_at.is_some_and(|at| at >= suspicion.since) {
-            let Suspicion { heard, since, .. } = *suspicion;
+            let is_lost = now.duration_since(suspicion.since) >= LOST_ALL;
             self.0 = None;
-            let is_lost = now.duration_since(since) >= LOST_ALL;
-            return Some(if is_lost { Verdict::LostSince(heard) } else { Verdict::Trust });
+            return Some(if is_lost { Verdict::LostAll } else { Verdict::Trust });
         }
         if now.duration_since(suspicion.nudged) < NUDGE {
             return None;
@@ -186,7 +183,7 @@ mod tests {
         /// Suspected from 250 ms on.
         fn suspect(mut self) -> Self {
             assert_eq!(self.verdict(250), Some(Verdict::Suspect));
-            assert!(self.liveness.suspect(self.start - 5 * MS, self.at(250)));
+            assert!(self.liveness.suspect(self.at(250)));
             self
         }
     }
@@ -254,24 +251,19 @@ mod tests {
     }
 
     #[test]
-    fn after_half_a_second_everything_since_the_last_packet_heard_is_lost() {
-        for (proven, expected) in [(749, Verdict::Trust), (750, Verdict::LostSince(sent().start))] {
+    fn after_half_a_second_everything_in_flight_is_lost() {
+        for (proven, expected) in [(749, Verdict::Trust), (750, Verdict::LostAll)] {
             let mut fixture = sent().suspect();
             fixture.signs.proven_at = Some(fixture.at(400));
-            match (fixture.verdict(proven), expected) {
-                (Some(Verdict::LostSince(since)), Verdict::LostSince(_)) => {
-                    assert_eq!(since, fixture.start - 5 * MS);
-                }
-                (verdict, expected) => assert_eq!(verdict, Some(expected)),
-            }
+            assert_eq!(fixture.verdict(proven), Some(expected));
         }
     }
 
     #[test]
     fn a_second_suspicion_does_not_postpone_the_first_ones_nudge() {
         let mut fixture = sent().suspect();
-        let (heard, now) = (fixture.start, fixture.at(400));
-        assert!(!fixture.liveness.suspect(heard, now), "it is not new");
+        let now = fixture.at(400);
+        assert!(!fixture.liveness.suspect(now), "it is not new");
         assert_eq!(fixture.verdict(500), Some(Verdict::Nudge));
     }
 

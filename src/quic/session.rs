@@ -98,7 +98,7 @@ async fn say_hello(
     match messages.next().await? {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((messages, welcome)),
         Message::Welcome(welcome) => Err(SessionError::Version { theirs: vec![welcome.version] }),
-        Message::Hello(_) | Message::Repeat(_) => Err(SessionError::Unexpected),
+        Message::Hello(_) => Err(SessionError::Unexpected),
     }
 }
 
@@ -120,7 +120,7 @@ async fn answer_hello(
     let mut messages = MessageStream::new(connection, connection.accept_bi().await?);
     let hello = match messages.next().await? {
         Message::Hello(hello) => hello,
-        Message::Welcome(_) | Message::Repeat(_) => return Err(SessionError::Unexpected),
+        Message::Welcome(_) => return Err(SessionError::Unexpected),
     };
     let Some(version) = VERSIONS.into_iter().find(|version| hello.versions.contains(version))
     else {

@@ -21,7 +21,7 @@ use crate::{
     tunnel::pump,
     wire::{
         foreign::Foreign,
-        message::{Hello, Message, Repeat},
+        message::{Hello, Message},
         packet::Packet,
     },
 };
@@ -74,13 +74,13 @@ impl Server {
         let remote = connection.remote_address();
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
-        let session = pump::Session::new(hello.unchecked, hello.repair);
+        let session = pump::Session::new(hello.unchecked, hello.repair, congestion);
         let reason = tokio::select! {
             reason = pump::uplink(connection, &peer.queue, &peer.counters, &session) => reason,
             reason = pump::downlink(connection, &peer.counters, &session, |batch| self.admit(peer, batch)) => {
                 reason
             }
-            never = listen(&mut messages, peer) => match never {},
+            never = listen(&mut messages) => match never {},
             never = silence::watch(connection, &peer.queue, congestion) => match never {},
             never = fallback::watch(connection, congestion) => match never {},
             never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
@@ -97,21 +97,12 @@ impl Server {
     }
 }
 
-/// Does what a client asks for over the control stream.
-async fn listen(messages: &mut MessageStream, peer: &Peer) -> Infallible {
+/// Reads what a client says after its hello: nothing so far.
+async fn listen(messages: &mut MessageStream) -> Infallible {
     loop {
         match messages.received().await {
-            Message::Repeat(Repeat { milliseconds }) => repeat(peer, milliseconds),
             Message::Hello(_) | Message::Welcome(_) => messages.refuse(),
         }
-    }
-}
-
-/// Sends again what a peer may not have received in the last so many milliseconds.
-fn repeat(peer: &Peer, milliseconds: u32) {
-    if let Some(since) = clock::now().checked_sub(Duration::from_millis(milliseconds.into())) {
-        let packets = peer.queue.repeat(since);
-        debug!(milliseconds, packets, "repeating");
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) async fn watch(
         }
         debug!("silent: holding its packets");
         queue.hold(true);
-        liveness.suspect(sent, clock::now());
+        liveness.suspect(clock::now());
         nudge(connection, congestion);
         while liveness.is_suspected() {
             time::sleep(WATCH).await;

@@ -303,13 +303,26 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     let (to_device, mut device) = mpsc::channel::<Packet>(1024);
     tokio::spawn({
         let (counters, queue) = (counters.clone(), queue.clone());
-        async move { pump::uplink(&here, &queue, &counters, &pump::Session::new(true, true)).await }
+        async move {
+            pump::uplink(
+                &here,
+                &queue,
+                &counters,
+                &pump::Session::new(true, true, &CongestionHandle::default()),
+            )
+            .await
+        }
     });
     tokio::spawn(async move {
         let counters = Counters::default();
-        pump::downlink(&there, &counters, &pump::Session::new(true, true), |batch| {
-            PacketSink::send(&to_device, batch);
-        })
+        pump::downlink(
+            &there,
+            &counters,
+            &pump::Session::new(true, true, &CongestionHandle::default()),
+            |batch| {
+                PacketSink::send(&to_device, batch);
+            },
+        )
         .await
     });
     // The first ones leave before the path's MTU is known to be more than 1200.

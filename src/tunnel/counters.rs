@@ -83,6 +83,7 @@ pub struct Counters {
     /// Inner packets that were sent in pieces.
     pub split: AtomicU64,
     repeated: AtomicU64,
+    resumed: AtomicU64,
     repaired: AtomicU64,
     given_up: AtomicU64,
     duplicates: AtomicU64,
@@ -111,12 +112,19 @@ impl Counters {
         }
     }
 
+    /// Counts those of them that a path had taken with it.
+    pub(crate) fn resumed(&self, count: u64) {
+        if count > 0 {
+            self.resumed.fetch_add(count, Relaxed);
+        }
+    }
+
     /// Counts what a receiver repaired, or could not.
     pub(crate) fn repair(&self, events: Events) {
         if events != Events::default() {
-            let Events { repaired, given_up, duplicates } = events;
+            let Events { repaired, awaited, duplicates, .. } = events;
             self.repaired.fetch_add(repaired, Relaxed);
-            self.given_up.fetch_add(given_up, Relaxed);
+            self.given_up.fetch_add(awaited, Relaxed);
             self.duplicates.fetch_add(duplicates, Relaxed);
         }
     }
@@ -131,6 +139,7 @@ impl Counters {
             received_bytes: self.received.bytes.load(Relaxed),
             split_packets: self.split.load(Relaxed),
             repeated_packets: self.repeated.load(Relaxed),
+            resumed_packets: self.resumed.load(Relaxed),
             repaired_packets: self.repaired.load(Relaxed),
             lost_packets: self.given_up.load(Relaxed),
             duplicate_packets: self.duplicates.load(Relaxed),
@@ -159,9 +168,13 @@ pub struct Snapshot {
     pub split_packets: u64,
     /// Packets that were sent once more because the other side missed them.
     pub repeated_packets: u64,
+    /// Those of them that may have been lost with a path that died or was silent.
+    #[serde(default)]
+    pub resumed_packets: u64,
     /// Packets that were missing, were asked for, and came in time.
     pub repaired_packets: u64,
-    /// Numbered packets that did not come in time.
+    /// Packets that did not come in time although others of their flow waited for them. Datagrams (UDP, ICMP) and bare
+    /// acknowledgements, which nothing waits for, are not counted: they may not be sent again at all.
     pub lost_packets: u64,
     /// Packets that came once more and were dropped.
     pub duplicate_packets: u64,

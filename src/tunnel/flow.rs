@@ -71,13 +71,28 @@ pub(crate) fn is_tcp(ip: &[u8]) -> bool {
     network(ip).is_some_and(|(_, protocol)| protocol == TCP)
 }
 
-/// Whether a packet is sent again when it is lost: TCP with data, or that begins or ends a connection (SYN, FIN, RST
-/// of RFC 9293 §3.1). Bare acknowledgements are not: the next one says more, and must not wait for this one.
+/// How a packet that is lost is to be treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// TCP with data, or that begins or ends a connection (SYN, FIN, RST of RFC 9293 §3.1): it is sent again, and what
+    /// follows it in its connection waits for it.
+    Stream,
+    /// TCP with an acknowledgement and nothing else: the next one says more, and must not wait for this one.
+    BareAck,
+    /// Anything else. Its protocol knows what to do about a loss, and may prefer none to a late packet.
+    Datagram,
+}
+
+/// The kind of a packet.
 #[must_use]
-pub(crate) fn is_repaired(ip: &[u8]) -> bool {
-    Transport::of(ip).is_some_and(|Transport { protocol, start, end }| {
-        protocol == Protocol::Tcp && (end < ip.len() || ip[start + 13] & 0b111 != 0)
-    })
+pub(crate) fn kind(ip: &[u8]) -> Kind {
+    match Transport::of(ip) {
+        Some(Transport { protocol: Protocol::Tcp, start, end }) => {
+            let has_more = end < ip.len() || ip[start + 13] & 0b111 != 0;
+            if has_more { Kind::Stream } else { Kind::BareAck }
+        }
+        Some(Transport { protocol: Protocol::Udp, .. }) | None => Kind::Datagram,
+    }
 }
 
 /// Addresses and protocol in the IP header.

@@ -2,14 +2,12 @@
 //!
 //! Bounded in memory, fair between senders, then between their flows, and short for each flow (FQ-CoDel, RFC
 //! 8290). While no path works the queue is *held*: packets stay, those of TCP longest, and leave when a path
-//! works. It keeps copies of the small packets that left in the last 2 s, to send them again if the path
-//! proves dead.
+//! works.
 //!
 //! Both ends work in batches: one lock and one look at the clock serve many packets.
 //!
 //! A packet is a slice of a buffer of up to 64 KB that it shares with other packets and keeps in memory. That
-//! is fine for a packet that leaves at once. A packet that waits behind many others, or is kept for a
-//! repetition, is copied.
+//! is fine for a packet that leaves at once. A packet that waits behind many others is copied.
 
 mod codel;
 mod fair;
@@ -37,12 +35,6 @@ use crate::{clock, wire::packet::Packet};
 pub(crate) use fair::Dropped;
 pub(crate) use pool::Pool;
 
-/// Sent packets that are kept for a repetition, and the largest of them in bytes: TCP's own
-/// retransmission suits bulk transfers, but is slow for a lone keystroke.
-const REMEMBERED: usize = 128;
-const LARGEST_REMEMBERED: usize = 512;
-/// How long a sent packet is kept.
-const MEMORY: Duration = Duration::from_secs(2);
 /// Packets that may wait without being copied: a few batches. A longer queue does not flow freely.
 const UNCOPIED: usize = 256;
 /// How long CoDel pauses after a migration: several round trips.
@@ -76,7 +68,6 @@ struct Waiting {
     patient_until: Option<Instant>,
     repaired_until: Option<Instant>,
     share: Share,
-    left: VecDeque<(Instant, Packet)>,
 }
 
 /// Packets that were taken out of a queue and can be put back.
@@ -184,9 +175,6 @@ impl Queue {
             && let Some((since, packet)) = waiting.next(now, dropped)
         {
             waiting.delay = now.saturating_duration_since(since);
-            if packet.size() <= LARGEST_REMEMBERED && flow::is_tcp(packet.ip()) {
-                waiting.remember(packet.detached(), now);
-            }
             room = room.saturating_sub(packet.size());
             batch.push(packet);
         }
@@ -225,17 +213,6 @@ impl Queue {
     pub fn put_back_all(&self, packets: Vec<Packet>) {
         let now = clock::now();
         self.put_back(Taken(packets.into_iter().map(|packet| (now, packet)).collect()));
-    }
-
-    /// Queues the kept copies of packets that left after `since` once more; returns their number.
-    pub fn repeat(&self, since: Instant) -> usize {
-        let waiting = &mut *self.lock();
-        let lost = waiting.left.partition_point(|(left, _)| *left < since);
-        let packets = waiting.left.split_off(lost);
-        let count = packets.len();
-        waiting.go_first(packets);
-        self.ready.notify_one();
-        count
     }
 
     /// Holds the queue, or releases it.
@@ -327,14 +304,6 @@ impl Waiting {
             self.again.push_front((since, packet));
         }
     }
-
-    fn remember(&mut self, packet: Packet, now: Instant) {
-        let old = |(left, _): &(Instant, Packet)| now.duration_since(*left) > MEMORY;
-        while self.left.len() >= REMEMBERED || self.left.front().is_some_and(old) {
-            self.left.pop_front();
-        }
-        self.left.push_back((now, packet));
-    }
 }
 
 #[cfg(test)]
@@ -398,24 +367,6 @@ mod tests {
         assert_eq!(queue.bytes(), 1050);
         queue.hold(false);
         assert_eq!(pop(&queue, 9), [100, 200, 300, 400, 50]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn small_packets_sent_into_a_dead_path_are_sent_again() {
-        let queue = queue(10_000);
-        queue.push(&mut packets(&[50, 60]));
-        assert_eq!(pop(&queue, 9), [50, 60]);
-        tokio::time::advance(Duration::from_millis(100)).await;
-        let since = clock::now();
-        queue.push(&mut packets(&[70, 1400, 80]));
-        assert_eq!(pop(&queue, 9), [70, 1400, 80]);
-        queue.push(&mut packets(&[90]));
-        assert_eq!(queue.repeat(since), 2, "TCP repairs a bulk flow by itself");
-        assert_eq!(pop(&queue, 9), [70, 80, 90]);
-        tokio::time::advance(MEMORY * 2).await;
-        queue.push(&mut packets(&[50]));
-        pop(&queue, 9);
-        assert_eq!(queue.repeat(since), 1, "memory is short");
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{
     fragment::Fragment,
-    numbered::{Missing, Numbered, Short, decode_next},
+    numbered::{Missing, Numbered, Resume, Short, decode_next},
     packet::Packet,
 };
 
@@ -22,6 +22,8 @@ pub(crate) const NUMBERED: u8 = 0x03;
 pub(crate) const MISSING: u8 = 0x04;
 /// First byte of a datagram that says which number comes next.
 pub(crate) const NEXT: u8 = 0x05;
+/// First byte of a datagram that says what arrived before a path died or was silent.
+pub(crate) const RESUME: u8 = 0x07;
 
 /// The content of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub enum Datagram {
     Missing(Missing),
     /// The number of the packet that comes next.
     Next(Short),
+    /// What the other side has, after a path died or was silent.
+    Resume(Resume),
     /// No content.
     Padding,
 }
@@ -54,6 +58,7 @@ impl Datagram {
             NUMBERED => Numbered::decode(bytes).map(Self::Numbered).ok_or(Unknown),
             MISSING => Missing::decode(bytes).map(Self::Missing).ok_or(Unknown),
             NEXT => decode_next(&bytes).map(Self::Next).ok_or(Unknown),
+            RESUME => Resume::decode(bytes).map(Self::Resume).ok_or(Unknown),
             _ => Packet::decode(bytes).map(Self::Packet).ok_or(Unknown),
         }
     }
@@ -78,8 +83,9 @@ mod tests {
         let cut_short = [&[][..], &[FRAGMENT], &[FRAGMENT, 0, 0, 0], &[NEXT, 0, 0]];
         let numbered = [&[NUMBERED, 0, 0, 0, 0, 0][..], &[NUMBERED, 0, 0, 0, 0, 0, NUMBERED]];
         let missing = [&[MISSING][..], &[MISSING, 0, 0, 0, 1, 1, 0], &[NEXT, 0, 0, 0, 0]];
+        let resume = [&[RESUME, 0, 0, 0][..], &[RESUME, 0, 0, 0, 0, 0, 0, 1]];
         let strange = [&[0x50][..], &[0xff, 1], &[6, 0x45]];
-        let all = cut_short.into_iter().chain(numbered).chain(missing).chain(strange);
+        let all = cut_short.into_iter().chain(numbered).chain(missing).chain(resume).chain(strange);
         for bytes in all {
             assert_eq!(Datagram::decode(Bytes::copy_from_slice(bytes)), Err(Unknown), "{bytes:?}");
         }

@@ -47,25 +47,32 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::message::Repeat;
+    use crate::wire::message::Hello;
 
     /// `[99, [{}]]`, a message of a newer version.
     const NEWER: &[u8] = b"\x00\x05\x82\x18\x63\x81\xa0";
 
-    fn repeat(milliseconds: u32) -> Message {
-        Message::Repeat(Repeat { milliseconds })
+    /// One of many messages.
+    fn message(number: u64) -> Message {
+        Message::Hello(Hello {
+            versions: vec![1],
+            software: "x".into(),
+            unchecked: false,
+            instance: Some(number),
+            repair: false,
+        })
     }
 
     proptest! {
         #[test]
         fn messages_arrive_whole_wherever_the_stream_is_cut(
-            sent in prop::collection::vec(any::<Option<u32>>(), 0..8),
+            sent in prop::collection::vec(any::<Option<u64>>(), 0..8),
             cuts in prop::collection::vec(1usize..12, 1..100),
         ) {
             let mut stream = Vec::new();
-            for message in &sent {
-                match message {
-                    Some(it) => stream.extend_from_slice(&repeat(*it).encode().unwrap()),
+            for number in &sent {
+                match number {
+                    Some(it) => stream.extend_from_slice(&message(*it).encode().unwrap()),
                     None => stream.extend_from_slice(NEWER),
                 }
             }
@@ -83,7 +90,7 @@ mod tests {
                 inbox.push(piece);
                 rest = after;
             }
-            let expected: Vec<_> = sent.into_iter().flatten().map(repeat).collect();
+            let expected: Vec<_> = sent.into_iter().flatten().map(message).collect();
             prop_assert_eq!(received, expected);
         }
     }
@@ -92,7 +99,7 @@ mod tests {
     fn no_message_follows_a_bad_one() {
         let mut inbox = Inbox::default();
         inbox.push(&[0, 1, 0xff]);
-        inbox.push(&repeat(1).encode().unwrap());
+        inbox.push(&message(1).encode().unwrap());
         assert!(inbox.next().is_err());
         assert!(inbox.next().is_err());
     }

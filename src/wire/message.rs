@@ -30,18 +30,6 @@ pub enum Message {
     /// Server to client: the session stands.
     #[n(1)]
     Welcome(#[n(0)] Welcome),
-    /// Client to server, after a path died: what you sent lately did not arrive.
-    #[n(2)]
-    Repeat(#[n(0)] Repeat),
-}
-
-/// What did not arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[cbor(map)]
-pub struct Repeat {
-    /// Everything from so long before the server reads this, in milliseconds.
-    #[n(0)]
-    pub milliseconds: u32,
 }
 
 /// What the client can do.
@@ -215,7 +203,6 @@ mod tests {
                     let software = software.into();
                     Message::Hello(Hello { versions, software, unchecked, instance, repair })
                 }),
-            any::<u32>().prop_map(|milliseconds| Message::Repeat(Repeat { milliseconds })),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<[bool; 2]>(), nets())
                 .prop_map(|(version, software, name, addresses, routes, mtu, flags, dns)| {
                     let [unchecked, repair] = flags;

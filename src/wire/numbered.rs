@@ -4,13 +4,14 @@
 //!  NUMBERED  0x03  number (24)  back (16)  packet       the packet as it would be without a number
 //!  MISSING   0x04  n × { number (24)  count (8)  try (8) }
 //!  NEXT      0x05  number (24)
+//!  RESUME    0x07  exchange (8)  next (24)  n × { number (24)  count (8) }
 //! ```
 //! Big endian. A number counts up and wraps; the receiver takes the nearest to what it expects.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::{
-    datagram::{MISSING, NEXT, NUMBERED},
+    datagram::{MISSING, NEXT, NUMBERED, RESUME},
     packet::Packet,
 };
 
@@ -18,6 +19,8 @@ use super::{
 pub(crate) const HEADER: usize = 6;
 /// Bytes of one range of missing packets.
 const RANGE: usize = 5;
+/// Bytes of one range of packets that somebody does not have.
+const SPAN: usize = 4;
 /// Ranges in one datagram: it fits the smallest that QUIC carries (RFC 9000 §14).
 pub(crate) const MAX_RANGES: usize = 220;
 /// Numbers on the wire have 24 bits.
@@ -128,6 +131,60 @@ pub(super) fn decode_next(bytes: &[u8]) -> Option<Short> {
     Some(Short::decode(number))
 }
 
+/// What one side has, after a path died or was silent: all before `next` but for some ranges. The client asks for the
+/// server's state with its own, and repeats that until the server answers with the same exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    pub(crate) exchange: Exchange,
+    /// The number that comes next.
+    pub(crate) next: Short,
+    spans: Bytes,
+}
+
+/// The number of an exchange of states, and whether this is its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exchange {
+    /// Has 7 bits.
+    pub(crate) id: u8,
+    pub(crate) is_answer: bool,
+}
+
+impl Resume {
+    /// The datagram; of the ranges, each of a first number and the one after the last, as many as fit.
+    pub(crate) fn encode(
+        exchange: Exchange,
+        next: u64,
+        ranges: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_slice(&[RESUME, (exchange.id % 128) | (u8::from(exchange.is_answer) << 7)]);
+        bytes.put_slice(&Short::of(next).encode());
+        let spans = ranges.into_iter().flat_map(|(first, end)| {
+            (first..end).step_by(255).map(move |at| (at, (end - at).min(255) as u8))
+        });
+        for (first, count) in spans.take(MAX_RANGES) {
+            bytes.put_slice(&Short::of(first).encode());
+            bytes.put_u8(count);
+        }
+        bytes.freeze()
+    }
+
+    /// Reads a datagram with its first byte; `None` if it is cut short.
+    pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
+        let [_, exchange, next @ ..] = *bytes.first_chunk::<5>()?;
+        let spans = bytes.split_off(5);
+        let exchange = Exchange { id: exchange % 128, is_answer: exchange >= 128 };
+        let next = Short::decode(next);
+        spans.len().is_multiple_of(SPAN).then_some(Self { exchange, next, spans })
+    }
+
+    /// What is not there, although later packets are: first numbers and counts.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = (Short, u8)> {
+        let spans = self.spans.as_chunks::<SPAN>().0;
+        spans.iter().map(|[number @ .., count]| (Short::decode(*number), *count))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -177,6 +234,21 @@ mod tests {
             let read = Datagram::decode(encode_next(next));
             prop_assert_eq!(read, Ok(Datagram::Next(Short::of(next))));
         }
+    }
+
+    #[test]
+    fn a_state_reads_as_it_was_written() {
+        let exchange = Exchange { id: 3, is_answer: true };
+        let bytes = Resume::encode(exchange, WRAP + 7, [(5, 6), (WRAP - 300, WRAP)]);
+        let Ok(Datagram::Resume(resume)) = Datagram::decode(bytes) else {
+            panic!("not what was written")
+        };
+        assert_eq!((resume.exchange, resume.next), (exchange, Short::of(7)));
+        let missing = [(5, 1), (WRAP - 300, 255), (WRAP - 45, 45)];
+        let missing = missing.map(|(first, count)| (Short::of(first), count));
+        assert_eq!(resume.missing().collect::<Vec<_>>(), missing);
+        let all = Resume::encode(exchange, 0, (0..9999).map(|at| (2 * at, 2 * at + 1)));
+        assert!(all.len() <= 1200 - 48, "it fits the smallest datagram");
     }
 
     #[test]

@@ -16,8 +16,6 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// A gap that is known when it begins, or a move to lte: 51 to 87 ms measured on two busy cores, 50 of them the
 /// round trip over lte. Three times the median.
 const MOMENT: Duration = Duration::from_millis(200);
-/// Packets without an echo in such a gap: 0 to 3 measured, twice that.
-const FEW: u64 = 6;
 /// The longest of 32 such gaps in eight seconds: 60 to 173 ms measured, and once 297. Three times 173.
 const FLAPS: Duration = Duration::from_millis(500);
 /// A link that drops everything without a word: 470 to 820 ms measured, three times the lower of them.
@@ -160,7 +158,7 @@ fn a_link_that_goes_down_costs_a_moment_and_its_return_costs_nothing() {
     let down = laptop.stream(Duration::from_secs(3), || {
         laptop.scene.disconnect(Access::Wifi).unwrap();
     });
-    assert!(down.gap < MOMENT + down.stall && down.lost <= FEW, "{down:?}");
+    assert!(down.gap < MOMENT + down.stall && down.lost == 0, "{down:?}");
     laptop.until_active(Access::Lte);
     let switch = last_switch(&laptop.client.status());
     // Whichever shows first.
@@ -171,7 +169,7 @@ fn a_link_that_goes_down_costs_a_moment_and_its_return_costs_nothing() {
         laptop.scene.connect(Access::Wifi).unwrap();
     });
     laptop.until_active(Access::Wifi);
-    assert!(back.gap < MOMENT + back.stall && back.lost <= 3, "{back:?}");
+    assert!(back.gap < MOMENT + back.stall && back.lost == 0, "{back:?}");
     assert_eq!(last_switch(&laptop.client.status())["reason"], "the new path is preferred");
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
@@ -182,7 +180,7 @@ fn a_link_that_silently_drops_everything_is_left_within_a_second() {
     let silent = laptop.stream(Duration::from_secs(4), || {
         laptop.scene.air(Access::Wifi).black_hole(true);
     });
-    assert!(silent.gap < SILENCE + silent.stall, "{silent:?}");
+    assert!(silent.gap < SILENCE + silent.stall && silent.lost == 0, "{silent:?}");
     let status = laptop.client.status();
     let switch = last_switch(&status);
     assert_eq!(
@@ -201,7 +199,10 @@ fn a_link_that_works_one_way_only_is_left_within_a_second() {
         let silent = laptop.stream(Duration::from_secs(4), || {
             laptop.scene.air(Access::Wifi).black_hole_direction(direction, true);
         });
-        assert!(silent.gap < SILENCE + silent.stall, "{direction:?}: {silent:?}");
+        assert!(
+            silent.gap < SILENCE + silent.stall && silent.lost == 0,
+            "{direction:?}: {silent:?}"
+        );
         let status = laptop.client.status();
         assert_eq!(last_switch(&status)["to"], "lte0", "{direction:?}: {status}");
         assert_eq!(status["sessions"], 1);
@@ -216,7 +217,7 @@ fn a_network_that_becomes_preferred_takes_over_without_a_loss() {
         client.add_route("0.0.0.0/0", Some("10.77.2.1"), "lte0", 50).unwrap();
     });
     laptop.until_active(Access::Lte);
-    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= 3, "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost == 0, "{stream:?}");
     assert_eq!(last_switch(&laptop.client.status())["reason"], "the new path is preferred");
 }
 
@@ -229,7 +230,7 @@ fn another_address_on_the_same_network_costs_a_moment() {
         client.add_address("wifi0", "10.77.1.77/24").unwrap();
         client.add_route("0.0.0.0/0", Some("10.77.1.1"), "wifi0", 100).unwrap();
     });
-    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= FEW, "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost == 0, "{stream:?}");
     laptop.until_active(Access::Wifi);
     eventually("the new address", || {
         let wifi = path(&laptop.client.status(), Access::Wifi)?;
@@ -244,7 +245,7 @@ fn a_lost_carrier_costs_a_moment_although_its_route_stays() {
     let stream = laptop.stream(Duration::from_secs(4), || {
         laptop.scene.carrier(Access::Wifi, false).unwrap();
     });
-    assert!(stream.gap < MOMENT + stream.stall && stream.lost <= FEW, "{stream:?}");
+    assert!(stream.gap < MOMENT + stream.stall && stream.lost == 0, "{stream:?}");
     laptop.until_active(Access::Lte);
     laptop.scene.carrier(Access::Wifi, true).unwrap();
     laptop.until_active(Access::Wifi);
@@ -426,7 +427,7 @@ fn the_tunnel_moves_to_a_network_of_another_family_and_back() {
     let down = laptop.stream(Duration::from_secs(3), || {
         laptop.scene.client().set_down("wifi0").unwrap();
     });
-    assert!(down.gap < MOMENT + down.stall && down.lost <= FEW, "{down:?}");
+    assert!(down.gap < MOMENT + down.stall && down.lost == 0, "{down:?}");
     laptop.until_active(Access::Lte);
     let lte = path(&laptop.client.status(), Access::Lte).unwrap();
     assert_eq!(lte["server"], "[fd77:9::2]:4433");
@@ -437,7 +438,7 @@ fn the_tunnel_moves_to_a_network_of_another_family_and_back() {
         client.add_route("0.0.0.0/0", Some("10.77.1.1"), "wifi0", 100).unwrap();
     });
     laptop.until_active(Access::Wifi);
-    assert!(back.gap < MOMENT + back.stall && back.lost <= 3, "{back:?}");
+    assert!(back.gap < MOMENT + back.stall && back.lost == 0, "{back:?}");
     assert_eq!(laptop.client.status()["sessions"], 1, "one connection all along");
 }
 
@@ -492,7 +493,7 @@ fn a_network_that_comes_and_goes_is_not_used() {
             std::thread::sleep(Duration::from_millis(250));
         }
     });
-    assert!(stream.gap < FLAPS + stream.stall && stream.lost <= FEW, "{stream:?}");
+    assert!(stream.gap < FLAPS + stream.stall && stream.lost == 0, "{stream:?}");
     let switches = laptop.client.status()["switches"].as_array().unwrap().len();
     assert!(switches <= 4, "{switches}");
 }

@@ -188,20 +188,16 @@ async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_when_the_server_was_last_heard_outlives_the_socket() {
+async fn an_active_path_whose_socket_was_closed_is_nowhere_to_be_left_from() {
     let mut fixture = on_wifi();
-    assert_eq!(fixture.paths.last_heard(), None);
     fixture.hear_on_wifi();
-    let heard = Some(clock_now());
-    assert_eq!((fixture.paths.last_heard(), fixture.paths.heard_on(key(&wifi()))), (heard, heard));
+    assert_eq!(fixture.paths.heard_on(key(&wifi())), Some(clock_now()));
     fixture.paths.leave(key(&wifi()), fixture.now);
     fixture.now += GRACE;
     fixture.paths.close_old(None, fixture.now);
     assert_eq!(fixture.socket.active(), None);
-    assert_eq!(fixture.paths.last_heard(), heard);
-    let departure = fixture.switch(&lte()).expect("a socket");
-    assert_eq!((departure.from, departure.heard), (None, heard));
-    assert_eq!(fixture.paths.last_heard(), None, "nothing was heard on the new one");
+    assert_eq!(fixture.paths.heard_on(key(&wifi())), None);
+    assert_eq!(fixture.switch(&lte()).expect("a socket").from, None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -81,13 +81,16 @@ impl Families<'_> {
     /// What every datapath has, one for each of `owners`.
     fn datapaths(&mut self, owners: &[(Labels<'_>, &Snapshot)]) -> fmt::Result {
         type Read = fn(&Snapshot) -> u64;
-        let families: [(&str, &str, Read); 9] = [
+        let families: [(&str, &str, Read); 10] = [
             ("roamd_sent_packets", "Inner packets sent", |it| it.sent_packets),
             ("roamd_sent_bytes", "Bytes of inner packets sent", |it| it.sent_bytes),
             ("roamd_received_packets", "Inner packets received", |it| it.received_packets),
             ("roamd_received_bytes", "Bytes of inner packets received", |it| it.received_bytes),
             ("roamd_split_packets", "Inner packets that crossed in pieces", |it| it.split_packets),
             ("roamd_repeated_packets", "Inner packets sent once more", |it| it.repeated_packets),
+            ("roamd_resumed_packets", "Inner packets sent once more after a path died", |it| {
+                it.resumed_packets
+            }),
             ("roamd_repaired_packets", "Missing packets that came in time", |it| {
                 it.repaired_packets
             }),

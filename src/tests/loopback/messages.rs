@@ -6,7 +6,7 @@ use quinn::{RecvStream, SendStream};
 use super::*;
 use crate::{
     quic::session::MessageStream,
-    wire::message::{Hello, LENGTH_SIZE, Message, Repeat},
+    wire::message::{Hello, LENGTH_SIZE, Message},
 };
 
 /// Longer than a byte is on its way through this machine.
@@ -63,17 +63,18 @@ async fn bare_client() -> Bare {
 }
 
 fn hello() -> Message {
+    message(0)
+}
+
+/// One of many messages.
+fn message(number: u64) -> Message {
     Message::Hello(Hello {
         versions: vec![1],
         software: "bare".into(),
         unchecked: false,
-        instance: None,
+        instance: Some(number),
         repair: true,
     })
-}
-
-fn repeat(milliseconds: u32) -> Message {
-    Message::Repeat(Repeat { milliseconds })
 }
 
 async fn read(stream: &mut RecvStream) -> Message {
@@ -93,7 +94,7 @@ async fn reason(connection: &Connection) -> (quinn::VarInt, Bytes) {
 
 #[tokio::test]
 async fn a_read_that_is_cancelled_at_every_byte_loses_nothing() {
-    let sent = [repeat(7), hello(), repeat(300)];
+    let sent = [message(7), message(300)];
     let mut stream = BytesMut::new();
     for message in &sent {
         stream.extend_from_slice(NEWER);
@@ -137,7 +138,7 @@ async fn a_session_outlives_the_end_of_its_stream() {
 #[tokio::test]
 async fn messages_wait_for_a_server_that_reads_late_without_blocking_the_client() {
     let mut bare = bare_server(100).await;
-    let sent: Vec<_> = (0..200).map(repeat).collect();
+    let sent: Vec<_> = (0..200).map(message).collect();
     sent.iter().for_each(|message| bare.messages.tell(message));
     assert!(timeout(20 * CUT, bare.messages.received()).await.is_err());
     assert_eq!(bare.connection.close_reason(), None);
@@ -157,8 +158,8 @@ async fn messages_wait_for_a_server_that_reads_late_without_blocking_the_client(
 #[tokio::test]
 async fn a_server_that_never_reads_loses_the_connection() {
     let mut bare = bare_server(100).await;
-    for milliseconds in 0..10_000 {
-        bare.messages.tell(&repeat(milliseconds));
+    for number in 0..10_000 {
+        bare.messages.tell(&message(number));
     }
     let (code, reason) = reason(&bare.connection).await;
     assert_eq!((code, &reason[..]), (close::PROTOCOL, &b"no credit for a control message"[..]));

@@ -1,6 +1,9 @@
 //! From datagrams to packets.
 
-use std::sync::MutexGuard;
+use std::{
+    sync::MutexGuard,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -15,6 +18,7 @@ use crate::{
     wire::{
         datagram::{Datagram, Unknown},
         fragment::{Joined, Joiner},
+        numbered::Exchange,
         packet::Packet,
     },
 };
@@ -31,6 +35,7 @@ pub(crate) async fn downlink(
 ) -> ConnectionError {
     let mut batch = Vec::with_capacity(DELIVERED);
     let (mut joiner, mut alarm) = (Joiner::default(), Alarm::default());
+    let mut way = Way::default();
     loop {
         let deadline = session.repair.as_ref().and_then(|repair| repair.receiver().next_deadline());
         let first = tokio::select! {
@@ -48,7 +53,9 @@ pub(crate) async fn downlink(
             moment: moment(connection),
             joiner: &mut joiner,
             batch: &mut batch,
+            answer: None,
         };
+        intake.follow(&mut way);
         intake.take_all(connection, first);
         intake.ask(connection);
         drop(intake);
@@ -67,9 +74,29 @@ struct Intake<'a> {
     moment: Moment,
     joiner: &'a mut Joiner,
     batch: &'a mut Vec<Packet>,
+    /// What the other side asked for.
+    answer: Option<Bytes>,
+}
+
+/// The path over which packets come.
+#[derive(Debug, Default)]
+struct Way {
+    began: Option<Instant>,
+    rtt: Duration,
 }
 
 impl Intake<'_> {
+    /// Notices that the connection has another path.
+    fn follow(&mut self, way: &mut Way) {
+        let (Some(receiver), Some(repair)) = (&mut self.receiver, self.repair) else { return };
+        let began = repair.congestion.began();
+        let before = std::mem::replace(&mut way.began, began);
+        if before.is_some() && before != began {
+            receiver.path_changed(Moment { rtt: way.rtt, ..self.moment });
+        }
+        way.rtt = self.moment.rtt;
+    }
+
     /// Takes what has arrived.
     fn take_all(&mut self, connection: &Connection, first: Option<Bytes>) {
         let (mut next, mut taken) = (first, 0);
@@ -93,6 +120,9 @@ impl Intake<'_> {
         {
             // One that is lost is made again.
             let _ = connection.send_datagram(request);
+        }
+        if let Some(answer) = self.answer.take() {
+            let _ = connection.send_datagram(answer);
         }
         self.counters.repair(receiver.take_events());
     }
@@ -127,7 +157,25 @@ impl Intake<'_> {
                     repair.wanted.notify_one();
                 }
             }
-            (Datagram::Fragment(_) | Datagram::Numbered(_) | Datagram::Next(_), _) => {
+            (Datagram::Resume(resume), Some(receiver)) => {
+                let (repair, moment) = (self.repair.ok_or(Unknown)?, self.moment);
+                let Exchange { id, is_answer } = resume.exchange;
+                let since = if is_answer {
+                    let Some(since) = repair.exchanges().answered(id) else { return Ok(()) };
+                    since
+                } else {
+                    let answer = Exchange { id, is_answer: true };
+                    self.answer = Some(receiver.resume(answer, moment));
+                    // What is younger may be under way, unless it went by the path that was left.
+                    let young = moment.now.checked_sub(moment.rtt);
+                    repair.congestion.began().max(young).unwrap_or(moment.now)
+                };
+                if repair.sender().resumed(&resume, since, moment) {
+                    repair.wanted.notify_one();
+                }
+            }
+            (Datagram::Fragment(_), _)
+            | (Datagram::Numbered(_) | Datagram::Next(_) | Datagram::Resume(_), None) => {
                 return Err(Unknown);
             }
         }

@@ -16,8 +16,9 @@ use crate::{
         counters::{Counters, DropReason},
         device::BATCH,
         queue::Queue,
+        repair::{Moment, Question},
     },
-    wire::{fragment::Fragmenter, packet::Packet},
+    wire::{fragment::Fragmenter, numbered::Exchange, packet::Packet},
 };
 
 /// How long data that was given to quinn may take to leave.
@@ -44,6 +45,7 @@ pub(crate) async fn uplink(
         fragmenter: Fragmenter::default(),
         alarm: Alarm::default(),
         ahead: 0.0,
+        budget: 0,
     };
     let (mut batch, mut datagrams) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     loop {
@@ -81,6 +83,8 @@ struct Uplink<'a> {
     alarm: Alarm,
     /// The window at the last look, as bytes that may be ahead.
     ahead: f64,
+    /// Bytes that may be sent again before new packets have their turn.
+    budget: usize,
 }
 
 impl Uplink<'_> {
@@ -88,11 +92,12 @@ impl Uplink<'_> {
     async fn ready(&mut self) {
         let Some(repair) = &self.session.repair else { return self.queue.ready().await };
         loop {
+            self.budget = usize::MAX;
             let deadline = self.repeat(repair);
             tokio::select! {
                 biased;
-                () = self.queue.ready() => return,
                 () = repair.wanted.notified() => {}
+                () = self.queue.ready() => return,
                 () = self.alarm.wait(deadline) => {}
             }
         }
@@ -101,7 +106,12 @@ impl Uplink<'_> {
     /// Sends once more what is due, while quinn has little left to send: a keystroke would wait behind the rest.
     /// Returns when there is more to do.
     fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
-        let (mut sender, moment) = (repair.sender(), moment(self.connection));
+        let moment = moment(self.connection);
+        let asked = self.ask(repair, moment);
+        let mut sender = repair.sender();
+        if asked.is_some_and(|question| question.is_first) {
+            sender.moved(moment);
+        }
         let mut repeated = 0;
         // Twice what new packets may be ahead: they would leave no room otherwise.
         let most = if sender.is_wanted() { 2 * ahead(self.connection) } else { 0 };
@@ -110,9 +120,10 @@ impl Uplink<'_> {
                 break true;
             }
             let room = most.min(SEND_BUFFER).saturating_sub(given(self.connection));
-            let Some(datagram) = sender.repeat(room, moment.now) else {
+            let Some(datagram) = sender.repeat(room.min(self.budget), moment.now) else {
                 break !sender.is_wanted();
             };
+            self.budget -= datagram.len();
             self.send_now(datagram);
             repeated += 1;
         };
@@ -125,7 +136,22 @@ impl Uplink<'_> {
             self.counters.repeated(repeated);
             self.queue.is_repaired();
         }
-        if all_sent { sender.next_deadline() } else { Some(moment.now + LOOK_AGAIN) }
+        self.counters.resumed(sender.take_resumed());
+        if !all_sent {
+            return Some(moment.now + LOOK_AGAIN);
+        }
+        let deadlines = [sender.next_deadline(), repair.exchanges().next_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Asks the other side what it has, if that is due.
+    fn ask(&self, repair: &Repair, moment: Moment) -> Option<Question> {
+        let question = repair.exchanges().question(moment.now)?;
+        let exchange = Exchange { id: question.id, is_answer: false };
+        let resume = repair.receiver().resume(exchange, moment);
+        // One that is lost is asked again.
+        let _ = self.connection.send_datagram(resume);
+        Some(question)
     }
 
     /// Waits until quinn has little left to send; returns the number of bytes to give it now.
@@ -135,6 +161,7 @@ impl Uplink<'_> {
     /// applies. A drop to less than half since the last call means that the connection has migrated.
     async fn room(&mut self) -> usize {
         let mut before = None;
+        self.budget = ahead(self.connection);
         loop {
             let window = window_ahead(self.connection);
             if std::mem::replace(&mut self.ahead, window) > 2.0 * window {

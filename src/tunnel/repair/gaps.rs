@@ -68,6 +68,16 @@ impl<T: Copy> Gaps<T> {
         });
     }
 
+    /// The ranges: the first number, the one after the last, and the value.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, u64, T)> {
+        self.ranges.iter().map(|(first, (end, value))| (*first, *end, *value))
+    }
+
+    /// Changes all values.
+    pub(super) fn set(&mut self, value: T) {
+        self.ranges.values_mut().for_each(|range| range.1 = value);
+    }
+
     /// How many numbers there are.
     pub(super) fn numbers(&self) -> u64 {
         self.numbers

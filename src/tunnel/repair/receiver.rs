@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::{Moment, gaps::Gaps};
 use crate::wire::{
-    numbered::{MAX_RANGES, Missing, Numbered, Range, Short},
+    numbered::{Exchange, MAX_RANGES, Missing, Numbered, Range, Resume, Short},
     packet::Packet,
 };
 
@@ -41,6 +41,10 @@ const GRANULARITY: Duration = Duration::from_millis(2);
 /// repair has time in any case.
 const GIVEN_UP: Duration = Duration::from_millis(30);
 const LATEST: Duration = Duration::from_millis(400);
+/// After a switch, packets may come from the old path and the new one, and what the old one lost takes a while.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// What was given up so lately is told of at a switch: the path was dying already.
+const LATELY: Duration = Duration::from_secs(3);
 /// From one request to the next when there is more to ask for than one has room for.
 const PACE: Duration = Duration::from_millis(1);
 
@@ -51,6 +55,8 @@ pub(crate) struct Events {
     pub(crate) repaired: u64,
     /// Packets that did not arrive in time.
     pub(crate) given_up: u64,
+    /// Those of them that others waited for: what nothing waits for may not be sent again at all.
+    pub(crate) awaited: u64,
     /// Packets that came once more.
     pub(crate) duplicates: u64,
 }
@@ -64,8 +70,8 @@ pub struct Receiver {
     /// The number that comes next.
     next: u64,
     missing: Gaps<Gap>,
-    /// What was given up: it is delivered if it comes all the same.
-    given_up: Gaps<()>,
+    /// What was given up, and when: it is delivered if it comes all the same.
+    given_up: Gaps<Instant>,
     /// Held packets, each by the number that it waits for.
     held: BTreeMap<u64, Held>,
     held_numbers: BTreeSet<u64>,
@@ -73,6 +79,10 @@ pub struct Receiver {
     timing: Timing,
     /// No later than the moment at which a packet is to be asked for, or given up.
     deadline: Option<Instant>,
+    /// Nothing is asked for before: it may still be under way on the old path.
+    quiet_until: Option<Instant>,
+    /// Nothing is given up before.
+    patient_until: Option<Instant>,
     events: Events,
 }
 
@@ -125,7 +135,8 @@ impl Receiver {
         let Some(number) = number else { return };
         match number.checked_sub(back.into()) {
             Some(before) if back > 0 && self.is_awaited(before) => {
-                self.hold(before, Held { number, packet: packet.detached() }, batch);
+                let held = Held { number, packet: packet.detached() };
+                self.hold(before, held, moment.now, batch);
             }
             Some(_) | None => {
                 batch.push(packet);
@@ -154,11 +165,15 @@ impl Receiver {
         let (limit, patience) = (limit(rtt), self.timing.patience(rtt));
         let (mut too_late, mut ranges) = (Vec::new(), Vec::new());
         let (tolerance, mut deadline) = (self.timing.tolerance(rtt), None::<Instant>);
+        let (quiet_until, patient_until) = (self.quiet_until, self.patient_until);
+        let ends =
+            |gap: &Gap| patient_until.map_or(gap.since + limit, |at| at.max(gap.since + limit));
         self.missing.retain(&mut too_late, |first, end, gap| {
-            if gap.since + limit <= now {
+            if ends(gap) <= now {
                 return false;
             }
             let due = gap.asked.map_or(gap.since + tolerance, |asked| asked.last + patience);
+            let due = quiet_until.map_or(due, |at| at.max(due));
             let mut wake = due;
             if due <= now {
                 if ranges.len() + (end - first).div_ceil(255) as usize > MAX_RANGES {
@@ -175,16 +190,40 @@ impl Receiver {
                     }));
                 }
             }
-            let wake = wake.min(gap.since + limit);
+            let wake = wake.min(ends(gap));
             deadline = Some(deadline.map_or(wake, |deadline| deadline.min(wake)));
             true
         });
         // A look at everything is worth a pause.
         self.deadline = deadline.map(|deadline| deadline.max(now + PACE));
         for (first, end) in too_late {
-            self.give_up(first, end, batch);
+            self.give_up(first, end, now, batch);
         }
         (!ranges.is_empty()).then(|| Missing::encode(&ranges))
+    }
+
+    /// Packets come over another path from here on, or over the same one again. What is missing may still be under way
+    /// on the one before, with its round trip, and has time to come over the new one.
+    pub(crate) fn path_changed(&mut self, Moment { now, rtt }: Moment) {
+        self.be_patient(now, rtt);
+    }
+
+    /// What is here, for the other side: it sends the rest again, and that takes a round trip.
+    pub(crate) fn resume(&mut self, exchange: Exchange, Moment { now, rtt }: Moment) -> Bytes {
+        self.be_patient(now, rtt * 3 / 2);
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < LATELY;
+        let given_up = self.given_up.iter().rev().filter(|(.., at)| is_recent(*at));
+        let given_up = given_up.map(|(first, end, _)| (first, end));
+        let missing = self.missing.iter().rev().map(|(first, end, _)| (first, end));
+        Resume::encode(exchange, self.next, missing.chain(given_up))
+    }
+
+    /// Asks for nothing for so long, and gives nothing up for a while.
+    fn be_patient(&mut self, now: Instant, quiet: Duration) {
+        let quiet_until = now + quiet.min(PATIENCE);
+        (self.quiet_until, self.patient_until) = (Some(quiet_until), Some(now + PATIENCE));
+        self.missing.set(Gap { since: now, asked: None });
+        self.deadline = self.deadline.map(|_| quiet_until);
     }
 
     /// When [`Self::expire`] has something to do.
@@ -203,12 +242,12 @@ impl Receiver {
             return;
         }
         let first = self.next.max(number.saturating_sub(MOST_MISSING));
-        self.events.given_up += first - self.next;
+        self.give_up(self.next, first, moment.now, batch);
         self.missing.insert(first, number, Gap { since: moment.now, asked: None });
         while let Some(excess) = self.missing.numbers().checked_sub(MOST_MISSING + 1)
             && let Some((first, end)) = self.missing.remove_first(excess + 1)
         {
-            self.give_up(first, end, batch);
+            self.give_up(first, end, moment.now, batch);
         }
         let due = moment.now + self.timing.tolerance(moment.rtt);
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
@@ -235,11 +274,11 @@ impl Receiver {
             && (self.missing.contains(number) || self.held_numbers.contains(&number))
     }
 
-    fn hold(&mut self, before: u64, held: Held, batch: &mut Vec<Packet>) {
+    fn hold(&mut self, before: u64, held: Held, now: Instant, batch: &mut Vec<Packet>) {
         while self.held_bytes + held.cost() > MEMORY
             && let Some((first, end)) = self.missing.remove_first(1)
         {
-            self.give_up(first, end, batch);
+            self.give_up(first, end, now, batch);
         }
         if self.is_awaited(before)
             && let Entry::Vacant(place) = self.held.entry(before)
@@ -264,14 +303,15 @@ impl Receiver {
     }
 
     /// Takes note that numbers that are not missing any more will not come in time.
-    fn give_up(&mut self, first: u64, end: u64, batch: &mut Vec<Packet>) {
+    fn give_up(&mut self, first: u64, end: u64, now: Instant, batch: &mut Vec<Packet>) {
         self.events.given_up += end - first;
-        self.given_up.insert(first, end, ());
+        self.given_up.insert(first, end, now);
         self.bound_given_up();
         if self.missing.is_empty() {
             self.deadline = None;
         }
         while let Some((waits_for, _)) = self.held.range(first..end).next() {
+            self.events.awaited += 1;
             self.release(*waits_for, batch);
         }
     }

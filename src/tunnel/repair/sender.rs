@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    iter,
     time::{Duration, Instant},
 };
 
@@ -11,10 +12,10 @@ use super::Moment;
 use crate::{
     tunnel::{
         chunks::Chunks,
-        flow::{self, Classifier},
+        flow::{self, Classifier, Kind},
     },
     wire::{
-        numbered::{HEADER, Missing, Numbered, encode_next},
+        numbered::{HEADER, Missing, Numbered, Resume, encode_next},
         packet::Packet,
     },
 };
@@ -28,24 +29,29 @@ const CHUNK: usize = 64 << 10;
 const CHUNKS: usize = MEMORY / CHUNK + 4;
 /// Flows share a fixed number of buckets by their hash. Flows in one bucket are kept in order together.
 const BUCKETS: usize = 1024;
-/// How long a packet is kept: a receiver asks again and again for three and a half round
-/// trips, and its last request takes half a round trip.
-const KEPT_ROUND_TRIPS: u32 = 4;
+/// A packet is kept until a later one is proven to have arrived, and then for so long: a receiver asks again and again
+/// for three and a half round trips, and its last request takes half a round trip.
+const KEPT_ROUND_TRIPS: u32 = 3;
 const KEPT_LONGER: Duration = Duration::from_millis(30);
-/// While nobody asks, a packet is kept for one and a half round trips and this: the first request finds it, and what a
-/// fast network does not lose stays in the processor's cache.
+/// While nobody asks, a packet is kept for half a round trip and this: the first request finds it, and what a fast
+/// network does not lose stays in the processor's cache.
 const KEPT_UNASKED: Duration = Duration::from_millis(5);
 /// How long after a request the next one is expected.
 const ASKING: Duration = Duration::from_secs(30);
-/// So much is kept for longer: it takes a while to learn that a path has died.
-const LAST_BYTES: usize = 256 << 10;
-const LAST: Duration = Duration::from_secs(2);
+/// A packet is kept for so long at most: it takes a while to learn that a path has died.
+const LONGEST: Duration = Duration::from_secs(3);
+/// A datagram that arrives later than this is of no use to a call or a game.
+const OF_USE: Duration = Duration::from_millis(100);
 /// Without a further packet for so long, a packet is taken for the last one: it has no successor to show its loss.
 const TAIL: Duration = Duration::from_millis(8);
 /// How often the last packet is told of.
 const TAILS: u8 = 3;
 /// The last packet is sent again itself if it has at most as many bytes; else its number is.
 const SMALL_TAIL: usize = 256;
+/// Packets of at most so many bytes are sent again first, and after a switch without being asked for: so many of them at
+/// most.
+const SMALL: usize = 512;
+const MOST_SMALL: usize = 256;
 /// The most copies of a packet that answer one request.
 const COPIES: u8 = 3;
 /// Packets that may be sent again in one round trip in any case.
@@ -68,15 +74,21 @@ pub struct Sender {
     chunks: Chunks,
     /// Numbers that were asked for, and how many copies of each.
     wanted: VecDeque<(u64, u8)>,
+    /// Numbers of large packets that were lost with a path: they leave after all others.
+    bulk: VecDeque<(u64, u8)>,
     allowance: Allowance,
     /// When the other side last asked for something.
     asked: Option<Instant>,
+    proof: Proof,
     tail: Option<Tail>,
+    /// Packets that were to be sent again because a path died or was silent, since the last look.
+    resumed: u64,
 }
 
 #[derive(Debug)]
 struct Sent {
     datagram: Bytes,
+    kind: Kind,
     at: Instant,
     repeated: Option<Instant>,
     /// It waits to be sent again.
@@ -91,8 +103,29 @@ struct Allowance {
     looks: usize,
 }
 
+/// What is known to have arrived. Acknowledgements of what was sent over the present path say nothing of the one before.
+#[derive(Debug, Default)]
+struct Proof {
+    /// When the newest packet that was acknowledged was sent.
+    newest: Option<Instant>,
+    /// The same when the present path began.
+    before: Option<Instant>,
+    began: Option<Instant>,
+}
+
+impl Proof {
+    /// When the newest packet that went the same way as one sent at `at`, and arrived, was sent.
+    fn of(&self, at: Instant) -> Option<Instant> {
+        if Some(at) < self.began { self.before } else { self.newest }
+    }
+}
+
+/// The last packet that nothing may show to be missing.
 #[derive(Clone, Copy, Debug)]
 struct Tail {
+    number: u64,
+    /// When it was told of last, and when it is the next time.
+    at: Instant,
     due: Instant,
     told: u8,
 }
@@ -107,47 +140,51 @@ impl Default for Sender {
             bytes: 0,
             chunks: Chunks::new(CHUNK, CHUNKS),
             wanted: VecDeque::new(),
+            bulk: VecDeque::new(),
             allowance: Allowance::default(),
             asked: None,
+            proof: Proof::default(),
             tail: None,
+            resumed: 0,
         }
     }
 }
 
 impl Sender {
-    /// Numbers the packets among `batch` that are worth it: `datagrams` gets the datagrams of all of them, in order.
+    /// Numbers the packets of `batch`: `datagrams` gets their datagrams, in order.
     pub fn number(&mut self, batch: &[Packet], moment: Moment, datagrams: &mut Vec<Bytes>) {
+        let Moment { now, .. } = moment;
         let mut run: Option<(&Packet, usize)> = None;
         for packet in batch {
-            if !flow::is_repaired(packet.ip()) {
-                datagrams.push(packet.datagram().clone());
-                continue;
+            let (kind, number) = (flow::kind(packet.ip()), self.next);
+            let mut back = 0;
+            if kind == Kind::Stream {
+                let bucket = match run {
+                    Some((first, bucket)) if flow::is_same(first.ip(), packet.ip()) => bucket,
+                    _ => self.classifier.flow(packet.ip()).hash as usize % BUCKETS,
+                };
+                run = Some((packet, bucket));
+                let last = std::mem::replace(&mut self.last[bucket], number + 1);
+                if last > 0 {
+                    back = u16::try_from(number + 1 - last).unwrap_or(0);
+                }
+                self.tail = Some(Tail { number, at: now, due: now + TAIL, told: 0 });
             }
-            let bucket = match run {
-                Some((first, bucket)) if flow::is_same(first.ip(), packet.ip()) => bucket,
-                _ => self.classifier.flow(packet.ip()).hash as usize % BUCKETS,
-            };
-            run = Some((packet, bucket));
-            datagrams.push(self.sent(packet, bucket, moment.now));
+            datagrams.push(self.sent(packet, kind, back, now));
         }
-        if run.is_some() {
-            self.forget(moment);
-            self.tail = Some(Tail { due: moment.now + TAIL, told: 0 });
-        }
+        self.forget(moment);
     }
 
-    fn sent(&mut self, packet: &Packet, bucket: usize, now: Instant) -> Bytes {
-        let number = self.next;
-        self.next += 1;
-        let last = std::mem::replace(&mut self.last[bucket], self.next);
-        let back = if last == 0 { 0 } else { u16::try_from(self.next - last).unwrap_or(0) };
+    fn sent(&mut self, packet: &Packet, kind: Kind, back: u16, now: Instant) -> Bytes {
         let plain = packet.datagram();
         let chunk = self.chunks.room(HEADER + plain.len());
-        Numbered::write(number, back, plain, chunk);
+        Numbered::write(self.next, back, plain, chunk);
+        self.next += 1;
         let datagram = chunk.split().freeze();
         self.bytes += datagram.len() + OVERHEAD;
         self.ring.push_back(Sent {
             datagram: datagram.clone(),
+            kind,
             at: now,
             repeated: None,
             waits: false,
@@ -155,16 +192,25 @@ impl Sender {
         datagram
     }
 
+    /// Takes note of when the newest packet that was acknowledged was sent, and of when the present path began.
+    pub(crate) fn acknowledged(&mut self, newest: Option<Instant>, began: Option<Instant>) {
+        if self.proof.began < began {
+            (self.proof.before, self.proof.began) = (self.proof.newest, began);
+        }
+        self.proof.newest = self.proof.newest.max(newest);
+    }
+
     /// Drops from the ring what is too old, or too much.
     fn forget(&mut self, Moment { now, rtt }: Moment) {
         let is_asking = self.asked.is_some_and(|at| now.saturating_duration_since(at) < ASKING);
-        let useful = match is_asking {
+        let margin = match is_asking {
             true => KEPT_ROUND_TRIPS * rtt + KEPT_LONGER,
-            false => rtt * 3 / 2 + KEPT_UNASKED,
+            false => rtt / 2 + KEPT_UNASKED,
         };
         while let Some(oldest) = self.ring.front()
-            && let age = now.saturating_duration_since(oldest.at)
-            && (self.bytes > MEMORY || age > useful && (self.bytes > LAST_BYTES || age > LAST))
+            && (self.bytes > MEMORY
+                || now.saturating_duration_since(oldest.at) >= LONGEST
+                || self.proof.of(oldest.at).is_some_and(|newest| oldest.at + margin < newest))
         {
             self.bytes -= oldest.datagram.len() + OVERHEAD;
             self.ring.pop_front();
@@ -174,6 +220,11 @@ impl Sender {
         }
     }
 
+    /// The number of the oldest packet in the ring.
+    fn oldest(&self) -> u64 {
+        self.next - self.ring.len() as u64
+    }
+
     /// Takes note of what the other side misses. Returns whether there is something to send again.
     pub(crate) fn asked(&mut self, missing: &Missing, moment: Moment) -> bool {
         let Moment { now, rtt } = moment;
@@ -181,11 +232,11 @@ impl Sender {
         self.forget(moment);
         if self.allowance.ends.is_none_or(|ends| ends <= now) {
             // About as much as is sent in one round trip.
-            let left = LEAST_REPEATED + self.ring.len() / KEPT_ROUND_TRIPS as usize;
+            let left = LEAST_REPEATED + self.ring.len() / (KEPT_ROUND_TRIPS + 1) as usize;
             let ends = Some(now + rtt.max(SHORTEST_ROUND_TRIP));
             self.allowance = Allowance { ends, left, looks: LOOKS };
         }
-        let oldest = self.next - self.ring.len() as u64;
+        let oldest = self.oldest();
         for range in missing.ranges() {
             let Some(first) = range.first.near(self.next) else { continue };
             let end = (first + u64::from(range.count)).min(self.next);
@@ -197,7 +248,12 @@ impl Sender {
                 let sent = &mut self.ring[(number - oldest) as usize];
                 // What was sent less than a round trip ago may just not have arrived.
                 let again = |at: Instant| now.saturating_duration_since(at) < rtt * 3 / 4;
-                if sent.waits || sent.repeated.is_some_and(again) {
+                let is_of_use = match sent.kind {
+                    Kind::Stream => true,
+                    Kind::Datagram => now.saturating_duration_since(sent.at) + rtt <= OF_USE,
+                    Kind::BareAck => false,
+                };
+                if sent.waits || sent.repeated.is_some_and(again) || !is_of_use {
                     continue;
                 }
                 sent.waits = true;
@@ -209,61 +265,125 @@ impl Sender {
         !self.wanted.is_empty()
     }
 
+    /// The other side says what it has after a path died or was silent: all else that was sent before `since` is sent
+    /// again, small packets first. What was sent later may be under way. Returns whether there is something to send
+    /// again.
+    pub(crate) fn resumed(&mut self, resume: &Resume, since: Instant, moment: Moment) -> bool {
+        self.asked = Some(moment.now);
+        self.forget(moment);
+        // A number that is not here tells nothing.
+        let Some(next) = resume.next.near(self.next).filter(|next| *next <= self.next) else {
+            return self.is_wanted();
+        };
+        let ranges = resume.missing().filter_map(|(first, count)| {
+            let first = first.near(self.next)?;
+            Some(first..first + u64::from(count))
+        });
+        let (oldest, end) = (self.oldest(), self.next);
+        for range in ranges.chain(iter::once(next..end)) {
+            for number in range.start.max(oldest)..range.end.min(end) {
+                let sent = &mut self.ring[(number - oldest) as usize];
+                if sent.waits || sent.at >= since || sent.repeated.is_some_and(|at| at >= since) {
+                    continue;
+                }
+                sent.waits = true;
+                self.resumed += 1;
+                let is_small = sent.datagram.len() <= HEADER + SMALL;
+                if is_small { &mut self.wanted } else { &mut self.bulk }.push_back((number, 1));
+            }
+        }
+        self.is_wanted()
+    }
+
+    /// The path died, or was silent: small packets that may have been lost with it are sent again at once. Their
+    /// numbers make copies harmless. Returns whether there are any.
+    pub(crate) fn moved(&mut self, Moment { rtt, .. }: Moment) -> bool {
+        let oldest = self.oldest();
+        let may_be_lost = |sent: &Sent| {
+            let proven = self.proof.of(sent.at);
+            proven.is_none_or(|newest| sent.at + rtt / 2 + KEPT_UNASKED >= newest)
+        };
+        let newest_first = self.ring.iter_mut().enumerate().rev();
+        let small = newest_first.filter(|(_, sent)| {
+            !sent.waits
+                && sent.kind != Kind::BareAck
+                && sent.datagram.len() <= HEADER + SMALL
+                && may_be_lost(sent)
+        });
+        let small = small.take(MOST_SMALL).map(|(at, sent)| {
+            sent.waits = true;
+            (oldest + at as u64, 1)
+        });
+        let small: Vec<_> = small.collect();
+        self.resumed += small.len() as u64;
+        self.wanted.extend(small.into_iter().rev());
+        self.is_wanted()
+    }
+
+    /// How many packets are sent again because a path died or was silent, since the last call.
+    pub(crate) fn take_resumed(&mut self) -> u64 {
+        std::mem::take(&mut self.resumed)
+    }
+
     /// Whether something is to be sent again.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.wanted.is_empty()
+        !self.wanted.is_empty() || !self.bulk.is_empty()
     }
 
     /// The next datagram that is to be sent again now, if it has at most `room` bytes.
     pub(crate) fn repeat(&mut self, room: usize, now: Instant) -> Option<Bytes> {
-        let oldest = self.next - self.ring.len() as u64;
-        while let Some((number, copies)) = self.wanted.front_mut() {
-            let sent = number.checked_sub(oldest).and_then(|at| self.ring.get_mut(at as usize));
-            let Some(sent) = sent else {
-                self.wanted.pop_front();
-                continue;
-            };
-            if sent.datagram.len() > room {
-                return None;
+        let oldest = self.oldest();
+        for wanted in [&mut self.wanted, &mut self.bulk] {
+            while let Some((number, copies)) = wanted.front_mut() {
+                let sent = number.checked_sub(oldest).and_then(|at| self.ring.get_mut(at as usize));
+                let Some(sent) = sent else {
+                    wanted.pop_front();
+                    continue;
+                };
+                if sent.datagram.len() > room {
+                    return None;
+                }
+                let datagram = sent.datagram.clone();
+                *copies -= 1;
+                if *copies == 0 {
+                    (sent.waits, sent.repeated) = (false, Some(now));
+                    wanted.pop_front();
+                }
+                return Some(datagram);
             }
-            let datagram = sent.datagram.clone();
-            *copies -= 1;
-            if *copies == 0 {
-                (sent.waits, sent.repeated) = (false, Some(now));
-                self.wanted.pop_front();
-            }
-            return Some(datagram);
         }
         None
     }
 
     /// What tells the other side of the last packet, if it is time to do so.
     pub(crate) fn tail(&mut self, moment: Moment) -> Option<Bytes> {
-        let tail = self.tail.filter(|tail| tail.due <= moment.now)?;
-        if tail.told == TAILS {
+        let Moment { now, rtt } = moment;
+        if self.end().is_some_and(|end| end <= now) {
             self.forget(moment);
-            self.tail = (!self.ring.is_empty()).then(|| self.end(moment));
+        }
+        let tail = self.tail.as_mut().filter(|tail| tail.due <= now)?;
+        // Whatever was sent after it was told of, and arrived, has shown its number.
+        let is_known = tail.told > 0 && self.proof.newest >= Some(tail.at);
+        if is_known || tail.told == TAILS {
+            self.tail = None;
             return None;
         }
-        let told = tail.told + 1;
-        self.tail = Some(if told == TAILS {
-            self.end(moment)
-        } else {
-            Tail { due: moment.now + moment.rtt * 5 / 4 + TAIL, told }
-        });
-        let last = self.ring.back().filter(|last| last.datagram.len() <= HEADER + SMALL_TAIL);
+        (tail.at, tail.due) = (now, now + rtt * 5 / 4 + TAIL);
+        tail.told += 1;
+        let number = tail.number;
+        let last = number.checked_sub(self.oldest()).and_then(|at| self.ring.get(at as usize));
+        let last = last.filter(|last| last.datagram.len() <= HEADER + SMALL_TAIL);
         Some(last.map_or_else(|| encode_next(self.next), |last| last.datagram.clone()))
     }
 
-    /// The end of the tail: the ring is emptied.
-    fn end(&self, Moment { now, rtt }: Moment) -> Tail {
-        let useful = KEPT_ROUND_TRIPS * rtt + KEPT_LONGER;
-        Tail { due: now + useful.max(LAST) + KEPT_LONGER, told: TAILS }
+    /// When the ring is emptied if nothing more is sent.
+    fn end(&self) -> Option<Instant> {
+        Some(self.ring.back()?.at + LONGEST)
     }
 
     /// When [`Self::tail`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.tail.map(|tail| tail.due)
+        self.tail.map(|tail| tail.due).into_iter().chain(self.end()).min()
     }
 
     /// Bytes of memory of what is kept.

@@ -13,7 +13,7 @@ use crate::{
     tunnel::flow::tests::of_flow,
     wire::{
         datagram::Datagram,
-        numbered::{Missing, Numbered, Range, Short},
+        numbered::{Exchange, Missing, Numbered, Range, Resume, Short},
         packet::Packet,
     },
 };
@@ -39,9 +39,16 @@ impl Network {
     }
 }
 
-/// A datagram under way, in the order of arrival.
+/// A datagram under way, in the order of arrival: its way, when it was sent, and what it is.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Flight(std::cmp::Reverse<(Duration, u64)>, bool, Bytes);
+struct Flight(std::cmp::Reverse<(Duration, u64)>, bool, Duration, Bytes);
+
+/// The two sides of a stream of packets. Either may be the client, which moves and asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Sender,
+    Receiver,
+}
 
 struct World {
     network: Network,
@@ -52,6 +59,13 @@ struct World {
     receiver: Receiver,
     flights: BinaryHeap<Flight>,
     count: u64,
+    /// Acknowledgements under way: when they arrive, and when what they acknowledge was sent.
+    acks: BTreeSet<(Duration, Duration)>,
+    acknowledged: Option<Instant>,
+    /// When the present path began.
+    began: Option<Instant>,
+    exchanges: Exchanges,
+    client: Side,
     /// By flow: number within it and time of delivery.
     delivered: BTreeMap<u16, Vec<(u32, Duration)>>,
     events: Events,
@@ -60,9 +74,13 @@ struct World {
     kept: usize,
 }
 
+/// Flows from this number on are UDP.
+const DATAGRAMS: u16 = 1000;
+
 /// The `number`-th packet of a flow.
 fn packet(port: u16, number: u32, length: usize) -> Packet {
-    let mut bytes = of_flow(false, 6, port, length.max(44));
+    let is_tcp = port < DATAGRAMS;
+    let mut bytes = of_flow(false, if is_tcp { 6 } else { 17 }, port, length.max(44));
     bytes[32] = 0x50;
     bytes[40..44].copy_from_slice(&number.to_be_bytes());
     bytes.into()
@@ -79,6 +97,11 @@ impl World {
             receiver: Receiver::default(),
             flights: BinaryHeap::new(),
             count: 0,
+            acks: BTreeSet::new(),
+            acknowledged: None,
+            began: None,
+            exchanges: Exchanges::default(),
+            client: Side::Sender,
             delivered: BTreeMap::new(),
             events: Events::default(),
             sent: 0,
@@ -108,13 +131,84 @@ impl World {
                 let jitter = self.draw(self.network.jitter.as_micros() as u64 + 1);
                 let at = self.now + self.network.one_way + Duration::from_micros(jitter);
                 let order = std::cmp::Reverse((at, self.count));
-                self.flights.push(Flight(order, forward, datagram.clone()));
+                self.flights.push(Flight(order, forward, self.now, datagram.clone()));
             }
+        }
+    }
+
+    /// What is acknowledged by now.
+    fn acknowledge(&mut self) {
+        while let Some((arrives, sent)) = self.acks.first().copied()
+            && arrives <= self.now
+        {
+            self.acks.pop_first();
+            self.acknowledged = self.acknowledged.max(Some(self.start + sent));
+        }
+        self.sender.acknowledged(self.acknowledged, self.began);
+    }
+
+    /// The path is left; what is under way on it is lost if it `is_dead`.
+    fn switch(&mut self, one_way: Duration, is_dead: bool, client: Side) {
+        self.acknowledge();
+        if is_dead {
+            self.flights.clear();
+            self.acks.clear();
+            self.exchanges.begin(self.start + self.now);
+        }
+        (self.began, self.client) = (Some(self.start + self.now), client);
+        self.receiver.path_changed(self.moment());
+        self.network.one_way = one_way;
+        self.ask();
+    }
+
+    fn ask(&mut self) {
+        let Some(question) = self.exchanges.question(self.start + self.now) else { return };
+        let exchange = Exchange { id: question.id, is_answer: false };
+        match self.client {
+            Side::Sender => {
+                self.transmit(true, &Resume::encode(exchange, 0, []));
+                if question.is_first {
+                    self.sender.moved(self.moment());
+                    self.repeat();
+                }
+            }
+            Side::Receiver => {
+                let question = self.receiver.resume(exchange, self.moment());
+                self.transmit(false, &question);
+            }
+        }
+    }
+
+    fn resumed(&mut self, forward: bool, resume: &Resume) {
+        let (now, moment) = (self.start + self.now, self.moment());
+        let Exchange { id, is_answer } = resume.exchange;
+        let mut since = self.began.max(now.checked_sub(moment.rtt)).unwrap();
+        if is_answer {
+            let Some(asked) = self.exchanges.answered(id) else { return };
+            since = asked;
+        } else {
+            let answer = Exchange { id, is_answer: true };
+            let answer = match forward {
+                true => self.receiver.resume(answer, moment),
+                false => Resume::encode(answer, 0, []),
+            };
+            self.transmit(!forward, &answer);
+        }
+        if !forward {
+            self.sender.resumed(resume, since, moment);
+            self.repeat();
+        }
+    }
+
+    fn repeat(&mut self) {
+        while let Some(datagram) = self.sender.repeat(usize::MAX, self.start + self.now) {
+            self.transmit(true, &datagram);
         }
     }
 
     fn send(&mut self, batch: &[Packet]) {
         let mut datagrams = Vec::new();
+        self.acknowledge();
         self.sender.number(batch, self.moment(), &mut datagrams);
         for datagram in datagrams {
             self.transmit(true, &datagram);
@@ -125,7 +219,11 @@ impl World {
     /// Lets time pass.
     fn run_until(&mut self, end: Duration) {
         loop {
-            let deadline = [self.sender.next_deadline(), self.receiver.next_deadline()];
+            let deadline = [
+                self.sender.next_deadline(),
+                self.receiver.next_deadline(),
+                self.exchanges.next_deadline(),
+            ];
             let deadline = deadline.into_iter().flatten().min();
             // Timers are late.
             let timer = deadline.map(|at| at.max(self.start) - self.start + MS / 2);
@@ -136,11 +234,18 @@ impl World {
                 return;
             };
             self.now = self.now.max(next);
+            self.acknowledge();
             let mut batch = Vec::new();
             if flight == Some(next) {
-                let Some(Flight(_, _, datagram)) = self.flights.pop() else { unreachable!() };
-                self.arrive(datagram, &mut batch);
+                let Some(Flight(_, forward, sent, datagram)) = self.flights.pop() else {
+                    unreachable!()
+                };
+                if forward && self.draw(1000) >= self.network.loss {
+                    self.acks.insert((self.now + self.network.one_way, sent));
+                }
+                self.arrive(forward, datagram, &mut batch);
             }
+            self.ask();
             if let Some(request) = self.receiver.expire(self.moment(), &mut batch) {
                 self.transmit(false, &request);
             }
@@ -151,7 +256,7 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, datagram: Bytes, batch: &mut Vec<Packet>) {
+    fn arrive(&mut self, forward: bool, datagram: Bytes, batch: &mut Vec<Packet>) {
         match Datagram::decode(datagram).unwrap() {
             Datagram::Numbered(numbered) => {
                 self.receiver.receive(numbered, self.moment(), batch);
@@ -159,10 +264,9 @@ impl World {
             Datagram::Next(next) => self.receiver.next_is(next, self.moment(), batch),
             Datagram::Missing(missing) => {
                 self.sender.asked(&missing, self.moment());
-                while let Some(datagram) = self.sender.repeat(usize::MAX, self.start + self.now) {
-                    self.transmit(true, &datagram);
-                }
+                self.repeat();
             }
+            Datagram::Resume(resume) => self.resumed(forward, &resume),
             Datagram::Packet(packet) => batch.push(packet),
             other @ (Datagram::Fragment(_) | Datagram::Padding) => panic!("{other:?}"),
         }
@@ -172,13 +276,17 @@ impl World {
     fn deliver(&mut self, batch: Vec<Packet>) {
         for packet in batch {
             let ip = packet.ip();
+            if packet == bare_ack() {
+                continue;
+            }
             let port = u16::from_be_bytes([ip[20], ip[21]]);
             let number = u32::from_be_bytes(ip[40..44].try_into().unwrap());
             self.delivered.entry(port).or_default().push((number, self.now));
         }
-        let Events { repaired, given_up, duplicates } = self.receiver.take_events();
+        let Events { repaired, given_up, awaited, duplicates } = self.receiver.take_events();
         self.events.repaired += repaired;
         self.events.given_up += given_up;
+        self.events.awaited += awaited;
         self.events.duplicates += duplicates;
     }
 
@@ -208,7 +316,7 @@ impl World {
             let (mut seen, mut highest) = (BTreeSet::new(), None);
             for (number, _) in self.delivered.get(&port).into_iter().flatten() {
                 assert!(seen.insert(*number), "{number} of flow {port} came twice");
-                late += u64::from(Some(*number) < highest);
+                late += u64::from(port < DATAGRAMS && Some(*number) < highest);
                 highest = highest.max(Some(*number));
             }
             lost += count as usize - seen.len();
@@ -245,7 +353,7 @@ fn a_lossless_network_costs_a_tail_and_nothing_else() {
     let mut world = World::new(Network::losing(0), 1);
     world.stream(2, 1000, 1400, MS);
     assert_eq!(world.lost(2, 1000), 0);
-    assert_eq!(world.sent, 2000 + 3);
+    assert_eq!(world.sent, 2000 + 1);
     assert_eq!(world.events, Events::default());
 }
 
@@ -281,8 +389,6 @@ fn only_its_own_flow_waits_for_a_packet() {
     world.network.loss = 0;
     world.send(&batch(1)[1..]);
     world.send(&batch(2));
-    let pure_ack: Packet = of_flow(false, 6, 0, 40).into();
-    assert!(!flow_is_repaired(&pure_ack));
     world.run_until(75 * MS);
     let flows_on_time = world.delivered.values().filter(|it| it.len() == 3).count();
     assert_eq!(world.delivered[&0].len(), 1);
@@ -292,17 +398,13 @@ fn only_its_own_flow_waits_for_a_packet() {
     assert_eq!(world.lost(50, 3), 0);
 }
 
-fn flow_is_repaired(packet: &Packet) -> bool {
-    crate::tunnel::flow::is_repaired(packet.ip())
-}
-
 #[test]
 fn a_network_that_reorders_is_learnt() {
     let network = Network { jitter: 20 * MS, ..Network::losing(0) };
     let mut world = World::new(network, 3);
     world.stream(1, 4000, 1400, MS);
     assert_eq!(world.lost(1, 4000), 0);
-    let asked_in_vain = world.sent - 4000 - 3;
+    let asked_in_vain = world.sent - 4000;
     assert!(asked_in_vain < 100, "{asked_in_vain}");
 }
 
@@ -319,12 +421,12 @@ fn what_never_comes_is_given_up_in_time() {
     for _ in 0..200 {
         world.flights = std::mem::take(&mut world.flights)
             .into_iter()
-            .filter(|Flight(_, _, datagram)| *datagram != lost)
+            .filter(|Flight(.., datagram)| *datagram != lost)
             .collect();
         world.run_until(world.now + MS);
     }
     world.rest();
-    assert_eq!(world.events.given_up, 1);
+    assert_eq!((world.events.given_up, world.events.awaited), (1, 1));
     let took = world.delivered[&0].last().unwrap().1 - sent;
     assert!((170 * MS..=195 * MS).contains(&took), "{took:?}");
     assert_eq!(world.lost(1, 4), 1);
@@ -378,7 +480,7 @@ fn what_was_given_up_stays_bounded_when_it_comes_all_the_same() {
     let send = |world: &mut World, number: u64| {
         let mut bytes = bytes::BytesMut::new();
         Numbered::write(number, 0, packet(0, 0, 60).datagram(), &mut bytes);
-        world.arrive(bytes.freeze(), &mut Vec::new());
+        world.arrive(true, bytes.freeze(), &mut Vec::new());
     };
     for jump in 1..=64 {
         send(&mut world, jump * 4097);
@@ -403,7 +505,7 @@ fn nonsense_is_cheap_and_forgotten() {
             &mut bytes,
         );
         let mut batch = Vec::new();
-        world.arrive(bytes.freeze(), &mut batch);
+        world.arrive(true, bytes.freeze(), &mut batch);
         world.now += Duration::from_micros(10);
         let _ = world.receiver.expire(world.moment(), &mut batch);
     }
@@ -412,8 +514,151 @@ fn nonsense_is_cheap_and_forgotten() {
     assert_eq!(world.receiver.kept(), 0);
 }
 
+/// A TCP packet without data.
+fn bare_ack() -> Packet {
+    let mut bytes = of_flow(false, 6, 9, 40);
+    bytes[32] = 0x50;
+    bytes.into()
+}
+
+#[test]
+fn a_lone_keystroke_costs_one_packet_more() {
+    let mut world = World::new(Network::losing(0), 1);
+    for number in 0..10 {
+        world.send(&[packet(0, number, 80)]);
+        world.run_until(world.now + 200 * MS);
+    }
+    assert_eq!(world.sent, 20);
+    assert_eq!(world.lost(1, 10), 0);
+}
+
+#[test]
+fn streams_of_datagrams_and_acknowledgements_cost_nothing_more() {
+    let mut world = World::new(Network::losing(0), 1);
+    for number in 0..100 {
+        world.send(&[packet(DATAGRAMS, number, 200), bare_ack()]);
+        world.run_until(world.now + 20 * MS);
+    }
+    world.rest();
+    assert_eq!((world.sent, world.delivered[&DATAGRAMS].len()), (200, 100));
+}
+
+/// One of each kind is lost on a network of 40 ms and on one of 120 ms.
+#[test]
+fn a_datagram_is_repeated_while_it_is_of_use_and_a_bare_acknowledgement_never() {
+    for (one_way, repaired) in [(20 * MS, 2), (60 * MS, 1)] {
+        let mut world = World::new(Network { one_way, ..Network::losing(0) }, 1);
+        world.send(&[packet(0, 0, 200), packet(DATAGRAMS, 0, 200)]);
+        world.run_until(world.now + 300 * MS);
+        world.network.loss = 1000;
+        world.send(&[packet(0, 1, 200), packet(DATAGRAMS, 1, 200), bare_ack()]);
+        world.network.loss = 0;
+        world.send(&[packet(0, 2, 200), packet(DATAGRAMS, 2, 200)]);
+        world.rest();
+        assert_eq!(world.events.repaired, repaired, "{one_way:?}");
+        assert_eq!(world.events.given_up, 3 - repaired);
+        assert_eq!(world.events.awaited, 0, "nothing waited for them");
+        assert_eq!(world.lost(1, 3), 0);
+    }
+}
+
+/// A connection that uploads, a keystroke each 50 ms, and a call; the path dies, and 400 ms later another one is used.
+#[test]
+fn what_a_path_takes_with_it_comes_over_the_next_one_small_packets_first() {
+    for client in [Side::Sender, Side::Receiver] {
+        let mut world = World::new(Network { one_way: 5 * MS, ..Network::losing(0) }, 1);
+        let send = |world: &mut World, at: u32| {
+            world.send(&[packet(1, at, 1400), packet(DATAGRAMS, at, 160)]);
+            if at.is_multiple_of(5) {
+                world.send(&[packet(0, at / 5, 80)]);
+            }
+            world.run_until(world.now + 10 * MS);
+        };
+        (0..100).for_each(|at| send(&mut world, at));
+        world.network.loss = 1000;
+        (100..140).for_each(|at| send(&mut world, at));
+        world.network.loss = 0;
+        let (switched, before) = (world.now, world.events.duplicates);
+        world.switch(25 * MS, true, client);
+        (140..200).for_each(|at| send(&mut world, at));
+        world.rest();
+        for (port, count) in [(0, 40), (1, 200), (DATAGRAMS, 200)] {
+            let delivered = world.delivered[&port].iter().map(|(number, _)| *number);
+            let mut delivered: Vec<_> = delivered.collect();
+            if client == Side::Receiver && port == DATAGRAMS {
+                // Those that are sent before the question comes are there first.
+                delivered.sort_unstable();
+            }
+            assert!(delivered.into_iter().eq(0..count), "{client:?}: flow {port}");
+        }
+        let late = |port: u16, number: usize| world.delivered[&port][number].1 - switched;
+        // The sender does not wait for an answer if it is the one that moves.
+        let small = if client == Side::Sender { 30 } else { 55 };
+        assert!(late(0, 27) <= small * MS, "{client:?}: {:?}", late(0, 27));
+        assert!(late(DATAGRAMS, 139) <= small * MS, "{client:?}");
+        assert!(late(1, 139) <= 80 * MS, "{client:?}: {:?}", late(1, 139));
+        assert_eq!(world.events.given_up, 0, "{client:?}: {:?}", world.events);
+        let copies = world.events.duplicates - before;
+        assert!(copies <= 15, "{client:?}: {:?}", world.events);
+    }
+}
+
+#[test]
+fn nothing_is_asked_for_that_is_still_under_way_on_a_slower_path() {
+    let mut world = World::new(Network { one_way: 150 * MS, ..Network::losing(0) }, 1);
+    for number in 0..200 {
+        if number == 100 {
+            world.switch(10 * MS, false, Side::Sender);
+        }
+        world.send(&[packet(0, number, 1400), packet(DATAGRAMS, number, 160)]);
+        world.run_until(world.now + 5 * MS);
+    }
+    world.rest();
+    assert_eq!(world.lost(1, 200), 0);
+    assert_eq!(world.events, Events::default());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_path_that_dies_takes_nothing_with_it(
+        seed in any::<u64>(),
+        silences in proptest::collection::vec((0u32..2000, 1u32..150), 1..4),
+        is_sender in any::<bool>(),
+        loss in 0u64..20,
+    ) {
+        let mut world = World::new(Network { one_way: 5 * MS, ..Network::losing(0) }, seed);
+        let client = if is_sender { Side::Sender } else { Side::Receiver };
+        let mut number = 0;
+        let mut send = |world: &mut World, duration: Duration| {
+            let end = world.now + duration;
+            while world.now < end {
+                world.send(&[packet(0, number, 80), packet(1, number, 1400)]);
+                world.send(&[packet(DATAGRAMS, number, 160)]);
+                world.run_until(world.now + 10 * MS);
+                number += 1;
+            }
+        };
+        for (silence, one_way) in silences {
+            send(&mut world, 500 * MS);
+            world.network.loss = 1000;
+            send(&mut world, silence * MS);
+            world.network.loss = loss;
+            world.switch(one_way * MS, true, client);
+            send(&mut world, 1000 * MS);
+            world.network.loss = 0;
+        }
+        send(&mut world, 1000 * MS);
+        world.rest();
+        prop_assert_eq!(world.lost(2, number), 0);
+        let datagrams = world.delivered.remove(&DATAGRAMS).unwrap_or_default();
+        let unique: BTreeSet<_> = datagrams.iter().map(|(number, _)| *number).collect();
+        prop_assert_eq!(unique.len(), datagrams.len());
+        if loss == 0 {
+            prop_assert_eq!(unique.len(), number as usize);
+        }
+    }
 
     #[test]
     fn a_flow_stays_in_order_whatever_the_network_does(

@@ -70,7 +70,6 @@ fn samples() -> Vec<Message> {
             server_addresses: texts(),
             repair: true,
         }),
-        Message::Repeat(Repeat { milliseconds: 1 }),
     ]
 }
 
@@ -79,7 +78,6 @@ fn name(message: &Message) -> &'static str {
     match message {
         Message::Hello(_) => "hello",
         Message::Welcome(_) => "welcome",
-        Message::Repeat(_) => "repeat",
     }
 }
 

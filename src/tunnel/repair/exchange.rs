@@ -1,0 +1,99 @@
+//! Asks what the other side has, after a path died or was silent, and repeats that until the other side answers.
+
+use std::time::{Duration, Instant};
+
+/// The pause before the first repetition; the next ones are twice as long each, up to the second value.
+const REPEATED: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// After this time nothing is left to be sent again.
+const GIVEN_UP: Duration = Duration::from_secs(3);
+
+/// The exchanges of a session: at most one is open.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanges {
+    id: u8,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// When the question was asked first.
+    since: Instant,
+    due: Instant,
+    pause: Duration,
+}
+
+/// What is to be asked now.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    pub(crate) id: u8,
+    pub(crate) is_first: bool,
+}
+
+impl Exchanges {
+    /// Begins an exchange, in place of one that is open.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.id = self.id.wrapping_add(1) % 128;
+        self.open = Some(Open { since: now, due: now, pause: Duration::ZERO });
+    }
+
+    /// The question, if it is time to ask it.
+    pub(crate) fn question(&mut self, now: Instant) -> Option<Question> {
+        self.open.take_if(|open| open.since + GIVEN_UP <= now);
+        let open = self.open.as_mut().filter(|open| open.due <= now)?;
+        let is_first = open.pause.is_zero();
+        open.pause = (2 * open.pause).clamp(REPEATED, LONGEST_PAUSE);
+        open.due = now + open.pause;
+        Some(Question { id: self.id, is_first })
+    }
+
+    /// The answer came; when the question was asked first, if it is the open one.
+    pub(crate) fn answered(&mut self, id: u8) -> Option<Instant> {
+        self.open.take_if(|_| id == self.id).map(|open| open.since)
+    }
+
+    /// When [`Self::question`] has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.open.as_ref().map(|open| open.due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_question_is_repeated_until_it_is_answered() {
+        let (mut exchanges, start) = (Exchanges::default(), Instant::now());
+        assert_eq!(exchanges.question(start), None);
+        exchanges.begin(start);
+        let mut asked = Vec::new();
+        for at in 0..1000 {
+            if let Some(question) = exchanges.question(start + at * MS) {
+                assert_eq!(question, Question { id: 1, is_first: at == 0 });
+                asked.push(at);
+            }
+        }
+        assert_eq!(asked, [0, 100, 300, 700]);
+        assert_eq!(exchanges.answered(2), None, "it is of no exchange");
+        assert_eq!(exchanges.answered(1), Some(start));
+        assert_eq!(exchanges.answered(1), None, "it came twice");
+        assert_eq!(
+            (exchanges.question(start + 1100 * MS), exchanges.next_deadline()),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn nobody_is_asked_for_ever_and_a_newer_question_takes_the_place_of_an_older_one() {
+        let (mut exchanges, start) = (Exchanges::default(), Instant::now());
+        exchanges.begin(start);
+        exchanges.begin(start);
+        assert_eq!(exchanges.answered(1), None, "the older one");
+        let asked = (0..10_000).filter(|at| exchanges.question(start + *at * MS).is_some()).count();
+        assert_eq!(asked, 9);
+        assert_eq!(exchanges.next_deadline(), None);
+    }
+}
