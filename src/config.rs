@@ -271,6 +271,8 @@ pub struct Paths {
     /// How often a standby is asked whether it still works; `None` for never. On a metered link it is
     /// asked twenty times more rarely.
     pub standby_check: Option<Duration>,
+    /// Bytes a minute of copies that may go over a metered standby, each way.
+    pub metered_copies: u32,
     /// Best first; a link is ranked by the first one that matches.
     pub prefer: Vec<Preference>,
     /// Links that are never used: names in which `*` and `?` are wildcards.

@@ -3,6 +3,7 @@
 pub(crate) mod close;
 pub(crate) mod congestion;
 mod endpoint;
+pub(crate) mod lateness;
 pub(crate) mod liveness;
 mod ping;
 pub(crate) mod session;

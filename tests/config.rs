@@ -153,6 +153,7 @@ fn everything_but_keys_and_addresses_has_a_default() {
     );
     assert_eq!(client.paths.probe_timeout, Duration::from_secs(5));
     assert_eq!(client.paths.standby_check, Some(Duration::from_secs(15)));
+    assert_eq!(client.paths.metered_copies, 65_536);
     assert!(client.paths.prefer.is_empty() && client.paths.ignore.is_empty());
     assert_eq!(client.quic.idle_timeout, Duration::from_secs(30));
     assert_eq!(client.quic.keep_alive, Duration::from_secs(10));
@@ -180,6 +181,7 @@ fn a_clients_values_arrive_where_they_are_used() {
     assert_eq!(client.tun.routes.unwrap().len(), 2);
     assert_eq!(client.paths.probe_timeout, Duration::from_millis(500));
     assert_eq!(client.paths.standby_check, None);
+    assert_eq!(client.paths.metered_copies, 0);
     assert_eq!(client.paths.prefer.len(), 3);
     assert_eq!(client.paths.prefer[0], Preference { link: "en*".to_owned(), metered: false });
     assert_eq!(client.paths.prefer[2], Preference { link: "ww?n*".to_owned(), metered: true });

@@ -252,6 +252,14 @@ fn traffic(f: &mut fmt::Formatter<'_>, traffic: &Snapshot, queued: usize) -> fmt
              sent {repeated_packets} again, {resumed_packets} of them after a path died"
         )?;
     }
+    let Snapshot { copied_packets, rescued_packets, .. } = traffic;
+    if copied_packets + rescued_packets > 0 {
+        writeln!(
+            f,
+            "copies       {copied_packets} packets also sent over a standby; \
+             {rescued_packets} came over one first"
+        )?;
+    }
     if queued > 0 {
         writeln!(f, "queued       {}", Bytes(queued as u64))?;
     }

@@ -1,6 +1,6 @@
 //! Connects, for ever: one session after the other, and the pauses between them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
@@ -222,11 +222,15 @@ impl Client {
             since: clock::wall(),
         };
         let resumed = connected.early_arrived;
-        let session =
-            &pump::Session::new(welcome.unchecked, welcome.repair, &self.roaming.congestion);
+        let terms = pump::Terms {
+            unchecked: welcome.unchecked,
+            repair: welcome.repair,
+            copies: welcome.copies,
+        };
+        let session = &Arc::new(pump::Session::new(terms, &self.roaming.congestion));
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, queue, .. } = self;
-        let datapath = Datapath { queue, session };
+        let datapath = Datapath { queue, session: session.clone() };
         let roamer = Roamer::new(roaming, shown, datapath, manager, orders, config, reached);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {

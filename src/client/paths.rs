@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use quinn::Connection;
+use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::view::ShownPath;
@@ -17,10 +18,9 @@ use crate::{
     link::candidate::Candidate,
     path::{
         Condition, PathKey,
-        handshake::Handshake,
         manager::Event,
         network::Network,
-        probe::Probe,
+        probe::{Probe, Prober},
         socket::{PathId, PathSocket},
     },
     quic::congestion::Remembered,
@@ -36,9 +36,7 @@ pub(super) struct PathTable {
     entries: BTreeMap<PathKey, PathEntry>,
     socket: Arc<PathSocket>,
     network: Arc<dyn Network>,
-    probes: Handshake,
-    /// Where probes, and sockets that cannot be opened, report.
-    events: mpsc::Sender<Event>,
+    prober: Prober,
     asking_for_portals: JoinSet<(PathKey, bool)>,
 }
 
@@ -90,8 +88,7 @@ impl PathTable {
     pub(super) fn new(
         socket: Arc<PathSocket>,
         network: Arc<dyn Network>,
-        probes: Handshake,
-        events: mpsc::Sender<Event>,
+        prober: Prober,
         (candidate, id): (Candidate, PathId),
     ) -> Self {
         let first = PathEntry { socket: Some(id), ..PathEntry::new(candidate) };
@@ -99,8 +96,7 @@ impl PathTable {
             entries: [(PathKey::from(&first.candidate), first)].into(),
             socket,
             network,
-            probes,
-            events,
+            prober,
             asking_for_portals: JoinSet::new(),
         }
     }
@@ -136,14 +132,8 @@ impl PathTable {
     pub(super) fn ask(&mut self, key: PathKey, limit: Duration) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let probe = entry.probe.get_or_insert_with(|| {
-            Probe::start(
-                self.network.clone(),
-                self.probes.clone(),
-                entry.candidate.clone(),
-                key,
-                limit,
-                self.events.clone(),
-            )
+            let (network, candidate) = (self.network.clone(), entry.candidate.clone());
+            Probe::start(network, self.prober.clone(), candidate, key, limit)
         });
         probe.ask();
     }
@@ -153,6 +143,11 @@ impl PathTable {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.probe = None;
         }
+    }
+
+    /// The probe's connection over this path, if it stands.
+    pub(super) fn standing(&self, key: PathKey) -> Option<Connection> {
+        self.entries.get(&key)?.probe.as_ref()?.standing()
     }
 
     /// Starts a further handshake for each question that is not answered.
@@ -207,7 +202,7 @@ impl PathTable {
                 Err(error) => {
                     debug!(link = entry.candidate.link, %error, "cannot open a socket");
                     // If the channel is full the event is dropped; the next attempt reports it again.
-                    let _ = self.events.try_send(Event::SendFailed(key));
+                    let _ = self.prober.events.try_send(Event::SendFailed(key));
                 }
             }
         }

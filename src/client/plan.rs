@@ -84,6 +84,7 @@ pub(super) mod tests {
             search_domains: Vec::new(),
             server_addresses: Vec::new(),
             repair: true,
+            copies: true,
         }
     }
 

@@ -42,6 +42,7 @@ use crate::{
         handshake::{Connected, Handshake, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
+        probe::Prober,
         servers::ServerAddresses,
         switch_meter::{SwitchMeter, Switched},
     },
@@ -72,7 +73,7 @@ pub(super) struct Roaming {
 /// What carries the packets of a session, whatever its path.
 pub(super) struct Datapath<'a> {
     pub(super) queue: &'a Queue,
-    pub(super) session: &'a pump::Session,
+    pub(super) session: Arc<pump::Session>,
 }
 
 /// One connection on its way from path to path.
@@ -115,6 +116,7 @@ impl<'a> Roamer<'a> {
         let (network, socket) = (roaming.network.clone(), underlay.socket().clone());
         let congestion = roaming.congestion.clone();
         let first = PathKey::from(&candidate);
+        let session = datapath.session.clone();
         manager.set_settings(Settings::new(&config.borrow().paths));
         Self {
             roaming,
@@ -132,8 +134,9 @@ impl<'a> Roamer<'a> {
             paths: PathTable::new(
                 socket,
                 network,
-                roaming.probes.clone(),
-                events,
+                Prober::new(roaming.probes.clone(), events, move |datagram| {
+                    session.take_copy(&datagram);
+                }),
                 (candidate, path),
             ),
             answers,
@@ -160,7 +163,9 @@ impl<'a> Roamer<'a> {
             }
             let active = self.manager.active();
             let is_suspected = self.liveness.is_suspected();
-            self.datapath.queue.hold(is_suspected || active.is_none());
+            self.use_standby(false);
+            let is_silent = is_suspected && !self.datapath.session.has_standby();
+            self.datapath.queue.hold(is_silent || active.is_none());
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             tokio::select! {
                 () = hints.changed() => {
@@ -210,6 +215,18 @@ impl<'a> Roamer<'a> {
         if let Some(key) = measured.filter(|key| !self.is_asked_again(*key)) {
             self.paths.stop_asking(key);
         }
+        self.use_standby(measured.is_some());
+    }
+
+    /// Lets copies go over the best standby; the server is told `again` if it may not have heard.
+    fn use_standby(&self, again: bool) {
+        let standby = self.manager.backup().and_then(|(key, is_metered)| {
+            let metered = self.config.borrow().paths.metered_copies;
+            let per_minute = if is_metered { metered } else { pump::UNMETERED };
+            Some((self.paths.standing(key)?, per_minute))
+        });
+        let standby = standby.as_ref().map(|(connection, per_minute)| (connection, *per_minute));
+        self.datapath.session.use_standby(standby, again);
     }
 
     /// What the server says after its welcome: nothing so far.

@@ -47,6 +47,7 @@ pub(super) fn config() -> ClientConfig {
         paths: Paths {
             probe_timeout: Duration::from_secs(5),
             standby_check: Some(Duration::from_secs(15)),
+            metered_copies: 64 << 10,
             prefer: Vec::new(),
             ignore: Vec::new(),
         },

@@ -14,6 +14,8 @@ use crate::identity::{PrivateKey, PublicKey};
 /// Less is less than a handshake takes on a slow link; more keeps a dead path from its retry.
 const MIN_STANDBY_CHECK: Duration = Duration::from_secs(5);
 const MAX_STANDBY_CHECK: Duration = Duration::from_secs(600);
+/// Bytes a minute.
+const MOST_COPIES: u32 = 1_000_000;
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -105,6 +107,8 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
         problems.accept_duration("paths.standby-check", raw.standby_check, |check| {
             check.is_zero() || (MIN_STANDBY_CHECK..=MAX_STANDBY_CHECK).contains(&check)
         });
+    let metered_copies =
+        problems.accept("paths.metered-copies", raw.metered_copies, |most| *most <= MOST_COPIES);
     let ignore = elements("paths.ignore", &raw.ignore)
         .into_iter()
         .filter_map(|(key, link)| problems.accept(&key, Some(link), |link| is_pattern(link)))
@@ -121,6 +125,7 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
     Some(Paths {
         probe_timeout: probe_timeout?,
         standby_check: Some(standby_check?).filter(|check| !check.is_zero()),
+        metered_copies: metered_copies?,
         prefer,
         ignore,
     })

@@ -137,6 +137,12 @@ const KEYS: &[Key] = &[
         Kind::Text,
         r#"a duration from 5s to 10m, such as "15s", or "0s" for never"#,
     ),
+    key(
+        "paths.metered-copies",
+        CLIENT,
+        Kind::Number,
+        "a number of bytes a minute from 0 to 1000000",
+    ),
     key("paths.ignore", CLIENT, Kind::List, LINK),
     key(
         "paths.prefer",

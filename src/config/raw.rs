@@ -117,6 +117,7 @@ pub(super) struct RawPaths {
     pub(super) probe_timeout: Option<Duration>,
     #[serde(with = "humantime_serde")]
     pub(super) standby_check: Option<Duration>,
+    pub(super) metered_copies: Option<u32>,
     pub(super) ignore: List<String>,
     pub(super) prefer: List<RawPreference>,
 }
@@ -190,6 +191,7 @@ impl Default for RawPaths {
         Self {
             probe_timeout: Some(Duration::from_secs(5)),
             standby_check: Some(Duration::from_secs(15)),
+            metered_copies: Some(64 << 10),
             ignore: Some(Vec::new()),
             prefer: Some(Vec::new()),
         }

@@ -668,6 +668,15 @@ impl Manager {
         self.best_of(|path| matches!(path.state, State::Standby { .. }))
     }
 
+    /// The best standby, on another link than the active path if there is one; and whether it is metered.
+    pub(crate) fn backup(&self) -> Option<(PathKey, bool)> {
+        let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });
+        let link = self.active().and_then(|active| self.paths.get(&active)).map(|path| &path.link);
+        let elsewhere = self.best_of(|path| is_standby(path) && Some(&path.link) != link);
+        let key = elsewhere.or_else(|| self.best_standby())?;
+        Some((key, self.paths.get(&key)?.facts.metered))
+    }
+
     fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<PathKey> {
         self.paths
             .iter()

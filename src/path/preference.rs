@@ -58,6 +58,7 @@ mod tests {
         Preferences::new(&Paths {
             probe_timeout: Duration::from_secs(5),
             standby_check: Some(Duration::from_secs(15)),
+            metered_copies: 64 << 10,
             prefer: prefer
                 .iter()
                 .map(|(link, metered)| Preference { link: (*link).into(), metered: *metered })

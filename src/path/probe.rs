@@ -43,12 +43,33 @@ pub(crate) struct Measured {
     pub lost: u64,
 }
 
+/// How probes ask, and where what they hear goes.
+#[derive(Clone)]
+pub(crate) struct Prober {
+    handshake: Handshake,
+    /// Answers, as events about the path.
+    pub(crate) events: mpsc::Sender<Event>,
+    /// Datagrams that are no answers: the server has something to say over a standby.
+    heard: Arc<dyn Fn(Bytes) + Send + Sync>,
+}
+
+impl Prober {
+    pub(crate) fn new(
+        handshake: Handshake,
+        events: mpsc::Sender<Event>,
+        heard: impl Fn(Bytes) + Send + Sync + 'static,
+    ) -> Self {
+        Self { handshake, events, heard: Arc::new(heard) }
+    }
+}
+
 /// A task that probes one path. When dropped, it closes its connection and sockets.
 #[derive(Debug)]
 pub(crate) struct Probe {
     questions: mpsc::Sender<()>,
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
+    standing: Arc<Mutex<Option<Connection>>>,
     _task: Task,
 }
 
@@ -58,17 +79,16 @@ impl Probe {
     #[must_use]
     pub(crate) fn start(
         network: Arc<dyn Network>,
-        handshake: Handshake,
+        prober: Prober,
         candidate: Candidate,
         key: PathKey,
         limit: Duration,
-        answers: mpsc::Sender<Event>,
     ) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS);
-        let (hurry, measured) = (Arc::default(), Arc::default());
+        let (hurry, measured, standing) = (Arc::default(), Arc::default(), Arc::default());
         let asker = Asker {
             network,
-            handshake,
+            prober,
             candidate,
             limit,
             attempt: None,
@@ -78,9 +98,16 @@ impl Probe {
             epoch: clock::now().into(),
             hurry: Arc::clone(&hurry),
             measured: Arc::clone(&measured),
+            shown: Arc::clone(&standing),
         };
-        let task = Task::spawn("probe", asker.run(key, asked, answers));
-        Self { questions, hurry, measured, _task: task }
+        let task = Task::spawn("probe", asker.run(key, asked));
+        Self { questions, hurry, measured, standing, _task: task }
+    }
+
+    /// The connection, if it stands: the path is warm.
+    #[must_use]
+    pub(crate) fn standing(&self) -> Option<Connection> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The figures so far.
@@ -104,7 +131,7 @@ impl Probe {
 
 struct Asker {
     network: Arc<dyn Network>,
-    handshake: Handshake,
+    prober: Prober,
     candidate: Candidate,
     limit: Duration,
     attempt: Option<Attempt>,
@@ -116,6 +143,8 @@ struct Asker {
     epoch: Instant,
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
+    /// The connection that stands, for others.
+    shown: Arc<Mutex<Option<Connection>>>,
 }
 
 /// An answer to a question.
@@ -126,16 +155,18 @@ enum Answer {
 }
 
 impl Asker {
-    async fn run(
-        mut self,
-        key: PathKey,
-        mut asked: mpsc::Receiver<()>,
-        answers: mpsc::Sender<Event>,
-    ) {
+    async fn run(mut self, key: PathKey, mut asked: mpsc::Receiver<()>) {
         let mut pending = false;
         loop {
-            if !pending && asked.recv().await.is_none() {
-                return;
+            self.show();
+            if !pending {
+                tokio::select! {
+                    question = asked.recv() => match question {
+                        Some(()) => {}
+                        None => return,
+                    },
+                    () = self.listen() => continue,
+                }
             }
             pending = false;
             let answer = tokio::select! {
@@ -157,10 +188,26 @@ impl Asker {
                     Event::TimedOut(key)
                 }
             };
-            if answers.send(event).await.is_err() {
+            self.show();
+            if self.prober.events.send(event).await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Lets others know which connection stands.
+    fn show(&self) {
+        let standing = self.standing.as_ref().map(|it| it.connection.clone());
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+    }
+
+    /// Hears what the server says unasked, until the connection ends. Cancel safe.
+    async fn listen(&mut self) {
+        let Some(standing) = &self.standing else { return std::future::pending().await };
+        while let Ok(datagram) = standing.connection.read_datagram().await {
+            (self.prober.heard)(datagram);
+        }
+        self.standing = None;
     }
 
     /// Waits for one answer on the existing connection or a new one; `None` if that failed.
@@ -168,9 +215,10 @@ impl Asker {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         let (standing, epoch) =
             (self.standing.as_ref().map(|it| it.connection.clone()), self.epoch);
+        let heard = self.prober.heard.clone();
         let over_standing = async {
             match &standing {
-                Some(connection) => echo(connection, epoch).await,
+                Some(connection) => echo(connection, epoch, &*heard).await,
                 None => std::future::pending().await,
             }
         };
@@ -194,11 +242,11 @@ impl Asker {
         let connection = &self.standing.as_ref()?.connection;
         if mem::take(&mut self.is_new) {
             // The first echo overlapped with the end of the handshake.
-            rtt = echo(connection, epoch).await?;
+            rtt = echo(connection, epoch, &*heard).await?;
         }
         // A busy machine can delay one sample, so the shorter of two counts.
         let before = match self.last {
-            None => echo(connection, epoch).await?,
+            None => echo(connection, epoch, &*heard).await?,
             Some(before) => before,
         };
         self.last = Some(rtt);
@@ -215,7 +263,7 @@ impl Asker {
     async fn connect(&mut self, at_once: bool) -> Result<Connected, HandshakeError> {
         let attempt = self.attempt.get_or_insert_with(|| {
             let candidate = self.candidate.clone();
-            Attempt::new(self.handshake.clone(), self.network.clone(), candidate)
+            Attempt::new(self.prober.handshake.clone(), self.network.clone(), candidate)
         });
         if at_once {
             attempt.start(self.limit, None);
@@ -230,8 +278,13 @@ impl Asker {
 }
 
 /// The round trip of an echo, repeated until it is answered; `None` if the connection ends. A question carries the
-/// time at which it was sent, counted from `epoch`, which is the same for the whole task.
-async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
+/// time at which it was sent, counted from `epoch`, which is the same for the whole task. Whatever else comes is for
+/// `heard`.
+async fn echo(
+    connection: &Connection,
+    epoch: Instant,
+    heard: &(impl Fn(Bytes) + ?Sized),
+) -> Option<Duration> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
     let begun = epoch.elapsed();
     loop {
@@ -239,8 +292,14 @@ async fn echo(connection: &Connection, epoch: Instant) -> Option<Duration> {
         connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;
         let again = Instant::from(clock::now()) + repeat;
         while let Ok(reply) = time::timeout_at(again, connection.read_datagram()).await {
-            let sent = u64::from_be_bytes(reply.ok()?.as_ref().try_into().ok()?);
-            let sent = Duration::from_micros(sent);
+            let reply = reply.ok()?;
+            // A time is far from the first bytes of everything else.
+            let Some(sent) = reply.as_ref().try_into().ok().filter(|time: &[u8; 8]| time[0] == 0)
+            else {
+                heard(reply);
+                continue;
+            };
+            let sent = Duration::from_micros(u64::from_be_bytes(sent));
             // A late answer to an earlier question says nothing about the path at present.
             if sent + Duration::from_micros(1) >= begun {
                 return epoch.elapsed().checked_sub(sent);

@@ -22,7 +22,7 @@ use std::{
     any::Any,
     marker::PhantomData,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -38,7 +38,7 @@ use self::{
     control::{Growth, PathControl},
     round_trip::RoundTrip,
 };
-use super::liveness::Owed;
+use super::{lateness::Lateness, liveness::Owed};
 use crate::clock::{self, AtomicInstant};
 
 /// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
@@ -66,6 +66,15 @@ struct Shared {
     began: AtomicInstant,
     path_left: Notify,
     round_trip: RoundTrip,
+    lateness: Mutex<OfPath>,
+}
+
+/// How long acknowledgements take on the present path.
+#[derive(Debug, Default)]
+struct OfPath {
+    /// What was sent before is for another path.
+    since: Option<Instant>,
+    lateness: Lateness,
 }
 
 impl CongestionHandle {
@@ -136,6 +145,30 @@ impl CongestionHandle {
     /// over.
     pub fn measure_from(&self, now: Instant) {
         self.0.round_trip.begin(now);
+        self.of_another_path(now);
+    }
+
+    /// The moment from which an acknowledgement is late; `None` while none is awaited, or nothing is known of the path.
+    #[must_use]
+    pub(crate) fn late_at(&self) -> Option<Instant> {
+        let since = self.unacknowledged_since()?;
+        Some(since + self.of_path().lateness.limit()?)
+    }
+
+    fn of_path(&self) -> MutexGuard<'_, OfPath> {
+        self.0.lateness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_another_path(&self, now: Instant) {
+        *self.of_path() = OfPath { since: Some(now), lateness: Lateness::default() };
+    }
+
+    /// An acknowledgement came of so many packets, the newest of which was sent at `sent`.
+    fn acknowledged_to(&self, now: Instant, sent: Instant, packets: u32) {
+        let mut path = self.of_path();
+        if Some(sent) >= path.since {
+            path.lateness.acknowledged(now.saturating_duration_since(sent), packets == 1);
+        }
     }
 
     /// The shortest round trip since then.
@@ -202,6 +235,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         self.handle.set_in_flight(0);
         self.handle.0.began.advance(now);
+        self.handle.of_another_path(now);
         Box::new(Renewable::<G> {
             epoch: self.handle.epoch(),
             handle: self.handle.clone(),
@@ -212,6 +246,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
             // A server's connection that migrates gets a new controller, which must not answer for what
             // is lost on the old path.
             fresh_since: now,
+            acked: None,
         })
     }
 }
@@ -226,6 +261,8 @@ struct Renewable<G> {
     /// The part of `in_flight` that was sent before the fresh start.
     old_in_flight: u64,
     fresh_since: Instant,
+    /// When the newest packet that the present acknowledgement tells of was sent, and the number of its packets.
+    acked: Option<(Instant, u32)>,
 }
 
 impl<G> Drop for Renewable<G> {
@@ -286,6 +323,8 @@ impl<G: Growth> Controller for Renewable<G> {
     ) {
         self.renew(now);
         self.handle.acknowledged(now, sent);
+        let (newest, packets) = self.acked.unwrap_or((sent, 0));
+        self.acked = Some((newest.max(sent), packets + 1));
         if !self.landed(sent, bytes) {
             self.path.estimate(rtt);
             self.path.on_ack(now, sent, bytes, app_limited);
@@ -300,6 +339,9 @@ impl<G: Growth> Controller for Renewable<G> {
         largest_packet_num_acked: Option<u64>,
     ) {
         self.renew(now);
+        if let Some((sent, packets)) = self.acked.take() {
+            self.handle.acknowledged_to(now, sent, packets);
+        }
         // quinn's own count: it also knows of packets that were dropped with their keys.
         self.in_flight = in_flight;
         self.handle.set_in_flight(in_flight);
@@ -345,7 +387,9 @@ impl<G: Growth> Controller for Renewable<G> {
 
     /// quinn clones the controller of a path that begins like this one: the client's NAT chose another port.
     fn clone_box(&self) -> Box<dyn Controller> {
-        self.handle.0.began.advance(clock::now());
+        let now = clock::now();
+        self.handle.0.began.advance(now);
+        self.handle.of_another_path(now);
         Box::new(self.clone())
     }
 

@@ -84,6 +84,7 @@ pub async fn open(
         unchecked,
         instance: Some(instance),
         repair: true,
+        copies: true,
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))

@@ -174,7 +174,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         let _place = peer.probes.admit(&connection);
         if server.still_has(&peer, &connection) {
             tokio::select! {
-                () = echo(&connection, PROBE_IDLE) => {}
+                () = echo(&connection, &peer, PROBE_IDLE) => {}
                 never = fallback::watch(&connection, &congestion) => match never {},
             }
         }

@@ -30,6 +30,7 @@ impl Server {
             search_domains: tun.dns.domains.clone(),
             server_addresses: tun.addresses.iter().map(|net| net.addr().to_string()).collect(),
             repair: true,
+            copies: true,
         }
     }
 }

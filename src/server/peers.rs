@@ -24,6 +24,7 @@ use crate::{
         counters::{Counters, DropReason},
         device::PacketSink,
         egress::{self, Verdict},
+        pump,
         queue::{Pool, Queue},
     },
     wire::{foreign::Foreign, packet::Packet},
@@ -95,6 +96,8 @@ pub struct PeerSession {
     pub software: Foreign,
     /// The instance id of its process, if its hello has one.
     pub instance: Option<u64>,
+    /// What its pumps share.
+    pub(super) datapath: Arc<pump::Session>,
 }
 
 impl PeerSession {
@@ -280,6 +283,11 @@ impl Peer {
     #[must_use]
     pub fn session(&self) -> Option<PeerSession> {
         self.place().session.clone()
+    }
+
+    /// What the pumps of the session share.
+    pub(super) fn datapath(&self) -> Option<Arc<pump::Session>> {
+        self.place().session.as_ref().map(|session| session.datapath.clone())
     }
 
     fn enqueue(&self, sender: usize, batch: &mut Vec<Packet>) {

@@ -63,25 +63,28 @@ impl Server {
         hello: Hello,
         congestion: &CongestionHandle,
     ) {
+        let terms =
+            pump::Terms { unchecked: hello.unchecked, repair: hello.repair, copies: hello.copies };
+        let session = Arc::new(pump::Session::new(terms, congestion));
         peer.attach(PeerSession {
             connection: connection.clone(),
             since: clock::wall(),
             software: hello.software.clone(),
             instance: hello.instance,
+            datapath: session.clone(),
         });
         let attached = Attached { peer, connection };
         self.still_has(peer, connection);
         let remote = connection.remote_address();
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
-        let session = pump::Session::new(hello.unchecked, hello.repair, congestion);
         let reason = tokio::select! {
             reason = pump::uplink(connection, &peer.queue, &peer.counters, &session) => reason,
             reason = pump::downlink(connection, &peer.counters, &session, |batch| self.admit(peer, batch)) => {
                 reason
             }
             never = listen(&mut messages) => match never {},
-            never = silence::watch(connection, &peer.queue, congestion) => match never {},
+            never = silence::watch(connection, &peer.queue, &session, congestion) => match never {},
             never = fallback::watch(connection, congestion) => match never {},
             never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
         };
@@ -106,14 +109,20 @@ async fn listen(messages: &mut MessageStream) -> Infallible {
     }
 }
 
-/// Answers a probe with its own words until it ends, or asks nothing for longer than `limit`.
-pub(super) async fn echo(connection: &Connection, limit: Duration) {
+/// Answers a probe with its own words until it ends, or says nothing for longer than `limit`. Copies of packets are for
+/// the session of `peer`.
+pub(super) async fn echo(connection: &Connection, peer: &Peer, limit: Duration) {
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         tokio::select! {
             question = question => match question {
-                // What cannot be answered is asked again.
-                Ok(Ok(datagram)) => drop(connection.send_datagram(datagram)),
+                Ok(Ok(datagram)) => {
+                    let session = peer.datapath();
+                    if !session.is_some_and(|it| it.take_copy_over(connection, &datagram)) {
+                        // What cannot be answered is asked again.
+                        let _ = connection.send_datagram(datagram);
+                    }
+                }
                 Ok(Err(_lost)) => return,
                 Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),
             },

@@ -18,15 +18,16 @@ use crate::{
         liveness::{Liveness, Signs, Verdict, WATCH, silence_limit},
         nudge,
     },
-    tunnel::queue::Queue,
+    tunnel::{pump, queue::Queue},
     wire::datagram::PADDING,
 };
 
-/// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long.
-/// Costs nothing while nothing is sent.
+/// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long, unless `session` has a
+/// standby for what cannot wait. Costs nothing while nothing is sent.
 pub(crate) async fn watch(
     connection: &Connection,
     queue: &Queue,
+    session: &pump::Session,
     congestion: &CongestionHandle,
 ) -> Infallible {
     let mut liveness = Liveness::default();
@@ -50,11 +51,11 @@ pub(crate) async fn watch(
         if verdict(&mut liveness) != Some(Verdict::Suspect) {
             continue;
         }
-        debug!("silent: holding its packets");
-        queue.hold(true);
+        debug!("silent");
         liveness.suspect(clock::now());
         nudge(connection, congestion);
         while liveness.is_suspected() {
+            queue.hold(!session.has_standby());
             time::sleep(WATCH).await;
             if verdict(&mut liveness) == Some(Verdict::Nudge) {
                 nudge(connection, congestion);

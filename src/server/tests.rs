@@ -30,6 +30,7 @@ use crate::{
         session,
         tls::{self, ClientTls},
     },
+    tunnel::pump,
     wire::{
         message::Message,
         packet::{Packet, tests::packet},
@@ -263,11 +264,13 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
     let task = tokio::spawn({
         let peer = peer.clone();
         async move {
+            let congestion = CongestionHandle::default();
             let session = PeerSession {
                 connection: connection.clone(),
                 since: std::time::SystemTime::now(),
                 software: "a program".into(),
                 instance: None,
+                datapath: Arc::new(pump::Session::new(pump::Terms::default(), &congestion)),
             };
             peer.attach(session);
             let _attached = Attached { peer: &peer, connection: &connection };

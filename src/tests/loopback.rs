@@ -182,6 +182,7 @@ fn welcome(version: u16) -> Welcome {
         search_domains: Vec::new(),
         server_addresses: Vec::new(),
         repair: true,
+        copies: true,
     }
 }
 
@@ -219,6 +220,10 @@ async fn pair(listen: &str) -> Pair {
     assert_eq!(key, Some(client_key.public_key()));
     assert_eq!(tls::peer_key(&here), Some(server_key.public_key()));
     Pair { client, here, there }
+}
+
+fn terms() -> pump::Terms {
+    pump::Terms { unchecked: true, repair: true, copies: true }
 }
 
 fn packet(length: usize, fill: u8) -> Bytes {
@@ -308,7 +313,7 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
                 &here,
                 &queue,
                 &counters,
-                &pump::Session::new(true, true, &CongestionHandle::default()),
+                &pump::Session::new(terms(), &CongestionHandle::default()),
             )
             .await
         }
@@ -318,7 +323,7 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
         pump::downlink(
             &there,
             &counters,
-            &pump::Session::new(true, true, &CongestionHandle::default()),
+            &pump::Session::new(terms(), &CongestionHandle::default()),
             |batch| {
                 PacketSink::send(&to_device, batch);
             },

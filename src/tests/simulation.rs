@@ -19,6 +19,8 @@
 //! Keys and connection ids are drawn anew each time, so that a day is the same in what happens to the
 //! networks, and all but the same in what the daemons do.
 
+mod dying;
+mod ends;
 mod lossy;
 mod moments;
 pub(crate) mod world;
@@ -266,6 +268,7 @@ impl Hosts {
             paths: Paths {
                 probe_timeout: Duration::from_secs(5),
                 standby_check: Some(Duration::from_secs(15)),
+                metered_copies: 64 << 10,
                 prefer: Vec::new(),
                 ignore: Vec::new(),
             },

@@ -87,6 +87,8 @@ pub struct Counters {
     repaired: AtomicU64,
     given_up: AtomicU64,
     duplicates: AtomicU64,
+    copied: AtomicU64,
+    rescued: AtomicU64,
     drops: [AtomicU64; DropReason::ALL.len()],
 }
 
@@ -119,6 +121,18 @@ impl Counters {
         }
     }
 
+    /// Counts packets that were sent a second time over the standby.
+    pub(crate) fn copied(&self, count: u64) {
+        if count > 0 {
+            self.copied.fetch_add(count, Relaxed);
+        }
+    }
+
+    /// Counts a packet that came over the standby before it came over the path in use.
+    pub(crate) fn rescued(&self) {
+        self.rescued.fetch_add(1, Relaxed);
+    }
+
     /// Counts what a receiver repaired, or could not.
     pub(crate) fn repair(&self, events: Events) {
         if events != Events::default() {
@@ -143,6 +157,8 @@ impl Counters {
             repaired_packets: self.repaired.load(Relaxed),
             lost_packets: self.given_up.load(Relaxed),
             duplicate_packets: self.duplicates.load(Relaxed),
+            copied_packets: self.copied.load(Relaxed),
+            rescued_packets: self.rescued.load(Relaxed),
             dropped: DropReason::ALL
                 .into_iter()
                 .map(|reason| (reason, self.drops[reason as usize].load(Relaxed)))
@@ -178,6 +194,12 @@ pub struct Snapshot {
     pub lost_packets: u64,
     /// Packets that came once more and were dropped.
     pub duplicate_packets: u64,
+    /// Packets that were sent a second time over the standby, because the path in use was late.
+    #[serde(default)]
+    pub copied_packets: u64,
+    /// Packets that came over the standby before they came over the path in use.
+    #[serde(default)]
+    pub rescued_packets: u64,
     /// Drops by reason; reasons that never happened are left out.
     pub dropped: BTreeMap<DropReason, u64>,
 }

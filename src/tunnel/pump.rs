@@ -2,16 +2,26 @@
 
 mod alarm;
 mod downlink;
+mod standby;
 mod uplink;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
+use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::Notify;
 
-pub(crate) use self::{downlink::downlink, uplink::uplink};
+use self::standby::Standby;
+pub(crate) use self::{downlink::downlink, standby::UNMETERED, uplink::uplink};
 use super::repair::{Exchanges, Moment, Receiver, Sender};
-use crate::{clock, quic::congestion::CongestionHandle};
+use crate::{
+    clock,
+    quic::congestion::CongestionHandle,
+    wire::datagram::{decode_offer, encode_offer, is_copy},
+};
 
 /// What both pumps of a session share: what was negotiated, and the state of the repair.
 #[derive(Debug)]
@@ -32,44 +42,118 @@ struct Repair {
     wanted: Notify,
     /// Tells what arrived, and when a path began.
     congestion: CongestionHandle,
+    /// If the other side takes copies.
+    standby: Option<Standby>,
+}
+
+/// What was negotiated for a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    /// The other side completes the checksums of packets that are left to it.
+    pub(crate) unchecked: bool,
+    /// It takes numbered packets.
+    pub(crate) repair: bool,
+    /// It takes copies of them over probe connections.
+    pub(crate) copies: bool,
 }
 
 impl Session {
-    /// A session with a peer that takes packets whose checksum it must complete if `unchecked`, and numbered packets
-    /// if `repair`. `congestion` observes its connection.
-    pub(crate) fn new(unchecked: bool, repair: bool, congestion: &CongestionHandle) -> Self {
-        Self { unchecked, repair: repair.then(|| Repair::new(congestion.clone())) }
+    /// A session on these terms. `congestion` observes its connection.
+    pub(crate) fn new(terms: Terms, congestion: &CongestionHandle) -> Self {
+        let Terms { unchecked, repair, copies } = terms;
+        Self { unchecked, repair: repair.then(|| Repair::new(congestion.clone(), copies)) }
+    }
+
+    fn standby(&self) -> Option<&Standby> {
+        self.repair.as_ref()?.standby.as_ref()
+    }
+
+    /// Sends copies over this probe connection from here on, and takes them from there: so many bytes a minute each way.
+    /// The other side learns of it if the connection is another one than before, or `again`. Without a connection there
+    /// are no copies.
+    pub(crate) fn use_standby(&self, standby: Option<(&Connection, u32)>, again: bool) {
+        match (self.standby(), standby) {
+            (Some(known), Some((connection, per_minute))) => {
+                if known.use_over(connection, per_minute) || again {
+                    // One that is lost is made again, and a copy tells as much.
+                    let _ = connection.send_datagram(encode_offer(per_minute));
+                }
+            }
+            (Some(known), None) => known.forget(),
+            (None, _) => {}
+        }
+    }
+
+    /// Whether copies can be sent.
+    pub(crate) fn has_standby(&self) -> bool {
+        self.standby().is_some_and(Standby::is_ready)
+    }
+
+    /// Takes a datagram that came over a probe connection if it is a copy.
+    pub(crate) fn take_copy(&self, datagram: &Bytes) -> bool {
+        let Some(standby) = self.standby().filter(|_| is_copy(datagram)) else { return false };
+        standby.arrive(datagram.clone());
+        true
+    }
+
+    /// The same on the server, which sends its own copies where it heard the client last.
+    pub(crate) fn take_copy_over(&self, connection: &Connection, datagram: &Bytes) -> bool {
+        let Some(standby) = self.standby() else { return false };
+        if let Some(per_minute) = decode_offer(datagram) {
+            standby.use_over(connection, per_minute.min(UNMETERED));
+            return true;
+        }
+        let is_taken = self.take_copy(datagram);
+        if is_taken {
+            standby.heard_over(connection);
+        }
+        is_taken
     }
 
     /// The path died and another one carries the connection, or it was silent: what was lost with it is sent again, and
     /// the other side does the same.
     pub(crate) fn resume(&self) {
         if let Some(repair) = &self.repair {
-            repair.exchanges().begin(clock::now());
-            repair.wanted.notify_one();
+            repair.resume();
         }
     }
 }
 
 impl Repair {
-    fn new(congestion: CongestionHandle) -> Self {
+    fn new(congestion: CongestionHandle, copies: bool) -> Self {
         Self {
             sender: Mutex::default(),
             receiver: Mutex::default(),
             exchanges: Mutex::default(),
             wanted: Notify::default(),
             congestion,
+            standby: copies.then(Standby::default),
         }
+    }
+
+    fn resume(&self) {
+        self.exchanges().begin(clock::now());
+        self.wanted.notify_one();
     }
 
     fn exchanges(&self) -> MutexGuard<'_, Exchanges> {
         self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The standby, if the path in use is late, or the other side takes it for that.
+    fn late_standby(&self, now: Instant) -> Option<&Standby> {
+        let standby = self.standby.as_ref()?;
+        let is_late = || self.congestion.late_at().is_some_and(|at| at <= now);
+        ((standby.is_needed() || is_late()) && standby.is_ready()).then_some(standby)
+    }
+
     /// The sender; it knows what was acknowledged so far.
     fn sender(&self) -> MutexGuard<'_, Sender> {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.acknowledged(self.congestion.newest_acknowledged(), self.congestion.began());
+        let (newest, began) = (self.congestion.newest_acknowledged(), self.congestion.began());
+        if sender.acknowledged(newest, began) {
+            self.resume();
+        }
         sender
     }
 

@@ -182,6 +182,26 @@ impl Queue {
         batch.len() > before
     }
 
+    /// Whether [`Self::pop_sparse`] may have something.
+    #[must_use]
+    pub(crate) fn has_sparse(&self) -> bool {
+        let waiting = self.lock();
+        waiting.is_ready() && waiting.senders.has_sparse()
+    }
+
+    /// Moves at most `limit` packets of flows that send less than their share to the end of `batch`, unless the queue is
+    /// held. Returns the packets that were dropped on the way.
+    pub(crate) fn pop_sparse(&self, batch: &mut Vec<Packet>, limit: usize) -> Dropped {
+        let (mut dropped, now) = (Dropped::default(), clock::now());
+        let waiting = &mut *self.lock();
+        if waiting.is_ready() {
+            let mut next = || waiting.senders.pop_sparse(now, Duration::MAX, &mut dropped);
+            batch.extend(std::iter::from_fn(|| next().map(|(_, packet)| packet)).take(limit));
+            waiting.take_share();
+        }
+        dropped
+    }
+
     /// Takes at most `limit` bytes of TCP packets, also from a held queue, to send them before the handshake
     /// is complete. Packets of other protocols stay, because they could arrive too late to be of use.
     /// [`Self::put_back`] returns the packets. The second value counts packets that were dropped on the way.
@@ -367,6 +387,21 @@ mod tests {
         assert_eq!(queue.bytes(), 1050);
         queue.hold(false);
         assert_eq!(pop(&queue, 9), [100, 200, 300, 400, 50]);
+    }
+
+    #[test]
+    fn what_sends_little_is_found_behind_what_sends_much() {
+        let queue = queue(100_000);
+        queue.push(&mut packets(&[1400; 10]));
+        assert_eq!(pop(&queue, 3), [1400; 3], "it has had its first turn");
+        assert!(!queue.has_sparse());
+        queue.push(&mut vec![of_flow(false, 17, 53, 60).into(), of_flow(false, 17, 54, 61).into()]);
+        assert!(queue.has_sparse());
+        let mut batch = Vec::new();
+        assert_eq!(queue.pop_sparse(&mut batch, 9), Dropped::default());
+        assert_eq!(batch.iter().map(Packet::size).collect::<Vec<_>>(), [60, 61]);
+        assert!(!queue.has_sparse());
+        assert_eq!(pop(&queue, 9), [1400; 7]);
     }
 
     #[tokio::test]

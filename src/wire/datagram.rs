@@ -25,6 +25,33 @@ pub(crate) const NEXT: u8 = 0x05;
 /// First byte of a datagram that says what arrived before a path died or was silent.
 pub(crate) const RESUME: u8 = 0x07;
 
+/// First byte of a datagram that says, over a probe connection, how many bytes a minute of copies may come there.
+pub(crate) const OFFER: u8 = 0x08;
+
+/// Whether a datagram on a probe connection is a copy of one of the session: nothing else begins like that there.
+#[must_use]
+pub(crate) fn is_copy(datagram: &[u8]) -> bool {
+    matches!(datagram.first(), Some(NUMBERED..=RESUME))
+}
+
+/// The datagram that offers so many bytes a minute.
+#[must_use]
+pub(crate) fn encode_offer(per_minute: u32) -> Bytes {
+    let [a, b, c, d] = per_minute.to_be_bytes();
+    Bytes::copy_from_slice(&[OFFER, a, b, c, d])
+}
+
+/// Reads it.
+#[must_use]
+pub(crate) fn decode_offer(datagram: &[u8]) -> Option<u32> {
+    let [OFFER, bytes @ ..] =
+        *datagram.first_chunk::<5>().filter(|it| it.len() == datagram.len())?
+    else {
+        return None;
+    };
+    Some(u32::from_be_bytes(bytes))
+}
+
 /// The content of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Datagram {
@@ -76,6 +103,18 @@ mod tests {
             let packet = Packet::from_datagram(bytes.clone());
             assert_eq!(Datagram::decode(bytes), Ok(Datagram::Packet(packet)));
         }
+    }
+
+    #[test]
+    fn an_offer_reads_as_it_was_written() {
+        assert_eq!(decode_offer(&encode_offer(65_536)), Some(65_536));
+        for other in
+            [&[][..], &[OFFER], &[OFFER, 0, 0, 0], &[OFFER, 0, 0, 0, 0, 0], &[7, 0, 0, 0, 0]]
+        {
+            assert_eq!(decode_offer(other), None);
+        }
+        assert!(is_copy(&[NUMBERED]) && is_copy(&[RESUME]));
+        assert!(!is_copy(&[]) && !is_copy(&[OFFER]) && !is_copy(&0_u64.to_be_bytes()));
     }
 
     #[test]

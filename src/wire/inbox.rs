@@ -60,6 +60,7 @@ mod tests {
             unchecked: false,
             instance: Some(number),
             repair: false,
+            copies: false,
         })
     }
 

@@ -53,6 +53,10 @@ pub struct Hello {
     #[n(4)]
     #[cbor(default)]
     pub repair: bool,
+    /// Whether the client takes copies of numbered packets over its probe connections.
+    #[n(6)]
+    #[cbor(default)]
+    pub copies: bool,
 }
 
 /// What the client must know to set up its side.
@@ -97,6 +101,10 @@ pub struct Welcome {
     #[n(10)]
     #[cbor(default)]
     pub repair: bool,
+    /// Whether the server takes copies of numbered packets over the client's probe connections.
+    #[n(12)]
+    #[cbor(default)]
+    pub copies: bool,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -177,6 +185,7 @@ mod tests {
             unchecked: false,
             instance: None,
             repair: false,
+            copies: false,
         }
     }
 
@@ -201,7 +210,14 @@ mod tests {
             )
                 .prop_map(|(versions, software, [unchecked, repair], instance)| {
                     let software = software.into();
-                    Message::Hello(Hello { versions, software, unchecked, instance, repair })
+                    Message::Hello(Hello {
+                        versions,
+                        software,
+                        unchecked,
+                        instance,
+                        repair,
+                        copies: repair,
+                    })
                 }),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<[bool; 2]>(), nets())
                 .prop_map(|(version, software, name, addresses, routes, mtu, flags, dns)| {
@@ -218,6 +234,7 @@ mod tests {
                         search_domains: vec!["corp.example".into(); dns.len()],
                         server_addresses: vec!["10.66.0.1".into(); dns.len()],
                         repair,
+                        copies: unchecked,
                     })
                 }),
         ]
@@ -279,9 +296,10 @@ mod tests {
             unchecked: true,
             instance: Some(0x1234),
             repair: true,
+            copies: true,
         });
         let shown =
-            b"\x00\x1c\x82\x00\x81\xa5\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5";
+            b"\x00\x1e\x82\x00\x81\xa6\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 

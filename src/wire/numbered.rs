@@ -131,8 +131,8 @@ pub(super) fn decode_next(bytes: &[u8]) -> Option<Short> {
     Some(Short::decode(number))
 }
 
-/// What one side has, after a path died or was silent: all before `next` but for some ranges. The client asks for the
-/// server's state with its own, and repeats that until the server answers with the same exchange.
+/// What one side has, after a path died or was silent: all before `next` but for some ranges. Who asks for the other
+/// side's state sends its own, and repeats that until the answer comes with the same exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resume {
     pub(crate) exchange: Exchange,

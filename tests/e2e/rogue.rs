@@ -45,6 +45,7 @@ pub(crate) fn welcome(addresses: &[&str], mtu: u16) -> Welcome {
         search_domains: Vec::new(),
         server_addresses: Vec::new(),
         repair: true,
+        copies: true,
     }
 }
 

@@ -1,12 +1,13 @@
 use std::io;
 
 use quinn::AsyncUdpSocket as _;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
-    path::udp::fake::FakeSocket,
+    path::{handshake::Handshake, udp::fake::FakeSocket},
     quic::{self, tls},
 };
 
@@ -45,7 +46,8 @@ fn on_wifi() -> Fixture {
     let key = PrivateKey::generate().unwrap();
     let probes =
         Handshake::new(&key, key.public_key(), tls::PROBE, quic::probe_transport()).unwrap();
-    let paths = PathTable::new(socket.clone(), network.clone(), probes, events, (wifi(), id));
+    let prober = Prober::new(probes, events, drop);
+    let paths = PathTable::new(socket.clone(), network.clone(), prober, (wifi(), id));
     let now = clock_now();
     let mut fixture = Fixture { paths, socket, network, events: reported, wifi: udp, now };
     fixture.update(&[wifi(), lte()]);

@@ -81,7 +81,7 @@ impl Families<'_> {
     /// What every datapath has, one for each of `owners`.
     fn datapaths(&mut self, owners: &[(Labels<'_>, &Snapshot)]) -> fmt::Result {
         type Read = fn(&Snapshot) -> u64;
-        let families: [(&str, &str, Read); 10] = [
+        let families: [(&str, &str, Read); 12] = [
             ("roamd_sent_packets", "Inner packets sent", |it| it.sent_packets),
             ("roamd_sent_bytes", "Bytes of inner packets sent", |it| it.sent_bytes),
             ("roamd_received_packets", "Inner packets received", |it| it.received_packets),
@@ -95,6 +95,12 @@ impl Families<'_> {
                 it.repaired_packets
             }),
             ("roamd_lost_packets", "Missing packets that did not come", |it| it.lost_packets),
+            ("roamd_copied_packets", "Inner packets also sent over the standby", |it| {
+                it.copied_packets
+            }),
+            ("roamd_rescued_packets", "Inner packets that came over the standby first", |it| {
+                it.rescued_packets
+            }),
             ("roamd_duplicate_packets", "Inner packets that came again", |it| it.duplicate_packets),
         ];
         for (name, help, read) in families {

@@ -74,6 +74,7 @@ fn message(number: u64) -> Message {
         unchecked: false,
         instance: Some(number),
         repair: true,
+        copies: true,
     })
 }
 

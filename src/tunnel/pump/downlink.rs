@@ -16,7 +16,7 @@ use crate::{
         repair::{Moment, Receiver},
     },
     wire::{
-        datagram::{Datagram, Unknown},
+        datagram::{Datagram, NUMBERED, Unknown},
         fragment::{Joined, Joiner},
         numbered::Exchange,
         packet::Packet,
@@ -44,6 +44,7 @@ pub(crate) async fn downlink(
                 Ok(datagram) => Some(datagram),
                 Err(error) => return error,
             },
+            () = copies_arrived(session) => None,
             () = alarm.wait(deadline) => None,
         };
         let mut intake = Intake {
@@ -56,6 +57,7 @@ pub(crate) async fn downlink(
             answer: None,
         };
         intake.follow(&mut way);
+        intake.take_copies(first.is_some());
         intake.take_all(connection, first);
         intake.ask(connection);
         drop(intake);
@@ -63,6 +65,14 @@ pub(crate) async fn downlink(
             deliver(&mut batch);
             batch.clear();
         }
+    }
+}
+
+/// Waits until copies have come over the standby. Cancel safe.
+async fn copies_arrived(session: &Session) {
+    match session.standby() {
+        Some(standby) => standby.arrived().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -95,6 +105,34 @@ impl Intake<'_> {
             receiver.path_changed(Moment { rtt: way.rtt, ..self.moment });
         }
         way.rtt = self.moment.rtt;
+    }
+
+    /// Takes the copies that came over the standby. One that comes before its original says that the path in use is in
+    /// trouble, until something comes over it.
+    fn take_copies(&mut self, is_path_heard: bool) {
+        let Some(repair) = self.repair else { return };
+        let Some(standby) = &repair.standby else { return };
+        if is_path_heard {
+            standby.set_needed(false);
+        }
+        for datagram in standby.take() {
+            let is_packet = datagram.first() == Some(&NUMBERED);
+            let duplicates = |receiver: &Option<MutexGuard<'_, Receiver>>| {
+                receiver.as_ref().map_or(0, |receiver| receiver.duplicates())
+            };
+            let before = duplicates(&self.receiver);
+            self.take(datagram);
+            if !is_packet || duplicates(&self.receiver) > before {
+                continue;
+            }
+            self.counters.rescued();
+            if let Some(receiver) = &mut self.receiver {
+                receiver.wait_for_switch(self.moment.now);
+            }
+            if !is_path_heard && !standby.set_needed(true) {
+                repair.wanted.notify_one();
+            }
+        }
     }
 
     /// Takes what has arrived.

@@ -11,6 +11,7 @@ use tokio::{task, time};
 
 use super::{Repair, Session, alarm::Alarm, moment};
 use crate::{
+    clock,
     quic::SEND_BUFFER,
     tunnel::{
         counters::{Counters, DropReason},
@@ -27,6 +28,9 @@ const AHEAD: Duration = Duration::from_millis(4);
 const LEAST_AHEAD: usize = 6 * 1024;
 /// The pause between two looks at quinn's buffer: the resolution of timers.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// The same while the path is late.
+const LOOK_WHILE_LATE: Duration = Duration::from_millis(20);
 
 /// Sends the packets of the queue until the connection ends, and once more those that the other side misses.
 ///
@@ -50,8 +54,10 @@ pub(crate) async fn uplink(
     let (mut batch, mut datagrams) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     loop {
         uplink.ready().await;
-        let room = uplink.room().await;
-        counters.dropped_by_queue(queue.pop(&mut batch, BATCH, room));
+        counters.dropped_by_queue(match uplink.room().await {
+            Room::Bytes(room) => queue.pop(&mut batch, BATCH, room),
+            Room::ForCopies => queue.pop_sparse(&mut batch, BATCH),
+        });
         if !session.unchecked {
             counters.dropped(DropReason::Malformed, complete(&mut batch));
         }
@@ -60,6 +66,9 @@ pub(crate) async fn uplink(
                 repair.sender().number(&batch, moment(connection), &mut datagrams);
             }
             None => datagrams.extend(batch.iter().map(|packet| packet.datagram().clone())),
+        }
+        if let Some(repair) = &session.repair {
+            uplink.copy(repair);
         }
         if let Err(error) = uplink.send_all(&mut batch, &mut datagrams).await {
             return error;
@@ -72,6 +81,14 @@ fn complete(batch: &mut Vec<Packet>) -> u64 {
     let before = batch.len();
     batch.retain_mut(|packet| packet.checked().map(|checked| *packet = checked).is_some());
     (before - batch.len()) as u64
+}
+
+/// What may leave the queue.
+enum Room {
+    /// So many bytes.
+    Bytes(usize),
+    /// Packets that do not wait for the path, which is late: those of flows that send little.
+    ForCopies,
 }
 
 struct Uplink<'a> {
@@ -93,7 +110,8 @@ impl Uplink<'_> {
         let Some(repair) = &self.session.repair else { return self.queue.ready().await };
         loop {
             self.budget = usize::MAX;
-            let deadline = self.repeat(repair);
+            let deadlines = [self.repeat(repair), self.copy(repair)];
+            let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = repair.wanted.notified() => {}
@@ -130,6 +148,9 @@ impl Uplink<'_> {
         if let Some(tail) = sender.tail(moment)
             && tail.len() <= self.connection.datagram_send_buffer_space()
         {
+            if let Some(standby) = repair.late_standby(moment.now) {
+                standby.send(&tail, moment.now);
+            }
             self.send_now(tail);
         }
         if repeated > 0 {
@@ -144,6 +165,22 @@ impl Uplink<'_> {
         deadlines.into_iter().flatten().min()
     }
 
+    /// Sends small packets a second time, over the standby, while the path is late. Returns when to look again.
+    fn copy(&self, repair: &Repair) -> Option<Instant> {
+        let moment = moment(self.connection);
+        let late_at = repair.congestion.late_at();
+        if let Some(standby) = repair.late_standby(moment.now) {
+            let copies = repair.sender().copies(moment);
+            let sent = copies.iter().filter(|datagram| standby.send(datagram, moment.now)).count();
+            self.counters.copied(sent as u64);
+        }
+        match late_at? {
+            at if at > moment.now => Some(at),
+            // The end of a silence shows only to who looks.
+            _ => (!repair.sender().is_empty()).then_some(moment.now + LOOK_WHILE_LATE),
+        }
+    }
+
     /// Asks the other side what it has, if that is due.
     fn ask(&self, repair: &Repair, moment: Moment) -> Option<Question> {
         let question = repair.exchanges().question(moment.now)?;
@@ -154,12 +191,12 @@ impl Uplink<'_> {
         Some(question)
     }
 
-    /// Waits until quinn has little left to send; returns the number of bytes to give it now.
+    /// Waits until quinn has little left to send; returns how much to give it now.
     ///
     /// quinn sends in the order of its buffer, so the buffer holds at most one window of data: a keystroke must
     /// wait in our queue, which can reorder. Where a window is larger than quinn's buffer, quinn's own limit
     /// applies. A drop to less than half since the last call means that the connection has migrated.
-    async fn room(&mut self) -> usize {
+    async fn room(&mut self) -> Room {
         let mut before = None;
         self.budget = ahead(self.connection);
         loop {
@@ -169,11 +206,11 @@ impl Uplink<'_> {
             }
             let ahead = (window as usize).max(LEAST_AHEAD);
             if ahead >= SEND_BUFFER {
-                return SEND_BUFFER;
+                return Room::Bytes(SEND_BUFFER);
             }
             let given = given(self.connection);
             if given < ahead {
-                return ahead - given;
+                return Room::Bytes(ahead - given);
             }
             // While its window is open, quinn sends all that it has at its next turn, and must not run dry:
             // a window that is not filled does not grow.
@@ -184,6 +221,13 @@ impl Uplink<'_> {
             }
             if let Some(repair) = &self.session.repair {
                 self.repeat(repair);
+                self.copy(repair);
+                if given < SEND_BUFFER / 2
+                    && self.queue.has_sparse()
+                    && repair.late_standby(clock::now()).is_some()
+                {
+                    return Room::ForCopies;
+                }
             }
         }
     }

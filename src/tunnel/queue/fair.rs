@@ -55,6 +55,14 @@ pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) > if is_tcp { TCP_STALE } else { STALE }
 }
 
+/// Which flows packets are taken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    All,
+    /// Those that have just begun, or send less than their share.
+    Sparse,
+}
+
 /// Flows and their packets.
 #[derive(Debug)]
 pub(super) struct Fair {
@@ -177,15 +185,22 @@ impl Fair {
         self.cost
     }
 
-    /// The next packet and its time of arrival. CoDel accepts a wait of `target`.
+    /// Whether a flow has packets that sends less than its share.
+    pub(super) fn has_sparse(&self) -> bool {
+        self.new.first().is_some()
+    }
+
+    /// The next packet and its time of arrival, or the next one of a flow that sends less than its share. CoDel accepts
+    /// a wait of `target`.
     pub(super) fn pop(
         &mut self,
+        of: Of,
         now: Instant,
         target: Duration,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
-            let slot = self.new.first().or_else(|| self.old.first())?;
+            let slot = self.new.first().or_else(|| self.old.first().filter(|_| of == Of::All))?;
             let queue = &mut self.flows[usize::from(slot)];
             if queue.credit <= 0 {
                 queue.credit += QUANTUM;
@@ -400,7 +415,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
+        while let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -413,10 +428,10 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(now, TARGET, &mut dropped).unwrap();
+            fair.pop(Of::All, now, TARGET, &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(now, TARGET, &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(Of::All, now, TARGET, &mut dropped).unwrap().1), 2);
     }
 
     #[test]
@@ -425,7 +440,8 @@ mod tests {
         fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
         let mut told = |times: std::ops::Range<u32>, target| {
             // These packets understand the mark (ECN).
-            let popped = times.filter_map(|at| fair.pop(start + at * MS, target, &mut dropped));
+            let popped =
+                times.filter_map(|at| fair.pop(Of::All, start + at * MS, target, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
         assert_eq!(told(0..500, Duration::MAX), 0);
@@ -456,7 +472,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(now, TARGET, &mut dropped).unwrap();
+            let (_, packet) = fair.pop(Of::All, now, TARGET, &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -571,12 +587,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
+                if pop && let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
             }
-            while let Some((_, packet)) = fair.pop(now, TARGET, &mut dropped) {
+            while let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

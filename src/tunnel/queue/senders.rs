@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::fair::{Dropped, Fair};
+use super::fair::{Dropped, Fair, Of};
 use crate::wire::packet::Packet;
 
 /// Maximum of senders that are kept apart; beyond it, several share one place.
@@ -97,6 +97,21 @@ impl Senders {
         }
     }
 
+    /// Whether [`Self::pop_sparse`] may have something.
+    pub(super) fn has_sparse(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.fair.has_sparse())
+    }
+
+    /// The next packet of any flow that sends less than its share.
+    pub(super) fn pop_sparse(
+        &mut self,
+        now: Instant,
+        target: Duration,
+        dropped: &mut Dropped,
+    ) -> Option<(Instant, Packet)> {
+        self.lanes.iter_mut().find_map(|lane| lane.fair.pop(Of::Sparse, now, target, dropped))
+    }
+
     /// The next packet and its time of arrival. CoDel accepts a wait of `target`.
     pub(super) fn pop(
         &mut self,
@@ -105,13 +120,13 @@ impl Senders {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         if let [only] = &mut self.lanes[..] {
-            return only.fair.pop(now, target, dropped);
+            return only.fair.pop(Of::All, now, target, dropped);
         }
         let (count, mut idle) = (self.lanes.len(), 0);
         while idle < count {
             let lane = &mut self.lanes[self.turn % count];
             if lane.credit > 0
-                && let Some((since, packet)) = lane.fair.pop(now, target, dropped)
+                && let Some((since, packet)) = lane.fair.pop(Of::All, now, target, dropped)
             {
                 lane.credit -= packet.size().cast_signed();
                 return Some((since, packet));

@@ -226,6 +226,16 @@ impl Receiver {
         self.deadline = self.deadline.map(|_| quiet_until);
     }
 
+    /// Packets come over a standby while the path in use is in trouble: what is missing may have to wait for a switch.
+    pub(crate) fn wait_for_switch(&mut self, now: Instant) {
+        self.patient_until = Some(now + PATIENCE);
+    }
+
+    /// Packets that came once more, since they were counted last.
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.events.duplicates
+    }
+
     /// When [`Self::expire`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.deadline

@@ -40,6 +40,8 @@ const KEPT_UNASKED: Duration = Duration::from_millis(5);
 const ASKING: Duration = Duration::from_secs(30);
 /// A packet is kept for so long at most: it takes a while to learn that a path has died.
 const LONGEST: Duration = Duration::from_secs(3);
+/// Acknowledgements that leave out so much time follow on a silence: what was sent in it may be lost.
+const SILENCE: Duration = Duration::from_millis(100);
 /// A datagram that arrives later than this is of no use to a call or a game.
 const OF_USE: Duration = Duration::from_millis(100);
 /// Without a further packet for so long, a packet is taken for the last one: it has no successor to show its loss.
@@ -81,6 +83,8 @@ pub struct Sender {
     asked: Option<Instant>,
     proof: Proof,
     tail: Option<Tail>,
+    /// Small packets with numbers below this one have copies.
+    copied: u64,
     /// Packets that were to be sent again because a path died or was silent, since the last look.
     resumed: u64,
 }
@@ -103,20 +107,33 @@ struct Allowance {
     looks: usize,
 }
 
+impl Sent {
+    /// Whether it is worth to be sent again unasked.
+    fn is_small(&self) -> bool {
+        self.kind != Kind::BareAck && self.datagram.len() <= HEADER + SMALL
+    }
+}
+
 /// What is known to have arrived. Acknowledgements of what was sent over the present path say nothing of the one before.
 #[derive(Debug, Default)]
 struct Proof {
     /// When the newest packet that was acknowledged was sent.
     newest: Option<Instant>,
-    /// The same when the present path began.
+    /// The same when the present path began, or was silent last.
     before: Option<Instant>,
+    /// When that was. What was sent before is proven by `before` alone.
     began: Option<Instant>,
 }
 
 impl Proof {
     /// When the newest packet that went the same way as one sent at `at`, and arrived, was sent.
     fn of(&self, at: Instant) -> Option<Instant> {
-        if Some(at) < self.began { self.before } else { self.newest }
+        if Some(at) <= self.began { self.before } else { self.newest }
+    }
+
+    /// Whether a packet sent at `at` may be lost with its path.
+    fn leaves_open(&self, at: Instant, rtt: Duration) -> bool {
+        self.of(at).is_none_or(|newest| at + rtt / 2 + KEPT_UNASKED >= newest)
     }
 }
 
@@ -145,6 +162,7 @@ impl Default for Sender {
             asked: None,
             proof: Proof::default(),
             tail: None,
+            copied: 0,
             resumed: 0,
         }
     }
@@ -192,12 +210,33 @@ impl Sender {
         datagram
     }
 
-    /// Takes note of when the newest packet that was acknowledged was sent, and of when the present path began.
-    pub(crate) fn acknowledged(&mut self, newest: Option<Instant>, began: Option<Instant>) {
-        if self.proof.began < began {
-            (self.proof.before, self.proof.began) = (self.proof.newest, began);
+    /// Takes note of when the newest packet that was acknowledged was sent, and of when the present path began. Returns
+    /// whether the path was silent, so that packets may be lost that nobody asks for in time.
+    pub(crate) fn acknowledged(&mut self, newest: Option<Instant>, began: Option<Instant>) -> bool {
+        let proof = &mut self.proof;
+        if proof.began < began {
+            (proof.before, proof.began) = (proof.newest, began);
         }
-        self.proof.newest = self.proof.newest.max(newest);
+        if newest <= proof.newest {
+            return false;
+        }
+        let known = proof.newest.max(proof.began);
+        let before = std::mem::replace(&mut proof.newest, newest);
+        let unproven = self.ring.partition_point(|sent| Some(sent.at) <= known);
+        let was_silent = self
+            .ring
+            .get(unproven)
+            .zip(newest)
+            .is_some_and(|(sent, newest)| newest.saturating_duration_since(sent.at) > SILENCE);
+        if was_silent {
+            (proof.before, proof.began) = (before, newest);
+        }
+        was_silent
+    }
+
+    /// Whether nothing is kept.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ring.is_empty()
     }
 
     /// Drops from the ring what is too old, or too much.
@@ -283,7 +322,7 @@ impl Sender {
         for range in ranges.chain(iter::once(next..end)) {
             for number in range.start.max(oldest)..range.end.min(end) {
                 let sent = &mut self.ring[(number - oldest) as usize];
-                if sent.waits || sent.at >= since || sent.repeated.is_some_and(|at| at >= since) {
+                if sent.waits || sent.at > since || sent.repeated.is_some_and(|at| at >= since) {
                     continue;
                 }
                 sent.waits = true;
@@ -298,17 +337,12 @@ impl Sender {
     /// The path died, or was silent: small packets that may have been lost with it are sent again at once. Their
     /// numbers make copies harmless. Returns whether there are any.
     pub(crate) fn moved(&mut self, Moment { rtt, .. }: Moment) -> bool {
+        // Those with a copy probably arrived.
         let oldest = self.oldest();
-        let may_be_lost = |sent: &Sent| {
-            let proven = self.proof.of(sent.at);
-            proven.is_none_or(|newest| sent.at + rtt / 2 + KEPT_UNASKED >= newest)
-        };
-        let newest_first = self.ring.iter_mut().enumerate().rev();
+        let without_copy = self.copied.saturating_sub(oldest) as usize;
+        let newest_first = self.ring.iter_mut().enumerate().skip(without_copy).rev();
         let small = newest_first.filter(|(_, sent)| {
-            !sent.waits
-                && sent.kind != Kind::BareAck
-                && sent.datagram.len() <= HEADER + SMALL
-                && may_be_lost(sent)
+            !sent.waits && sent.is_small() && self.proof.leaves_open(sent.at, rtt)
         });
         let small = small.take(MOST_SMALL).map(|(at, sent)| {
             sent.waits = true;
@@ -318,6 +352,22 @@ impl Sender {
         self.resumed += small.len() as u64;
         self.wanted.extend(small.into_iter().rev());
         self.is_wanted()
+    }
+
+    /// The path is late: small packets that may be lost with it, each once.
+    pub(crate) fn copies(&mut self, Moment { rtt, .. }: Moment) -> Vec<Bytes> {
+        let copied = self.copied.saturating_sub(self.oldest()) as usize;
+        self.copied = self.next;
+        let small = self
+            .ring
+            .iter()
+            .skip(copied)
+            .rev()
+            .filter(|sent| sent.is_small() && self.proof.leaves_open(sent.at, rtt));
+        // The newest of them, in their order.
+        let mut copies: Vec<_> = small.take(MOST_SMALL).map(|sent| sent.datagram.clone()).collect();
+        copies.reverse();
+        copies
     }
 
     /// How many packets are sent again because a path died or was silent, since the last call.

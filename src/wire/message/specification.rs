@@ -56,6 +56,7 @@ fn samples() -> Vec<Message> {
             unchecked: true,
             instance: Some(1),
             repair: true,
+            copies: true,
         }),
         Message::Welcome(Welcome {
             version: 1,
@@ -69,6 +70,7 @@ fn samples() -> Vec<Message> {
             search_domains: texts(),
             server_addresses: texts(),
             repair: true,
+            copies: true,
         }),
     ]
 }

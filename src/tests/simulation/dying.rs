@@ -1,0 +1,89 @@
+//! Paths that die beside one that works: nothing is lost, nothing comes twice, and small packets wait for a moment only.
+
+use super::{
+    ends::{Ends, TCP, UDP},
+    *,
+};
+
+const PACE: Duration = Duration::from_millis(10);
+/// Without an arrival. The first packets are late after some 50 ms, and take 25 ms over lte.
+const STALL: Duration = Duration::from_millis(100);
+
+/// Sends small packets of both kinds until `end`.
+async fn chat(ends: &Ends, number: &mut u32, duration: Duration) {
+    let end = clock::now() + duration;
+    while clock::now() < end {
+        ends.send(TCP, *number, 120).await;
+        ends.send(UDP, *number, 200).await;
+        *number += 1;
+        sleep(PACE).await;
+    }
+}
+
+/// Whether all of `count` packets arrived, those of TCP in order; the longest stall.
+fn checked(ends: &Ends, count: u32) -> Duration {
+    let mut longest = Duration::ZERO;
+    for protocol in [TCP, UDP] {
+        for (way, arrivals) in ends.arrived(protocol) {
+            let traffic = ends.client.status().traffic;
+            let came: std::collections::BTreeSet<_> = arrivals.iter().map(|it| it.0).collect();
+            let lost: Vec<u32> = (0..count).filter(|number| !came.contains(number)).collect();
+            assert!(lost.is_empty(), "{way} {lost:?}, protocol {protocol}: {traffic:?}");
+            let in_order = arrivals.is_sorted_by_key(|(number, _)| *number);
+            assert!(in_order || protocol == UDP, "{way}");
+            let gaps = arrivals.windows(2).map(|pair| pair[1].1 - pair[0].1);
+            longest = longest.max(gaps.max().unwrap_or_default());
+        }
+    }
+    longest
+}
+
+#[test]
+fn a_silent_death_costs_small_packets_less_than_a_tenth_of_a_second() {
+    for hole in [Hole::Everything, Hole::Uplink, Hole::Downlink] {
+        virtual_time().block_on(async {
+            let (ends, mut number) = (Ends::connected(1).await, 0);
+            chat(&ends, &mut number, Duration::from_secs(2)).await;
+            let before = ends.client.status().traffic;
+            assert_eq!((before.copied_packets, before.rescued_packets), (0, 0), "on a good path");
+            ends.day.world.change(0, |wifi| wifi.hole = hole);
+            chat(&ends, &mut number, Duration::from_secs(3)).await;
+            let traffic = ends.client.status().traffic;
+            sleep(Duration::from_secs(1)).await;
+            let stall = checked(&ends, number);
+            assert!(stall <= STALL, "{hole:?}: {stall:?}, {traffic:?}");
+            assert!(traffic.copied_packets + traffic.rescued_packets > 0, "{hole:?}: {traffic:?}");
+            chat(&ends, &mut number, Duration::from_secs(2)).await;
+            let after = ends.client.status().traffic;
+            assert_eq!(after.copied_packets, traffic.copied_packets, "{hole:?}: after the switch");
+        });
+    }
+}
+
+/// Wifi comes and goes in all ways for some minutes; lte works.
+#[test]
+fn nothing_is_lost_and_nothing_comes_twice_while_a_clean_standby_is_there() {
+    for seed in 0..3 {
+        virtual_time().block_on(async {
+            let (mut ends, mut number) = (Ends::connected(seed).await, 0);
+            for _ in 0..10 {
+                let event = ends.day.random.u8(..5);
+                ends.day.world.change(0, |wifi| match event {
+                    0 => wifi.up = !wifi.up,
+                    1 => wifi.rebind(),
+                    2 => wifi.hole = Hole::Uplink,
+                    3 => wifi.hole = Hole::Downlink,
+                    _ => wifi.hole = Hole::Everything,
+                });
+                let duration = Duration::from_millis(ends.day.random.u64(50..4000));
+                chat(&ends, &mut number, duration).await;
+                ends.day.world.change(0, |wifi| (wifi.up, wifi.hole) = (true, Hole::None));
+                let duration = Duration::from_millis(ends.day.random.u64(50..6000));
+                chat(&ends, &mut number, duration).await;
+            }
+            sleep(Duration::from_secs(5)).await;
+            let stall = checked(&ends, number);
+            assert!(stall < Duration::from_secs(1), "seed {seed}: {stall:?}");
+        });
+    }
+}

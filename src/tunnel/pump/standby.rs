@@ -1,0 +1,179 @@
+//! Copies over the standby: what goes there, and what comes from there.
+//!
+//! A path that is late may be dead, and to decide that takes a quarter of a second and more. Meanwhile small packets go a
+//! second time over the standby's probe connection. Their numbers make copies harmless.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::sync::Notify;
+
+/// Copies that wait to be taken. Further ones are dropped: they are copies.
+const INBOX: usize = 256;
+/// Bytes around a copy on the network (IP, UDP, QUIC), about.
+const OVERHEAD: u32 = 64;
+/// Bytes a minute on a standby that is not metered, in both directions each, and the most that the other side may offer.
+pub(crate) const UNMETERED: u32 = 256 << 10;
+/// The same where the other side has sent a copy and not said how much may be sent back.
+const UNTOLD: u32 = 64 << 10;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Standby {
+    way: Mutex<Way>,
+    inbox: Mutex<VecDeque<Bytes>>,
+    /// Copies wait in the inbox.
+    arrived: Notify,
+    /// A copy came before its original, and nothing over the path in use since.
+    is_needed: AtomicBool,
+}
+
+/// The probe connection that is used, and what may be sent over it.
+#[derive(Debug, Default)]
+struct Way {
+    connection: Option<Connection>,
+    per_minute: u32,
+    budget: Budget,
+}
+
+impl Standby {
+    fn way(&self) -> MutexGuard<'_, Way> {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends copies over this connection from here on, so many bytes a minute. Returns whether it is another one.
+    pub(super) fn use_over(&self, connection: &Connection, per_minute: u32) -> bool {
+        let mut way = self.way();
+        way.per_minute = per_minute;
+        let id = connection.stable_id();
+        let is_known = way.connection.as_ref().is_some_and(|known| known.stable_id() == id);
+        if !is_known {
+            way.connection = Some(connection.clone());
+        }
+        !is_known
+    }
+
+    /// A copy came over this connection: the other side hears copies there.
+    pub(super) fn heard_over(&self, connection: &Connection) {
+        let known = {
+            let way = self.way();
+            let id = connection.stable_id();
+            way.connection.as_ref().is_some_and(|known| known.stable_id() == id)
+        };
+        if !known {
+            self.use_over(connection, UNTOLD);
+        }
+    }
+
+    /// There is no standby.
+    pub(super) fn forget(&self) {
+        self.way().connection = None;
+    }
+
+    /// Whether copies can be sent.
+    pub(super) fn is_ready(&self) -> bool {
+        let mut way = self.way();
+        way.connection.take_if(|connection| connection.close_reason().is_some());
+        way.connection.is_some() && way.per_minute > 0
+    }
+
+    /// Sends a copy if it fits and the budget allows it; whether it did.
+    pub(super) fn send(&self, datagram: &Bytes, now: Instant) -> bool {
+        let mut way = self.way();
+        let Way { connection: Some(connection), per_minute, budget } = &mut *way else {
+            return false;
+        };
+        budget.take(datagram.len() as u32 + OVERHEAD, *per_minute, now)
+            && connection.send_datagram(datagram.clone()).is_ok()
+    }
+
+    /// Takes note of a copy that came.
+    pub(super) fn arrive(&self, datagram: Bytes) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.len() < INBOX {
+            inbox.push_back(datagram);
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Waits until copies have come. Cancel safe.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// The copies that have come.
+    pub(super) fn take(&self) -> VecDeque<Bytes> {
+        std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the other side sends copies that are needed.
+    pub(super) fn is_needed(&self) -> bool {
+        self.is_needed.load(Relaxed)
+    }
+
+    /// A copy came before its original, or something came over the path in use. Returns what was the case before.
+    pub(super) fn set_needed(&self, is_needed: bool) -> bool {
+        self.is_needed.swap(is_needed, Relaxed)
+    }
+}
+
+/// A token bucket: one minute's bytes may go at once.
+#[derive(Debug, Default)]
+struct Budget {
+    /// Bytes that were spent and not yet earned again.
+    spent: f64,
+    at: Option<Instant>,
+}
+
+impl Budget {
+    fn take(&mut self, bytes: u32, per_minute: u32, now: Instant) -> bool {
+        let since =
+            self.at.replace(now).map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.spent = (self.spent - since * f64::from(per_minute) / 60.0).max(0.0);
+        let spent = self.spent + f64::from(bytes);
+        let is_allowed = spent <= f64::from(per_minute);
+        if is_allowed {
+            self.spent = spent;
+        }
+        is_allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn no_more_is_sent_in_a_minute_than_the_budget_has() {
+        let (mut budget, start) = (Budget::default(), clock::now());
+        let sent = |budget: &mut Budget, seconds: std::ops::Range<u64>| -> u32 {
+            let times = seconds.flat_map(|at| (0..100).map(move |part| 1000 * at + 10 * part));
+            let at = |milliseconds| start + Duration::from_millis(milliseconds);
+            times.map(|time| if budget.take(100, 6000, at(time)) { 100 } else { 0 }).sum()
+        };
+        assert_eq!(sent(&mut budget, 0..1), 6000, "a burst");
+        let minute = sent(&mut budget, 1..60);
+        assert!((5800..=6000).contains(&minute), "{minute}");
+        assert_eq!(sent(&mut budget, 600..601), 6000, "a burst after a pause");
+        assert!(!budget.take(100, 0, start + Duration::from_secs(7200)), "none is allowed");
+    }
+
+    #[test]
+    fn an_inbox_is_bounded() {
+        let standby = Standby::default();
+        (0..10 * INBOX).for_each(|_| standby.arrive(Bytes::from_static(&[3])));
+        assert_eq!(standby.take().len(), INBOX);
+        assert_eq!(standby.take().len(), 0);
+    }
+}
