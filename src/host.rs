@@ -4,7 +4,8 @@
 //! ```text
 //!  session ─▶ Layout ─▶ Host ─┬─▶ tunnel::interface   addresses, routes
 //!  netlink ─▶ hint ──────────▶├─▶ rules               who else goes into the tunnel; put back when deleted
-//!                             ├─▶ firewall            kill switch, strict reverse path filters
+//!                             ├─▶ firewall            kill switch
+//!                             ├─▶ reverse_path        strict filters let the server's packets through
 //!                             └─▶ resolver            systemd-resolved
 //! ```
 //!
@@ -22,6 +23,7 @@ pub(crate) mod nft;
 pub(crate) mod record;
 #[cfg(feature = "dbus")]
 pub(crate) mod resolver;
+pub(crate) mod reverse_path;
 pub(crate) mod rules;
 pub(crate) mod sysctl;
 #[cfg(not(feature = "dbus"))]
@@ -30,7 +32,7 @@ mod without_dbus;
 #[cfg(not(feature = "dbus"))]
 pub(crate) use without_dbus::{metered, resolver};
 
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,7 +45,9 @@ use self::{
     nft::NftError,
     record::{Record, RecordError},
     resolver::Resolver,
+    reverse_path::ReversePaths,
     rules::Rules,
+    sysctl::Sysctls,
 };
 use crate::{
     config::{Dns, Exclude},
@@ -80,6 +84,8 @@ pub(crate) struct Layout {
     pub is_open: bool,
     /// The server's addresses: only there may go what carries the tunnel.
     pub servers: Vec<SocketAddr>,
+    /// Links that never carry it, as the configuration names them.
+    pub ignored: Vec<String>,
 }
 
 impl Layout {
@@ -215,6 +221,7 @@ pub(crate) struct Host {
     layout: Option<Layout>,
     rules: Rules,
     firewall: Firewall,
+    reverse_paths: Arc<ReversePaths>,
     resolver: Resolver,
     orders: mpsc::Receiver<Order>,
     hints: Hints,
@@ -234,6 +241,7 @@ impl Host {
     ) -> io::Result<(Self, Wish)> {
         let (wish, orders) = mpsc::channel(1);
         let host = Self {
+            reverse_paths: Arc::new(ReversePaths::new(interface.index(), record.clone())?),
             rules: Rules::new(Netlink::open()?, record.clone()),
             firewall: Firewall::new(interface.name(), record.clone()),
             resolver: Resolver::new(interface.index(), inherited),
@@ -271,6 +279,14 @@ impl Host {
 
     /// Does what is wished, and what others undid again, for as long as it is polled.
     pub(crate) async fn run(&mut self) -> Infallible {
+        let (reverse_paths, hints) = (self.reverse_paths.clone(), self.hints.again());
+        tokio::select! {
+            never = reverse_paths.keep(hints) => never,
+            never = self.look_after() => never,
+        }
+    }
+
+    async fn look_after(&mut self) -> Infallible {
         let mut tables = nft::Changes::open()
             .inspect_err(|error| warn!(%error, "cannot hear of changes to firewall rules"))
             .ok();
@@ -315,6 +331,9 @@ impl Host {
         // What may not leave is held back before anything else changes.
         self.firewall.set(layout).await?;
         self.record.remove_tables(Some(self.interface.name())).await.map_err(HostError::Tables)?;
+        // What an earlier run set, perhaps as a server.
+        Sysctls::new(self.record.clone()).restore();
+        self.reverse_paths.set(layout).await;
         if layout.addresses.is_empty() {
             // No server has said yet what belongs to the tunnel. What the last run handed over carries on.
             let carries_on = self.inherited && layout.everything && !layout.is_open;
@@ -361,6 +380,9 @@ impl Host {
         self.resolver.revert().await;
         if let Err(error) = self.remove_rules().await {
             warn!(%error, "cannot undo everything");
+        }
+        if let Err(error) = self.reverse_paths.remove().await {
+            warn!(%error, "cannot remove routing rules");
         }
         if seal == Seal::Lifted
             && let Err(error) = self.firewall.remove().await

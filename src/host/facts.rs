@@ -92,7 +92,7 @@ pub(crate) async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Erro
 }
 
 /// The kernel's route to `destination`, through the link `index` if one is given.
-async fn route(
+pub(super) async fn route(
     netlink: &Netlink,
     destination: IpAddr,
     index: Option<u32>,

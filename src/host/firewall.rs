@@ -1,4 +1,4 @@
-//! A client's firewall: the kill switch, and what strict reverse path filters need.
+//! A client's firewall: the kill switch.
 //!
 //! The table outlives a daemon that crashed; the next one replaces it, and a stop or `roamd unseal` removes it.
 //! It is always replaced as a whole, in one transaction.
@@ -12,7 +12,6 @@ use super::{
     Layout,
     nft::{self, NftError},
     record::Record,
-    sysctl::{self, Sysctls},
 };
 use crate::{config::Exclude, link::MARK};
 
@@ -36,7 +35,6 @@ pub(crate) enum FirewallError {
 pub(crate) struct Firewall {
     interface: String,
     record: Record,
-    sysctls: Sysctls,
     /// What the table was made last; before the first look nothing is known.
     made: Option<Made>,
 }
@@ -54,43 +52,28 @@ impl Firewall {
     /// For the tunnel on `interface`.
     #[must_use]
     pub(crate) fn new(interface: &str, record: Record) -> Self {
-        let sysctls = Sysctls::new(record.clone());
-        Self { interface: interface.into(), record, sysctls, made: None }
+        Self { interface: interface.into(), record, made: None }
     }
 
     /// Makes the table what the layout needs. An error only where the kill switch cannot be set or lifted;
     /// the table is then as it was.
     pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), FirewallError> {
-        let seals = seal(layout, &self.interface);
-        let chains = if layout.is_full() && is_strict() {
-            self.heed_marks();
-            format!("{seals}{}", from_server(layout, &self.interface))
-        } else {
-            self.sysctls.restore();
-            seals.clone()
-        };
+        let chains = seal(layout, &self.interface);
         if self.made.as_ref().is_some_and(|made| made.chains == chains) {
             return Ok(());
         }
         if chains.is_empty() {
-            return self.remove_table().await.map_err(FirewallError::Lift);
+            return self.remove().await.map_err(FirewallError::Lift);
         }
         let sealed = (layout.sealed.clone(), layout.exclude.clone());
         // An earlier run's table may hold.
         let recorded = self.record.changes().sealed;
         self.record.update(|changes| {
             changes.tables.insert(self.interface.clone());
-            changes.sealed |= !seals.is_empty();
+            changes.sealed = true;
         });
         let was_sealed = self.made.as_ref().is_some_and(|made| !made.sealed.0.is_empty());
         match self.replace(&chains).await {
-            Err(error) if seals.is_empty() && !was_sealed => {
-                warn!(
-                    %error,
-                    "this host's reverse path filter is strict (rp_filter = 1) and may drop what the \
-                     server sends; roamd doctor tells more"
-                );
-            }
             // All but the server's addresses is as it should be.
             Err(error) if self.made.as_ref().is_some_and(|made| made.sealed == sealed) => {
                 warn!(
@@ -105,13 +88,8 @@ impl Firewall {
             }
             Ok(()) => {}
         }
-        self.record.update(|changes| changes.sealed = !seals.is_empty());
-        match (was_sealed, !seals.is_empty()) {
-            (false, true) => {
-                info!("kill switch set: what belongs into the tunnel goes nowhere else");
-            }
-            (true, false) => info!("kill switch lifted"),
-            _ => {}
+        if !was_sealed {
+            info!("kill switch set: what belongs into the tunnel goes nowhere else");
         }
         let listing = self.listing().await;
         self.made = Some(Made { chains, sealed, listing });
@@ -124,13 +102,6 @@ impl Firewall {
 
     async fn listing(&self) -> Option<String> {
         nft::listing(&nft::table(&self.interface)).await.ok().flatten()
-    }
-
-    /// Makes the reverse path filter look up the way back of a packet with the packet's mark.
-    fn heed_marks(&self) {
-        if let Err(error) = self.sysctls.set("ipv4/conf/all/src_valid_mark", "1") {
-            warn!(%error, "the reverse path filter may drop what the server sends");
-        }
     }
 
     /// Restores the table if it was changed or deleted; returns whether it was.
@@ -150,13 +121,8 @@ impl Firewall {
         Ok(true)
     }
 
-    /// Removes the table, if it is there, and resets what belongs to it.
+    /// Removes the table, if it is there.
     pub(crate) async fn remove(&mut self) -> Result<(), NftError> {
-        self.sysctls.restore();
-        self.remove_table().await
-    }
-
-    async fn remove_table(&mut self) -> Result<(), NftError> {
         let was_sealed = self.record.changes().sealed;
         self.record.remove_tables(None).await?;
         // A run of an earlier version, which kept no record, may have left one.
@@ -234,30 +200,6 @@ fn rule(chains: &mut String, word: &str, nets: &[(bool, String)], v4: bool, verd
     }
 }
 
-/// Lets the server's packets through a strict reverse path filter: it looks their way back up with their mark,
-/// and finds the way around the tunnel. Only what is meant for this host itself gets the mark: what this host
-/// sends on must not get past the tunnel with it.
-fn from_server(layout: &Layout, interface: &str) -> String {
-    let servers = servers(layout);
-    if servers.is_empty() {
-        return String::new();
-    }
-    let mut chain = String::from(
-        "  chain from-server {\n    type filter hook prerouting priority mangle; policy accept;\n",
-    );
-    for (family, servers) in servers {
-        let servers = servers.iter().map(|server| format!("{} . {}", server.ip(), server.port()));
-        let _ = writeln!(
-            chain,
-            "    iifname != \"{interface}\" {family} saddr . udp sport {{ {} }} fib daddr type local \
-             meta mark set {MARK:#x}",
-            list(servers)
-        );
-    }
-    chain.push_str("  }\n");
-    chain
-}
-
 /// The server's addresses by family, where there are any.
 fn servers(layout: &Layout) -> Vec<(&'static str, Vec<SocketAddr>)> {
     let of = |v4: bool| {
@@ -274,16 +216,6 @@ fn servers(layout: &Layout) -> Vec<(&'static str, Vec<SocketAddr>)> {
 
 fn list(elements: impl Iterator<Item = String>) -> String {
     elements.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
-}
-
-/// Whether some link drops packets whose way back would be another link (rp_filter = 1; the larger of
-/// the link's value and that of `all` counts).
-fn is_strict() -> bool {
-    let links = sysctl::links().unwrap_or_default();
-    let all = sysctl::read("ipv4/conf/all/rp_filter").unwrap_or_default();
-    let value =
-        |link: &str| sysctl::read(&format!("ipv4/conf/{link}/rp_filter")).unwrap_or_default();
-    links.iter().filter(|link| *link != "all").any(|link| value(link).max(all.clone()) == "1")
 }
 
 #[cfg(test)]
@@ -338,14 +270,6 @@ mod tests {
             assert!(output.contains(line), "{chains}");
         }
         assert!(!forward.contains("mark"), "{chains}");
-        let marked = from_server(&layout, "roam0");
-        assert!(
-            marked.contains(
-                "ip saddr . udp sport { 192.0.2.1 . 4433 } fib daddr type local meta mark set"
-            ),
-            "{marked}"
-        );
-        assert_eq!(from_server(&Layout::default(), "roam0"), "");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tracing::warn;
 use super::{
     instance::Instance,
     nft::{self, NftError},
+    reverse_path::ReversePaths,
     rules::Rules,
     sysctl::{self, Sysctls},
 };
@@ -46,6 +47,8 @@ pub(crate) struct Changes {
     pub tables: BTreeSet<String>,
     /// Whether there are routing rules.
     pub rules: bool,
+    /// The index of the TUN device for which there are rules of [`ReversePaths`].
+    pub reverse_paths: Option<u32>,
     /// Kernel parameters that were changed, see [`Sysctls`].
     pub sysctls: BTreeMap<String, Parameter>,
 }
@@ -251,6 +254,8 @@ impl Record {
         let before = self.changes();
         self.remove_tables(None).await.map_err(UndoError::Tables)?;
         self.update(|changes| changes.sealed = false);
+        let reverse_paths = ReversePaths::new(0, self.clone()).map_err(UndoError::Netlink)?;
+        reverse_paths.remove().await.map_err(UndoError::Rules)?;
         let mut rules = Rules::new(Netlink::open().map_err(UndoError::Netlink)?, self.clone());
         rules.remove().await.map_err(UndoError::Rules)?;
         rules.flush_table().await.map_err(UndoError::Routes)?;

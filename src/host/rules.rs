@@ -38,7 +38,7 @@ const TUNNEL: u32 = 5330;
 const MAIN: u8 = 254;
 /// Who has set a rule, `FRA_PROTOCOL` of linux/fib_rules.h: "r" for roamd. The kernel leaves numbers above
 /// `RTPROT_STATIC` (4) to programs, and /usr/share/iproute2/rt_protos has none of this value.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
 
 /// The rules that are ours.
 #[derive(Debug)]
@@ -266,7 +266,7 @@ fn is_ours(message: &RuleMessage) -> bool {
         && (has(RuleAttribute::Protocol(PROTOCOL)) || has(RuleAttribute::FwMark(MARK)))
 }
 
-fn priority(message: &RuleMessage) -> Option<u32> {
+pub(super) fn priority(message: &RuleMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
         _ => None,
@@ -274,7 +274,7 @@ fn priority(message: &RuleMessage) -> Option<u32> {
 }
 
 /// Success also where the kernel says that nothing was left to do.
-fn unless(done: Errno, result: Result<(), Error>) -> Result<(), Error> {
+pub(super) fn unless(done: Errno, result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if os_error(&error) == Some(done as i32) => Ok(()),
         other => other,

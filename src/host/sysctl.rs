@@ -50,7 +50,7 @@ impl Sysctls {
     }
 }
 
-/// Whether this is the name of a parameter that roamd sets.
+/// Whether this is the name of a parameter that roamd sets, or that an earlier version did.
 pub(super) fn is_ours(name: &str) -> bool {
     let of_link = name.strip_prefix("ipv6/conf/").and_then(|rest| rest.strip_suffix("/accept_ra"));
     match name {

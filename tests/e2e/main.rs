@@ -43,4 +43,5 @@ mod seal;
 mod service;
 mod ssh;
 mod stop;
+mod strict;
 mod tunnel;

@@ -19,7 +19,7 @@ const MOMENT: Duration = Duration::from_millis(200);
 /// The longest of 32 such gaps in eight seconds: 60 to 173 ms measured, and once 297. Three times 173.
 const FLAPS: Duration = Duration::from_millis(500);
 /// A link that drops everything, or one way, without a word: copies over lte fill the gap. 76 to 90 ms measured.
-const SILENCE: Duration = Duration::from_millis(150);
+pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 /// Until three pings 100 ms apart are answered after a break of all networks or of the process: 220 to 460 ms
 /// measured, of which 200 are the pings' own pace. Three times that.
 const RETURN: Duration = Duration::from_millis(1300);

@@ -15,7 +15,7 @@ use crate::{
     clock,
     config::{ClientConfig, HostPort},
     daemon::status::milliseconds,
-    host::sysctl,
+    host::reverse_path,
     link::{candidate::Candidate, monitor::Hints, netlink::Netlink},
     path::{
         handshake::{Connected, Handshake, HandshakeError},
@@ -56,12 +56,12 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let netlink = Netlink::open()?;
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
-        let network = KernelNetwork::new(netlink, own, config.quic.dscp, Hints::none());
+        let network = KernelNetwork::new(Netlink::open()?, own, config.quic.dscp, Hints::none());
         let mut candidates = network.candidates(&servers, &config.paths).await?;
         candidates.sort_by_key(|(_, facts)| *facts);
-        anyhow::Ok((all, network, candidates))
+        anyhow::Ok((netlink, all, network, candidates))
     };
-    let (mut links, network, candidates) = match found.await {
+    let (netlink, mut links, network, candidates) = match found.await {
         Ok(found) => found,
         Err(error) => {
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
@@ -74,11 +74,13 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         tell(Finding::bad("links", "no link has a route to the server", advice));
     }
     let links_in_use: HashSet<_> = candidates.iter().map(|candidate| &candidate.link).collect();
-    reverse_path(&links_in_use, tell);
     links.retain(|link| links_in_use.contains(&link.name));
     mtu(&links, config.tun.mtu, tell);
     for candidate in candidates {
-        tell(ask(config, &network, candidate).await);
+        match reverse_path::passes(&netlink, &candidate).await {
+            Ok(false) => tell(filtered(&candidate)),
+            Ok(true) | Err(_) => tell(ask(config, &network, candidate).await),
+        }
     }
 }
 
@@ -105,24 +107,16 @@ async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<Socke
     all
 }
 
-/// With several ways to the server, a strict filter drops what comes over all but one of them.
-fn reverse_path(links: &HashSet<&String>, tell: &mut dyn FnMut(Finding)) {
-    let value =
-        |link: &str| sysctl::read(&format!("ipv4/conf/{link}/rp_filter")).unwrap_or_default();
-    let strict: Vec<_> =
-        links.iter().filter(|link| value(link).max(value("all")) == "1").copied().collect();
-    for link in &strict {
-        tell(Finding::poor(
-            "rp_filter",
-            format!(
-                "is strict on {link}: while another link has the better route, it works one way only"
-            ),
-            format!("sysctl -w net.ipv4.conf.{link}.rp_filter=2"),
-        ));
-    }
-    if strict.is_empty() && !links.is_empty() {
-        tell(Finding::good("rp_filter", "is loose or off"));
-    }
+/// Nothing is asked where the answer would be dropped.
+fn filtered(Candidate { link, server, .. }: &Candidate) -> Finding {
+    Finding::poor(
+        format!("{server} over {link}"),
+        format!(
+            "not asked: the reverse path filter of {link} is strict (rp_filter) and would drop the answer; \
+             while roamd runs, its rules let such answers through"
+        ),
+        "ask again while roamd runs",
+    )
 }
 
 fn mtu(links: &[Link], inner: u16, tell: &mut dyn FnMut(Finding)) {

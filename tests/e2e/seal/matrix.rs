@@ -15,7 +15,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{OPEN, PACKETS, SEALED, World, kill, reload, rules, run, said, stop, sysctl};
+use super::{OPEN, PACKETS, SEALED, World, kill, reload, rules, run, said, stop};
 use crate::harness::{eventually, roamd};
 
 /// Cells that run at the same time.
@@ -24,7 +24,6 @@ const AT_ONCE: usize = 6;
 const REFUSED: Duration = Duration::from_secs(1);
 /// How long packets may take to the server's end of the tunnel.
 const ARRIVAL: Duration = Duration::from_millis(200);
-const MARKS: &str = "ipv4/conf/all/src_valid_mark";
 
 /// In the daemon's PATH before the real one: kills the daemon before or after it has changed a table.
 const NFT: &str = "#!/bin/sh
@@ -123,7 +122,7 @@ struct Cell {
     world: World,
     bin: PathBuf,
     /// How the host was before there was a tunnel.
-    clean: (String, String, String),
+    clean: (String, String),
 }
 
 /// What was seen after the change and at the end.
@@ -338,10 +337,10 @@ impl Cell {
     }
 }
 
-/// Rules, tables and parameters of the client's host.
-fn leftovers(world: &mut World) -> (String, String, String) {
+/// Rules and tables of the client's host.
+fn leftovers(world: &mut World) -> (String, String) {
     let client = world.client();
-    (rules(client), run(client, "nft", &["list", "tables"]), sysctl(client, MARKS))
+    (rules(client), run(client, "nft", &["list", "tables"]))
 }
 
 #[test]
