@@ -65,6 +65,7 @@ use crate::{
     path::{
         handshake::Handshake,
         network::{Network, kernel::KernelNetwork},
+        probe::Probes,
         servers::ServerAddresses,
     },
     quic::{self, close, congestion::CongestionHandle, tls},
@@ -185,17 +186,21 @@ impl Client {
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
         let tunnel = handshake(tls::TUNNEL, quic::transport(quic, tun.mtu, congestion.clone()))?;
+        let instance = instance()?;
         let roaming = Roaming {
             network: network.clone(),
             names: names.clone(),
-            probes: handshake(tls::PROBE, quic::probe_transport())?,
+            probes: Probes {
+                handshake: handshake(tls::PROBE, quic::probe_transport())?,
+                process: instance,
+            },
             heart: Heart::default(),
             congestion,
         };
         let terms = Terms {
             congestion: roaming.congestion.clone(),
             unchecked: device.completes_checksums(),
-            instance: instance()?,
+            instance,
         };
         Ok(Self {
             key: private_key.public_key(),

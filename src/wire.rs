@@ -10,4 +10,5 @@ pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod numbered;
 pub(crate) mod packet;
+pub(crate) mod question;
 pub(crate) mod transport;

@@ -56,7 +56,7 @@ impl Client {
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
             if self.shown.sessions() > sessions {
-                let answered = self.shown.in_use().filter(|_| ended.is_answer());
+                let answered = ended.answered(self.shown.in_use());
                 loss = Loss { at: clock::now(), answered };
             }
             if clock::now().duration_since(begun) >= STABLE {
@@ -261,7 +261,7 @@ impl Client {
         };
         tokio::select! {
             ended = carry => Ok(ended),
-            forgotten = roamer.run() => forgotten.map(|()| Ended::Forgotten),
+            forgotten = roamer.run() => forgotten.map(Ended::Forgotten),
         }
     }
 

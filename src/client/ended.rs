@@ -6,6 +6,7 @@ use quinn::ConnectionError;
 use super::{dial::DialError, offer::OfferError};
 use crate::{
     identity::PublicKey,
+    link::candidate::Candidate,
     path::handshake::HandshakeError,
     quic::{close, session::SessionError},
     wire::foreign::Foreign,
@@ -74,14 +75,18 @@ pub(crate) enum Ended {
     Lost(ConnectionError),
     /// The server answers, but nothing that the session's connection asks.
     #[error("the server does not know this connection any more")]
-    Forgotten,
+    Forgotten(Candidate),
 }
 
 impl Ended {
-    /// Whether the server answered over the path in use that it does not know the connection.
+    /// The path over which the server answered that it does not know the connection, if it did; `in_use` carried it.
     #[must_use]
-    pub(crate) fn is_answer(&self) -> bool {
-        matches!(self, Self::Forgotten | Self::Lost(ConnectionError::Reset))
+    pub(crate) fn answered(&self, in_use: Option<Candidate>) -> Option<Candidate> {
+        match self {
+            Self::Forgotten(answered) => Some(answered.clone()),
+            Self::Lost(ConnectionError::Reset) => in_use,
+            _ => None,
+        }
     }
 
     /// The refusal, if it was one. What is refused is asked again, though more rarely.
@@ -106,7 +111,7 @@ impl Ended {
             | Self::Offer(_)
             | Self::Host(_)
             | Self::Lost(_)
-            | Self::Forgotten => None,
+            | Self::Forgotten(_) => None,
         }
     }
 }
@@ -114,6 +119,7 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::candidate;
 
     fn key(byte: u8) -> PublicKey {
         PublicKey::from([byte; 32])
@@ -164,7 +170,7 @@ mod tests {
             Ended::Lost(closed(close::TAKEN_OVER)),
             Ended::Session(closed(close::GOODBYE).into()),
             Ended::NoGreeting,
-            Ended::Forgotten,
+            Ended::Forgotten(candidate("eth0", 1)),
             Ended::Dial(DialError::NoRoute(Vec::new())),
         ] {
             assert!(ended.refusal(key(9)).is_none());

@@ -182,7 +182,7 @@ impl PathTable {
             from.memory = memory.map(|memory| (now, memory));
         }
         let new = self.entries.get_mut(&to)?;
-        (new.closing_at, new.probe) = (None, None);
+        new.closing_at = None;
         let (candidate, memory) = (new.candidate.clone(), new.memory(now));
         if let Some(from) = from.filter(|from| *from != to)
             && let Some(old) = self.entries.get_mut(&from)

@@ -86,7 +86,7 @@ impl Pauses {
             Ended::Dial(DialError::Handshake(error)) if error.is_of_one_handshake() => None,
             Ended::NoGreeting
             // It answered just now.
-            | Ended::Forgotten
+            | Ended::Forgotten(_)
             | Ended::Lost(ConnectionError::TimedOut) => None,
             // So did a server that resets what it does not know. When it resets one session after the other, they
             // may lead to several servers in turns.
@@ -107,6 +107,7 @@ mod tests {
     use quinn::ApplicationClose;
 
     use super::*;
+    use crate::client::tests::candidate;
     use crate::path::handshake::HandshakeError;
     use crate::{identity::PublicKey, quic::close};
 
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_server_that_answers_but_does_not_know_the_connection_is_asked_at_once() {
-        assert_eq!(Pauses::default().after(&Ended::Forgotten, None), None);
+        assert_eq!(Pauses::default().after(&Ended::Forgotten(candidate("eth0", 1)), None), None);
     }
 
     #[test]

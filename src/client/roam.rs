@@ -33,16 +33,17 @@ use crate::{
     clock,
     daemon::{control::Reply, systemd::Heart},
     link::{
+        candidate::Candidate,
         monitor,
         suspend::{ClockJump, SuspendDetector},
     },
     path::{
         PathKey, Reason,
         forgotten::{Advice, Forgotten},
-        handshake::{Connected, Handshake, Underlay},
+        handshake::{Connected, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
-        probe::Prober,
+        probe::{Prober, Probes},
         servers::ServerAddresses,
         switch_meter::{SwitchMeter, Switched},
     },
@@ -65,7 +66,7 @@ const ANSWERS: usize = 32;
 pub(super) struct Roaming {
     pub(super) network: Arc<dyn Network>,
     pub(super) names: Arc<ServerAddresses>,
-    pub(super) probes: Handshake,
+    pub(super) probes: Probes,
     pub(super) heart: Heart,
     pub(super) congestion: CongestionHandle,
 }
@@ -99,6 +100,8 @@ pub(super) struct Roamer<'a> {
     is_measured: bool,
     /// The path over which the connection was made.
     first: PathKey,
+    /// The path over which a server answered that does not know the connection.
+    answered: Option<Candidate>,
 }
 
 impl<'a> Roamer<'a> {
@@ -145,17 +148,22 @@ impl<'a> Roamer<'a> {
             meter: SwitchMeter::default(),
             is_measured: false,
             first,
+            answered: None,
         }
     }
 
-    /// Watches, asks and switches, for as long as it is polled and the server knows the connection.
-    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+    /// Watches, asks and switches, for as long as it is polled and the server knows the connection. Returns the path
+    /// over which the server answered that it does not.
+    pub(super) async fn run(mut self) -> anyhow::Result<Candidate> {
         let mut hints = self.roaming.network.hints();
         self.refresh_candidates().await;
         self.handle_event(Event::Connected(self.first));
         let mut suspend = SuspendDetector::new(monitor::POLL);
         let jump = ClockJump::watch()?;
-        while !self.forgotten.is_certain() {
+        let answered = loop {
+            if let Some(answered) = self.answered.take() {
+                break answered;
+            }
             self.roaming.heart.beat();
             if suspend.was_suspended() {
                 info!("woke up");
@@ -194,17 +202,19 @@ impl<'a> Roamer<'a> {
                 () = time::sleep(WATCH), if self.is_watching() => self.watch(),
                 () = sleep_until(deadline) => self.handle_event(None),
             }
-        }
+        };
         // To say goodbye to a server that knows us after all would end what the next connection takes over.
         self.underlay.socket().close_all();
-        Ok(())
+        Ok(answered)
     }
 
     /// An answer of a probe came, or it failed.
     fn hear(&mut self, event: Event) {
         self.inquiries.hear(&event);
-        if let Event::Answered(key, _) = event {
-            self.forgotten.answered(key);
+        match event {
+            Event::Answered(key, _) => self.forgotten.answered(key),
+            Event::HasSession(key, false) if self.is_unheard(key) => self.begin_anew(key),
+            _ => {}
         }
         let measured = match event {
             Event::Answered(key, Some(_)) => Some(key),
@@ -366,7 +376,20 @@ impl<'a> Roamer<'a> {
                 }
             }
             Action::Switch(key, reason) => self.switch(key, reason),
+            Action::BeginAnew(key) => self.begin_anew(key),
         }
+    }
+
+    /// The server at the end of this path does not know the connection.
+    fn begin_anew(&mut self, key: PathKey) {
+        debug!(local = %key.local, server = %key.server, "the server does not have this session");
+        self.answered = self.paths.candidate(key).cloned();
+    }
+
+    /// Whether this is the path in use, and nothing is heard on it.
+    fn is_unheard(&self, key: PathKey) -> bool {
+        let is_unheard = self.liveness.is_suspected() || self.meter.awaited().is_some();
+        is_unheard && self.manager.active() == Some(key)
     }
 
     fn ask(&mut self, key: PathKey) {
@@ -379,6 +402,10 @@ impl<'a> Roamer<'a> {
         self.connection.measure_anew();
         self.is_measured = false;
         let Some(departure) = self.paths.switch(to, memory, now) else { return };
+        // What a server that just answered says of our session is still to come.
+        if reason != Reason::Silent {
+            self.paths.stop_asking(to);
+        }
         debug!(local = %to.local, server = %to.server, %reason, "switching");
         let Departure { from, to, memory, unheard_since } = departure;
         self.connection.moved(memory, reason.is_soft());
@@ -476,7 +503,7 @@ impl<'a> Roamer<'a> {
                 self.connection.introduce();
                 self.ask(active);
             }
-            Advice::GiveUp => debug!("the server does not know the connection any more"),
+            Advice::GiveUp => self.begin_anew(active),
         }
     }
 

@@ -37,7 +37,8 @@ const NOTICED: Duration = Duration::from_secs(1);
 ///
 /// At most one path is active, and it is a candidate. Only candidates are asked. A switch has the reason that it
 /// names. A pinned link is not left, and no other one is dialed. A path that is being asked has a deadline, and a
-/// standby is checked. No deadline is in the past.
+/// standby is checked. No deadline is in the past. The session is given up only for a path that answers and whose
+/// server does not have it, and no other one is switched to.
 pub fn paths(data: &[u8]) {
     let Some(([settings, works], mut steps)) = data.split_first_chunk() else { return };
     let mut world = World::new(settings & 1 != 0);
@@ -68,6 +69,8 @@ struct World {
     asked: BTreeSet<u8>,
     /// Paths that answered, or carried the tunnel, since they failed.
     good: BTreeSet<u8>,
+    /// Paths whose server does not have the session.
+    strangers: BTreeSet<u8>,
     choice: Option<(u8, bool)>,
 }
 
@@ -86,6 +89,7 @@ impl World {
             refused: false,
             asked: BTreeSet::new(),
             good: BTreeSet::new(),
+            strangers: BTreeSet::new(),
             choice: None,
         }
     }
@@ -95,7 +99,7 @@ impl World {
         let number = operand >> 3 & 0x0f;
         let is_active = self.active == Some(path);
         let some_link = (operand & 0x08 != 0).then_some(operand & 0x03);
-        let event = match kind % 15 {
+        let event = match kind % 16 {
             0 => {
                 self.present = (0..PATHS).filter(|path| operand & 1 << path != 0).collect();
                 return self.find();
@@ -132,6 +136,7 @@ impl World {
             }
             12 => adapter::check(some_link),
             13 => Event::TimedOut(key(path)),
+            14 => return self.recognise(path, number & 1 != 0),
             _ => Event::Portal(key(path)),
         };
         self.tell(event);
@@ -143,6 +148,7 @@ impl World {
 
     fn find(&mut self) {
         self.candidates.clone_from(&self.present);
+        self.strangers.retain(|path| self.candidates.contains(path));
         if self.active.take_if(|path| !self.candidates.contains(path)).is_some() {
             self.in_doubt = false;
         }
@@ -164,10 +170,19 @@ impl World {
         self.connected = false;
         self.in_doubt = false;
         self.active = None;
-        for paths in [&mut self.candidates, &mut self.asked, &mut self.good] {
+        let Self { candidates, asked, good, strangers, .. } = self;
+        for paths in [candidates, asked, good, strangers] {
             paths.clear();
         }
         self.tell(Event::Disconnected);
+    }
+
+    fn recognise(&mut self, path: u8, has_session: bool) {
+        match has_session || !self.candidates.contains(&path) {
+            true => self.strangers.remove(&path),
+            false => self.strangers.insert(path),
+        };
+        self.tell(Event::HasSession(key(path), has_session));
     }
 
     fn answer(&mut self, path: u8, rtt: Option<Duration>) {
@@ -180,8 +195,15 @@ impl World {
 
     /// Does what the manager wants done.
     fn tell(&mut self, event: impl Into<Option<Event>>) {
+        let mut is_given_up = false;
         for action in self.manager.handle(event, self.now) {
             match action {
+                Action::BeginAnew(key) => {
+                    let path = self.candidate(key);
+                    assert!(self.strangers.contains(&path) && self.is_allowed(path));
+                    assert!(self.in_doubt && self.good.contains(&path) || self.active.is_none());
+                    is_given_up = true;
+                }
                 Action::Ask(key) => {
                     let path = self.candidate(key);
                     self.asked.insert(path);
@@ -198,6 +220,9 @@ impl World {
             }
         }
         self.refused = false;
+        if is_given_up {
+            return self.disconnect();
+        }
         self.check();
     }
 
@@ -208,6 +233,7 @@ impl World {
 
     fn switch(&mut self, path: u8, reason: Reason) {
         let old = self.active.replace(path);
+        assert!(!self.strangers.contains(&path));
         assert!(self.connected && old != Some(path) && self.is_allowed(path));
         let rank = |path: u8| self.ranks[usize::from(path)];
         let is_chosen = |path: u8| self.choice.is_some_and(|(chosen, _)| chosen == link(path));
@@ -291,6 +317,9 @@ impl World {
         if !self.choice.is_some_and(|(_, pinned)| pinned) {
             self.choice = None;
             self.tell(adapter::choose(None));
+        }
+        for path in std::mem::take(&mut self.strangers) {
+            self.recognise(path, true);
         }
         let usable =
             self.candidates.iter().copied().filter(|path| works(*path) && self.is_allowed(*path));

@@ -51,6 +51,9 @@ const SHORTEST_DWELL: Duration = Duration::from_secs(2);
 const LONGEST_DWELL: Duration = Duration::from_secs(120);
 /// The time without a failure after which the earlier failures of a path no longer count.
 const FORGIVENESS: Duration = Duration::from_secs(600);
+/// How long the paths whose server may have our session may take to answer when the active path is silent, or two of
+/// their round trips if that is longer. After that the session is given up for a path whose server does not have it.
+const LAST_CHANCE: Duration = Duration::from_millis(400);
 /// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
 /// Input of the manager.
@@ -60,6 +63,9 @@ pub(crate) enum Event {
     Candidates(Vec<(Candidate, LinkFacts)>),
     /// The tunnel's connection was established on this path.
     Connected(PathKey),
+    /// The server that answers on this path said whether it has our session: another machine has not, nor has a
+    /// server that was started again.
+    HasSession(PathKey, bool),
     /// The tunnel's connection is lost, and the probes of all paths are closed.
     Disconnected,
     /// A probe of this path was answered, with the round-trip time if it was measured.
@@ -105,6 +111,8 @@ pub(crate) enum Action {
     Forget(PathKey),
     /// Make this path the active one.
     Switch(PathKey, Reason),
+    /// Begin a new session over this path: its server does not have the present one.
+    BeginAnew(PathKey),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +137,11 @@ struct Path {
     facts: LinkFacts,
     /// A captive portal seems to answer; cleared when the path works.
     portal: bool,
+    /// Its server does not have our session.
+    is_stranger: bool,
     rtt: Option<Duration>,
+    /// When it last answered a probe.
+    answered: Option<Instant>,
     state: State,
     failures: Failures,
 }
@@ -152,8 +164,8 @@ struct Active {
 enum Doubt {
     /// It was probed and may answer until this deadline.
     Asked(Instant),
-    /// It did not answer; the first path to answer takes over.
-    Open,
+    /// It did not answer; the first path to answer takes over. Since then all are asked.
+    Open(Instant),
 }
 
 /// The settings of a [`Manager`].
@@ -218,6 +230,7 @@ impl Manager {
             Some(Event::Candidates(found)) => self.update(found, now, &mut actions),
             Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
             Some(Event::Disconnected) => self.disconnect(),
+            Some(Event::HasSession(key, has_session)) => self.recognise(key, has_session),
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
@@ -256,7 +269,8 @@ impl Manager {
         });
         let doubt = self.active.and_then(|active| match active.doubt {
             Some(Doubt::Asked(until)) => Some(until),
-            Some(Doubt::Open) | None => None,
+            Some(Doubt::Open(since)) => self.stranger(since).map(|_| since + self.last_chance()),
+            None => None,
         });
         of_paths.chain(doubt).min()
     }
@@ -389,6 +403,12 @@ impl Manager {
         self.record.extend(failures.map(|(key, path)| (key, path.failures)));
     }
 
+    fn recognise(&mut self, key: PathKey, has_session: bool) {
+        if let Some(path) = self.paths.get_mut(&key) {
+            path.is_stranger = !has_session;
+        }
+    }
+
     fn measure(&mut self, key: PathKey, rtt: Duration) {
         if self.is_active(key)
             && let Some(path) = self.paths.get_mut(&key)
@@ -407,17 +427,18 @@ impl Manager {
         let check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
         path.rtt = rtt.or(path.rtt);
+        path.answered = Some(now);
         path.portal = false;
         let since = match path.state {
             State::Standby { since, .. } => since,
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
         path.state = State::Standby { since, check };
-        let allowed = is_allowed(self.choice.as_ref(), path);
+        let allowed = is_allowed(self.choice.as_ref(), path) && !path.is_stranger;
         match &mut self.active {
             // The answer proves that the path works, not that the connection does.
             Some(active) if active.key == key => {}
-            Some(Active { doubt: Some(Doubt::Open), .. }) if allowed => {
+            Some(Active { doubt: Some(Doubt::Open(_)), .. }) if allowed => {
                 self.switch(key, Reason::Silent, now, actions);
             }
             Some(_) | None => {}
@@ -555,7 +576,7 @@ impl Manager {
             actions.push(Action::Ask(*key));
         }
         if let Some(active) = &mut self.active {
-            active.doubt = Some(Doubt::Open);
+            active.doubt = Some(Doubt::Open(now));
             actions.push(Action::Ask(active.key));
         }
     }
@@ -566,6 +587,12 @@ impl Manager {
             && until <= now
         {
             self.ask_everyone(now, actions);
+        }
+        if let Some(Active { doubt: Some(Doubt::Open(since)), .. }) = self.active
+            && since + self.last_chance() <= now
+            && let Some(key) = self.stranger(since)
+        {
+            self.switch(key, Reason::Silent, now, actions);
         }
         let deadline = now + self.settings.probe_timeout;
         let active = self.active();
@@ -634,7 +661,7 @@ impl Manager {
 
     /// Why the path `key` would be better than the active one, if it would and may be used.
     fn improves(&self, key: PathKey) -> Option<Reason> {
-        self.paths.get(&key).filter(|path| self.is_allowed(path))?;
+        self.paths.get(&key).filter(|path| self.is_allowed(path) && !path.is_stranger)?;
         match self.compare(key)? {
             Verdict::Better(reason) => Some(reason),
             Verdict::Same | Verdict::Worse(_) => None,
@@ -665,7 +692,17 @@ impl Manager {
     }
 
     fn best_standby(&self) -> Option<PathKey> {
-        self.best_of(|path| matches!(path.state, State::Standby { .. }))
+        self.best_of(|path| matches!(path.state, State::Standby { .. }) && !path.is_stranger)
+    }
+
+    fn last_chance(&self) -> Duration {
+        let known = self.paths.values().filter(|path| !path.is_stranger);
+        known.filter_map(|path| path.rtt).max().map_or(LAST_CHANCE, |rtt| LAST_CHANCE.max(2 * rtt))
+    }
+
+    /// The best path whose server does not have our session, and that has answered since then.
+    fn stranger(&self, since: Instant) -> Option<PathKey> {
+        self.best_of(|path| path.is_stranger && path.answered >= Some(since))
     }
 
     /// The best standby, on another link than the active path if there is one; and whether it is metered.
@@ -681,11 +718,15 @@ impl Manager {
         self.paths
             .iter()
             .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(path) && fits(path))
-            .min_by_key(|(key, path)| (self.facts(path), **key))
+            .min_by_key(|(key, path)| (path.is_stranger, self.facts(path), **key))
             .map(|(key, _)| *key)
     }
 
     fn switch(&mut self, key: PathKey, reason: Reason, now: Instant, actions: &mut Vec<Action>) {
+        if self.paths.get(&key).is_some_and(|path| path.is_stranger) {
+            (self.connected, self.active) = (false, None);
+            return actions.push(Action::BeginAnew(key));
+        }
         let old = self.active.replace(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
             path.portal = false;
@@ -716,7 +757,16 @@ fn is_allowed(choice: Option<&Choice>, path: &Path) -> bool {
 
 impl Path {
     fn new(link: String, facts: LinkFacts, failures: Failures) -> Self {
-        Self { link, facts, portal: false, rtt: None, state: State::Waiting, failures }
+        Self {
+            link,
+            facts,
+            portal: false,
+            is_stranger: false,
+            rtt: None,
+            answered: None,
+            state: State::Waiting,
+            failures,
+        }
     }
 
     fn retry_later(&mut self, now: Instant, longest: Duration) {

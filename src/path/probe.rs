@@ -25,12 +25,25 @@ use super::{
     manager::Event,
     network::Network,
 };
-use crate::{clock, link::candidate::Candidate, task::Task};
+use crate::{
+    clock,
+    link::candidate::Candidate,
+    task::Task,
+    wire::question::{Answer, Question},
+};
 
 /// The minimum time before a question is repeated; three round trips if that is longer.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
 /// Capacity of the channel for questions. A newer question replaces older ones.
 const QUESTIONS: usize = 1;
+
+/// How paths are probed.
+#[derive(Clone)]
+pub(crate) struct Probes {
+    pub(crate) handshake: Handshake,
+    /// This process, as its hello names it.
+    pub(crate) process: u64,
+}
 
 /// Figures about a path from the probe's connection.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +59,7 @@ pub(crate) struct Measured {
 /// How probes ask, and where what they hear goes.
 #[derive(Clone)]
 pub(crate) struct Prober {
-    handshake: Handshake,
+    probes: Probes,
     /// Answers, as events about the path.
     pub(crate) events: mpsc::Sender<Event>,
     /// Datagrams that are no answers: the server has something to say over a standby.
@@ -55,11 +68,11 @@ pub(crate) struct Prober {
 
 impl Prober {
     pub(crate) fn new(
-        handshake: Handshake,
+        probes: Probes,
         events: mpsc::Sender<Event>,
         heard: impl Fn(Bytes) + Send + Sync + 'static,
     ) -> Self {
-        Self { handshake, events, heard: Arc::new(heard) }
+        Self { probes, events, heard: Arc::new(heard) }
     }
 }
 
@@ -90,17 +103,19 @@ impl Probe {
             network,
             prober,
             candidate,
+            key,
             limit,
             attempt: None,
             standing: None,
             is_new: false,
+            has_session: None,
             last: None,
             epoch: clock::now().into(),
             hurry: Arc::clone(&hurry),
             measured: Arc::clone(&measured),
             shown: Arc::clone(&standing),
         };
-        let task = Task::spawn("probe", asker.run(key, asked));
+        let task = Task::spawn("probe", asker.run(asked));
         Self { questions, hurry, measured, standing, _task: task }
     }
 
@@ -133,11 +148,14 @@ struct Asker {
     network: Arc<dyn Network>,
     prober: Prober,
     candidate: Candidate,
+    key: PathKey,
     limit: Duration,
     attempt: Option<Attempt>,
     standing: Option<Connected>,
     /// No question was asked on it.
     is_new: bool,
+    /// What the server said last on it about our session.
+    has_session: Option<bool>,
     /// The last round trip on it.
     last: Option<Duration>,
     epoch: Instant,
@@ -147,15 +165,16 @@ struct Asker {
     shown: Arc<Mutex<Option<Connection>>>,
 }
 
-/// An answer to a question.
-enum Answer {
+/// What became of a question.
+enum Outcome {
     /// The handshake is complete.
     Connected,
     Echo(Duration),
 }
 
 impl Asker {
-    async fn run(mut self, key: PathKey, mut asked: mpsc::Receiver<()>) {
+    async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+        let key = self.key;
         let mut pending = false;
         loop {
             self.show();
@@ -177,11 +196,11 @@ impl Asker {
                 }
             };
             let event = match answer {
-                Ok(Some(Answer::Connected)) => {
+                Ok(Some(Outcome::Connected)) => {
                     pending = true;
                     Event::Answered(key, None)
                 }
-                Ok(Some(Answer::Echo(rtt))) => Event::Answered(key, Some(rtt)),
+                Ok(Some(Outcome::Echo(rtt))) => Event::Answered(key, Some(rtt)),
                 Ok(None) => Event::Refused(key),
                 Err(_elapsed) => {
                     (self.attempt, self.standing) = (None, None);
@@ -211,42 +230,52 @@ impl Asker {
     }
 
     /// Waits for one answer on the existing connection or a new one; `None` if that failed.
-    async fn question(&mut self) -> Option<Answer> {
-        self.standing.take_if(|standing| standing.connection.close_reason().is_some());
-        let (standing, epoch) =
-            (self.standing.as_ref().map(|it| it.connection.clone()), self.epoch);
-        let heard = self.prober.heard.clone();
-        let over_standing = async {
-            match &standing {
-                Some(connection) => echo(connection, epoch, &*heard).await,
-                None => std::future::pending().await,
-            }
-        };
-        // A restarted server does not know the existing connection.
-        let mut rtt = tokio::select! {
-            rtt = over_standing => rtt?,
-            connected = self.connect(standing.is_none()) => {
-                self.attempt = None;
-                match connected {
-                    Ok(connected) => self.standing = Some(connected),
-                    Err(error) => {
-                        debug!(%error, "probe failed");
-                        return None;
-                    }
+    async fn question(&mut self) -> Option<Outcome> {
+        let (epoch, prober) = (self.epoch, self.prober.clone());
+        let (mut rtt, has_session) = loop {
+            self.standing.take_if(|standing| standing.connection.close_reason().is_some());
+            let standing = self.standing.as_ref().map(|it| it.connection.clone());
+            let over_standing = async {
+                match &standing {
+                    Some(connection) => echo(connection, epoch, &prober).await,
+                    None => std::future::pending().await,
                 }
-                (self.is_new, self.last) = (true, None);
-                return Some(Answer::Connected);
+            };
+            // A restarted server does not know the existing connection. It may say so, or not.
+            tokio::select! {
+                echoed = over_standing => match echoed {
+                    Some(echoed) => break echoed,
+                    None if self.is_new => return None,
+                    None => self.standing = None,
+                },
+                connected = self.connect(standing.is_none()) => {
+                    self.attempt = None;
+                    match connected {
+                        Ok(connected) => self.standing = Some(connected),
+                        Err(error) => {
+                            debug!(%error, "probe failed");
+                            return None;
+                        }
+                    }
+                    (self.is_new, self.has_session, self.last) = (true, None, None);
+                    return Some(Outcome::Connected);
+                }
             }
         };
         self.attempt = None;
+        if let Some(has_session) = has_session
+            && self.has_session.replace(has_session) != Some(has_session)
+        {
+            let _ = self.prober.events.send(Event::HasSession(self.key, has_session)).await;
+        }
         let connection = &self.standing.as_ref()?.connection;
         if mem::take(&mut self.is_new) {
             // The first echo overlapped with the end of the handshake.
-            rtt = echo(connection, epoch, &*heard).await?;
+            (rtt, _) = echo(connection, epoch, &prober).await?;
         }
         // A busy machine can delay one sample, so the shorter of two counts.
         let before = match self.last {
-            None => echo(connection, epoch, &*heard).await?,
+            None => echo(connection, epoch, &prober).await?.0,
             Some(before) => before,
         };
         self.last = Some(rtt);
@@ -255,7 +284,7 @@ impl Asker {
         let measured =
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
-        Some(Answer::Echo(rtt))
+        Some(Outcome::Echo(rtt))
     }
 
     /// Waits for the first of all handshakes to complete: those of replaced questions, one that `at_once` starts
@@ -263,7 +292,7 @@ impl Asker {
     async fn connect(&mut self, at_once: bool) -> Result<Connected, HandshakeError> {
         let attempt = self.attempt.get_or_insert_with(|| {
             let candidate = self.candidate.clone();
-            Attempt::new(self.prober.handshake.clone(), self.network.clone(), candidate)
+            Attempt::new(self.prober.probes.handshake.clone(), self.network.clone(), candidate)
         });
         if at_once {
             attempt.start(self.limit, None);
@@ -277,32 +306,30 @@ impl Asker {
     }
 }
 
-/// The round trip of an echo, repeated until it is answered; `None` if the connection ends. A question carries the
-/// time at which it was sent, counted from `epoch`, which is the same for the whole task. Whatever else comes is for
-/// `heard`.
+/// The round trip of an echo, repeated until it is answered, and whether the server has a session of this process, if
+/// it says so; `None` if the connection ends. A question carries the time at which it was sent, counted from `epoch`,
+/// which is the same for the whole task.
 async fn echo(
     connection: &Connection,
     epoch: Instant,
-    heard: &(impl Fn(Bytes) + ?Sized),
-) -> Option<Duration> {
+    Prober { probes, heard, .. }: &Prober,
+) -> Option<(Duration, Option<bool>)> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
     let begun = epoch.elapsed();
     loop {
-        let sent = epoch.elapsed().as_micros() as u64;
-        connection.send_datagram(Bytes::copy_from_slice(&sent.to_be_bytes())).ok()?;
+        let asked = epoch.elapsed().as_micros() as u64;
+        connection.send_datagram(Question { asked, process: probes.process }.encode()).ok()?;
         let again = Instant::from(clock::now()) + repeat;
         while let Ok(reply) = time::timeout_at(again, connection.read_datagram()).await {
             let reply = reply.ok()?;
-            // A time is far from the first bytes of everything else.
-            let Some(sent) = reply.as_ref().try_into().ok().filter(|time: &[u8; 8]| time[0] == 0)
-            else {
+            let Some(Answer { asked, has_session }) = Answer::decode(&reply) else {
                 heard(reply);
                 continue;
             };
-            let sent = Duration::from_micros(u64::from_be_bytes(sent));
+            let asked = Duration::from_micros(asked);
             // A late answer to an earlier question says nothing about the path at present.
-            if sent + Duration::from_micros(1) >= begun {
-                return epoch.elapsed().checked_sub(sent);
+            if asked + Duration::from_micros(1) >= begun {
+                return Some((epoch.elapsed().checked_sub(asked)?, has_session));
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{
     Server, fallback,
     handshake::{HandshakePermit, PROOF_TIMEOUT},
     peers::Peer,
-    session::echo,
+    session::answer_questions,
 };
 use crate::{
     config,
@@ -174,7 +174,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         let _place = peer.probes.admit(&connection);
         if server.still_has(&peer, &connection) {
             tokio::select! {
-                () = echo(&connection, &peer, PROBE_IDLE) => {}
+                () = answer_questions(&connection, &peer, PROBE_IDLE) => {}
                 never = fallback::watch(&connection, &congestion) => match never {},
             }
         }

@@ -290,6 +290,13 @@ impl Peer {
         self.place().session.as_ref().map(|session| session.datapath.clone())
     }
 
+    /// Whether the peer's process with this number has the session.
+    #[must_use]
+    pub(super) fn has_session_of(&self, process: u64) -> bool {
+        let place = self.place();
+        place.session.as_ref().is_some_and(|it| it.is_alive() && it.instance == Some(process))
+    }
+
     fn enqueue(&self, sender: usize, batch: &mut Vec<Packet>) {
         self.counters.dropped_by_queue(self.queue.push_from(sender, batch));
     }

@@ -23,6 +23,7 @@ use crate::{
         foreign::Foreign,
         message::{Hello, Message},
         packet::Packet,
+        question::Question,
     },
 };
 
@@ -109,9 +110,9 @@ async fn listen(messages: &mut MessageStream) -> Infallible {
     }
 }
 
-/// Answers a probe with its own words until it ends, or says nothing for longer than `limit`. Copies of packets are for
+/// Answers the questions of a probe until it ends, or says nothing for longer than `limit`. Copies of packets are for
 /// the session of `peer`.
-pub(super) async fn echo(connection: &Connection, peer: &Peer, limit: Duration) {
+pub(super) async fn answer_questions(connection: &Connection, peer: &Peer, limit: Duration) {
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         tokio::select! {
@@ -120,7 +121,8 @@ pub(super) async fn echo(connection: &Connection, peer: &Peer, limit: Duration) 
                     let session = peer.datapath();
                     if !session.is_some_and(|it| it.take_copy_over(connection, &datagram)) {
                         // What cannot be answered is asked again.
-                        let _ = connection.send_datagram(datagram);
+                        let answer = Question::answer(datagram, |process| peer.has_session_of(process));
+                        let _ = connection.send_datagram(answer);
                     }
                 }
                 Ok(Err(_lost)) => return,

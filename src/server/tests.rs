@@ -21,6 +21,7 @@ use super::{
     peers::{Attached, PeerSession},
 };
 use crate::{
+    clock,
     config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
     identity::PrivateKey,
     path::udp::UdpSocket,
@@ -34,6 +35,7 @@ use crate::{
     wire::{
         message::Message,
         packet::{Packet, tests::packet},
+        question::{Answer, Question},
     },
 };
 
@@ -193,6 +195,28 @@ async fn a_removed_peers_probe_connections_end_with_its_session() {
     assert!(answers(&probe).await);
     site.forget_laptop();
     assert_eq!(closed(&probe).await, close::UNKNOWN_KEY);
+}
+
+#[tokio::test]
+async fn a_probe_is_told_whether_its_process_has_the_session() {
+    let site = Site::new();
+    let probe = site.probe().await;
+    let has_session = async |process| {
+        probe.send_datagram(Question { asked: 5, process }.encode()).unwrap();
+        let answer = timeout(PATIENCE, probe.read_datagram()).await.unwrap().unwrap();
+        let Answer { asked, has_session } = Answer::decode(&answer).unwrap();
+        assert_eq!(asked, 5);
+        has_session.unwrap()
+    };
+    assert!(!has_session(7).await);
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let _session = session::open(&laptop, true, 7).await.unwrap();
+    assert!(has_session(7).await && !has_session(8).await);
+    laptop.close(close::GOODBYE, b"");
+    let begun = clock::now();
+    while has_session(7).await {
+        assert!(clock::now() - begun < PATIENCE);
+    }
 }
 
 #[tokio::test]

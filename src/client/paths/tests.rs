@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
-    path::{handshake::Handshake, udp::fake::FakeSocket},
+    path::{handshake::Handshake, probe::Probes, udp::fake::FakeSocket},
     quic::{self, tls},
 };
 
@@ -46,6 +46,7 @@ fn on_wifi() -> Fixture {
     let key = PrivateKey::generate().unwrap();
     let probes =
         Handshake::new(&key, key.public_key(), tls::PROBE, quic::probe_transport()).unwrap();
+    let probes = Probes { handshake: probes, process: 1 };
     let prober = Prober::new(probes, events, drop);
     let paths = PathTable::new(socket.clone(), network.clone(), prober, (wifi(), id));
     let now = clock_now();
@@ -235,11 +236,14 @@ async fn a_path_is_probed_until_it_is_abandoned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_probe_of_a_path_ends_when_the_path_becomes_active() {
+async fn the_probe_of_an_active_path_ends_when_it_is_stopped() {
     let mut fixture = on_wifi();
     fixture.paths.ask(key(&lte()), LIMIT);
     let_run().await;
     assert!(fixture.switch(&lte()).is_some());
+    let_run().await;
+    assert_eq!(fixture.probe_sockets("wwan0"), 2, "it may have something to say of the session");
+    fixture.paths.stop_asking(key(&lte()));
     tokio::time::sleep(LIMIT).await;
     assert_eq!(fixture.probe_sockets("wwan0"), 1, "the tunnel's own");
 }

@@ -137,6 +137,23 @@ async fn a_server_that_forgot_the_connection_has_a_new_session_before_the_old_on
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_forgot_and_cannot_say_so_is_found_out_by_what_it_says_of_the_session() {
+    for links in [&[WIFI, LTE][..], &[WIFI]] {
+        let mut tunnel = Tunnel::connected().await;
+        tunnel.world.change(LTE, |lte| lte.up = links.contains(&LTE));
+        tunnel.after(1).await;
+        tunnel.world.lose_resets();
+        tunnel.start_server(true);
+        let begun = clock::now();
+        while tunnel.client.status().sessions < 2 {
+            tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+            time::sleep(Duration::from_millis(10)).await;
+            assert!(clock::now() - begun < Duration::from_secs(1), "{:?}", tunnel.states());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn packets_wait_while_no_link_is_left_and_the_session_outlives_it() {
     let tunnel = Tunnel::connected().await;
     for link in [WIFI, LTE] {

@@ -359,6 +359,90 @@ fn after_a_suspend_every_path_is_probed_at_once() {
     assert_eq!(fixture.condition(1), Some(Condition::Suspect));
 }
 
+/// Connected over wifi, with a warm standby over lte to another machine.
+fn on_wifi_beside_a_stranger() -> Fixture {
+    let mut fixture = on_wifi();
+    assert_eq!(fixture.tell(Event::HasSession(key(2), false)), []);
+    fixture
+}
+
+/// Wifi is silent, and everybody is asked.
+fn doubt(fixture: &mut Fixture) {
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let asked = fixture.wait(SHORTEST_GRACE);
+    assert!(asked.contains(&Action::Ask(key(2))), "{asked:?}");
+}
+
+#[test]
+fn a_session_is_given_up_for_another_server_only_after_all_have_had_their_chance() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    doubt(&mut fixture);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
+    assert_eq!(fixture.wait(LAST_CHANCE - MS), []);
+    assert_eq!(fixture.wait(MS), [Action::BeginAnew(key(2))]);
+    assert_eq!(fixture.wait(LAST_CHANCE), [], "the connection is over");
+    assert_eq!(fixture.tell(Event::Disconnected), []);
+}
+
+#[test]
+fn another_server_that_does_not_answer_is_no_reason_to_give_a_session_up() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    doubt(&mut fixture);
+    assert_eq!(fixture.wait(2 * LAST_CHANCE), []);
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert_eq!(actions, [Action::BeginAnew(key(2))], "late, but the only one");
+}
+
+#[test]
+fn a_path_to_the_server_of_the_session_goes_before_one_to_another_server() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
+    let _ = fixture.tell(Event::Answered(key(3), Some(90 * MS)));
+    doubt(&mut fixture);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
+    let actions = fixture.tell(Event::Answered(key(3), Some(90 * MS)));
+    assert_eq!(actions[0], Action::Switch(key(3), Reason::Silent));
+}
+
+#[test]
+fn a_slow_path_to_the_server_of_the_session_has_two_round_trips_to_answer() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
+    let _ = fixture.tell(Event::Answered(key(3), Some(600 * MS)));
+    doubt(&mut fixture);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
+    assert_eq!(fixture.wait(1199 * MS), []);
+    let actions = fixture.tell(Event::Answered(key(3), Some(600 * MS)));
+    assert_eq!(actions[0], Action::Switch(key(3), Reason::Silent));
+}
+
+#[test]
+fn a_better_path_to_another_server_does_not_take_over_while_the_active_one_works() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    assert_eq!(fixture.tell(candidates(&[WIFI, (2, 50)])), []);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(MS))), []);
+    let why = fixture.manager.why(key(2), fixture.now);
+    assert_eq!(why, "another server, which does not have this session");
+    let actions = fixture.tell(Event::HasSession(key(2), true));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Preferred)]);
+}
+
+#[test]
+fn a_session_whose_last_path_is_gone_begins_anew_with_the_server_that_is_left() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    let actions = fixture.tell(candidates(&[LTE]));
+    assert_eq!(actions, [Action::Forget(key(1)), Action::BeginAnew(key(2))]);
+}
+
+#[test]
+fn a_path_that_refuses_to_send_is_left_for_another_server_only_after_all_were_asked() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    let actions = fixture.tell(Event::SendFailed(key(1)));
+    assert_eq!(actions, [Action::Ask(key(2)), Action::Ask(key(1))]);
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert_eq!(fixture.wait(LAST_CHANCE), [Action::BeginAnew(key(2))]);
+}
+
 /// The links in the order in which they would be dialed.
 fn dial_order(fixture: &Fixture, links: &[(u32, u32)]) -> Vec<u32> {
     let order = fixture.manager.dial_order(found(links), fixture.now);
@@ -471,6 +555,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Disconnected),
         6 => (path.clone(), proptest::option::of(rtt))
             .prop_map(|(path, rtt)| Event::Answered(path, rtt)),
+        2 => (path.clone(), any::<bool>())
+            .prop_map(|(path, has_session)| Event::HasSession(path, has_session)),
         2 => path.clone().prop_map(Event::Refused),
         2 => path.clone().prop_map(Event::TimedOut),
         3 => path.clone().prop_map(Event::Silent),
@@ -502,6 +588,10 @@ proptest! {
             let lost = matches!(event, Event::Disconnected);
             let choice = fixture.manager.choice.clone();
             let actions = fixture.tell(event);
+            let mut is_given_up = |actions: &[Action]| {
+                connected &= !actions.iter().any(|it| matches!(it, Action::BeginAnew(_)));
+            };
+            is_given_up(&actions);
             if lost {
                 prop_assert_eq!(actions, []);
                 prop_assert_eq!(&fixture.manager.choice, &choice);
@@ -521,7 +611,7 @@ proptest! {
             let end = fixture.now + Duration::from_millis(pause);
             while let Some(at) = fixture.manager.next_deadline().filter(|at| *at <= end) {
                 fixture.now = fixture.now.max(at);
-                let _ = fixture.manager.handle(None, fixture.now);
+                is_given_up(&fixture.manager.handle(None, fixture.now));
                 steps += 1;
                 prop_assert!(steps < 1000, "time does not move on");
             }

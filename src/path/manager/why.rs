@@ -29,6 +29,9 @@ impl Manager {
             State::Failed { retry_at } => {
                 format!("did not answer, asked again in {}", within(retry_at, now))
             }
+            State::Standby { .. } if path.is_stranger => {
+                "another server, which does not have this session".into()
+            }
             State::Standby { .. } => self.why_standby(key, path, now),
         }
     }

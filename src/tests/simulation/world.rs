@@ -117,6 +117,9 @@ struct Inner {
     clients: HashMap<(usize, u16), Weak<SimSocket>>,
     next_port: u16,
     ambush: Option<Ambush>,
+    /// What a firewall of the server's network lets the server answer, if there is one: the ports outside whose
+    /// handshakes it has seen.
+    begun: Option<HashSet<u16>>,
     /// Ports of the client that sent something.
     spoke: HashSet<u16>,
     /// Ports of the client that the server sent something to after a handshake.
@@ -188,6 +191,7 @@ impl World {
                 clients: HashMap::new(),
                 next_port: 1024,
                 ambush: None,
+                begun: None,
                 spoke: HashSet::new(),
                 greeted: HashSet::new(),
                 ids: HashMap::new(),
@@ -240,6 +244,12 @@ impl World {
         self.lock().links.clone()
     }
 
+    /// A firewall of the server's network is started again: it knows no flow, and what the server says of connections
+    /// that it does not know gets lost.
+    pub(crate) fn lose_resets(&self) {
+        self.lock().begun = Some(HashSet::new());
+    }
+
     /// The server's socket, in place of the one before.
     pub(crate) fn listen(&self) -> Arc<SimSocket> {
         let socket = SimSocket::new(&self.myself, Side::Server);
@@ -280,6 +290,9 @@ impl World {
                 inner.next_port = inner.next_port.checked_add(1).unwrap_or(1024);
                 mapping.1 = now;
                 let outside = mapping.0;
+                if let Some(begun) = inner.begun.as_mut().filter(|_| is_handshake(bytes)) {
+                    begun.insert(outside);
+                }
                 if let Some(id) = connection_id(bytes) {
                     inner.ids.insert((link, id), now);
                 }
@@ -292,6 +305,9 @@ impl World {
                 let Some(link) = inner.links.iter().position(|link| link.public == to.ip()) else {
                     return Ok(());
                 };
+                if inner.begun.as_ref().is_some_and(|begun| !begun.contains(&to.port())) {
+                    return Ok(());
+                }
                 let of_family = |server: &&SocketAddr| server.is_ipv4() == to.is_ipv4();
                 let from = *inner.servers.iter().find(of_family).unwrap();
                 (link, from)
