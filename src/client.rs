@@ -34,7 +34,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::info;
 
 use self::{
@@ -196,6 +196,7 @@ impl Client {
             },
             heart: Heart::default(),
             congestion,
+            silence: Notify::new(),
         };
         let terms = Terms {
             congestion: roaming.congestion.clone(),

@@ -1,28 +1,38 @@
 //! Keeps the server's addresses up to date while there is a connection.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::Client;
-use crate::path::servers::can_change;
+use crate::{link::monitor::Hints, path::servers::can_change};
 
 /// From one look at the server's names to the next, while there is a connection.
 const NAMES_PACE: Duration = Duration::from_secs(600);
-/// From a change of networks to a look at the names: DHCP and the resolver come after the link.
+/// From a change of networks to a look at the names: DHCP and the resolver come after the link. So long it also is from
+/// one look to the next while the server is silent.
 const NAMES_SETTLE: Duration = Duration::from_secs(5);
 
 impl Client {
-    /// Resolves the server's names now and then, and when a network changes: what they stand for may have
-    /// moved, or be something else in another network.
+    /// Resolves the server's names now and then, when the server is silent, and when a network changes: what they
+    /// stand for may have moved, or be something else in another network.
     pub(super) async fn keep_names(&self) -> Infallible {
-        let mut hints = self.roaming.network.hints();
+        let mut change = pin!(settled_change(self.roaming.network.hints()));
+        let mut rest = Duration::ZERO;
         loop {
-            // Until there is a connection, dialing does.
-            let _ = tokio::time::timeout(NAMES_PACE, hints.hint()).await;
-            tokio::time::sleep(NAMES_SETTLE).await;
+            let silence = async {
+                sleep(rest).await;
+                self.roaming.silence.notified().await;
+            };
+            tokio::select! {
+                hints = &mut change => change.set(settled_change(hints)),
+                () = silence => {}
+            }
+            rest = NAMES_SETTLE;
             let config = self.config.borrow().clone();
             let servers = &config.server.addresses;
+            // Until there is a connection, dialing does.
             if self.shown.is_connected()
                 && can_change(servers)
                 && let Err(error) = self.roaming.names.resolve(servers).await
@@ -33,23 +43,28 @@ impl Client {
     }
 }
 
+/// Waits for the next occasion to look that is no silence.
+async fn settled_change(mut hints: Hints) -> Hints {
+    let _ = timeout(NAMES_PACE, hints.hint()).await;
+    sleep(NAMES_SETTLE).await;
+    hints
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use tokio::{
-        sync::mpsc,
-        time::{sleep, timeout},
-    };
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::{
         client::tests::{
             FakeNetwork, client, config,
-            session::{LTE, Tunnel},
+            session::{LTE, Tunnel, WIFI},
         },
         clock,
         config::{ClientConfig, HostPort},
+        tests::simulation::world::Hole,
     };
 
     /// Lets a client look at its server's names; the seconds until the first look, if there is one within `limit`.
@@ -101,6 +116,32 @@ mod tests {
     async fn names_are_looked_at_every_ten_minutes() {
         let tunnel = session().await;
         assert_eq!(looks_after(&tunnel.client, 2 * NAMES_PACE, || ()).await, Some(605));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_are_looked_at_when_the_server_is_silent_and_every_five_seconds_from_then_on() {
+        let tunnel = session().await;
+        let (admission, mut admissions) = mpsc::channel(1);
+        tunnel.client.roaming.names.admit_through(admission);
+        let looks = async {
+            let (mut begun, mut looks) = (clock::now(), Vec::new());
+            for link in [WIFI, LTE] {
+                tunnel.world.change(link, |it| it.hole = Hole::Everything);
+            }
+            for _ in 0..3 {
+                tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+                let (_, done) = admissions.recv().await.unwrap();
+                let _ = done.send(());
+                looks.push((clock::now() - begun).as_millis());
+                begun = clock::now();
+            }
+            looks
+        };
+        let looks = tokio::select! {
+            never = tunnel.client.keep_names() => match never {},
+            looks = looks => looks,
+        };
+        assert!(looks[0] < 500 && looks[1] >= 5000 && looks[2] >= 5000, "{looks:?}");
     }
 
     #[tokio::test(start_paused = true)]

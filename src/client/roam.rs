@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time,
 };
 use tracing::{debug, info, warn};
@@ -69,6 +69,8 @@ pub(super) struct Roaming {
     pub(super) probes: Probes,
     pub(super) heart: Heart,
     pub(super) congestion: CongestionHandle,
+    /// Notified for as long as the server is silent: it may have moved.
+    pub(super) silence: Notify,
 }
 
 /// What carries the packets of a session, whatever its path.
@@ -496,6 +498,7 @@ impl<'a> Roamer<'a> {
 
     /// Asks over the silent path what the connection and a probe are to ask.
     fn ask_again(&mut self, now: Instant) {
+        self.roaming.silence.notify_one();
         let Some(active) = self.manager.active() else { return };
         match self.forgotten.ask(active, self.connection.newest_acknowledged(), now) {
             Advice::Nudge => {}
