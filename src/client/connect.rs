@@ -42,7 +42,7 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let mut pauses = Pauses::default();
-        let mut loss = Loss { at: clock::now(), answered: None };
+        let mut loss = Loss { at: clock::now(), answered: None, left: None };
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
@@ -56,8 +56,9 @@ impl Client {
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
             if self.shown.sessions() > sessions {
-                let answered = ended.answered(self.shown.in_use());
-                loss = Loss { at: clock::now(), answered };
+                let in_use = self.shown.in_use();
+                let left = in_use.as_ref().filter(|_| ended.is_goodbye()).map(|it| it.server);
+                loss = Loss { at: clock::now(), answered: ended.answered(in_use), left };
             }
             if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();

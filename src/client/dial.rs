@@ -101,6 +101,8 @@ pub(super) struct Loss {
     pub(super) at: Instant,
     /// The path over which the server answered that it does not know the connection: it is tried first.
     pub(super) answered: Option<Candidate>,
+    /// The address at which the server said goodbye: it is tried last.
+    pub(super) left: Option<SocketAddr>,
 }
 
 /// Connects.
@@ -139,7 +141,7 @@ impl Dialer {
         loss: Loss,
         silent: impl Fn(&HandshakeError),
     ) -> Result<Reached, Ended> {
-        Race::new(self, manager, early, loss.at).run(loss.answered.as_ref(), silent).await
+        Race::new(self, manager, early, loss).run(silent).await
     }
 }
 
@@ -148,6 +150,8 @@ struct Race<'a> {
     dialer: &'a Dialer,
     manager: &'a Manager,
     early: Arc<[Bytes]>,
+    /// How the last connection was lost.
+    loss: Loss,
     /// When the connection was lost, or a network changed after that.
     since: Instant,
     servers: Vec<SocketAddr>,
@@ -176,14 +180,15 @@ struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    fn new(dialer: &'a Dialer, manager: &'a Manager, early: Arc<[Bytes]>, since: Instant) -> Self {
+    fn new(dialer: &'a Dialer, manager: &'a Manager, early: Arc<[Bytes]>, loss: Loss) -> Self {
         let (complete, completed) = mpsc::channel(COMPLETE);
         let now = clock::now();
         Self {
             dialer,
             manager,
             early,
-            since,
+            since: loss.at,
+            loss,
             servers: dialer.names.known(),
             waiting: VecDeque::new(),
             tried: HashSet::new(),
@@ -202,12 +207,8 @@ impl<'a> Race<'a> {
         }
     }
 
-    /// Runs until a session begins or none can; the candidate `first` starts before all others.
-    async fn run(
-        mut self,
-        first: Option<&Candidate>,
-        silent: impl Fn(&HandshakeError),
-    ) -> Result<Reached, Ended> {
+    /// Runs until a session begins or none can.
+    async fn run(mut self, silent: impl Fn(&HandshakeError)) -> Result<Reached, Ended> {
         let Dialer { names, network, config, .. } = self.dialer;
         let (mut hints, config) = (network.hints(), config.borrow().clone());
         let resolving = names.resolve(&config.server.addresses);
@@ -217,7 +218,7 @@ impl<'a> Race<'a> {
             self.servers = resolving.as_mut().await.map_err(DialError::Resolve)?;
             unresolved = false;
         }
-        self.find(first).await?;
+        self.find().await?;
         // The time that the resolver took does not count.
         let end = clock::now() + HANDSHAKE_TIMEOUT;
         self.silence = clock::now() + SILENCE;
@@ -243,7 +244,7 @@ impl<'a> Race<'a> {
                     unresolved = false;
                     if let Ok(found) = found {
                         self.servers = found;
-                        self.find(None).await?;
+                        self.find().await?;
                     }
                 }
                 () = time::sleep_until(end.max(due).into()), if self.is_under_way() => {
@@ -254,7 +255,7 @@ impl<'a> Race<'a> {
                     silent(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
                 }
                 () = hints.hint() => {
-                    self.find(None).await?;
+                    self.find().await?;
                     self.since = clock::now();
                     time::sleep(SETTLE).await;
                 }
@@ -263,14 +264,14 @@ impl<'a> Race<'a> {
         }
     }
 
-    /// Finds candidates that are not tried yet, `first` before all others.
-    async fn find(&mut self, first: Option<&Candidate>) -> Result<(), DialError> {
+    /// Finds candidates that are not tried yet.
+    async fn find(&mut self) -> Result<(), DialError> {
         let config = self.dialer.config.borrow().clone();
         let found = self.dialer.network.candidates(&self.servers, &config.paths).await?;
         let found = self.manager.dial_order(found, clock::now());
         self.dialer.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(self.tried.len());
-        let turns = in_turn(found.into_iter(), first);
+        let turns = in_turn(found.into_iter(), &self.loss);
         self.waiting.extend(turns.filter(|it| self.tried.insert(it.clone())).take(room));
         Ok(())
     }
@@ -350,10 +351,10 @@ impl<'a> Race<'a> {
 }
 
 /// Each link in turn, the best first: a link over which nobody answers must not use up the attempts of the others.
-/// `first` goes before all of them.
+/// Where the server answered last goes before all of them, and where it said goodbye behind.
 fn in_turn(
     found: impl Iterator<Item = Candidate>,
-    first: Option<&Candidate>,
+    Loss { answered, left, .. }: &Loss,
 ) -> impl Iterator<Item = Candidate> {
     let mut before = HashMap::<_, usize>::new();
     let mut numbered: Vec<_> = found
@@ -363,7 +364,9 @@ fn in_turn(
             (*turn, candidate)
         })
         .collect();
-    numbered.sort_by_key(|(turn, candidate)| (Some(candidate) != first, *turn));
+    numbered.sort_by_key(|(turn, candidate)| {
+        (Some(candidate) != answered.as_ref(), Some(candidate.server) == *left, *turn)
+    });
     numbered.into_iter().map(|(_, candidate)| candidate)
 }
 
@@ -485,10 +488,14 @@ mod tests {
         Candidate { link: format!("eth{link}"), index: link, source, metric: 0, server }
     }
 
+    fn loss(answered: Option<Candidate>, left: Option<SocketAddr>) -> Loss {
+        Loss { at: clock::now(), answered, left }
+    }
+
     #[test]
     fn every_link_is_tried_with_any_number_of_addresses() {
         let all = (1..=3).flat_map(|link| (0..9).map(move |server| candidate(link, server)));
-        let first: Vec<_> = in_turn(all, None).take(MAX_ATTEMPTS).collect();
+        let first: Vec<_> = in_turn(all, &loss(None, None)).take(MAX_ATTEMPTS).collect();
         assert_eq!(first[..3], [candidate(1, 0), candidate(2, 0), candidate(3, 0)]);
         for link in 1..=3 {
             assert!(first.iter().filter(|it| it.index == link).count() >= 5, "{first:?}");
@@ -498,11 +505,22 @@ mod tests {
     #[test]
     fn the_candidate_over_which_the_server_answered_last_is_the_first() {
         let all = [candidate(1, 0), candidate(1, 1), candidate(2, 0)];
-        let order = |first| in_turn(all.clone().into_iter(), first).collect::<Vec<_>>();
+        let order =
+            |answered| in_turn(all.clone().into_iter(), &loss(answered, None)).collect::<Vec<_>>();
         assert_eq!(order(None), [candidate(1, 0), candidate(2, 0), candidate(1, 1)]);
         let answered = candidate(1, 1);
-        assert_eq!(order(Some(&answered)), [answered.clone(), candidate(1, 0), candidate(2, 0)]);
-        assert_eq!(order(Some(&candidate(3, 0))), order(None), "it is gone");
+        let expected = [answered.clone(), candidate(1, 0), candidate(2, 0)];
+        assert_eq!(order(Some(answered)), expected);
+        assert_eq!(order(Some(candidate(3, 0))), order(None), "it is gone");
+    }
+
+    #[test]
+    fn the_address_at_which_the_server_said_goodbye_is_the_last() {
+        let all = [candidate(1, 0), candidate(2, 0), candidate(1, 1), candidate(2, 1)];
+        let left = Some(candidate(1, 0).server);
+        let order: Vec<_> = in_turn(all.clone().into_iter(), &loss(None, left)).collect();
+        let [first, second, third, fourth] = all;
+        assert_eq!(order, [third, fourth, first, second]);
     }
 
     #[test]
@@ -564,7 +582,7 @@ mod tests {
         let tell = |error: &HandshakeError| {
             silent.lock().unwrap().push((since(), error.to_string()));
         };
-        let loss = Loss { at: begun, answered };
+        let loss = Loss { at: begun, answered, left: None };
         let dialed = client.dialer.dial(&manager, Arc::default(), loss, tell).await;
         let ended = dialed.err().expect("nobody answers").to_string();
         Round { ended, lasted: since(), silent: silent.into_inner().unwrap() }

@@ -89,6 +89,15 @@ impl Ended {
         }
     }
 
+    /// Whether the server stopped, and said so.
+    #[must_use]
+    pub(crate) fn is_goodbye(&self) -> bool {
+        matches!(
+            self,
+            Self::Lost(ConnectionError::ApplicationClosed(closed)) if closed.error_code == close::GOODBYE
+        )
+    }
+
     /// The refusal, if it was one. What is refused is asked again, though more rarely.
     #[must_use]
     pub(crate) fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {

@@ -252,7 +252,10 @@ impl Handshake {
             }
             (_, ConnectionError::Reset) => Some(given_up(candidate)),
             (_, ConnectionError::ConnectionClosed(close))
-                if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+                if matches!(
+                    close.error_code,
+                    TransportErrorCode::APPLICATION_ERROR | TransportErrorCode::CONNECTION_REFUSED
+                ) =>
             {
                 Some(given_up(candidate))
             }
@@ -262,7 +265,7 @@ impl Handshake {
 }
 
 /// A server that closes a connection during its handshake sends APPLICATION_ERROR for any reason (RFC 9000
-/// §10.2.3); a restarted server sends a stateless reset.
+/// §10.2.3); one that stops refuses new ones, and may be back in a moment; a restarted server sends a stateless reset.
 fn given_up(candidate: &Candidate) -> HandshakeError {
     HandshakeError::GivenUp { server: candidate.server, link: candidate.link.clone() }
 }
