@@ -44,7 +44,7 @@ use crate::{
         manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
         probe::{Prober, Probes},
-        servers::ServerAddresses,
+        servers::{ServerAddresses, choose_paths},
         switch_meter::{SwitchMeter, Switched},
     },
     quic::{
@@ -334,7 +334,7 @@ impl<'a> Roamer<'a> {
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
         let found = match self.roaming.network.candidates(&self.servers, &config.paths).await {
-            Ok(found) => found,
+            Ok(found) => choose_paths(found, self.manager.active().or(Some(self.first))),
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
         self.paths.update(found.iter().map(|(candidate, _)| candidate));

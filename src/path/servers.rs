@@ -4,7 +4,7 @@
 //! come first, and names add only a few.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::OnceLock,
     time::Duration,
@@ -16,13 +16,18 @@ use tokio::{
     time,
 };
 
-use crate::config::HostPort;
+use super::{PathKey, rank::LinkFacts};
+use crate::{config::HostPort, link::candidate::Candidate};
 
 /// Timeout of one resolution. By default libc tries twice for 5 s (resolv.conf(5)).
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum of addresses that all names together add. Each is probed over each link, on a socket of its own.
 const MOST: usize = 8;
+
+/// Maximum of paths that are known at a time. All but one are standbys, which cost a handshake of 2.5 kB, and then two
+/// small packets every `paths.standby-check`. A server takes 16 probe connections of a client.
+const MOST_PATHS: usize = 12;
 
 /// Requests that let packets to these server addresses through the kill switch; each is answered when that is
 /// done.
@@ -152,6 +157,30 @@ fn choose(
     addresses
 }
 
+/// Chooses the paths to use: the `active` one, and then one of each link in turn, the best link first, to the first
+/// addresses of the server.
+pub(crate) fn choose_paths(
+    mut found: Vec<(Candidate, LinkFacts)>,
+    active: Option<PathKey>,
+) -> Vec<(Candidate, LinkFacts)> {
+    if found.len() <= MOST_PATHS {
+        return found;
+    }
+    let is_active = |candidate: &Candidate| Some(PathKey::from(candidate)) == active;
+    found.sort_by_key(|(candidate, facts)| (!is_active(candidate), *facts));
+    let mut turns = HashMap::<_, usize>::new();
+    let mut numbered: Vec<_> = found
+        .into_iter()
+        .map(|path| {
+            let turn = turns.entry(path.0.index).or_default();
+            *turn += 1;
+            (*turn, path)
+        })
+        .collect();
+    numbered.sort_by_key(|(turn, _)| *turn);
+    numbered.into_iter().take(MOST_PATHS).map(|(_, path)| path).collect()
+}
+
 /// Alternates between the families, beginning with that of the resolver's first address (RFC 8305 §4).
 fn alternate(addresses: Vec<SocketAddr>) -> impl Iterator<Item = SocketAddr> {
     let is_first = addresses.first().is_none_or(SocketAddr::is_ipv4);
@@ -259,6 +288,42 @@ mod tests {
         let addresses = choose(Vec::new(), vec![v4(901).split_off(1)], &v4(MOST));
         assert_eq!(addresses.len(), MOST);
         assert!(!addresses.contains(&v4(1)[0]), "{addresses:?}");
+    }
+
+    fn over(link: u32, servers: &[SocketAddr]) -> Vec<(Candidate, LinkFacts)> {
+        let path = |server: &SocketAddr| {
+            let (source, metric) = ([10, 0, 0, 1].into(), link);
+            let link = Candidate {
+                link: format!("eth{link}"),
+                index: link,
+                source,
+                metric,
+                server: *server,
+            };
+            (link, LinkFacts { metric, ..LinkFacts::default() })
+        };
+        servers.iter().map(path).collect()
+    }
+
+    #[test]
+    fn of_many_paths_each_link_has_its_share_and_the_active_one_stays() {
+        let found = [over(2, &v4(9)), over(1, &v4(9)), over(3, &v4(1))].concat();
+        let (active, _) = found[8].clone();
+        let paths = choose_paths(found, Some(PathKey::from(&active)));
+        assert_eq!(paths.len(), MOST_PATHS);
+        assert_eq!(paths[0].0, active);
+        let servers = |link: u32| {
+            let of_link = paths.iter().filter(|(path, _)| path.index == link);
+            of_link.map(|(path, _)| path.server).collect::<Vec<_>>()
+        };
+        assert_eq!((servers(1), servers(3)), (v4(6), v4(1)));
+        assert_eq!(servers(2), [vec![active.server], v4(4)].concat());
+    }
+
+    #[test]
+    fn few_paths_are_all_used_in_the_order_in_which_they_were_found() {
+        let found = [over(2, &v4(6)), over(1, &v4(6))].concat();
+        assert_eq!(choose_paths(found.clone(), None), found);
     }
 
     #[test]
