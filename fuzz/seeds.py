@@ -385,7 +385,7 @@ def configs():
 
 def paths():
     (CANDIDATES, RANK, CONNECTED, DISCONNECTED, ANSWERED, MEASURED, REFUSED, SILENT, HEARD) = range(9)
-    SEND_FAILED, WOKE, CHOOSE, CHECK, TIMED_OUT, PORTAL = range(9, 15)
+    SEND_FAILED, WOKE, CHOOSE, CHECK, TIMED_OUT, PORTAL, SYMPTOMS, SAMPLED = range(9, 17)
     ACTIVE, SECOND = 0x80, 16
 
     def all(*paths):
@@ -440,6 +440,13 @@ def paths():
     add("connected-beside-the-pin", *two, chosen(1, True), (CONNECTED, 0), answered(2))
     add("faster", all(0, 1), (CONNECTED, 0), answered(1, 1), (MEASURED, ACTIVE | 6 << 3))
     add("not-measured", all(0, 1), (CONNECTED, 0), answered(1, 0), (MEASURED, ACTIVE | 6 << 3))
+    lossy, bad = (SYMPTOMS, ACTIVE | 8 << 3), (SAMPLED, ACTIVE | 3 << 3)
+    good = SAMPLED, 2 | 15 << 3
+    add("lossy", *two, lossy, bad, good)
+    add("lossy-and-good-again", *two, lossy, bad, good, *[(SAMPLED, 15 << 3, 20)] * 4)
+    add("slow", *two, (MEASURED, ACTIVE), (SYMPTOMS, ACTIVE | 13 << 3), good)
+    add("narrow", *two, (SYMPTOMS, ACTIVE | 2 << 3), good)
+    add("lossy-everywhere", *two, lossy, bad, (SAMPLED, 2 | 3 << 3, 90))
     add("ranks-change", *two, rank(0, 5), rank(2, 1), rank(0, 0))
     add("reconnected-elsewhere", *two, (CONNECTED, 2), (CONNECTED, 0))
     add("disconnected", *two, (DISCONNECTED, 0, 255), (CONNECTED, 2))

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!  network (candidates) ─▶ manager (decisions) ─▶ probe, socket (effects)
-//!                          └─ rank (which path is better)
+//!                          ├─ rank (which path is better)
+//!                          └─ quality (what is wrong with a path)
 //! ```
 
 mod burst;
@@ -16,6 +17,7 @@ pub(crate) mod manager;
 pub(crate) mod network;
 pub(crate) mod preference;
 pub(crate) mod probe;
+pub(crate) mod quality;
 pub(crate) mod rank;
 pub(crate) mod servers;
 pub(crate) mod socket;
@@ -91,6 +93,12 @@ pub(crate) enum Reason {
     Preferred,
     /// The new path's round trip is shorter.
     Faster,
+    /// The old path lost packets, and the new one does not.
+    Lossy,
+    /// The old path's round trip grew, and the new one's is much shorter.
+    Slow,
+    /// The old path carried too little, and the new one carries more.
+    Narrow,
     /// The user chose the new path's link.
     Chosen,
 }
@@ -99,7 +107,21 @@ impl Reason {
     /// Whether the old path still works, so that packets in flight on it arrive.
     #[must_use]
     pub(crate) fn is_soft(self) -> bool {
-        matches!(self, Self::Preferred | Self::Faster | Self::Chosen)
+        match self {
+            Self::Gone | Self::Silent | Self::SendFailed => false,
+            Self::Preferred
+            | Self::Faster
+            | Self::Chosen
+            | Self::Lossy
+            | Self::Slow
+            | Self::Narrow => true,
+        }
+    }
+
+    /// Whether the old path works, but badly.
+    #[must_use]
+    pub(crate) fn is_of_quality(self) -> bool {
+        matches!(self, Self::Lossy | Self::Slow | Self::Narrow)
     }
 }
 
@@ -111,6 +133,9 @@ impl fmt::Display for Reason {
             Self::SendFailed => "the old path refused to send",
             Self::Preferred => "the new path is preferred",
             Self::Faster => "the new path is faster",
+            Self::Lossy => "the old path loses packets",
+            Self::Slow => "the old path became slow",
+            Self::Narrow => "the old path carries too little",
             Self::Chosen => "somebody chose the new path",
         })
     }

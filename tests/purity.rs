@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "path::forgotten",
     "path::manager",
     "path::preference",
+    "path::quality",
     "quic::congestion::delay",
     "quic::congestion::round_trip",
     "server::gate",

@@ -230,8 +230,8 @@ impl Client {
         };
         let session = &Arc::new(pump::Session::new(terms, &self.roaming.congestion));
         // From here on the path is watched: the host may take its time.
-        let Self { roaming, shown, queue, .. } = self;
-        let datapath = Datapath { queue, session: session.clone() };
+        let Self { roaming, shown, queue, counters, .. } = self;
+        let datapath = Datapath { queue, counters, session: session.clone() };
         let roamer = Roamer::new(roaming, shown, datapath, manager, orders, config, reached);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {

@@ -11,12 +11,13 @@ use tracing::debug;
 
 use crate::{
     clock,
-    path::{handshake::Underlay, socket::PathSocket},
+    path::{handshake::Underlay, quality::Look, socket::PathSocket},
     quic::{
         self,
         congestion::{CongestionHandle, Remembered},
         liveness::{Signs, silence_limit},
     },
+    tunnel::{counters::Counters, queue::Queue},
 };
 
 /// How many packets introduce a path: enough that the server may answer with ten.
@@ -86,6 +87,15 @@ impl MigratingConnection {
     /// The shortest round trip since the last switch.
     pub(super) fn shortest_rtt(&self) -> Option<Duration> {
         self.congestion.shortest_round_trip()
+    }
+
+    /// What is counted of the path in use.
+    pub(super) fn look(&self, counters: &Counters, queue: &Queue, at: Instant) -> Look {
+        let (acknowledged, sent_bytes) = self.congestion.delivered();
+        let [received, received_bytes, missing] = counters.arrivals();
+        let lost = self.quinn.stats().path.lost_packets;
+        let (rtt, wait) = (self.congestion.take_recent_round_trip(), queue.delay());
+        Look { at, acknowledged, lost, sent_bytes, received, missing, received_bytes, rtt, wait }
     }
 
     /// What the path is like.

@@ -21,6 +21,7 @@ use crate::{
         manager::Event,
         network::Network,
         probe::{Probe, Prober},
+        quality::Burst,
         socket::{PathId, PathSocket},
     },
     quic::congestion::Remembered,
@@ -130,12 +131,25 @@ impl PathTable {
 
     /// Asks the server over a path on a connection of its own, within `limit`.
     pub(super) fn ask(&mut self, key: PathKey, limit: Duration) {
-        let Some(entry) = self.entries.get_mut(&key) else { return };
-        let probe = entry.probe.get_or_insert_with(|| {
+        if let Some(probe) = self.probe(key, limit) {
+            probe.ask();
+        }
+    }
+
+    /// Makes a burst of echoes over a path on the same connection.
+    pub(super) fn sample(&mut self, key: PathKey, burst: Burst, limit: Duration) {
+        if let Some(probe) = self.probe(key, limit) {
+            probe.sample(burst);
+        }
+    }
+
+    /// The probe of a path, started if need be, whose questions are answered within `limit`.
+    fn probe(&mut self, key: PathKey, limit: Duration) -> Option<&Probe> {
+        let entry = self.entries.get_mut(&key)?;
+        Some(entry.probe.get_or_insert_with(|| {
             let (network, candidate) = (self.network.clone(), entry.candidate.clone());
             Probe::start(network, self.prober.clone(), candidate, key, limit)
-        });
-        probe.ask();
+        }))
     }
 
     /// Asks no more over this path.

@@ -44,8 +44,9 @@ use crate::{
         manager::{Action, Choice, Event, Manager, Settings},
         network::Network,
         probe::{Prober, Probes},
+        quality::Watch,
         servers::{ServerAddresses, choose_paths},
-        switch_meter::{SwitchMeter, Switched},
+        switch_meter::SwitchMeter,
     },
     quic::{
         congestion::CongestionHandle,
@@ -53,7 +54,7 @@ use crate::{
         session::MessageStream,
     },
     task,
-    tunnel::{pump, queue::Queue},
+    tunnel::{counters::Counters, pump, queue::Queue},
     wire::message::Message,
 };
 
@@ -75,6 +76,7 @@ pub(super) struct Roaming {
 
 /// What carries the packets of a session, whatever its path.
 pub(super) struct Datapath<'a> {
+    pub(super) counters: &'a Counters,
     pub(super) queue: &'a Queue,
     pub(super) session: Arc<pump::Session>,
 }
@@ -98,6 +100,7 @@ pub(super) struct Roamer<'a> {
     liveness: Liveness,
     forgotten: Forgotten,
     meter: SwitchMeter,
+    quality: Watch,
     /// The manager knows the active path's round trip.
     is_measured: bool,
     /// The path over which the connection was made.
@@ -148,6 +151,7 @@ impl<'a> Roamer<'a> {
             liveness: Liveness::default(),
             forgotten: Forgotten::default(),
             meter: SwitchMeter::default(),
+            quality: Watch::default(),
             is_measured: false,
             first,
             answered: None,
@@ -160,6 +164,7 @@ impl<'a> Roamer<'a> {
         let mut hints = self.roaming.network.hints();
         self.refresh_candidates().await;
         self.handle_event(Event::Connected(self.first));
+        self.quality.begin(clock::now());
         let mut suspend = SuspendDetector::new(monitor::POLL);
         let jump = ClockJump::watch()?;
         let answered = loop {
@@ -177,6 +182,7 @@ impl<'a> Roamer<'a> {
             let is_silent = is_suspected && !self.datapath.session.has_standby();
             self.datapath.queue.hold(is_silent || active.is_none());
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
+            let look = self.quality.next_look().map(time::Instant::from_std);
             tokio::select! {
                 () = hints.changed() => {
                     self.refresh_candidates().await;
@@ -202,6 +208,7 @@ impl<'a> Roamer<'a> {
                 }
                 () = self.connection.overdue(), if !is_suspected && active.is_some() => self.judge(),
                 () = time::sleep(WATCH), if self.is_watching() => self.watch(),
+                () = sleep_until(look) => self.look(),
                 () = sleep_until(deadline) => self.handle_event(None),
             }
         };
@@ -219,7 +226,7 @@ impl<'a> Roamer<'a> {
             _ => {}
         }
         let measured = match event {
-            Event::Answered(key, Some(_)) => Some(key),
+            Event::Answered(key, Some(_)) | Event::Sampled(key, _) => Some(key),
             _ => None,
         };
         self.handle_event(event);
@@ -370,6 +377,10 @@ impl<'a> Roamer<'a> {
         match action {
             Action::Ask(key) if active == Some(key) => self.connection.ask(),
             Action::Ask(key) => self.ask(key),
+            Action::Sample(key, burst) => {
+                let limit = self.config.borrow().paths.probe_timeout;
+                self.paths.sample(key, burst, limit);
+            }
             Action::Forget(key) => {
                 self.paths.stop_asking(key);
                 self.inquiries.hear(&Event::Refused(key));
@@ -410,11 +421,33 @@ impl<'a> Roamer<'a> {
         }
         debug!(local = %to.local, server = %to.server, %reason, "switching");
         let Departure { from, to, memory, unheard_since } = departure;
+        self.quality.begin(now);
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
             self.datapath.session.resume();
         }
-        self.meter.begin(from, to, reason, unheard_since, now);
+        let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
+        let words = match fault.filter(|_| reason.is_of_quality()) {
+            Some(fault) => format!("the old path {fault}"),
+            None => reason.to_string(),
+        };
+        self.meter.begin(from, to, (reason, words), unheard_since, now);
+    }
+
+    /// Looks at what the tunnel's own packets show of the path in use.
+    fn look(&mut self) {
+        let look = self.connection.look(self.datapath.counters, self.datapath.queue, clock::now());
+        let symptoms = self.quality.look(look);
+        self.shown.figures(self.quality.figures());
+        let Some(active) = self.manager.active() else { return };
+        if self.manager.minds(&symptoms) {
+            debug!(?symptoms, "the path in use works badly");
+            self.handle_event(Event::Symptoms(active, symptoms));
+        }
+        // Bursts over it are not wanted any more.
+        if !self.is_asked_again(active) {
+            self.paths.stop_asking(active);
+        }
     }
 
     fn show(&mut self, now: Instant) {
@@ -458,12 +491,11 @@ impl<'a> Roamer<'a> {
             from = switched.from.as_ref().map_or("none", |from| from.link.as_str()),
             to = switched.to.link,
             server = %switched.to.server,
-            reason = %switched.reason,
+            reason = switched.words,
             gap = %milliseconds(switched.gap),
             "switched"
         );
-        let Switched { from, to, reason, gap } = &switched;
-        self.shown.switched(from.as_ref(), to, *reason, *gap);
+        self.shown.switched(&switched);
     }
 
     /// Does what follows from the silence of the active path, or from its end.
@@ -492,7 +524,9 @@ impl<'a> Roamer<'a> {
     /// The active path answers again. What was sent into the silence may be lost.
     fn trust(&mut self, active: PathKey) {
         self.datapath.session.resume();
-        self.paths.stop_asking(active);
+        if !self.manager.is_asked_again(active) {
+            self.paths.stop_asking(active);
+        }
         self.handle_event(Event::Heard(active));
     }
 

@@ -17,8 +17,8 @@ use crate::{
     daemon::{
         events::{Event, Events},
         status::{
-            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, SessionStatus, Status,
-            SwitchStatus, UnusedLink,
+            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, RecentStatus,
+            SessionStatus, Status, SwitchStatus, UnusedLink,
         },
         systemd,
     },
@@ -27,7 +27,9 @@ use crate::{
     path::{
         Condition, Reason,
         probe::Measured,
+        quality::Figures,
         socket::{PathId, PathSocket},
+        switch_meter::Switched,
     },
     quic::congestion::CongestionHandle,
     tunnel::counters::Snapshot,
@@ -60,6 +62,8 @@ struct State {
     sessions: u64,
     line: Option<Line>,
     paths: Vec<ShownPath>,
+    /// Of the path in use.
+    figures: Figures,
     switches: VecDeque<(Instant, SwitchStatus)>,
     by_reason: BTreeMap<Reason, u64>,
     gaps: Gaps,
@@ -108,6 +112,7 @@ impl Shown {
             sessions: 0,
             line: None,
             paths: Vec::new(),
+            figures: Figures::default(),
             switches: VecDeque::new(),
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
@@ -215,6 +220,11 @@ impl Shown {
         }
     }
 
+    /// What the path in use carries and loses at present.
+    pub(super) fn figures(&self, figures: Figures) {
+        self.with(|state| state.figures = figures);
+    }
+
     pub(super) fn paths(&self, paths: Vec<ShownPath>) {
         let words = self.with(|state| {
             for change in changes(&state.paths, &paths) {
@@ -229,20 +239,14 @@ impl Shown {
         }
     }
 
-    pub(super) fn switched(
-        &self,
-        from: Option<&Candidate>,
-        to: &Candidate,
-        reason: Reason,
-        gap: Duration,
-    ) {
+    pub(super) fn switched(&self, Switched { from, to, reason, words, gap }: &Switched) {
         let switch = SwitchStatus {
             ago: 0.0,
-            from: from.map(|from| from.link.clone()),
+            from: from.as_ref().map(|from| from.link.clone()),
             to: to.link.clone(),
             server: to.server,
-            reason: reason.to_string(),
-            gap: status::milliseconds(gap),
+            reason: words.clone(),
+            gap: status::milliseconds(*gap),
         };
         let SwitchStatus { from, to, reason: words, gap, .. } = switch.clone();
         self.events.tell(Event::Switched { from, to, reason: words, gap });
@@ -250,7 +254,7 @@ impl Shown {
             if state.switches.len() == SWITCHES {
                 state.switches.pop_front();
             }
-            *state.by_reason.entry(reason).or_default() += 1;
+            *state.by_reason.entry(*reason).or_default() += 1;
             state.gaps.add(switch.gap);
             state.switches.push_back((clock::now(), switch));
         });
@@ -327,7 +331,11 @@ impl Shown {
                 .map(|at| status::rounded(at.saturating_duration_since(clock::now()))),
             portal: state.portal.clone(),
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
-            paths: state.paths.iter().map(|path| path.status(state.line.as_ref())).collect(),
+            paths: state
+                .paths
+                .iter()
+                .map(|path| path.status(state.line.as_ref(), state.figures))
+                .collect(),
             unused_links: Vec::new(),
             switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
             switches_by_reason: state.by_reason.clone(),
@@ -445,7 +453,7 @@ impl Line {
 }
 
 impl ShownPath {
-    fn status(&self, line: Option<&Line>) -> PathStatus {
+    fn status(&self, line: Option<&Line>, figures: Figures) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
         let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
         let rtt = line.filter(|_| in_use).map_or(self.rtt, Line::rtt);
@@ -469,11 +477,17 @@ impl ShownPath {
             errors: stats.errors,
             mtu,
             loss,
+            recent: line.filter(|_| in_use).map(|_| recent(figures)),
             portal: self.portal,
             why: self.why.clone(),
             last_heard: stats.last_heard.map(|at| status::rounded(clock::now() - at)),
         }
     }
+}
+
+fn recent(Figures { loss, rate: [rate_up, rate_down] }: Figures) -> RecentStatus {
+    let [loss_up, loss_down] = loss.map(|loss| Some((loss? * 1e4).round() / 1e4));
+    RecentStatus { loss_up, loss_down, rate_up, rate_down }
 }
 
 /// The share of packets that were lost.

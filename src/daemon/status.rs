@@ -141,10 +141,27 @@ pub(crate) struct PathStatus {
     /// The share of packets lost, from 0 to 1: on the active path since the session began, on a
     /// standby of the questions asked over it.
     pub loss: Option<f64>,
+    /// What it carries and loses at present; none unless it carries the tunnel.
+    #[serde(default)]
+    pub recent: Option<RecentStatus>,
     /// Whether a captive portal seems to answer in the server's place.
     pub portal: bool,
     /// Why it is used or is not, in words.
     pub why: String,
+}
+
+/// What the path in use did in the last second or two.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct RecentStatus {
+    /// The share of packets lost on the way to the server, from 0 to 1.
+    pub loss_up: Option<f64>,
+    /// The share of packets that were missing on the way back.
+    pub loss_down: Option<f64>,
+    /// Bits per second to the server that it acknowledged.
+    pub rate_up: u64,
+    /// Bits per second from the server.
+    pub rate_down: u64,
 }
 
 impl PathStatus {
@@ -163,6 +180,7 @@ impl PathStatus {
             last_heard: None,
             mtu: None,
             loss: None,
+            recent: None,
             portal: false,
             why,
         }

@@ -14,6 +14,7 @@ use crate::{
     path::{
         Condition, PathKey, Reason,
         manager::{Action, Event, Manager},
+        quality::{Sample, Symptoms},
     },
 };
 
@@ -21,6 +22,8 @@ const PATHS: u8 = 8;
 const MS: Duration = Duration::from_millis(1);
 /// Enough for all back-off and for the longest wait of a path that failed often.
 const LONG: Duration = Duration::from_secs(600);
+/// A burst takes so long.
+const BURST: Duration = Duration::from_millis(500);
 /// Until the silence of a path is noticed.
 const NOTICED: Duration = Duration::from_secs(1);
 
@@ -67,6 +70,8 @@ struct World {
     refused: bool,
     /// Paths over which a question may still be answered.
     asked: BTreeSet<u8>,
+    /// Paths over which a burst was wanted.
+    sampled: BTreeSet<u8>,
     /// Paths that answered, or carried the tunnel, since they failed.
     good: BTreeSet<u8>,
     /// Paths whose server does not have the session.
@@ -88,6 +93,7 @@ impl World {
             in_doubt: false,
             refused: false,
             asked: BTreeSet::new(),
+            sampled: BTreeSet::new(),
             good: BTreeSet::new(),
             strangers: BTreeSet::new(),
             choice: None,
@@ -99,7 +105,7 @@ impl World {
         let number = operand >> 3 & 0x0f;
         let is_active = self.active == Some(path);
         let some_link = (operand & 0x08 != 0).then_some(operand & 0x03);
-        let event = match kind % 16 {
+        let event = match kind % 18 {
             0 => {
                 self.present = (0..PATHS).filter(|path| operand & 1 << path != 0).collect();
                 return self.find();
@@ -137,7 +143,18 @@ impl World {
             12 => adapter::check(some_link),
             13 => Event::TimedOut(key(path)),
             14 => return self.recognise(path, number & 1 != 0),
-            _ => Event::Portal(key(path)),
+            15 => Event::Portal(key(path)),
+            16 => {
+                let rtt = (number & 1 != 0).then(|| 50 * u32::from(number) * MS);
+                let rate = (number & 2 != 0).then_some(200_000);
+                Event::Symptoms(key(path), Symptoms { loss: f64::from(number) / 20.0, rtt, rate })
+            }
+            _ => {
+                let (answered, rate) =
+                    (u32::from(number) + 9, (number & 1 != 0).then_some(5_000_000));
+                let sample = Sample { sent: 24, answered, rtt: Some(answered * MS), rate };
+                Event::Sampled(key(path), (number > 0).then_some(sample))
+            }
         };
         self.tell(event);
     }
@@ -213,6 +230,10 @@ impl World {
                     self.asked.retain(is_kept);
                     self.good.retain(|path| is_kept(path) || self.active == Some(*path));
                 }
+                Action::Sample(key, _) => {
+                    let path = self.candidate(key);
+                    self.sampled.insert(path);
+                }
                 Action::Switch(key, reason) => {
                     let path = self.candidate(key);
                     self.switch(path, reason);
@@ -244,6 +265,9 @@ impl World {
             (Reason::Preferred, Some(old)) => assert!(rank(path) < rank(old)),
             (Reason::Faster, Some(old)) => assert_eq!(rank(path), rank(old)),
             (Reason::Chosen, Some(old)) => assert!(is_chosen(path) && !is_chosen(old)),
+            (Reason::Lossy | Reason::Slow | Reason::Narrow, Some(old)) => {
+                assert!(!is_chosen(old) && self.manager.fault(key(old)).is_some());
+            }
             _ => panic!("{reason:?} from {old:?} to {path}"),
         }
         assert!(reason == Reason::Gone || self.good.contains(&path), "{path} did not answer");
@@ -311,8 +335,8 @@ impl World {
         self.now = end;
     }
 
-    /// From here on the paths that work are the same: they answer, and the others are silent. In the end the
-    /// best of them carries the tunnel.
+    /// From here on the paths that work are the same: they answer, and nothing is wrong with them, and the others are
+    /// silent. In the end the best of them carries the tunnel.
     fn settle(&mut self, works: impl Fn(u8) -> bool) {
         if !self.choice.is_some_and(|(_, pinned)| pinned) {
             self.choice = None;
@@ -329,8 +353,11 @@ impl World {
         }
         let end = self.now + LONG;
         let mut answers = BTreeMap::new();
-        let mut news = None;
+        let (mut news, mut burst) = (None, None);
+        let fine = Sample { sent: 24, answered: 24, rtt: Some(MS), rate: Some(50_000_000) };
         loop {
+            self.sampled.retain(|path| works(*path));
+            burst = burst.or(Some(self.now + BURST)).filter(|_| !self.sampled.is_empty());
             answers.retain(|path, _| self.asked.contains(path));
             for path in self.asked.iter().filter(|path| works(**path)) {
                 answers.entry(*path).or_insert(self.now + round_trip(*path));
@@ -339,11 +366,22 @@ impl World {
             news = news.or(Some(self.now + NOTICED)).filter(|_| is_wrong);
             let answer = answers.iter().map(|(path, at)| (*at, Some(*path))).min();
             let due = self.manager.next_deadline().map(|at| (at, None));
-            let next = [answer, due, news.map(|at| (at, None))].into_iter().flatten().min();
+            let told = [news, burst].map(|at| at.map(|at| (at, None)));
+            let next = [answer, due].into_iter().chain(told).flatten().min();
             let Some((at, path)) = next.filter(|(at, _)| *at <= end) else { break };
             self.now = at;
             match (path, self.active) {
                 (Some(path), _) => self.answer(path, Some(round_trip(path))),
+                (None, _) if burst == Some(at) => {
+                    burst = None;
+                    if let Some(path) = self.sampled.pop_first() {
+                        self.tell(Event::Sampled(key(path), Some(fine)));
+                    }
+                    if let Some(active) = self.active {
+                        let fine = Symptoms { rtt: Some(MS), ..Symptoms::default() };
+                        self.tell(Event::Symptoms(key(active), fine));
+                    }
+                }
                 (None, Some(active)) if news == Some(at) => {
                     news = None;
                     self.in_doubt = !works(active);

@@ -17,10 +17,14 @@
 //! path takes over once it has answered a probe and, if it failed lately, has worked for a time that doubles with
 //! each failure.
 //!
+//! **An active path that works badly is left for a standby that was measured and is better**, never for an unknown one.
+//! See [`quality`](super::quality) and [`inspection`].
+//!
 //! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice
 //! and the failures of links outlive the connection: the manager lives as long as the client, and while there is
 //! no connection it gives the order in which to dial.
 
+mod inspection;
 mod why;
 
 use std::{
@@ -28,8 +32,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::inspection::Quality;
 use super::{
     Condition, PathKey, Reason,
+    quality::{Burst, Sample, Symptoms},
     rank::{Facts, LinkFacts, Verdict, compare},
 };
 use crate::{config::Paths, link::candidate::Candidate};
@@ -56,6 +62,7 @@ const FORGIVENESS: Duration = Duration::from_secs(600);
 const LAST_CHANCE: Duration = Duration::from_millis(400);
 /// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
+
 /// Input of the manager.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -72,6 +79,10 @@ pub(crate) enum Event {
     Answered(PathKey, Option<Duration>),
     /// The round-trip time of the tunnel's own packets on the active path.
     Measured(PathKey, Duration),
+    /// What the tunnel's own packets show of the active path; see [`Manager::minds`].
+    Symptoms(PathKey, Symptoms),
+    /// The result of a burst over this path; `None` if nothing came back.
+    Sampled(PathKey, Option<Sample>),
     /// A probe of this path failed before its timeout: it was refused, or its socket failed.
     Refused(PathKey),
     /// A probe of this path was not answered in time.
@@ -107,6 +118,8 @@ pub(crate) enum Action {
     /// Probe this path; [`Event::Answered`], [`Event::Refused`] or [`Event::TimedOut`] follows. It replaces an
     /// earlier probe of the same path.
     Ask(PathKey),
+    /// Make a burst of echoes over this path; [`Event::Sampled`] should follow.
+    Sample(PathKey, Burst),
     /// Stop probing this path, and close its sockets unless it is the active path.
     Forget(PathKey),
     /// Make this path the active one.
@@ -144,6 +157,7 @@ struct Path {
     answered: Option<Instant>,
     state: State,
     failures: Failures,
+    quality: Quality,
 }
 
 /// The number of failures of a path that count, and the time of the last one.
@@ -233,6 +247,8 @@ impl Manager {
             Some(Event::HasSession(key, has_session)) => self.recognise(key, has_session),
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
+            Some(Event::Symptoms(key, symptoms)) => self.feel(key, symptoms),
+            Some(Event::Sampled(key, sample)) => self.take_sample(key, sample, now),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
             Some(Event::TimedOut(key)) => self.time_out(key, now, &mut actions),
             Some(Event::Silent(key)) => self.doubt(key, now, &mut actions),
@@ -247,6 +263,7 @@ impl Manager {
         self.expire(now, &mut actions);
         self.fill_vacancy(now, &mut actions);
         self.prefer(now, &mut actions);
+        self.inspect(now, &mut actions);
         self.ask_waiting(now, &mut actions);
         actions
     }
@@ -265,7 +282,8 @@ impl Manager {
             };
             let better = works && self.improves(*key).is_some();
             let dwell = self.ready_at(path).filter(|_| better);
-            [own, dwell].into_iter().flatten()
+            let burst = self.wanted(*key).and_then(|_| path.quality.deadline());
+            [own, dwell, burst].into_iter().flatten()
         });
         let doubt = self.active.and_then(|active| match active.doubt {
             Some(Doubt::Asked(until)) => Some(until),
@@ -309,12 +327,13 @@ impl Manager {
         self.active.map(|active| active.key)
     }
 
-    /// Whether this path is going to be probed even without a further event.
+    /// Whether this path is going to be probed or measured even without a further event.
     #[must_use]
     pub(crate) fn is_asked_again(&self, key: PathKey) -> bool {
-        self.paths
-            .get(&key)
-            .is_some_and(|path| !matches!(path.state, State::Standby { check: None, .. }))
+        let is_asked = |path: &Path| {
+            path.quality.is_awaited() || !matches!(path.state, State::Standby { check: None, .. })
+        };
+        self.wanted(key).is_some() || self.paths.get(&key).is_some_and(is_asked)
     }
 
     /// Whether the active path is silent, or suspected to be dead for another reason.
@@ -390,6 +409,7 @@ impl Manager {
             // A handshake takes longer than a round trip.
             path.rtt = None;
             path.portal = false;
+            path.quality.begin();
             path.state = State::Standby { since: now, check: None };
             // The tunnel's own traffic tells more about the path than a probe.
             actions.push(Action::Forget(key));
@@ -414,6 +434,7 @@ impl Manager {
             && let Some(path) = self.paths.get_mut(&key)
         {
             path.rtt = Some(rtt);
+            path.quality.measured(rtt);
         }
     }
 
@@ -425,9 +446,14 @@ impl Manager {
         actions: &mut Vec<Action>,
     ) {
         let check = self.next_check(key, now);
+        let active = self.active().filter(|active| *active != key);
+        let active_rtt = active.and_then(|active| self.paths.get(&active)?.rtt);
         let Some(path) = self.paths.get_mut(&key) else { return };
         path.rtt = rtt.or(path.rtt);
         path.answered = Some(now);
+        if let Some(rtt) = rtt {
+            path.quality.answered(rtt, active_rtt);
+        }
         path.portal = false;
         let since = match path.state {
             State::Standby { since, .. } => since,
@@ -560,8 +586,8 @@ impl Manager {
 
     /// What decides between `path` and another one.
     fn facts(&self, path: &Path) -> Facts {
-        let Path { facts: link, portal, rtt, .. } = *path;
-        Facts { chosen: self.is_chosen(&path.link), portal, link, rtt }
+        let Path { facts: link, portal, rtt, quality: Quality { fault, .. }, .. } = *path;
+        Facts { chosen: self.is_chosen(&path.link), portal, fault, link, rtt }
     }
 
     /// Suspects the active path and probes all others, including those that failed.
@@ -598,6 +624,7 @@ impl Manager {
         let active = self.active();
         let mut failed = Vec::new();
         for (key, path) in &mut self.paths {
+            path.quality.expire(now);
             match path.state {
                 State::Probing { deadline } if deadline <= now => failed.push(*key),
                 State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {
@@ -661,11 +688,20 @@ impl Manager {
 
     /// Why the path `key` would be better than the active one, if it would and may be used.
     fn improves(&self, key: PathKey) -> Option<Reason> {
-        self.paths.get(&key).filter(|path| self.is_allowed(path) && !path.is_stranger)?;
-        match self.compare(key)? {
-            Verdict::Better(reason) => Some(reason),
-            Verdict::Same | Verdict::Worse(_) => None,
-        }
+        let path = self.paths.get(&key);
+        let path = path.filter(|path| self.is_allowed(path) && !path.is_stranger)?;
+        let Verdict::Better(reason) = self.compare(key)? else { return None };
+        let is_known = match reason {
+            Reason::Chosen => true,
+            // A path that works badly is no improvement.
+            Reason::Preferred | Reason::Faster => path.quality.fault.is_none(),
+            Reason::Lossy | Reason::Slow | Reason::Narrow => {
+                self.fault(self.active()?).is_some_and(|fault| path.quality.cures(fault))
+            }
+            // These are not found by a comparison.
+            Reason::Gone | Reason::Silent | Reason::SendFailed => false,
+        };
+        is_known.then_some(reason)
     }
 
     /// The time from which a path may replace one that works; `None` unless it is a standby that is not being
@@ -714,6 +750,12 @@ impl Manager {
         Some((key, self.paths.get(&key)?.facts.metered))
     }
 
+    /// Whether another path works, even one that may not be used.
+    fn has_standby(&self) -> bool {
+        let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });
+        self.paths.iter().any(|(key, path)| !self.is_active(*key) && is_standby(path))
+    }
+
     fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<PathKey> {
         self.paths
             .iter()
@@ -730,6 +772,7 @@ impl Manager {
         let old = self.active.replace(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
             path.portal = false;
+            path.quality.begin();
             if let State::Standby { since, .. } = path.state {
                 path.state = State::Standby { since, check: None };
             }
@@ -740,8 +783,15 @@ impl Manager {
             let check = self.next_check(old.key, now);
             if let Some(path) = self.paths.get_mut(&old.key) {
                 path.state = State::Standby { since: now, check };
+                if reason.is_of_quality() {
+                    path.failures.add(now);
+                }
+                path.quality.left(true, now);
             }
         } else {
+            if let Some(path) = self.paths.get_mut(&old.key) {
+                path.quality.left(false, now);
+            }
             if let Some(link) = self.paths.get(&old.key).map(|path| path.link.clone()) {
                 self.end_choice(&link);
             }
@@ -766,6 +816,7 @@ impl Path {
             answered: None,
             state: State::Waiting,
             failures,
+            quality: Quality::default(),
         }
     }
 

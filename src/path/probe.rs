@@ -3,7 +3,10 @@
 //! A probe is a QUIC connection of its own with the ALPN `roamd-probe`, on a socket bound to the candidate's link.
 //! A complete handshake proves that the path works both ways and leads to the right server. Echoes over the
 //! connection then measure the round trip; the first one is ignored, because it overlaps with the end of the
-//! handshake. The connection stays open (a warm standby), so that each further answer takes one round trip.
+//! handshake. The connection stays open (a warm standby), so that each further answer takes one round trip. Bursts of
+//! echoes tell more: loss, and how fast the path carries large ones.
+
+mod sampling;
 
 use std::{
     mem,
@@ -19,11 +22,13 @@ use tokio::{
 };
 use tracing::debug;
 
+use self::sampling::Sampling;
 use super::{
     PathKey,
     handshake::{Attempt, Connected, Handshake, HandshakeError},
     manager::Event,
     network::Network,
+    quality::{Burst, Sample},
 };
 use crate::{
     clock,
@@ -34,8 +39,10 @@ use crate::{
 
 /// The minimum time before a question is repeated; three round trips if that is longer.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
-/// Capacity of the channel for questions. A newer question replaces older ones.
-const QUESTIONS: usize = 1;
+/// The longest time for a burst, with a handshake if need be.
+const BURST: Duration = Duration::from_millis(1500);
+/// Capacity of the channel for questions: a newer one replaces older ones, and a burst waits beside it.
+const QUESTIONS: usize = 4;
 
 /// How paths are probed.
 #[derive(Clone)]
@@ -79,11 +86,18 @@ impl Prober {
 /// A task that probes one path. When dropped, it closes its connection and sockets.
 #[derive(Debug)]
 pub(crate) struct Probe {
-    questions: mpsc::Sender<()>,
+    questions: mpsc::Sender<Wanted>,
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
     standing: Arc<Mutex<Option<Connection>>>,
     _task: Task,
+}
+
+/// What is asked of the task.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    Echo,
+    Burst(Burst),
 }
 
 impl Probe {
@@ -133,8 +147,15 @@ impl Probe {
 
     /// Asks a question. It replaces an earlier one that is not answered yet.
     pub(crate) fn ask(&self) {
-        // If the channel is full, the same question is already waiting.
-        let _ = self.questions.try_send(());
+        // If the channel is full, such a question is already waiting.
+        let _ = self.questions.try_send(Wanted::Echo);
+    }
+
+    /// Makes a burst of echoes, after a question that is not answered yet; the result is an
+    /// [`Event::Sampled`].
+    pub(crate) fn sample(&self, burst: Burst) {
+        // Its result is not awaited for ever.
+        let _ = self.questions.try_send(Wanted::Burst(burst));
     }
 
     /// Starts a further handshake if a question is not answered yet: the next retransmission may be seconds away,
@@ -173,39 +194,60 @@ enum Outcome {
 }
 
 impl Asker {
-    async fn run(mut self, mut asked: mpsc::Receiver<()>) {
+    async fn run(mut self, mut asked: mpsc::Receiver<Wanted>) {
         let key = self.key;
-        let mut pending = false;
+        let (mut pending, mut burst) = (false, None);
         loop {
             self.show();
-            if !pending {
+            if !pending && burst.is_none() {
                 tokio::select! {
-                    question = asked.recv() => match question {
-                        Some(()) => {}
+                    wanted = asked.recv() => match wanted {
+                        Some(Wanted::Echo) => pending = true,
+                        Some(Wanted::Burst(next)) => burst = Some(next),
                         None => return,
                     },
                     () = self.listen() => continue,
                 }
             }
-            pending = false;
-            let answer = tokio::select! {
-                answer = time::timeout(self.limit, self.question()) => answer,
-                again = asked.recv() => {
-                    pending = again.is_some();
-                    continue;
+            let event = if mem::take(&mut pending) {
+                let answer = tokio::select! {
+                    answer = time::timeout(self.limit, self.question()) => answer,
+                    again = asked.recv() => {
+                        pending = again.is_some();
+                        if let Some(Wanted::Burst(next)) = again {
+                            burst = Some(next);
+                        }
+                        continue;
+                    }
+                };
+                match answer {
+                    Ok(Some(Outcome::Connected)) => {
+                        pending = true;
+                        Event::Answered(key, None)
+                    }
+                    Ok(Some(Outcome::Echo(rtt))) => Event::Answered(key, Some(rtt)),
+                    Ok(None) => Event::Refused(key),
+                    Err(_elapsed) => {
+                        (self.attempt, self.standing) = (None, None);
+                        Event::TimedOut(key)
+                    }
                 }
-            };
-            let event = match answer {
-                Ok(Some(Outcome::Connected)) => {
-                    pending = true;
-                    Event::Answered(key, None)
-                }
-                Ok(Some(Outcome::Echo(rtt))) => Event::Answered(key, Some(rtt)),
-                Ok(None) => Event::Refused(key),
-                Err(_elapsed) => {
-                    (self.attempt, self.standing) = (None, None);
-                    Event::TimedOut(key)
-                }
+            } else if let Some(burst) = burst.take() {
+                let mut sampling = Sampling::new(burst);
+                let is_silent = tokio::select! {
+                    made = time::timeout(BURST, self.sample(&mut sampling)) => made.is_err(),
+                    // What was sent so far counts.
+                    again = asked.recv() => {
+                        pending = matches!(again, Some(Wanted::Echo));
+                        false
+                    }
+                };
+                let sample = sampling.sample(self.epoch.elapsed());
+                debug!(link = self.candidate.link, ?sample, is_silent, "burst");
+                // A burst that was cut short shows nothing.
+                Event::Sampled(key, sample.or((!is_silent).then(Sample::default)))
+            } else {
+                continue;
             };
             self.show();
             if self.prober.events.send(event).await.is_err() {
@@ -285,6 +327,19 @@ impl Asker {
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
         *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
         Some(Outcome::Echo(rtt))
+    }
+
+    /// Makes a burst on the existing connection or a new one; `None` if that failed.
+    async fn sample(&mut self, sampling: &mut Sampling) -> Option<()> {
+        self.standing.take_if(|standing| standing.connection.close_reason().is_some());
+        if self.standing.is_none() {
+            let connected = self.connect(true).await;
+            self.attempt = None;
+            self.standing = Some(connected.ok()?);
+            (self.is_new, self.has_session, self.last) = (true, None, None);
+        }
+        let heard = self.prober.heard.clone();
+        sampling.run(&self.standing.as_ref()?.connection, self.epoch, &*heard).await
     }
 
     /// Waits for the first of all handshakes to complete: those of replaced questions, one that `at_once` starts

@@ -6,7 +6,10 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use super::Reason;
+use super::{
+    Reason,
+    quality::{Fault, Grade},
+};
 
 /// Among paths that are equal otherwise, one takes over only if it saves this much, and a quarter, of
 /// the round trip.
@@ -35,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) chosen: bool,
     /// A captive portal seems to answer in the server's place.
     pub(crate) portal: bool,
+    /// It works badly.
+    pub(crate) fault: Option<Fault>,
     pub(crate) link: LinkFacts,
     /// The round trip, once it is measured.
     pub(crate) rtt: Option<Duration>,
@@ -70,12 +75,15 @@ pub(crate) fn compare(active: &Facts, candidate: &Facts) -> Verdict {
 
 /// For each criterion: `Greater` if the candidate is better, the reason to move then, and what to say
 /// if it is worse.
-fn criteria(active: &Facts, candidate: &Facts) -> [(Ordering, Reason, &'static str); 3] {
+fn criteria(active: &Facts, candidate: &Facts) -> [(Ordering, Reason, &'static str); 4] {
     // Without `..`: a fact that is missing below does not compile.
-    let Facts { chosen, portal, link, rtt: _ } = active;
+    let Facts { chosen, portal, fault, link, rtt: _ } = active;
+    let leave = fault.map_or(Reason::Preferred, Fault::reason);
+    let grade = |facts: &Facts| facts.fault.map_or(Grade::Clean, Fault::grade);
     [
         (candidate.chosen.cmp(chosen), Reason::Chosen, "somebody chose another link"),
         (portal.cmp(&candidate.portal), Reason::Preferred, PORTAL),
+        (grade(active).cmp(&grade(candidate)), leave, "it works, but badly"),
         (link.cmp(&candidate.link), Reason::Preferred, "the active path is preferred"),
     ]
 }
@@ -113,15 +121,18 @@ mod tests {
     #[test]
     fn each_criterion_weighs_more_than_all_that_follow() {
         let link = LinkFacts { preference: 1, metered: true, metric: 100 };
-        let worst = Facts { portal: true, link, ..measured(90) };
+        let fault = Some(Fault::Lossy(30));
+        let worst = Facts { portal: true, fault, link, ..measured(90) };
         let mut best = worst;
         let mut before = worst;
         type Step = (fn(&mut Facts), Reason);
-        let steps: [Step; 6] = [
+        let steps: [Step; 8] = [
             (|facts| facts.rtt = Some(9 * MS), Reason::Faster),
             (|facts| facts.link.metric = 50, Reason::Preferred),
             (|facts| facts.link.metered = false, Reason::Preferred),
             (|facts| facts.link.preference = 0, Reason::Preferred),
+            (|facts| facts.fault = Some(Fault::Lossy(10)), Reason::Lossy),
+            (|facts| facts.fault = None, Reason::Lossy),
             (|facts| facts.portal = false, Reason::Preferred),
             (|facts| facts.chosen = true, Reason::Chosen),
         ];
@@ -171,12 +182,16 @@ mod tests {
         let link = (0usize..3, any::<bool>(), 0u32..3)
             .prop_map(|(preference, metered, metric)| LinkFacts { preference, metered, metric });
         let rtt = proptest::option::of((1u32..100).prop_map(|ms| ms * MS));
-        (any::<bool>(), any::<bool>(), link, rtt).prop_map(|(chosen, portal, link, rtt)| Facts {
-            chosen,
-            portal,
-            link,
-            rtt,
-        })
+        let slow = Fault::Slow { rtt: 200 * MS, floor: 10 * MS };
+        let fault = prop_oneof![
+            2 => Just(None),
+            1 => (5u8..40).prop_map(|percent| Some(Fault::Lossy(percent))),
+            1 => Just(Some(slow)),
+            1 => Just(Some(Fault::Narrow(200_000))),
+        ];
+        (any::<bool>(), any::<bool>(), fault, link, rtt).prop_map(
+            |(chosen, portal, fault, link, rtt)| Facts { chosen, portal, fault, link, rtt },
+        )
     }
 
     proptest! {
@@ -189,7 +204,9 @@ mod tests {
                 }
                 Verdict::Worse(_) => prop_assert!(a < b),
                 Verdict::Same => {
-                    let same = |it: &Facts| Facts { rtt: None, ..*it };
+                    let grade = |it: &Facts| it.fault.map_or(Grade::Clean, Fault::grade);
+                    prop_assert_eq!(grade(&a), grade(&b));
+                    let same = |it: &Facts| Facts { rtt: None, fault: None, ..*it };
                     prop_assert_eq!(same(&a), same(&b), "only round trips differ");
                 }
             }

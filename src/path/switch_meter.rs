@@ -17,6 +17,7 @@ struct Running {
     from: Option<Candidate>,
     to: Candidate,
     reason: Reason,
+    words: String,
     begun: Instant,
     silent_since: Instant,
 }
@@ -27,22 +28,24 @@ pub(crate) struct Switched {
     pub(crate) from: Option<Candidate>,
     pub(crate) to: Candidate,
     pub(crate) reason: Reason,
+    /// The reason for people.
+    pub(crate) words: String,
     pub(crate) gap: Duration,
 }
 
 impl SwitchMeter {
-    /// A switch begins `now`; the old path is unheard since `unheard_since`. An earlier switch that is not over is
+    /// A switch begins `now`, for a reason that `words` tell people; the old path is unheard since `unheard_since`. An earlier switch that is not over is
     /// not measured: nothing was heard on its path.
     pub(crate) fn begin(
         &mut self,
         from: Option<Candidate>,
         to: Candidate,
-        reason: Reason,
+        (reason, words): (Reason, String),
         unheard_since: Option<Instant>,
         now: Instant,
     ) {
         let silent_since = unheard_since.filter(|_| !reason.is_soft()).unwrap_or(now);
-        self.0 = Some(Running { from, to, reason, begun: now, silent_since });
+        self.0 = Some(Running { from, to, reason, words, begun: now, silent_since });
     }
 
     /// Where the switch that is not over leads.
@@ -53,10 +56,10 @@ impl SwitchMeter {
 
     /// The server was last heard on the new path at `at`; gives the switch if that ends it.
     pub(crate) fn heard(&mut self, at: Instant) -> Option<Switched> {
-        let Running { from, to, reason, silent_since, .. } =
+        let Running { from, to, reason, words, silent_since, .. } =
             self.0.take_if(|running| at >= running.begun)?;
         let gap = at.saturating_duration_since(silent_since);
-        Some(Switched { from, to, reason, gap })
+        Some(Switched { from, to, reason, words, gap })
     }
 }
 
@@ -76,12 +79,16 @@ mod tests {
         }
     }
 
+    fn why(reason: Reason) -> (Reason, String) {
+        (reason, reason.to_string())
+    }
+
     /// The gap of a switch at `start` from a path that is unheard for `unheard_for`. The new path is first heard
     /// 40 ms later.
     fn gap(reason: Reason, unheard_for: Option<Duration>) -> Duration {
         let (mut meter, start) = (SwitchMeter::default(), Instant::now());
         let unheard_since = unheard_for.map(|it| start - it);
-        meter.begin(Some(link("wlan0")), link("wwan0"), reason, unheard_since, start);
+        meter.begin(Some(link("wlan0")), link("wwan0"), why(reason), unheard_since, start);
         meter.heard(start + 40 * MS).expect("it is over").gap
     }
 
@@ -99,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_gap_of_a_working_path_begins_with_the_switch() {
-        for reason in [Reason::Preferred, Reason::Faster, Reason::Chosen] {
+        for reason in [Reason::Preferred, Reason::Faster, Reason::Chosen, Reason::Lossy] {
             assert_eq!(gap(reason, Some(500 * MS)), 40 * MS, "{reason}");
         }
     }
@@ -107,7 +114,7 @@ mod tests {
     #[test]
     fn packets_received_before_the_switch_do_not_end_the_gap() {
         let (mut meter, start) = (SwitchMeter::default(), Instant::now());
-        meter.begin(None, link("wwan0"), Reason::Chosen, None, start);
+        meter.begin(None, link("wwan0"), why(Reason::Chosen), None, start);
         assert_eq!(meter.heard(start - MS), None);
         assert_eq!(meter.awaited(), Some(&link("wwan0")));
         let switched = meter.heard(start).expect("it is over");
@@ -122,8 +129,8 @@ mod tests {
     #[test]
     fn a_switch_that_another_one_replaces_is_not_measured() {
         let (mut meter, start) = (SwitchMeter::default(), Instant::now());
-        meter.begin(Some(link("wlan0")), link("wwan0"), Reason::Gone, None, start);
-        meter.begin(Some(link("wwan0")), link("eth0"), Reason::Gone, None, start + 100 * MS);
+        meter.begin(Some(link("wlan0")), link("wwan0"), why(Reason::Gone), None, start);
+        meter.begin(Some(link("wwan0")), link("eth0"), why(Reason::Gone), None, start + 100 * MS);
         assert_eq!(meter.heard(start + 50 * MS), None);
         let switched = meter.heard(start + 130 * MS).expect("it is over");
         assert_eq!((switched.to, switched.gap), (link("eth0"), 30 * MS));

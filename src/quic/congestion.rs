@@ -66,6 +66,8 @@ struct Shared {
     began: AtomicInstant,
     path_left: Notify,
     round_trip: RoundTrip,
+    delivered_packets: AtomicU64,
+    delivered_bytes: AtomicU64,
     lateness: Mutex<OfPath>,
 }
 
@@ -183,6 +185,18 @@ impl CongestionHandle {
     pub fn round_trip(&self, smoothed: Duration) -> Option<Duration> {
         let shortest = self.shortest_round_trip()?;
         Some(if self.0.round_trip.is_settled() { smoothed } else { shortest })
+    }
+
+    /// The shortest round trip since the last call.
+    #[must_use]
+    pub(crate) fn take_recent_round_trip(&self) -> Option<Duration> {
+        self.0.round_trip.take_recent()
+    }
+
+    /// Packets and bytes that were acknowledged, each on the path that was in use when it was sent.
+    #[must_use]
+    pub(crate) fn delivered(&self) -> (u64, u64) {
+        (self.0.delivered_packets.load(Relaxed), self.0.delivered_bytes.load(Relaxed))
     }
 
     fn sent(&self, now: Instant, bytes: u64) {
@@ -326,6 +340,8 @@ impl<G: Growth> Controller for Renewable<G> {
         let (newest, packets) = self.acked.unwrap_or((sent, 0));
         self.acked = Some((newest.max(sent), packets + 1));
         if !self.landed(sent, bytes) {
+            self.handle.0.delivered_packets.fetch_add(1, Relaxed);
+            self.handle.0.delivered_bytes.fetch_add(bytes, Relaxed);
             self.path.estimate(rtt);
             self.path.on_ack(now, sent, bytes, app_limited);
         }

@@ -143,6 +143,13 @@ impl Counters {
         }
     }
 
+    /// Packets and bytes that were received so far, and packets that were missing at first.
+    #[must_use]
+    pub(crate) fn arrivals(&self) -> [u64; 3] {
+        let missing = self.repaired.load(Relaxed) + self.given_up.load(Relaxed);
+        [self.received.packets.load(Relaxed), self.received.bytes.load(Relaxed), missing]
+    }
+
     /// The present values.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

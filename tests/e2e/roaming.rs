@@ -472,6 +472,8 @@ fn a_lossy_network_is_not_taken_for_dead() {
     let laptop = Laptop::connected();
     let slow = LinkShape::delayed(Duration::from_millis(300));
     laptop.scene.air(Access::Wifi).set(LinkShape { loss: 0.05, ..slow });
+    // It is left for a better one, but is to be used beside one that is as slow.
+    laptop.scene.air(Access::Lte).set(slow);
     // The sudden change itself may well look like a silence.
     laptop.stream(Duration::from_secs(8), || {});
     laptop.until_active(Access::Wifi);

@@ -138,22 +138,25 @@ fn the_paths_are_one_line_in_which_each_link_that_works_is_named_once() {
 async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     let (shown, mut events) = shown();
     let (wifi, lte) = (candidate("wlan0", 1), candidate("wwan0", 2));
-    shown.switched(None, &wifi, Reason::Gone, Duration::from_millis(1500));
+    let switched = |from: Option<&Candidate>, to: &Candidate, reason: Reason, gap| Switched {
+        from: from.cloned(),
+        to: to.clone(),
+        reason,
+        words: format!("{reason:?}"),
+        gap: Duration::from_millis(gap),
+    };
+    shown.switched(&switched(None, &wifi, Reason::Gone, 1500));
     for _ in 0..SWITCHES {
         advance(Duration::from_secs(1)).await;
-        shown.switched(Some(&wifi), &lte, Reason::Silent, Duration::from_millis(300));
+        shown.switched(&switched(Some(&wifi), &lte, Reason::Silent, 300));
     }
     let status = status(&shown);
     let ages: Vec<_> = status.switches.iter().map(|switch| switch.ago).collect();
     assert_eq!(ages, (0..16).rev().map(f64::from).collect::<Vec<_>>());
     assert!(status.switches.iter().all(|it| it.from.as_deref() == Some("wlan0")), "no first one");
     assert_eq!(status.switches_by_reason, [(Reason::Gone, 1), (Reason::Silent, 16)].into());
-    let expected = Event::Switched {
-        from: None,
-        to: "wlan0".into(),
-        reason: Reason::Gone.to_string(),
-        gap: 1500.0,
-    };
+    let expected =
+        Event::Switched { from: None, to: "wlan0".into(), reason: "Gone".into(), gap: 1500.0 };
     assert_eq!(told(&mut events)[0], expected);
 }
 

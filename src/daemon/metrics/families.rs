@@ -170,6 +170,15 @@ fn path_families(families: &mut Families<'_>, paths: &[PathStatus]) -> fmt::Resu
     families.gauge("roamd_path_rtt_seconds", "Round-trip time", rtts)?;
     let losses = paths.iter().filter_map(|path| Some((labels(path), path.loss?)));
     families.gauge("roamd_path_loss_ratio", "Share of packets lost", losses)?;
+    let recent = paths.iter().flat_map(|path| {
+        let losses = path.recent.map_or([None; 2], |it| [it.loss_up, it.loss_down]);
+        let directed = move |(direction, loss): (&str, Option<f64>)| {
+            let direction = ("direction", direction.to_owned());
+            Some(([labels(path), vec![direction]].concat(), loss?))
+        };
+        ["up", "down"].into_iter().zip(losses).filter_map(directed)
+    });
+    families.gauge("roamd_path_recent_loss_ratio", "Share of packets lost lately", recent)?;
     type Read = fn(&PathStatus) -> u64;
     let counters: [(&str, &str, Read); 3] = [
         ("roamd_path_sent_bytes", "UDP payload sent", |it| it.sent_bytes),

@@ -1,3 +1,5 @@
+mod quality;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -562,6 +564,15 @@ fn event() -> impl Strategy<Value = Event> {
         3 => path.clone().prop_map(Event::Silent),
         2 => path.clone().prop_map(Event::Heard),
         2 => path.clone().prop_map(Event::SendFailed),
+        3 => (path.clone(), 0.0..0.5f64, 1u32..800).prop_map(|(path, loss, rtt)| {
+            let rate = (rtt % 7 == 0).then_some(200_000);
+            Event::Symptoms(path, Symptoms { loss, rtt: Some(rtt * MS), rate })
+        }),
+        5 => (path.clone(), 0u32..=24, 1u32..800).prop_map(|(path, answered, rtt)| {
+            let rate = (rtt % 2 == 0).then_some(5_000_000);
+            let sample = Sample { sent: 24, answered, rtt: Some(rtt * MS), rate };
+            Event::Sampled(path, (answered > 0).then_some(sample))
+        }),
         1 => path.prop_map(Event::Portal),
         1 => Just(Event::Woke),
         1 => prop_oneof![

@@ -11,6 +11,14 @@ impl Manager {
     pub(crate) fn why(&self, key: PathKey, now: Instant) -> String {
         let Some(path) = self.paths.get(&key) else { return String::new() };
         if self.is_active(key) {
+            if let Some(fault) = path.quality.fault.filter(|_| self.works()) {
+                let but = match self.best_standby() {
+                    _ if self.is_chosen(&path.link) => "but somebody chose it",
+                    None => "but no other path works",
+                    Some(_) => "and no other path is known to be better",
+                };
+                return format!("{fault}, {but}");
+            }
             return match self.active {
                 Some(Active { doubt: Some(_), .. }) => "silent; all others are asked, too",
                 _ if self.is_chosen(&path.link) => "somebody chose it",
@@ -37,10 +45,25 @@ impl Manager {
     }
 
     fn why_standby(&self, key: PathKey, path: &Path, now: Instant) -> String {
+        if let Some(fault) = path.quality.fault {
+            return match path.quality.clean_since {
+                None => fault.to_string(),
+                Some(since) => {
+                    let ready = since + path.failures.dwell(now);
+                    format!(
+                        "{fault} until lately, trusted if it is good for another {}",
+                        within(ready, now)
+                    )
+                }
+            };
+        }
         match (self.compare(key), self.ready_at(path)) {
             (None, _) => "there is no connection".into(),
             (Some(Verdict::Worse(why)), _) => why.into(),
             (Some(Verdict::Same), _) => "as good as the active path".into(),
+            (Some(Verdict::Better(reason)), _) if reason.is_of_quality() => {
+                "takes over once it is known to be better".into()
+            }
             (Some(Verdict::Better(_)), Some(ready)) if ready > now => {
                 format!(
                     "failed lately, takes over if it is good for another {}",

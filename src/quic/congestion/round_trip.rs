@@ -22,6 +22,8 @@ pub(super) struct RoundTrip {
     since: AtomicInstant,
     /// The shortest sample in microseconds; zero is none.
     shortest: AtomicU64,
+    /// The same since it was last taken.
+    recent: AtomicU64,
     acknowledged: AtomicInstant,
     acknowledgements: AtomicU64,
 }
@@ -31,6 +33,7 @@ impl RoundTrip {
     pub(super) fn begin(&self, now: Instant) {
         self.since.set(now);
         self.shortest.store(0, Relaxed);
+        self.recent.store(0, Relaxed);
         self.acknowledgements.store(0, Relaxed);
     }
 
@@ -40,9 +43,11 @@ impl RoundTrip {
             return;
         }
         let sample = (now.saturating_duration_since(sent).as_micros() as u64).max(1);
-        let shortest = self.shortest.load(Relaxed);
-        if shortest == 0 || sample < shortest {
-            self.shortest.store(sample, Relaxed);
+        for minimum in [&self.shortest, &self.recent] {
+            let shortest = minimum.load(Relaxed);
+            if shortest == 0 || sample < shortest {
+                minimum.store(sample, Relaxed);
+            }
         }
         // One acknowledgement is often for many packets.
         if self.acknowledged.replace(now) != Some(now) {
@@ -52,13 +57,22 @@ impl RoundTrip {
 
     /// The shortest sample.
     pub(super) fn shortest(&self) -> Option<Duration> {
-        Some(self.shortest.load(Relaxed)).filter(|it| *it > 0).map(Duration::from_micros)
+        duration(self.shortest.load(Relaxed))
+    }
+
+    /// The shortest sample since the last call.
+    pub(super) fn take_recent(&self) -> Option<Duration> {
+        duration(self.recent.swap(0, Relaxed))
     }
 
     /// Whether an estimate from the same acknowledgements is one of this path.
     pub(super) fn is_settled(&self) -> bool {
         self.acknowledgements.load(Relaxed) >= FORGOTTEN
     }
+}
+
+fn duration(microseconds: u64) -> Option<Duration> {
+    Some(microseconds).filter(|it| *it > 0).map(Duration::from_micros)
 }
 
 #[cfg(test)]
@@ -79,6 +93,19 @@ mod tests {
         path.sample(at(36), at(35));
         path.sample(at(90), at(40));
         assert_eq!(path.shortest(), Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn the_recent_round_trip_is_the_shortest_since_it_was_last_asked_for() {
+        let (path, start) = (RoundTrip::default(), Instant::now());
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        path.sample(at(10), at(0));
+        path.sample(at(30), at(10));
+        assert_eq!(path.take_recent(), Some(Duration::from_millis(10)));
+        assert_eq!(path.take_recent(), None);
+        path.sample(at(80), at(40));
+        assert_eq!(path.take_recent(), Some(Duration::from_millis(40)));
+        assert_eq!(path.shortest(), Some(Duration::from_millis(10)));
     }
 
     #[test]

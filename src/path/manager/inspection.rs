@@ -1,0 +1,271 @@
+//! Bursts of echoes: when they are made, over which paths, and what follows.
+//!
+//! ```text
+//!  active path: symptoms of loss ─▶ burst ─▶ clean: pause, doubled each time
+//!                                         ─▶ unsure: another burst, a few times
+//!                                         ─▶ bad ──▶ burst over its standbys ─▶ a clean one takes over
+//!  the path that was left: a burst at times ─▶ clean for its dwell time ─▶ as good as before
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::{Action, Manager, Path, PathKey, State};
+use crate::path::quality::{
+    Burst, Fault, Finding, Sample, Symptoms, fast_again, is_over, standby_fault,
+};
+
+/// The result of a burst comes by then, or not at all.
+const AWAITED: Duration = Duration::from_secs(2);
+/// From one inspection of a path to the next, doubled each time up to the longest.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How much longer the pauses over a standby are where traffic costs money.
+const METERED: u32 = 4;
+/// After a pause of this length without a burst, pauses begin anew.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+/// Bursts of one inspection.
+const ROUNDS: u8 = 3;
+/// How long the sample of a standby justifies a switch to it.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// What is known of the quality of a path.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Quality {
+    pub(super) fault: Option<Fault>,
+    /// The shortest round trip that was measured.
+    floor: Option<Duration>,
+    /// What its packets show at present, if it is the active path.
+    symptoms: Symptoms,
+    /// The bursts of the last inspection, and when the last of them ended.
+    sample: Option<(Instant, Sample)>,
+    rounds: u8,
+    /// A burst is under way, and its result may come until then.
+    awaited: Option<Instant>,
+    /// When the next burst may be made.
+    next: Option<Instant>,
+    /// The pause after it.
+    pause: Duration,
+    /// The end of the last inspection, and the worst loss that was shown since pauses began.
+    last: Option<Instant>,
+    judged: f64,
+    /// Since when bursts over a path with a fault find nothing.
+    pub(super) clean_since: Option<Instant>,
+}
+
+impl Quality {
+    /// Takes in a round trip.
+    pub(super) fn measured(&mut self, rtt: Duration) {
+        self.floor = Some(self.floor.map_or(rtt, |floor| floor.min(rtt)));
+    }
+
+    /// The path becomes the active one.
+    pub(super) fn begin(&mut self) {
+        *self = Self { fault: self.fault, floor: self.floor, ..Self::default() };
+    }
+
+    /// The path was left. If it works badly it must be measured before it is used again; one that seemed dead may
+    /// have lost packets only.
+    pub(super) fn left(&mut self, is_soft: bool, now: Instant) {
+        if !is_soft {
+            self.fault = self.fault.or(self.symptoms.suspicion());
+        }
+        self.begin();
+        self.next = Some(now + SHORTEST_PAUSE / 2);
+        self.pause = SHORTEST_PAUSE;
+    }
+
+    /// A standby answered, with this round trip, beside an active path with the other one.
+    pub(super) fn answered(&mut self, rtt: Duration, active: Option<Duration>) {
+        self.measured(rtt);
+        self.fault = self.fault.or(standby_fault(rtt, self.floor, active));
+    }
+
+    /// Whether this standby is known to be better than an active path with this fault.
+    pub(super) fn cures(&self, fault: Fault) -> bool {
+        self.sample.is_some_and(|(_, sample)| fault.is_cured_by(&sample))
+    }
+
+    /// Whether a burst is under way.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// When this has a deadline, if a burst is wanted.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.awaited.or(self.next)
+    }
+
+    /// Forgets what is too old.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.sample.take_if(|(at, _)| *at + FRESH < now);
+        if self.awaited.take_if(|at| *at <= now).is_some() {
+            self.rest(now, 1);
+        }
+    }
+
+    /// Whether a burst may be made now; it is awaited from here on.
+    fn start(&mut self, now: Instant) -> bool {
+        if self.awaited.is_some() || self.next.is_some_and(|next| now < next) {
+            return false;
+        }
+        if self.next.is_none_or(|next| next + FORGOTTEN < now) {
+            (self.pause, self.judged) = (SHORTEST_PAUSE, 0.0);
+        }
+        if self.rounds == 0 {
+            self.sample = None;
+        }
+        self.awaited = Some(now + AWAITED);
+        true
+    }
+
+    /// Adds a sample to those of this inspection.
+    fn add(&mut self, sample: Option<Sample>, now: Instant) {
+        self.awaited = None;
+        let Some(sample) = sample else { return };
+        if let Some(rtt) = sample.rtt {
+            self.measured(rtt);
+        }
+        let (at, sum) = self.sample.get_or_insert((now, Sample::default()));
+        *at = now;
+        sum.add(sample);
+    }
+
+    /// The inspection is over; the next one may begin after a pause.
+    fn rest(&mut self, now: Instant, factor: u32) {
+        self.rounds = 0;
+        self.next = Some(now + self.pause.max(SHORTEST_PAUSE) * factor);
+        self.pause = (2 * self.pause).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        self.last = Some(now);
+        self.judged = self.judged.max(self.symptoms.loss);
+    }
+
+    /// Makes the pause short if the losses are much worse than those that a burst did not confirm.
+    fn hurry(&mut self) {
+        if self.symptoms.loss > 2.0 * self.judged + 0.05
+            && let (Some(last), Some(next)) = (self.last, &mut self.next)
+        {
+            *next = (*next).min(last + SHORTEST_PAUSE);
+        }
+    }
+}
+
+impl Manager {
+    /// What is wrong with a path.
+    #[must_use]
+    pub(crate) fn fault(&self, key: PathKey) -> Option<Fault> {
+        self.paths.get(&key)?.quality.fault
+    }
+
+    /// Whether these symptoms of the active path, or their end, matter.
+    #[must_use]
+    pub(crate) fn minds(&self, symptoms: &Symptoms) -> bool {
+        let active = self.active().and_then(|key| self.paths.get(&key));
+        active.is_some_and(|Path { quality, .. }| {
+            quality.fault.is_some()
+                || quality.symptoms.is_lossy()
+                || symptoms.is_lossy()
+                || symptoms.fault(quality.floor).is_some()
+        })
+    }
+
+    pub(super) fn feel(&mut self, key: PathKey, symptoms: Symptoms) {
+        if !self.is_active(key) {
+            return;
+        }
+        let Some(Path { quality, .. }) = self.paths.get_mut(&key) else { return };
+        quality.symptoms = symptoms;
+        quality.hurry();
+        quality.fault = match (symptoms.fault(quality.floor), quality.fault) {
+            (Some(fault), Some(worse)) if worse.grade() > fault.grade() => Some(worse),
+            (Some(fault), _) => Some(fault),
+            (None, Some(Fault::Slow { rtt, floor })) => {
+                let is_slow = symptoms.rtt.is_none_or(|rtt| rtt >= fast_again(floor));
+                is_slow.then_some(Fault::Slow { rtt: symptoms.rtt.unwrap_or(rtt), floor })
+            }
+            (None, Some(Fault::Narrow(_)) | None) => None,
+            (None, lossy @ Some(Fault::Lossy(_))) => lossy,
+        };
+    }
+
+    pub(super) fn take_sample(&mut self, key: PathKey, sample: Option<Sample>, now: Instant) {
+        let is_active = self.is_active(key);
+        let active_rtt = self.active().and_then(|key| self.paths.get(&key)?.rtt);
+        let Some(path) = self.paths.get_mut(&key) else { return };
+        let metered = path.facts.metered;
+        let quality = &mut path.quality;
+        quality.add(sample, now);
+        let sum = quality.sample.map(|(_, sum)| sum);
+        if is_active {
+            match quality.symptoms.finding(sum.as_ref()) {
+                Finding::Unsure if quality.rounds + 1 < ROUNDS => {
+                    quality.rounds += 1;
+                    quality.next = Some(now);
+                    return;
+                }
+                Finding::Bad(fault) => quality.fault = Some(fault),
+                Finding::Unsure | Finding::Clean => {
+                    quality.fault.take_if(|fault| matches!(fault, Fault::Lossy(_)));
+                }
+            }
+            return quality.rest(now, 1);
+        }
+        if let Some(rtt) = sample.and_then(|sample| sample.rtt) {
+            path.rtt = Some(rtt);
+        }
+        let factor = if metered { METERED } else { 1 };
+        let Some(fault) = quality.fault else { return quality.rest(now, factor) };
+        if !sum.is_some_and(|sum| is_over(fault, &sum, quality.floor, active_rtt)) {
+            quality.clean_since = None;
+            return quality.rest(now, factor);
+        }
+        let dwell = path.failures.dwell(now);
+        let since = *quality.clean_since.get_or_insert(now);
+        if since + dwell <= now {
+            (quality.fault, quality.clean_since) = (None, None);
+        }
+        quality.rounds = 0;
+        quality.pause = SHORTEST_PAUSE;
+        quality.next = Some(now + (dwell / 2).max(SHORTEST_PAUSE / 2) * factor);
+    }
+
+    /// Makes the bursts that are due.
+    pub(super) fn inspect(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let wanted: Vec<_> =
+            self.paths.keys().filter_map(|key| Some((*key, self.wanted(*key)?))).collect();
+        for (key, burst) in wanted {
+            if let Some(path) = self.paths.get_mut(&key)
+                && path.quality.start(now)
+            {
+                actions.push(Action::Sample(key, burst));
+            }
+        }
+    }
+
+    /// The burst that would tell something about this path.
+    pub(super) fn wanted(&self, key: PathKey) -> Option<Burst> {
+        if !self.works() {
+            return None;
+        }
+        let path = self.paths.get(&key)?;
+        let active = self.paths.get(&self.active()?)?;
+        let is_suspected = active.quality.symptoms.is_lossy();
+        if self.is_active(key) {
+            let is_lossy = matches!(path.quality.fault, Some(Fault::Lossy(_)));
+            let has_standby = self.has_standby();
+            return ((is_suspected || is_lossy) && has_standby).then_some(Burst::Small);
+        }
+        if !matches!(path.state, State::Standby { .. }) {
+            return None;
+        }
+        if let Some(fault) = path.quality.fault {
+            return Some(fault.burst());
+        }
+        if !self.is_allowed(path) || self.is_chosen(&active.link) {
+            return None;
+        }
+        match active.quality.fault {
+            Some(fault) => Some(fault.burst()),
+            None => (is_suspected && !path.facts.metered).then_some(Burst::Small),
+        }
+    }
+}

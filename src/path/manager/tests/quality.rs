@@ -1,0 +1,363 @@
+//! Paths that work badly.
+
+use super::*;
+use crate::path::quality::Fault;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// A burst takes so long.
+const TAKES: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(250);
+
+fn lossy(loss: f64) -> Symptoms {
+    Symptoms { loss, ..Symptoms::default() }
+}
+
+fn sample(answered: u32, rtt: u32) -> Option<Sample> {
+    Some(Sample { sent: 24, answered, rtt: Some(rtt * MS), rate: None })
+}
+
+fn feel(fixture: &mut Fixture, symptoms: Symptoms) -> Vec<Action> {
+    let active = fixture.manager.active().unwrap();
+    fixture.tell(Event::Symptoms(active, symptoms))
+}
+
+fn small(link: u32) -> Action {
+    Action::Sample(key(link), Burst::Small)
+}
+
+/// Like [`on_wifi`], with an lte that costs money.
+fn with_metered_lte() -> Fixture {
+    let mut fixture = on_wifi();
+    let mut links = found(&[WIFI, LTE]);
+    links[1].1.metered = true;
+    let _ = fixture.tell(Event::Candidates(links));
+    fixture
+}
+
+#[test]
+fn a_path_that_loses_packets_is_left_for_a_standby_that_does_not() {
+    let mut fixture = on_wifi();
+    assert_eq!(feel(&mut fixture, lossy(0.02)), [], "every wifi does");
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [], "they are under way");
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [], "wifi may be good");
+    let actions = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+    assert_eq!(fixture.condition(1), Some(Condition::Standby), "it is read for a while");
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "loses 29 %");
+}
+
+#[test]
+fn a_bad_path_is_not_left_for_one_that_is_unknown_or_no_better() {
+    for standby in [None, sample(18, 50), sample(0, 0), sample(24, 900)] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(17, 10)));
+        let actions = fixture.tell(Event::Sampled(key(2), standby));
+        assert_eq!(actions, [], "{standby:?}");
+        let why = fixture.manager.why(key(1), fixture.now);
+        assert_eq!(why, "loses 16 %, and no other path is known to be better");
+        let actions = fixture.wait(Duration::from_secs(60));
+        assert!(actions.contains(&small(1)) && actions.contains(&small(2)), "it goes on looking");
+    }
+}
+
+#[test]
+fn the_sample_of_a_standby_counts_for_some_seconds_only() {
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    fixture.now += 6 * SECOND;
+    let actions = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(actions, [small(2)], "it is measured again");
+    let actions = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+}
+
+#[test]
+fn losses_that_no_burst_confirms_cause_no_switch_and_ever_fewer_bursts() {
+    let mut fixture = on_wifi();
+    let (mut bursts, end) = (0, fixture.now + 3600 * SECOND);
+    while fixture.now < end {
+        let mut actions = fixture.wait(LOOK);
+        // A network that reorders.
+        actions.extend(feel(&mut fixture, lossy(0.4)));
+        for action in actions {
+            let answer = match action {
+                Action::Sample(path, _) => Event::Sampled(path, sample(24, 20)),
+                Action::Ask(path) => Event::Answered(path, Some(50 * MS)),
+                Action::Switch(..) | Action::Forget(_) | Action::BeginAnew(_) => {
+                    panic!("{action:?}")
+                }
+            };
+            bursts += u32::from(matches!(action, Action::Sample(..)));
+            assert_eq!(fixture.tell(answer), []);
+        }
+    }
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    assert!((100..300).contains(&bursts), "{bursts} in an hour");
+}
+
+#[test]
+fn losses_that_become_much_worse_are_looked_into_after_two_seconds() {
+    for (loss, expected) in [(0.2, vec![]), (0.3, vec![small(1)])] {
+        let mut fixture = on_wifi();
+        for _ in 0..4 {
+            for action in feel(&mut fixture, lossy(0.1)) {
+                let Action::Sample(path, _) = action else { panic!("{action:?}") };
+                let _ = fixture.tell(Event::Sampled(path, sample(24, 20)));
+            }
+            fixture.now += 20 * SECOND;
+            let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        }
+        assert_eq!(feel(&mut fixture, lossy(loss)), []);
+        fixture.now += SHORTEST_DWELL;
+        assert_eq!(feel(&mut fixture, lossy(loss)), expected, "{loss}");
+    }
+}
+
+#[test]
+fn a_burst_that_is_not_sure_is_repeated_twice() {
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, lossy(0.06));
+    for _ in 0..2 {
+        assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [small(1)]);
+    }
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [], "6 of 72");
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, lossy(0.06));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [small(1)]);
+    let actions = fixture.tell(Event::Sampled(key(1), sample(19, 10)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)], "7 of 48");
+}
+
+#[test]
+fn a_path_over_which_not_even_a_burst_can_be_made_is_judged_by_its_losses() {
+    for (loss, expected) in [(0.1, None), (0.3, Some(Action::Switch(key(2), Reason::Lossy)))] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(loss));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let actions = fixture.tell(Event::Sampled(key(1), None));
+        let switch = actions.into_iter().find(|it| matches!(it, Action::Switch(..)));
+        assert_eq!(switch, expected, "{loss}");
+    }
+}
+
+#[test]
+fn a_metered_standby_is_measured_only_when_the_active_path_is_bad_and_left_again() {
+    let mut fixture = with_metered_lte();
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1)]);
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(12, 10))), [small(2)]);
+    let actions = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+    let left = fixture.now;
+    while fixture.manager.active() == Some(key(2)) {
+        for action in fixture.wait(LOOK) {
+            if let Action::Sample(path, _) = action {
+                assert_eq!(path, key(1), "lte is fine");
+                let _ = fixture.tell(Event::Sampled(path, sample(24, 10)));
+            }
+        }
+        assert!(fixture.now < left + 10 * SECOND);
+    }
+    assert!(fixture.now >= left + SHORTEST_DWELL);
+}
+
+#[test]
+fn a_link_that_somebody_chose_is_kept_although_it_is_bad() {
+    for event in [choose(1), pin(1)] {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(event);
+        assert_eq!(feel(&mut fixture, lossy(0.3)), [small(1)]);
+        assert_eq!(fixture.tell(Event::Sampled(key(1), sample(12, 10))), []);
+        let why = fixture.manager.why(key(1), fixture.now);
+        assert_eq!(why, "loses 29 %, but somebody chose it");
+        let _ = fixture.tell(Event::Choose(None));
+        let actions = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+    }
+}
+
+#[test]
+fn without_a_standby_nothing_is_measured() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Refused(key(2)));
+    assert_eq!(feel(&mut fixture, lossy(0.5)), []);
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "the only path that works");
+}
+
+#[test]
+fn a_path_whose_round_trip_grows_is_left_for_one_with_half_of_it() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    let slow = |rtt: u32| Symptoms { rtt: Some(rtt * MS), ..Symptoms::default() };
+    assert!(!fixture.manager.minds(&slow(80)));
+    assert_eq!(feel(&mut fixture, slow(80)), []);
+    assert_eq!(feel(&mut fixture, slow(100)), [small(2)]);
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [], "not half of it");
+    let actions = feel(&mut fixture, slow(160));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Slow)]);
+    assert_eq!(fixture.manager.why(key(1), fixture.now), "takes 160 ms instead of 10");
+    for (rtt, is_over) in [(110, false), (99, true)] {
+        while !fixture.wait(LOOK).contains(&small(1)) {}
+        let _ = fixture.tell(Event::Sampled(key(1), sample(24, rtt)));
+        let why = fixture.manager.why(key(1), fixture.now);
+        assert_eq!(why.contains("until lately"), is_over, "{rtt} ms: {why}");
+    }
+}
+
+#[test]
+fn a_path_that_seemed_dead_after_losses_is_measured_before_it_is_used_again() {
+    for (loss, expected) in [(0.02, None), (0.2, Some(Fault::Lossy(20)))] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(loss));
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(SHORTEST_GRACE);
+        let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
+        assert_eq!(fixture.manager.fault(key(1)), expected);
+        let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+        let _ = fixture.wait(10 * SECOND);
+        let back = fixture.manager.active() == Some(key(1));
+        assert_eq!(back, expected.is_none(), "{loss}");
+    }
+}
+
+#[test]
+fn a_standby_that_became_slow_is_not_moved_to_until_it_is_fast_again() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+    let _ = fixture.tell(choose(2));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(101 * MS)));
+    let slow = Some(Fault::Slow { rtt: 101 * MS, floor: 10 * MS });
+    assert_eq!(fixture.manager.fault(key(1)), slow, "lte takes half of it");
+    assert_eq!(fixture.tell(Event::Choose(None)), []);
+    let actions = fixture.tell(Event::Sampled(key(1), sample(24, 20)));
+    assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
+}
+
+#[test]
+fn a_path_that_carries_too_little_is_left_for_one_that_carries_much_more() {
+    let mut fixture = on_wifi();
+    let narrow = Symptoms { rate: Some(200_000), ..Symptoms::default() };
+    assert_eq!(feel(&mut fixture, narrow), [Action::Sample(key(2), Burst::Large)]);
+    let carries =
+        |rate| Some(Sample { sent: 10, answered: 10, rtt: Some(50 * MS), rate: Some(rate) });
+    assert_eq!(fixture.tell(Event::Sampled(key(2), carries(900_000))), []);
+    let _ = fixture.wait(5 * SECOND);
+    let actions = fixture.tell(Event::Sampled(key(2), carries(5_000_000)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Narrow)]);
+    let why = fixture.manager.why(key(1), fixture.now);
+    assert_eq!(why, "carries 0.2 Mbit/s, more is asked");
+}
+
+/// What is true of the networks, whose bursts and packets show it.
+struct Truth {
+    random: fastrand::Rng,
+    /// Loss in each direction, and round trip, of wifi and lte.
+    links: [(f64, u32); 2],
+    under_way: Vec<(Instant, PathKey)>,
+    switches: Vec<(Instant, Reason)>,
+}
+
+impl Truth {
+    fn new(seed: u64) -> Self {
+        let random = fastrand::Rng::with_seed(seed);
+        Self { random, links: [(0.0, 10), (0.0, 50)], under_way: Vec::new(), switches: Vec::new() }
+    }
+
+    fn of(&self, path: PathKey) -> (f64, u32) {
+        self.links[path.link as usize - 1]
+    }
+
+    /// Lives until the next look.
+    fn live(&mut self, fixture: &mut Fixture) {
+        let mut actions = fixture.wait(LOOK);
+        let due: Vec<_> = self.under_way.extract_if(.., |(at, _)| *at <= fixture.now).collect();
+        for (_, path) in due {
+            let (loss, rtt) = self.of(path);
+            let arrives = |_: &u32| self.random.f64() > loss && self.random.f64() > loss;
+            let answered = (0..24).filter(arrives).count() as u32;
+            let sampled = sample(answered, rtt).filter(|_| answered > 0);
+            actions.extend(fixture.tell(Event::Sampled(path, sampled)));
+        }
+        if let Some(active) = fixture.manager.active() {
+            let (loss, rtt) = self.of(active);
+            let symptoms = Symptoms { loss: loss / 2.0, rtt: Some(rtt * MS), rate: None };
+            actions.extend(
+                fixture.tell(Event::Measured(active, [10, 50][active.link as usize - 1] * MS)),
+            );
+            if fixture.manager.minds(&symptoms) {
+                actions.extend(fixture.tell(Event::Symptoms(active, symptoms)));
+            }
+        }
+        for action in actions {
+            match action {
+                Action::Ask(path) => {
+                    let rtt = self.of(path).1 * MS;
+                    let _ = fixture.tell(Event::Answered(path, Some(rtt)));
+                }
+                Action::Sample(path, _) => self.under_way.push((fixture.now + TAKES, path)),
+                Action::Switch(_, reason) => self.switches.push((fixture.now, reason)),
+                Action::Forget(_) | Action::BeginAnew(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn a_path_that_becomes_bad_is_left_within_seconds_and_used_again_when_it_is_good() {
+    for (loss, rtt) in [(0.1, 10), (0.3, 10), (0.0, 400)] {
+        let (mut fixture, mut truth) = (on_wifi(), Truth::new(1));
+        for turn in 0..6 {
+            truth.links[0] = (loss, rtt);
+            let begun = fixture.now;
+            while fixture.manager.active() == Some(key(1)) {
+                truth.live(&mut fixture);
+                let took = fixture.now - begun;
+                assert!(took < 5 * SECOND, "{loss} {rtt} {turn}: left after {took:?}");
+            }
+            for _ in 0..400 {
+                truth.live(&mut fixture);
+            }
+            assert_eq!(fixture.manager.active(), Some(key(2)), "it is bad");
+            truth.links[0] = (0.0, 10);
+            let (begun, dwell) = (fixture.now, SHORTEST_DWELL * (1 << turn));
+            while fixture.manager.active() == Some(key(2)) {
+                truth.live(&mut fixture);
+            }
+            let waited = fixture.now - begun;
+            assert!((dwell..2 * dwell + 35 * SECOND).contains(&waited), "{turn}: {waited:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    /// Whatever the networks do: the dwell time of each path that was left limits how often it is left again.
+    #[test]
+    fn switches_for_quality_are_few_whatever_networks_do(
+        seed: u64,
+        plan in proptest::collection::vec((0usize..2, 0u32..4, 1u32..120), 10..60),
+    ) {
+        let (mut fixture, mut truth) = (on_wifi(), Truth::new(seed));
+        let mut plan = plan.into_iter().cycle();
+        let end = fixture.now + 3600 * SECOND;
+        while fixture.now < end {
+            let (link, kind, seconds) = plan.next().unwrap();
+            let good = [10, 50][link];
+            truth.links[link] = [(0.0, good), (0.1, good), (0.4, good), (0.01, 40 * good)][kind as usize];
+            for _ in 0..4 * seconds {
+                truth.live(&mut fixture);
+            }
+        }
+        let departures = truth.switches.iter().filter(|(_, reason)| reason.is_of_quality());
+        let departures = departures.count();
+        prop_assert!(departures <= 2 * 40, "{departures} in an hour");
+    }
+}

@@ -1,0 +1,168 @@
+//! A burst of echoes over a probe's connection.
+//!
+//! A burst of small echoes takes some 2.5 kB in each direction, headers and acknowledgements included, one of large
+//! echoes 12 kB.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::time::{self, Instant};
+
+use crate::path::quality::{Burst, Sample};
+
+/// Echoes of a small burst, and the time from one to the next.
+const SMALL: usize = 24;
+const PACE: Duration = Duration::from_millis(16);
+/// Echoes of a large burst, which leave at once, and their size in bytes: together less than a fresh connection may
+/// have in flight (RFC 9002 §7.2).
+const LARGE: usize = 10;
+const LARGE_SIZE: usize = 1100;
+/// Bytes around an echo: QUIC, UDP and IP.
+const OVERHEAD: usize = 64;
+/// How long the last answer may take: three round trips and 100 ms, within bounds. An answer that is late is not lost.
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// A burst under way. Times are counted from the probe's epoch.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    burst: Burst,
+    wait: Duration,
+    echoes: Vec<Echo>,
+}
+
+#[derive(Debug)]
+struct Echo {
+    sent: Duration,
+    answered: Option<Duration>,
+}
+
+impl Sampling {
+    pub(super) fn new(burst: Burst) -> Self {
+        Self { burst, wait: SHORTEST_WAIT, echoes: Vec::new() }
+    }
+
+    /// Sends the echoes and counts their answers, until all have come or are overdue; `None` if the connection ends.
+    /// Whatever else comes is for `heard`.
+    pub(super) async fn run(
+        &mut self,
+        connection: &Connection,
+        epoch: Instant,
+        heard: &(impl Fn(Bytes) + ?Sized),
+    ) -> Option<()> {
+        let wait = 3 * connection.rtt() + Duration::from_millis(100);
+        self.wait = wait.clamp(SHORTEST_WAIT, LONGEST_WAIT);
+        let begun = epoch.elapsed();
+        let (count, pace, size) = match self.burst {
+            Burst::Small => (SMALL, PACE, size_of::<u64>()),
+            Burst::Large => (LARGE, Duration::ZERO, LARGE_SIZE),
+        };
+        loop {
+            let now = epoch.elapsed();
+            while self.echoes.len() < count && begun + pace * self.echoes.len() as u32 <= now {
+                // The time of its sending identifies it.
+                let sent = now + Duration::from_micros(self.echoes.len() as u64);
+                let mut question = vec![0; size];
+                question[..8].copy_from_slice(&(sent.as_micros() as u64).to_be_bytes());
+                connection.send_datagram(Bytes::from(question)).ok()?;
+                self.echoes.push(Echo { sent, answered: None });
+            }
+            let next = if self.echoes.len() < count {
+                begun + pace * self.echoes.len() as u32
+            } else if self.echoes.iter().all(|echo| echo.answered.is_some()) {
+                return Some(());
+            } else {
+                self.echoes.last()?.sent + self.wait
+            };
+            if self.echoes.len() == count && next <= now {
+                return Some(());
+            }
+            if let Ok(reply) = time::timeout_at(epoch + next, connection.read_datagram()).await {
+                let reply = reply.ok()?;
+                if !self.answered(&reply, epoch.elapsed()) {
+                    heard(reply);
+                }
+            }
+        }
+    }
+
+    /// Takes in an answer; whether it was one.
+    fn answered(&mut self, reply: &[u8], now: Duration) -> bool {
+        // A time is far from the first byte of everything else.
+        let time = reply.first_chunk().filter(|bytes: &&[u8; 8]| bytes[0] == 0);
+        let Some(sent) = time.map(|bytes| u64::from_be_bytes(*bytes)) else { return false };
+        let echo = self.echoes.iter_mut().find(|echo| echo.sent.as_micros() as u64 == sent);
+        if let Some(echo) = echo {
+            echo.answered.get_or_insert(now);
+        }
+        true
+    }
+
+    /// What is known so far; `None` if that is nothing.
+    pub(super) fn sample(&self, now: Duration) -> Option<Sample> {
+        let is_due = |echo: &&Echo| echo.answered.is_some() || echo.sent + self.wait <= now;
+        let sent = self.echoes.iter().filter(is_due).count() as u32;
+        let answers =
+            || self.echoes.iter().filter_map(|it| Some(it.answered?.saturating_sub(it.sent)));
+        let mut rtts: Vec<_> = answers().collect();
+        rtts.sort_unstable();
+        let rtt = rtts.get(rtts.len() / 2).copied();
+        (sent > 0).then(|| Sample { sent, answered: rtts.len() as u32, rtt, rate: self.rate() })
+    }
+
+    /// How fast large echoes arrived, in bits per second.
+    fn rate(&self) -> Option<u64> {
+        if self.burst == Burst::Small {
+            return None;
+        }
+        let answered = |(at, echo): (usize, &Echo)| Some((at, echo.answered?));
+        let mut answers = self.echoes.iter().enumerate().filter_map(answered);
+        let (first, last) = (answers.next()?, answers.next_back()?);
+        let bits = (last.0 - first.0) * (LARGE_SIZE + OVERHEAD) * 8;
+        let seconds = last.1.saturating_sub(first.1).as_secs_f64().max(1e-3);
+        Some((bits as f64 / seconds) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// A burst whose echoes left `pace` milliseconds apart.
+    fn burst(burst: Burst, echoes: u32, pace: u32) -> Sampling {
+        let echoes = (0..echoes).map(|number| Echo { sent: number * pace * MS, answered: None });
+        Sampling { burst, wait: 150 * MS, echoes: echoes.collect() }
+    }
+
+    fn answer(sampling: &mut Sampling, sent: Duration, at: Duration) {
+        sampling.answered(&(sent.as_micros() as u64).to_be_bytes(), at);
+    }
+
+    #[test]
+    fn an_echo_that_may_still_be_answered_is_not_counted_as_lost() {
+        let mut sampling = burst(Burst::Small, 20, 10);
+        assert_eq!(sampling.sample(149 * MS), None);
+        for sent in [0, 20, 30, 100] {
+            answer(&mut sampling, sent * MS, (sent + 40) * MS);
+        }
+        answer(&mut sampling, 15 * MS, 60 * MS);
+        answer(&mut sampling, 20 * MS, 190 * MS);
+        let sample = sampling.sample(200 * MS).unwrap();
+        // The first six are due, and that of 100 ms is answered.
+        assert_eq!(sample, Sample { sent: 7, answered: 4, rtt: Some(40 * MS), rate: None });
+    }
+
+    #[test]
+    fn the_rate_follows_from_the_spread_of_large_echoes() {
+        let mut sampling = burst(Burst::Large, 10, 1);
+        for number in [0, 3, 9] {
+            answer(&mut sampling, number * MS, (50 + 40 * number) * MS);
+        }
+        let rate = sampling.sample(1000 * MS).unwrap().rate.unwrap();
+        // Nine packets of 1164 bytes in 360 ms.
+        assert_eq!(rate, 232_800);
+    }
+}
