@@ -23,6 +23,7 @@ mod dying;
 mod ends;
 mod lossy;
 mod moments;
+mod quality;
 pub(crate) mod world;
 
 use std::{
@@ -51,7 +52,7 @@ use crate::{
     },
     host::{HostError, Layout, Reports, Setup},
     identity::PrivateKey,
-    path::{handshake::Handshake, network::Network as _},
+    path::{Condition, handshake::Handshake, network::Network as _},
     quic::{self, tls},
     server::Server,
     wire::{self, packet::Packet},
@@ -72,6 +73,11 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// to an address that it has not validated, quinn keeps what it was given.
 const LATEST: Duration = Duration::from_millis(1500);
 const FEW: u64 = 30;
+/// A network that loses so much in each direction is bad, and one that loses less than that is good.
+const BAD: f64 = 0.15;
+const GOOD: f64 = 0.01;
+/// A bad network is not used for longer than this beside a good one.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 const SERVERS: [&str; 2] = ["203.0.113.1:4433", "[2001:db8:1::1]:4433"];
 
@@ -191,6 +197,8 @@ struct Day {
     /// What happened, for whoever reads a failure.
     story: Vec<String>,
     begun: Instant,
+    /// Between two packets.
+    pace: Duration,
     server: Option<JoinHandle<()>>,
     app: Arc<App>,
 }
@@ -320,6 +328,7 @@ impl Day {
             },
             story: Vec::new(),
             begun: clock::now(),
+            pace: INTERVAL,
             server: None,
             app: Arc::default(),
         }
@@ -344,7 +353,7 @@ impl Day {
                 panic!("the client ended: {ended:?}");
             }
         });
-        let typing = tokio::spawn(type_packets(from_device));
+        let typing = tokio::spawn(type_packets(from_device, self.pace));
         let reading = tokio::spawn(read_echoes(delivered, self.app.clone()));
         (client, Tasks { running, typing, reading })
     }
@@ -355,6 +364,7 @@ impl Day {
         let end = self.begun + DAY;
         let mut next_event = clock::now() + Duration::from_secs(5);
         let mut good_since = clock::now();
+        let mut bad_since = None;
         while clock::now() < end && !running.is_finished() {
             sleep(INTERVAL).await;
             let mut grace = Duration::ZERO;
@@ -370,6 +380,11 @@ impl Day {
                 good_since = good_since.max(now + grace);
             }
             self.check(now, good_since)?;
+            if !self.is_on_bad_network(&client) || grace > MOMENT {
+                bad_since = None;
+            } else if now - *bad_since.get_or_insert(now) > PATIENCE {
+                return self.fail(&format!("a bad network is used: {:?}", client.status().paths));
+            }
         }
         if running.is_finished() {
             return self.fail("the client ended");
@@ -389,6 +404,8 @@ impl Day {
         for link in 0..2 {
             self.world
                 .change(link, |link| (link.up, link.hole, link.loss) = (true, Hole::None, 0.0));
+            // A path that became slow would rightly not be used.
+            self.world.change(link, |it| it.delay = Duration::from_millis([10, 25][link]));
         }
         self.tell("everything works");
         sleep(REST).await;
@@ -424,6 +441,21 @@ impl Day {
         Ok(())
     }
 
+    /// Whether the network in use is bad and another one, which has answered, is good.
+    fn is_on_bad_network(&self, client: &Client) -> bool {
+        let links = self.world.links();
+        let bad = links.iter().position(|link| link.is_good() && link.loss >= BAD);
+        let Some(bad) = bad else { return false };
+        let other = &links[1 - bad];
+        if !other.is_good() || other.loss > GOOD || other.delay > Duration::from_millis(100) {
+            return false;
+        }
+        let paths = client.status().paths;
+        let is =
+            |link: &Link, state| paths.iter().any(|it| it.link == link.name && it.state == state);
+        is(&links[bad], Condition::Active) && is(other, Condition::Standby)
+    }
+
     /// From one event to the next: seconds, or a moment.
     fn pause(&mut self) -> Duration {
         let longest = [300, 5_000, 60_000][self.random.usize(..3)];
@@ -454,7 +486,8 @@ impl Day {
                 self.tell(&format!("{name} loses: {hole:?}"));
             }
             6 => {
-                let loss = self.random.f64() * 0.05;
+                let worst = if self.random.u32(..4) == 0 { 0.4 } else { 0.05 };
+                let loss = self.random.f64() * worst;
                 self.world.change(link, |it| it.loss = loss);
                 self.tell(&format!("{name} loses {:.1} %", loss * 100.0));
             }
@@ -554,11 +587,11 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(|| Instant::now() - Duration::from_secs(60))
 }
 
-async fn type_packets(device: mpsc::Sender<Packet>) {
+async fn type_packets(device: mpsc::Sender<Packet>, pace: Duration) {
     loop {
         // A full channel is the kernel's queue: it drops.
         let _ = device.try_send(packet_at(true, clock::now(), &[0; 100]));
-        sleep(INTERVAL).await;
+        sleep(pace).await;
     }
 }
 

@@ -21,7 +21,7 @@ const UNDER_WAY: Duration = Duration::from_millis(300);
 /// So long somebody waits who waits in vain.
 const IN_VAIN: Duration = Duration::from_secs(60);
 
-fn milliseconds(milliseconds: u64) -> Duration {
+pub(super) fn milliseconds(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 

@@ -97,6 +97,8 @@ pub(crate) struct Link {
     pub(crate) hole: Hole,
     pub(crate) loss: f64,
     pub(crate) delay: Duration,
+    /// The maximum of additional delay; packets overtake one another.
+    pub(crate) jitter: Duration,
     pub(crate) mtu: usize,
     /// Port inside to port outside, and when it was last used.
     nat: HashMap<u16, (u16, Instant)>,
@@ -165,6 +167,7 @@ impl Link {
             hole: Hole::None,
             loss: 0.0,
             delay: Duration::from_millis(10),
+            jitter: Duration::ZERO,
             mtu: 1472,
             nat: HashMap::new(),
         }
@@ -313,9 +316,12 @@ impl World {
                 (link, from)
             }
         };
-        let Link { up, hole, loss, delay, mtu, .. } = inner.links[link];
+        let Link { up, hole, loss, mut delay, jitter, mtu, .. } = inner.links[link];
         if !up || hole.swallows(side) || bytes.len() > mtu || inner.random.f64() < loss {
             return Ok(());
+        }
+        if !jitter.is_zero() {
+            delay += jitter.mul_f64(inner.random.f64());
         }
         let world = self.myself.clone();
         let datagram = Datagram { from, to, bytes: bytes.to_vec() };
