@@ -32,6 +32,7 @@ mod metered;
 mod moving;
 mod names;
 mod offload;
+mod quality;
 mod refusal;
 mod reload;
 mod repair;
