@@ -98,10 +98,9 @@ impl MigratingConnection {
         Look { at, acknowledged, lost, sent_bytes, received, missing, received_bytes, rtt, wait }
     }
 
-    /// What the path is like.
+    /// What is to be remembered of the path.
     pub(super) fn remembered(&self) -> Option<Remembered> {
-        let rtt = self.congestion.shortest_round_trip()?;
-        Some(Remembered { window: self.quinn.stats().path.cwnd, rtt })
+        self.congestion.known()
     }
 
     /// Asks the server for a sign of life.

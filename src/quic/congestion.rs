@@ -64,6 +64,8 @@ struct Shared {
     acknowledged: AtomicInstant,
     /// When the present path began.
     began: AtomicInstant,
+    /// Bytes that the present path delivered of late in its shortest round trip; zero is unknown.
+    in_round_trip: AtomicU64,
     path_left: Notify,
     round_trip: RoundTrip,
     delivered_packets: AtomicU64,
@@ -96,6 +98,19 @@ impl CongestionHandle {
         self.0.began.advance(clock::now());
     }
 
+    /// What is to be remembered of the present path.
+    pub(crate) fn known(&self) -> Option<Remembered> {
+        let rtt = self.shortest_round_trip()?;
+        let window = self.0.in_round_trip.load(Relaxed);
+        (window > 0).then_some(Remembered { window, rtt })
+    }
+
+    fn set_delivered<G: Growth>(&self, path: &PathControl<G>) {
+        let delivered = self.shortest_round_trip().map_or(0, |rtt| path.delivered_in(rtt));
+        self.0.in_round_trip.store(delivered, Relaxed);
+    }
+
+    /// What is remembered of the path of the next start.
     fn remembered(&self) -> Option<Remembered> {
         *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -292,6 +307,7 @@ impl<G: Growth> Renewable<G> {
         if self.epoch != epoch {
             self.epoch = epoch;
             self.path = PathControl::new(now, INITIAL_WINDOW, self.mtu);
+            self.handle.0.in_round_trip.store(0, Relaxed);
             if let Some(path) = self.handle.remembered() {
                 self.path.resume(path);
             }
@@ -365,6 +381,7 @@ impl<G: Growth> Controller for Renewable<G> {
         self.old_in_flight = self.old_in_flight.min(in_flight);
         let new = in_flight - self.old_in_flight;
         self.path.on_end_acks(now, new, app_limited, largest_packet_num_acked);
+        self.handle.set_delivered(&self.path);
     }
 
     fn on_congestion_event(

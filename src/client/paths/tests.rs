@@ -176,6 +176,15 @@ async fn a_path_begins_with_the_window_that_it_had_less_than_ten_minutes_ago() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_network_on_the_same_link_inherits_nothing() {
+    let mut fixture = on_wifi();
+    assert!(fixture.switch(&lte()).is_some());
+    let other = Candidate { source: "10.9.0.2".parse().unwrap(), ..wifi() };
+    fixture.update(&[other.clone(), lte()]);
+    assert_eq!(fixture.switch(&other).expect("a socket").memory, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
     let mut fixture = on_wifi();
     assert!(fixture.switch(&lte()).is_some());

@@ -75,6 +75,8 @@ impl Growth for Bbr {
         *self = Self { estimate: self.estimate, ..Self::begin(now, window, self.mtu) };
     }
 
+    fn resettle(&mut self, _window: u64) {}
+
     fn reopen(&mut self, now: Instant, window: Option<u64>) {
         if let Some(window) = window {
             self.compete(now, window);

@@ -1,6 +1,6 @@
 //! The control of one path: how the window grows, what limits it, and which losses count.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn_proto::RttEstimator;
 use tracing::debug;
@@ -9,7 +9,7 @@ use super::{
     delay::{Acked, DelayLimit, Turn},
     flight::Flight,
     loss::{LossJudge, Lost, Outcome, Verdict},
-    resume::{CarefulResume, Remembered, Step},
+    resume::{CarefulResume, Delivery, Remembered, Step},
 };
 
 /// Packets that the window has room for in any case.
@@ -36,6 +36,8 @@ pub(crate) trait Growth: Clone + Send + Sync + 'static {
     fn set_mtu(&mut self, mtu: u16);
     /// Goes on at `window` beside somebody else.
     fn compete(&mut self, now: Instant, window: u64);
+    /// Slow start goes up to `window`.
+    fn resettle(&mut self, window: u64);
     /// Goes on at `window`, or at the present one, as if nothing had been lost so far.
     fn reopen(&mut self, now: Instant, window: Option<u64>);
 }
@@ -54,6 +56,7 @@ pub(super) struct PathControl<G> {
     newest: Option<Instant>,
     /// A path that is remembered, until it has proved to be what it was.
     resume: Option<CarefulResume>,
+    delivery: Delivery,
 }
 
 impl<G: Growth> PathControl<G> {
@@ -68,6 +71,7 @@ impl<G: Growth> PathControl<G> {
             mtu,
             newest: None,
             resume: None,
+            delivery: Delivery::default(),
         }
     }
 
@@ -81,6 +85,26 @@ impl<G: Growth> PathControl<G> {
         self.resume = Some(CarefulResume::new(path));
     }
 
+    /// Bytes that the path delivered of late in `rtt`, its shortest round trip; zero where that is not known.
+    pub(super) fn delivered_in(&self, rtt: Duration) -> u64 {
+        self.delivery.in_round_trip(rtt)
+    }
+
+    fn go_on_resuming(&mut self, now: Instant, sent: Instant, bytes: u64) {
+        let Some(resume) = &mut self.resume else { return };
+        match resume.on_ack(now, sent, bytes, self.growth.window()) {
+            Step::Wait => return,
+            Step::Window(window) => {
+                debug!(window, "resuming");
+                self.growth.reopen(now, Some(window));
+                return;
+            }
+            Step::Resettle(window) => self.growth.resettle(window),
+            Step::Done => {}
+        }
+        self.resume = None;
+    }
+
     pub(super) fn estimate(&mut self, estimate: &RttEstimator) {
         self.growth.estimate(estimate);
     }
@@ -88,18 +112,16 @@ impl<G: Growth> PathControl<G> {
     /// `bytes` were sent; with them `in_flight` bytes are under way.
     pub(super) fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64, last: u64) {
         self.flight.sent(now, in_flight);
+        if let Some(resume) = &mut self.resume {
+            resume.on_sent(now, in_flight, self.growth.window(), self.mtu);
+        }
         self.growth.on_sent(now, bytes, last);
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         self.newest = self.newest.max(Some(sent));
-        match self.resume.as_mut().map(|resume| resume.on_ack(now, sent, bytes)) {
-            Some(Step::Jump(window)) if window > self.growth.window() => {
-                self.growth.reopen(now, Some(window));
-            }
-            Some(Step::Jump(_) | Step::Done) => self.resume = None,
-            Some(Step::Wait) | None => {}
-        }
+        self.delivery.on_ack(now, sent, bytes);
+        self.go_on_resuming(now, sent, bytes);
         let in_flight = self.flight.at(sent);
         if let Some(in_flight) = in_flight {
             let acked = Acked { sent, in_flight, app_limited };
@@ -129,6 +151,7 @@ impl<G: Growth> PathControl<G> {
         let unused = app_limited
             || self.delay.holds_back(window)
             || self.losses.is_on_trial()
+            || self.resume.is_some_and(|resume| resume.holds_window())
             || in_flight.is_none_or(|in_flight| in_flight < window / 2);
         self.growth.on_ack(now, sent, bytes, unused);
     }
@@ -168,12 +191,12 @@ impl<G: Growth> PathControl<G> {
         }
         debug!(window = self.growth.window(), persistent, bytes, "congestion");
         self.growth.on_congestion(now, sent, persistent, bytes);
-        if let Some(window) = self.resume.take().and_then(|resume| resume.retreat(sent))
-            && window < self.growth.window()
-        {
+        self.resume.take_if(|resume| resume.ends_at_congestion());
+        if let Some(window) = self.resume.as_mut().and_then(|resume| resume.retreat(now)) {
+            debug!(window, "the path is not what it was");
             self.before_cut = None;
             self.losses.end_trial();
-            self.growth.compete(now, window);
+            self.growth.compete(now, window.min(self.growth.window()));
         }
     }
 

@@ -124,6 +124,11 @@ impl Growth for Cubic {
         self.avoidance = Some(self.avoid(now, self.window / BETA));
     }
 
+    fn resettle(&mut self, window: u64) {
+        self.slow_start_threshold = window as f64;
+        self.avoidance = None;
+    }
+
     fn reopen(&mut self, _now: Instant, window: Option<u64>) {
         if let Some(window) = window {
             self.window = (window as f64).max(LEAST * self.mtu);

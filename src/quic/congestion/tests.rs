@@ -31,6 +31,25 @@ fn what_was_in_flight_before_does_not_fill_the_window() {
 }
 
 #[test]
+fn what_is_remembered_of_a_path_is_what_it_delivered() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    handle.measure_from(start);
+    let mut path = PathControl::<Cubic>::new(start, 5_000_000, MTU);
+    let (rtt, millisecond) = (Duration::from_millis(40), Duration::from_millis(1));
+    for packet in 1..3000 {
+        let sent = start + packet * millisecond;
+        path.on_sent(sent, 10_000, 400_000, packet.into());
+        path.on_ack(sent + rtt, sent, 10_000, false);
+        handle.acknowledged(sent + rtt, sent);
+    }
+    assert_eq!(handle.known(), None, "nothing was delivered so far");
+    handle.set_delivered(&path);
+    let known = handle.known().expect("a path that delivers 10 MB/s");
+    assert_eq!(known.rtt, rtt);
+    assert!((380_000..420_000).contains(&known.window), "{known:?}");
+}
+
+#[test]
 fn the_handle_tells_whether_an_answer_is_due() {
     let (handle, start) = (CongestionHandle::default(), Instant::now());
     let factory = Arc::new(Factory::<Cubic>::new(handle.clone()));

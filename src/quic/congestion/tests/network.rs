@@ -187,6 +187,10 @@ impl Network {
         self.at(now, Event::Wake(self.flows.len() - 1));
     }
 
+    pub(crate) fn window(&self, flow: usize) -> u64 {
+        self.flows[flow].sender.window()
+    }
+
     pub(crate) fn stop(&mut self, flow: usize) {
         self.flows[flow].ends = self.now - self.start;
     }

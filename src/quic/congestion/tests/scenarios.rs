@@ -261,3 +261,14 @@ fn a_path_that_has_lost_its_rate_is_not_flooded_for_long() {
     let report = network.run(seconds(2));
     assert!(report.lost[0] < 0.05 && report.mbit[0] > 7.0, "{report:?}");
 }
+
+/// Nothing that is sent now and then proves that the path still has its rate.
+#[test]
+fn a_jump_that_is_not_used_does_not_stay() {
+    let path = Remembered { window: 600_000, rtt: 40 * MS };
+    let mut network = Network::new(10.0, 40 * MS, 50 * MS);
+    let quiet = Source::Bursts { rate: 50e3, every: 100 * MS };
+    network.add(Ours::resuming(network.now, path), quiet);
+    network.run(seconds(5));
+    assert!(network.window(0) < 100_000, "{}", network.window(0));
+}
