@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Instant};
 use quinn::congestion::{BbrConfig, Controller, ControllerFactory as _};
 use quinn_proto::RttEstimator;
 
-use super::control::Growth;
+use super::control::{Congestion, Growth, Pace};
 
 pub(crate) struct Bbr {
     controller: Box<dyn Controller>,
@@ -38,6 +38,10 @@ impl Growth for Bbr {
         self.controller.window()
     }
 
+    fn is_starting(&self) -> bool {
+        false
+    }
+
     fn estimate(&mut self, estimate: &RttEstimator) {
         self.estimate = Some(*estimate);
     }
@@ -46,9 +50,9 @@ impl Growth for Bbr {
         self.controller.on_sent(now, bytes, last_packet_number);
     }
 
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, unused: bool) {
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, pace: Pace) {
         if let Some(estimate) = &self.estimate {
-            self.controller.on_ack(now, sent, bytes, unused, estimate);
+            self.controller.on_ack(now, sent, bytes, pace == Pace::Hold, estimate);
         }
     }
 
@@ -62,7 +66,8 @@ impl Growth for Bbr {
         self.controller.on_end_acks(now, in_flight, app_limited, largest);
     }
 
-    fn on_congestion(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64) {
+    fn on_congestion(&mut self, now: Instant, congestion: Congestion) {
+        let Congestion { sent, persistent, lost_bytes, .. } = congestion;
         self.controller.on_congestion_event(now, sent, persistent, lost_bytes);
     }
 
@@ -70,6 +75,8 @@ impl Growth for Bbr {
         self.mtu = mtu;
         self.controller.on_mtu_update(mtu);
     }
+
+    fn recover(&mut self, _now: Instant, _window: u64) {}
 
     fn compete(&mut self, now: Instant, window: u64) {
         *self = Self { estimate: self.estimate, ..Self::begin(now, window, self.mtu) };

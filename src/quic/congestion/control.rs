@@ -14,16 +14,43 @@ use super::{
 
 /// Packets that the window has room for in any case.
 const LEAST: u64 = 2;
+/// No trial goes below so many: with fewer, chance decides what is lost.
+const TELLING: u64 = 4;
+/// What is left of a window after congestion (RFC 9438 §4.6).
+pub(super) const LEFT: f64 = 0.7;
+
+/// How a window may grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// It was not used, or growing is of no use.
+    Hold,
+    /// With care: losses are more than usual.
+    Careful,
+    Free,
+}
+
+/// What tells of congestion.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Congestion {
+    /// When the last of the packets that show it was sent.
+    pub(crate) sent: Instant,
+    pub(crate) persistent: bool,
+    pub(crate) lost_bytes: u64,
+    /// What was too much, and the part of it that is left.
+    pub(crate) window: u64,
+    pub(crate) left: f64,
+}
 
 /// How a window grows, and what congestion does to it.
 pub(crate) trait Growth: Clone + Send + Sync + 'static {
     fn begin(now: Instant, window: u64, mtu: u16) -> Self;
     fn window(&self) -> u64;
+    /// Whether it grows as fast as it can, as nothing is known yet.
+    fn is_starting(&self) -> bool;
     fn on_sent(&mut self, _now: Instant, _bytes: u64, _last_packet_number: u64) {}
     /// quinn's own estimate of the round trip, before each acknowledged packet.
     fn estimate(&mut self, _estimate: &RttEstimator) {}
-    /// A window that was not used does not grow.
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, unused: bool);
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, pace: Pace);
     fn on_end_acks(
         &mut self,
         _now: Instant,
@@ -32,8 +59,10 @@ pub(crate) trait Growth: Clone + Send + Sync + 'static {
         _largest: Option<u64>,
     ) {
     }
-    fn on_congestion(&mut self, now: Instant, sent: Instant, persistent: bool, lost_bytes: u64);
+    fn on_congestion(&mut self, now: Instant, congestion: Congestion);
     fn set_mtu(&mut self, mtu: u16);
+    /// Goes on at `window` at least after a cut that went deeper than it had to.
+    fn recover(&mut self, now: Instant, window: u64);
     /// Goes on at `window` beside somebody else.
     fn compete(&mut self, now: Instant, window: u64);
     /// Slow start goes up to `window`.
@@ -48,6 +77,8 @@ pub(super) struct PathControl<G> {
     growth: G,
     /// `growth` before the cut that is on trial.
     before_cut: Option<G>,
+    /// What an ordinary cut would have left.
+    after_cut: u64,
     flight: Flight,
     delay: DelayLimit,
     losses: LossJudge,
@@ -65,6 +96,7 @@ impl<G: Growth> PathControl<G> {
         Self {
             growth: G::begin(now, window, mtu),
             before_cut: None,
+            after_cut: 0,
             flight: Flight::default(),
             delay: DelayLimit::default(),
             losses: LossJudge::default(),
@@ -122,6 +154,7 @@ impl<G: Growth> PathControl<G> {
         self.newest = self.newest.max(Some(sent));
         self.delivery.on_ack(now, sent, bytes);
         self.go_on_resuming(now, sent, bytes);
+        self.flight.arrived(now, sent);
         let in_flight = self.flight.at(sent);
         if let Some(in_flight) = in_flight {
             let acked = Acked { sent, in_flight, app_limited };
@@ -140,11 +173,16 @@ impl<G: Growth> PathControl<G> {
         }
         if let Some(outcome) = self.losses.on_ack(now, sent, bytes, self.mtu)
             && let Some(before) = self.before_cut.take()
-            && outcome == Outcome::InVain
-            && before.window() > self.growth.window()
         {
-            debug!(window = before.window(), "losses are by chance");
-            self.growth = before;
+            debug!(window = before.window(), ?outcome, "the trial is over");
+            match outcome {
+                Outcome::InVain | Outcome::Needless => {
+                    if before.window() > self.growth.window() {
+                        self.growth = before;
+                    }
+                }
+                Outcome::Helped => self.growth.recover(now, self.after_cut),
+            }
         }
         let window = self.growth.window();
         // What the limit keeps back is no reason to grow.
@@ -153,7 +191,14 @@ impl<G: Growth> PathControl<G> {
             || self.losses.is_on_trial()
             || self.resume.is_some_and(|resume| resume.holds_window())
             || in_flight.is_none_or(|in_flight| in_flight < window / 2);
-        self.growth.on_ack(now, sent, bytes, unused);
+        let pace = if unused {
+            Pace::Hold
+        } else if self.losses.holds_growth(self.mtu) {
+            Pace::Careful
+        } else {
+            Pace::Free
+        };
+        self.growth.on_ack(now, sent, bytes, pace);
     }
 
     pub(super) fn on_end_acks(
@@ -171,6 +216,13 @@ impl<G: Growth> PathControl<G> {
 
     /// Packets of `bytes` are lost, or none but a mark came back; the last of them was sent at `sent`.
     pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
+        let is_mark = bytes == 0;
+        let then = self.flight.at(sent);
+        let is_answered = match then {
+            Some(then) => self.window() <= (LEFT * then as f64) as u64,
+            // A loss that is found out so late is of another window.
+            None => !is_mark,
+        };
         let lost = Lost {
             sent,
             bytes,
@@ -178,25 +230,39 @@ impl<G: Growth> PathControl<G> {
             competes: self.delay.competes(),
             delayed: self.delay.holds_back(self.growth.window()),
             starves: self.delay.starves(),
+            starts: self.growth.is_starting(),
+            is_answered,
         };
         let verdict = self.losses.on_loss(now, lost, self.mtu);
-        let is_mark = bytes == 0;
-        if is_mark || persistent {
+        let left = if is_mark && is_answered {
+            return;
+        } else if is_mark || persistent {
             self.before_cut = None;
             self.losses.end_trial();
-        } else if verdict == Verdict::Chance {
+            LEFT
+        } else if let Verdict::Congestion { left } = verdict {
+            if self.losses.is_on_trial() {
+                self.before_cut.get_or_insert_with(|| self.growth.clone());
+            } else {
+                self.before_cut = None;
+            }
+            left
+        } else {
             return;
-        } else if self.before_cut.is_none() {
-            self.before_cut = Some(self.growth.clone());
-        }
-        debug!(window = self.growth.window(), persistent, bytes, "congestion");
-        self.growth.on_congestion(now, sent, persistent, bytes);
+        };
+        // What was under way when the packet was sent was too much. The window may be smaller by now.
+        let window = self.window().max(then.unwrap_or_default());
+        let left = left.max((TELLING * u64::from(self.mtu)) as f64 / window as f64).min(LEFT);
+        debug!(window, left, persistent, bytes, "congestion");
+        self.after_cut = self.window().min((window as f64 * LEFT) as u64);
+        self.growth
+            .on_congestion(now, Congestion { sent, persistent, lost_bytes: bytes, window, left });
         self.resume.take_if(|resume| resume.ends_at_congestion());
         if let Some(window) = self.resume.as_mut().and_then(|resume| resume.retreat(now)) {
             debug!(window, "the path is not what it was");
             self.before_cut = None;
             self.losses.end_trial();
-            self.growth.compete(now, window.min(self.growth.window()));
+            self.growth.compete(now, window.min(self.after_cut));
         }
     }
 

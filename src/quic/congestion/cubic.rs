@@ -5,14 +5,14 @@
 
 use std::time::Instant;
 
-use super::control::Growth;
+use super::control::{Congestion, Growth, LEFT, Pace};
 
-/// What is left of the window after a loss (RFC 9438 §4.6).
-const BETA: f64 = 0.7;
 /// How fast it grows, in packets per second cubed (RFC 9438 §5).
 const C: f64 = 0.4;
 /// The growth of an equally aggressive Reno flow, in packets per round trip (RFC 9438 §4.3).
-const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+const ALPHA: f64 = 3.0 * (1.0 - LEFT) / (1.0 + LEFT);
+/// The growth of slow start in a round trip where losses are more than usual (as in RFC 9406 §4.3).
+const CAREFUL: f64 = 0.25;
 /// The least window in packets (RFC 9002 §7.2).
 const LEAST: f64 = 2.0;
 
@@ -62,15 +62,21 @@ impl Growth for Cubic {
         self.window as u64
     }
 
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, unused: bool) {
+    fn is_starting(&self) -> bool {
+        self.window < self.slow_start_threshold
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, pace: Pace) {
         if self.recovery.is_some_and(|since| sent <= since) {
             return;
         }
         let bytes = bytes as f64;
-        if self.window < self.slow_start_threshold {
-            if !unused {
-                self.window += bytes;
-            }
+        if self.is_starting() {
+            self.window += match pace {
+                Pace::Hold => 0.0,
+                Pace::Careful => CAREFUL * bytes,
+                Pace::Free => bytes,
+            };
             // The curve begins when this is over.
             self.avoidance = self.avoidance.map(|it| Avoidance { since: now, last_ack: now, ..it });
             return;
@@ -78,7 +84,7 @@ impl Growth for Cubic {
         let mut avoidance = self.avoidance.unwrap_or_else(|| self.avoid(now, self.window));
         let pause = now.saturating_duration_since(avoidance.last_ack);
         avoidance.last_ack = now;
-        if unused {
+        if pace != Pace::Free {
             // The curve waits (RFC 9438 §5.8).
             avoidance.since += pause;
         } else {
@@ -94,16 +100,17 @@ impl Growth for Cubic {
         self.avoidance = Some(avoidance);
     }
 
-    fn on_congestion(&mut self, now: Instant, sent: Instant, persistent: bool, _lost_bytes: u64) {
+    fn on_congestion(&mut self, now: Instant, congestion: Congestion) {
+        let Congestion { sent, persistent, window, left, .. } = congestion;
         if self.recovery.is_some_and(|since| sent <= since) {
             return;
         }
         self.recovery = Some(now);
         let before = self.avoidance.map_or(0.0, |it| it.most);
         // Fast convergence (RFC 9438 §4.7).
-        let most =
-            if self.window < before { self.window * (1.0 + BETA) / 2.0 } else { self.window };
-        self.window = (self.window * BETA).max(LEAST * self.mtu);
+        let window = self.window.min(window as f64);
+        let most = if window < before { window * (1.0 + LEFT) / 2.0 } else { window };
+        self.window = (window * left).max(LEAST * self.mtu);
         self.slow_start_threshold = self.window;
         self.avoidance = Some(self.avoid(now, most));
         if persistent {
@@ -117,11 +124,20 @@ impl Growth for Cubic {
         self.window = self.window.max(LEAST * self.mtu);
     }
 
+    fn recover(&mut self, now: Instant, window: u64) {
+        if window as f64 > self.window {
+            self.window = window as f64;
+            let most = self.avoidance.map_or(self.window, |it| it.most);
+            self.avoidance = Some(self.avoid(now, most.max(self.window)));
+            self.slow_start_threshold = self.window;
+        }
+    }
+
     /// Goes on as if a loss had just cut the window down to that.
     fn compete(&mut self, now: Instant, window: u64) {
         self.window = (window as f64).max(LEAST * self.mtu);
         self.slow_start_threshold = self.window;
-        self.avoidance = Some(self.avoid(now, self.window / BETA));
+        self.avoidance = Some(self.avoid(now, self.window / LEFT));
     }
 
     fn resettle(&mut self, window: u64) {

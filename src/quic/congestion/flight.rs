@@ -3,10 +3,16 @@
 //! A packet's round trip tells of the queue that it met, which is what was under way when it was sent; what is
 //! under way when it is acknowledged may be of another burst.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 /// Sends of which is kept what was under way: quinn sends several packets at one moment.
 const MOST: usize = 16 * 1024;
+
+/// What a probe timeout has beside round trips (RFC 9000 §18.2).
+const LATE: Duration = Duration::from_millis(25);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flight(VecDeque<(Instant, u64)>);
@@ -26,11 +32,18 @@ impl Flight {
         self.0.push_back((now, in_flight));
     }
 
-    /// What was under way after the packet of `sent`, which was acknowledged; `None` for a late one.
-    pub(super) fn at(&mut self, sent: Instant) -> Option<u64> {
-        while self.0.front().is_some_and(|(at, _)| *at < sent) {
+    /// What was under way after the packet of `sent`, which was acknowledged or lost; `None` for a late one.
+    pub(super) fn at(&self, sent: Instant) -> Option<u64> {
+        let at = self.0.binary_search_by_key(&sent, |(at, _)| *at).ok()?;
+        self.0.get(at).map(|(_, in_flight)| *in_flight)
+    }
+
+    /// Forgets what is known to have arrived or not, as a packet of `sent` has arrived.
+    pub(super) fn arrived(&mut self, now: Instant, sent: Instant) {
+        // A lost tail is found after two probe timeouts at the latest (RFC 9002 §6.2).
+        let known = sent.checked_sub(2 * now.saturating_duration_since(sent) + LATE);
+        while self.0.front().is_some_and(|(at, _)| Some(*at) < known) {
             self.0.pop_front();
         }
-        self.0.front().filter(|(at, _)| *at == sent).map(|(_, in_flight)| *in_flight)
     }
 }

@@ -5,28 +5,57 @@
 //!
 //! - **Too much is lost for chance.** A buffer overflows, or a policer drops (BBRv3 has 2 %, draft-ietf-ccwg-bbr
 //!   §5.5.10). How much is usual is learnt: each cut is a trial, and if about as much is lost afterwards, then
-//!   the loss does not come from our rate. It becomes the floor, and the cut is undone. A high floor is tried
-//!   again from time to time, as it may have been learnt from an overflow that lasted.
+//!   the loss does not come from our rate, and the cut is undone. What was lost becomes the floor, in steps of
+//!   a fifth: behind a bottleneck that several of our flows share, each of them tries alone and changes little. For
+//!   the same reason a trial cuts the deeper the more is lost. A high floor is tried again from time to time, as it
+//!   may have been learnt from an overflow that lasted.
 //! - **Losses come where the queue is full.** In a buffer of a few milliseconds that a competing flow shares,
 //!   losses are few and the delay stays below its limit. But what overflows a buffer has neighbours that waited as long
 //!   as any, while a radio link loses any packet.
+//!
+//! Meanwhile the window does not grow while more is lost than is usual, so that a full bottleneck stays at a few
+//! per cent, whoever shares it; slow start goes on at a quarter of its pace.
 
 use std::time::{Duration, Instant};
+
+use super::control::LEFT;
 
 /// The share of packets that may be lost by chance.
 const CHANCE: f64 = 0.02;
 /// The same beside a known floor: so many times that, and so much more.
 const ABOVE_FLOOR: (f64, f64) = (1.5, 0.01);
+/// One trial in vain makes so much the floor, and so many times a known one.
+const FIRST_FLOOR: f64 = 0.03;
+const RISE: f64 = 1.2;
+/// The floor falls by the same factor where less than this part of it is lost over a while.
+const FALLS: f64 = 0.7;
 /// No link that is of use loses more by chance.
 const HIGHEST_FLOOR: f64 = 0.15;
 /// A floor above this is tried again, first after [`PAUSE`], and twice as long after each trial in vain.
 const HIGH_FLOOR: f64 = 0.03;
 const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A trial's packets. Fewer are enough if none of them is lost where [`EXPECTED`] would be.
-const TRIAL: f64 = 200.0;
+/// A trial asks whether as much is lost as before, or this part of it (Wald's sequential test).
+const HELPED: f64 = 0.25;
+/// The logarithm of how much likelier one of both must be.
+const CERTAIN: f64 = 4.0;
+/// A trial with so many packets for each that would have been lost before ends in any case.
+const LONGEST_TRIAL: f64 = 30.0;
+/// What helped must have helped for so many round trips: others send now more and now less (BBR in a cycle of
+/// eight).
+const CYCLE: u32 = 10;
+/// Fewer packets say nothing.
 const SHORTEST_TRIAL: f64 = 60.0;
-const EXPECTED: f64 = 6.0;
+/// A cut takes so many times the share that was lost, within these bounds: where so many of our flows share a
+/// bottleneck, one trial shows.
+const DEPTH: f64 = 6.0;
+const CUT: (f64, f64) = (1.0 - LEFT, 0.75);
+/// The share over a while is counted over once to twice so many packets.
+const WHILE: f64 = 200.0;
+/// The same in time.
+const LONG_WHILE: Duration = Duration::from_secs(2);
+/// What is lost for so many times that in a row is no accident.
+const LONG_HIGH: u8 = 3;
 /// Losses are counted over two rounds of so long at least.
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
 /// Losses with a known place in the queue that make a verdict, of [`REMEMBERED`].
@@ -59,6 +88,12 @@ impl Count {
     fn packets(self, mtu: u16) -> f64 {
         (self.arrived + self.lost) as f64 / f64::from(mtu)
     }
+
+    /// Whether more was lost than chance explains where the share `usual` is lost.
+    fn exceeds(self, usual: f64, mtu: u16) -> bool {
+        let usual = self.packets(mtu) * usual;
+        self.lost as f64 > (usual + 3.0 * usual.sqrt() + 2.0) * f64::from(mtu)
+    }
 }
 
 /// The judge. Sizes are in bytes.
@@ -69,6 +104,10 @@ pub(super) struct LossJudge {
     round_ends: Option<Instant>,
     /// The same over some hundred packets.
     long: Count,
+    /// When it was halved.
+    aged: Option<Instant>,
+    /// For how many times [`WHILE`] in a row more was lost than is usual.
+    high: u8,
     /// The share that is lost whatever we do.
     floor: f64,
     next_trial: Option<Instant>,
@@ -85,6 +124,8 @@ struct Trial {
     since: Instant,
     share_before: f64,
     is_repeated: bool,
+    /// Losses were few, but where the queue was full.
+    is_of_few: bool,
     count: Count,
 }
 
@@ -102,13 +143,20 @@ pub(super) struct Lost {
     pub(super) delayed: bool,
     /// Others left little of the former rate.
     pub(super) starves: bool,
+    /// The window grows as fast as it can.
+    pub(super) starts: bool,
+    /// The window has become smaller since then, by as much as a cut takes.
+    pub(super) is_answered: bool,
 }
 
 /// A judgement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Verdict {
     Chance,
-    Congestion,
+    /// Such a part of the window is left.
+    Congestion {
+        left: f64,
+    },
 }
 
 /// What a cut was good for.
@@ -117,6 +165,8 @@ pub(super) enum Outcome {
     Helped,
     /// As much is lost as before: it must be undone.
     InVain,
+    /// Less is lost, but what was lost before does no harm.
+    Needless,
 }
 
 impl LossJudge {
@@ -133,16 +183,24 @@ impl LossJudge {
             self.round_ends = Some(now + rtt.max(SHORTEST_ROUND));
             (self.last, self.this) = (self.this, Count::default());
         }
-        if self.long.packets(mtu) > 2.0 * TRIAL {
-            self.floor = self.floor.min((self.floor + self.long.share()) / 2.0);
+        let aged = *self.aged.get_or_insert(now);
+        if self.long.packets(mtu) > 2.0 * WHILE || now >= aged + LONG_WHILE {
+            self.aged = Some(now);
+            if self.long.share() < FALLS * self.floor {
+                self.floor /= RISE;
+            }
+            let is_high = self.is_high(self.long, WHILE, mtu);
+            self.high = if is_high { self.high.saturating_add(1) } else { 0 };
             self.long = Count { arrived: self.long.arrived / 2, lost: self.long.lost / 2 };
         }
-        self.this.arrived += bytes;
+        if self.is_after_cut(sent) {
+            self.this.arrived += bytes;
+        }
         self.long.arrived += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.arrived += bytes;
         }
-        self.ends_trial(now, mtu)
+        self.ends_trial(now, rtt, mtu)
     }
 
     /// The newest of the packets that one acknowledgement tells of took `rtt`.
@@ -151,42 +209,46 @@ impl LossJudge {
     }
 
     pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
-        let Lost { sent, bytes, base, competes, delayed, starves } = lost;
-        self.this.lost += bytes;
+        let Lost { sent, bytes, base, competes, delayed, starves, starts, is_answered } = lost;
         self.long.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
         }
         let is_full = !delayed && self.places.judge(sent, base);
-        if self.cut.is_some_and(|cut| sent <= cut) {
+        if is_answered || !self.is_after_cut(sent) {
             return Verdict::Chance;
         }
-        let both = Count {
-            arrived: self.this.arrived + self.last.arrived,
-            lost: self.this.lost + self.last.lost,
-        };
-        let usual = both.packets(mtu) * CHANCE.max(ABOVE_FLOOR.0 * self.floor + ABOVE_FLOOR.1);
-        let bound = (usual + 3.0 * usual.sqrt() + 2.0) * f64::from(mtu);
-        let too_much = both.lost as f64 > bound;
+        self.this.lost += bytes;
+        let both = self.of_late();
+        let usual = CHANCE.max(ABOVE_FLOOR.0 * self.floor + ABOVE_FLOOR.1);
+        let too_much = both.exceeds(usual, mtu);
         let overflows = !starves
             && self.places.verdict(competes)
             && (is_full || competes)
             && (ABOVE_FLOOR.0 * self.floor..FEW_LOSSES).contains(&self.long.share());
         let is_repeated = !too_much && !overflows;
-        let is_due = self.floor > HIGH_FLOOR && self.next_trial.is_none_or(|at| now >= at);
+        let is_due = (self.floor > HIGH_FLOOR || self.high >= LONG_HIGH)
+            && !starts
+            && self.next_trial.is_none_or(|at| now >= at);
         if is_repeated && (delayed || !is_due) {
             return Verdict::Chance;
         }
-        if self.trial.is_some() && (is_repeated || both.share() <= HIGHEST_FLOOR) {
+        if self.trial.is_some() && (is_repeated || !both.exceeds(HIGHEST_FLOOR, mtu)) {
             // The trial goes on.
             return Verdict::Chance;
         }
         self.cut = Some(now);
-        let share = self.long.share();
+        if competes && overflows && !too_much {
+            // There is somebody to share with, and nothing to try.
+            return Verdict::Congestion { left: LEFT };
+        }
+        (self.this, self.last) = (Count::default(), Count::default());
+        let share = self.share(mtu);
         let share_before = self.trial.map_or(share, |trial| share.max(trial.share_before));
         let count = Count::default();
-        self.trial = Some(Trial { since: now, share_before, is_repeated, count });
-        Verdict::Congestion
+        let is_of_few = overflows && !too_much;
+        self.trial = Some(Trial { since: now, share_before, is_repeated, is_of_few, count });
+        Verdict::Congestion { left: 1.0 - (DEPTH * share_before).clamp(CUT.0, CUT.1) }
     }
 
     /// Whether the last cut is on trial: until that is over, the window stays.
@@ -194,31 +256,79 @@ impl LossJudge {
         self.trial.is_some()
     }
 
+    /// The share that is lost of late; an underestimate where there are few packets.
+    fn share(&self, mtu: u16) -> f64 {
+        self.long.lost as f64 / f64::from(mtu) / self.long.packets(mtu).max(WHILE)
+    }
+
+    fn is_after_cut(&self, sent: Instant) -> bool {
+        self.cut.is_none_or(|cut| sent > cut)
+    }
+
+    /// Whether so much is lost that the window should not grow.
+    pub(super) fn holds_growth(&self, mtu: u16) -> bool {
+        self.is_high(self.long, WHILE, mtu) || self.is_high(self.of_late(), 0.0, mtu)
+    }
+
+    /// Whether more than the usual share of `count` is lost, where `least` packets say something.
+    fn is_high(&self, count: Count, least: f64, mtu: u16) -> bool {
+        let packets = count.packets(mtu).max(least);
+        count.lost as f64 > CHANCE.max(RISE * self.floor) * packets * f64::from(mtu)
+    }
+
+    /// The present round and the last.
+    fn of_late(&self) -> Count {
+        Count {
+            arrived: self.this.arrived + self.last.arrived,
+            lost: self.this.lost + self.last.lost,
+        }
+    }
+
     /// There is nothing to try any more: the window is small for another reason, and must grow.
     pub(super) fn end_trial(&mut self) {
         self.trial = None;
     }
 
-    fn ends_trial(&mut self, now: Instant, mtu: u16) -> Option<Outcome> {
-        let trial = self.trial.filter(|trial| {
-            let telling = (EXPECTED / trial.share_before).clamp(SHORTEST_TRIAL, TRIAL);
-            let enough = if trial.count.lost == 0 { telling } else { TRIAL };
-            trial.count.packets(mtu) >= enough
-        })?;
+    fn ends_trial(&mut self, now: Instant, rtt: Duration, mtu: u16) -> Option<Outcome> {
+        let trial = self.trial?;
+        let (packets, lost) = (trial.count.packets(mtu), trial.count.lost as f64 / f64::from(mtu));
+        let expected = packets * trial.share_before;
+        // The logarithm of how much likelier it is that nothing has changed.
+        let evidence = (1.0 - HELPED).mul_add(-expected, lost * (1.0 / HELPED).ln());
+        let is_certain = packets >= SHORTEST_TRIAL && evidence.abs() >= CERTAIN;
+        let longest = if trial.is_of_few { packets >= WHILE } else { expected >= LONGEST_TRIAL };
+        if !is_certain && !longest {
+            return None;
+        }
+        let lasted = now.saturating_duration_since(trial.since);
+        if evidence < 0.0 && !trial.is_of_few && lasted < CYCLE * rtt {
+            return None;
+        }
         self.trial = None;
         let share = trial.count.share();
-        let outcome = if share <= trial.share_before / 2.0 {
-            self.floor = self.floor.min(share);
-            Outcome::Helped
-        } else if share <= HIGHEST_FLOOR {
-            self.floor = share;
+        let highest = packets * HIGHEST_FLOOR;
+        let outcome = if evidence > 0.0 && lost < highest + highest.sqrt() {
             Outcome::InVain
+        } else if trial.is_repeated && trial.share_before < FIRST_FLOOR {
+            Outcome::Needless
         } else {
-            self.floor = 0.0;
             Outcome::Helped
         };
-        let confirmed = outcome == Outcome::InVain && trial.is_repeated;
-        self.pause = if confirmed { (2 * self.pause).min(LONGEST_PAUSE) } else { PAUSE };
+        let longer = (2 * self.pause).clamp(PAUSE, LONGEST_PAUSE);
+        self.pause = PAUSE;
+        match outcome {
+            Outcome::InVain => {
+                let before = self.floor;
+                self.floor = self.floor.max(share.min((RISE * self.floor).max(FIRST_FLOOR)));
+                if share > RISE * self.floor {
+                    self.pause = Duration::ZERO;
+                } else if trial.is_repeated && self.floor == before {
+                    self.pause = longer;
+                }
+            }
+            Outcome::Needless => self.pause = longer,
+            Outcome::Helped => self.floor = self.floor.min(share),
+        }
         self.next_trial = Some(now + self.pause);
         Some(outcome)
     }

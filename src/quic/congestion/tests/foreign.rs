@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{
-    super::{control::Growth as _, cubic::Cubic},
+    super::{
+        control::{Congestion, Growth as _, LEFT, Pace},
+        cubic::Cubic,
+    },
     network::{MS, MTU, Sender},
 };
 
@@ -25,11 +28,14 @@ impl Sender for Plain {
     }
     fn on_sent(&mut self, _: Instant, _: u64, _: u64) {}
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _: u64) {
-        self.0.on_ack(now, sent, bytes, app_limited);
+        let pace = if app_limited { Pace::Hold } else { Pace::Free };
+        self.0.on_ack(now, sent, bytes, pace);
     }
     fn on_end_acks(&mut self, _: Instant, _: u64) {}
     fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, _: u64) {
-        self.0.on_congestion(now, sent, persistent, 0);
+        let window = self.window();
+        let congestion = Congestion { sent, persistent, lost_bytes: 0, window, left: LEFT };
+        self.0.on_congestion(now, congestion);
     }
 }
 

@@ -52,6 +52,7 @@ struct Packet {
     number: u64,
     sent: Instant,
     delivered: u64,
+    is_marked: bool,
     state: State,
 }
 
@@ -84,6 +85,11 @@ struct Flow {
 }
 
 impl Flow {
+    fn packet(&mut self, number: u64) -> Option<&mut Packet> {
+        let first = self.packets.front()?.number;
+        self.packets.get_mut(number.checked_sub(first)? as usize)
+    }
+
     fn time_out(&self) -> Duration {
         if self.is_measured { self.smoothed * 3 / 2 + 25 * MS } else { 3000 * MS }
     }
@@ -105,6 +111,8 @@ pub(crate) struct Network {
     /// How long the last packet that fits waits.
     pub(crate) buffer: Duration,
     pub(crate) loss: f64,
+    /// Packets that wait for longer are marked (ECN).
+    pub(crate) mark: Option<Duration>,
     /// Packets leave the air together, so often at the least; zero for a wire.
     pub(crate) aggregation: Duration,
     /// Tokens per second, and how many are kept.
@@ -143,6 +151,7 @@ impl Network {
             base,
             buffer,
             loss: 0.0,
+            mark: None,
             aggregation: Duration::ZERO,
             bucket: None,
             tokens: 0.0,
@@ -158,6 +167,11 @@ impl Network {
             waits: Vec::new(),
             dropped: 0,
         }
+    }
+
+    /// Another course of chance.
+    pub(crate) fn seed(&mut self, seed: u64) {
+        self.random = fastrand::Rng::with_seed(seed);
     }
 
     /// A flow from now on.
@@ -309,7 +323,13 @@ impl Network {
             let (number, in_flight) = (flow.next, flow.in_flight);
             flow.next += 1;
             let delivered = flow.delivered;
-            flow.packets.push_back(Packet { number, sent: now, delivered, state: State::UnderWay });
+            flow.packets.push_back(Packet {
+                number,
+                sent: now,
+                delivered,
+                is_marked: false,
+                state: State::UnderWay,
+            });
             flow.sender.on_sent(now, SIZE, in_flight);
             // Without chance, flows take turns in patterns that no real link has.
             let reaches =
@@ -341,7 +361,13 @@ impl Network {
             self.dropped += 1;
             return;
         }
-        self.waits.push(Duration::from_secs_f64(wait));
+        let wait = Duration::from_secs_f64(wait);
+        self.waits.push(wait);
+        if self.mark.is_some_and(|mark| wait > mark)
+            && let Some(packet) = self.flows[flow].packet(number)
+        {
+            packet.is_marked = true;
+        }
         self.queue.push_back((flow, number));
         if self.queue.len() == 1 {
             self.serve();
@@ -375,13 +401,9 @@ impl Network {
         let now = self.now;
         let flow = &mut self.flows[index];
         flow.heard = now;
-        let Some(first) = flow.packets.front().map(|it| it.number) else { return };
-        if number < first || flow.packets[(number - first) as usize].state == State::Gone {
-            return;
-        }
-        let packet = &mut flow.packets[(number - first) as usize];
+        let Some(packet) = flow.packet(number).filter(|it| it.state != State::Gone) else { return };
         packet.state = State::Gone;
-        let (sent, then) = (packet.sent, packet.delivered);
+        let Packet { sent, delivered: then, is_marked, .. } = *packet;
         flow.in_flight -= SIZE;
         flow.delivered += SIZE;
         let rtt = now - sent;
@@ -390,6 +412,9 @@ impl Network {
         let rate_bytes = flow.delivered - then;
         flow.sender.on_ack(now, sent, SIZE, flow.app_limited, rate_bytes);
         flow.sender.on_end_acks(now, flow.in_flight);
+        if is_marked {
+            flow.sender.on_loss(now, sent, false, 0);
+        }
         let delay = flow.smoothed.max(rtt) * 9 / 8;
         self.lose(
             index,

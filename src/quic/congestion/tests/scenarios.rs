@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{
     super::{INITIAL_WINDOW, control::PathControl, cubic::Cubic, resume::Remembered},
     foreign::{Bbr, Plain},
-    network::{MS, MTU, Network, Sender, Source},
+    network::{MS, MTU, Network, Report, Sender, Source},
 };
 
 /// A tunnel.
@@ -61,6 +61,15 @@ impl Network {
             Other::Cubic => self.add(Plain::new(self.now), Source::Endless),
             Other::Bbr => self.add(Bbr::new(self.now), Source::Endless),
         }
+    }
+
+    /// Our flows one after another, a second apart.
+    fn with_several_of_us(mut self, flows: usize) -> Self {
+        for _ in 0..flows {
+            self.add(Ours::new(self.now), Source::Endless);
+            self.run(seconds(1));
+        }
+        self
     }
 
     fn losing(mut self, share: f64) -> Self {
@@ -130,6 +139,74 @@ fn a_policer_is_obeyed() {
 }
 
 #[test]
+fn several_tunnels_in_one_policer_lose_a_few_packets_in_a_hundred() {
+    for (base, bucket, flows, most) in [
+        (10, 100e3, 1, 0.05),
+        (10, 100e3, 3, 0.06),
+        (10, 20e3, 3, 0.06),
+        (40, 100e3, 3, 0.05),
+        (40, 20e3, 3, 0.06),
+        (10, 100e3, 10, 0.09),
+        (40, 100e3, 10, 0.07),
+    ] {
+        let mut network = Network::new(100.0, base * MS, 100 * MS);
+        network.bucket = Some((20.0 * 125e3, bucket));
+        let mut network = network.with_several_of_us(flows);
+        network.run(seconds(10));
+        let Report { mbit, lost, .. } = network.run(seconds(40));
+        let rate: f64 = mbit.iter().sum();
+        let lost = mbit.iter().zip(&lost).map(|(mbit, lost)| mbit * lost).sum::<f64>() / rate;
+        assert!(lost < most, "{base} ms, {bucket}, {flows} flows: {lost} of {rate} Mbit/s");
+        assert!(rate > 16.0, "{base} ms, {bucket}, {flows} flows: {rate} Mbit/s");
+    }
+}
+
+#[test]
+fn several_tunnels_in_a_small_buffer_lose_a_few_packets_in_a_hundred() {
+    // 20 packets fill the way, and two or three the buffer.
+    for (flows, loss, most) in
+        [(1, 0.0, 0.02), (2, 0.0, 0.03), (3, 0.0, 0.03), (3, 0.01, 0.05), (6, 0.0, 0.06)]
+    {
+        let network = Network::new(6.0, 40 * MS, 5 * MS).losing(loss);
+        let mut network = network.with_several_of_us(flows);
+        network.run(seconds(10));
+        let report = network.run(seconds(40));
+        let lost = report.lost.iter().sum::<f64>() / flows as f64;
+        assert!(lost < most, "{flows} flows, {loss}: {report:?}");
+        assert!(report.mbit.iter().sum::<f64>() > 4.5, "{flows} flows, {loss}: {report:?}");
+    }
+}
+
+#[test]
+fn marks_shorten_a_queue_that_delay_would_allow() {
+    // Slow start has left a window of twice the limit.
+    let mut network = Network::new(50.0, 100 * MS, 200 * MS).with_us();
+    network.run(seconds(3));
+    network.mark = Some(3 * MS);
+    network.run(200 * MS);
+    let report = network.run(200 * MS);
+    assert!(report.median < 4 * MS, "the first mark counts: {report:?}");
+    network.run(seconds(10));
+    let report = network.run(seconds(20));
+    assert!(report.median < 4 * MS && report.p99 < 6 * MS, "{report:?}");
+    assert!(report.mbit[0] > 40.0, "{report:?}");
+}
+
+/// Otherwise it would prove nothing.
+#[test]
+fn a_trial_sends_less_where_delay_limits_the_window() {
+    let mut network = Network::new(20.0, 40 * MS, 200 * MS).with_us();
+    network.run(seconds(10));
+    network.loss = 0.12;
+    network.run(200 * MS);
+    let trial = network.run(200 * MS);
+    assert!(trial.mbit[0] < 14.5, "{trial:?}");
+    network.run(seconds(5));
+    let report = network.run(seconds(5));
+    assert!(report.mbit[0] > 15.0, "what was in vain is undone: {report:?}");
+}
+
+#[test]
 fn links_of_great_length_are_filled() {
     for (mbit, base, loss, least) in [(5.0, 300, 0.01, 0.8), (20.0, 800, 0.0, 0.6)] {
         let mut network = Network::new(mbit, base * MS, 400 * MS).with_us().losing(loss);
@@ -179,16 +256,20 @@ fn a_longer_way_is_learnt() {
 
 #[test]
 fn each_gets_its_share_beside_a_flow_that_fills_queues() {
-    for (other, buffer) in [
-        (Other::Cubic, 5),
-        (Other::Cubic, 20),
-        (Other::Cubic, 50),
-        (Other::Cubic, 200),
-        (Other::Bbr, 50),
-        (Other::Bbr, 100),
-        (Other::Bbr, 200),
+    for (other, buffer, seed) in [
+        (Other::Cubic, 5, 7),
+        (Other::Cubic, 5, 8),
+        (Other::Cubic, 20, 7),
+        (Other::Cubic, 50, 7),
+        (Other::Cubic, 200, 7),
+        (Other::Cubic, 200, 8),
+        (Other::Bbr, 50, 7),
+        (Other::Bbr, 100, 7),
+        (Other::Bbr, 200, 7),
+        (Other::Bbr, 200, 8),
     ] {
         let mut network = Network::new(20.0, 40 * MS, buffer * MS).with_us();
+        network.seed(seed);
         network.run(seconds(5));
         network.join(other);
         let report = network.run(seconds(60));
