@@ -15,6 +15,7 @@ mod flight;
 mod loss;
 mod resume;
 mod round_trip;
+mod stand;
 #[cfg(test)]
 mod tests;
 

@@ -10,6 +10,7 @@ use super::{
     flight::Flight,
     loss::{LossJudge, Lost, Outcome, Verdict},
     resume::{CarefulResume, Delivery, Remembered, Step},
+    stand::{Heard, Stand},
 };
 
 /// Packets that the window has room for in any case.
@@ -82,6 +83,7 @@ pub(super) struct PathControl<G> {
     flight: Flight,
     delay: DelayLimit,
     losses: LossJudge,
+    stand: Stand,
     mtu: u16,
     /// When the newest packet that the present acknowledgement tells of was sent.
     newest: Option<Instant>,
@@ -100,6 +102,7 @@ impl<G: Growth> PathControl<G> {
             flight: Flight::default(),
             delay: DelayLimit::default(),
             losses: LossJudge::default(),
+            stand: Stand::default(),
             mtu,
             newest: None,
             resume: None,
@@ -184,11 +187,21 @@ impl<G: Growth> PathControl<G> {
                 Outcome::Helped => self.growth.recover(now, self.after_cut),
             }
         }
+        let share = self.losses.overflow();
+        let round_trip = self.delay.base().unwrap_or_default();
+        let heard = Heard { now, bytes, share, round_trip, mtu: self.mtu };
+        if let Some(window) = self.stand.on_ack(heard, self.delay.rates()) {
+            debug!(window, share, "somebody ignores losses");
+            self.before_cut = None;
+            self.losses.end_trial();
+            self.growth.compete(now, window);
+        }
         let window = self.growth.window();
         // What the limit keeps back is no reason to grow.
         let unused = app_limited
             || self.delay.holds_back(window)
             || self.losses.is_on_trial()
+            || self.stand.stands()
             || self.resume.is_some_and(|resume| resume.holds_window())
             || in_flight.is_none_or(|in_flight| in_flight < window / 2);
         let pace = if unused {
@@ -234,11 +247,17 @@ impl<G: Growth> PathControl<G> {
             is_answered,
         };
         let verdict = self.losses.on_loss(now, lost, self.mtu);
+        self.stand.on_loss(bytes);
+        if self.stand.stands() && !is_mark && !persistent {
+            self.losses.end_trial();
+            return;
+        }
         let left = if is_mark && is_answered {
             return;
         } else if is_mark || persistent {
             self.before_cut = None;
             self.losses.end_trial();
+            self.stand.give_up(now);
             LEFT
         } else if let Verdict::Congestion { left } = verdict {
             if self.losses.is_on_trial() {

@@ -145,6 +145,11 @@ impl DelayLimit {
         self.rate < LITTLE * self.capacity
     }
 
+    /// The present rate and the best of late, in bytes per second.
+    pub(super) fn rates(&self) -> (f64, f64) {
+        (self.rate, self.capacity)
+    }
+
     /// The round trip without a queue.
     pub(super) fn base(&self) -> Option<Duration> {
         self.base.map(|base| base.rtt)

@@ -75,13 +75,13 @@ const FEW_WAITS: usize = 16;
 
 /// Bytes that arrived and that did not.
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    arrived: u64,
-    lost: u64,
+pub(super) struct Count {
+    pub(super) arrived: u64,
+    pub(super) lost: u64,
 }
 
 impl Count {
-    fn share(self) -> f64 {
+    pub(super) fn share(self) -> f64 {
         self.lost as f64 / (self.arrived + self.lost).max(1) as f64
     }
 
@@ -259,6 +259,12 @@ impl LossJudge {
     /// The share that is lost of late; an underestimate where there are few packets.
     fn share(&self, mtu: u16) -> f64 {
         self.long.lost as f64 / f64::from(mtu) / self.long.packets(mtu).max(WHILE)
+    }
+
+    /// The share that is lost where a queue is full; a policer has none.
+    pub(super) fn overflow(&self) -> f64 {
+        let is_queue = self.places.losses >= EVIDENCE && self.places.verdict(true);
+        if is_queue { self.long.share() } else { 0.0 }
     }
 
     fn is_after_cut(&self, sent: Instant) -> bool {

@@ -263,6 +263,8 @@ fn each_gets_its_share_beside_a_flow_that_fills_queues() {
         (Other::Cubic, 50, 7),
         (Other::Cubic, 200, 7),
         (Other::Cubic, 200, 8),
+        (Other::Bbr, 5, 7),
+        (Other::Bbr, 5, 8),
         (Other::Bbr, 50, 7),
         (Other::Bbr, 100, 7),
         (Other::Bbr, 200, 7),
