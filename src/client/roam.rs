@@ -425,6 +425,11 @@ impl<'a> Roamer<'a> {
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
             self.datapath.session.resume();
+        } else if let Some(left) = from.as_ref().map(PathKey::from)
+            && self.manager.is_asked_again(left)
+        {
+            // It takes copies as soon as it is warm, and the next check is far away.
+            self.ask(left);
         }
         let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
         let words = match fault.filter(|_| reason.is_of_quality()) {

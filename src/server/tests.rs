@@ -34,6 +34,7 @@ use crate::{
     tunnel::pump,
     wire::{
         message::Message,
+        numbered::Numbered,
         packet::{Packet, tests::packet},
         question::{Answer, Question},
     },
@@ -277,6 +278,36 @@ async fn a_peer_has_few_connections_that_say_no_hello() {
     session::open(&silent[8], true, 1).await.unwrap();
     site.forget_laptop();
     assert_eq!(closed(&silent[1]).await, close::UNKNOWN_KEY);
+}
+
+fn numbered(number: u64, source: [u8; 4]) -> bytes::Bytes {
+    let plain = packet(source.into(), "10.66.0.1".parse().unwrap(), 8);
+    let mut bytes = bytes::BytesMut::new();
+    Numbered::write(number, 0, &plain, &mut bytes);
+    bytes.freeze()
+}
+
+#[tokio::test]
+async fn a_copy_on_a_probe_connection_is_judged_as_a_packet_of_the_session() {
+    let mut site = Site::new();
+    let probe = site.probe().await;
+    let first = numbered(0, [10, 66, 0, 2]);
+    probe.send_datagram(first.clone()).unwrap();
+    assert_eq!(probe.read_datagram().await.unwrap(), first, "without a session it is an echo");
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let _session = session::open(&laptop, true, 1).await.unwrap();
+    sleep(WHILE).await;
+    probe.send_datagram(first.clone()).unwrap();
+    assert!(site.delivers().await);
+    laptop.send_datagram(first).unwrap();
+    assert!(!site.delivers().await, "it came already");
+    probe.send_datagram(numbered(1, [10, 66, 0, 3])).unwrap();
+    assert!(!site.delivers().await, "another peer's address");
+    for nonsense in [&[4][..], &[3, 0, 0], &[7], &[5, 255, 255, 255], &[6, 1, 2]] {
+        probe.send_datagram(bytes::Bytes::copy_from_slice(nonsense)).unwrap();
+    }
+    assert!(answers(&probe).await);
+    assert_eq!(laptop.close_reason(), None);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use roamd_lab::{Access, LinkShape};
 
 use crate::{
     harness::{Host, transfer},
-    roaming::Laptop,
+    roaming::{Laptop, shown},
 };
 
 /// As fast as somebody types.
@@ -76,4 +76,59 @@ fn a_keystroke_waits_neither_behind_an_upload_nor_behind_a_download() {
         assert!(typical < Duration::from_millis(90), "to {address}: {took:?}");
         assert!(rate > 7.0, "to {address}: {rate:.1} of 10 Mbit/s");
     }
+}
+
+/// 50 Mbit/s of bulk each way in turn on a path whose delay varies by 20 ms, beside keystrokes.
+#[test]
+fn nothing_is_copied_over_a_standby_while_a_busy_path_works() {
+    let laptop = Laptop::connected();
+    let wifi = LinkShape {
+        rate: Some(50_000_000),
+        jitter: Duration::from_millis(20),
+        ..LinkShape::delayed(Duration::from_millis(10))
+    };
+    laptop.scene.air(Access::Wifi).set(wifi);
+    let (up, down) = (&laptop.client, &laptop.server);
+    for (from, to, address) in [(up, down, "10.66.0.1"), (down, up, "10.66.0.2")] {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let typing = scope.spawn(|| type_until(&laptop, &done));
+            transfer(from, to, address, 15_000_000);
+            done.store(true, Relaxed);
+            typing.join().unwrap()
+        });
+    }
+    let status = laptop.client.status();
+    let traffic = &status["traffic"];
+    let count = |key: &str| traffic[key].as_u64().unwrap();
+    shown((count("copied-packets"), count("rescued-packets"), count("sent-packets"), traffic));
+    // At most 0.5 % of the bytes: a copy has 600 at most.
+    assert!(count("copied-packets") * 600 <= count("sent-bytes") / 200, "{traffic}");
+    assert!(count("rescued-packets") * 600 <= count("received-bytes") / 200, "{traffic}");
+    assert_eq!(status["switches"], serde_json::json!([]), "{status}");
+}
+
+#[test]
+fn a_keystroke_waits_for_a_moment_when_a_path_dies_under_an_upload() {
+    let laptop = Laptop::connected();
+    let wifi = LinkShape {
+        rate: Some(20_000_000),
+        queue: Duration::from_millis(100),
+        ..LinkShape::delayed(Duration::from_millis(10))
+    };
+    laptop.scene.air(Access::Wifi).set(wifi);
+    let done = AtomicBool::new(false);
+    let took = std::thread::scope(|scope| {
+        let typing = scope.spawn(|| type_until(&laptop, &done));
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(3));
+            laptop.scene.air(Access::Wifi).black_hole(true);
+        });
+        transfer(&laptop.client, &laptop.server, "10.66.0.1", 15_000_000);
+        done.store(true, Relaxed);
+        typing.join().unwrap()
+    });
+    let status = laptop.client.status();
+    shown((took.len(), &took[took.len() - 8..], &status["traffic"], &status["switches"]));
+    assert!(took[took.len() - 1] < Duration::from_millis(500), "{took:?}");
 }

@@ -4,6 +4,7 @@ use super::{
     ends::{Ends, TCP, UDP},
     *,
 };
+use crate::path::Condition;
 
 const PACE: Duration = Duration::from_millis(10);
 /// Without an arrival. The first packets are late after some 50 ms, and take 25 ms over lte.
@@ -58,6 +59,30 @@ fn a_silent_death_costs_small_packets_less_than_a_tenth_of_a_second() {
             assert_eq!(after.copied_packets, traffic.copied_packets, "{hole:?}: after the switch");
         });
     }
+}
+
+/// Lte carried the tunnel until a moment ago, and had no probe connection.
+#[test]
+fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
+    virtual_time().block_on(async {
+        let (ends, mut number) = (Ends::connected(1).await, 0);
+        let uses_wifi = || {
+            let paths = ends.client.status().paths;
+            paths.iter().any(|path| path.link == "wifi0" && path.state == Condition::Active)
+        };
+        ends.day.world.change(0, |wifi| wifi.up = false);
+        chat(&ends, &mut number, Duration::from_secs(1)).await;
+        ends.day.world.change(0, |wifi| wifi.up = true);
+        while !uses_wifi() {
+            chat(&ends, &mut number, INTERVAL).await;
+        }
+        chat(&ends, &mut number, Duration::from_secs(1)).await;
+        ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
+        chat(&ends, &mut number, Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(1)).await;
+        let stall = checked(&ends, number);
+        assert!(stall <= STALL, "{stall:?}");
+    });
 }
 
 /// Wifi comes and goes in all ways for some minutes; lte works.
