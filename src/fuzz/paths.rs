@@ -218,7 +218,9 @@ impl World {
                 Action::BeginAnew(key) => {
                     let path = self.candidate(key);
                     assert!(self.strangers.contains(&path) && self.is_allowed(path));
-                    assert!(self.in_doubt && self.good.contains(&path) || self.active.is_none());
+                    let is_chosen = self.choice.is_some_and(|(chosen, _)| chosen == link(path));
+                    let has_answered = self.good.contains(&path) && (self.in_doubt || is_chosen);
+                    assert!(has_answered || self.active.is_none());
                     is_given_up = true;
                 }
                 Action::Ask(key) => {

@@ -57,9 +57,9 @@ const SHORTEST_DWELL: Duration = Duration::from_secs(2);
 const LONGEST_DWELL: Duration = Duration::from_secs(120);
 /// The time without a failure after which the earlier failures of a path no longer count.
 const FORGIVENESS: Duration = Duration::from_secs(600);
-/// How long the paths whose server may have our session may take to answer when the active path is silent, or two of
-/// their round trips if that is longer. After that the session is given up for a path whose server does not have it.
-const LAST_CHANCE: Duration = Duration::from_millis(400);
+/// While the active path is silent and another server answers, which does not have our session, the server that has it
+/// may take so long to answer, too: enough for two nudges, as a network that comes back is heard of by all at once.
+const LAST_CHANCE: Duration = Duration::from_millis(600);
 /// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
 
@@ -178,8 +178,9 @@ struct Active {
 enum Doubt {
     /// It was probed and may answer until this deadline.
     Asked(Instant),
-    /// It did not answer; the first path to answer takes over. Since then all are asked.
-    Open(Instant),
+    /// It did not answer; the first path to answer takes over, unless its server does not have our session. With the
+    /// time of the first answer of such a server.
+    Open(Option<Instant>),
 }
 
 /// The settings of a [`Manager`].
@@ -287,7 +288,7 @@ impl Manager {
         });
         let doubt = self.active.and_then(|active| match active.doubt {
             Some(Doubt::Asked(until)) => Some(until),
-            Some(Doubt::Open(since)) => self.stranger(since).map(|_| since + self.last_chance()),
+            Some(Doubt::Open(answered)) => answered.map(|at| at + self.last_chance()),
             None => None,
         });
         of_paths.chain(doubt).min()
@@ -460,10 +461,13 @@ impl Manager {
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
         path.state = State::Standby { since, check };
-        let allowed = is_allowed(self.choice.as_ref(), path) && !path.is_stranger;
+        let (allowed, is_stranger) = (is_allowed(self.choice.as_ref(), path), path.is_stranger);
         match &mut self.active {
             // The answer proves that the path works, not that the connection does.
             Some(active) if active.key == key => {}
+            Some(Active { doubt: Some(Doubt::Open(answered)), .. }) if allowed && is_stranger => {
+                answered.get_or_insert(now);
+            }
             Some(Active { doubt: Some(Doubt::Open(_)), .. }) if allowed => {
                 self.switch(key, Reason::Silent, now, actions);
             }
@@ -602,7 +606,7 @@ impl Manager {
             actions.push(Action::Ask(*key));
         }
         if let Some(active) = &mut self.active {
-            active.doubt = Some(Doubt::Open(now));
+            active.doubt = Some(Doubt::Open(None));
             actions.push(Action::Ask(active.key));
         }
     }
@@ -614,11 +618,14 @@ impl Manager {
         {
             self.ask_everyone(now, actions);
         }
-        if let Some(Active { doubt: Some(Doubt::Open(since)), .. }) = self.active
-            && since + self.last_chance() <= now
-            && let Some(key) = self.stranger(since)
+        if let Some(Active { key, doubt: Some(Doubt::Open(Some(answered))) }) = self.active
+            && answered + self.last_chance() <= now
         {
-            self.switch(key, Reason::Silent, now, actions);
+            match self.stranger(answered) {
+                Some(stranger) => self.switch(stranger, Reason::Silent, now, actions),
+                // It is gone.
+                None => self.active = Some(Active { key, doubt: Some(Doubt::Open(None)) }),
+            }
         }
         let deadline = now + self.settings.probe_timeout;
         let active = self.active();
@@ -672,9 +679,11 @@ impl Manager {
             .paths
             .iter()
             .filter(|(_, path)| self.ready_at(path).is_some_and(|ready| ready <= now))
-            .filter_map(|(key, path)| Some((self.facts(path), *key, self.improves(*key)?)))
-            .min_by_key(|(facts, key, _)| (*facts, *key));
-        if let Some((_, key, reason)) = better {
+            .filter_map(|(key, path)| {
+                Some(((path.is_stranger, self.facts(path), *key), self.improves(*key)?))
+            })
+            .min_by_key(|(place, _)| *place);
+        if let Some(((.., key), reason)) = better {
             self.switch(key, reason, now, actions);
         }
     }
@@ -688,11 +697,12 @@ impl Manager {
 
     /// Why the path `key` would be better than the active one, if it would and may be used.
     fn improves(&self, key: PathKey) -> Option<Reason> {
-        let path = self.paths.get(&key);
-        let path = path.filter(|path| self.is_allowed(path) && !path.is_stranger)?;
+        let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
         let Verdict::Better(reason) = self.compare(key)? else { return None };
         let is_known = match reason {
             Reason::Chosen => true,
+            // A session is given up for a link that somebody chose, but for no other gain.
+            _ if path.is_stranger => false,
             // A path that works badly is no improvement.
             Reason::Preferred | Reason::Faster => path.quality.fault.is_none(),
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
@@ -733,7 +743,8 @@ impl Manager {
 
     fn last_chance(&self) -> Duration {
         let known = self.paths.values().filter(|path| !path.is_stranger);
-        known.filter_map(|path| path.rtt).max().map_or(LAST_CHANCE, |rtt| LAST_CHANCE.max(2 * rtt))
+        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
+        LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
     }
 
     /// The best path whose server does not have our session, and that has answered since then.

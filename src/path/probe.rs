@@ -305,10 +305,9 @@ impl Asker {
             }
         };
         self.attempt = None;
-        if let Some(has_session) = has_session
-            && self.has_session.replace(has_session) != Some(has_session)
-        {
-            let _ = self.prober.events.send(Event::HasSession(self.key, has_session)).await;
+        if let Some(said) = has_session.filter(|_| self.has_session != has_session) {
+            let _ = self.prober.events.send(Event::HasSession(self.key, said)).await;
+            self.has_session = has_session;
         }
         let connection = &self.standing.as_ref()?.connection;
         if mem::take(&mut self.is_new) {

@@ -390,9 +390,29 @@ fn a_session_is_given_up_for_another_server_only_after_all_have_had_their_chance
 fn another_server_that_does_not_answer_is_no_reason_to_give_a_session_up() {
     let mut fixture = on_wifi_beside_a_stranger();
     doubt(&mut fixture);
+    assert_eq!(fixture.wait(3 * LAST_CHANCE), []);
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), [], "all were out of reach");
+    assert_eq!(fixture.wait(LAST_CHANCE / 2), []);
+    assert_eq!(fixture.tell(Event::Heard(key(1))), []);
+    assert_eq!(fixture.wait(LAST_CHANCE), []);
+    assert_eq!(fixture.condition(1), Some(Condition::Active));
+}
+
+#[test]
+fn another_server_that_answered_and_is_gone_is_no_reason_to_give_a_session_up() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    doubt(&mut fixture);
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    let _ = fixture.tell(candidates(&[WIFI]));
     assert_eq!(fixture.wait(2 * LAST_CHANCE), []);
-    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
-    assert_eq!(actions, [Action::BeginAnew(key(2))], "late, but the only one");
+    assert_eq!(fixture.condition(1), Some(Condition::Suspect));
+}
+
+#[test]
+fn a_session_is_given_up_for_a_link_that_somebody_chose() {
+    let mut fixture = on_wifi_beside_a_stranger();
+    let actions = fixture.tell(choose(2));
+    assert!(actions.ends_with(&[Action::BeginAnew(key(2))]), "{actions:?}");
 }
 
 #[test]
@@ -407,13 +427,13 @@ fn a_path_to_the_server_of_the_session_goes_before_one_to_another_server() {
 }
 
 #[test]
-fn a_slow_path_to_the_server_of_the_session_has_two_round_trips_to_answer() {
+fn a_slow_path_to_the_server_of_the_session_has_a_chance_to_answer() {
     let mut fixture = on_wifi_beside_a_stranger();
     let _ = fixture.tell(candidates(&[WIFI, LTE, (3, 300)]));
     let _ = fixture.tell(Event::Answered(key(3), Some(600 * MS)));
     doubt(&mut fixture);
     assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), []);
-    assert_eq!(fixture.wait(1199 * MS), []);
+    assert_eq!(fixture.wait(1499 * MS), []);
     let actions = fixture.tell(Event::Answered(key(3), Some(600 * MS)));
     assert_eq!(actions[0], Action::Switch(key(3), Reason::Silent));
 }
