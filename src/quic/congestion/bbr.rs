@@ -38,6 +38,7 @@ impl Growth for Bbr {
         self.controller.window()
     }
 
+    /// It judges by itself.
     fn is_starting(&self) -> bool {
         false
     }

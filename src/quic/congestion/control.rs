@@ -72,6 +72,32 @@ pub(crate) trait Growth: Clone + Send + Sync + 'static {
     fn reopen(&mut self, now: Instant, window: Option<u64>);
 }
 
+/// The most bytes that were under way in this round trip and in the one before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peak {
+    this: u64,
+    before: u64,
+    /// When this round trip began.
+    begun: Option<Instant>,
+}
+
+impl Peak {
+    fn sent(&mut self, in_flight: u64) {
+        self.this = self.this.max(in_flight);
+    }
+
+    /// A packet of `sent` was acknowledged.
+    fn arrived(&mut self, now: Instant, sent: Instant) {
+        if self.begun.is_none_or(|begun| sent >= begun) {
+            *self = Self { this: 0, before: self.this, begun: Some(now) };
+        }
+    }
+
+    fn most(&self) -> u64 {
+        self.this.max(self.before)
+    }
+}
+
 /// The window of one path.
 #[derive(Clone, Debug)]
 pub(super) struct PathControl<G> {
@@ -81,6 +107,7 @@ pub(super) struct PathControl<G> {
     /// What an ordinary cut would have left.
     after_cut: u64,
     flight: Flight,
+    peak: Peak,
     delay: DelayLimit,
     losses: LossJudge,
     stand: Stand,
@@ -100,6 +127,7 @@ impl<G: Growth> PathControl<G> {
             before_cut: None,
             after_cut: 0,
             flight: Flight::default(),
+            peak: Peak::default(),
             delay: DelayLimit::default(),
             losses: LossJudge::default(),
             stand: Stand::default(),
@@ -150,6 +178,7 @@ impl<G: Growth> PathControl<G> {
         if let Some(resume) = &mut self.resume {
             resume.on_sent(now, in_flight, self.growth.window(), self.mtu);
         }
+        self.peak.sent(in_flight);
         self.growth.on_sent(now, bytes, last);
     }
 
@@ -158,6 +187,7 @@ impl<G: Growth> PathControl<G> {
         self.delivery.on_ack(now, sent, bytes);
         self.go_on_resuming(now, sent, bytes);
         self.flight.arrived(now, sent);
+        self.peak.arrived(now, sent);
         let in_flight = self.flight.at(sent);
         if let Some(in_flight) = in_flight {
             let acked = Acked { sent, in_flight, app_limited };
@@ -197,13 +227,20 @@ impl<G: Growth> PathControl<G> {
             self.growth.compete(now, window);
         }
         let window = self.growth.window();
+        let is_unused = if self.growth.is_starting() {
+            // Slow start keeps a window of twice what is used, as Linux does (tcp_is_cwnd_limited): inner connections
+            // double what they send each round trip, and take the wait in front of a smaller window for a queue.
+            self.peak.most() < window / 2
+        } else {
+            app_limited || in_flight.is_some_and(|in_flight| in_flight < window / 2)
+        };
         // What the limit keeps back is no reason to grow.
-        let unused = app_limited
+        let unused = is_unused
+            || in_flight.is_none()
             || self.delay.holds_back(window)
             || self.losses.is_on_trial()
             || self.stand.stands()
-            || self.resume.is_some_and(|resume| resume.holds_window())
-            || in_flight.is_none_or(|in_flight| in_flight < window / 2);
+            || self.resume.is_some_and(|resume| resume.holds_window());
         let pace = if unused {
             Pace::Hold
         } else if self.losses.holds_growth(self.mtu) {

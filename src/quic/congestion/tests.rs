@@ -97,6 +97,35 @@ fn the_handle_tells_how_long_nothing_was_acknowledged() {
     assert_eq!(handle.unacknowledged_since(), None);
 }
 
+/// The window after rounds in which so many packets each were sent, one after the other, and never more waited.
+fn window_after(rounds: &[u64]) -> u64 {
+    let mut now = Instant::now();
+    let (mut path, size) = (PathControl::<Cubic>::new(now, INITIAL_WINDOW, MTU), u64::from(MTU));
+    let (rtt, pace) = (Duration::from_millis(40), Duration::from_micros(20));
+    for packets in rounds {
+        let sent = |packet| now + pace * packet as u32;
+        for packet in 1..=*packets {
+            path.on_sent(sent(packet), size, packet * size, packet);
+        }
+        for packet in 1..=*packets {
+            path.on_ack(sent(packet) + rtt, sent(packet), size, true);
+        }
+        now += 2 * rtt;
+    }
+    path.window() / size
+}
+
+#[test]
+fn slow_start_is_ahead_of_senders_that_double_what_they_send() {
+    let rounds = [10, 20, 40, 80, 160, 320];
+    for (last, sent) in rounds.iter().enumerate() {
+        assert!(window_after(&rounds[..=last]) >= 2 * sent - 2, "{sent}");
+    }
+    let little = window_after(&[10; 20]);
+    assert_eq!(little, INITIAL_WINDOW / u64::from(MTU), "what is hardly used does not grow");
+    assert!(window_after(&[40; 20]) <= 2 * 40 + 1, "twice what is used is enough");
+}
+
 #[tokio::test]
 async fn the_handle_tells_that_a_path_was_left() {
     use futures_util::FutureExt as _;
