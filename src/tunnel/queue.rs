@@ -26,6 +26,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use self::{
+    codel::Tolerance,
     fair::{OVERHEAD, is_stale},
     pool::Share,
     senders::Senders,
@@ -39,8 +40,8 @@ pub(crate) use pool::Pool;
 const UNCOPIED: usize = 256;
 /// How long CoDel pauses after a migration: several round trips.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The wait that CoDel accepts while losses are repaired. Held packets are delivered in a burst, and so are their
-/// acknowledgements and the data that these let out.
+/// The wait that CoDel accepts at least while losses are repaired. Held packets are delivered in a burst, and so are
+/// their acknowledgements and the data that these let out: all that a round trip holds.
 const REPAIRED: Duration = Duration::from_millis(60);
 /// Packets that are examined in the search for early ones.
 const EARLY_LOOKS: usize = 256;
@@ -67,6 +68,8 @@ struct Waiting {
     senders: Senders,
     patient_until: Option<Instant>,
     repaired_until: Option<Instant>,
+    /// The round trip of what leaves.
+    rtt: Duration,
     share: Share,
 }
 
@@ -195,7 +198,7 @@ impl Queue {
         let (mut dropped, now) = (Dropped::default(), clock::now());
         let waiting = &mut *self.lock();
         if waiting.is_ready() {
-            let mut next = || waiting.senders.pop_sparse(now, Duration::MAX, &mut dropped);
+            let mut next = || waiting.senders.pop_sparse(now, Tolerance::ANY, &mut dropped);
             batch.extend(std::iter::from_fn(|| next().map(|(_, packet)| packet)).take(limit));
             waiting.take_share();
         }
@@ -255,6 +258,11 @@ impl Queue {
         self.lock().repaired_until = Some(clock::now() + PATIENCE);
     }
 
+    /// What leaves takes so long to cross the network and be acknowledged: CoDel judges by it.
+    pub(crate) fn set_round_trip(&self, rtt: Duration) {
+        self.lock().rtt = rtt;
+    }
+
     /// Waits until packets have left.
     pub async fn taken(&self) {
         self.taken.notified().await;
@@ -302,12 +310,14 @@ impl Waiting {
             dropped.stale += 1;
         }
         let is_until = |until: Option<Instant>| until.is_some_and(|until| now < until);
-        let target = match (is_until(self.patient_until), is_until(self.repaired_until)) {
-            (true, _) => Duration::MAX,
-            (false, true) => REPAIRED,
-            (false, false) => codel::TARGET,
-        };
-        self.senders.pop(now, target, dropped)
+        let mut tolerance = Tolerance::of(self.rtt);
+        if is_until(self.repaired_until) {
+            tolerance.target = REPAIRED.max(self.rtt);
+        }
+        if is_until(self.patient_until) {
+            tolerance = Tolerance::ANY;
+        }
+        self.senders.pop(now, tolerance, dropped)
     }
 
     /// Tells the pool how much memory the waiting packets take.
@@ -402,6 +412,25 @@ mod tests {
         assert_eq!(batch.iter().map(Packet::size).collect::<Vec<_>>(), [60, 61]);
         assert!(!queue.has_sparse());
         assert_eq!(pop(&queue, 9), [1400; 7]);
+    }
+
+    /// A burst of 400 ms on a path of 300.
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_more_than_a_round_trip_passes_while_losses_are_repaired() {
+        for (is_repaired, passes) in [(true, true), (false, false)] {
+            let queue = queue(1 << 20);
+            queue.set_round_trip(Duration::from_millis(300));
+            if is_repaired {
+                queue.is_repaired();
+            }
+            queue.push(&mut packets(&[1000; 100]));
+            let mut slow = 0;
+            for _ in 0..100 {
+                tokio::time::advance(Duration::from_millis(4)).await;
+                slow += queue.pop(&mut Vec::new(), 1, usize::MAX).slow;
+            }
+            assert_eq!(slow == 0, passes, "{slow}");
+        }
     }
 
     #[tokio::test]

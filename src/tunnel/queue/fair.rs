@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    codel::Codel,
+    codel::{Codel, Tolerance},
     list::{Link, List, NONE, Slot},
     sizes::{self, Sizes},
 };
@@ -191,12 +191,12 @@ impl Fair {
     }
 
     /// The next packet and its time of arrival, or the next one of a flow that sends less than its share. CoDel accepts
-    /// a wait of `target`.
+    /// what `tolerance` says.
     pub(super) fn pop(
         &mut self,
         of: Of,
         now: Instant,
-        target: Duration,
+        tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
@@ -207,7 +207,7 @@ impl Fair {
                 self.wait_behind(slot);
                 continue;
             }
-            let packet = self.change(slot, |queue| queue.take(now, target, dropped));
+            let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
             if packet.is_some() {
                 return packet;
             }
@@ -342,7 +342,7 @@ impl FlowQueue {
     fn take(
         &mut self,
         now: Instant,
-        target: Duration,
+        tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         while let Some(Waiting { packet, since }) = self.packets.pop_front() {
@@ -353,7 +353,7 @@ impl FlowQueue {
             }
             let short = self.bytes < QUANTUM.unsigned_abs();
             let wait = now.saturating_duration_since(since);
-            let packet = if self.codel.signals(wait, target, short, now) {
+            let packet = if self.codel.signals(wait, tolerance, short, now) {
                 let Some(marked) = ecn::mark(&packet) else {
                     dropped.slow += 1;
                     continue;
@@ -396,7 +396,11 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{super::codel::TARGET, *};
+    use super::*;
+
+    fn usual() -> Tolerance {
+        Tolerance::of(Duration::ZERO)
+    }
 
     const MS: Duration = Duration::from_millis(1);
     const BULK: Flow = Flow { hash: 1, is_tcp: true };
@@ -415,7 +419,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
+        while let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -428,24 +432,25 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(Of::All, now, TARGET, &mut dropped).unwrap();
+            fair.pop(Of::All, now, usual(), &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(Of::All, now, TARGET, &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(Of::All, now, usual(), &mut dropped).unwrap().1), 2);
     }
 
     #[test]
     fn no_congestion_is_signalled_while_the_queue_is_patient() {
         let (mut fair, start, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
         fair.push(BULK, (0..1000).map(|_| packet(BULK, 1400)), start, &mut dropped);
-        let mut told = |times: std::ops::Range<u32>, target| {
+        let patient = Tolerance { target: Duration::MAX, ..usual() };
+        let mut told = |times: std::ops::Range<u32>, tolerance| {
             // These packets understand the mark (ECN).
             let popped =
-                times.filter_map(|at| fair.pop(Of::All, start + at * MS, target, &mut dropped));
+                times.filter_map(|at| fair.pop(Of::All, start + at * MS, tolerance, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
-        assert_eq!(told(0..500, Duration::MAX), 0);
-        assert!(told(500..700, TARGET) > 0);
+        assert_eq!(told(0..500, patient), 0);
+        assert!(told(500..700, usual()) > 0);
     }
 
     #[test]
@@ -472,7 +477,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(Of::All, now, TARGET, &mut dropped).unwrap();
+            let (_, packet) = fair.pop(Of::All, now, usual(), &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -587,12 +592,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
+                if pop && let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
             }
-            while let Some((_, packet)) = fair.pop(Of::All, now, TARGET, &mut dropped) {
+            while let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

@@ -3,9 +3,12 @@
 //! A sender with a thousand flows gets as much of the queue, and of what leaves it, as one with a single flow.
 //! A queue with one sender is that sender's [`Fair`].
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::fair::{Dropped, Fair, Of};
+use super::{
+    codel::Tolerance,
+    fair::{Dropped, Fair, Of},
+};
 use crate::wire::packet::Packet;
 
 /// Maximum of senders that are kept apart; beyond it, several share one place.
@@ -106,27 +109,27 @@ impl Senders {
     pub(super) fn pop_sparse(
         &mut self,
         now: Instant,
-        target: Duration,
+        tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
-        self.lanes.iter_mut().find_map(|lane| lane.fair.pop(Of::Sparse, now, target, dropped))
+        self.lanes.iter_mut().find_map(|lane| lane.fair.pop(Of::Sparse, now, tolerance, dropped))
     }
 
-    /// The next packet and its time of arrival. CoDel accepts a wait of `target`.
+    /// The next packet and its time of arrival. CoDel accepts what `tolerance` says.
     pub(super) fn pop(
         &mut self,
         now: Instant,
-        target: Duration,
+        tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         if let [only] = &mut self.lanes[..] {
-            return only.fair.pop(Of::All, now, target, dropped);
+            return only.fair.pop(Of::All, now, tolerance, dropped);
         }
         let (count, mut idle) = (self.lanes.len(), 0);
         while idle < count {
             let lane = &mut self.lanes[self.turn % count];
             if lane.credit > 0
-                && let Some((since, packet)) = lane.fair.pop(Of::All, now, target, dropped)
+                && let Some((since, packet)) = lane.fair.pop(Of::All, now, tolerance, dropped)
             {
                 lane.credit -= packet.size().cast_signed();
                 return Some((since, packet));
@@ -150,6 +153,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use std::time::Duration;
+
     use super::*;
     use crate::tunnel::flow::Flow;
     use crate::tunnel::queue::fair::OVERHEAD;
@@ -172,7 +177,7 @@ mod tests {
         let mut bytes = [0; 16];
         for _ in 0..limit {
             let Some((_, packet)) =
-                senders.pop(Instant::now(), Duration::MAX, &mut Dropped::default())
+                senders.pop(Instant::now(), Tolerance::of(Duration::ZERO), &mut Dropped::default())
             else {
                 break;
             };
