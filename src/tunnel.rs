@@ -9,6 +9,7 @@
 //! socket. Nothing here is fatal but the loss of the device; a packet that cannot go on is counted
 //! by its reason ([`counters::DropReason`]) and dropped.
 
+mod acks;
 pub(crate) mod chunks;
 pub(crate) mod counters;
 pub(crate) mod device;

@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "quic::congestion::round_trip",
     "server::gate",
     "server::rivals",
+    "tunnel::acks",
     "tunnel::chunks",
     "tunnel::counters",
     "tunnel::ecn",

@@ -16,7 +16,10 @@ use tokio::sync::Notify;
 
 use self::standby::Standby;
 pub(crate) use self::{downlink::downlink, standby::UNMETERED, uplink::uplink};
-use super::repair::{Exchanges, Moment, Receiver, Sender};
+use super::{
+    acks::Thinning,
+    repair::{Exchanges, Moment, Receiver, Sender},
+};
 use crate::{
     clock,
     quic::congestion::CongestionHandle,
@@ -40,6 +43,7 @@ struct Repair {
     exchanges: Mutex<Exchanges>,
     /// Wakes the uplink: something is to be sent again, or asked.
     wanted: Notify,
+    thinning: Mutex<Thinning>,
     /// Tells what arrived, and when a path began.
     congestion: CongestionHandle,
     /// If the other side takes copies.
@@ -126,6 +130,7 @@ impl Repair {
             receiver: Mutex::default(),
             exchanges: Mutex::default(),
             wanted: Notify::default(),
+            thinning: Mutex::default(),
             congestion,
             standby: copies.then(Standby::default),
         }
@@ -159,6 +164,10 @@ impl Repair {
 
     fn receiver(&self) -> MutexGuard<'_, Receiver> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn thinning(&self) -> MutexGuard<'_, Thinning> {
+        self.thinning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

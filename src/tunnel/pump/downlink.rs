@@ -12,6 +12,7 @@ use quinn::{Connection, ConnectionError};
 use super::{Repair, Session, alarm::Alarm, moment};
 use crate::{
     tunnel::{
+        acks::Thinning,
         counters::{Counters, DropReason},
         repair::{Moment, Receiver},
     },
@@ -51,6 +52,7 @@ pub(crate) async fn downlink(
             counters,
             repair: session.repair.as_ref(),
             receiver: session.repair.as_ref().map(Repair::receiver),
+            thinning: session.repair.as_ref().map(Repair::thinning),
             moment: moment(connection),
             joiner: &mut joiner,
             batch: &mut batch,
@@ -81,6 +83,7 @@ struct Intake<'a> {
     counters: &'a Counters,
     repair: Option<&'a Repair>,
     receiver: Option<MutexGuard<'a, Receiver>>,
+    thinning: Option<MutexGuard<'a, Thinning>>,
     moment: Moment,
     joiner: &'a mut Joiner,
     batch: &'a mut Vec<Packet>,
@@ -184,7 +187,14 @@ impl Intake<'_> {
             (Datagram::Padding, _) => {}
             (Datagram::Packet(packet), _) => self.batch.push(packet),
             (Datagram::Numbered(numbered), Some(receiver)) => {
+                let (before, size) = (self.batch.len(), numbered.packet.size());
                 receiver.receive(numbered, self.moment, self.batch);
+                if let Some(thinning) = &mut self.thinning {
+                    thinning.arrived(size, self.moment);
+                    if self.batch.len() > before + 1 {
+                        thinning.released(self.moment.now);
+                    }
+                }
             }
             (Datagram::Next(next), Some(receiver)) => {
                 receiver.next_is(next, self.moment, self.batch);

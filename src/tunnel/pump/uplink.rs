@@ -26,6 +26,8 @@ use crate::{
 const AHEAD: Duration = Duration::from_millis(4);
 /// Bytes that quinn may hold in any case: a few packets.
 const LEAST_AHEAD: usize = 6 * 1024;
+/// Bytes of acknowledgements that may gather.
+const MOST_GATHERED: usize = 8 * 1024;
 /// The pause between two looks at quinn's buffer: the resolution of timers.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -54,6 +56,7 @@ pub(crate) async fn uplink(
     let (mut batch, mut datagrams) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     loop {
         uplink.ready().await;
+        uplink.gather().await;
         counters.dropped_by_queue(match uplink.room().await {
             Room::Bytes(room) => queue.pop(&mut batch, BATCH, room),
             Room::ForCopies => queue.pop_sparse(&mut batch, BATCH),
@@ -63,7 +66,10 @@ pub(crate) async fn uplink(
         }
         match &session.repair {
             Some(repair) => {
-                repair.sender().number(&batch, moment(connection), &mut datagrams);
+                let moment = moment(connection);
+                queue.set_round_trip(moment.rtt);
+                repair.thinning().thin(&mut batch, moment.now);
+                repair.sender().number(&batch, moment, &mut datagrams);
             }
             None => datagrams.extend(batch.iter().map(|packet| packet.datagram().clone())),
         }
@@ -121,6 +127,15 @@ impl Uplink<'_> {
         }
     }
 
+    /// Waits for more acknowledgements of what a repair has just released, unless there is more to send than those.
+    async fn gather(&self) {
+        let Some(repair) = &self.session.repair else { return };
+        let until = repair.thinning().gathers_until(clock::now());
+        if let Some(until) = until.filter(|_| self.queue.bytes() < MOST_GATHERED) {
+            time::sleep_until(until.into()).await;
+        }
+    }
+
     /// Sends once more what is due, while quinn has little left to send: a keystroke would wait behind the rest.
     /// Returns when there is more to do.
     fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
@@ -158,11 +173,17 @@ impl Uplink<'_> {
             self.queue.is_repaired();
         }
         self.counters.resumed(sender.take_resumed());
-        if !all_sent {
-            return Some(moment.now + LOOK_AGAIN);
+        let next = if all_sent { sender.next_deadline() } else { Some(moment.now + LOOK_AGAIN) };
+        // The downlink locks them in the other order.
+        drop(sender);
+        let mut thinning = repair.thinning();
+        if let Some(copy) = thinning.copy(moment.now)
+            && copy.datagram().len() <= self.connection.datagram_send_buffer_space()
+        {
+            self.send_now(copy.datagram().clone());
         }
-        let deadlines = [sender.next_deadline(), repair.exchanges().next_deadline()];
-        deadlines.into_iter().flatten().min()
+        let exchange = repair.exchanges().next_deadline().filter(|_| all_sent);
+        [next, thinning.next_deadline(), exchange].into_iter().flatten().min()
     }
 
     /// Sends small packets a second time, over the standby, while the path is late. Returns when to look again.
