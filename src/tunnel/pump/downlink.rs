@@ -211,6 +211,8 @@ impl Intake<'_> {
                 let since = if is_answer {
                     let Some(since) = repair.exchanges().answered(id) else { return Ok(()) };
                     since
+                } else if !repair.exchanges().may_answer(moment.now) {
+                    return Ok(());
                 } else {
                     let answer = Exchange { id, is_answer: true };
                     self.answer = Some(receiver.resume(answer, moment));

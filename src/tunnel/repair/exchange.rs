@@ -8,11 +8,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// After this time nothing is left to be sent again.
 const GIVEN_UP: Duration = Duration::from_secs(3);
 
-/// The exchanges of a session: at most one is open.
+/// An answer costs a look at all that is kept, so there is one in so much time at most.
+const ANSWERS: Duration = Duration::from_millis(50);
+
+/// The exchanges of a session: at most one of our own is open.
 #[derive(Debug, Default)]
 pub(crate) struct Exchanges {
     id: u8,
     open: Option<Open>,
+    /// When a question of the other side was answered last.
+    answered: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -52,6 +57,15 @@ impl Exchanges {
         self.open.take_if(|_| id == self.id).map(|open| open.since)
     }
 
+    /// Whether a question of the other side may be answered now. One that is not is asked again.
+    pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
+        let is_due = self.answered.is_none_or(|at| now.saturating_duration_since(at) >= ANSWERS);
+        if is_due {
+            self.answered = Some(now);
+        }
+        is_due
+    }
+
     /// When [`Self::question`] has something to do.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.open.as_ref().map(|open| open.due)
@@ -84,6 +98,13 @@ mod tests {
             (exchanges.question(start + 1100 * MS), exchanges.next_deadline()),
             (None, None)
         );
+    }
+
+    #[test]
+    fn questions_are_answered_in_measure() {
+        let (mut exchanges, start) = (Exchanges::default(), Instant::now());
+        let answered = (0..1000).filter(|at| exchanges.may_answer(start + *at * MS)).count();
+        assert_eq!(answered, 20);
     }
 
     #[test]
