@@ -60,6 +60,9 @@ use crate::{
 
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
+/// A path that was left for a better one is asked after this time: it takes copies as soon as it is warm, and its next
+/// check is far away. While somebody switches to and fro, nothing is asked. Shorter than the old path is read.
+const WARM_AGAIN: Duration = Duration::from_millis(500);
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
 
@@ -107,6 +110,8 @@ pub(super) struct Roamer<'a> {
     first: PathKey,
     /// The path over which a server answered that does not know the connection.
     answered: Option<Candidate>,
+    /// The path that was left last for a better one, and when it is asked.
+    left: Option<(Instant, PathKey)>,
 }
 
 impl<'a> Roamer<'a> {
@@ -155,6 +160,7 @@ impl<'a> Roamer<'a> {
             is_measured: false,
             first,
             answered: None,
+            left: None,
         }
     }
 
@@ -425,11 +431,8 @@ impl<'a> Roamer<'a> {
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
             self.datapath.session.resume();
-        } else if let Some(left) = from.as_ref().map(PathKey::from)
-            && self.manager.is_asked_again(left)
-        {
-            // It takes copies as soon as it is warm, and the next check is far away.
-            self.ask(left);
+        } else {
+            self.left = from.as_ref().map(|from| (now + WARM_AGAIN, PathKey::from(from)));
         }
         let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
         let words = match fault.filter(|_| reason.is_of_quality()) {
@@ -482,7 +485,14 @@ impl<'a> Roamer<'a> {
         if !self.is_measured && self.connection.shortest_rtt().is_some() {
             self.handle_event(None);
         }
-        self.paths.close_old(self.manager.active(), clock::now());
+        let now = clock::now();
+        if let Some((_, left)) = self.left.take_if(|(at, _)| *at <= now)
+            && self.manager.active() != Some(left)
+            && self.manager.is_asked_again(left)
+        {
+            self.ask(left);
+        }
+        self.paths.close_old(self.manager.active(), now);
         if !self.paths.is_draining() {
             self.connection.drained();
         }
