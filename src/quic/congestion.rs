@@ -249,6 +249,13 @@ impl CongestionHandle {
 /// say little in the first round trip. quinn paces them.
 const INITIAL_WINDOW: u64 = 32 * 1452;
 
+/// quinn declares a packet lost when one so many numbers later is acknowledged, or after so many round trips. On the
+/// way packets overtake one another: each that was declared lost and is not would be taken for congestion. To wait costs
+/// little, as the repair layer asks for what is missing by itself, and later than 128 packets quinn's receiver takes
+/// none (the window of its protection against repeated packets).
+pub(super) const PACKET_THRESHOLD: u32 = 128;
+pub(super) const TIME_THRESHOLD: f32 = 2.0;
+
 /// Makes controllers that listen to a [`CongestionHandle`].
 pub(crate) struct Factory<G> {
     handle: CongestionHandle,

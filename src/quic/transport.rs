@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::{Bbr, CongestionHandle, Cubic, Factory};
+use super::congestion::{Bbr, CongestionHandle, Cubic, Factory, PACKET_THRESHOLD, TIME_THRESHOLD};
 use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
@@ -43,6 +43,8 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
     transport
         .max_idle_timeout(idle)
         .initial_rtt(INITIAL_RTT)
+        .packet_threshold(PACKET_THRESHOLD)
+        .time_threshold(TIME_THRESHOLD)
         .keep_alive_interval(Some(quic.keep_alive))
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(RECEIVE_BUFFER))
@@ -69,6 +71,8 @@ pub fn probe_transport() -> TransportConfig {
     transport
         .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
         .initial_rtt(INITIAL_RTT)
+        .packet_threshold(PACKET_THRESHOLD)
+        .time_threshold(TIME_THRESHOLD)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     transport

@@ -260,6 +260,7 @@ impl<G: Growth> PathControl<G> {
     ) {
         if let Some(sent) = self.newest.take() {
             self.losses.on_round_trip(now, now.saturating_duration_since(sent));
+            self.delay.on_round_trip(now, sent, self.mtu);
         }
         self.growth.on_end_acks(now, in_flight, app_limited, largest);
     }
@@ -276,6 +277,7 @@ impl<G: Growth> PathControl<G> {
         let lost = Lost {
             sent,
             bytes,
+            rate: self.delay.rates().0,
             base: self.delay.base().unwrap_or_default(),
             competes: self.delay.competes(),
             delayed: self.delay.holds_back(self.growth.window()),

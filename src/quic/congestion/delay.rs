@@ -28,6 +28,12 @@ const FEW: u64 = 4;
 const STUBBORN: u8 = 4;
 /// Round trips without a queue differ by less.
 const JITTER: Duration = Duration::from_millis(3);
+/// The mean difference of two neighbours is that of so many of late.
+const DIFFERENCES: f64 = 64.0;
+/// In seconds: round trips of a clean link differ by less, or by two packets.
+const CLEAN: f64 = 0.001;
+/// No more is allowed for, in seconds.
+const MOST_JITTER: f64 = 0.04;
 /// Rounds in a drain.
 const DRAIN: u8 = 3;
 /// What is left of the remembered rate after each round.
@@ -40,6 +46,34 @@ const LITTLE: f64 = 0.3;
 /// For how long packets may wait on the way: enough that the link is never idle.
 pub(super) fn target(base: Duration) -> Duration {
     (base / 5).clamp(Duration::from_millis(4), Duration::from_millis(8))
+}
+
+/// How much the round trips of neighbouring packets differ. A queue grows and shrinks slowly, while jitter is another for
+/// each packet.
+#[derive(Clone, Copy, Debug, Default)]
+struct Jitter {
+    last: Option<(Instant, Duration)>,
+    /// The mean difference in seconds.
+    mean: f64,
+}
+
+impl Jitter {
+    fn on_round_trip(&mut self, sent: Instant, rtt: Duration) {
+        if let Some((before, last)) = self.last {
+            if before == sent {
+                // The packets of one burst wait for each other.
+                return;
+            }
+            self.mean += (rtt.abs_diff(last).as_secs_f64() - self.mean) / DIFFERENCES;
+        }
+        self.last = Some((sent, rtt));
+    }
+
+    /// What a queue may be longer for it, on a link that needs `packet` seconds for one packet.
+    fn allowance(&self, packet: f64) -> Duration {
+        let more = self.mean - CLEAN.max(2.0 * packet);
+        Duration::from_secs_f64(more.clamp(0.0, MOST_JITTER))
+    }
 }
 
 /// The limit. Time and sizes come from its caller.
@@ -57,6 +91,9 @@ pub(super) struct DelayLimit {
     capacity: f64,
     /// The present one.
     rate: f64,
+    jitter: Jitter,
+    /// What [`target`] is raised by for it.
+    allowance: Duration,
 }
 
 /// The round trip without a queue.
@@ -155,6 +192,17 @@ impl DelayLimit {
         self.base.map(|base| base.rtt)
     }
 
+    /// The newest of the packets that one acknowledgement tells of was sent at `sent`.
+    pub(super) fn on_round_trip(&mut self, now: Instant, sent: Instant, mtu: u16) {
+        self.jitter.on_round_trip(sent, now.saturating_duration_since(sent));
+        self.allowance = self.jitter.allowance(f64::from(mtu) / self.rate.max(1.0));
+    }
+
+    /// For how long packets may wait, where the round trip without a queue is `base`.
+    fn target(&self, base: Duration) -> Duration {
+        target(base) + self.allowance
+    }
+
     pub(super) fn competes(&self) -> bool {
         self.competition.is_some()
     }
@@ -214,8 +262,8 @@ impl DelayLimit {
             return self.compete(now, shortest, sample, least);
         }
         if let Some(Drain { rounds, after }) = self.drains {
-            let is_shorter = shortest + target(known) / 4 < known;
-            let is_queued = shortest > known + target(known);
+            let is_shorter = shortest + self.target(known) / 4 < known;
+            let is_queued = shortest > known + self.target(known);
             if (is_shorter || is_queued) && rounds < DRAIN {
                 // There still was a queue: base or rate are not what they were.
                 self.drain(now, shortest.min(known), sample, least);
@@ -229,7 +277,7 @@ impl DelayLimit {
             self.set(now, Some(after), least);
             return None;
         }
-        let (wait, target) = (sample.rtt.saturating_sub(base.rtt), target(base.rtt));
+        let (wait, target) = (sample.rtt.saturating_sub(base.rtt), self.target(base.rtt));
         if is_small {
             self.stubborn = Stubborn::default();
             return None;
@@ -244,7 +292,7 @@ impl DelayLimit {
             self.stubborn.wait = wait;
             // So few packets make no queue that stays as it is.
             let few = sample.in_flight <= FEW * least;
-            let near = (shortest / 16).clamp(target / 4, JITTER);
+            let near = (shortest / 16).clamp(target / 4, JITTER.max(target / 4));
             if few && shortest.abs_diff(self.stubborn.rtt) < near {
                 self.stubborn.steady = self.stubborn.steady.saturating_add(1);
             } else {
@@ -313,9 +361,10 @@ impl DelayLimit {
         least: u64,
     ) -> Option<Turn> {
         let base = self.base?;
+        let target = self.target(base.rtt);
         let competition = self.competition.as_mut()?;
         let wait = shortest.saturating_sub(base.rtt);
-        let finding = competition.judge(now, wait, target(base.rtt), sample.in_flight, sample.rtt);
+        let finding = competition.judge(now, wait, target, sample.in_flight, sample.rtt);
         match finding {
             Finding::Foreign { limit, window } => {
                 let limit = limit.map(|limit| limit.max(least));
@@ -329,7 +378,7 @@ impl DelayLimit {
                 self.set(now, Some(sample.in_flight), least);
             }
             Finding::Ours { rate } => {
-                let space = base.rtt + target(base.rtt);
+                let space = base.rtt + target;
                 self.set(now, Some((rate * space.as_secs_f64()) as u64), least);
             }
         }
@@ -357,6 +406,26 @@ mod tests {
 
     const MTU: u16 = 1452;
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn neighbours_that_differ_are_jitter_and_a_queue_that_grows_is_none() {
+        let start = Instant::now();
+        let allowance = |rtt: &dyn Fn(u32) -> u32| {
+            let mut jitter = Jitter::default();
+            for packet in 0..400 {
+                let rtt = Duration::from_micros(rtt(packet).into());
+                jitter.on_round_trip(start + packet * MS, rtt);
+            }
+            jitter.allowance(0.0005)
+        };
+        assert_eq!(allowance(&|packet| 40_000 + 100 * packet), Duration::ZERO);
+        // A radio sends ten packets together.
+        assert_eq!(allowance(&|packet| 50_000 - 500 * (packet % 10)), Duration::ZERO);
+        let some = allowance(&|packet| 40_000 + packet * 7919 % 20_000);
+        assert!((5 * MS..15 * MS).contains(&some), "{some:?}");
+        let much = allowance(&|packet| 40_000 + packet % 2 * 200_000);
+        assert_eq!(much, Duration::from_secs_f64(MOST_JITTER));
+    }
 
     proptest! {
         #[test]

@@ -40,8 +40,9 @@ impl Flight {
 
     /// Forgets what is known to have arrived or not, as a packet of `sent` has arrived.
     pub(super) fn arrived(&mut self, now: Instant, sent: Instant) {
-        // A lost tail is found after two probe timeouts at the latest (RFC 9002 §6.2).
-        let known = sent.checked_sub(2 * now.saturating_duration_since(sent) + LATE);
+        // A loss is found two round trips after the packet was sent and when the next acknowledgement comes, a lost
+        // tail after two probe timeouts (RFC 9002 §6.2).
+        let known = sent.checked_sub(3 * now.saturating_duration_since(sent) + LATE);
         while self.0.front().is_some_and(|(at, _)| Some(*at) < known) {
             self.0.pop_front();
         }

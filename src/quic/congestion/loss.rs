@@ -13,10 +13,20 @@
 //!   losses are few and the delay stays below its limit. But what overflows a buffer has neighbours that waited as long
 //!   as any, while a radio link loses any packet.
 //!
+//! Packets that a radio loses come in bursts, which chance alone would not explain. So the mean length of bursts is
+//! measured, and all counts are judged by the larger variance that it means. What overflows is lost together, too, but
+//! where the queue is full, and that is no burst.
+//!
+//! A loss is found out up to two round trips after the packet was sent, since packets may overtake one another. Its
+//! neighbours are those that were sent at about the same time.
+//!
 //! Meanwhile the window does not grow while more is lost than is usual, so that a full bottleneck stays at a few
 //! per cent, whoever shares it; slow start goes on at a quarter of its pace.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::control::LEFT;
 
@@ -58,6 +68,8 @@ const LONG_WHILE: Duration = Duration::from_secs(2);
 const LONG_HIGH: u8 = 3;
 /// Losses are counted over two rounds of so long at least.
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
+/// Rounds have so many packets more for each by which bursts are longer than one: one of them is too much for few packets.
+const FEW_PACKETS: f64 = 40.0;
 /// Losses with a known place in the queue that make a verdict, of [`REMEMBERED`].
 const EVIDENCE: u32 = 8;
 const REMEMBERED: u32 = 16;
@@ -69,9 +81,20 @@ const LONG: usize = 90;
 const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
 /// Where more than this share is lost, their place does not matter.
 const FEW_LOSSES: f64 = 0.03;
+/// The mean length of bursts of lost packets is that of so many of late, and not believed if it is longer.
+const BURSTS: f64 = 16.0;
+const LONGEST_BURST: f64 = 8.0;
+/// Packets of one burst are sent within so many packets' time, and within a millisecond at the least: quinn sends
+/// several at one moment.
+const GAP: f64 = 2.0;
+const SHORTEST_GAP: Duration = Duration::from_millis(1);
 /// Round trips that are remembered, two of each round, and how many are enough.
 const WAITS: usize = 128;
 const FEW_WAITS: usize = 16;
+/// So many neighbours of lost packets are remembered of each round trip, and so many in all: a loss is found two round
+/// trips after the packet was sent at the latest, but for the end of what is sent.
+const NEIGHBOURS: u32 = 64;
+const MOST_NEIGHBOURS: usize = 256;
 
 /// Bytes that arrived and that did not.
 #[derive(Clone, Copy, Debug, Default)]
@@ -89,10 +112,56 @@ impl Count {
         (self.arrived + self.lost) as f64 / f64::from(mtu)
     }
 
-    /// Whether more was lost than chance explains where the share `usual` is lost.
-    fn exceeds(self, usual: f64, mtu: u16) -> bool {
+    /// Whether more was lost than chance explains where the share `usual` is lost in bursts of mean length `burst`.
+    fn exceeds(self, usual: f64, burst: f64, mtu: u16) -> bool {
         let usual = self.packets(mtu) * usual;
-        self.lost as f64 > (usual + 3.0 * usual.sqrt() + 2.0) * f64::from(mtu)
+        let deviation = (usual * variance(burst)).sqrt();
+        self.lost as f64 > (usual + 3.0 * deviation + 2.0 * burst) * f64::from(mtu)
+    }
+}
+
+/// How much larger the variance of the number of lost packets is where they are lost in bursts than where each is lost by
+/// itself: their length is distributed geometrically (Gilbert and Elliott's model).
+fn variance(burst: f64) -> f64 {
+    2.0 * burst - 1.0
+}
+
+/// How many packets are lost together.
+#[derive(Clone, Copy, Debug)]
+struct Bursts {
+    mean: f64,
+    /// How many say so.
+    number: f64,
+    /// The present one in packets, and when the last of its packets was sent.
+    length: f64,
+    newest: Option<Instant>,
+}
+
+impl Default for Bursts {
+    fn default() -> Self {
+        Self { mean: 1.0, number: 0.0, length: 0.0, newest: None }
+    }
+}
+
+impl Bursts {
+    /// So many packets are lost, the last of which was sent at `sent`; those of one burst are sent within `gap`.
+    fn on_loss(&mut self, sent: Instant, packets: f64, gap: Duration) {
+        let is_same = self.newest.is_some_and(|newest| sent <= newest + gap);
+        self.newest = self.newest.max(Some(sent));
+        if is_same {
+            self.length += packets;
+            return;
+        }
+        if self.length > 0.0 {
+            self.number = (self.number + 1.0).min(BURSTS);
+            self.mean += (self.length.min(2.0 * LONGEST_BURST) - self.mean) / self.number;
+        }
+        self.length = packets;
+    }
+
+    /// The mean length.
+    fn mean(&self) -> f64 {
+        self.mean.clamp(1.0, LONGEST_BURST)
     }
 }
 
@@ -116,6 +185,7 @@ pub(super) struct LossJudge {
     /// Losses of packets that were sent before are not judged: they belong to the last cut.
     cut: Option<Instant>,
     places: Places,
+    bursts: Bursts,
 }
 
 /// What happens to the packets that are sent after a cut.
@@ -135,6 +205,8 @@ pub(super) struct Lost {
     /// When the last of them was sent.
     pub(super) sent: Instant,
     pub(super) bytes: u64,
+    /// Bytes per second that are delivered at present.
+    pub(super) rate: f64,
     /// The round trip without a queue.
     pub(super) base: Duration,
     /// Somebody else fills the queue.
@@ -179,17 +251,19 @@ impl LossJudge {
         mtu: u16,
     ) -> Option<Outcome> {
         let rtt = now.saturating_duration_since(sent);
-        if self.round_ends.is_none_or(|ends| now >= ends) {
+        let is_enough = self.this.packets(mtu) >= FEW_PACKETS * (self.burst() - 1.0);
+        let is_over = |ends| now >= ends && (is_enough || now >= ends + LONG_WHILE);
+        if self.round_ends.is_none_or(is_over) {
             self.round_ends = Some(now + rtt.max(SHORTEST_ROUND));
             (self.last, self.this) = (self.this, Count::default());
         }
         let aged = *self.aged.get_or_insert(now);
-        if self.long.packets(mtu) > 2.0 * WHILE || now >= aged + LONG_WHILE {
+        if self.long.packets(mtu) > 2.0 * self.long_enough() || now >= aged + LONG_WHILE {
             self.aged = Some(now);
             if self.long.share() < FALLS * self.floor {
                 self.floor /= RISE;
             }
-            let is_high = self.is_high(self.long, WHILE, mtu);
+            let is_high = self.is_high(self.long, self.long_enough(), mtu);
             self.high = if is_high { self.high.saturating_add(1) } else { 0 };
             self.long = Count { arrived: self.long.arrived / 2, lost: self.long.lost / 2 };
         }
@@ -209,19 +283,29 @@ impl LossJudge {
     }
 
     pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
-        let Lost { sent, bytes, base, competes, delayed, starves, starts, is_answered } = lost;
+        let Lost { sent, bytes, rate, base, competes, delayed, starves, starts, is_answered } =
+            lost;
         self.long.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
         }
         let is_full = !delayed && self.places.judge(sent, base);
+        let gap = Duration::from_secs_f64(GAP * f64::from(mtu) / rate.max(1e4));
+        let gap = gap.min(base / 8).max(SHORTEST_GAP);
+        if !is_full {
+            // What overflows is also lost together, and must not pass for that.
+            self.bursts.on_loss(sent, bytes as f64 / f64::from(mtu), gap);
+        }
+        let burst = self.burst();
         if is_answered || !self.is_after_cut(sent) {
             return Verdict::Chance;
         }
         self.this.lost += bytes;
         let both = self.of_late();
         let usual = CHANCE.max(ABOVE_FLOOR.0 * self.floor + ABOVE_FLOOR.1);
-        let too_much = both.exceeds(usual, mtu);
+        // No burst explains so much.
+        let far_too_much = both.exceeds(HIGHEST_FLOOR, 1.0, mtu);
+        let too_much = far_too_much || both.exceeds(usual, burst, mtu);
         let overflows = !starves
             && self.places.verdict(competes)
             && (is_full || competes)
@@ -233,7 +317,7 @@ impl LossJudge {
         if is_repeated && (delayed || !is_due) {
             return Verdict::Chance;
         }
-        if self.trial.is_some() && (is_repeated || !both.exceeds(HIGHEST_FLOOR, mtu)) {
+        if self.trial.is_some() && (is_repeated || !far_too_much) {
             // The trial goes on.
             return Verdict::Chance;
         }
@@ -258,7 +342,18 @@ impl LossJudge {
 
     /// The share that is lost of late; an underestimate where there are few packets.
     fn share(&self, mtu: u16) -> f64 {
-        self.long.lost as f64 / f64::from(mtu) / self.long.packets(mtu).max(WHILE)
+        self.long.lost as f64 / f64::from(mtu) / self.long.packets(mtu).max(self.long_enough())
+    }
+
+    /// The mean length of bursts. What overflows is lost together, too, and must not pass for chance.
+    fn burst(&self) -> f64 {
+        let overflows = self.places.losses >= EVIDENCE && self.places.verdict(true);
+        if overflows { 1.0 } else { self.bursts.mean() }
+    }
+
+    /// So many packets tell what share is lost.
+    fn long_enough(&self) -> f64 {
+        WHILE * variance(self.burst())
     }
 
     /// The share that is lost where a queue is full; a policer has none.
@@ -278,8 +373,10 @@ impl LossJudge {
 
     /// Whether more than the usual share of `count` is lost, where `least` packets say something.
     fn is_high(&self, count: Count, least: f64, mtu: u16) -> bool {
-        let packets = count.packets(mtu).max(least);
-        count.lost as f64 > CHANCE.max(RISE * self.floor) * packets * f64::from(mtu)
+        let usual = CHANCE.max(RISE * self.floor) * count.packets(mtu).max(least);
+        // One burst is no reason to stop.
+        let more = 2.0 * usual.sqrt() * (variance(self.burst()).sqrt() - 1.0);
+        count.lost as f64 > (usual + more) * f64::from(mtu)
     }
 
     /// The present round and the last.
@@ -301,8 +398,10 @@ impl LossJudge {
         let expected = packets * trial.share_before;
         // The logarithm of how much likelier it is that nothing has changed.
         let evidence = (1.0 - HELPED).mul_add(-expected, lost * (1.0 / HELPED).ln());
-        let is_certain = packets >= SHORTEST_TRIAL && evidence.abs() >= CERTAIN;
-        let longest = if trial.is_of_few { packets >= WHILE } else { expected >= LONGEST_TRIAL };
+        let spread = variance(self.burst());
+        let is_certain = packets >= SHORTEST_TRIAL && evidence.abs() >= CERTAIN * spread;
+        let longest =
+            if trial.is_of_few { packets >= WHILE } else { expected >= LONGEST_TRIAL * spread };
         if !is_certain && !longest {
             return None;
         }
@@ -333,7 +432,8 @@ impl LossJudge {
                 }
             }
             Outcome::Needless => self.pause = longer,
-            Outcome::Helped => self.floor = self.floor.min(share),
+            // That no burst came in a short trial says little.
+            Outcome::Helped => self.floor = self.floor.min(share + (spread - 1.0) / packets),
         }
         self.next_trial = Some(now + self.pause);
         Some(outcome)
@@ -347,7 +447,8 @@ struct Places {
     waits: [u32; WAITS],
     samples: usize,
     sampled: Option<Instant>,
-    latest: Duration,
+    /// When some packets of the last round trips were sent, in order, and how long they took.
+    neighbours: VecDeque<(Instant, Duration)>,
     /// A bit for each loss, the newest lowest: whether it was at a full queue.
     history: u32,
     losses: u32,
@@ -361,7 +462,7 @@ impl Default for Places {
             waits: [0; WAITS],
             samples: 0,
             sampled: None,
-            latest: Duration::ZERO,
+            neighbours: VecDeque::new(),
             history: 0,
             losses: 0,
             judged: None,
@@ -371,7 +472,14 @@ impl Default for Places {
 
 impl Places {
     fn sample(&mut self, now: Instant, rtt: Duration) {
-        self.latest = rtt;
+        let Some(sent) = now.checked_sub(rtt) else { return };
+        let newest = self.neighbours.back().map(|(newest, _)| *newest);
+        if newest.is_none_or(|newest| sent >= newest + rtt / NEIGHBOURS) {
+            if self.neighbours.len() == MOST_NEIGHBOURS {
+                self.neighbours.pop_front();
+            }
+            self.neighbours.push_back((sent, rtt));
+        }
         if self.sampled.is_none_or(|at| now.saturating_duration_since(at) >= rtt / 2) {
             self.sampled = Some(now);
             self.waits[self.samples % WAITS] = rtt.as_micros().min(u128::from(u32::MAX)) as u32;
@@ -379,19 +487,24 @@ impl Places {
         }
     }
 
+    /// How long the neighbour took of a packet that was sent at `sent`.
+    fn neighbour(&self, sent: Instant) -> Option<Duration> {
+        let after = self.neighbours.partition_point(|(at, _)| *at < sent);
+        let near = self.neighbours.range(after.saturating_sub(1)..).take(2);
+        near.min_by_key(|(at, _)| at.max(&sent).duration_since(*at.min(&sent))).map(|(_, rtt)| *rtt)
+    }
+
     /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue.
     fn judge(&mut self, sent: Instant, base: Duration) -> bool {
         let mut waits = self.waits;
         let waits = &mut waits[..self.samples.min(WAITS)];
         let long = waits.len() * LONG / 100;
-        if waits.is_empty() {
-            return false;
-        }
+        let Some(took) = self.neighbour(sent).filter(|_| !waits.is_empty()) else { return false };
         let (_, longest, _) = waits.select_nth_unstable(long);
         let longest = Duration::from_micros(u64::from(*longest)).saturating_sub(base);
         let is_full =
-            longest >= SHORTEST_QUEUE && self.latest.saturating_sub(base) >= longest.mul_f64(FULL);
-        let is_new = self.judged.is_none_or(|at| sent > at + self.latest / 2);
+            longest >= SHORTEST_QUEUE && took.saturating_sub(base) >= longest.mul_f64(FULL);
+        let is_new = self.judged.is_none_or(|at| sent > at + took / 2);
         if self.samples >= FEW_WAITS && is_new {
             self.judged = Some(sent);
             self.history = self.history << 1 | u32::from(is_full);
@@ -410,6 +523,59 @@ impl Places {
             2 * full >= self.losses
         } else {
             4 * full >= 3 * self.losses
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_mean_length_of_bursts_is_measured_and_bounded() {
+        let (mut bursts, start) = (Bursts::default(), Instant::now());
+        assert_eq!(bursts.mean(), 1.0);
+        let lose = |bursts: &mut Bursts, from: u32, length: u32| {
+            for burst in from..from + 40 {
+                for packet in 0..length {
+                    bursts.on_loss(start + burst * 50 * MS + packet * MS, 1.0, 2 * MS);
+                }
+            }
+        };
+        lose(&mut bursts, 0, 4);
+        assert!((3.8..4.2).contains(&bursts.mean()), "{bursts:?}");
+        lose(&mut bursts, 40, 20);
+        assert_eq!(bursts.mean(), LONGEST_BURST);
+        lose(&mut bursts, 80, 1);
+        assert!(bursts.mean() < 2.5, "{bursts:?}");
+    }
+
+    #[test]
+    fn what_is_lost_of_a_burst_is_told_in_any_order_and_together() {
+        let (mut bursts, start) = (Bursts::default(), Instant::now());
+        bursts.on_loss(start + 3 * MS, 2.0, MS);
+        bursts.on_loss(start, 1.0, MS);
+        bursts.on_loss(start + 100 * MS, 1.0, MS);
+        assert_eq!(bursts.mean(), 3.0);
+    }
+
+    #[test]
+    fn more_is_left_to_chance_where_packets_are_lost_in_bursts() {
+        let count = Count { arrived: 1_350_000, lost: 56_000 };
+        assert!(count.exceeds(0.02, 1.0, 1400), "40 of 1004");
+        assert!(!count.exceeds(0.02, 4.0, 1400));
+    }
+
+    #[test]
+    fn the_neighbour_of_a_lost_packet_was_sent_at_about_the_same_time() {
+        let (mut places, start) = (Places::default(), Instant::now());
+        for (sent, rtt) in [(0, 40), (10, 48), (20, 56), (15, 90), (30, 41)] {
+            places.sample(start + (sent + rtt) * MS, rtt * MS);
+        }
+        for (sent, rtt) in [(0, 40), (11, 48), (19, 56), (29, 41), (99, 41)] {
+            assert_eq!(places.neighbour(start + sent * MS), Some(rtt * MS), "{sent}");
         }
     }
 }

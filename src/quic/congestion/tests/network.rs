@@ -24,6 +24,10 @@ pub(crate) trait Sender {
     fn rate(&self) -> Option<f64> {
         None
     }
+    /// A packet is lost when one so many numbers later has arrived, or after so many round trips.
+    fn patience(&self) -> (u64, f64) {
+        (3, 1.125)
+    }
     fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64);
     fn on_ack(
         &mut self,
@@ -113,6 +117,11 @@ pub(crate) struct Network {
     pub(crate) loss: f64,
     /// Packets that wait for longer are marked (ECN).
     pub(crate) mark: Option<Duration>,
+    /// How many packets are lost together on average (Gilbert and Elliott's model); 1 for each by itself.
+    pub(crate) burst: f64,
+    in_burst: bool,
+    /// What the way to the receiver and back takes longer, at random for each packet: they overtake one another.
+    pub(crate) jitter: Duration,
     /// Packets leave the air together, so often at the least; zero for a wire.
     pub(crate) aggregation: Duration,
     /// Tokens per second, and how many are kept.
@@ -152,6 +161,9 @@ impl Network {
             buffer,
             loss: 0.0,
             mark: None,
+            burst: 1.0,
+            in_burst: false,
+            jitter: Duration::ZERO,
             aggregation: Duration::ZERO,
             bucket: None,
             tokens: 0.0,
@@ -207,6 +219,20 @@ impl Network {
 
     pub(crate) fn stop(&mut self, flow: usize) {
         self.flows[flow].ends = self.now - self.start;
+    }
+
+    fn is_lost(&mut self) -> bool {
+        let again = if self.in_burst {
+            1.0 - 1.0 / self.burst
+        } else {
+            self.loss / (1.0 - self.loss) / self.burst
+        };
+        let drawn = self.random.f64();
+        if self.burst == 1.0 {
+            return drawn < self.loss;
+        }
+        self.in_burst = drawn < again;
+        self.in_burst
     }
 
     fn at(&mut self, when: Instant, event: Event) {
@@ -384,7 +410,7 @@ impl Network {
         if !self.queue.is_empty() {
             self.serve();
         }
-        if self.random.f64() < self.loss {
+        if self.is_lost() {
             return;
         }
         let mut leaves = self.now;
@@ -394,12 +420,14 @@ impl Network {
             }
             leaves = self.tick;
         }
-        self.at(leaves + self.base, Event::Acknowledged(flow, number));
+        let late = self.jitter.mul_f64(self.random.f64() + self.random.f64());
+        self.at(leaves + self.base + late, Event::Acknowledged(flow, number));
     }
 
     fn acknowledged(&mut self, index: usize, number: u64) {
         let now = self.now;
         let flow = &mut self.flows[index];
+        let (later, round_trips) = flow.sender.patience();
         flow.heard = now;
         let Some(packet) = flow.packet(number).filter(|it| it.state != State::Gone) else { return };
         packet.state = State::Gone;
@@ -415,11 +443,12 @@ impl Network {
         if is_marked {
             flow.sender.on_loss(now, sent, false, 0);
         }
-        let delay = flow.smoothed.max(rtt) * 9 / 8;
+        let delay = flow.smoothed.max(rtt).mul_f64(round_trips);
         self.lose(
             index,
             |packet| {
-                packet.number + 3 <= number || packet.number < number && now - packet.sent >= delay
+                packet.number + later <= number
+                    || packet.number < number && now - packet.sent >= delay
             },
             false,
         );
@@ -437,7 +466,7 @@ impl Network {
         flow.heard = now;
         let oldest = flow.packets.front().map_or(now, |it| it.sent);
         let persistent = now - oldest > 3 * flow.time_out() + flow.smoothed;
-        let age = flow.smoothed * 9 / 8;
+        let age = flow.smoothed.mul_f64(flow.sender.patience().1);
         self.lose(index, |packet| now - packet.sent >= age, persistent);
     }
 

@@ -5,7 +5,10 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    super::{INITIAL_WINDOW, control::PathControl, cubic::Cubic, resume::Remembered},
+    super::{
+        INITIAL_WINDOW, PACKET_THRESHOLD, TIME_THRESHOLD, control::PathControl, cubic::Cubic,
+        resume::Remembered,
+    },
     foreign::{Bbr, Plain},
     network::{MS, MTU, Network, Report, Sender, Source},
 };
@@ -28,6 +31,9 @@ impl Ours {
 impl Sender for Ours {
     fn window(&self) -> u64 {
         self.0.window()
+    }
+    fn patience(&self) -> (u64, f64) {
+        (PACKET_THRESHOLD.into(), TIME_THRESHOLD.into())
     }
     fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64) {
         self.0.on_sent(now, bytes, in_flight, 0);
@@ -116,6 +122,46 @@ fn packets_that_a_radio_loses_do_not_slow_us_down() {
 }
 
 #[test]
+fn packets_that_a_radio_loses_in_bursts_do_not_slow_us_down() {
+    for (mbit, base) in [(100.0, 40), (20.0, 60), (50.0, 100)] {
+        for (loss, burst) in [(0.005, 3.0), (0.02, 5.0), (0.02, 10.0)] {
+            let mut sum = 0.0;
+            for seed in 7..10 {
+                let mut network = Network::new(mbit, base * MS, 100 * MS).with_us().losing(loss);
+                network.seed(seed);
+                network.burst = burst;
+                network.run(seconds(3));
+                let report = network.run(seconds(20));
+                let share = report.mbit[0] / mbit / (1.0 - loss);
+                let link = format!("{mbit} Mbit/s, {base} ms, {loss} in bursts of {burst}");
+                assert!(share > 0.7, "{link}: {report:?}");
+                assert!(report.median < 12 * MS, "{link}: {report:?}");
+                sum += share;
+            }
+            assert!(
+                sum > 3.0 * 0.8,
+                "{mbit} Mbit/s, {base} ms, {loss} in bursts of {burst}: {sum}"
+            );
+        }
+    }
+}
+
+#[test]
+fn packets_that_overtake_one_another_do_not_slow_us_down() {
+    // Round trip, jitter and longest wait of half of the packets in ms.
+    for (base, jitter, median) in
+        [(40, 5, 12), (40, 20, 22), (10, 20, 20), (2, 20, 20), (10, 40, 40)]
+    {
+        let mut network = Network::new(20.0, base * MS, 150 * MS).with_us();
+        network.jitter = jitter * MS;
+        network.run(seconds(3));
+        let report = network.run(seconds(20));
+        assert!(report.mbit[0] > 0.9 * 20.0, "{base} ms, jitter {jitter}: {report:?}");
+        assert!(report.median < median * MS, "{base} ms, jitter {jitter}: {report:?}");
+    }
+}
+
+#[test]
 fn a_buffer_of_a_few_milliseconds_is_not_flooded() {
     for (mbit, loss, least) in [(20.0, 0.0, 0.85), (100.0, 0.0, 0.85), (20.0, 0.01, 0.75)] {
         let mut network = Network::new(mbit, 40 * MS, 5 * MS).with_us().losing(loss);
@@ -141,7 +187,7 @@ fn a_policer_is_obeyed() {
 #[test]
 fn several_tunnels_in_one_policer_lose_a_few_packets_in_a_hundred() {
     for (base, bucket, flows, most) in [
-        (10, 100e3, 1, 0.05),
+        (10, 100e3, 1, 0.07),
         (10, 100e3, 3, 0.06),
         (10, 20e3, 3, 0.06),
         (40, 100e3, 3, 0.05),
@@ -164,8 +210,9 @@ fn several_tunnels_in_one_policer_lose_a_few_packets_in_a_hundred() {
 #[test]
 fn several_tunnels_in_a_small_buffer_lose_a_few_packets_in_a_hundred() {
     // 20 packets fill the way, and two or three the buffer.
+    // Six flows have two to four packets each, and the losses of a trial are known when it is nearly over.
     for (flows, loss, most) in
-        [(1, 0.0, 0.02), (2, 0.0, 0.03), (3, 0.0, 0.03), (3, 0.01, 0.05), (6, 0.0, 0.06)]
+        [(1, 0.0, 0.02), (2, 0.0, 0.03), (3, 0.0, 0.03), (3, 0.01, 0.05), (6, 0.0, 0.12)]
     {
         let network = Network::new(6.0, 40 * MS, 5 * MS).losing(loss);
         let mut network = network.with_several_of_us(flows);
