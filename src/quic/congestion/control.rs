@@ -227,12 +227,14 @@ impl<G: Growth> PathControl<G> {
             self.growth.compete(now, window);
         }
         let window = self.growth.window();
-        let is_unused = if self.growth.is_starting() {
+        let is_unused = if app_limited {
             // Slow start keeps a window of twice what is used, as Linux does (tcp_is_cwnd_limited): inner connections
             // double what they send each round trip, and take the wait in front of a smaller window for a queue.
-            self.peak.most() < window / 2
+            !self.growth.is_starting() || self.peak.most() < window / 2
         } else {
-            app_limited || in_flight.is_some_and(|in_flight| in_flight < window / 2)
+            // More waits than the window lets out. Only what has arrived says that there is room: what is still under way
+            // may be too much already.
+            in_flight.is_some_and(|in_flight| in_flight < window / 2)
         };
         // What the limit keeps back is no reason to grow.
         let unused = is_unused

@@ -97,8 +97,9 @@ fn the_handle_tells_how_long_nothing_was_acknowledged() {
     assert_eq!(handle.unacknowledged_since(), None);
 }
 
-/// The window after rounds in which so many packets each were sent, one after the other, and never more waited.
-fn window_after(rounds: &[u64]) -> u64 {
+/// The window after rounds in which so many packets each were sent, one after the other; with `app_limited` no more
+/// waited.
+fn window_after(rounds: &[u64], app_limited: bool) -> u64 {
     let mut now = Instant::now();
     let (mut path, size) = (PathControl::<Cubic>::new(now, INITIAL_WINDOW, MTU), u64::from(MTU));
     let (rtt, pace) = (Duration::from_millis(40), Duration::from_micros(20));
@@ -108,7 +109,7 @@ fn window_after(rounds: &[u64]) -> u64 {
             path.on_sent(sent(packet), size, packet * size, packet);
         }
         for packet in 1..=*packets {
-            path.on_ack(sent(packet) + rtt, sent(packet), size, true);
+            path.on_ack(sent(packet) + rtt, sent(packet), size, app_limited);
         }
         now += 2 * rtt;
     }
@@ -119,11 +120,22 @@ fn window_after(rounds: &[u64]) -> u64 {
 fn slow_start_is_ahead_of_senders_that_double_what_they_send() {
     let rounds = [10, 20, 40, 80, 160, 320];
     for (last, sent) in rounds.iter().enumerate() {
-        assert!(window_after(&rounds[..=last]) >= 2 * sent - 2, "{sent}");
+        assert!(window_after(&rounds[..=last], true) >= 2 * sent - 2, "{sent}");
     }
-    let little = window_after(&[10; 20]);
+    let little = window_after(&[10; 20], true);
     assert_eq!(little, INITIAL_WINDOW / u64::from(MTU), "what is hardly used does not grow");
-    assert!(window_after(&[40; 20]) <= 2 * 40 + 1, "twice what is used is enough");
+    assert!(window_after(&[40; 20], true) <= 2 * 40 + 1, "twice what is used is enough");
+}
+
+/// A packet that was sent while little was under way does not say that more fits.
+#[test]
+fn slow_start_is_not_ahead_of_what_arrived_where_more_waits() {
+    assert_eq!(
+        window_after(&[INITIAL_WINDOW / u64::from(MTU) / 2 - 1], false),
+        window_after(&[], false)
+    );
+    assert!(window_after(&[40], false) + 10 < window_after(&[40], true));
+    assert!(window_after(&[40; 20], false) <= 2 * 40 + 1);
 }
 
 #[tokio::test]
