@@ -26,9 +26,10 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(2);
 /// Losses in this time after a switch may be those of the path before.
 const SETTLE: Duration = Duration::from_secs(1);
-/// The round trip is the shortest in so many looks with a sample, which are not older than this.
+/// The round trip is the shortest in so many looks with a sample, which are not older than this. Rarer ones show how
+/// late a network that saves power answers, and not how slow it is.
 const RTT_LOOKS: usize = 4;
-const RTT_WINDOW: Duration = Duration::from_secs(10);
+const RTT_WINDOW: Duration = Duration::from_secs(2);
 /// A queue that does not empty for so many looks means that more is asked than the path carries.
 const RATE_LOOKS: usize = 5;
 /// The queue stands if its packets wait this long.
@@ -347,13 +348,16 @@ impl Fault {
     #[must_use]
     pub(crate) fn is_cured_by(self, standby: &Sample) -> bool {
         let Some(rtt) = standby.rtt.filter(|_| standby.sent >= ENOUGH) else { return false };
+        let is_clean = Symptoms::default().finding(Some(standby)) == Finding::Clean;
         match self {
             Self::Lossy(percent) => {
                 2 * standby.percent() <= percent && rtt < Duration::from_millis(500)
             }
-            Self::Slow { rtt: present, .. } => 2 * rtt + Duration::from_millis(50) <= present,
+            Self::Slow { rtt: present, .. } => {
+                is_clean && 2 * rtt + Duration::from_millis(50) <= present
+            }
             Self::Narrow(present) => {
-                standby.rate.is_some_and(|rate| rate >= NARROW.max(4 * present))
+                is_clean && standby.rate.is_some_and(|rate| rate >= NARROW.max(4 * present))
             }
         }
     }

@@ -205,6 +205,34 @@ fn a_slow_path_that_is_about_as_fast_as_the_active_one_is_used_again() {
 }
 
 #[test]
+fn a_standby_that_loses_packets_is_no_cure() {
+    let slow = Fault::Slow { rtt: 400 * MS, floor: 10 * MS };
+    let rate = Some(8_000_000);
+    for (fault, answered, expected) in [
+        (slow, 24, true),
+        (slow, 3, false),
+        (Fault::Narrow(200_000), 23, true),
+        (Fault::Narrow(200_000), 20, false),
+        (Fault::Lossy(60), 20, true),
+    ] {
+        let standby = Sample { sent: 24, answered, rtt: Some(20 * MS), rate };
+        assert_eq!(fault.is_cured_by(&standby), expected, "{fault}: {answered} of 24");
+    }
+}
+
+#[test]
+fn rare_round_trips_do_not_make_a_path_slow() {
+    for (apart, expected) in [(LOOK, Some(300 * MS)), (3 * Duration::from_secs(1), None)] {
+        let mut path = path();
+        let mut last = Symptoms::default();
+        for _ in 0..6 {
+            last = path.next(|look| (look.at, look.rtt) = (look.at + apart, Some(300 * MS)));
+        }
+        assert_eq!(last.rtt, expected, "{apart:?}");
+    }
+}
+
+#[test]
 fn a_few_echoes_show_that_a_path_is_bad_but_not_that_it_is_good() {
     let finding = |sent, answered| {
         let sample = Sample { sent, answered, rtt: Some(10 * MS), rate: None };
