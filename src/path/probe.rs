@@ -40,7 +40,7 @@ use crate::{
 /// The minimum time before a question is repeated; three round trips if that is longer.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
 /// The longest time for a burst, with a handshake if need be.
-const BURST: Duration = Duration::from_millis(1500);
+const BURST: Duration = Duration::from_millis(2000);
 /// Capacity of the channel for questions: a newer one replaces older ones, and a burst waits beside it.
 const QUESTIONS: usize = 4;
 

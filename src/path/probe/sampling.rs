@@ -18,9 +18,12 @@ const PACE: Duration = Duration::from_millis(16);
 /// have in flight (RFC 9002 §7.2).
 const LARGE: usize = 10;
 const LARGE_SIZE: usize = 1100;
+/// Fewer answers to them show no rate.
+const MOST_OF_LARGE: usize = 8;
 /// Bytes around an echo: QUIC, UDP and IP.
 const OVERHEAD: usize = 64;
-/// How long the last answer may take: three round trips and 100 ms, within bounds. An answer that is late is not lost.
+/// How long the last answer may take: three round trips and 100 ms, or twice the longest that was seen, as a queue may
+/// grow; within bounds. An answer that is late is not lost.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -73,7 +76,7 @@ impl Sampling {
             } else if self.echoes.iter().all(|echo| echo.answered.is_some()) {
                 return Some(());
             } else {
-                self.echoes.last()?.sent + self.wait
+                self.echoes.last()?.sent + self.wait()
             };
             if self.echoes.len() == count && next <= now {
                 return Some(());
@@ -85,6 +88,16 @@ impl Sampling {
                 }
             }
         }
+    }
+
+    /// How long an answer may take, by those that came.
+    fn wait(&self) -> Duration {
+        let longest = self.round_trips().max();
+        longest.map_or(LONGEST_WAIT, |longest| (2 * longest).clamp(self.wait, LONGEST_WAIT))
+    }
+
+    fn round_trips(&self) -> impl Iterator<Item = Duration> {
+        self.echoes.iter().filter_map(|echo| Some(echo.answered?.saturating_sub(echo.sent)))
     }
 
     /// Takes in an answer; whether it was one.
@@ -101,27 +114,26 @@ impl Sampling {
 
     /// What is known so far; `None` if that is nothing.
     pub(super) fn sample(&self, now: Duration) -> Option<Sample> {
-        let is_due = |echo: &&Echo| echo.answered.is_some() || echo.sent + self.wait <= now;
+        let wait = self.wait();
+        let is_due = |echo: &&Echo| echo.answered.is_some() || echo.sent + wait <= now;
         let sent = self.echoes.iter().filter(is_due).count() as u32;
-        let answers =
-            || self.echoes.iter().filter_map(|it| Some(it.answered?.saturating_sub(it.sent)));
-        let mut rtts: Vec<_> = answers().collect();
+        let mut rtts: Vec<_> = self.round_trips().collect();
         rtts.sort_unstable();
         let rtt = rtts.get(rtts.len() / 2).copied();
         (sent > 0).then(|| Sample { sent, answered: rtts.len() as u32, rtt, rate: self.rate() })
     }
 
-    /// How fast large echoes arrived, in bits per second.
+    /// How fast large echoes arrived, in bits per second, if most of them did.
     fn rate(&self) -> Option<u64> {
         if self.burst == Burst::Small {
             return None;
         }
-        let answered = |(at, echo): (usize, &Echo)| Some((at, echo.answered?));
-        let mut answers = self.echoes.iter().enumerate().filter_map(answered);
-        let (first, last) = (answers.next()?, answers.next_back()?);
-        let bits = (last.0 - first.0) * (LARGE_SIZE + OVERHEAD) * 8;
-        let seconds = last.1.saturating_sub(first.1).as_secs_f64().max(1e-3);
-        Some((bits as f64 / seconds) as u64)
+        let mut answers: Vec<_> = self.echoes.iter().filter_map(|echo| echo.answered).collect();
+        answers.sort_unstable();
+        let (first, last) = (*answers.first()?, *answers.last()?);
+        let bits = (answers.len() - 1) * (LARGE_SIZE + OVERHEAD) * 8;
+        let seconds = last.saturating_sub(first).as_secs_f64().max(1e-3);
+        (answers.len() >= MOST_OF_LARGE).then_some((bits as f64 / seconds) as u64)
     }
 }
 
@@ -156,13 +168,27 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_a_growing_queue_delays_are_not_lost() {
+        let mut sampling = burst(Burst::Small, 24, 16);
+        assert_eq!(sampling.sample(999 * MS), None, "nothing came, and all may come");
+        for number in 0..16 {
+            answer(&mut sampling, number * 16 * MS, number * (16 + 20) * MS);
+        }
+        // The longest took 300 ms, and the first that was not answered has waited for 344 ms.
+        assert_eq!(sampling.sample(600 * MS).unwrap().sent, 16);
+        let sample = sampling.sample(1000 * MS).unwrap();
+        assert_eq!((sample.sent, sample.answered), (24, 16), "after twice as long they are");
+    }
+
+    #[test]
     fn the_rate_follows_from_the_spread_of_large_echoes() {
         let mut sampling = burst(Burst::Large, 10, 1);
-        for number in [0, 3, 9] {
+        for (answers, number) in (0..10).filter(|number| ![4, 7].contains(number)).enumerate() {
+            assert_eq!(sampling.sample(1000 * MS).and_then(|it| it.rate), None, "{answers} of ten");
             answer(&mut sampling, number * MS, (50 + 40 * number) * MS);
         }
         let rate = sampling.sample(1000 * MS).unwrap().rate.unwrap();
-        // Nine packets of 1164 bytes in 360 ms.
-        assert_eq!(rate, 232_800);
+        // Seven packets of 1164 bytes after the first, in 360 ms.
+        assert_eq!(rate, 181_066);
     }
 }
