@@ -248,7 +248,7 @@ impl Manager {
             Some(Event::HasSession(key, has_session)) => self.recognise(key, has_session),
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
-            Some(Event::Symptoms(key, symptoms)) => self.feel(key, symptoms),
+            Some(Event::Symptoms(key, symptoms)) => self.feel(key, symptoms, now),
             Some(Event::Sampled(key, sample)) => self.take_sample(key, sample, now),
             Some(Event::Refused(key)) => self.fail(key, now, &mut actions),
             Some(Event::TimedOut(key)) => self.time_out(key, now, &mut actions),
@@ -699,19 +699,28 @@ impl Manager {
     fn improves(&self, key: PathKey) -> Option<Reason> {
         let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
         let Verdict::Better(reason) = self.compare(key)? else { return None };
-        let is_known = match reason {
-            Reason::Chosen => true,
+        let is_good = path.quality.fault.is_none();
+        let active = self.active().and_then(|key| self.paths.get(&key))?;
+        match reason {
+            Reason::Chosen => Some(reason),
             // A session is given up for a link that somebody chose, but for no other gain.
-            _ if path.is_stranger => false,
+            _ if path.is_stranger => None,
             // A path that works badly is no improvement.
-            Reason::Preferred | Reason::Faster => path.quality.fault.is_none(),
+            Reason::Preferred | Reason::Faster => is_good.then_some(reason),
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
-                self.fault(self.active()?).is_some_and(|fault| path.quality.cures(fault))
+                if path.quality.cures(active.quality.fault?) {
+                    return Some(reason);
+                }
+                // What would be better than the active path without its fault is so with it.
+                let without = Facts { fault: None, ..self.facts(active) };
+                match compare(&without, &self.facts(path)) {
+                    Verdict::Better(reason) if is_good => Some(reason),
+                    Verdict::Better(_) | Verdict::Same | Verdict::Worse(_) => None,
+                }
             }
             // These are not found by a comparison.
-            Reason::Gone | Reason::Silent | Reason::SendFailed => false,
-        };
-        is_known.then_some(reason)
+            Reason::Gone | Reason::Silent | Reason::SendFailed => None,
+        }
     }
 
     /// The time from which a path may replace one that works; `None` unless it is a standby that is not being

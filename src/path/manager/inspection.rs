@@ -15,7 +15,7 @@ use crate::path::quality::{
 };
 
 /// The result of a burst comes by then, or not at all.
-const AWAITED: Duration = Duration::from_secs(2);
+const AWAITED: Duration = Duration::from_millis(2500);
 /// From one inspection of a path to the next, doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -25,6 +25,8 @@ const METERED: u32 = 4;
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Bursts of one inspection.
 const ROUNDS: u8 = 3;
+/// A path is not taken for slow any more after so long without a round trip.
+const STALE: Duration = Duration::from_secs(5);
 /// How long the sample of a standby justifies a switch to it.
 const FRESH: Duration = Duration::from_secs(5);
 
@@ -36,6 +38,8 @@ pub(super) struct Quality {
     floor: Option<Duration>,
     /// What its packets show at present, if it is the active path.
     symptoms: Symptoms,
+    /// Since when they show no round trip.
+    unmeasured: Option<Instant>,
     /// The bursts of the last inspection, and when the last of them ended.
     sample: Option<(Instant, Sample)>,
     rounds: u8,
@@ -168,22 +172,27 @@ impl Manager {
         })
     }
 
-    pub(super) fn feel(&mut self, key: PathKey, symptoms: Symptoms) {
+    pub(super) fn feel(&mut self, key: PathKey, symptoms: Symptoms, now: Instant) {
         if !self.is_active(key) {
             return;
         }
         let Some(Path { quality, .. }) = self.paths.get_mut(&key) else { return };
         quality.symptoms = symptoms;
         quality.hurry();
+        let unmeasured = symptoms.rtt.is_none().then(|| quality.unmeasured.unwrap_or(now));
+        quality.unmeasured = unmeasured;
         quality.fault = match (symptoms.fault(quality.floor), quality.fault) {
-            (Some(fault), Some(worse)) if worse.grade() > fault.grade() => Some(worse),
+            // Only a burst shows the end of losses.
+            (_, lossy @ Some(Fault::Lossy(_))) => lossy,
             (Some(fault), _) => Some(fault),
             (None, Some(Fault::Slow { rtt, floor })) => {
-                let is_slow = symptoms.rtt.is_none_or(|rtt| rtt >= fast_again(floor));
+                let is_slow = match (symptoms.rtt, unmeasured) {
+                    (Some(rtt), _) => rtt >= fast_again(floor),
+                    (None, since) => since.is_none_or(|since| now < since + STALE),
+                };
                 is_slow.then_some(Fault::Slow { rtt: symptoms.rtt.unwrap_or(rtt), floor })
             }
             (None, Some(Fault::Narrow(_)) | None) => None,
-            (None, lossy @ Some(Fault::Lossy(_))) => lossy,
         };
     }
 

@@ -209,6 +209,43 @@ fn a_path_whose_round_trip_grows_is_left_for_one_with_half_of_it() {
 }
 
 #[test]
+fn a_preferred_path_that_is_fine_replaces_one_with_a_fault_unmeasured() {
+    let mut fixture = nothing();
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+    let slow = Symptoms { rtt: Some(500 * MS), ..Symptoms::default() };
+    assert_eq!(feel(&mut fixture, slow), []);
+    let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    let actions = fixture.tell(Event::Answered(key(1), Some(300 * MS)));
+    assert_eq!(actions[0], Action::Switch(key(1), Reason::Preferred));
+}
+
+#[test]
+fn a_slow_path_that_fell_idle_is_not_called_slow_for_ever() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    let _ = feel(&mut fixture, Symptoms { rtt: Some(100 * MS), ..Symptoms::default() });
+    let slow = fixture.manager.fault(key(1));
+    assert!(matches!(slow, Some(Fault::Slow { .. })), "{slow:?}");
+    for (pause, expected) in [(SECOND, slow), (4 * SECOND, slow), (SECOND, None)] {
+        fixture.now += pause;
+        let _ = feel(&mut fixture, Symptoms::default());
+        assert_eq!(fixture.manager.fault(key(1)), expected);
+    }
+}
+
+#[test]
+fn a_path_that_loses_packets_and_is_slow_is_one_that_loses_packets() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(16, 10)));
+    let _ = feel(&mut fixture, Symptoms { loss: 0.1, rtt: Some(100 * MS), rate: None });
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(18)));
+}
+
+#[test]
 fn a_path_that_seemed_dead_after_losses_is_measured_before_it_is_used_again() {
     for (loss, expected) in [(0.02, None), (0.2, Some(Fault::Lossy(20)))] {
         let mut fixture = on_wifi();
