@@ -86,6 +86,7 @@ pub struct Counters {
     resumed: AtomicU64,
     repaired: AtomicU64,
     given_up: AtomicU64,
+    missing: AtomicU64,
     duplicates: AtomicU64,
     copied: AtomicU64,
     rescued: AtomicU64,
@@ -136,18 +137,19 @@ impl Counters {
     /// Counts what a receiver repaired, or could not.
     pub(crate) fn repair(&self, events: Events) {
         if events != Events::default() {
-            let Events { repaired, awaited, duplicates, .. } = events;
+            let Events { repaired, given_up, awaited, duplicates } = events;
             self.repaired.fetch_add(repaired, Relaxed);
             self.given_up.fetch_add(awaited, Relaxed);
+            self.missing.fetch_add(repaired + given_up, Relaxed);
             self.duplicates.fetch_add(duplicates, Relaxed);
         }
     }
 
-    /// Packets and bytes that were received so far, and packets that were missing at first.
+    /// Packets and bytes that were received so far, and packets that were missing at first, whether others waited for
+    /// them or not.
     #[must_use]
     pub(crate) fn arrivals(&self) -> [u64; 3] {
-        let missing = self.repaired.load(Relaxed) + self.given_up.load(Relaxed);
-        [self.received.packets.load(Relaxed), self.received.bytes.load(Relaxed), missing]
+        [&self.received.packets, &self.received.bytes, &self.missing].map(|it| it.load(Relaxed))
     }
 
     /// The present values.
@@ -234,6 +236,14 @@ mod tests {
         let listed: Vec<_> = row.split('`').skip(1).step_by(2).collect();
         let words = DropReason::ALL.map(|reason| serde_json::to_value(reason).unwrap());
         assert_eq!(listed, words.each_ref().map(|word| word.as_str().unwrap()));
+    }
+
+    #[test]
+    fn a_datagram_that_nothing_waits_for_was_missing_but_is_not_shown_as_lost() {
+        let counters = Counters::default();
+        counters.repair(Events { repaired: 2, given_up: 5, awaited: 1, duplicates: 0 });
+        assert_eq!(counters.arrivals(), [0, 0, 7]);
+        assert_eq!(counters.snapshot().lost_packets, 1);
     }
 
     #[test]
