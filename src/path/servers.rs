@@ -95,9 +95,14 @@ impl ServerAddresses {
                 Err(error) => failure = Some(error),
             }
         }
+        let is_nothing = written.is_empty() && found.iter().all(Vec::is_empty);
+        if failure.is_some() {
+            // A name that cannot be resolved stands for what it stood for.
+            found.push(self.known());
+        }
         let addresses = choose(written, found, &self.known());
         match failure {
-            Some(error) if addresses.is_empty() => Err(error),
+            Some(error) if is_nothing || addresses.is_empty() => Err(error),
             _ => {
                 // What a name stands for is admitted each time: the host may have refused the last time.
                 if can_change(servers) || self.known() != addresses {
@@ -227,6 +232,18 @@ mod tests {
         assert_eq!(names.known(), ["192.0.2.1:2".parse().unwrap()]);
         let found = names.resolve(&servers).await.unwrap();
         assert_eq!(found, ["192.0.2.1:2".parse().unwrap()]);
+        assert_eq!(names.known(), found);
+    }
+
+    #[tokio::test]
+    async fn what_a_name_stood_for_is_kept_while_it_cannot_be_resolved() {
+        let servers = servers(&[("no-such-host.invalid", 1), ("192.0.2.1", 2)]);
+        let names = ServerAddresses::new(&servers);
+        names.known.send_replace([v4(1), v6(20)].concat());
+        let found = names.resolve(&servers).await.unwrap();
+        assert_eq!(found.len(), 1 + MOST);
+        assert_eq!(found[0], "192.0.2.1:2".parse().unwrap());
+        assert!(found.contains(&v6(1)[0]), "{found:?}");
         assert_eq!(names.known(), found);
     }
 
