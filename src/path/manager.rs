@@ -761,9 +761,11 @@ impl Manager {
         self.best_of(|path| path.is_stranger && path.answered >= Some(since))
     }
 
-    /// The best standby, on another link than the active path if there is one; and whether it is metered.
+    /// The best standby whose server has our session, on another link than the active path if there is one; and
+    /// whether it is metered.
     pub(crate) fn backup(&self) -> Option<(PathKey, bool)> {
-        let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });
+        let is_standby =
+            |path: &Path| matches!(path.state, State::Standby { .. }) && !path.is_stranger;
         let link = self.active().and_then(|active| self.paths.get(&active)).map(|path| &path.link);
         let elsewhere = self.best_of(|path| is_standby(path) && Some(&path.link) != link);
         let key = elsewhere.or_else(|| self.best_standby())?;

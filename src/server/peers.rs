@@ -285,16 +285,18 @@ impl Peer {
         self.place().session.clone()
     }
 
-    /// What the pumps of the session share.
-    pub(super) fn datapath(&self) -> Option<Arc<pump::Session>> {
-        self.place().session.as_ref().map(|session| session.datapath.clone())
-    }
-
     /// Whether the peer's process with this number has the session.
     #[must_use]
     pub(super) fn has_session_of(&self, process: u64) -> bool {
+        self.datapath_of(process).is_some()
+    }
+
+    /// What the pumps of the session share, if the process with this number has it.
+    pub(super) fn datapath_of(&self, process: u64) -> Option<Arc<pump::Session>> {
         let place = self.place();
-        place.session.as_ref().is_some_and(|it| it.is_alive() && it.instance == Some(process))
+        let session = place.session.as_ref()?;
+        let is_its = session.is_alive() && session.instance == Some(process);
+        is_its.then(|| session.datapath.clone())
     }
 
     fn enqueue(&self, sender: usize, batch: &mut Vec<Packet>) {

@@ -111,18 +111,21 @@ async fn listen(messages: &mut MessageStream) -> Infallible {
 }
 
 /// Answers the questions of a probe until it ends, or says nothing for longer than `limit`. Copies of packets are for
-/// the session of `peer`.
+/// the session of the process that asked last.
 pub(super) async fn answer_questions(connection: &Connection, peer: &Peer, limit: Duration) {
+    let mut process = None;
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         tokio::select! {
             question = question => match question {
                 Ok(Ok(datagram)) => {
-                    let session = peer.datapath();
-                    if !session.is_some_and(|it| it.take_copy_over(connection, &datagram)) {
+                    process = Question::process(&datagram).or(process);
+                    if Question::may_be(&datagram) {
                         // What cannot be answered is asked again.
                         let answer = Question::answer(datagram, |process| peer.has_session_of(process));
                         let _ = connection.send_datagram(answer);
+                    } else if let Some(session) = process.and_then(|it| peer.datapath_of(it)) {
+                        session.take_copy_over(connection, &datagram);
                     }
                 }
                 Ok(Err(_lost)) => return,

@@ -33,6 +33,7 @@ use crate::{
     },
     tunnel::pump,
     wire::{
+        datagram::encode_offer,
         message::Message,
         numbered::Numbered,
         packet::{Packet, tests::packet},
@@ -154,8 +155,17 @@ fn from_laptop() -> bytes::Bytes {
 }
 
 async fn answers(connection: &Connection) -> bool {
-    connection.send_datagram("now?".into()).unwrap();
-    matches!(timeout(PATIENCE, connection.read_datagram()).await, Ok(Ok(echo)) if echo == "now?")
+    connection.send_datagram("\0now?".into()).unwrap();
+    matches!(timeout(PATIENCE, connection.read_datagram()).await, Ok(Ok(echo)) if echo == "\0now?")
+}
+
+/// Asks for a process; whether the server has its session.
+async fn ask(probe: &Connection, process: u64) -> bool {
+    probe.send_datagram(Question { asked: 5, process }.encode()).unwrap();
+    let answer = timeout(PATIENCE, probe.read_datagram()).await.unwrap().unwrap();
+    let Answer { asked, has_session } = Answer::decode(&answer).unwrap();
+    assert_eq!(asked, 5);
+    has_session.unwrap()
 }
 
 /// With which code the server ends a connection.
@@ -170,7 +180,7 @@ async fn closed(connection: &Connection) -> quinn::VarInt {
 async fn a_stranger_gets_no_answer_to_a_probe() {
     let site = Site::new();
     let stranger = site.connect(&PrivateKey::generate().unwrap(), tls::PROBE).await;
-    let _ = stranger.send_datagram("now?".into());
+    let _ = stranger.send_datagram("\0now?".into());
     assert_eq!(closed(&stranger).await, close::UNKNOWN_KEY);
     assert!(stranger.read_datagram().await.is_err());
 }
@@ -202,20 +212,13 @@ async fn a_removed_peers_probe_connections_end_with_its_session() {
 async fn a_probe_is_told_whether_its_process_has_the_session() {
     let site = Site::new();
     let probe = site.probe().await;
-    let has_session = async |process| {
-        probe.send_datagram(Question { asked: 5, process }.encode()).unwrap();
-        let answer = timeout(PATIENCE, probe.read_datagram()).await.unwrap().unwrap();
-        let Answer { asked, has_session } = Answer::decode(&answer).unwrap();
-        assert_eq!(asked, 5);
-        has_session.unwrap()
-    };
-    assert!(!has_session(7).await);
+    assert!(!ask(&probe, 7).await);
     let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
     let _session = session::open(&laptop, true, 7).await.unwrap();
-    assert!(has_session(7).await && !has_session(8).await);
+    assert!(ask(&probe, 7).await && !ask(&probe, 8).await);
     laptop.close(close::GOODBYE, b"");
     let begun = clock::now();
-    while has_session(7).await {
+    while ask(&probe, 7).await {
         assert!(clock::now() - begun < PATIENCE);
     }
 }
@@ -293,10 +296,19 @@ async fn a_copy_on_a_probe_connection_is_judged_as_a_packet_of_the_session() {
     let probe = site.probe().await;
     let first = numbered(0, [10, 66, 0, 2]);
     probe.send_datagram(first.clone()).unwrap();
-    assert_eq!(probe.read_datagram().await.unwrap(), first, "without a session it is an echo");
+    probe.send_datagram(encode_offer(1000)).unwrap();
+    assert!(answers(&probe).await, "without a session neither comes back");
     let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
     let _session = session::open(&laptop, true, 1).await.unwrap();
     sleep(WHILE).await;
+    for process in [None, Some(2)] {
+        if let Some(process) = process {
+            ask(&probe, process).await;
+        }
+        probe.send_datagram(first.clone()).unwrap();
+        assert!(!site.delivers().await, "the session is not of {process:?}");
+    }
+    ask(&probe, 1).await;
     probe.send_datagram(first.clone()).unwrap();
     assert!(site.delivers().await);
     laptop.send_datagram(first).unwrap();

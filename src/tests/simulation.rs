@@ -143,9 +143,9 @@ fn a_probe_answers_its_first_question() {
         let handshake = Handshake::new(key, server, tls::PROBE, quic::probe_transport()).unwrap();
         for attempt in 0..20 {
             let probe = handshake.run(&*day.world, candidate.clone(), BOUND, None).await.unwrap();
-            probe.connection.send_datagram("now?".into()).unwrap();
+            probe.connection.send_datagram("\0now?".into()).unwrap();
             let answer = timeout(BOUND, probe.connection.read_datagram()).await;
-            assert_eq!(answer.expect("an answer").unwrap(), "now?", "attempt {attempt}");
+            assert_eq!(answer.expect("an answer").unwrap(), "\0now?", "attempt {attempt}");
         }
     });
 }
@@ -165,8 +165,8 @@ fn a_probe_connection_without_a_question_for_a_minute_is_closed() {
         let handshake = Handshake::new(key, server, tls::PROBE, transport).unwrap();
         let probe = handshake.run(&*day.world, candidate, BOUND, None).await.unwrap();
         sleep(Duration::from_secs(30)).await;
-        probe.connection.send_datagram("now?".into()).unwrap();
-        assert_eq!(probe.connection.read_datagram().await.unwrap(), "now?");
+        probe.connection.send_datagram("\0now?".into()).unwrap();
+        assert_eq!(probe.connection.read_datagram().await.unwrap(), "\0now?");
         let asked = clock::now();
         let ended = timeout(REST, probe.connection.closed()).await.expect("it ends");
         let quinn::ConnectionError::ApplicationClosed(close) = ended else { panic!("{ended}") };

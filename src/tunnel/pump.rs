@@ -101,17 +101,13 @@ impl Session {
     }
 
     /// The same on the server, which sends its own copies where it heard the client last.
-    pub(crate) fn take_copy_over(&self, connection: &Connection, datagram: &Bytes) -> bool {
-        let Some(standby) = self.standby() else { return false };
+    pub(crate) fn take_copy_over(&self, connection: &Connection, datagram: &Bytes) {
+        let Some(standby) = self.standby() else { return };
         if let Some(per_minute) = decode_offer(datagram) {
             standby.use_over(connection, per_minute.min(UNMETERED));
-            return true;
-        }
-        let is_taken = self.take_copy(datagram);
-        if is_taken {
+        } else if self.take_copy(datagram) {
             standby.heard_over(connection);
         }
-        is_taken
     }
 
     /// The path died and another one carries the connection, or it was silent: what was lost with it is sent again, and

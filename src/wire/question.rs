@@ -34,6 +34,20 @@ impl Question {
         [self.asked.to_be_bytes(), self.process.to_be_bytes()].concat().into()
     }
 
+    /// Whether a datagram on a probe connection is a question, or one of an earlier version. A time begins with a zero
+    /// byte, and a copy of a packet or an offer of copies does not.
+    #[must_use]
+    pub(crate) fn may_be(datagram: &[u8]) -> bool {
+        datagram.first() == Some(&0)
+    }
+
+    /// The client's process, if the datagram is a question that names it.
+    #[must_use]
+    pub(crate) fn process(datagram: &[u8]) -> Option<u64> {
+        let is_question = Self::may_be(datagram) && datagram.len() == QUESTION;
+        halves(datagram).filter(|_| is_question).map(|(_, process)| process)
+    }
+
     /// The answer to a datagram, which is a question or is sent back as it came.
     pub(crate) fn answer(datagram: Bytes, has_session: impl FnOnce(u64) -> bool) -> Bytes {
         let Some((_, process)) = halves(&datagram).filter(|_| datagram.len() == QUESTION) else {
@@ -69,6 +83,7 @@ fn halves(datagram: &[u8]) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::datagram::{NUMBERED, OFFER};
 
     const QUESTION: Question = Question { asked: 7, process: 0x1234 };
 
@@ -81,6 +96,20 @@ mod tests {
             });
             let expected = Answer { asked: 7, has_session: Some(has_session) };
             assert_eq!(Answer::decode(&answer), Some(expected));
+        }
+    }
+
+    #[test]
+    fn copies_and_offers_are_no_questions() {
+        let question = QUESTION.encode();
+        assert_eq!(
+            (Question::may_be(&question), Question::process(&question)),
+            (true, Some(0x1234))
+        );
+        assert_eq!(Question::process(&[0; 15]), None);
+        for tag in NUMBERED..=OFFER {
+            let datagram = [tag; 16];
+            assert_eq!((Question::may_be(&datagram), Question::process(&datagram)), (false, None));
         }
     }
 

@@ -368,6 +368,12 @@ fn on_wifi_beside_a_stranger() -> Fixture {
     fixture
 }
 
+#[test]
+fn a_server_that_does_not_have_the_session_gets_no_copies() {
+    assert_eq!(on_wifi().manager.backup(), Some((key(2), false)));
+    assert_eq!(on_wifi_beside_a_stranger().manager.backup(), None);
+}
+
 /// Wifi is silent, and everybody is asked.
 fn doubt(fixture: &mut Fixture) {
     let _ = fixture.tell(Event::Silent(key(1)));
