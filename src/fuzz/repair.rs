@@ -61,7 +61,7 @@ pub fn repair(mut data: &[u8]) {
             (6, [milliseconds, rest @ ..]) => {
                 data = rest;
                 let sent = model.now.checked_sub(Duration::from_millis((*milliseconds).into()));
-                let _ = model.sender.acknowledged(sent, model.began);
+                let _ = model.sender.acknowledged(sent, model.began, model.moment());
             }
             _ => break,
         }
@@ -176,7 +176,7 @@ impl Model {
 
     fn change_path(&mut self) {
         self.began = Some(self.now);
-        let _ = self.sender.acknowledged(None, self.began);
+        let _ = self.sender.acknowledged(None, self.began, self.moment());
         self.sender.moved(self.moment());
         self.repeat();
         self.receiver.path_changed(self.moment());

@@ -149,10 +149,10 @@ impl Repair {
     }
 
     /// The sender; it knows what was acknowledged so far.
-    fn sender(&self) -> MutexGuard<'_, Sender> {
+    fn sender(&self, moment: Moment) -> MutexGuard<'_, Sender> {
         let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         let (newest, began) = (self.congestion.newest_acknowledged(), self.congestion.began());
-        if sender.acknowledged(newest, began) {
+        if sender.acknowledged(newest, began, moment) {
             self.resume();
         }
         sender

@@ -201,7 +201,7 @@ impl Intake<'_> {
             }
             (Datagram::Missing(missing), _) => {
                 let repair = self.repair.ok_or(Unknown)?;
-                if repair.sender().asked(&missing, self.moment) {
+                if repair.sender(self.moment).asked(&missing, self.moment) {
                     repair.wanted.notify_one();
                 }
             }
@@ -220,7 +220,7 @@ impl Intake<'_> {
                     let young = moment.now.checked_sub(moment.rtt);
                     repair.congestion.began().max(young).unwrap_or(moment.now)
                 };
-                if repair.sender().resumed(&resume, since, moment) {
+                if repair.sender(moment).resumed(&resume, since, moment) {
                     repair.wanted.notify_one();
                 }
             }

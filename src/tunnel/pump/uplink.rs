@@ -69,7 +69,7 @@ pub(crate) async fn uplink(
                 let moment = moment(connection);
                 queue.set_round_trip(moment.rtt);
                 repair.thinning().thin(&mut batch, moment.now);
-                repair.sender().number(&batch, moment, &mut datagrams);
+                repair.sender(moment).number(&batch, moment, &mut datagrams);
             }
             None => datagrams.extend(batch.iter().map(|packet| packet.datagram().clone())),
         }
@@ -141,7 +141,7 @@ impl Uplink<'_> {
     fn repeat(&mut self, repair: &Repair) -> Option<Instant> {
         let moment = moment(self.connection);
         let asked = self.ask(repair, moment);
-        let mut sender = repair.sender();
+        let mut sender = repair.sender(moment);
         if asked.is_some_and(|question| question.is_first) {
             sender.moved(moment);
         }
@@ -191,14 +191,14 @@ impl Uplink<'_> {
         let moment = moment(self.connection);
         let late_at = repair.congestion.late_at();
         if let Some(standby) = repair.late_standby(moment.now) {
-            let copies = repair.sender().copies(moment);
+            let copies = repair.sender(moment).copies(moment);
             let sent = copies.iter().filter(|datagram| standby.send(datagram, moment.now)).count();
             self.counters.copied(sent as u64);
         }
         match late_at? {
             at if at > moment.now => Some(at),
             // The end of a silence shows only to who looks.
-            _ => (!repair.sender().is_empty()).then_some(moment.now + LOOK_WHILE_LATE),
+            _ => (!repair.sender(moment).is_empty()).then_some(moment.now + LOOK_WHILE_LATE),
         }
     }
 

@@ -40,7 +40,9 @@ const KEPT_UNASKED: Duration = Duration::from_millis(5);
 const ASKING: Duration = Duration::from_secs(30);
 /// A packet is kept for so long at most: it takes a while to learn that a path has died.
 const LONGEST: Duration = Duration::from_secs(3);
-/// Acknowledgements that leave out so much time follow on a silence: what was sent in it may be lost.
+/// Where nothing new was acknowledged for so long, and for two round trips, and what is acknowledged then leaves out as
+/// much time, there was a silence: what was sent in it may be lost. Packets are numbered long before they leave a slow
+/// link, and acknowledgements are as far apart there as packets.
 const SILENCE: Duration = Duration::from_millis(100);
 /// A datagram that arrives later than this is of no use to a call or a game.
 const OF_USE: Duration = Duration::from_millis(100);
@@ -123,6 +125,8 @@ struct Proof {
     before: Option<Instant>,
     /// When that was. What was sent before is proven by `before` alone.
     began: Option<Instant>,
+    /// When something new was acknowledged last.
+    at: Option<Instant>,
 }
 
 impl Proof {
@@ -212,7 +216,13 @@ impl Sender {
 
     /// Takes note of when the newest packet that was acknowledged was sent, and of when the present path began. Returns
     /// whether the path was silent, so that packets may be lost that nobody asks for in time.
-    pub(crate) fn acknowledged(&mut self, newest: Option<Instant>, began: Option<Instant>) -> bool {
+    pub(crate) fn acknowledged(
+        &mut self,
+        newest: Option<Instant>,
+        began: Option<Instant>,
+        Moment { now, rtt }: Moment,
+    ) -> bool {
+        let limit = SILENCE.max(2 * rtt);
         let proof = &mut self.proof;
         if proof.began < began {
             (proof.before, proof.began) = (proof.newest, began);
@@ -222,12 +232,15 @@ impl Sender {
         }
         let known = proof.newest.max(proof.began);
         let before = std::mem::replace(&mut proof.newest, newest);
+        let at = proof.at.replace(now);
+        let is_late = at.is_some_and(|at| now.saturating_duration_since(at) > limit);
         let unproven = self.ring.partition_point(|sent| Some(sent.at) <= known);
         let was_silent = self
             .ring
             .get(unproven)
             .zip(newest)
-            .is_some_and(|(sent, newest)| newest.saturating_duration_since(sent.at) > SILENCE);
+            .is_some_and(|(sent, newest)| newest.saturating_duration_since(sent.at) > limit)
+            && is_late;
         if was_silent {
             (proof.before, proof.began) = (before, newest);
         }
@@ -336,13 +349,18 @@ impl Sender {
 
     /// The path died, or was silent: small packets that may have been lost with it are sent again at once. Their
     /// numbers make copies harmless. Returns whether there are any.
-    pub(crate) fn moved(&mut self, Moment { rtt, .. }: Moment) -> bool {
+    pub(crate) fn moved(&mut self, Moment { now, rtt }: Moment) -> bool {
         // Those with a copy probably arrived.
         let oldest = self.oldest();
         let without_copy = self.copied.saturating_sub(oldest) as usize;
         let newest_first = self.ring.iter_mut().enumerate().skip(without_copy).rev();
+        // What was sent again over the present path may be under way.
+        let is_on_its_way = |at: Instant| Some(at) > self.proof.began && now < at + rtt;
         let small = newest_first.filter(|(_, sent)| {
-            !sent.waits && sent.is_small() && self.proof.leaves_open(sent.at, rtt)
+            !sent.waits
+                && sent.is_small()
+                && self.proof.leaves_open(sent.at, rtt)
+                && !sent.repeated.is_some_and(is_on_its_way)
         });
         let small = small.take(MOST_SMALL).map(|(at, sent)| {
             sent.waits = true;

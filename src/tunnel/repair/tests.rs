@@ -144,7 +144,7 @@ impl World {
             self.acks.pop_first();
             self.acknowledged = self.acknowledged.max(Some(self.start + sent));
         }
-        if self.sender.acknowledged(self.acknowledged, self.began) {
+        if self.sender.acknowledged(self.acknowledged, self.began, self.moment()) {
             self.exchanges.begin(self.start + self.now);
             self.client = Side::Sender;
         }
@@ -604,6 +604,41 @@ fn what_a_path_takes_with_it_comes_over_the_next_one_small_packets_first() {
         let copies = world.events.duplicates - before;
         assert!(copies <= 20, "{client:?}: {:?}", world.events);
     }
+}
+
+/// 50 kbit/s: packets are numbered one second before they leave, 224 ms apart.
+#[test]
+fn a_slow_link_is_not_silent_between_its_acknowledgements() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let mut silent = Vec::new();
+    for at in 0..40 {
+        let numbered = start + at * 224 * MS;
+        let moment = Moment { now: numbered, rtt: 300 * MS };
+        sender.number(&[packet(0, at, 1400)], moment, &mut Vec::new());
+        let left = (at >= 5).then(|| numbered - 5 * 224 * MS + 1000 * MS);
+        // Nothing comes for a while.
+        if !(20..30).contains(&at) && sender.acknowledged(left, Some(start), moment) {
+            silent.push(at);
+        }
+    }
+    assert_eq!(silent, [30]);
+}
+
+#[test]
+fn what_was_just_sent_again_is_not_sent_a_third_time_over_the_same_path() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
+    let began = |at: u32| Some(start + at * MS);
+    let repeated = |sender: &mut Sender, at| {
+        sender.moved(moment(at));
+        std::iter::from_fn(|| sender.repeat(usize::MAX, moment(at).now)).count()
+    };
+    let _ = sender.acknowledged(None, began(1), moment(1));
+    sender.number(&[packet(0, 0, 80)], moment(2), &mut Vec::new());
+    assert_eq!(repeated(&mut sender, 300), 1);
+    assert_eq!(repeated(&mut sender, 320), 0);
+    let _ = sender.acknowledged(None, began(330), moment(330));
+    assert_eq!(repeated(&mut sender, 330), 1, "over another path");
 }
 
 #[test]
