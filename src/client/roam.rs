@@ -430,7 +430,7 @@ impl<'a> Roamer<'a> {
         self.quality.begin(now);
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
-            self.datapath.session.resume();
+            self.datapath.session.resume_elsewhere();
         } else {
             self.left = from.as_ref().map(|from| (now + WARM_AGAIN, PathKey::from(from)));
         }

@@ -110,11 +110,18 @@ impl Session {
         }
     }
 
-    /// The path died and another one carries the connection, or it was silent: what was lost with it is sent again, and
-    /// the other side does the same.
+    /// The path was silent: what was lost with it is sent again, and the other side does the same.
     pub(crate) fn resume(&self) {
         if let Some(repair) = &self.repair {
             repair.resume();
+        }
+    }
+
+    /// The same when it died and another one carries the connection.
+    pub(crate) fn resume_elsewhere(&self) {
+        if let Some(repair) = &self.repair {
+            repair.exchanges().begin_anew(clock::now());
+            repair.wanted.notify_one();
         }
     }
 }

@@ -8,6 +8,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 /// After this time nothing is left to be sent again.
 const GIVEN_UP: Duration = Duration::from_secs(3);
 
+/// The end of a silence shows in several ways, not at the same moment: in so much time it begins one exchange.
+const SAME: Duration = Duration::from_millis(50);
+
 /// An answer costs a look at all that is kept, so there is one in so much time at most.
 const ANSWERS: Duration = Duration::from_millis(50);
 
@@ -16,6 +19,8 @@ const ANSWERS: Duration = Duration::from_millis(50);
 pub(crate) struct Exchanges {
     id: u8,
     open: Option<Open>,
+    /// When one began last.
+    begun: Option<Instant>,
     /// When a question of the other side was answered last.
     answered: Option<Instant>,
 }
@@ -36,8 +41,16 @@ pub(crate) struct Question {
 }
 
 impl Exchanges {
-    /// Begins an exchange, in place of one that is open.
+    /// Begins an exchange after a silence, unless one began just now.
     pub(crate) fn begin(&mut self, now: Instant) {
+        if self.begun.is_none_or(|at| now.saturating_duration_since(at) >= SAME) {
+            self.begin_anew(now);
+        }
+    }
+
+    /// Begins an exchange over another path, in place of one that is open.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.begun = Some(now);
         self.id = self.id.wrapping_add(1) % 128;
         self.open = Some(Open { since: now, due: now, pause: Duration::ZERO });
     }
@@ -101,6 +114,21 @@ mod tests {
     }
 
     #[test]
+    fn a_silence_that_shows_twice_begins_one_exchange() {
+        let (mut exchanges, start) = (Exchanges::default(), Instant::now());
+        let asked = |exchanges: &mut Exchanges, at| {
+            exchanges.begin(start + at * MS);
+            exchanges.question(start + at * MS).map(|question| question.id)
+        };
+        assert_eq!(asked(&mut exchanges, 0), Some(1));
+        assert_eq!(asked(&mut exchanges, 10), None);
+        assert_eq!(exchanges.answered(1), Some(start), "the first answer counts");
+        assert_eq!((asked(&mut exchanges, 20), asked(&mut exchanges, 60)), (None, Some(2)));
+        exchanges.begin_anew(start + 61 * MS);
+        assert_eq!(asked(&mut exchanges, 62), Some(3), "a switch");
+    }
+
+    #[test]
     fn questions_are_answered_in_measure() {
         let (mut exchanges, start) = (Exchanges::default(), Instant::now());
         let answered = (0..1000).filter(|at| exchanges.may_answer(start + *at * MS)).count();
@@ -111,7 +139,7 @@ mod tests {
     fn nobody_is_asked_for_ever_and_a_newer_question_takes_the_place_of_an_older_one() {
         let (mut exchanges, start) = (Exchanges::default(), Instant::now());
         exchanges.begin(start);
-        exchanges.begin(start);
+        exchanges.begin_anew(start);
         assert_eq!(exchanges.answered(1), None, "the older one");
         let asked = (0..10_000).filter(|at| exchanges.question(start + *at * MS).is_some()).count();
         assert_eq!(asked, 9);

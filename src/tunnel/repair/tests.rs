@@ -156,7 +156,7 @@ impl World {
         if is_dead {
             self.flights.clear();
             self.acks.clear();
-            self.exchanges.begin(self.start + self.now);
+            self.exchanges.begin_anew(self.start + self.now);
         }
         (self.began, self.client) = (Some(self.start + self.now), client);
         self.receiver.path_changed(self.moment());
