@@ -191,9 +191,8 @@ impl Uplink<'_> {
         let moment = moment(self.connection);
         let late_at = repair.congestion.late_at();
         if let Some(standby) = repair.late_standby(moment.now) {
-            let copies = repair.sender(moment).copies(moment);
-            let sent = copies.iter().filter(|datagram| standby.send(datagram, moment.now)).count();
-            self.counters.copied(sent as u64);
+            let send = |datagram: &Bytes| standby.send(datagram, moment.now);
+            self.counters.copied(repair.sender(moment).copy(moment, send));
         }
         match late_at? {
             at if at > moment.now => Some(at),

@@ -85,8 +85,8 @@ pub struct Sender {
     asked: Option<Instant>,
     proof: Proof,
     tail: Option<Tail>,
-    /// Small packets with numbers below this one have copies.
-    copied: u64,
+    /// Small packets with numbers below this one were offered to the standby.
+    offered: u64,
     /// Packets that were to be sent again because a path died or was silent, since the last look.
     resumed: u64,
 }
@@ -99,6 +99,8 @@ struct Sent {
     repeated: Option<Instant>,
     /// It waits to be sent again.
     waits: bool,
+    /// The standby took a copy.
+    has_copy: bool,
 }
 
 /// The packets that may still be sent again in the present round trip.
@@ -166,7 +168,7 @@ impl Default for Sender {
             asked: None,
             proof: Proof::default(),
             tail: None,
-            copied: 0,
+            offered: 0,
             resumed: 0,
         }
     }
@@ -210,6 +212,7 @@ impl Sender {
             at: now,
             repeated: None,
             waits: false,
+            has_copy: false,
         });
         datagram
     }
@@ -350,14 +353,14 @@ impl Sender {
     /// The path died, or was silent: small packets that may have been lost with it are sent again at once. Their
     /// numbers make copies harmless. Returns whether there are any.
     pub(crate) fn moved(&mut self, Moment { now, rtt }: Moment) -> bool {
-        // Those with a copy probably arrived.
         let oldest = self.oldest();
-        let without_copy = self.copied.saturating_sub(oldest) as usize;
-        let newest_first = self.ring.iter_mut().enumerate().skip(without_copy).rev();
+        let newest_first = self.ring.iter_mut().enumerate().rev();
         // What was sent again over the present path may be under way.
         let is_on_its_way = |at: Instant| Some(at) > self.proof.began && now < at + rtt;
         let small = newest_first.filter(|(_, sent)| {
+            // One with a copy probably arrived.
             !sent.waits
+                && !sent.has_copy
                 && sent.is_small()
                 && self.proof.leaves_open(sent.at, rtt)
                 && !sent.repeated.is_some_and(is_on_its_way)
@@ -372,20 +375,27 @@ impl Sender {
         self.is_wanted()
     }
 
-    /// The path is late: small packets that may be lost with it, each once.
-    pub(crate) fn copies(&mut self, Moment { rtt, .. }: Moment) -> Vec<Bytes> {
-        let copied = self.copied.saturating_sub(self.oldest()) as usize;
-        self.copied = self.next;
-        let small = self
-            .ring
-            .iter()
-            .skip(copied)
-            .rev()
-            .filter(|sent| sent.is_small() && self.proof.leaves_open(sent.at, rtt));
+    /// The path is late: offers small packets that may be lost with it to `copy`, each once. Returns how many it took.
+    pub(crate) fn copy(
+        &mut self,
+        Moment { rtt, .. }: Moment,
+        mut copy: impl FnMut(&Bytes) -> bool,
+    ) -> u64 {
+        let offered = self.offered.saturating_sub(self.oldest()) as usize;
+        self.offered = self.next;
+        let proof = &self.proof;
+        let newest_first = self.ring.iter_mut().skip(offered).rev();
+        let small = newest_first
+            .filter(|sent| sent.is_small() && proof.leaves_open(sent.at, rtt))
+            .take(MOST_SMALL);
         // The newest of them, in their order.
-        let mut copies: Vec<_> = small.take(MOST_SMALL).map(|sent| sent.datagram.clone()).collect();
-        copies.reverse();
-        copies
+        let small: Vec<_> = small.collect();
+        let mut taken = 0;
+        for sent in small.into_iter().rev() {
+            sent.has_copy = copy(&sent.datagram);
+            taken += u64::from(sent.has_copy);
+        }
+        taken
     }
 
     /// How many packets are sent again because a path died or was silent, since the last call.

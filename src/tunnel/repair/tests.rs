@@ -642,6 +642,26 @@ fn what_was_just_sent_again_is_not_sent_a_third_time_over_the_same_path() {
 }
 
 #[test]
+fn what_the_standby_did_not_take_is_sent_again_after_a_switch() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
+    let packets: Vec<_> = (0..4).map(|number| packet(0, number, 80)).collect();
+    let mut datagrams = Vec::new();
+    sender.number(&packets, moment(0), &mut datagrams);
+    let mut offered = Vec::new();
+    let taken = sender.copy(moment(200), |datagram| {
+        offered.push(datagram.clone());
+        offered.len() % 2 == 1
+    });
+    assert_eq!((taken, &offered), (2, &datagrams));
+    assert_eq!(sender.copy(moment(201), |_| true), 0, "each is offered once");
+    sender.moved(moment(300));
+    let repeated: Vec<_> =
+        std::iter::from_fn(|| sender.repeat(usize::MAX, moment(300).now)).collect();
+    assert_eq!(repeated, [datagrams[1].clone(), datagrams[3].clone()]);
+}
+
+#[test]
 fn nothing_is_asked_for_that_is_still_under_way_on_a_slower_path() {
     let mut world = World::new(Network { one_way: 150 * MS, ..Network::losing(0) }, 1);
     for number in 0..200 {
