@@ -17,7 +17,8 @@
 //! path takes over once it has answered a probe and, if it failed lately, has worked for a time that doubles with
 //! each failure.
 //!
-//! **An active path that works badly is left for a standby that was measured and is better**, never for an unknown one.
+//! **An active path that works badly is left for a standby that was measured and is better**, or that would be preferred
+//! in any case and has no known fault.
 //! See [`quality`](super::quality) and [`inspection`].
 //!
 //! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice
@@ -28,7 +29,8 @@ mod inspection;
 mod why;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -213,6 +215,8 @@ pub(crate) struct Manager {
     /// The failures of paths that are gone, for when they return.
     record: BTreeMap<PathKey, Failures>,
     connected: bool,
+    /// The server's addresses that are known to have the session.
+    homes: BTreeSet<SocketAddr>,
     active: Option<Active>,
     choice: Option<Choice>,
 }
@@ -226,6 +230,7 @@ impl Manager {
             paths: BTreeMap::new(),
             record: BTreeMap::new(),
             connected: false,
+            homes: BTreeSet::new(),
             active: None,
             choice: None,
         }
@@ -245,7 +250,9 @@ impl Manager {
             Some(Event::Candidates(found)) => self.update(found, now, &mut actions),
             Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
             Some(Event::Disconnected) => self.disconnect(),
-            Some(Event::HasSession(key, has_session)) => self.recognise(key, has_session),
+            Some(Event::HasSession(key, has_session)) => {
+                self.recognise(key, has_session, now, &mut actions);
+            }
             Some(Event::Answered(key, rtt)) => self.answer(key, rtt, now, &mut actions),
             Some(Event::Measured(key, rtt)) => self.measure(key, rtt),
             Some(Event::Symptoms(key, symptoms)) => self.feel(key, symptoms, now),
@@ -401,6 +408,7 @@ impl Manager {
 
     fn connect(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
+        self.homes = BTreeSet::from([key.server]);
         // A chosen link that is gone has failed.
         self.choice.take_if(|choice| {
             !choice.pinned && !self.paths.values().any(|path| path.link == choice.link)
@@ -424,9 +432,31 @@ impl Manager {
         self.record.extend(failures.map(|(key, path)| (key, path.failures)));
     }
 
-    fn recognise(&mut self, key: PathKey, has_session: bool) {
-        if let Some(path) = self.paths.get_mut(&key) {
-            path.is_stranger = !has_session;
+    fn recognise(
+        &mut self,
+        key: PathKey,
+        has_session: bool,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(path) = self.paths.get_mut(&key) else { return };
+        path.is_stranger = !has_session;
+        if has_session {
+            self.homes.insert(key.server);
+        } else {
+            self.homes.remove(&key.server);
+        }
+        let has_answered = match path.state {
+            State::Standby { check, .. } => !matches!(check, Some(Check::AnswerBy(_))),
+            State::Waiting | State::Probing { .. } | State::Failed { .. } => false,
+        };
+        let is_open = |active: Active| matches!(active.doubt, Some(Doubt::Open(_)));
+        if has_session
+            && has_answered
+            && is_allowed(self.choice.as_ref(), path)
+            && self.active.is_some_and(|active| active.key != key && is_open(active))
+        {
+            self.switch(key, Reason::Silent, now, actions);
         }
     }
 
@@ -462,13 +492,16 @@ impl Manager {
         };
         path.state = State::Standby { since, check };
         let (allowed, is_stranger) = (is_allowed(self.choice.as_ref(), path), path.is_stranger);
+        // At an address that is not known to have the session a mere handshake may be that of another machine, which soon says so.
+        let is_elsewhere = active.is_some_and(|active| active.server != key.server);
+        let is_sure = rtt.is_some() || !is_elsewhere || self.homes.contains(&key.server);
         match &mut self.active {
             // The answer proves that the path works, not that the connection does.
             Some(active) if active.key == key => {}
             Some(Active { doubt: Some(Doubt::Open(answered)), .. }) if allowed && is_stranger => {
                 answered.get_or_insert(now);
             }
-            Some(Active { doubt: Some(Doubt::Open(_)), .. }) if allowed => {
+            Some(Active { doubt: Some(Doubt::Open(_)), .. }) if allowed && is_sure => {
                 self.switch(key, Reason::Silent, now, actions);
             }
             Some(_) | None => {}
@@ -702,6 +735,7 @@ impl Manager {
         let is_good = path.quality.fault.is_none();
         let active = self.active().and_then(|key| self.paths.get(&key))?;
         match reason {
+            Reason::Chosen if path.is_stranger && self.may_have_session(&path.link) => None,
             Reason::Chosen => Some(reason),
             // A session is given up for a link that somebody chose, but for no other gain.
             _ if path.is_stranger => None,
@@ -721,6 +755,13 @@ impl Manager {
             // These are not found by a comparison.
             Reason::Gone | Reason::Silent | Reason::SendFailed => None,
         }
+    }
+
+    /// Whether a path over this link may lead to the session, or is still being asked.
+    fn may_have_session(&self, link: &str) -> bool {
+        self.paths.values().any(|path| {
+            path.link == link && !path.is_stranger && !matches!(path.state, State::Failed { .. })
+        })
     }
 
     /// The time from which a path may replace one that works; `None` unless it is a standby that is not being

@@ -421,6 +421,53 @@ fn a_session_is_given_up_for_a_link_that_somebody_chose() {
     assert!(actions.ends_with(&[Action::BeginAnew(key(2))]), "{actions:?}");
 }
 
+/// A path over this link to another address of the server.
+fn elsewhere(link: u32) -> (Candidate, LinkFacts) {
+    let (path, facts) = found(&[(link, 500)]).remove(0);
+    (Candidate { server: ([192, 0, 2, 9], 4433).into(), ..path }, facts)
+}
+
+#[test]
+fn a_handshake_with_another_address_is_no_proof_that_the_session_is_there() {
+    for (said, expected) in [(None, None), (Some(true), Some(Reason::Silent)), (Some(false), None)]
+    {
+        let mut fixture = on_wifi();
+        let spare = elsewhere(1);
+        let path = PathKey::from(&spare.0);
+        let links = [found(&[WIFI, LTE]), vec![spare]].concat();
+        assert_eq!(fixture.tell(Event::Candidates(links)), [Action::Ask(path)]);
+        doubt(&mut fixture);
+        assert_eq!(fixture.tell(Event::Answered(path, None)), []);
+        let told = said.map(|said| fixture.tell(Event::HasSession(path, said)));
+        let first = told.and_then(|actions| actions.first().copied());
+        assert_eq!(first, expected.map(|reason| Action::Switch(path, reason)), "{said:?}");
+        let actions = fixture.tell(Event::Answered(path, Some(10 * MS)));
+        let switches = actions.contains(&Action::Switch(path, Reason::Silent));
+        assert_eq!(switches, said.is_none(), "a server that says nothing is believed: {said:?}");
+    }
+}
+
+#[test]
+fn a_chosen_link_is_used_with_another_server_only_once_the_session_is_not_found_over_it() {
+    for answers in [true, false] {
+        let mut fixture = on_wifi_beside_a_stranger();
+        let other = elsewhere(2);
+        let path = PathKey::from(&other.0);
+        let links = [found(&[WIFI, LTE]), vec![other]].concat();
+        assert_eq!(fixture.tell(Event::Candidates(links)), [Action::Ask(path)]);
+        let actions = fixture.tell(choose(2));
+        assert!(!actions.contains(&Action::BeginAnew(key(2))), "{actions:?}");
+        let (event, expected) = if answers {
+            (Event::Answered(path, Some(50 * MS)), Action::Switch(path, Reason::Chosen))
+        } else {
+            let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+            (Event::Refused(path), Action::BeginAnew(key(2)))
+        };
+        let actions = fixture.tell(event);
+        assert!(actions.contains(&expected), "{actions:?}");
+    }
+}
+
 #[test]
 fn a_path_to_the_server_of_the_session_goes_before_one_to_another_server() {
     let mut fixture = on_wifi_beside_a_stranger();
