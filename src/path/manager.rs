@@ -37,7 +37,7 @@ use std::{
 use self::inspection::Quality;
 use super::{
     Condition, PathKey, Reason,
-    quality::{Burst, Sample, Symptoms},
+    quality::{Burst, Fault, Grade, Sample, Symptoms},
     rank::{Facts, LinkFacts, Verdict, compare},
 };
 use crate::{config::Paths, link::candidate::Candidate};
@@ -664,7 +664,7 @@ impl Manager {
         let active = self.active();
         let mut failed = Vec::new();
         for (key, path) in &mut self.paths {
-            path.quality.expire(now);
+            path.quality.expire(now, path.facts.metered && active != Some(*key));
             match path.state {
                 State::Probing { deadline } if deadline <= now => failed.push(*key),
                 State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {
@@ -740,6 +740,7 @@ impl Manager {
             // A session is given up for a link that somebody chose, but for no other gain.
             _ if path.is_stranger => None,
             // A path that works badly is no improvement.
+            Reason::Preferred if is_good || is_lesser_evil(path, active) => Some(reason),
             Reason::Preferred | Reason::Faster => is_good.then_some(reason),
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
                 if path.quality.cures(active.quality.fault?) {
@@ -861,6 +862,13 @@ impl Manager {
             self.fail(old.key, now, actions);
         }
     }
+}
+
+/// Whether a path that is preferred but loses some packets is used all the same, as the active one carries too little.
+fn is_lesser_evil(path: &Path, active: &Path) -> bool {
+    let is_lossy = |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
+    matches!(active.quality.fault, Some(Fault::Narrow(_)))
+        && path.quality.fault.is_some_and(is_lossy)
 }
 
 /// Whether the user's choice allows `path` to be used.

@@ -10,8 +10,9 @@
 use std::time::{Duration, Instant};
 
 use super::{Action, Manager, Path, PathKey, State};
-use crate::path::quality::{
-    Burst, Fault, Finding, Sample, Symptoms, fast_again, is_over, standby_fault,
+use crate::path::{
+    quality::{Burst, Fault, Finding, Sample, Symptoms, fast_again, is_over, standby_fault},
+    rank::{Facts, Verdict, compare},
 };
 
 /// The result of a burst comes by then, or not at all.
@@ -100,11 +101,16 @@ impl Quality {
     }
 
     /// Forgets what is too old.
-    pub(super) fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant, is_metered_standby: bool) {
         self.sample.take_if(|(at, _)| *at + FRESH < now);
         if self.awaited.take_if(|at| *at <= now).is_some() {
-            self.rest(now, 1);
+            self.rest(now, pauses(is_metered_standby));
         }
+    }
+
+    /// Whether nothing is known of bursts over the path.
+    fn is_unknown(&self) -> bool {
+        self.awaited.is_none() && self.sample.is_none()
     }
 
     /// Whether a burst may be made now; it is awaited from here on.
@@ -151,6 +157,11 @@ impl Quality {
             *next = (*next).min(last + SHORTEST_PAUSE);
         }
     }
+}
+
+/// How many times as long the pauses are.
+fn pauses(is_metered_standby: bool) -> u32 {
+    if is_metered_standby { METERED } else { 1 }
 }
 
 impl Manager {
@@ -221,7 +232,7 @@ impl Manager {
         if let Some(rtt) = sample.and_then(|sample| sample.rtt) {
             path.rtt = Some(rtt);
         }
-        let factor = if metered { METERED } else { 1 };
+        let factor = pauses(metered);
         let Some(fault) = quality.fault else { return quality.rest(now, factor) };
         if !sum.is_some_and(|sum| is_over(fault, &sum, quality.floor, active_rtt)) {
             quality.clean_since = None;
@@ -263,18 +274,44 @@ impl Manager {
             let has_standby = self.has_standby();
             return ((is_suspected || is_lossy) && has_standby).then_some(Burst::Small);
         }
-        if !matches!(path.state, State::Standby { .. }) {
+        if !may_serve(path) || !self.is_allowed(path) {
             return None;
         }
-        if let Some(fault) = path.quality.fault {
-            return Some(fault.burst());
-        }
-        if !self.is_allowed(path) || self.is_chosen(&active.link) {
-            return None;
-        }
-        match active.quality.fault {
-            Some(fault) => Some(fault.burst()),
-            None => (is_suspected && !path.facts.metered).then_some(Burst::Small),
-        }
+        let burst = match (path.quality.fault, active.quality.fault) {
+            (Some(fault), _) => self.is_of_use(path, active).then_some(fault.burst()),
+            (None, _) if self.is_chosen(&active.link) || !self.has_turn(key, path) => None,
+            (None, Some(fault)) => Some(fault.burst()),
+            (None, None) => (is_suspected && !path.facts.metered).then_some(Burst::Small),
+        };
+        // What queues on a link delays large echoes over all its paths.
+        burst.filter(|burst| *burst == Burst::Small || path.link != active.link)
     }
+
+    /// Whether it is of use to know that the fault of this standby is over, beside this active path.
+    fn is_of_use(&self, path: &Path, active: &Path) -> bool {
+        let without = Facts { fault: None, ..self.facts(path) };
+        !path.facts.metered
+            || active.quality.fault.is_some()
+            || matches!(compare(&self.facts(active), &without), Verdict::Better(_))
+    }
+
+    /// Whether this is the one standby of its link that is to be measured, as those of one link are mostly alike: the
+    /// best of those that were not measured for longest, once what is known of the others is too old.
+    fn has_turn(&self, key: PathKey, path: &Path) -> bool {
+        let place = |key: PathKey, path: &Path| (path.quality.last, self.facts(path), key);
+        let is_alike = |(other, it): &(&PathKey, &Path)| {
+            **other != key
+                && !self.is_active(**other)
+                && it.link == path.link
+                && it.quality.fault.is_none()
+                && may_serve(it)
+        };
+        let mut alike = self.paths.iter().filter(is_alike);
+        alike.all(|(other, it)| it.quality.is_unknown() && place(key, path) < place(*other, it))
+    }
+}
+
+/// Whether the session could move to this path.
+fn may_serve(path: &Path) -> bool {
+    matches!(path.state, State::Standby { .. }) && !path.is_stranger
 }

@@ -246,6 +246,79 @@ fn a_path_that_loses_packets_and_is_slow_is_one_that_loses_packets() {
 }
 
 #[test]
+fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
+    let mut fixture = on_wifi();
+    let other = elsewhere(2);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), []);
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(24, 10))), []);
+    fixture.now += 6 * SECOND;
+    let actions = feel(&mut fixture, lossy(0.1));
+    assert_eq!(actions, [small(1), Action::Sample(path, Burst::Small)], "it is its turn");
+    let _ = fixture.tell(Event::HasSession(key(2), false));
+    let _ = fixture.tell(Event::HasSession(path, false));
+    for _ in 0..400 {
+        for action in [fixture.wait(LOOK), feel(&mut fixture, lossy(0.1))].concat() {
+            match action {
+                Action::Sample(path, _) => {
+                    assert_eq!(path, key(1));
+                    let _ = fixture.tell(Event::Sampled(path, sample(24, 10)));
+                }
+                Action::Ask(path) => drop(fixture.tell(Event::Answered(path, Some(50 * MS)))),
+                Action::Forget(_) | Action::Switch(..) | Action::BeginAnew(_) => {
+                    panic!("{action:?}")
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn large_echoes_do_not_go_over_a_link_that_carries_too_little() {
+    let mut fixture = on_wifi();
+    let other = elsewhere(1);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    let narrow = Symptoms { rate: Some(200_000), ..Symptoms::default() };
+    assert_eq!(feel(&mut fixture, narrow), [Action::Sample(key(2), Burst::Large)]);
+}
+
+#[test]
+fn a_metered_standby_with_a_fault_is_measured_only_if_that_is_of_use() {
+    let mut fixture = with_metered_lte();
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    let _ = fixture.tell(Event::Answered(key(2), Some(500 * MS)));
+    assert!(fixture.manager.fault(key(2)).is_some());
+    let actions = fixture.wait(60 * SECOND);
+    assert!(!actions.iter().any(|it| matches!(it, Action::Sample(..))), "{actions:?}");
+    let _ = fixture.tell(Event::Answered(key(2), Some(500 * MS)));
+    let actions = feel(&mut fixture, Symptoms { rtt: Some(100 * MS), ..Symptoms::default() });
+    assert_eq!(actions, [small(2)]);
+}
+
+#[test]
+fn a_preferred_path_that_loses_some_packets_is_better_than_one_that_carries_too_little() {
+    for (answered, expected) in [(16, Some(key(1))), (8, Some(key(2)))] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let actions = fixture.tell(Event::Sampled(key(1), sample(answered, 10)));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+        let narrow = Symptoms { rate: Some(200_000), ..Symptoms::default() };
+        let _ = feel(&mut fixture, narrow);
+        let _ = fixture.wait(SHORTEST_DWELL);
+        let _ = feel(&mut fixture, narrow);
+        assert_eq!(fixture.manager.active(), expected, "{answered} of 24");
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        assert_eq!(fixture.manager.active(), expected, "it does not go to and fro");
+    }
+}
+
+#[test]
 fn a_path_that_seemed_dead_after_losses_is_measured_before_it_is_used_again() {
     for (loss, expected) in [(0.02, None), (0.2, Some(Fault::Lossy(20)))] {
         let mut fixture = on_wifi();
