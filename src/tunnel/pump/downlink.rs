@@ -156,14 +156,12 @@ impl Intake<'_> {
     /// Gives up what is too late, asks for what is missing.
     fn ask(&mut self, connection: &Connection) {
         let Some(receiver) = &mut self.receiver else { return };
-        if let Some(request) = receiver.expire(self.moment, self.batch)
-            && request.len() <= connection.datagram_send_buffer_space()
-        {
-            // One that is lost is made again.
-            let _ = connection.send_datagram(request);
-        }
-        if let Some(answer) = self.answer.take() {
-            let _ = connection.send_datagram(answer);
+        let request = receiver.expire(self.moment, self.batch);
+        for datagram in request.into_iter().chain(self.answer.take()) {
+            // One that is lost is made again. Without room, quinn would drop what it has not sent yet.
+            if datagram.len() <= connection.datagram_send_buffer_space() {
+                let _ = connection.send_datagram(datagram);
+            }
         }
         self.counters.repair(receiver.take_events());
     }

@@ -206,8 +206,10 @@ impl Uplink<'_> {
         let question = repair.exchanges().question(moment.now)?;
         let exchange = Exchange { id: question.id, is_answer: false };
         let resume = repair.receiver().resume(exchange, moment);
-        // One that is lost is asked again.
-        let _ = self.connection.send_datagram(resume);
+        // One that is lost is asked again. Without room, quinn would drop what it has not sent yet.
+        if resume.len() <= self.connection.datagram_send_buffer_space() {
+            let _ = self.connection.send_datagram(resume);
+        }
         Some(question)
     }
 
