@@ -181,7 +181,8 @@ impl Resume {
     /// What is not there, although later packets are: first numbers and counts.
     pub(crate) fn missing(&self) -> impl Iterator<Item = (Short, u8)> {
         let spans = self.spans.as_chunks::<SPAN>().0;
-        spans.iter().map(|[number @ .., count]| (Short::decode(*number), *count))
+        let spans = spans.iter().take(MAX_RANGES);
+        spans.map(|[number @ .., count]| (Short::decode(*number), *count))
     }
 }
 

@@ -56,7 +56,7 @@ const SMALL_TAIL: usize = 256;
 /// most.
 const SMALL: usize = 512;
 const MOST_SMALL: usize = 256;
-/// The most copies of a packet that answer one request.
+/// The most copies of a packet that answer one request, and how often questions have it sent again.
 const COPIES: u8 = 3;
 /// Packets that may be sent again in one round trip in any case.
 const LEAST_REPEATED: usize = 64;
@@ -101,6 +101,8 @@ struct Sent {
     waits: bool,
     /// The standby took a copy.
     has_copy: bool,
+    /// How often a question of the other side had it sent again.
+    questioned: u8,
 }
 
 /// The packets that may still be sent again in the present round trip.
@@ -213,6 +215,7 @@ impl Sender {
             repeated: None,
             waits: false,
             has_copy: false,
+            questioned: 0,
         });
         datagram
     }
@@ -280,17 +283,22 @@ impl Sender {
         self.next - self.ring.len() as u64
     }
 
-    /// Takes note of what the other side misses. Returns whether there is something to send again.
-    pub(crate) fn asked(&mut self, missing: &Missing, moment: Moment) -> bool {
-        let Moment { now, rtt } = moment;
-        self.asked = Some(now);
-        self.forget(moment);
+    /// A round trip may be over.
+    fn renew_allowance(&mut self, Moment { now, rtt }: Moment) {
         if self.allowance.ends.is_none_or(|ends| ends <= now) {
             // About as much as is sent in one round trip.
             let left = LEAST_REPEATED + self.ring.len() / (KEPT_ROUND_TRIPS + 1) as usize;
             let ends = Some(now + rtt.max(SHORTEST_ROUND_TRIP));
             self.allowance = Allowance { ends, left, looks: LOOKS };
         }
+    }
+
+    /// Takes note of what the other side misses. Returns whether there is something to send again.
+    pub(crate) fn asked(&mut self, missing: &Missing, moment: Moment) -> bool {
+        let Moment { now, rtt } = moment;
+        self.asked = Some(now);
+        self.forget(moment);
+        self.renew_allowance(moment);
         let oldest = self.oldest();
         for range in missing.ranges() {
             let Some(first) = range.first.near(self.next) else { continue };
@@ -326,6 +334,8 @@ impl Sender {
     pub(crate) fn resumed(&mut self, resume: &Resume, since: Instant, moment: Moment) -> bool {
         self.asked = Some(moment.now);
         self.forget(moment);
+        self.renew_allowance(moment);
+        let is_answer = resume.exchange.is_answer;
         // A number that is not here tells nothing.
         let Some(next) = resume.next.near(self.next).filter(|next| *next <= self.next) else {
             return self.is_wanted();
@@ -337,9 +347,21 @@ impl Sender {
         let (oldest, end) = (self.oldest(), self.next);
         for range in ranges.chain(iter::once(next..end)) {
             for number in range.start.max(oldest)..range.end.min(end) {
+                if self.allowance.looks == 0 {
+                    return self.is_wanted();
+                }
+                self.allowance.looks -= 1;
                 let sent = &mut self.ring[(number - oldest) as usize];
-                if sent.waits || sent.at > since || sent.repeated.is_some_and(|at| at >= since) {
+                let was_repeated = sent.repeated.is_some_and(|at| at >= since);
+                if sent.waits || sent.at > since || was_repeated || sent.kind == Kind::BareAck {
                     continue;
+                }
+                // We ask in measure ourselves; the other side may not.
+                if !is_answer {
+                    if sent.questioned == COPIES {
+                        continue;
+                    }
+                    sent.questioned += 1;
                 }
                 sent.waits = true;
                 self.resumed += 1;

@@ -662,6 +662,22 @@ fn what_the_standby_did_not_take_is_sent_again_after_a_switch() {
 }
 
 #[test]
+fn questions_without_end_have_a_packet_sent_again_three_times() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 10 * MS };
+    sender.number(&[packet(0, 0, 80), packet(0, 1, 1400), bare_ack()], moment(0), &mut Vec::new());
+    let question = Resume::encode(Exchange { id: 1, is_answer: false }, 0, []);
+    let Ok(Datagram::Resume(question)) = Datagram::decode(question) else { panic!() };
+    let mut repeated = 0;
+    for at in 1..50 {
+        let now = moment(50 * at);
+        sender.resumed(&question, now.now - now.rtt, now);
+        repeated += std::iter::from_fn(|| sender.repeat(usize::MAX, now.now)).count();
+    }
+    assert_eq!(repeated, 2 * 3);
+}
+
+#[test]
 fn nothing_is_asked_for_that_is_still_under_way_on_a_slower_path() {
     let mut world = World::new(Network { one_way: 150 * MS, ..Network::losing(0) }, 1);
     for number in 0..200 {
