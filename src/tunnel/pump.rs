@@ -88,9 +88,9 @@ impl Session {
         }
     }
 
-    /// Whether copies can be sent.
+    /// Whether copies can be sent now.
     pub(crate) fn has_standby(&self) -> bool {
-        self.standby().is_some_and(Standby::is_ready)
+        self.standby().is_some_and(|standby| standby.is_ready(clock::now()))
     }
 
     /// Takes a datagram that came over a probe connection if it is a copy.
@@ -152,7 +152,7 @@ impl Repair {
     fn late_standby(&self, now: Instant) -> Option<&Standby> {
         let standby = self.standby.as_ref()?;
         let is_late = || self.congestion.late_at().is_some_and(|at| at <= now);
-        ((standby.is_needed() || is_late()) && standby.is_ready()).then_some(standby)
+        ((standby.is_needed() || is_late()) && standby.is_ready(now)).then_some(standby)
     }
 
     /// The sender; it knows what was acknowledged so far.

@@ -20,6 +20,8 @@ use tokio::sync::Notify;
 const INBOX: usize = 256;
 /// Bytes around a copy on the network (IP, UDP, QUIC), about.
 const OVERHEAD: u32 = 64;
+/// A standby whose budget has no room for a packet of so many bytes is of no use.
+const SMALL: u32 = 512;
 /// Bytes a minute on a standby that is not metered, in both directions each, and the most that the other side may offer.
 pub(crate) const UNMETERED: u32 = 256 << 10;
 /// The same where the other side has sent a copy and not said how much may be sent back.
@@ -78,11 +80,11 @@ impl Standby {
         self.way().connection = None;
     }
 
-    /// Whether copies can be sent.
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether copies can be sent now.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
         let mut way = self.way();
         way.connection.take_if(|connection| connection.close_reason().is_some());
-        way.connection.is_some() && way.per_minute > 0
+        way.connection.is_some() && way.budget.has(SMALL + OVERHEAD, way.per_minute, now)
     }
 
     /// Sends a copy if it fits and the budget allows it; whether it did.
@@ -135,15 +137,23 @@ struct Budget {
 
 impl Budget {
     fn take(&mut self, bytes: u32, per_minute: u32, now: Instant) -> bool {
-        let since =
-            self.at.replace(now).map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
-        self.spent = (self.spent - since * f64::from(per_minute) / 60.0).max(0.0);
-        let spent = self.spent + f64::from(bytes);
-        let is_allowed = spent <= f64::from(per_minute);
+        let is_allowed = self.has(bytes, per_minute, now);
+        (self.spent, self.at) = (self.spent_by(per_minute, now), Some(now));
         if is_allowed {
-            self.spent = spent;
+            self.spent += f64::from(bytes);
         }
         is_allowed
+    }
+
+    /// Whether so many bytes may be spent.
+    fn has(&self, bytes: u32, per_minute: u32, now: Instant) -> bool {
+        self.spent_by(per_minute, now) + f64::from(bytes) <= f64::from(per_minute)
+    }
+
+    /// What is spent and not yet earned again now.
+    fn spent_by(&self, per_minute: u32, now: Instant) -> f64 {
+        let since = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        (self.spent - since * f64::from(per_minute) / 60.0).max(0.0)
     }
 }
 
@@ -157,12 +167,13 @@ mod tests {
     #[test]
     fn no_more_is_sent_in_a_minute_than_the_budget_has() {
         let (mut budget, start) = (Budget::default(), clock::now());
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let sent = |budget: &mut Budget, seconds: std::ops::Range<u64>| -> u32 {
             let times = seconds.flat_map(|at| (0..100).map(move |part| 1000 * at + 10 * part));
-            let at = |milliseconds| start + Duration::from_millis(milliseconds);
             times.map(|time| if budget.take(100, 6000, at(time)) { 100 } else { 0 }).sum()
         };
         assert_eq!(sent(&mut budget, 0..1), 6000, "a burst");
+        assert!(!budget.has(500, 6000, at(1000)) && budget.has(500, 6000, at(7000)));
         let minute = sent(&mut budget, 1..60);
         assert!((5800..=6000).contains(&minute), "{minute}");
         assert_eq!(sent(&mut budget, 600..601), 6000, "a burst after a pause");
