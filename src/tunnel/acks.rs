@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::{flow, repair::Moment};
 use crate::wire::{
     packet::Packet,
@@ -46,8 +48,8 @@ pub(crate) struct Thinning {
     before: u32,
     /// Round trips in a row that brought hardly more than the one before.
     steady: u8,
-    /// The last acknowledgement that was sent for many, and when it is sent once more.
-    copy: Option<(Instant, Packet)>,
+    /// The datagram of the last acknowledgement that was sent for many, and when it is sent once more.
+    copy: Option<(Instant, Bytes)>,
 }
 
 impl Thinning {
@@ -79,18 +81,20 @@ impl Thinning {
         (now < until && !self.is_full()).then_some(until)
     }
 
-    /// Removes the acknowledgements that the next packet of `batch` makes superfluous, where that is of use.
-    pub(crate) fn thin(&mut self, batch: &mut Vec<Packet>, now: Instant) {
+    /// Removes the acknowledgements that the next packet of `batch` makes superfluous, where that is of use. Returns the
+    /// place of the last one that stands for others, for [`Self::copy_later`].
+    pub(crate) fn thin(&self, batch: &mut Vec<Packet>, now: Instant) -> Option<usize> {
         let is_over = |at| now.saturating_duration_since(at) > ANSWERED;
         if self.is_full() || self.released.is_none_or(is_over) {
-            return;
+            return None;
         }
-        let before = batch.len();
-        thin(batch);
-        if batch.len() < before {
-            let last = batch.iter().rfind(|packet| acknowledged(packet.ip()).is_some());
-            self.copy = last.map(|packet| (now + COPIED, packet.detached()));
-        }
+        thin(batch)
+    }
+
+    /// An acknowledgement that stands for others is sent in this datagram, and once more soon. With its number, the other
+    /// side takes it only once: TCP takes an acknowledgement that comes twice for a loss.
+    pub(crate) fn copy_later(&mut self, datagram: Bytes, now: Instant) {
+        self.copy = Some((now + COPIED, datagram));
     }
 
     fn is_full(&self) -> bool {
@@ -98,8 +102,8 @@ impl Thinning {
     }
 
     /// The acknowledgement that is to be sent once more, if it is time to do so.
-    pub(crate) fn copy(&mut self, now: Instant) -> Option<Packet> {
-        self.copy.take_if(|(due, _)| *due <= now).map(|(_, packet)| packet)
+    pub(crate) fn copy(&mut self, now: Instant) -> Option<Bytes> {
+        self.copy.take_if(|(due, _)| *due <= now).map(|(_, datagram)| datagram)
     }
 
     /// When [`Self::copy`] has something to do.
@@ -114,34 +118,52 @@ const FLAGS: [u8; 2] = [0x00, 0x10];
 /// Timestamps (RFC 7323 §3.2), as they are aligned by everybody. Other options may say what no later packet says.
 const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
 
-/// Removes the acknowledgements that the next packet of `batch` makes superfluous.
-fn thin(batch: &mut Vec<Packet>) {
+/// Removes the acknowledgements that the next packet of `batch` makes superfluous. Returns the place of the last one that
+/// stands for others.
+fn thin(batch: &mut Vec<Packet>) -> Option<usize> {
+    let (mut at, mut last) = (0, None);
     batch.dedup_by(|later, earlier| {
         let superfluous = is_replaced(earlier.ip(), later.ip());
         if superfluous {
             std::mem::swap(later, earlier);
+            last = Some(at);
+        } else {
+            at += 1;
         }
         superfluous
     });
+    last
 }
 
-/// Whether `later` acknowledges more of the same connection, and otherwise says the same.
+/// Whether `later` acknowledges more of the same connection, and otherwise says the same. The sequence number of a
+/// keep-alive or of a probe of a closed window is another one, and the other side must answer it.
 fn is_replaced(earlier: &[u8], later: &[u8]) -> bool {
-    let acknowledged = || Some((acknowledged(earlier)?, acknowledged(later)?));
+    let bare = || Some((bare(earlier)?, bare(later)?));
     flow::is_same(earlier, later)
-        && acknowledged()
-            .is_some_and(|(earlier, later)| later.wrapping_sub(earlier).cast_signed() > 0)
+        && bare().is_some_and(|(earlier, later)| {
+            earlier.sequence == later.sequence
+                && later.acknowledged.wrapping_sub(earlier.acknowledged).cast_signed() > 0
+        })
 }
 
-/// What a bare acknowledgement acknowledges.
-fn acknowledged(ip: &[u8]) -> Option<u32> {
+/// What a bare acknowledgement says.
+struct Bare {
+    sequence: u32,
+    acknowledged: u32,
+}
+
+/// Reads a bare acknowledgement.
+fn bare(ip: &[u8]) -> Option<Bare> {
     let Transport { protocol, start, end } = Transport::of(ip)?;
     let tcp = &ip[start..end];
     let is_bare = protocol == Protocol::Tcp
         && end == ip.len()
         && [tcp[12] & 0x0f, tcp[13]] == FLAGS
         && (tcp.len() == 20 || tcp.len() == 32 && tcp[20..24] == TIMESTAMPS);
-    is_bare.then(|| u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]))
+    is_bare.then(|| Bare {
+        sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
+        acknowledged: u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]),
+    })
 }
 
 #[cfg(test)]
@@ -174,6 +196,14 @@ mod tests {
 
     fn bare(acknowledged: u32) -> Packet {
         segment(false, 1, acknowledged, 0x10, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], 0)
+    }
+
+    /// The same as a keep-alive: one number before what is next.
+    fn keep_alive(acknowledged: u32) -> Packet {
+        let mut bytes = bare(acknowledged).ip().to_vec();
+        let sequence = u32::from_be_bytes([bytes[24], bytes[25], bytes[26], bytes[27]]);
+        bytes[24..28].copy_from_slice(&sequence.wrapping_sub(1).to_be_bytes());
+        bytes.into()
     }
 
     fn left_of(packets: &[Packet]) -> Vec<Packet> {
@@ -220,13 +250,24 @@ mod tests {
     fn an_acknowledgement_that_stands_for_many_is_sent_twice() {
         let (start, mut thinning) = (Instant::now(), Thinning::default());
         thinning.released(start);
-        thinning.thin(&mut vec![bare(1000)], start);
-        assert_eq!(thinning.next_deadline(), None, "it stands for itself");
-        let other: Packet = of_flow(false, 17, 1, 60).into();
-        thinning.thin(&mut vec![bare(1000), bare(2000), other], start);
+        assert_eq!(thinning.thin(&mut vec![bare(1000)], start), None, "it stands for itself");
+        let of_other_flow = |acknowledged| segment(false, 2, acknowledged, 0x10, &[], 0);
+        let mut batch = vec![
+            of_other_flow(1),
+            bare(1000),
+            bare(2000),
+            bare(3000),
+            of_other_flow(2),
+            bare(4000),
+        ];
+        assert_eq!(thinning.thin(&mut batch, start), Some(1));
+        assert_eq!(batch[1], bare(3000));
+        assert_eq!(thinning.next_deadline(), None);
+        let datagram = Bytes::from_static(&[3]);
+        thinning.copy_later(datagram.clone(), start);
         assert_eq!(thinning.copy(start + 3 * MS), None);
         let due = thinning.next_deadline().unwrap();
-        assert_eq!((due, thinning.copy(due)), (start + 4 * MS, Some(bare(2000))));
+        assert_eq!((due, thinning.copy(due)), (start + 4 * MS, Some(datagram)));
         assert_eq!((thinning.copy(due), thinning.next_deadline()), (None, None));
     }
 
@@ -242,6 +283,8 @@ mod tests {
         let sack = [1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 2];
         for other in [
             bare(1000),
+            keep_alive(900),
+            keep_alive(2000),
             segment(false, 1, 2000, 0x10, &sack, 0),
             segment(false, 1, 2000, 0x10, &[], 100),
             segment(false, 1, 2000, 0x11, &[], 0),
@@ -304,6 +347,6 @@ mod tests {
     }
 
     fn is_bare(packet: &Packet) -> bool {
-        acknowledged(packet.ip()).is_some()
+        super::bare(packet.ip()).is_some()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Thinning, acknowledged};
+use super::{Thinning, bare};
 use crate::{
     tunnel::{
         flow::tests::of_flow,
@@ -227,7 +227,9 @@ fn window_after_slow_start(case: Case, seed: u64) -> u32 {
         }
         for datagram in down.tick(now) {
             match Datagram::decode(datagram).unwrap() {
-                Datagram::Packet(packet) => tcp.on_ack(acknowledged(packet.ip()).unwrap(), now),
+                Datagram::Packet(packet) => {
+                    tcp.on_ack(bare(packet.ip()).unwrap().acknowledged, now)
+                }
                 Datagram::Missing(missing) => {
                     sender.asked(&missing, moment);
                     while let Some(datagram) = sender.repeat(usize::MAX, moment.now) {

@@ -68,8 +68,11 @@ pub(crate) async fn uplink(
             Some(repair) => {
                 let moment = moment(connection);
                 queue.set_round_trip(moment.rtt);
-                repair.thinning().thin(&mut batch, moment.now);
+                let thinned = repair.thinning().thin(&mut batch, moment.now);
                 repair.sender(moment).number(&batch, moment, &mut datagrams);
+                if let Some(at) = thinned {
+                    repair.thinning().copy_later(datagrams[at].clone(), moment.now);
+                }
             }
             None => datagrams.extend(batch.iter().map(|packet| packet.datagram().clone())),
         }
@@ -178,9 +181,9 @@ impl Uplink<'_> {
         drop(sender);
         let mut thinning = repair.thinning();
         if let Some(copy) = thinning.copy(moment.now)
-            && copy.datagram().len() <= self.connection.datagram_send_buffer_space()
+            && copy.len() <= self.connection.datagram_send_buffer_space()
         {
-            self.send_now(copy.datagram().clone());
+            self.send_now(copy);
         }
         let exchange = repair.exchanges().next_deadline().filter(|_| all_sent);
         [next, thinning.next_deadline(), exchange].into_iter().flatten().min()
