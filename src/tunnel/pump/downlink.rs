@@ -59,8 +59,10 @@ pub(crate) async fn downlink(
             answer: None,
         };
         intake.follow(&mut way);
-        intake.take_copies(first.is_some());
+        // What came over the path in use makes its copies superfluous.
+        let is_path_heard = first.is_some();
         intake.take_all(connection, first);
+        intake.take_copies(is_path_heard);
         intake.ask(connection);
         drop(intake);
         if !batch.is_empty() {
@@ -124,15 +126,18 @@ impl Intake<'_> {
                 receiver.as_ref().map_or(0, |receiver| receiver.duplicates())
             };
             let before = duplicates(&self.receiver);
-            self.take(datagram);
-            if !is_packet || duplicates(&self.receiver) > before {
+            let is_taken = self.take(datagram);
+            if !is_packet || !is_taken || duplicates(&self.receiver) > before {
                 continue;
             }
             self.counters.rescued();
-            if let Some(receiver) = &mut self.receiver {
-                receiver.wait_for_switch(self.moment.now);
+            if is_path_heard {
+                continue;
             }
-            if !is_path_heard && !standby.set_needed(true) {
+            if let Some(receiver) = &mut self.receiver {
+                receiver.wait_for_switch(self.moment);
+            }
+            if !standby.set_needed(true) {
                 repair.wanted.notify_one();
             }
         }
@@ -166,18 +171,23 @@ impl Intake<'_> {
         self.counters.repair(receiver.take_events());
     }
 
-    fn take(&mut self, datagram: Bytes) {
+    /// Takes a datagram; whether it could be read.
+    fn take(&mut self, datagram: Bytes) -> bool {
         let taken = match Datagram::decode(datagram) {
             Ok(Datagram::Fragment(fragment)) => match self.joiner.join(fragment) {
                 Joined::Packet(whole) => Datagram::decode(whole).and_then(|it| self.take_whole(it)),
                 Joined::Incomplete => Ok(()),
-                Joined::Duplicate => return self.counters.dropped(DropReason::LostPiece, 1),
+                Joined::Duplicate => {
+                    self.counters.dropped(DropReason::LostPiece, 1);
+                    Ok(())
+                }
             },
             whole => whole.and_then(|it| self.take_whole(it)),
         };
         if let Err(Unknown) = taken {
             self.counters.dropped(DropReason::UnknownDatagram, 1);
         }
+        taken.is_ok()
     }
 
     fn take_whole(&mut self, datagram: Datagram) -> Result<(), Unknown> {

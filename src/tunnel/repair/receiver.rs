@@ -226,8 +226,10 @@ impl Receiver {
         self.deadline = self.deadline.map(|_| quiet_until);
     }
 
-    /// Packets come over a standby while the path in use is in trouble: what is missing may have to wait for a switch.
-    pub(crate) fn wait_for_switch(&mut self, now: Instant) {
+    /// Packets come over a standby while the path in use is late: what is missing may be under way there, and would be
+    /// sent again into the same queue, or may have to wait for a switch.
+    pub(crate) fn wait_for_switch(&mut self, Moment { now, rtt }: Moment) {
+        self.quiet_until = self.quiet_until.max(Some(now + rtt.min(PATIENCE)));
         self.patient_until = Some(now + PATIENCE);
     }
 

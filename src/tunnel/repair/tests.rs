@@ -678,6 +678,23 @@ fn questions_without_end_have_a_packet_sent_again_three_times() {
 }
 
 #[test]
+fn what_copies_overtake_is_not_asked_for_within_a_round_trip() {
+    let (start, mut receiver) = (Instant::now(), Receiver::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
+    let mut datagrams = Vec::new();
+    let packets: Vec<_> = (0..3).map(|number| packet(0, number, 80)).collect();
+    Sender::default().number(&packets, moment(0), &mut datagrams);
+    let mut batch = Vec::new();
+    for at in [0, 2] {
+        let Ok(Datagram::Numbered(it)) = Datagram::decode(datagrams[at].clone()) else { panic!() };
+        receiver.receive(it, moment(0), &mut batch);
+    }
+    receiver.wait_for_switch(moment(0));
+    let asked = |at: &u32| receiver.expire(moment(*at), &mut batch).is_some();
+    assert_eq!((1..100).find(asked), Some(40));
+}
+
+#[test]
 fn nothing_is_asked_for_that_is_still_under_way_on_a_slower_path() {
     let mut world = World::new(Network { one_way: 150 * MS, ..Network::losing(0) }, 1);
     for number in 0..200 {
