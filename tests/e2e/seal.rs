@@ -189,6 +189,7 @@ fn rules(host: &Host) -> String {
     run(host, "ip", &["-4", "rule"]) + &run(host, "ip", &["-6", "rule"])
 }
 
+#[cfg(feature = "metrics")]
 fn sysctl(host: &Host, name: &str) -> String {
     run(host, "cat", &[&format!("/proc/sys/net/{name}")]).trim().into()
 }
