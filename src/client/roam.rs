@@ -106,6 +106,8 @@ pub(super) struct Roamer<'a> {
     quality: Watch,
     /// The manager knows the active path's round trip.
     is_measured: bool,
+    /// Nobody answered since the machine or the process slept: the standby may be as dead as the path in use.
+    is_waking: bool,
     /// The path over which the connection was made.
     first: PathKey,
     /// The path over which a server answered that does not know the connection.
@@ -158,6 +160,7 @@ impl<'a> Roamer<'a> {
             meter: SwitchMeter::default(),
             quality: Watch::default(),
             is_measured: false,
+            is_waking: false,
             first,
             answered: None,
             left: None,
@@ -180,6 +183,7 @@ impl<'a> Roamer<'a> {
             self.roaming.heart.beat();
             if suspend.was_suspended() {
                 info!("woke up");
+                self.is_waking = true;
                 self.handle_event(Event::Woke);
             }
             let active = self.manager.active();
@@ -227,7 +231,10 @@ impl<'a> Roamer<'a> {
     fn hear(&mut self, event: Event) {
         self.inquiries.hear(&event);
         match event {
-            Event::Answered(key, _) => self.forgotten.answered(key),
+            Event::Answered(key, _) => {
+                self.is_waking = false;
+                self.forgotten.answered(key);
+            }
             Event::HasSession(key, false) if self.is_unheard(key) => self.begin_anew(key),
             _ => {}
         }
@@ -245,7 +252,8 @@ impl<'a> Roamer<'a> {
 
     /// Lets copies go over the best standby; the server is told `again` if it may not have heard.
     fn use_standby(&self, again: bool) {
-        let standby = self.manager.backup().and_then(|(key, is_metered)| {
+        let standby = self.manager.backup().filter(|_| !self.is_waking);
+        let standby = standby.and_then(|(key, is_metered)| {
             let metered = self.config.borrow().paths.metered_copies;
             let per_minute = if is_metered { metered } else { pump::UNMETERED };
             Some((self.paths.standing(key)?, per_minute))
@@ -538,6 +546,7 @@ impl<'a> Roamer<'a> {
 
     /// The active path answers again. What was sent into the silence may be lost.
     fn trust(&mut self, active: PathKey) {
+        self.is_waking = false;
         self.datapath.session.resume();
         if !self.manager.is_asked_again(active) {
             self.paths.stop_asking(active);
