@@ -73,6 +73,11 @@ impl MigratingConnection {
         }
     }
 
+    /// Waits until something is sent after a rest. Cancel safe.
+    pub(super) async fn stirs(&self) {
+        self.socket.stirs().await;
+    }
+
     /// When the newest packet that was acknowledged was sent.
     pub(super) fn newest_acknowledged(&self) -> Option<Instant> {
         self.congestion.newest_acknowledged()

@@ -218,6 +218,9 @@ impl<'a> Roamer<'a> {
                 }
                 () = self.connection.overdue(), if !is_suspected && active.is_some() => self.judge(),
                 () = time::sleep(WATCH), if self.is_watching() => self.watch(),
+                () = self.connection.stirs(), if self.quality.is_resting() => {
+                    self.quality.wake(clock::now());
+                }
                 () = sleep_until(look) => self.look(),
                 () = sleep_until(deadline) => self.handle_event(None),
             }

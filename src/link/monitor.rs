@@ -7,19 +7,23 @@
 //! ```
 //! Messages are hints only: each consumer reads the whole state again and compares. So a message that was lost,
 //! repeated or about something else does no harm. Messages that the kernel dropped (ENOBUFS) are a hint, as is a
-//! socket that was opened again. A poll every 5 s finds changes without a message.
+//! socket that was opened again. A poll every 15 s finds changes without a message; all consumers make it at once, so
+//! that a machine that saves power wakes up for one only.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use rtnetlink::MulticastGroup;
 use tokio::{sync::watch, time};
 use tracing::warn;
 
-use crate::task::Task;
+use crate::{clock, task::Task};
 
-/// The groups whose messages can mean that a path appeared or vanished.
-const GROUPS: [MulticastGroup; 7] = [
+/// The groups whose messages can mean that a path appeared or vanished, or that a filter changed.
+const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
@@ -27,9 +31,10 @@ const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
+    MulticastGroup::Ipv4Netconf,
 ];
 /// The interval of the poll.
-pub(crate) const POLL: Duration = Duration::from_secs(5);
+pub(crate) const POLL: Duration = Duration::from_secs(15);
 /// The pause before a failed netlink socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -37,6 +42,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Monitor {
     hints: watch::Sender<()>,
+    since: Instant,
     _task: Task,
 }
 
@@ -58,12 +64,12 @@ impl Monitor {
     {
         let (mut open, hints) = (open, watch::Sender::default());
         let task = Task::spawn("monitor", pass_on(open()?, open, hints.clone()));
-        Ok(Self { hints, _task: task })
+        Ok(Self { hints, since: clock::now(), _task: task })
     }
 
     /// Hints of all changes after this call.
     pub(crate) fn hints(&self) -> Hints {
-        Hints(self.hints.subscribe())
+        Hints { changes: self.hints.subscribe(), since: self.since }
     }
 }
 
@@ -89,37 +95,42 @@ async fn pass_on<S: Stream + Unpin>(
 
 /// The hints of one consumer. All changes while it does not wait make one hint.
 #[derive(Clone, Debug)]
-pub struct Hints(watch::Receiver<()>);
+pub struct Hints {
+    changes: watch::Receiver<()>,
+    /// The polls are whole intervals after this.
+    since: Instant,
+}
 
 impl Hints {
-    /// The hints of a simulated kernel.
-    #[cfg(test)]
+    /// The hints of a kernel that is told of by `hints`.
     pub(crate) fn of(hints: &watch::Sender<()>) -> Self {
-        Self(hints.subscribe())
+        Self { changes: hints.subscribe(), since: clock::now() }
     }
 
     /// Gives no hints.
     pub fn none() -> Self {
-        Self(watch::Sender::default().subscribe())
+        Self::of(&watch::Sender::default())
     }
 
     /// Hints for another consumer, of all changes after this call.
     #[must_use]
     pub(crate) fn again(&self) -> Self {
         let mut again = self.clone();
-        again.0.mark_unchanged();
+        again.changes.mark_unchanged();
         again
     }
 
-    /// Returns after a change, or after [`POLL`] without one. Cancel safe.
+    /// Returns after a change, or when the next poll is due. Cancel safe.
     pub(crate) async fn changed(&mut self) {
+        let since_poll = clock::now().duration_since(self.since).as_nanos() % POLL.as_nanos();
+        let until_poll = POLL - Duration::from_nanos(since_poll as u64);
         // A timeout is the poll.
-        let _ = time::timeout(POLL, self.hint()).await;
+        let _ = time::timeout(until_poll, self.hint()).await;
     }
 
     /// Returns after a change, and consumes all hints so far. Cancel safe.
     pub(crate) async fn hint(&mut self) {
-        if self.0.changed().await.is_err() {
+        if self.changes.changed().await.is_err() {
             std::future::pending().await
         }
     }
@@ -176,10 +187,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_hint_the_links_are_read_periodically() {
-        let mut hints = Hints::none();
-        let begun = time::Instant::now();
-        hints.changed().await;
-        assert_eq!(begun.elapsed(), POLL);
+    async fn without_a_hint_all_consumers_read_the_links_at_once() {
+        let (monitor, kernel) = monitor(1);
+        let begun = clock::now();
+        time::sleep(POLL / 3).await;
+        let mut first = monitor.hints();
+        kernel[0].send(()).unwrap();
+        first.changed().await;
+        assert_eq!(clock::now(), begun + POLL / 3);
+        let mut second = first.again();
+        for polls in 1..4 {
+            let late = async {
+                time::sleep(POLL / 4).await;
+                second.changed().await;
+                clock::now()
+            };
+            let ((), at) = tokio::join!(first.changed(), late);
+            assert_eq!((clock::now(), at), (begun + polls * POLL, begun + polls * POLL));
+        }
     }
 }

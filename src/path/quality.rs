@@ -20,10 +20,10 @@ use super::Reason;
 
 /// From one look at the counters to the next.
 const LOOK: Duration = Duration::from_millis(250);
-/// The same while the tunnel is idle.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// Losses are counted over this time.
 const WINDOW: Duration = Duration::from_secs(2);
+/// A tunnel with no more packets than this in that time, each way, rests: keep-alives are such.
+const FEW: u64 = 4;
 /// Losses in this time after a switch may be those of the path before.
 const SETTLE: Duration = Duration::from_secs(1);
 /// The round trip is the shortest in so many looks with a sample, which are not older than this. Rarer ones show how
@@ -148,6 +148,10 @@ pub(crate) struct Watch {
     /// Round trips with the time of their look.
     rtts: VecDeque<(Instant, Duration)>,
     since: Option<Instant>,
+    /// Nothing is looked at until something is sent.
+    is_resting: bool,
+    /// When something was, after a rest.
+    woken: Option<Instant>,
     /// The highest rate of the path so far.
     best: u64,
 }
@@ -161,11 +165,22 @@ impl Watch {
     /// When the next look is due.
     #[must_use]
     pub(crate) fn next_look(&self) -> Option<Instant> {
-        let Some(last) = self.looks.back() else { return Some(self.since? + LOOK) };
-        let idle = self.looks.iter().rev().nth(2).is_some_and(|before| {
-            (before.acknowledged, before.received) == (last.acknowledged, last.received)
-        });
-        Some(last.at + if idle { IDLE_LOOK } else { LOOK })
+        if self.is_resting {
+            return None;
+        }
+        Some(self.looks.back().map(|look| look.at).max(self.woken).or(self.since)? + LOOK)
+    }
+
+    /// Whether the tunnel is idle: the next look is due after [`Self::wake`] only.
+    #[must_use]
+    pub(crate) fn is_resting(&self) -> bool {
+        self.is_resting
+    }
+
+    /// Something is sent.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        self.is_resting = false;
+        self.woken = Some(now);
     }
 
     /// Takes in the counters; what they show.
@@ -184,9 +199,22 @@ impl Watch {
         {
             self.rtts.pop_front();
         }
+        self.is_resting = self.is_quiet();
         let rate = self.rate();
         self.best = self.best.max(rate[0]);
         Symptoms { loss: self.loss(), rtt: self.rtt(rate), rate: self.narrow(rate[0]) }
+    }
+
+    /// Whether hardly anything happened in the window.
+    fn is_quiet(&self) -> bool {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else {
+            return false;
+        };
+        self.looks.len() > 1
+            && last.at >= first.at + WINDOW
+            && last.acknowledged <= first.acknowledged + FEW
+            && last.received <= first.received + FEW
+            && (last.lost, last.missing) == (first.lost, first.missing)
     }
 
     /// What people are shown.

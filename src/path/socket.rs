@@ -86,6 +86,7 @@ pub struct PathSocket {
     /// When the first packet was sent on the active path since the last one was received.
     unheard: AtomicInstant,
     went_unheard: Notify,
+    stirs: Notify,
     receiver: AtomicWaker,
     senders: Mutex<Vec<Waker>>,
 }
@@ -122,6 +123,7 @@ impl PathSocket {
             unsent: AtomicU64::default(),
             unheard: AtomicInstant::default(),
             went_unheard: Notify::new(),
+            stirs: Notify::new(),
             receiver: AtomicWaker::new(),
             senders: Mutex::default(),
         })
@@ -173,6 +175,11 @@ impl PathSocket {
         self.went_unheard.notified().await;
     }
 
+    /// The same, for another task or branch, which hears of what was sent since its last call as well. Cancel safe.
+    pub(crate) async fn stirs(&self) {
+        self.stirs.notified().await;
+    }
+
     /// Expects no answer to the packets sent so far.
     pub fn expect_nothing(&self) {
         self.unheard.clear();
@@ -182,6 +189,7 @@ impl PathSocket {
         if self.unheard.is_none() {
             self.unheard.set(clock::now());
             self.went_unheard.notify_one();
+            self.stirs.notify_one();
         }
     }
 

@@ -161,12 +161,39 @@ fn a_path_that_never_carried_more_is_not_called_narrow_unless_it_is_very_slow() 
 }
 
 #[test]
-fn looks_are_rare_while_nothing_happens() {
+fn a_tunnel_that_only_keeps_itself_alive_is_not_looked_at() {
     let mut path = path();
+    for _ in 0..8 {
+        assert_eq!(path.watch.next_look(), Some(path.look.at + LOOK));
+        path.next(|_| ());
+    }
+    assert!(path.watch.is_resting());
+    assert_eq!(path.watch.next_look(), None);
+    for keep_alives in [true, false] {
+        path.look.at += 15 * WINDOW;
+        path.watch.wake(path.look.at);
+        assert_eq!(path.watch.next_look(), Some(path.look.at + LOOK));
+        let packets = if keep_alives { FEW } else { FEW + 1 };
+        path.next(|look| look.acknowledged += packets);
+        assert_eq!(path.watch.is_resting(), keep_alives);
+    }
+    assert_eq!(path.watch.next_look(), Some(path.look.at + LOOK));
+}
+
+#[test]
+fn a_tunnel_that_lost_something_or_has_just_moved_is_looked_at() {
+    let mut path = path();
+    for _ in 0..7 {
+        path.next(|_| ());
+    }
+    path.next(|look| look.missing += 1);
+    for _ in 0..7 {
+        path.next(|_| ());
+        assert!(!path.watch.is_resting());
+    }
     path.next(|_| ());
-    path.next(|_| ());
-    assert_eq!(path.watch.next_look(), Some(path.look.at + IDLE_LOOK));
-    path.next(|look| look.received += 1);
+    assert!(path.watch.is_resting());
+    path.watch.begin(path.look.at);
     assert_eq!(path.watch.next_look(), Some(path.look.at + LOOK));
 }
 
