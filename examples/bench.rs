@@ -8,6 +8,9 @@
 #![expect(clippy::disallowed_methods, reason = "measures in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
+#[path = "bench/quinn.rs"]
+mod quinn;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -46,6 +49,7 @@ struct Row {
 
 fn main() -> anyhow::Result<()> {
     let bench = Bench::set_up()?;
+    let limit = bench.quinn()?;
     let mut rows = Vec::new();
     for (what, up, streams) in
         [("TCP up", true, 1), ("TCP down", false, 1), ("TCP up, 4 streams", true, 4)]
@@ -64,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         let ratio = tunnel / link;
         println!("{what:<22}{link:>10.2}{tunnel:>10.2}{ratio:>8.2}{cpu:>10}  {unit}");
     }
+    println!("quinn alone, datagrams: {:.0} Mbit/s, {:.1} CPU s/GB", limit.0, limit.1);
     for daemon in &bench.daemons {
         println!("{}: {} kB resident at most", daemon.name(), peak_memory(daemon)?);
     }
@@ -126,13 +131,15 @@ impl Bench {
 
     /// Seconds of CPU that the daemons have used.
     fn cpu(&self) -> anyhow::Result<f64> {
-        let used = |daemon: &Process| {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid()))?;
-            let after_name = stat.rsplit(')').next().context("stat without a name")?;
-            let ticks = after_name.split_whitespace().skip(11).take(2);
-            anyhow::Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
-        };
-        self.daemons.iter().map(used).sum()
+        self.daemons.iter().map(|daemon| used(daemon.pid())).sum()
+    }
+
+    /// Mbit/s of plain datagrams in a QUIC connection over the link, and seconds of both ends' CPU for 10^9 bytes.
+    fn quinn(&self) -> anyhow::Result<(f64, f64)> {
+        let before = used(std::process::id())?;
+        let to = SocketAddr::from(([10, 77, 0, 1], 4434));
+        let (rate, bytes) = quinn::datagrams(&self.client, &self.server, to)?;
+        Ok((rate, (used(std::process::id())? - before) / (bytes as f64 / 1e9)))
     }
 
     /// Mbit/s of payload, and bytes in all.
@@ -237,6 +244,14 @@ impl Bench {
             bulk.map(|_| (late, 0))
         })
     }
+}
+
+/// Seconds of CPU that a process has used.
+fn used(pid: impl std::fmt::Display) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(')').next().context("stat without a name")?;
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
 }
 
 /// What was counted in a second, after one that is left out.
