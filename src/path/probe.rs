@@ -18,7 +18,7 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::{
     sync::{Notify, mpsc},
-    time::{self, Instant},
+    time::{self, Instant, error::Elapsed},
 };
 use tracing::debug;
 
@@ -39,8 +39,11 @@ use crate::{
 
 /// The minimum time before a question is repeated; three round trips if that is longer.
 const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
-/// The longest time for a burst, with a handshake if need be.
-const BURST: Duration = Duration::from_millis(2000);
+/// The longest time until a burst may begin: for a handshake, if need be.
+const READY: Duration = Duration::from_millis(2000);
+/// From one handshake for a burst to the next, until one is complete: the path likely loses packets, and QUIC repeats
+/// them ever more rarely.
+const FURTHER: Duration = Duration::from_millis(250);
 /// Capacity of the channel for questions: a newer one replaces older ones, and a burst waits beside it.
 const QUESTIONS: usize = 4;
 
@@ -235,7 +238,7 @@ impl Asker {
             } else if let Some(burst) = burst.take() {
                 let mut sampling = Sampling::new(burst);
                 let is_silent = tokio::select! {
-                    made = time::timeout(BURST, self.sample(&mut sampling)) => made.is_err(),
+                    made = self.sample(&mut sampling) => made.is_err(),
                     // What was sent so far counts.
                     again = asked.recv() => {
                         pending = matches!(again, Some(Wanted::Echo));
@@ -328,17 +331,35 @@ impl Asker {
         Some(Outcome::Echo(rtt))
     }
 
-    /// Makes a burst on the existing connection or a new one; `None` if that failed.
-    async fn sample(&mut self, sampling: &mut Sampling) -> Option<()> {
+    /// Makes a burst on the existing connection or a new one, if there is one in time.
+    async fn sample(&mut self, sampling: &mut Sampling) -> Result<(), Elapsed> {
+        if let Some(connection) = time::timeout(READY, self.ready()).await? {
+            // What came until it ended counts.
+            let _ = sampling.run(&connection, self.epoch, &*self.prober.heard).await;
+        }
+        Ok(())
+    }
+
+    /// The existing connection or a new one, over which all arrives; `None` if it failed.
+    async fn ready(&mut self) -> Option<Connection> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         if self.standing.is_none() {
-            let connected = self.connect(true).await;
+            let connected = loop {
+                if let Ok(connected) = time::timeout(FURTHER, self.connect(true)).await {
+                    break connected;
+                }
+            };
             self.attempt = None;
             self.standing = Some(connected.ok()?);
             (self.is_new, self.has_session, self.last) = (true, None, None);
         }
-        let heard = self.prober.heard.clone();
-        sampling.run(&self.standing.as_ref()?.connection, self.epoch, &*heard).await
+        let connection = &self.standing.as_ref()?.connection;
+        if self.is_new {
+            // A server drops what overtakes the end of the handshake.
+            echo(connection, self.epoch, &self.prober).await?;
+            self.is_new = false;
+        }
+        Some(connection.clone())
     }
 
     /// Waits for the first of all handshakes to complete: those of replaced questions, one that `at_once` starts
