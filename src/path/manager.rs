@@ -57,6 +57,8 @@ const SILENT_RETRY: Duration = Duration::from_millis(100);
 /// `LONGEST_DWELL`.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
 const LONGEST_DWELL: Duration = Duration::from_secs(120);
+/// The same for a path that was measured to be better than an active one that works badly.
+const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
 /// The time without a failure after which the earlier failures of a path no longer count.
 const FORGIVENESS: Duration = Duration::from_secs(600);
 /// While the active path is silent and another server answers, which does not have our session, the server that has it
@@ -775,7 +777,10 @@ impl Manager {
         if matches!(check, Some(Check::AnswerBy(_))) {
             return None;
         }
-        Some(since + path.failures.dwell(since))
+        let dwell = path.failures.dwell(since);
+        let fault = self.active().and_then(|active| self.fault(active));
+        let is_cure = fault.is_some_and(|fault| path.quality.cures(fault));
+        Some(since + if is_cure { dwell.min(LONGEST_DWELL_OF_CURE) } else { dwell })
     }
 
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {

@@ -133,6 +133,34 @@ fn a_burst_that_is_not_sure_is_repeated_twice() {
     assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)], "7 of 48");
 }
 
+/// It would have to work for minutes before it is preferred to a path that is good.
+#[test]
+fn a_standby_that_failed_often_takes_over_from_a_bad_path_once_it_was_measured() {
+    let mut fixture = on_wifi();
+    for _ in 0..6 {
+        let _ = fixture.tell(candidates(&[WIFI]));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+    }
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    let _ = feel(&mut fixture, lossy(0.2));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [], "it just came back");
+    let mut moved = None;
+    for second in 1..10 {
+        for action in fixture.wait(SECOND) {
+            match action {
+                Action::Sample(path, _) => {
+                    let answered = [12, 24][path.link as usize - 1];
+                    let _ = fixture.tell(Event::Sampled(path, sample(answered, 50)));
+                }
+                Action::Switch(path, Reason::Lossy) => moved = moved.or(Some((second, path))),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(moved, Some((4, key(2))));
+}
+
 #[test]
 fn a_path_over_which_not_even_a_burst_can_be_made_is_judged_by_its_losses() {
     for (loss, expected) in [(0.1, None), (0.3, Some(Action::Switch(key(2), Reason::Lossy)))] {
