@@ -286,7 +286,10 @@ impl Manager {
             let own = match path.state {
                 State::Waiting => None,
                 State::Probing { deadline } => Some(deadline),
-                State::Standby { check: Some(Check::At(at) | Check::AnswerBy(at)), .. } => Some(at),
+                State::Standby { check: Some(Check::At(at)), .. } => {
+                    Some(path.quality.awaited().map_or(at, |until| at.max(until)))
+                }
+                State::Standby { check: Some(Check::AnswerBy(at)), .. } => Some(at),
                 State::Standby { check: None, .. } => None,
                 State::Failed { retry_at } => Some(retry_at),
             };
@@ -341,7 +344,8 @@ impl Manager {
     #[must_use]
     pub(crate) fn is_asked_again(&self, key: PathKey) -> bool {
         let is_asked = |path: &Path| {
-            path.quality.is_awaited() || !matches!(path.state, State::Standby { check: None, .. })
+            path.quality.awaited().is_some()
+                || !matches!(path.state, State::Standby { check: None, .. })
         };
         self.wanted(key).is_some() || self.paths.get(&key).is_some_and(is_asked)
     }
@@ -672,7 +676,10 @@ impl Manager {
                 State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {
                     failed.push(*key);
                 }
-                State::Standby { since, check: Some(Check::At(at)) } if at <= now => {
+                // A question would cut a burst short.
+                State::Standby { since, check: Some(Check::At(at)) }
+                    if at <= now && path.quality.awaited().is_none() =>
+                {
                     path.state = State::Standby { since, check: Some(Check::AnswerBy(deadline)) };
                     actions.push(Action::Ask(*key));
                 }

@@ -58,6 +58,8 @@ const BAD_WITH_SYMPTOMS: f64 = 0.06;
 const BAD_WITHOUT_BURST: f64 = 0.15;
 /// Fewer echoes than this do not show that a path is good.
 const ENOUGH: u32 = 8;
+/// With one lost among fewer than these, a path with such symptoms is not shown to be good either.
+const ENOUGH_WITH_SYMPTOMS: u32 = 40;
 /// A path that loses this percentage in each direction is hardly of use.
 const AWFUL: u8 = 20;
 
@@ -445,10 +447,14 @@ impl Symptoms {
             return fault.map_or(Finding::Unsure, Finding::Bad);
         };
         let least = least_share(sample.lost().into(), sample.sent.into());
-        let limit = if self.loss > BAD { BAD_WITH_SYMPTOMS } else { BAD };
+        let (limit, enough) = match self.loss > BAD {
+            true => (BAD_WITH_SYMPTOMS, ENOUGH_WITH_SYMPTOMS),
+            false => (BAD, ENOUGH),
+        };
         match sample.lost() {
             _ if least > limit => Finding::Bad(Fault::Lossy(sample.percent())),
-            0 | 1 if sample.sent >= ENOUGH => Finding::Clean,
+            0 if sample.sent >= ENOUGH => Finding::Clean,
+            1 if sample.sent >= enough => Finding::Clean,
             _ => Finding::Unsure,
         }
     }

@@ -9,14 +9,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Action, Manager, Path, PathKey, State};
+use super::{Action, Check, Manager, Path, PathKey, State};
 use crate::path::{
     quality::{Burst, Fault, Finding, Sample, Symptoms, fast_again, is_over, standby_fault},
     rank::{Facts, Verdict, compare},
 };
 
 /// The result of a burst comes by then, or not at all.
-const AWAITED: Duration = Duration::from_millis(2500);
+const AWAITED: Duration = Duration::from_millis(4000);
 /// From one inspection of a path to the next, doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ const METERED: u32 = 4;
 /// After a pause of this length without a burst, pauses begin anew.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Bursts of one inspection.
-const ROUNDS: u8 = 3;
+const ROUNDS: u8 = 5;
 /// A path is not taken for slow any more after so long without a round trip.
 const STALE: Duration = Duration::from_secs(5);
 /// How long the sample of a standby justifies a switch to it.
@@ -39,6 +39,8 @@ pub(super) struct Quality {
     floor: Option<Duration>,
     /// What its packets show at present, if it is the active path.
     symptoms: Symptoms,
+    /// The worst loss that they showed since the present inspection began.
+    suspected: f64,
     /// Since when they show no round trip.
     unmeasured: Option<Instant>,
     /// The bursts of the last inspection, and when the last of them ended.
@@ -90,9 +92,9 @@ impl Quality {
         self.sample.is_some_and(|(_, sample)| fault.is_cured_by(&sample))
     }
 
-    /// Whether a burst is under way.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.awaited.is_some()
+    /// By when the result of a burst comes that is under way.
+    pub(super) fn awaited(&self) -> Option<Instant> {
+        self.awaited
     }
 
     /// When this has a deadline, if a burst is wanted.
@@ -122,7 +124,7 @@ impl Quality {
             (self.pause, self.judged) = (SHORTEST_PAUSE, 0.0);
         }
         if self.rounds == 0 {
-            self.sample = None;
+            (self.sample, self.suspected) = (None, self.symptoms.loss);
         }
         self.awaited = Some(now + AWAITED);
         true
@@ -146,7 +148,7 @@ impl Quality {
         self.next = Some(now + self.pause.max(SHORTEST_PAUSE) * factor);
         self.pause = (2 * self.pause).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         self.last = Some(now);
-        self.judged = self.judged.max(self.symptoms.loss);
+        self.judged = self.judged.max(self.suspected);
     }
 
     /// Makes the pause short if the losses are much worse than those that a burst did not confirm.
@@ -189,6 +191,7 @@ impl Manager {
         }
         let Some(Path { quality, .. }) = self.paths.get_mut(&key) else { return };
         quality.symptoms = symptoms;
+        quality.suspected = quality.suspected.max(symptoms.loss);
         quality.hurry();
         let unmeasured = symptoms.rtt.is_none().then(|| quality.unmeasured.unwrap_or(now));
         quality.unmeasured = unmeasured;
@@ -210,13 +213,15 @@ impl Manager {
     pub(super) fn take_sample(&mut self, key: PathKey, sample: Option<Sample>, now: Instant) {
         let is_active = self.is_active(key);
         let active_rtt = self.active().and_then(|key| self.paths.get(&key)?.rtt);
+        let next_check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
         let metered = path.facts.metered;
         let quality = &mut path.quality;
         quality.add(sample, now);
         let sum = quality.sample.map(|(_, sum)| sum);
         if is_active {
-            match quality.symptoms.finding(sum.as_ref()) {
+            let suspected = Symptoms { loss: quality.suspected, ..quality.symptoms };
+            match suspected.finding(sum.as_ref()) {
                 Finding::Unsure if quality.rounds + 1 < ROUNDS => {
                     quality.rounds += 1;
                     quality.next = Some(now);
@@ -231,6 +236,11 @@ impl Manager {
         }
         if let Some(rtt) = sample.and_then(|sample| sample.rtt) {
             path.rtt = Some(rtt);
+            if let (State::Standby { check: Some(check @ Check::At(_)), .. }, Some(next)) =
+                (&mut path.state, next_check)
+            {
+                *check = next;
+            }
         }
         let factor = pauses(metered);
         let Some(fault) = quality.fault else { return quality.rest(now, factor) };

@@ -269,3 +269,19 @@ fn a_few_echoes_show_that_a_path_is_bad_but_not_that_it_is_good() {
     assert_eq!(finding(7, 7), Finding::Unsure);
     assert_eq!(finding(8, 7), Finding::Clean);
 }
+
+/// A path that loses a tenth each way answers 23 or 24 of 24 echoes in one burst of 24.
+#[test]
+fn with_many_lost_packets_a_path_is_not_clean_because_one_burst_lost_one_echo() {
+    for (loss, sent, lost, expected) in [
+        (0.05, 24, 1, Finding::Clean),
+        (0.1, 24, 1, Finding::Unsure),
+        (0.1, 24, 0, Finding::Clean),
+        (0.1, 48, 1, Finding::Clean),
+        (0.1, 48, 2, Finding::Unsure),
+    ] {
+        let sample = Sample { sent, answered: sent - lost, rtt: Some(10 * MS), rate: None };
+        let symptoms = Symptoms { loss, ..Symptoms::default() };
+        assert_eq!(symptoms.finding(Some(&sample)), expected, "{loss}: {lost} of {sent}");
+    }
+}

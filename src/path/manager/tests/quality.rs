@@ -118,19 +118,31 @@ fn losses_that_become_much_worse_are_looked_into_after_two_seconds() {
 }
 
 #[test]
-fn a_burst_that_is_not_sure_is_repeated_twice() {
+fn a_burst_that_is_not_sure_is_repeated_four_times() {
     let mut fixture = on_wifi();
     let _ = feel(&mut fixture, lossy(0.06));
-    for _ in 0..2 {
+    for _ in 0..4 {
         assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [small(1)]);
     }
-    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [], "6 of 72");
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [], "10 of 120");
     let mut fixture = on_wifi();
     let _ = feel(&mut fixture, lossy(0.06));
     let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
     assert_eq!(fixture.tell(Event::Sampled(key(1), sample(22, 10))), [small(1)]);
     let actions = fixture.tell(Event::Sampled(key(1), sample(19, 10)));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)], "7 of 48");
+}
+
+#[test]
+fn the_worst_symptoms_of_an_inspection_count_until_it_ends() {
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    assert_eq!(feel(&mut fixture, lossy(0.04)), []);
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(23, 10))), [small(1)], "1 of 24");
+    assert_eq!(feel(&mut fixture, lossy(0.04)), []);
+    let actions = fixture.tell(Event::Sampled(key(1), sample(19, 10)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)], "6 of 48");
 }
 
 /// It would have to work for minutes before it is preferred to a path that is good.
@@ -498,4 +510,18 @@ proptest! {
         let departures = departures.count();
         prop_assert!(departures <= 2 * 40, "{departures} in an hour");
     }
+}
+
+/// A burst each 30 s, and a question each 15 s: where they met once, each would meet the next one.
+#[test]
+fn a_standby_is_not_asked_in_the_middle_of_a_burst_and_its_answers_count() {
+    let mut fixture = on_wifi();
+    let _ = fixture.wait(CHECK - 300 * MS);
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    assert_eq!(fixture.wait(600 * MS), [], "a question would cut it short");
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), []);
+    let _ = feel(&mut fixture, lossy(0.0));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(24, 10)));
+    assert_eq!(fixture.wait(CHECK - MS), []);
+    assert_eq!(fixture.wait(MS), [Action::Ask(key(2))]);
 }
