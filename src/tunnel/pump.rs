@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock,
     quic::congestion::CongestionHandle,
-    wire::datagram::{decode_offer, encode_offer, is_copy},
+    wire::datagram::{decode_offer, is_copy},
 };
 
 /// What both pumps of a session share: what was negotiated, and the state of the repair.
@@ -76,11 +76,13 @@ impl Session {
     /// The other side learns of it if the connection is another one than before, or `again`. Without a connection there
     /// are no copies.
     pub(crate) fn use_standby(&self, standby: Option<(&Connection, u32)>, again: bool) {
-        match (self.standby(), standby) {
+        let Some(repair) = &self.repair else { return };
+        match (&repair.standby, standby) {
             (Some(known), Some((connection, per_minute))) => {
                 if known.use_over(connection, per_minute) || again {
-                    // One that is lost is made again, and a copy tells as much.
-                    let _ = connection.send_datagram(encode_offer(per_minute));
+                    known.offer(clock::now());
+                    // The uplink makes the offer again from here on.
+                    repair.wanted.notify_one();
                 }
             }
             (Some(known), None) => known.forget(),

@@ -4,7 +4,7 @@ use super::{
     ends::{Ends, TCP, UDP},
     *,
 };
-use crate::path::Condition;
+use crate::{config::Preference, path::Condition};
 
 const PACE: Duration = Duration::from_millis(10);
 /// Without an arrival. The first packets are late after some 50 ms, and take 25 ms over lte.
@@ -76,6 +76,29 @@ fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
         while !uses_wifi() {
             chat(&ends, &mut number, INTERVAL).await;
         }
+        chat(&ends, &mut number, Duration::from_secs(1)).await;
+        ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
+        chat(&ends, &mut number, Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(1)).await;
+        let stall = checked(&ends, number);
+        assert!(stall <= STALL, "{stall:?}");
+    });
+}
+
+/// Lte is metered, and nobody said anything for minutes.
+#[test]
+fn a_metered_standby_takes_copies_after_a_long_silence() {
+    virtual_time().block_on(async {
+        let (ends, mut number) = (
+            Ends::connected_with(1, |config| {
+                let prefer = [("wifi*", false), ("lte*", true)];
+                config.paths.prefer =
+                    prefer.map(|(link, metered)| Preference { link: link.into(), metered }).into();
+            })
+            .await,
+            0,
+        );
+        sleep(Duration::from_secs(250)).await;
         chat(&ends, &mut number, Duration::from_secs(1)).await;
         ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
         chat(&ends, &mut number, Duration::from_secs(2)).await;

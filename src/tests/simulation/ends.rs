@@ -41,13 +41,19 @@ async fn receive(mut device: mpsc::Receiver<Packet>, arrivals: Arrivals) {
 impl Ends {
     /// Connected over wifi, with lte as a warm standby of 50 ms.
     pub(super) async fn connected(seed: u64) -> Self {
+        Self::connected_with(seed, |_| {}).await
+    }
+
+    /// The same with another configuration of the client.
+    pub(super) async fn connected_with(seed: u64, change: impl FnOnce(&mut ClientConfig)) -> Self {
         let mut day = Day::new(seed);
         day.world.change(1, |lte| lte.delay = Duration::from_millis(25));
         let (to_laptop, at_laptop) = mpsc::channel::<Packet>(1024);
         let (laptop, source) = mpsc::channel::<Packet>(1024);
-        let config = Arc::new(day.hosts.client_config());
+        let mut config = day.hosts.client_config();
+        change(&mut config);
         let device = Box::new(to_laptop);
-        let client = Client::new(config, day.world.clone(), device, Reports::default());
+        let client = Client::new(Arc::new(config), day.world.clone(), device, Reports::default());
         let client = Arc::new(client.unwrap());
         let running = client.clone();
         tokio::spawn(async move {

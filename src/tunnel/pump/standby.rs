@@ -9,12 +9,14 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::Notify;
+
+use crate::wire::datagram::encode_offer;
 
 /// Copies that wait to be taken. Further ones are dropped: they are copies.
 const INBOX: usize = 256;
@@ -26,6 +28,9 @@ const SMALL: u32 = 512;
 pub(crate) const UNMETERED: u32 = 256 << 10;
 /// The same where the other side has sent a copy and not said how much may be sent back.
 const UNTOLD: u32 = 64 << 10;
+/// After so long without an offer it is made again, so that the connection is there when it is needed: a server gives up
+/// one without a word after a minute, and many a NAT after half of that. Standbys that cost nothing are asked more often.
+const KEEP: Duration = Duration::from_secs(25);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -44,6 +49,20 @@ struct Way {
     connection: Option<Connection>,
     per_minute: u32,
     budget: Budget,
+    /// When the offer is made again; none on the side that hears it.
+    offer_at: Option<Instant>,
+}
+
+impl Way {
+    fn offer(&mut self, now: Instant) {
+        self.offer_at = None;
+        let open = self.connection.as_ref().filter(|it| it.close_reason().is_none());
+        if let Some(connection) = open {
+            // One that is lost is made again, and a copy tells as much.
+            let _ = connection.send_datagram(encode_offer(self.per_minute));
+            self.offer_at = (self.per_minute > 0).then_some(now + KEEP);
+        }
+    }
 }
 
 impl Standby {
@@ -63,6 +82,20 @@ impl Standby {
         !is_known
     }
 
+    /// Tells the other side how many bytes a minute it may send over the connection that is used.
+    pub(super) fn offer(&self, now: Instant) {
+        self.way().offer(now);
+    }
+
+    /// Makes the offer again if that is due; returns when it is due next.
+    pub(super) fn keep(&self, now: Instant) -> Option<Instant> {
+        let mut way = self.way();
+        if way.offer_at? <= now {
+            way.offer(now);
+        }
+        way.offer_at
+    }
+
     /// A copy came over this connection: the other side hears copies there.
     pub(super) fn heard_over(&self, connection: &Connection) {
         let known = {
@@ -77,7 +110,8 @@ impl Standby {
 
     /// There is no standby.
     pub(super) fn forget(&self) {
-        self.way().connection = None;
+        let mut way = self.way();
+        (way.connection, way.offer_at) = (None, None);
     }
 
     /// Whether copies can be sent now.
@@ -90,7 +124,7 @@ impl Standby {
     /// Sends a copy if it fits and the budget allows it; whether it did.
     pub(super) fn send(&self, datagram: &Bytes, now: Instant) -> bool {
         let mut way = self.way();
-        let Way { connection: Some(connection), per_minute, budget } = &mut *way else {
+        let Way { connection: Some(connection), per_minute, budget, .. } = &mut *way else {
             return false;
         };
         budget.take(datagram.len() as u32 + OVERHEAD, *per_minute, now)

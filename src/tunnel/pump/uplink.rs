@@ -119,7 +119,8 @@ impl Uplink<'_> {
         let Some(repair) = &self.session.repair else { return self.queue.ready().await };
         loop {
             self.budget = usize::MAX;
-            let deadlines = [self.repeat(repair), self.copy(repair)];
+            let kept = repair.standby.as_ref().and_then(|standby| standby.keep(clock::now()));
+            let deadlines = [self.repeat(repair), self.copy(repair), kept];
             let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
                 biased;
