@@ -192,8 +192,7 @@ impl Queue {
         waiting.is_ready() && waiting.senders.has_sparse()
     }
 
-    /// Moves at most `limit` packets of flows that send less than their share to the end of `batch`, unless the queue is
-    /// held. Returns the packets that were dropped on the way.
+    /// Moves at most `limit` packets of flows that have little waiting to the end of `batch`, unless the queue is held. Returns the packets that were dropped on the way.
     pub(crate) fn pop_sparse(&self, batch: &mut Vec<Packet>, limit: usize) -> Dropped {
         let (mut dropped, now) = (Dropped::default(), clock::now());
         let waiting = &mut *self.lock();
@@ -411,6 +410,25 @@ mod tests {
         assert_eq!(queue.pop_sparse(&mut batch, 9), Dropped::default());
         assert_eq!(batch.iter().map(Packet::size).collect::<Vec<_>>(), [60, 61]);
         assert!(!queue.has_sparse());
+        assert_eq!(pop(&queue, 9), [1400; 7]);
+    }
+
+    /// A flow that was empty a moment ago waits for its turn behind the upload, which has none while nothing may leave.
+    #[tokio::test(start_paused = true)]
+    async fn sparse_flows_leave_whosever_turn_it_is() {
+        let queue = queue(100_000);
+        let key = || vec![of_flow(false, 17, 53, 60).into()];
+        queue.push(&mut packets(&[1400; 10]));
+        queue.push(&mut key());
+        assert_eq!(pop(&queue, 4), [1400, 1400, 60, 1400]);
+        let mut batch = Vec::new();
+        for _ in 0..100 {
+            queue.push(&mut key());
+            assert!(queue.has_sparse());
+            queue.pop_sparse(&mut batch, 9);
+            assert!(!queue.has_sparse(), "the upload has more waiting");
+        }
+        assert_eq!(batch.iter().map(Packet::size).collect::<Vec<_>>(), [60; 100]);
         assert_eq!(pop(&queue, 9), [1400; 7]);
     }
 

@@ -249,8 +249,8 @@ impl Uplink<'_> {
                 self.repeat(repair);
                 self.copy(repair);
                 if given < SEND_BUFFER / 2
-                    && self.queue.has_sparse()
                     && repair.late_standby(clock::now()).is_some()
+                    && self.queue.has_sparse()
                 {
                     return Room::ForCopies;
                 }

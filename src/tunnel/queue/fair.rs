@@ -55,14 +55,6 @@ pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) > if is_tcp { TCP_STALE } else { STALE }
 }
 
-/// Which flows packets are taken of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    All,
-    /// Those that have just begun, or send less than their share.
-    Sparse,
-}
-
 /// Flows and their packets.
 #[derive(Debug)]
 pub(super) struct Fair {
@@ -185,22 +177,47 @@ impl Fair {
         self.cost
     }
 
-    /// Whether a flow has packets that sends less than its share.
+    /// Whether a flow has little waiting; see [`Self::pop_sparse`].
     pub(super) fn has_sparse(&self) -> bool {
-        self.new.first().is_some()
+        self.sparse().is_some()
     }
 
-    /// The next packet and its time of arrival, or the next one of a flow that sends less than its share. CoDel accepts
-    /// what `tolerance` says.
+    /// The next packet of a flow that has no more waiting than leaves in one turn, whosever turn it is: while nothing else
+    /// may leave, turns do not come round, and a flow that was empty a moment ago would wait for its own. CoDel accepts what
+    /// `tolerance` says.
+    pub(super) fn pop_sparse(
+        &mut self,
+        now: Instant,
+        tolerance: Tolerance,
+        dropped: &mut Dropped,
+    ) -> Option<(Instant, Packet)> {
+        while let Some(slot) = self.sparse() {
+            // Without a packet all that it had was dropped, and another one is next.
+            let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
+            if packet.is_some() {
+                return packet;
+            }
+        }
+        None
+    }
+
+    fn sparse(&self) -> Option<Slot> {
+        let has_little = |slot: &Slot| {
+            let queue = &self.flows[usize::from(*slot)];
+            !queue.packets.is_empty() && queue.bytes <= QUANTUM.unsigned_abs()
+        };
+        self.new.iter(&self.turns).chain(self.old.iter(&self.turns)).find(has_little)
+    }
+
+    /// The next packet and its time of arrival. CoDel accepts what `tolerance` says.
     pub(super) fn pop(
         &mut self,
-        of: Of,
         now: Instant,
         tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
-            let slot = self.new.first().or_else(|| self.old.first().filter(|_| of == Of::All))?;
+            let slot = self.new.first().or_else(|| self.old.first())?;
             let queue = &mut self.flows[usize::from(slot)];
             if queue.credit <= 0 {
                 queue.credit += QUANTUM;
@@ -419,7 +436,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
+        while let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -432,10 +449,10 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(Of::All, now, usual(), &mut dropped).unwrap();
+            fair.pop(now, usual(), &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(Of::All, now, usual(), &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(now, usual(), &mut dropped).unwrap().1), 2);
     }
 
     #[test]
@@ -445,8 +462,7 @@ mod tests {
         let patient = Tolerance { target: Duration::MAX, ..usual() };
         let mut told = |times: std::ops::Range<u32>, tolerance| {
             // These packets understand the mark (ECN).
-            let popped =
-                times.filter_map(|at| fair.pop(Of::All, start + at * MS, tolerance, &mut dropped));
+            let popped = times.filter_map(|at| fair.pop(start + at * MS, tolerance, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
         assert_eq!(told(0..500, patient), 0);
@@ -477,7 +493,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(Of::All, now, usual(), &mut dropped).unwrap();
+            let (_, packet) = fair.pop(now, usual(), &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -592,12 +608,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
+                if pop && let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
             }
-            while let Some((_, packet)) = fair.pop(Of::All, now, usual(), &mut dropped) {
+            while let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

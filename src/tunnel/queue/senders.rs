@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{
     codel::Tolerance,
-    fair::{Dropped, Fair, Of},
+    fair::{Dropped, Fair},
 };
 use crate::wire::packet::Packet;
 
@@ -105,14 +105,14 @@ impl Senders {
         self.lanes.iter().any(|lane| lane.fair.has_sparse())
     }
 
-    /// The next packet of any flow that sends less than its share.
+    /// The next packet of any flow that has little waiting.
     pub(super) fn pop_sparse(
         &mut self,
         now: Instant,
         tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
-        self.lanes.iter_mut().find_map(|lane| lane.fair.pop(Of::Sparse, now, tolerance, dropped))
+        self.lanes.iter_mut().find_map(|lane| lane.fair.pop_sparse(now, tolerance, dropped))
     }
 
     /// The next packet and its time of arrival. CoDel accepts what `tolerance` says.
@@ -123,13 +123,13 @@ impl Senders {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         if let [only] = &mut self.lanes[..] {
-            return only.fair.pop(Of::All, now, tolerance, dropped);
+            return only.fair.pop(now, tolerance, dropped);
         }
         let (count, mut idle) = (self.lanes.len(), 0);
         while idle < count {
             let lane = &mut self.lanes[self.turn % count];
             if lane.credit > 0
-                && let Some((since, packet)) = lane.fair.pop(Of::All, now, tolerance, dropped)
+                && let Some((since, packet)) = lane.fair.pop(now, tolerance, dropped)
             {
                 lane.credit -= packet.size().cast_signed();
                 return Some((since, packet));
