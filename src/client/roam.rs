@@ -60,8 +60,9 @@ use crate::{
 
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
-/// A path that was left for a better one is asked after this time: it takes copies as soon as it is warm, and its next
-/// check is far away. While somebody switches to and fro, nothing is asked. Shorter than the old path is read.
+/// So long after a path was left for a better one the best standby is asked if it has no connection, as the path that was
+/// left: it takes copies as soon as it is warm, and its next check is far away. While somebody switches to and fro, nothing
+/// is asked. Shorter than the old path is read.
 const WARM_AGAIN: Duration = Duration::from_millis(500);
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
@@ -112,8 +113,8 @@ pub(super) struct Roamer<'a> {
     first: PathKey,
     /// The path over which a server answered that does not know the connection.
     answered: Option<Candidate>,
-    /// The path that was left last for a better one, and when it is asked.
-    left: Option<(Instant, PathKey)>,
+    /// When the best standby is asked: a path was left for a better one.
+    warm_at: Option<Instant>,
 }
 
 impl<'a> Roamer<'a> {
@@ -163,7 +164,7 @@ impl<'a> Roamer<'a> {
             is_waking: false,
             first,
             answered: None,
-            left: None,
+            warm_at: None,
         }
     }
 
@@ -443,7 +444,7 @@ impl<'a> Roamer<'a> {
         if !reason.is_soft() {
             self.datapath.session.resume_elsewhere();
         } else {
-            self.left = from.as_ref().map(|from| (now + WARM_AGAIN, PathKey::from(from)));
+            self.warm_at = Some(now + WARM_AGAIN);
         }
         let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
         let words = match fault.filter(|_| reason.is_of_quality()) {
@@ -497,11 +498,12 @@ impl<'a> Roamer<'a> {
             self.handle_event(None);
         }
         let now = clock::now();
-        if let Some((_, left)) = self.left.take_if(|(at, _)| *at <= now)
-            && self.manager.active() != Some(left)
-            && self.manager.is_asked_again(left)
+        if self.warm_at.take_if(|at| *at <= now).is_some()
+            && let Some((standby, _)) = self.manager.backup()
+            && self.paths.standing(standby).is_none()
+            && self.manager.is_asked_again(standby)
         {
-            self.ask(left);
+            self.ask(standby);
         }
         self.paths.close_old(self.manager.active(), now);
         if !self.paths.is_draining() {
