@@ -10,8 +10,8 @@ use anstyle::{AnsiColor, Style};
 use super::paint::Paint;
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SessionStatus,
-        Status, SwitchStatus, UnusedLink,
+        ClientState, ClientStatus, PathStatus, PeerStatus, RecentStatus, Role, ServerStatus,
+        SessionStatus, Status, SwitchStatus, UnusedLink,
     },
     host::interface::LeftOut,
     path::Condition,
@@ -73,6 +73,9 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
     }
     left_out(f, &client.left_out)?;
     traffic(f, &client.traffic, client.queued_bytes)?;
+    if let Some(recent) = client.paths.iter().find_map(|path| path.recent) {
+        writeln!(f, "lately       {recent}")?;
+    }
     if !client.paths.is_empty() || !client.unused_links.is_empty() {
         writeln!(f)?;
         let mut rows =
@@ -163,6 +166,14 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         rows.extend(server.peers.iter().map(peer_row));
         table(f, &rows, paint)?;
     }
+    for PeerStatus { name, traffic, .. } in &server.peers {
+        if let Some(repairs) = repairs(traffic) {
+            writeln!(f, "{name}: repaired {repairs}")?;
+        }
+        if let Some(copies) = copies(traffic) {
+            writeln!(f, "{name}: {copies}")?;
+        }
+    }
     for peer in &server.peers {
         if let Some(rival) = peer.rival {
             let name = &peer.name;
@@ -223,6 +234,17 @@ impl Display for SessionStatus {
     }
 }
 
+impl Display for RecentStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { loss_up, loss_down, rate_up, rate_down } = *self;
+        let lost = |loss: Option<f64>| {
+            loss.map_or_else(String::new, |loss| format!(", {:.1} % lost", 100.0 * loss))
+        };
+        let (up, down) = (Bits(rate_up), Bits(rate_down));
+        write!(f, "{up} up{}; {down} down{}", lost(loss_up), lost(loss_down))
+    }
+}
+
 impl Display for SwitchStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let from = self.from.as_deref().unwrap_or("no path");
@@ -243,27 +265,38 @@ fn traffic(f: &mut fmt::Formatter<'_>, traffic: &Snapshot, queued: usize) -> fmt
     if traffic.split_packets > 0 {
         writeln!(f, "split        {} packets larger than the path carries", traffic.split_packets)?;
     }
-    let Snapshot { repaired_packets, lost_packets, repeated_packets, resumed_packets, .. } =
-        traffic;
-    if repaired_packets + lost_packets + repeated_packets > 0 {
-        writeln!(
-            f,
-            "repaired     {repaired_packets} missing packets, {lost_packets} were lost; \
-             sent {repeated_packets} again, {resumed_packets} of them after a path died"
-        )?;
+    if let Some(repairs) = repairs(traffic) {
+        writeln!(f, "repaired     {repairs}")?;
     }
-    let Snapshot { copied_packets, rescued_packets, .. } = traffic;
-    if copied_packets + rescued_packets > 0 {
-        writeln!(
-            f,
-            "copies       {copied_packets} packets also sent over a standby; \
-             {rescued_packets} came over one first"
-        )?;
+    if let Some(copies) = copies(traffic) {
+        writeln!(f, "copies       {copies}")?;
     }
     if queued > 0 {
         writeln!(f, "queued       {}", Bytes(queued as u64))?;
     }
     dropped(f, traffic)
+}
+
+/// What became of packets that the network lost, if it lost any.
+pub(super) fn repairs(traffic: &Snapshot) -> Option<String> {
+    let Snapshot { repaired_packets, lost_packets, repeated_packets, resumed_packets, .. } =
+        traffic;
+    (repaired_packets + lost_packets + repeated_packets > 0).then(|| {
+        format!(
+            "{repaired_packets} missing packets, {lost_packets} were lost; \
+             sent {repeated_packets} again, {resumed_packets} of them after a path died"
+        )
+    })
+}
+
+/// What went over standbys while the path in use was late, if anything did.
+pub(super) fn copies(traffic: &Snapshot) -> Option<String> {
+    let Snapshot { copied_packets, rescued_packets, .. } = traffic;
+    (copied_packets + rescued_packets > 0).then(|| {
+        format!(
+            "{copied_packets} packets also sent over a standby; {rescued_packets} came over one first"
+        )
+    })
 }
 
 fn dropped(f: &mut fmt::Formatter<'_>, traffic: &Snapshot) -> fmt::Result {
@@ -287,10 +320,8 @@ fn list(items: &[impl Display]) -> String {
 }
 
 /// A rate in bits per second, with a unit of powers of ten.
-#[cfg(feature = "watch")]
 pub(super) struct Bits(pub(super) u64);
 
-#[cfg(feature = "watch")]
 impl Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         scaled(f, self.0, ["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
@@ -345,6 +376,25 @@ mod tests {
         let shown: Vec<_> =
             [0, 999, 1000, 1_499_999, 12_000_000_000].map(|n| Bytes(n).to_string()).into();
         assert_eq!(shown, ["0 B", "999 B", "1.0 kB", "1.5 MB", "12.0 GB"]);
+    }
+
+    #[test]
+    fn the_path_in_use_is_described_each_way() {
+        let recent =
+            RecentStatus { loss_up: Some(0.3), loss_down: None, rate_up: 2_200_000, rate_down: 0 };
+        assert_eq!(recent.to_string(), "2.2 Mbit/s up, 30.0 % lost; 0 bit/s down");
+    }
+
+    #[test]
+    fn repairs_and_copies_are_told_of_once_there_are_any() {
+        let traffic = Snapshot::default();
+        assert_eq!((repairs(&traffic), copies(&traffic)), (None, None));
+        let traffic =
+            Snapshot { resumed_packets: 2, repeated_packets: 3, copied_packets: 5, ..traffic };
+        let expected = "0 missing packets, 0 were lost; sent 3 again, 2 of them after a path died";
+        assert_eq!(repairs(&traffic).as_deref(), Some(expected));
+        let expected = "5 packets also sent over a standby; 0 came over one first";
+        assert_eq!(copies(&traffic).as_deref(), Some(expected));
     }
 
     #[test]

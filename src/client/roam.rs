@@ -456,9 +456,9 @@ impl<'a> Roamer<'a> {
 
     /// Looks at what the tunnel's own packets show of the path in use.
     fn look(&mut self) {
-        let look = self.connection.look(self.datapath.counters, self.datapath.queue, clock::now());
-        let symptoms = self.quality.look(look);
-        self.shown.figures(self.quality.figures());
+        let (counters, now) = (self.datapath.counters, clock::now());
+        let symptoms = self.quality.look(self.connection.look(counters, self.datapath.queue, now));
+        self.shown.figures(self.quality.figures(), counters.copies(), now);
         let Some(active) = self.manager.active() else { return };
         if self.manager.minds(&symptoms) {
             debug!(?symptoms, "the path in use works badly");

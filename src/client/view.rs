@@ -36,6 +36,8 @@ use crate::{
     wire::foreign::Foreign,
 };
 
+/// After so long without a copy those before are told of.
+const CALM: Duration = Duration::from_secs(1);
 /// Switches that are remembered.
 const SWITCHES: usize = 16;
 
@@ -64,6 +66,7 @@ struct State {
     paths: Vec<ShownPath>,
     /// Of the path in use.
     figures: Figures,
+    copies: Copies,
     switches: VecDeque<(Instant, SwitchStatus)>,
     by_reason: BTreeMap<Reason, u64>,
     gaps: Gaps,
@@ -73,6 +76,16 @@ struct State {
     told: Option<String>,
     /// What the service manager was told last.
     said: String,
+}
+
+/// Copies over standbys, as they are told of: together, once there are no more.
+#[derive(Debug, Default)]
+struct Copies {
+    /// Those that were sent and those that were used, as last seen and when they were told of last.
+    seen: [u64; 2],
+    told: [u64; 2],
+    /// When the last was seen, and the link that was late.
+    last: Option<(Instant, String)>,
 }
 
 /// A path of the connection of the day.
@@ -113,6 +126,7 @@ impl Shown {
             line: None,
             paths: Vec::new(),
             figures: Figures::default(),
+            copies: Copies::default(),
             switches: VecDeque::new(),
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
@@ -220,9 +234,16 @@ impl Shown {
         }
     }
 
-    /// What the path in use carries and loses at present.
-    pub(super) fn figures(&self, figures: Figures) {
-        self.with(|state| state.figures = figures);
+    /// What the path in use carries and loses at present, and the copies that were sent and used so far.
+    pub(super) fn figures(&self, figures: Figures, copies: [u64; 2], now: Instant) {
+        let event = self.with(|state| {
+            state.figures = figures;
+            let link = state.paths.iter().find(|path| path.is_in_use());
+            state.copies.look(copies, link.map(|path| path.candidate.link.as_str()), now)
+        });
+        if let Some(event) = event {
+            self.events.tell(event);
+        }
     }
 
     pub(super) fn paths(&self, paths: Vec<ShownPath>) {
@@ -409,6 +430,22 @@ impl State {
             }
         }
         if words.is_empty() { "no path works, waiting for one".into() } else { words }
+    }
+}
+
+impl Copies {
+    /// Takes in what was counted so far; the event, if it is over.
+    fn look(&mut self, counted: [u64; 2], link: Option<&str>, now: Instant) -> Option<Event> {
+        if std::mem::replace(&mut self.seen, counted) != counted {
+            // The link that was late is the one that was in use at first.
+            let link = self.last.take().map_or_else(|| link.unwrap_or("a path").into(), |it| it.1);
+            self.last = Some((now, link));
+            return None;
+        }
+        let (_, link) = self.last.take_if(|(at, _)| *at + CALM <= now)?;
+        let [sent, used] = [0, 1].map(|it| counted[it] - self.told[it]);
+        self.told = counted;
+        Some(Event::Copies { link, sent, used })
     }
 }
 

@@ -50,6 +50,15 @@ pub(crate) enum Event {
         /// The link.
         link: String,
     },
+    /// Client: the path in use was late for a while, and small packets went over a standby, too.
+    Copies {
+        /// The link of the path in use.
+        link: String,
+        /// Packets that were also sent over a standby.
+        sent: u64,
+        /// Packets that came over a standby first.
+        used: u64,
+    },
     /// Client: the tunnel moved.
     Switched {
         /// The old link; none if there was no path.
@@ -114,6 +123,9 @@ impl Event {
             Self::Path { link, state: None, .. } => format!("{link} is gone"),
             Self::Path { link, state: Some(state), why, .. } => format!("{link} {state}: {why}"),
             Self::Portal { link } => format!("{link} wants a login: open a browser"),
+            Self::Copies { link, sent, used } => format!(
+                "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
+            ),
             Self::Switched { from: Some(from), to, reason, gap } => {
                 format!("moved from {from} to {to} ({reason}), {gap:.0} ms without a sign")
             }

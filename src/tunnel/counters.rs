@@ -152,6 +152,12 @@ impl Counters {
         [&self.received.packets, &self.received.bytes, &self.missing].map(|it| it.load(Relaxed))
     }
 
+    /// Packets that were also sent over a standby so far, and those that came over one first.
+    #[must_use]
+    pub(crate) fn copies(&self) -> [u64; 2] {
+        [&self.copied, &self.rescued].map(|it| it.load(Relaxed))
+    }
+
     /// The present values.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -14,7 +14,7 @@ use ratatui::{
 
 use super::history::{Curve, History};
 use crate::{
-    cli::text::{Bits, Bytes, Span as Time},
+    cli::text::{Bits, Bytes, Span as Time, copies, repairs},
     daemon::status::{ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus},
     path::Condition,
 };
@@ -65,8 +65,11 @@ fn draw_client(
     error: Option<&str>,
 ) {
     let paths = (client.paths.len() as u16 * ROW).max(1) + 2;
+    let repaired = repairs(&client.traffic).map(|repairs| format!("repaired {repairs}"));
+    let told = [repaired, copies(&client.traffic)].into_iter().flatten();
+    let told: Vec<_> = told.map(|words| Line::from(words).dark_gray()).collect();
     let [head, paths, traffic, switches] = Layout::vertical([
-        Constraint::Length(2),
+        Constraint::Length(2 + told.len() as u16),
         Constraint::Length(paths),
         Constraint::Length(6),
         Constraint::Min(0),
@@ -80,7 +83,7 @@ fn draw_client(
         (ClientState::Waiting, _) => Span::from("waiting for a network").red(),
     };
     let addresses: Vec<_> = client.addresses.iter().map(ToString::to_string).collect();
-    let lines = vec![
+    let mut lines = vec![
         Line::from(vec![Span::from(format!("{name}  ")).bold(), state]),
         Line::from(format!(
             "{} {}  up {}  session {}",
@@ -90,6 +93,7 @@ fn draw_client(
             client.session.as_ref().map_or("none".into(), |it| Time(it.since).to_string())
         )),
     ];
+    lines.extend(told);
     frame.render_widget(Paragraph::new(lines), head);
     draw_paths(frame, paths, &client.paths, history);
     let queue =

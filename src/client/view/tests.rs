@@ -160,6 +160,27 @@ async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     assert_eq!(told(&mut events)[0], expected);
 }
 
+#[tokio::test(start_paused = true)]
+async fn copies_are_told_of_together_once_there_are_no_more() {
+    let (shown, mut events) = shown();
+    shown.paths(vec![path("wlan0", 1, Condition::Active)]);
+    told(&mut events);
+    let mut look = async |sent, used| {
+        shown.figures(Figures::default(), [sent, used], clock::now());
+        advance(Duration::from_millis(500)).await;
+        told(&mut events)
+    };
+    for (sent, used) in [(0, 0), (3, 0), (3, 0), (7, 2), (7, 2)] {
+        assert_eq!(look(sent, used).await, []);
+    }
+    let expected = |sent, used| Event::Copies { link: "wlan0".into(), sent, used };
+    assert_eq!(look(7, 2).await, [expected(7, 2)]);
+    for (sent, used) in [(7, 2), (7, 3), (7, 3)] {
+        assert_eq!(look(sent, used).await, []);
+    }
+    assert_eq!(look(7, 3).await, [expected(0, 1)]);
+}
+
 #[tokio::test]
 async fn what_the_client_declines_and_what_the_kernel_refuses_is_left_out() {
     let (_facts, refused, reports) = reports();

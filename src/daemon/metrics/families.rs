@@ -11,7 +11,7 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, Role, ServerStatus, Status,
+        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, Role, ServerStatus, Status,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -170,15 +170,20 @@ fn path_families(families: &mut Families<'_>, paths: &[PathStatus]) -> fmt::Resu
     families.gauge("roamd_path_rtt_seconds", "Round-trip time", rtts)?;
     let losses = paths.iter().filter_map(|path| Some((labels(path), path.loss?)));
     families.gauge("roamd_path_loss_ratio", "Share of packets lost", losses)?;
-    let recent = paths.iter().flat_map(|path| {
-        let losses = path.recent.map_or([None; 2], |it| [it.loss_up, it.loss_down]);
-        let directed = move |(direction, loss): (&str, Option<f64>)| {
-            let direction = ("direction", direction.to_owned());
-            Some(([labels(path), vec![direction]].concat(), loss?))
-        };
-        ["up", "down"].into_iter().zip(losses).filter_map(directed)
-    });
-    families.gauge("roamd_path_recent_loss_ratio", "Share of packets lost lately", recent)?;
+    let recent = |read: fn(&RecentStatus) -> [Option<f64>; 2]| {
+        paths.iter().flat_map(move |path| {
+            let values = path.recent.as_ref().map_or([None; 2], read);
+            let directed = move |(direction, value): (&str, Option<f64>)| {
+                let direction = ("direction", direction.to_owned());
+                Some(([labels(path), vec![direction]].concat(), value?))
+            };
+            ["up", "down"].into_iter().zip(values).filter_map(directed)
+        })
+    };
+    let losses = recent(|it| [it.loss_up, it.loss_down]);
+    families.gauge("roamd_path_recent_loss_ratio", "Share of packets lost lately", losses)?;
+    let rates = recent(|it| [it.rate_up, it.rate_down].map(|bits| Some(bits as f64 / 8.0)));
+    families.gauge("roamd_path_recent_bytes_per_second", "What it carries at present", rates)?;
     type Read = fn(&PathStatus) -> u64;
     let counters: [(&str, &str, Read); 3] = [
         ("roamd_path_sent_bytes", "UDP payload sent", |it| it.sent_bytes),
