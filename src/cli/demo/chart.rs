@@ -219,7 +219,10 @@ fn colour(link: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::demo::{script::Script, watch::Sample};
+    use crate::cli::demo::{
+        script::Script,
+        watch::{Care, Sample},
+    };
 
     #[test]
     fn a_chart_shows_every_event_echo_and_path() {
@@ -232,6 +235,7 @@ mod tests {
             at: start + Duration::from_secs(seconds),
             active: Some(active.into()),
             rtts: vec![("wifi0".into(), 10.0), ("lte0".into(), 50.0)],
+            care: Care::default(),
         };
         let record = Record {
             samples: vec![sample(0, "wifi0"), sample(3, "lte0"), sample(9, "lte0")],

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{script::Script, session::Played, tally::Tally};
+use super::{script::Script, session::Played, tally::Tally, watch::Care};
 use crate::clock;
 
 /// How long the last echoes are waited for at most.
@@ -122,6 +122,10 @@ impl<'a> Screen<'a> {
                     format!("{from} -> {}: {}, gap {:.0} ms", what.to, what.reason, what.gap);
                 writeln!(self.out, "            {}", self.paint(DIM, &line))?;
             }
+            let care = record.care(*start + event.at, next);
+            if care != Care::default() {
+                writeln!(self.out, "            {}", self.paint(DIM, &care.to_string()))?;
+            }
         }
         Ok(())
     }
@@ -130,18 +134,19 @@ impl<'a> Screen<'a> {
     pub(super) fn summary(&mut self, played: &Played) -> io::Result<()> {
         let Played { start, script, tally, .. } = played;
         let end = *start + script.length + LAST;
-        let stall = spells(script).into_iter().map(|(from, to)| {
-            let to = to.map_or(end, |to| *start + to);
-            tally.stall_between(*start + from, to)
-        });
-        let stall = stall.max().unwrap_or_default();
+        let spells = spells(script).into_iter();
+        let spells: Vec<_> =
+            spells.map(|(from, to)| *start + from..to.map_or(end, |to| *start + to)).collect();
+        let stall = spells.iter().map(|it| tally.stall_between(it.start, it.end)).max();
+        let stall = stall.unwrap_or_default();
+        let median = tally.median_echo_when(|typed| spells.iter().any(|it| it.contains(&typed)));
         let offline = script.events.iter().any(|event| event.offline);
         let echo = |time: Option<Duration>| time.map_or_else(|| "none".to_owned(), milliseconds);
         writeln!(self.out)?;
         let rows = [
             ("lines typed", tally.typed().to_string()),
             ("lines echoed", tally.echoed().to_string()),
-            ("median echo", echo(tally.median_echo_since(0))),
+            (if offline { "echo, online" } else { "median echo" }, echo(median)),
             (if offline { "stall, online" } else { "longest stall" }, milliseconds(stall)),
         ];
         for (name, value) in rows {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use roamd_lab::{Access, Scene};
+use roamd_lab::{Access, LinkShape, Scene};
+
+/// How long a packet takes to wifi's router.
+const WIFI: Duration = Duration::from_millis(5);
 
 /// Something that happens at a set time.
 #[derive(Clone, Debug)]
@@ -25,33 +28,42 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// The laptop leaves the building and comes back, its wifi only pretends to work, and then it is in
-    /// a tunnel for longer than the connection lives.
+    /// The laptop leaves the building and comes back, its wifi only pretends to work, then works badly, and then the
+    /// laptop is in a tunnel for longer than the connection lives.
     pub(super) fn roam() -> Self {
         let event =
             |at, title, act| Event { at: Duration::from_secs(at), title, offline: false, act };
         let offline = |at, title, act| Event { offline: true, ..event(at, title, act) };
         Self {
-            length: Duration::from_secs(75),
+            length: Duration::from_secs(62),
             events: vec![
-                event(3, "out of wifi's reach: the link goes down", |scene| {
+                event(2, "out of wifi's reach: the link goes down", |scene| {
                     scene.disconnect(Access::Wifi)
                 }),
-                event(7, "back in wifi's reach", |scene| scene.connect(Access::Wifi)),
-                event(13, "wifi drops everything in silence, its link stays up", |scene| {
+                event(4, "back in wifi's reach", |scene| scene.connect(Access::Wifi)),
+                event(8, "wifi drops everything in silence, its link stays up", |scene| {
                     scene.air(Access::Wifi).black_hole(true);
                     Ok(())
                 }),
-                event(17, "wifi works again", |scene| {
+                event(10, "wifi works again", |scene| {
                     scene.air(Access::Wifi).black_hole(false);
                     Ok(())
                 }),
-                offline(25, "into a tunnel: both networks are gone for 40 s", |scene| {
+                event(18, "wifi loses 30 % of all packets", |scene| {
+                    scene
+                        .air(Access::Wifi)
+                        .set(LinkShape { loss: 0.3, ..LinkShape::delayed(WIFI) });
+                    Ok(())
+                }),
+                offline(23, "into a tunnel: both networks are gone for 33 s", |scene| {
                     scene.disconnect(Access::Wifi)?;
                     scene.disconnect(Access::Lte)
                 }),
-                event(65, "out of the tunnel: lte is back", |scene| scene.connect(Access::Lte)),
-                event(69, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
+                event(56, "out of the tunnel: lte is back", |scene| {
+                    scene.air(Access::Wifi).set(LinkShape::delayed(WIFI));
+                    scene.connect(Access::Lte)
+                }),
+                event(58, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
             ],
         }
     }

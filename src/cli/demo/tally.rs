@@ -49,12 +49,12 @@ impl Tally {
 
     /// The median time from a line to its echo, from line number `from` on.
     pub(super) fn median_echo_since(&self, from: usize) -> Option<Duration> {
-        let mut echoes = self.echoes.get(from..)?.to_vec();
-        let middle = echoes.len() / 2;
-        if echoes.is_empty() {
-            return None;
-        }
-        Some(*echoes.select_nth_unstable(middle).1)
+        median(self.echoes.get(from..)?.to_vec())
+    }
+
+    /// The same of lines that were typed at certain times.
+    pub(super) fn median_echo_when(&self, counts: impl Fn(Instant) -> bool) -> Option<Duration> {
+        median(self.echoes().filter(|(typed, _)| counts(*typed)).map(|(_, took)| took).collect())
     }
 
     /// The longest stall between `from` and `to`, by when it ended.
@@ -72,6 +72,11 @@ impl Tally {
     pub(super) fn echoes(&self) -> impl Iterator<Item = (Instant, Duration)> {
         self.typed.iter().copied().zip(self.echoes.iter().copied())
     }
+}
+
+fn median(mut times: Vec<Duration>) -> Option<Duration> {
+    let middle = times.len() / 2;
+    (!times.is_empty()).then(|| *times.select_nth_unstable(middle).1)
 }
 
 #[cfg(test)]
@@ -92,6 +97,8 @@ mod tests {
         assert_eq!(tally.median_echo_since(0), Some(11 * MS));
         assert_eq!(tally.median_echo_since(2), Some(12 * MS));
         assert_eq!(tally.median_echo_since(3), None);
+        assert_eq!(tally.median_echo_when(|typed| typed == start), Some(10 * MS));
+        assert_eq!(tally.median_echo_when(|typed| typed < start), None);
     }
 
     #[test]
