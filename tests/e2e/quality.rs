@@ -2,13 +2,13 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use roamd_lab::{Access, LinkShape};
+use roamd_lab::{Access, LinkShape, scene::SERVER_V4};
 
 use crate::roaming::{Laptop, last_switch, shown};
 
@@ -131,6 +131,68 @@ fn a_wifi_that_carries_next_to_nothing_of_an_upload_is_left_within_seconds() {
         assert!(took < 5 * SECOND, "{took:?}");
     });
     shown(last_switch(&laptop.client.status()));
+}
+
+/// Uploads past the tunnel, as another laptop on the same wifi would, until `done`.
+fn upload_past_the_tunnel(laptop: &Laptop, done: &AtomicBool) {
+    // What every kernel has; BBR would keep the queue short.
+    laptop.client.namespace.sysctl("net/ipv4/tcp_congestion_control", "reno").unwrap();
+    let outside = SocketAddr::new(SERVER_V4, 7010);
+    let listener = laptop.server.namespace.run(|| TcpListener::bind(outside).unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = vec![0; 1 << 16];
+            while stream.read(&mut buffer).unwrap() > 0 {}
+        });
+        let mut stream =
+            laptop.client.namespace.run(|| TcpStream::connect(outside).unwrap()).unwrap();
+        stream.set_write_timeout(Some(20 * SECOND)).unwrap();
+        while !done.load(Relaxed) {
+            stream.write_all(&[0; 1 << 14]).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_wifi_whose_queue_somebody_else_fills_is_left_if_there_is_another_network() {
+    for has_lte in [true, false] {
+        let laptop = Laptop::connected();
+        if !has_lte {
+            laptop.scene.disconnect(Access::Lte).unwrap();
+        }
+        let shape =
+            LinkShape { rate: Some(10_000_000), queue: 250 * MS, ..LinkShape::delayed(5 * MS) };
+        laptop.scene.air(Access::Wifi).set(shape);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let typing = scope.spawn(|| keystrokes(&laptop, 12 * SECOND));
+            scope.spawn(|| upload_past_the_tunnel(&laptop, &done));
+            let begun = Instant::now();
+            let typed = typing.join().unwrap();
+            done.store(true, Relaxed);
+            let settled = begun + 5 * SECOND;
+            let late = typed.iter().filter(|(at, _)| *at > settled);
+            let mut late: Vec<_> = late.map(|(_, took)| *took).collect();
+            late.sort_unstable();
+            let (typical, worst) = shown((late[late.len() / 2], late[late.len() - 1]));
+            if has_lte {
+                assert!(typical < TYPICAL && worst < SECOND, "{late:?}");
+            } else {
+                // The queue, which no tunnel could avoid, and what is lost where it overflows.
+                assert!(typical < 350 * MS && worst < 2 * SECOND, "{late:?}");
+            }
+        });
+        let status = laptop.client.status();
+        assert_eq!(status["sessions"], 1, "{status}");
+        if has_lte {
+            let switch = last_switch(&status);
+            let reason = shown(switch["reason"].as_str().unwrap().to_owned());
+            assert!(reason.starts_with("the old path "), "{switch}");
+        } else {
+            assert_eq!(status["switches"], serde_json::json!([]), "{status}");
+        }
+    }
 }
 
 #[test]
