@@ -73,7 +73,8 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
     }
     left_out(f, &client.left_out)?;
     traffic(f, &client.traffic, client.queued_bytes)?;
-    if let Some(recent) = client.paths.iter().find_map(|path| path.recent) {
+    let recent = client.paths.iter().find_map(|path| path.recent);
+    if let Some(recent) = recent.filter(|it| it.loss().is_some()) {
         writeln!(f, "lately       {recent}")?;
     }
     if !client.paths.is_empty() || !client.unused_links.is_empty() {
@@ -111,11 +112,13 @@ fn path_row(path: &PathStatus) -> [Cell; 8] {
         Condition::Failed => BAD,
     };
     let dash = || "-".to_owned();
+    // What is counted since the session began is of other paths as well.
+    let loss = path.recent.map_or(path.loss, |recent| recent.loss());
     [
         (PLAIN, path.link.clone()),
         (style, path.state.to_string()),
         (PLAIN, path.rtt.map_or_else(dash, |rtt| format!("{rtt:.1} ms"))),
-        (PLAIN, path.loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
+        (PLAIN, loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
         (PLAIN, path.mtu.map_or_else(dash, |mtu| mtu.to_string())),
         (PLAIN, path.last_heard.map_or_else(dash, |heard| format!("{} ago", Span(heard)))),
         (PLAIN, path.server.to_string()),

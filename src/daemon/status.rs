@@ -164,6 +164,14 @@ pub(crate) struct RecentStatus {
     pub rate_down: u64,
 }
 
+impl RecentStatus {
+    /// The share of packets lost in the worse direction.
+    #[must_use]
+    pub(crate) fn loss(&self) -> Option<f64> {
+        [self.loss_up, self.loss_down].into_iter().flatten().reduce(f64::max)
+    }
+}
+
 impl PathStatus {
     /// A path that carries nothing of the tunnel yet.
     #[must_use]

@@ -130,5 +130,6 @@ fn a_keystroke_waits_for_a_moment_when_a_path_dies_under_an_upload() {
     });
     let status = laptop.client.status();
     shown((took.len(), &took[took.len() - 8..], &status["traffic"], &status["switches"]));
-    assert!(took[took.len() - 1] < Duration::from_millis(500), "{took:?}");
+    // 137 ms measured; 300 to 330 when what sends little had to wait for its turn.
+    assert!(took[took.len() - 1] < Duration::from_millis(280), "{took:?}");
 }

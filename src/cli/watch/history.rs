@@ -53,9 +53,7 @@ impl History {
                     if let Some(rtt) = path.rtt {
                         push(self.rtt.entry(name.clone()).or_default(), micros(rtt));
                     }
-                    let recent = path.recent.map_or([None; 2], |it| [it.loss_up, it.loss_down]);
-                    let recent = recent.into_iter().flatten().reduce(f64::max);
-                    let loss = recent.or(path.loss).unwrap_or_default();
+                    let loss = path.recent.map_or(path.loss, |it| it.loss()).unwrap_or_default();
                     push(self.loss.entry(name).or_default(), (loss * 1000.0) as u64);
                 }
             }

@@ -131,15 +131,16 @@ fn draw_paths(frame: &mut Frame<'_>, area: Rect, paths: &[PathStatus], history: 
             Condition::Failed => Color::Red,
         };
         let rtt_words = path.rtt.map_or("-".into(), |rtt| format!("{rtt:.1} ms"));
-        let percent = |loss: f64| loss * 100.0;
-        let loss_words =
-            match (path.recent.and_then(|it| Some((it.loss_up?, it.loss_down?))), path.loss) {
-                (Some((up, down)), _) => {
-                    format!(", {:.1} % lost up, {:.1} % down", percent(up), percent(down))
-                }
-                (None, Some(loss)) => format!(", {:.1} % lost", percent(loss)),
-                (None, None) => String::new(),
-            };
+        let percent = |loss: Option<f64>| {
+            loss.map_or_else(|| "-".into(), |loss| format!("{:.1}", loss * 100.0))
+        };
+        let loss_words = match (path.recent, path.loss) {
+            (Some(recent), _) => {
+                format!(", ↑ {} ↓ {} % lost", percent(recent.loss_up), percent(recent.loss_down))
+            }
+            (None, loss @ Some(_)) => format!(", {} % lost", percent(loss)),
+            (None, None) => String::new(),
+        };
         let lines = vec![
             Line::from(vec![
                 Span::from(format!("{:10}", path.link)).bold(),
