@@ -108,6 +108,31 @@ fn a_metered_standby_takes_copies_after_a_long_silence() {
     });
 }
 
+/// All networks are silent for seconds. What copies go over is as dead as the path in use, so packets wait.
+#[test]
+fn an_outage_of_all_networks_takes_only_what_was_sent_in_its_first_moments() {
+    virtual_time().block_on(async {
+        let (ends, mut number) = (Ends::connected(1).await, 0);
+        chat(&ends, &mut number, Duration::from_secs(2)).await;
+        let all = |hole| [0, 1].map(|at| ends.day.world.change(at, |link| link.hole = hole));
+        all(Hole::Everything);
+        let first = number;
+        chat(&ends, &mut number, Duration::from_secs(8)).await;
+        all(Hole::None);
+        let back = clock::now();
+        chat(&ends, &mut number, Duration::from_secs(3)).await;
+        sleep(Duration::from_secs(1)).await;
+        for (way, arrivals) in ends.arrived(TCP) {
+            let came: std::collections::BTreeSet<_> = arrivals.iter().map(|it| it.0).collect();
+            let lost: Vec<_> = (0..number).filter(|number| !came.contains(number)).collect();
+            // 1.04 s until packets wait.
+            assert!(lost.iter().all(|it| (first..first + 130).contains(it)), "{way}: {lost:?}");
+            let after = arrivals.iter().map(|it| it.1).find(|at| *at > back).unwrap() - back;
+            assert!(after < Duration::from_millis(1600), "{way}: {after:?}");
+        }
+    });
+}
+
 /// Wifi comes and goes in all ways for some minutes; lte works.
 #[test]
 fn nothing_is_lost_and_nothing_comes_twice_while_a_clean_standby_is_there() {

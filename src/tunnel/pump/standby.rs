@@ -31,6 +31,8 @@ const UNTOLD: u32 = 64 << 10;
 /// After so long without an offer it is made again, so that the connection is there when it is needed: a server gives up
 /// one without a word after a minute, and many a NAT after half of that. Standbys that cost nothing are asked more often.
 const KEEP: Duration = Duration::from_secs(25);
+/// A standby that was sent copies and acknowledged nothing for so long is as dead as the path in use.
+const UNANSWERED: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -51,9 +53,20 @@ struct Way {
     budget: Budget,
     /// When the offer is made again; none on the side that hears it.
     offer_at: Option<Instant>,
+    /// When the first copy was sent since something was received, and what was received before it.
+    unanswered: Option<(Instant, u64)>,
 }
 
 impl Way {
+    /// The connection, unless it answers nothing.
+    fn answering(&mut self, now: Instant) -> Option<&Connection> {
+        self.connection.take_if(|connection| connection.close_reason().is_some());
+        let connection = self.connection.as_ref()?;
+        self.unanswered.take_if(|(_, before)| received(connection) != *before);
+        let is_silent = self.unanswered.is_some_and(|(since, _)| since + UNANSWERED <= now);
+        (!is_silent).then_some(connection)
+    }
+
     fn offer(&mut self, now: Instant) {
         self.offer_at = None;
         let open = self.connection.as_ref().filter(|it| it.close_reason().is_none());
@@ -63,6 +76,11 @@ impl Way {
             self.offer_at = (self.per_minute > 0).then_some(now + KEEP);
         }
     }
+}
+
+/// Datagrams that came over a connection.
+fn received(connection: &Connection) -> u64 {
+    connection.stats().udp_rx.datagrams
 }
 
 impl Standby {
@@ -77,7 +95,7 @@ impl Standby {
         let id = connection.stable_id();
         let is_known = way.connection.as_ref().is_some_and(|known| known.stable_id() == id);
         if !is_known {
-            way.connection = Some(connection.clone());
+            (way.connection, way.unanswered) = (Some(connection.clone()), None);
         }
         !is_known
     }
@@ -117,18 +135,22 @@ impl Standby {
     /// Whether copies can be sent now.
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         let mut way = self.way();
-        way.connection.take_if(|connection| connection.close_reason().is_some());
-        way.connection.is_some() && way.budget.has(SMALL + OVERHEAD, way.per_minute, now)
+        way.answering(now).is_some() && way.budget.has(SMALL + OVERHEAD, way.per_minute, now)
     }
 
     /// Sends a copy if it fits and the budget allows it; whether it did.
     pub(super) fn send(&self, datagram: &Bytes, now: Instant) -> bool {
         let mut way = self.way();
-        let Way { connection: Some(connection), per_minute, budget, .. } = &mut *way else {
+        let Way { connection: Some(connection), per_minute, budget, unanswered, .. } = &mut *way
+        else {
             return false;
         };
-        budget.take(datagram.len() as u32 + OVERHEAD, *per_minute, now)
-            && connection.send_datagram(datagram.clone()).is_ok()
+        let is_sent = budget.take(datagram.len() as u32 + OVERHEAD, *per_minute, now)
+            && connection.send_datagram(datagram.clone()).is_ok();
+        if is_sent {
+            unanswered.get_or_insert_with(|| (now, received(connection)));
+        }
+        is_sent
     }
 
     /// Takes note of a copy that came.
