@@ -520,3 +520,32 @@ def repairs():
 
 for make in configs, datagrams, fragments, messages, offloads, paths, portals, repairs:
     make()
+
+
+# Capsules, behind a byte that says how large the pieces are in which they arrive.
+
+
+def varint(value, length=None):
+    length = length or next(n for n in (1, 2, 4, 8) if value < 1 << (8 * n - 2))
+    return (value | {1: 0, 2: 1, 4: 2, 8: 3}[length] << (8 * length - 2)).to_bytes(length, "big")
+
+
+def capsule(kind, value, said=None):
+    return varint(kind) + varint(len(value) if said is None else said) + value
+
+
+for name, stream in {
+    "two": capsule(0, b"\0one") + capsule(0, b"\0" + b"2" * 150),
+    "unknown-type": capsule(0x17, b"xyz") + capsule(0, b"\0after"),
+    "unknown-context": capsule(0, b"\x02xyz") + capsule(0, b"\0after"),
+    "too-long": capsule(0, b"\0" + b"x" * 300) + capsule(0, b"\0after"),
+    "long-integers": varint(0, 4) + varint(10, 8) + varint(0, 8) + b"ok",
+    "empty-payload": capsule(0, b"\0") + capsule(0, b"\0after"),
+    "without-context": capsule(0, b"\0first") + capsule(0, b""),
+    "half-a-context": capsule(0, b"\x40"),
+    "beyond-udp": capsule(0, b"\0", 65529),
+    "endless": capsule(0x21, b"xx", 2**62 - 1),
+    "cut": capsule(0, b"\0payload")[:-3],
+}.items():
+    for piece in (1, 255):
+        seed("capsule", f"{name}-{piece}", bytes([piece]) + stream)

@@ -3,6 +3,7 @@
 //! `cargo test` replays the corpora in `fuzz/corpus` through them; `docs/development/fuzzing.md` says how to run
 //! the fuzzer.
 
+mod capsule;
 mod config;
 mod datagram;
 mod fragment;
@@ -14,7 +15,7 @@ pub(crate) mod reference;
 mod repair;
 
 pub use self::{
-    config::config, datagram::datagram, fragment::fragment, message::message, offload::offload,
+    capsule::capsule, config::config, datagram::datagram, fragment::fragment, message::message, offload::offload,
     paths::paths, portal::portal, repair::repair,
 };
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: bytes in, values out. `docs/protocol.md` is the specification.
 
+pub(crate) mod capsule;
 pub(crate) mod checksum;
 pub(crate) mod datagram;
 pub(crate) mod foreign;

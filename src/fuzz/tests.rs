@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fs, panic, path::Path};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
+    ("capsule", super::capsule),
     ("config", super::config),
     ("datagram", super::datagram),
     ("fragment", super::fragment),
