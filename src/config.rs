@@ -211,6 +211,8 @@ fn only_changed(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
 pub struct ServerPeer {
     /// Names and addresses, at least one; all are tried.
     pub addresses: Vec<HostPort>,
+    /// Its TCP port, for networks that let no UDP out, if it has one.
+    pub tcp_port: Option<u16>,
     /// The only key that is believed to be the server's.
     pub public_key: PublicKey,
 }
@@ -328,6 +330,8 @@ pub struct ServerConfig {
     pub private_key: PrivateKey,
     /// Where clients are awaited (UDP).
     pub listen: SocketAddr,
+    /// Where clients are awaited whose networks let no UDP out (TCP), if anywhere.
+    pub listen_tcp: Option<SocketAddr>,
     /// The TUN device.
     pub tun: ServerTun,
     /// Who may connect.
@@ -347,6 +351,7 @@ impl ServerConfig {
         let changed = [
             ("private-key", self.private_key.public_key() != new.private_key.public_key()),
             ("listen", self.listen != new.listen),
+            ("listen-tcp", self.listen_tcp != new.listen_tcp),
             ("tun.name", self.tun.name != new.tun.name),
             ("tun.mtu", self.tun.mtu != new.tun.mtu),
             ("tun.offload", self.tun.offload != new.tun.offload),
@@ -365,6 +370,7 @@ impl ServerConfig {
         Self {
             private_key: self.private_key.clone(),
             listen: self.listen,
+            listen_tcp: self.listen_tcp,
             tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
             peers: new.peers,
             quic: self.quic.clone(),

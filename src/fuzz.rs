@@ -15,8 +15,8 @@ pub(crate) mod reference;
 mod repair;
 
 pub use self::{
-    capsule::capsule, config::config, datagram::datagram, fragment::fragment, message::message, offload::offload,
-    paths::paths, portal::portal, repair::repair,
+    capsule::capsule, config::config, datagram::datagram, fragment::fragment, message::message,
+    offload::offload, paths::paths, portal::portal, repair::repair,
 };
 
 #[cfg(test)]

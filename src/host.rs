@@ -84,6 +84,8 @@ pub(crate) struct Layout {
     pub is_open: bool,
     /// The server's addresses: only there may go what carries the tunnel.
     pub servers: Vec<SocketAddr>,
+    /// The server's TCP port: there it may go as well.
+    pub tcp_port: Option<u16>,
     /// Links that never carry it, as the configuration names them.
     pub ignored: Vec<String>,
 }

@@ -11,7 +11,9 @@ pub mod config {
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz {
-    pub use crate::fuzz::{capsule, config, datagram, fragment, message, offload, paths, portal, repair};
+    pub use crate::fuzz::{
+        capsule, config, datagram, fragment, message, offload, paths, portal, repair,
+    };
 }
 
 pub mod identity {

@@ -1,6 +1,6 @@
 //! Network paths, and which of them carries the tunnel.
 //!
-//! A *path* is a link, a local address and a server address. The one QUIC connection of a client
+//! A *path* is a link, a local address, a server address and a transport. The one QUIC connection of a client
 //! runs over whichever path is active; [`socket::PathSocket`] hides the change from quinn.
 //!
 //! ```text
@@ -22,6 +22,7 @@ pub(crate) mod rank;
 pub(crate) mod servers;
 pub(crate) mod socket;
 pub(crate) mod switch_meter;
+pub(crate) mod tcp;
 pub(crate) mod udp;
 
 use std::{
@@ -31,7 +32,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::candidate::Candidate;
+use crate::link::candidate::{Candidate, Transport};
 
 /// Identifies a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,11 +41,13 @@ pub(crate) struct PathKey {
     pub(crate) link: u32,
     pub(crate) local: IpAddr,
     pub(crate) server: SocketAddr,
+    pub(crate) transport: Transport,
 }
 
 impl From<&Candidate> for PathKey {
     fn from(candidate: &Candidate) -> Self {
-        Self { link: candidate.index, local: candidate.source, server: candidate.server }
+        let Candidate { index: link, source: local, server, transport, .. } = *candidate;
+        Self { link, local, server, transport }
     }
 }
 

@@ -16,5 +16,5 @@ pub use self::{
 };
 pub(crate) use self::{
     ping::{ask, nudge, pad, ping},
-    transport::{HANDSHAKE_TIMEOUT, PROBE_IDLE, SEND_BUFFER},
+    transport::{HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER},
 };

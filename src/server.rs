@@ -18,6 +18,8 @@ mod rivals;
 mod session;
 pub(crate) mod silence;
 pub(crate) mod socket;
+pub(crate) mod streams;
+pub(crate) mod tcp;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -39,6 +41,8 @@ use self::{
     handshake::HandshakeLimiter,
     reload::Configured,
     socket::ServerSocket,
+    streams::Streams,
+    tcp::{Port, Visitors},
 };
 use crate::{
     clock,
@@ -81,6 +85,7 @@ pub(crate) struct Server {
     listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
+    visitors: Visitors,
     /// What concerns no single peer.
     counters: Counters,
     since: SystemTime,
@@ -97,6 +102,11 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     let (index, left_out) = (interface.index(), interface.left_out());
     let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
         .with_context(|| format!("cannot listen on {listen}"))?;
+    let port = config.listen_tcp.map(|listen| {
+        Port::bind(listen, config.quic.dscp)
+            .with_context(|| format!("cannot listen on {listen} (TCP)"))
+    });
+    let port = port.transpose()?;
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let key = config.private_key.public_key();
     #[cfg(feature = "metrics")]
@@ -132,7 +142,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     systemd::ready(&format!("listening on {}", server.listen));
     let heart = Heart::default();
     let ended = tokio::select! {
-        ended = server.carry(device.reader(), &endpoint) => ended,
+        ended = server.carry(device.reader(), &endpoint, port) => ended,
         failed = daemon.hangups(|| std::future::ready(server.reload(&daemon))) => {
             failed.map(|never| match never {})
         }
@@ -175,7 +185,8 @@ impl Server {
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let (private_key, interface) = (private_key.clone(), tun.name.clone());
         let (mtu, quic) = (tun.mtu, quic.clone());
-        let socket = ServerSocket::new(udp)?;
+        let streams = config.listen_tcp.map(|_| Streams::new());
+        let socket = ServerSocket::with_streams(udp, streams)?;
         let (configured, in_force) = watch::channel(Configured::new(config));
         let is_peer = move |key| in_force.borrow().peers.with_key(key).is_some();
         let tls = ServerTls::new(&private_key, is_peer)?;
@@ -197,27 +208,36 @@ impl Server {
             listen: endpoint.local_addr()?,
             socket,
             handshakes: HandshakeLimiter::default(),
+            visitors: Visitors::default(),
             counters: Counters::default(),
             since: clock::wall(),
         };
         Ok((Arc::new(server), endpoint))
     }
 
-    /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone.
+    /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone. Peers may come
+    /// over the TCP `port` as well.
     pub(crate) async fn carry(
         self: &Arc<Self>,
         source: impl PacketSource,
         endpoint: &Endpoint,
+        port: Option<Port>,
     ) -> anyhow::Result<()> {
         let read = ingress::run(source, &self.counters, |batch| {
             self.configured.borrow().peers.route(batch, &self.counters);
         });
         tokio::select! {
             () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
+            () = tcp::serve(self, port) => anyhow::bail!("the TCP port stopped"),
             error = read => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }
+    }
+
+    /// Whether a QUIC connection of a known peer is at this address, as quinn sees it.
+    fn is_peer_at(&self, remote: std::net::SocketAddr) -> bool {
+        self.configured.borrow().peers.iter().any(|peer| peer.is_at(remote))
     }
 
     /// Answers a request on the control socket.

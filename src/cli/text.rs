@@ -11,9 +11,10 @@ use super::paint::Paint;
 use crate::{
     daemon::status::{
         ClientState, ClientStatus, PathStatus, PeerStatus, RecentStatus, Role, ServerStatus,
-        SessionStatus, Status, SwitchStatus, UnusedLink,
+        SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
     },
     host::interface::LeftOut,
+    link::candidate::Transport,
     path::Condition,
     tunnel::counters::Snapshot,
 };
@@ -121,9 +122,17 @@ fn path_row(path: &PathStatus) -> [Cell; 8] {
         (PLAIN, loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
         (PLAIN, path.mtu.map_or_else(dash, |mtu| mtu.to_string())),
         (PLAIN, path.last_heard.map_or_else(dash, |heard| format!("{} ago", Span(heard)))),
-        (PLAIN, path.server.to_string()),
+        (PLAIN, address(path)),
         (PLAIN, path.why.clone()),
     ]
+}
+
+/// The server's address, and how packets get there if it is not by UDP.
+fn address(path: &PathStatus) -> String {
+    match path.transport {
+        Transport::Udp => path.server.to_string(),
+        Transport::Tcp => format!("{} (tcp)", path.server),
+    }
 }
 
 fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
@@ -153,6 +162,13 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
     )?;
     writeln!(f, "interface    {}", server.interface)?;
     left_out(f, &server.left_out)?;
+    if let Some(tcp) = &server.tcp {
+        let TcpStatus { listen, connections, refused, dismissed, .. } = tcp;
+        writeln!(
+            f,
+            "tcp          listening on {listen}, {connections} connections, {refused} refused, {dismissed} dismissed"
+        )?;
+    }
     if server.refused_keys > 0 {
         writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
     }

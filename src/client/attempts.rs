@@ -75,6 +75,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::candidate::Transport;
 
     fn candidate(link: &str) -> Candidate {
         Candidate {
@@ -83,6 +84,7 @@ mod tests {
             source: [192, 0, 2, 1].into(),
             metric: 0,
             server: ([192, 0, 2, 9], 4433).into(),
+            transport: Transport::Udp,
         }
     }
 

@@ -138,6 +138,7 @@ impl Desired {
         let inside = inside(&layout, &self.facts);
         layout.everything = tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
         layout.servers = servers;
+        layout.tcp_port = self.config.server.tcp_port;
         layout.ignored.clone_from(&self.config.paths.ignore);
         let layout = if self.portal { layout.opened() } else { layout };
         Ok(Plan { layout, inside, taken })

@@ -40,7 +40,7 @@ use crate::{
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
         manager::Manager,
-        network::{Network, NetworkError},
+        network::{Network, NetworkError, with_tcp},
         servers::{ResolveError, ServerAddresses},
     },
     quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
@@ -268,6 +268,7 @@ impl<'a> Race<'a> {
     async fn find(&mut self) -> Result<(), DialError> {
         let config = self.dialer.config.borrow().clone();
         let found = self.dialer.network.candidates(&self.servers, &config.paths).await?;
+        let found = with_tcp(found, config.server.tcp_port);
         let found = self.manager.dial_order(found, clock::now());
         self.dialer.attempts.retain(|candidate| found.contains(candidate));
         let room = MAX_ATTEMPTS.saturating_sub(self.tried.len());
@@ -477,6 +478,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::link::candidate::Transport;
     use crate::{
         client::tests::{FakeNetwork, client, config},
         config::{ClientConfig, Preference},
@@ -485,7 +487,14 @@ mod tests {
 
     fn candidate(link: u32, server: u8) -> Candidate {
         let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, server], 4433).into());
-        Candidate { link: format!("eth{link}"), index: link, source, metric: 0, server }
+        Candidate {
+            link: format!("eth{link}"),
+            index: link,
+            source,
+            metric: 0,
+            server,
+            transport: Transport::Udp,
+        }
     }
 
     fn loss(answered: Option<Candidate>, left: Option<SocketAddr>) -> Loss {

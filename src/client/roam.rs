@@ -42,7 +42,7 @@ use crate::{
         forgotten::{Advice, Forgotten},
         handshake::{Connected, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
-        network::Network,
+        network::{Network, with_tcp},
         probe::{Prober, Probes},
         quality::Watch,
         servers::{ServerAddresses, choose_paths},
@@ -359,7 +359,10 @@ impl<'a> Roamer<'a> {
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
         let found = match self.roaming.network.candidates(&self.servers, &config.paths).await {
-            Ok(found) => choose_paths(found, self.manager.active().or(Some(self.first))),
+            Ok(found) => {
+                let found = with_tcp(found, config.server.tcp_port);
+                choose_paths(found, self.manager.active().or(Some(self.first)))
+            }
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
         self.paths.update(found.iter().map(|(candidate, _)| candidate));

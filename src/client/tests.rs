@@ -21,7 +21,7 @@ use crate::{
     host::{HostError, Layout, Reports, Setup, facts::Facts, interface::LeftOut},
     identity::PrivateKey,
     link::{
-        candidate::{Candidate, Unusable},
+        candidate::{Candidate, Transport, Unusable},
         monitor::Hints,
     },
     path::{
@@ -42,7 +42,7 @@ pub(super) fn config() -> ClientConfig {
     let public_key = PrivateKey::generate().unwrap().public_key();
     ClientConfig {
         private_key,
-        server: ServerPeer { addresses: vec![address], public_key },
+        server: ServerPeer { addresses: vec![address], public_key, tcp_port: None },
         tun: tun(None),
         paths: Paths {
             probe_timeout: Duration::from_secs(5),
@@ -69,6 +69,7 @@ pub(super) fn candidate(link: &str, index: u32) -> Candidate {
         source: [10, 0, 0, 2].into(),
         metric: 100,
         server: SERVER.into(),
+        transport: Transport::Udp,
     }
 }
 

@@ -507,6 +507,7 @@ impl ShownPath {
             link: self.candidate.link.clone(),
             local: self.candidate.source,
             server: self.candidate.server,
+            transport: self.candidate.transport,
             state: self.condition,
             rtt: rtt.map(status::milliseconds),
             sent_bytes: stats.sent_bytes,

@@ -52,13 +52,14 @@ fn server(
 ) -> Option<ServerPeer> {
     const PUBLIC_KEY: &str = "server.public-key";
     problems.require_some("server.address", &raw.address);
+    let tcp_port = problems.accept("server.tcp-port", raw.tcp_port, |port| *port > 0);
     let addresses = raw.address.iter().flatten().flatten().cloned().collect();
     let public_key = problems.require(PUBLIC_KEY, raw.public_key)?;
     if own == Some(public_key) {
         let reason = "is this host's own key; it must be the server's";
         problems.add(PUBLIC_KEY, Some(public_key.to_string()), reason);
     }
-    Some(ServerPeer { addresses, public_key })
+    Some(ServerPeer { addresses, tcp_port, public_key })
 }
 
 fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {

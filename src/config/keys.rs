@@ -67,8 +67,10 @@ const KEYS: &[Key] = &[
         Kind::List,
         r#"a name or address such as "vpn.example.net:4433" or "[2001:db8::1]:4433" (port 4433 when there is none)"#,
     ),
+    key("server.tcp-port", CLIENT, Kind::Number, "a TCP port from 1 to 65535"),
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
     key("listen", SERVER, Kind::Text, r#"an IP address with a port, such as "[::]:4433""#),
+    key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),
     key("tun", None, Kind::Table, "a table: [tun]"),
     key(
         "tun.name",

@@ -62,6 +62,7 @@ pub(super) struct RawServer {
     pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
     pub(super) listen: Option<SocketAddr>,
+    pub(super) listen_tcp: Option<SocketAddr>,
     pub(super) tun: Option<RawServerTun>,
     pub(super) quic: Option<RawQuic>,
     pub(super) log: Option<RawLog>,
@@ -73,6 +74,7 @@ pub(super) struct RawServer {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawServerPeer {
     pub(super) address: List<HostPort>,
+    pub(super) tcp_port: Option<u16>,
     pub(super) public_key: Option<PublicKey>,
 }
 

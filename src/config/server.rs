@@ -41,6 +41,7 @@ pub(super) fn build(
     Some(ServerConfig {
         private_key: private_key?,
         listen: listen?,
+        listen_tcp: raw.listen_tcp,
         tun: tun?,
         peers,
         quic: quic?,

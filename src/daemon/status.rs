@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::interface::LeftOut,
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Transport},
     path::{Condition, Reason},
     tunnel::counters::Snapshot,
     wire::foreign::Foreign,
@@ -124,6 +124,9 @@ pub(crate) struct PathStatus {
     pub local: IpAddr,
     /// The server's address.
     pub server: SocketAddr,
+    /// How packets get there.
+    #[serde(default)]
+    pub transport: Transport,
     /// Its state.
     pub state: Condition,
     /// Round-trip time in milliseconds, when last measured.
@@ -180,6 +183,7 @@ impl PathStatus {
             link: candidate.link.clone(),
             local: candidate.source,
             server: candidate.server,
+            transport: candidate.transport,
             state,
             rtt: None,
             sent_bytes: 0,
@@ -246,6 +250,25 @@ pub(crate) struct ServerStatus {
     pub receive_errors: u64,
     /// Connections refused for an unknown key.
     pub refused_keys: u64,
+    /// The TCP port, if it has one.
+    #[serde(default)]
+    pub tcp: Option<TcpStatus>,
+}
+
+/// A server's TCP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct TcpStatus {
+    /// The address that it listens on.
+    pub listen: SocketAddr,
+    /// Connections that carry datagrams.
+    pub connections: usize,
+    /// Connections refused at once: too many.
+    pub refused: u64,
+    /// Connections closed for silence, garbage or want of a known key.
+    pub dismissed: u64,
+    /// Datagrams to clients that were dropped: the connection was slow, or had ended.
+    pub dropped: u64,
 }
 
 /// One peer of a server.

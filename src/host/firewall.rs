@@ -3,7 +3,7 @@
 //! The table outlives a daemon that crashed; the next one replaces it, and a stop or `roamd unseal` removes it.
 //! It is always replaced as a whole, in one transaction.
 
-use std::{collections::BTreeSet, fmt::Write as _, net::SocketAddr};
+use std::{collections::BTreeSet, fmt::Write as _, iter, net::SocketAddr};
 
 use ipnet::IpNet;
 use tracing::{info, warn};
@@ -153,9 +153,10 @@ fn seal(layout: &Layout, interface: &str) -> String {
         let _ = writeln!(
             chains,
             "    meta mark {MARK:#x} {family} daddr . udp dport {{ {} }} accept\n    \
-             meta mark {MARK:#x} {family} daddr {{ {} }} tcp dport 80 accept",
+             meta mark {MARK:#x} {family} daddr {{ {} }} tcp dport {{ {} }} accept",
             list(servers.iter().map(|server| format!("{} . {}", server.ip(), server.port()))),
             list(servers.iter().map(|server| server.ip().to_string())),
+            list(iter::once(80).chain(layout.tcp_port).map(|port| port.to_string())),
         );
     }
     let _ = writeln!(
@@ -259,6 +260,7 @@ mod tests {
                 "[::ffff:192.0.2.1]:4433".parse().unwrap(),
                 "[2001:db8::1]:443".parse().unwrap(),
             ],
+            tcp_port: Some(8443),
             ..Layout::default()
         };
         let chains = seal(&layout, "roam0");
@@ -266,6 +268,7 @@ mod tests {
         for line in [
             "meta mark 0x726f616d ip daddr . udp dport { 192.0.2.1 . 4433 } accept",
             "meta mark 0x726f616d ip6 daddr . udp dport { 2001:db8::1 . 443 } accept",
+            "meta mark 0x726f616d ip daddr { 192.0.2.1 } tcp dport { 80, 8443 } accept",
         ] {
             assert!(output.contains(line), "{chains}");
         }

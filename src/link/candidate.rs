@@ -19,6 +19,29 @@ use rtnetlink::RouteMessageBuilder;
 use super::netlink::Netlink;
 use crate::wire::foreign::{LIMIT, is_printable, printable};
 
+/// What carries the QUIC packets of a path. Declared best first.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// UDP, as QUIC is made for.
+    #[default]
+    Udp,
+    /// A TCP connection with TLS and HTTP, for networks that let no UDP out.
+    Tcp,
+}
+
 /// A link that could carry a path to one address of the server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Candidate {
@@ -32,6 +55,17 @@ pub struct Candidate {
     pub metric: u32,
     /// The server's address.
     pub server: SocketAddr,
+    /// How packets get there.
+    pub transport: Transport,
+}
+
+impl Candidate {
+    /// The same link and server, over TCP to its port `port`.
+    #[must_use]
+    pub(crate) fn over_tcp(&self, port: u16) -> Self {
+        let server = SocketAddr::new(self.server.ip(), port);
+        Self { server, transport: Transport::Tcp, ..self.clone() }
+    }
 }
 
 /// Why a link carries no path.
@@ -138,7 +172,14 @@ async fn candidate(
     };
     let source = source(&chosen).filter(|source| is_usable(*source, is_loopback(link)));
     let (link, metric) = (name(link), metric(&matched));
-    let found = source.map(|source| Candidate { link, index, source, metric, server });
+    let found = source.map(|source| Candidate {
+        link,
+        index,
+        source,
+        metric,
+        server,
+        transport: Transport::Udp,
+    });
     Ok(found.ok_or(Unusable::NoAddress))
 }
 

@@ -98,12 +98,13 @@ impl Forgotten {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::candidate::Transport;
 
     const PACE: Duration = Duration::from_millis(250);
 
     fn key(link: u32) -> PathKey {
         let server = ([192, 0, 2, 1], 4433).into();
-        PathKey { link, local: [10, 0, 0, 2].into(), server }
+        PathKey { link, local: [10, 0, 0, 2].into(), server, transport: Transport::Udp }
     }
 
     /// A connection whose last answer is noted, and that is silent.

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock,
     identity::{PrivateKey, PublicKey},
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Transport},
     quic::{
         self, close,
         tls::{self, ClientTls, TlsError, WrongServerKey},
@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a socket stays open after its connection was closed, to send the CONNECTION_CLOSE frame.
 const LINGER: Duration = Duration::from_secs(1);
+/// Handshakes of one attempt over TCP that are under way at most.
+const TCP_HANDSHAKES: usize = 3;
 /// Capacity of the channel for path errors.
 const PATH_ERRORS: usize = 16;
 
@@ -296,8 +298,13 @@ impl Attempt {
         &self.candidate
     }
 
-    /// Starts a further handshake; see [`Handshake::run`].
+    /// Starts a further handshake; see [`Handshake::run`]. Over TCP, which repeats what is lost by itself, only a few are
+    /// under way: each is a TCP connection of its own.
     pub(crate) fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
+        let is_tcp = self.candidate.transport == Transport::Tcp;
+        if is_tcp && self.under_way.len() >= TCP_HANDSHAKES {
+            return;
+        }
         let (handshake, network) = (self.handshake.clone(), self.network.clone());
         let candidate = self.candidate.clone();
         let run = async move { handshake.run(&*network, candidate, limit, early).await };

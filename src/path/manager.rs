@@ -40,7 +40,10 @@ use super::{
     quality::{Burst, Fault, Grade, Sample, Symptoms},
     rank::{Facts, LinkFacts, Verdict, compare},
 };
-use crate::{config::Paths, link::candidate::Candidate};
+use crate::{
+    config::Paths,
+    link::candidate::{Candidate, Transport},
+};
 
 /// How much more rarely a standby is asked where traffic costs money.
 const METERED: u32 = 20;
@@ -53,6 +56,8 @@ const DESPERATE_RETRY: Duration = Duration::from_secs(1);
 /// The pause while no path works after a probe that was not refused but timed out: such a probe has already taken
 /// its whole timeout.
 const SILENT_RETRY: Duration = Duration::from_millis(100);
+/// How much earlier UDP is asked than TCP over the same link: more than most round trips, less than anybody notices.
+const HEAD_START: Duration = Duration::from_millis(300);
 /// How long a path must work after a failure before it is preferred again, doubled with each failure up to
 /// `LONGEST_DWELL`.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
@@ -145,6 +150,21 @@ enum State {
 enum Check {
     At(Instant),
     AnswerBy(Instant),
+}
+
+/// When a path may be probed. Declared with the soonest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Now,
+    After(Instant),
+    /// Another one that is better works.
+    Never,
+}
+
+impl Turn {
+    fn has_come(self, now: Instant) -> bool {
+        self <= Self::After(now)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -284,7 +304,10 @@ impl Manager {
         let works = self.works();
         let of_paths = self.paths.iter().flat_map(move |(key, path)| {
             let own = match path.state {
-                State::Waiting => None,
+                State::Waiting => match self.turn(path) {
+                    Turn::After(at) => Some(at),
+                    Turn::Now | Turn::Never => None,
+                },
                 State::Probing { deadline } => Some(deadline),
                 State::Standby { check: Some(Check::At(at)), .. } => {
                     Some(path.quality.awaited().map_or(at, |until| at.max(until)))
@@ -344,8 +367,8 @@ impl Manager {
     #[must_use]
     pub(crate) fn is_asked_again(&self, key: PathKey) -> bool {
         let is_asked = |path: &Path| {
-            path.quality.awaited().is_some()
-                || !matches!(path.state, State::Standby { check: None, .. })
+            let rests = self.rests(key) || matches!(path.state, State::Standby { check: None, .. });
+            path.quality.awaited().is_some() || !rests
         };
         self.wanted(key).is_some() || self.paths.get(&key).is_some_and(is_asked)
     }
@@ -482,7 +505,7 @@ impl Manager {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        let check = self.next_check(key, now);
+        let (check, rests) = (self.next_check(key, now), self.rests(key));
         let active = self.active().filter(|active| *active != key);
         let active_rtt = active.and_then(|active| self.paths.get(&active)?.rtt);
         let Some(path) = self.paths.get_mut(&key) else { return };
@@ -496,7 +519,7 @@ impl Manager {
             State::Standby { since, .. } => since,
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
-        path.state = State::Standby { since, check };
+        path.state = if rests { State::Waiting } else { State::Standby { since, check } };
         let (allowed, is_stranger) = (is_allowed(self.choice.as_ref(), path), path.is_stranger);
         // At an address that is not known to have the session a mere handshake may be that of another machine, which soon says so.
         let is_elsewhere = active.is_some_and(|active| active.server != key.server);
@@ -636,18 +659,20 @@ impl Manager {
     /// Suspects the active path and probes all others, including those that failed.
     fn ask_everyone(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let deadline = now + self.settings.probe_timeout;
-        let active = self.active();
-        for (key, path) in &mut self.paths {
-            if active == Some(*key) {
-                continue;
-            }
-            path.ask(deadline);
-            actions.push(Action::Ask(*key));
-        }
         if let Some(active) = &mut self.active {
             active.doubt = Some(Doubt::Open(None));
-            actions.push(Action::Ask(active.key));
         }
+        let is_asked = |(key, path): &(&PathKey, &Path)| {
+            !self.is_active(**key) && self.turn(path) != Turn::Never
+        };
+        let asked: Vec<_> = self.paths.iter().filter(is_asked).map(|(key, _)| *key).collect();
+        for key in asked {
+            if let Some(path) = self.paths.get_mut(&key) {
+                path.ask(deadline);
+                actions.push(Action::Ask(key));
+            }
+        }
+        actions.extend(self.active().map(Action::Ask));
     }
 
     /// Handles the deadlines that passed.
@@ -791,13 +816,55 @@ impl Manager {
     }
 
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let deadline = now + self.settings.probe_timeout;
-        for (key, path) in &mut self.paths {
-            if path.state == State::Waiting {
-                path.state = State::Probing { deadline };
-                actions.push(Action::Ask(*key));
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let is_due = |(_, path): &(&PathKey, &Path)| {
+                path.state == State::Waiting
+                    && path.facts.transport == transport
+                    && self.turn(path).has_come(now)
+            };
+            let due: Vec<_> = self.paths.iter().filter(is_due).map(|(key, _)| *key).collect();
+            let deadline = now + self.settings.probe_timeout;
+            for key in due {
+                if let Some(path) = self.paths.get_mut(&key) {
+                    path.ask(deadline);
+                    actions.push(Action::Ask(key));
+                }
             }
         }
+    }
+
+    /// Whether a path is not needed as a standby.
+    fn rests(&self, key: PathKey) -> bool {
+        let path = self.paths.get(&key).filter(|_| !self.is_active(key));
+        path.is_some_and(|path| self.turn(path) == Turn::Never)
+    }
+
+    /// When a path may be probed. A path over TCP is while UDP over the same link does not answer.
+    fn turn(&self, path: &Path) -> Turn {
+        if path.facts.transport == Transport::Udp {
+            return Turn::Now;
+        }
+        let is_beside = |(_, other): &(&PathKey, &Path)| {
+            other.link == path.link && other.facts.transport == Transport::Udp
+        };
+        let is_given_up = |active: Active| matches!(active.doubt, Some(Doubt::Open(_)));
+        let mut turn = Turn::Now;
+        for (key, other) in self.paths.iter().filter(is_beside) {
+            match other.state {
+                _ if self.is_active(*key) => {
+                    if !self.active.is_some_and(is_given_up) {
+                        return Turn::Never;
+                    }
+                }
+                State::Standby { .. } => return Turn::Never,
+                State::Probing { deadline } => {
+                    let begun = deadline.checked_sub(self.settings.probe_timeout);
+                    turn = turn.max(Turn::After(begun.unwrap_or(deadline) + HEAD_START));
+                }
+                State::Waiting | State::Failed { .. } => {}
+            }
+        }
+        turn
     }
 
     fn best_standby(&self) -> Option<PathKey> {
@@ -856,9 +923,10 @@ impl Manager {
         actions.push(Action::Switch(key, reason));
         let Some(old) = old else { return };
         if reason.is_soft() {
-            let check = self.next_check(old.key, now);
+            let (check, rests) = (self.next_check(old.key, now), self.rests(old.key));
             if let Some(path) = self.paths.get_mut(&old.key) {
-                path.state = State::Standby { since: now, check };
+                let standby = State::Standby { since: now, check };
+                path.state = if rests { State::Waiting } else { standby };
                 if reason.is_of_quality() {
                     path.failures.add(now);
                 }

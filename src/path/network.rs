@@ -11,7 +11,7 @@ use super::rank::LinkFacts;
 use crate::{
     config::Paths,
     link::{
-        candidate::{Candidate, Unusable},
+        candidate::{Candidate, Transport, Unusable},
         monitor::Hints,
     },
 };
@@ -49,4 +49,49 @@ pub trait Network: fmt::Debug + Send + Sync {
 
     /// Hints of changes after which [`Self::candidates`] is to be read again.
     fn hints(&self) -> Hints;
+}
+
+/// The candidates of `found`, and behind each one over UDP the same over TCP, if the server has a TCP port.
+pub(crate) fn with_tcp(
+    found: Vec<(Candidate, LinkFacts)>,
+    port: Option<u16>,
+) -> Vec<(Candidate, LinkFacts)> {
+    let Some(port) = port else { return found };
+    let mut all = found.clone();
+    for (candidate, facts) in found {
+        let candidate = candidate.over_tcp(port);
+        // An address with two UDP ports has one TCP port.
+        if !all.iter().any(|(other, _)| *other == candidate) {
+            all.push((candidate, LinkFacts { transport: Transport::Tcp, ..facts }));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_is_tried_over_tcp_once_and_after_udp() {
+        let candidate = |server: &str| Candidate {
+            link: "wlan0".into(),
+            index: 3,
+            source: [10, 0, 0, 2].into(),
+            metric: 600,
+            server: server.parse().unwrap(),
+            transport: Transport::Udp,
+        };
+        let facts = LinkFacts { metric: 600, metered: true, ..LinkFacts::default() };
+        let found: Vec<_> = ["192.0.2.1:4433", "192.0.2.1:443", "192.0.2.9:4433"]
+            .map(|server| (candidate(server), facts))
+            .into();
+        assert_eq!(with_tcp(found.clone(), None), found);
+        let all = with_tcp(found.clone(), Some(443));
+        assert_eq!(all[..3], found);
+        let servers = ["192.0.2.1:443", "192.0.2.9:443"].map(|server| server.parse().unwrap());
+        assert_eq!(all[3..].iter().map(|(it, _)| it.server).collect::<Vec<_>>(), servers);
+        assert!(all[3..].iter().all(|(it, _)| it.transport == Transport::Tcp));
+        assert!(all[3..].iter().all(|(_, tcp)| *tcp > LinkFacts { metered: true, ..facts }));
+    }
 }

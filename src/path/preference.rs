@@ -36,14 +36,14 @@ impl Preferences {
     /// sources other than the configuration say.
     #[must_use]
     pub(crate) fn facts(&self, candidate: &Candidate, is_metered: bool) -> Option<LinkFacts> {
-        let Candidate { link, metric, .. } = candidate;
+        let Candidate { link, metric, transport, .. } = candidate;
         if self.ignores(link) {
             return None;
         }
         let line = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));
         let metered = is_metered || line.is_some_and(|line| self.prefer[line].1);
         let preference = line.unwrap_or(self.prefer.len());
-        Some(LinkFacts { preference, metered, metric: *metric })
+        Some(LinkFacts { transport: *transport, preference, metered, metric: *metric })
     }
 }
 
@@ -53,6 +53,7 @@ mod tests {
 
     use super::*;
     use crate::config::Preference;
+    use crate::link::candidate::Transport;
 
     fn preferences(prefer: &[(&str, bool)], ignore: &[&str]) -> Preferences {
         Preferences::new(&Paths {
@@ -69,7 +70,7 @@ mod tests {
 
     fn candidate(link: &str, metric: u32) -> Candidate {
         let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, 1], 4433).into());
-        Candidate { link: link.into(), index: 1, source, metric, server }
+        Candidate { link: link.into(), index: 1, source, metric, server, transport: Transport::Udp }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::{
     Reason,
     quality::{Fault, Grade},
 };
+use crate::link::candidate::Transport;
 
 /// Among paths that are equal otherwise, one takes over only if it saves this much, and a quarter, of
 /// the round trip.
@@ -22,6 +23,8 @@ pub(crate) const PORTAL: &str = "a captive portal seems to answer: log in with a
 /// weight: the derived order puts the best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkFacts {
+    /// A path over TCP comes after all over UDP: what is lost below holds up what follows.
+    pub transport: Transport,
     /// The position of the first line of `paths.prefer` that names the link; behind all lines if none
     /// does.
     pub preference: usize,
@@ -120,17 +123,19 @@ mod tests {
 
     #[test]
     fn each_criterion_weighs_more_than_all_that_follow() {
-        let link = LinkFacts { preference: 1, metered: true, metric: 100 };
+        let link =
+            LinkFacts { preference: 1, metered: true, metric: 100, transport: Transport::Tcp };
         let fault = Some(Fault::Lossy(30));
         let worst = Facts { portal: true, fault, link, ..measured(90) };
         let mut best = worst;
         let mut before = worst;
         type Step = (fn(&mut Facts), Reason);
-        let steps: [Step; 8] = [
+        let steps: [Step; 9] = [
             (|facts| facts.rtt = Some(9 * MS), Reason::Faster),
             (|facts| facts.link.metric = 50, Reason::Preferred),
             (|facts| facts.link.metered = false, Reason::Preferred),
             (|facts| facts.link.preference = 0, Reason::Preferred),
+            (|facts| facts.link.transport = Transport::Udp, Reason::Preferred),
             (|facts| facts.fault = Some(Fault::Lossy(10)), Reason::Lossy),
             (|facts| facts.fault = None, Reason::Lossy),
             (|facts| facts.portal = false, Reason::Preferred),
@@ -179,8 +184,15 @@ mod tests {
     }
 
     fn facts() -> impl Strategy<Value = Facts> {
-        let link = (0usize..3, any::<bool>(), 0u32..3)
-            .prop_map(|(preference, metered, metric)| LinkFacts { preference, metered, metric });
+        let transport = prop_oneof![3 => Just(Transport::Udp), 1 => Just(Transport::Tcp)];
+        let link = (transport, 0usize..3, any::<bool>(), 0u32..3).prop_map(
+            |(transport, preference, metered, metric)| LinkFacts {
+                transport,
+                preference,
+                metered,
+                metric,
+            },
+        );
         let rtt = proptest::option::of((1u32..100).prop_map(|ms| ms * MS));
         let slow = Fault::Slow { rtt: 200 * MS, floor: 10 * MS };
         let fault = prop_oneof![

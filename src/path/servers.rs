@@ -219,6 +219,7 @@ async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::candidate::Transport;
 
     fn servers(servers: &[(&str, u16)]) -> Vec<HostPort> {
         let server = |(host, port): &(&str, u16)| HostPort { host: (*host).into(), port: *port };
@@ -316,6 +317,7 @@ mod tests {
                 source,
                 metric,
                 server: *server,
+                transport: Transport::Udp,
             };
             (link, LinkFacts { metric, ..LinkFacts::default() })
         };

@@ -66,6 +66,7 @@ impl SwitchMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::candidate::Transport;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -76,6 +77,7 @@ mod tests {
             source: [10, 0, 0, 2].into(),
             metric: 100,
             server: ([192, 0, 2, 1], 4433).into(),
+            transport: Transport::Udp,
         }
     }
 

@@ -139,8 +139,11 @@ pub(super) async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                if let Some((incoming, permit)) = server.handshakes.enter(incoming) {
-                    let span = info_span!("peer", remote = %incoming.remote_address());
+                let (remote, is_stream) = server.socket.client(incoming.remote_address());
+                // Whoever has a TCP connection receives packets at its address.
+                let admitted = server.handshakes.enter(incoming, remote.ip(), is_stream);
+                if let Some((incoming, permit)) = admitted {
+                    let span = info_span!("peer", %remote);
                     connections.spawn(serve(server.clone(), incoming, permit).instrument(span));
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -42,6 +43,16 @@ impl BoundedConnections {
             oldest.close(close::TAKEN_OVER, b"newer connections have this key");
         }
         Entry { set: self, connection }
+    }
+
+    /// Whether one of them is at this address.
+    pub(super) fn is_at(&self, remote: SocketAddr) -> bool {
+        self.open().iter().any(|connection| connection.remote_address() == remote)
+    }
+
+    #[cfg(test)]
+    pub(super) fn remotes(&self) -> Vec<SocketAddr> {
+        self.open().iter().map(Connection::remote_address).collect()
     }
 
     /// Closes all of them.

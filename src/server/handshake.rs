@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -46,6 +47,15 @@ pub(crate) struct HandshakePermit {
     stays: oneshot::Receiver<Infallible>,
 }
 
+/// A client that is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It must prove its address.
+    Retry,
+    /// It gets no answer.
+    Ignore,
+}
+
 impl Default for HandshakeLimiter {
     fn default() -> Self {
         let inner = Inner { gate: Gate::new(clock::now()), stays: HashMap::new() };
@@ -62,28 +72,46 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 }
 
 impl HandshakeLimiter {
-    /// Admits `incoming`, answers it with a Retry, or ignores it.
-    pub(crate) fn enter(&self, incoming: Incoming) -> Option<(Incoming, HandshakePermit)> {
+    /// Admits `incoming`, answers it with a Retry, or ignores it. Its client is at `source`, and `is_validated` says
+    /// that it has proved that.
+    pub(crate) fn enter(
+        &self,
+        incoming: Incoming,
+        source: IpAddr,
+        is_validated: bool,
+    ) -> Option<(Incoming, HandshakePermit)> {
+        match self.admit(source, is_validated || incoming.remote_address_validated()) {
+            Ok(permit) => Some((incoming, permit)),
+            Err(Refusal::Retry) => {
+                // It fails only for an address that is already validated.
+                let _ = incoming.retry();
+                None
+            }
+            Err(Refusal::Ignore) => {
+                incoming.ignore();
+                None
+            }
+        }
+    }
+
+    /// Admits a client at `source`; `is_validated` says that it has proved that it is there.
+    pub(crate) fn admit(
+        &self,
+        source: IpAddr,
+        is_validated: bool,
+    ) -> Result<HandshakePermit, Refusal> {
         let mut inner = lock(&self.inner);
-        let source = incoming.remote_address().ip();
-        match inner.gate.enter(source, incoming.remote_address_validated(), clock::now()) {
+        match inner.gate.enter(source, is_validated, clock::now()) {
             Verdict::Admit { id, give_way } => {
                 for other in give_way {
                     inner.stays.remove(&other);
                 }
                 let (holds, stays) = oneshot::channel();
                 inner.stays.insert(id, holds);
-                Some((incoming, HandshakePermit { id, inner: self.inner.clone(), stays }))
+                Ok(HandshakePermit { id, inner: self.inner.clone(), stays })
             }
-            Verdict::Retry => {
-                // It fails only for an address that is already validated.
-                let _ = incoming.retry();
-                None
-            }
-            Verdict::Ignore => {
-                incoming.ignore();
-                None
-            }
+            Verdict::Retry => Err(Refusal::Retry),
+            Verdict::Ignore => Err(Refusal::Ignore),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -103,6 +103,16 @@ pub struct PeerSession {
 impl PeerSession {
     fn is_alive(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+}
+
+impl Peer {
+    /// Whether one of its connections is at this address.
+    pub(super) fn is_at(&self, remote: SocketAddr) -> bool {
+        let session = self.session();
+        session.is_some_and(|session| {
+            session.is_alive() && session.connection.remote_address() == remote
+        }) || [&self.probes, &self.silent].iter().any(|set| set.is_at(remote))
     }
 }
 

@@ -76,7 +76,7 @@ impl Server {
         });
         let attached = Attached { peer, connection };
         self.still_has(peer, connection);
-        let remote = connection.remote_address();
+        let (remote, _) = self.socket.client(connection.remote_address());
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
         let reason = tokio::select! {

@@ -14,6 +14,9 @@
 //! A dual-stack socket shows IPv4 clients as IPv4-mapped IPv6 addresses. Here they are IPv4, so that
 //! quinn knows a mere change of port (a NAT that rebinds) from a move, and keeps RTT and window.
 //!
+//! Clients over TCP have virtual addresses here, see [`streams`](super::streams). A UDP datagram that claims to come
+//! from one is a forgery.
+//!
 //! As on the client, no I/O error reaches quinn.
 
 use std::{
@@ -24,7 +27,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -37,6 +40,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
+use super::streams::{Streams, is_virtual};
 use crate::clock;
 
 /// Clients whose local addresses are kept. Beyond that, the least recently used client is answered
@@ -57,6 +61,10 @@ pub struct ServerSocket {
     /// The local addresses at which each client was heard; `None` if this socket has one address
     /// only.
     heard_at: Option<Mutex<LruCache<SocketAddr, Heard>>>,
+    /// Clients over TCP, if there can be any.
+    streams: Option<Arc<Streams>>,
+    /// Whether the next receive begins with them.
+    streams_first: AtomicBool,
     send_errors: AtomicU64,
     receive_errors: AtomicU64,
 }
@@ -95,12 +103,22 @@ impl Heard {
 impl ServerSocket {
     /// Wraps a bound socket.
     pub fn new(inner: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
+        Self::with_streams(inner, None)
+    }
+
+    /// Wraps a bound socket. Clients of `streams` are clients of this socket, too.
+    pub(crate) fn with_streams(
+        inner: Arc<dyn AsyncUdpSocket>,
+        streams: Option<Arc<Streams>>,
+    ) -> io::Result<Arc<Self>> {
         let local = inner.local_addr()?;
         let any = local.ip().is_unspecified();
         Ok(Arc::new(Self {
             inner,
             is_ipv6: local.is_ipv6(),
             heard_at: any.then(|| Mutex::new(LruCache::new(REMEMBERED))),
+            streams,
+            streams_first: AtomicBool::default(),
             send_errors: AtomicU64::default(),
             receive_errors: AtomicU64::default(),
         }))
@@ -118,6 +136,51 @@ impl ServerSocket {
         self.receive_errors.load(Relaxed)
     }
 
+    /// Clients over TCP, if there can be any.
+    #[must_use]
+    pub(crate) fn streams(&self) -> Option<&Arc<Streams>> {
+        self.streams.as_ref()
+    }
+
+    /// The client's real address, and whether it is one over TCP.
+    #[must_use]
+    pub(crate) fn client(&self, address: SocketAddr) -> (SocketAddr, bool) {
+        let client = self.streams.as_ref().map_or(address, |streams| streams.client(address));
+        (client, is_virtual(address.ip()))
+    }
+
+    /// Receives from clients over TCP.
+    fn poll_streams(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let streams = self.streams.as_ref();
+        streams.map_or(Poll::Pending, |streams| streams.poll_recv(cx, bufs, meta).map(Ok))
+    }
+
+    /// Receives from clients over UDP.
+    fn poll_udp(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        for _ in 0..RECEIVE_ERRORS {
+            match self.inner.poll_recv(cx, bufs, meta) {
+                Poll::Ready(Ok(count)) => {
+                    self.remember(&mut meta[..count]);
+                    return Poll::Ready(Ok(count));
+                }
+                Poll::Ready(Err(_)) => self.receive_errors.fetch_add(1, Relaxed),
+                Poll::Pending => return Poll::Pending,
+            };
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn remember(&self, meta: &mut [RecvMeta]) {
         let mut heard_at = self
             .heard_at
@@ -127,6 +190,12 @@ impl ServerSocket {
         for meta in meta {
             meta.addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
             meta.dst_ip = meta.dst_ip.map(|ip| ip.to_canonical());
+            if is_virtual(meta.addr.ip()) {
+                // quinn skips an empty datagram.
+                meta.len = 0;
+                self.receive_errors.fetch_add(1, Relaxed);
+                continue;
+            }
             if let (Some(heard_at), Some(local)) = (&mut heard_at, meta.dst_ip) {
                 heard_at.get_or_insert_mut(meta.addr, Heard::default).note(local, now);
             }
@@ -160,6 +229,12 @@ impl AsyncUdpSocket for ServerSocket {
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
         let Transmit { destination, ecn, contents, segment_size, src_ip } = *transmit;
+        if let Some(streams) = &self.streams
+            && is_virtual(destination.ip())
+        {
+            streams.send(transmit);
+            return Ok(());
+        }
         let source = self.source(destination, src_ip);
         let transmit = Transmit {
             destination: SocketAddr::new(self.native(destination.ip()), destination.port()),
@@ -184,18 +259,16 @@ impl AsyncUdpSocket for ServerSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        for _ in 0..RECEIVE_ERRORS {
-            match self.inner.poll_recv(cx, bufs, meta) {
-                Poll::Ready(Ok(count)) => {
-                    self.remember(&mut meta[..count]);
-                    return Poll::Ready(Ok(count));
-                }
-                Poll::Ready(Err(_)) => self.receive_errors.fetch_add(1, Relaxed),
-                Poll::Pending => return Poll::Pending,
-            };
+        // In turns, so that a busy one does not starve the other.
+        let streams_first = self.streams.is_some() && self.streams_first.fetch_not(Relaxed);
+        if streams_first && let Poll::Ready(received) = self.poll_streams(cx, bufs, meta) {
+            return Poll::Ready(received);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        let received = self.poll_udp(cx, bufs, meta);
+        if received.is_pending() && !streams_first {
+            return self.poll_streams(cx, bufs, meta);
+        }
+        received
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -370,6 +443,43 @@ mod tests {
             assert!(matches!(receive(&socket), Poll::Ready(Ok(_))));
             assert_eq!((socket.send_errors(), socket.receive_errors()), (1, 1));
         }
+    }
+
+    #[test]
+    fn a_datagram_that_claims_to_come_over_tcp_is_emptied() {
+        let fake = FakeSocket::new("[::]:4433");
+        let socket = ServerSocket::with_streams(fake.clone(), Some(Streams::new())).unwrap();
+        arrive(&fake, "[100::1]:1000", SECOND);
+        let mut buffer = [0; 1500];
+        let mut meta = [RecvMeta::default()];
+        let cx = &mut Context::from_waker(Waker::noop());
+        let received = socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta);
+        assert!(matches!(received, Poll::Ready(Ok(1))));
+        assert_eq!((meta[0].len, socket.receive_errors()), (0, 1));
+    }
+
+    #[test]
+    fn clients_over_tcp_and_over_udp_are_heard_in_turns() {
+        let fake = FakeSocket::new("[::]:4433");
+        let streams = Streams::new();
+        let socket = ServerSocket::with_streams(fake.clone(), Some(streams.clone())).unwrap();
+        let attached = streams.attach("192.0.2.9:4000".parse().unwrap());
+        for _ in 0..4 {
+            arrive(&fake, "[2001:db8::9]:1000", SECOND);
+            let payload = bytes::Bytes::from_static(&[1]);
+            let arrival = crate::path::tcp::Arrival { from: attached.address, payload };
+            streams.arrived().try_send(arrival).unwrap();
+        }
+        let over_tcp: Vec<_> = std::iter::from_fn(|| match receive(&socket) {
+            Poll::Ready(Ok((from, _))) => Some(from == attached.address),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        })
+        .collect();
+        assert_eq!(over_tcp.iter().filter(|over_tcp| **over_tcp).count(), 4);
+        assert_eq!(over_tcp.len(), 8);
+        assert!(over_tcp[..4].iter().any(|it| *it) && over_tcp[..4].iter().any(|it| !*it));
+        send(&socket, &attached.address.to_string(), None).unwrap();
+        assert!(fake.sent.lock().unwrap().is_empty(), "nothing leaves by UDP");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The whole server, apart from its device, against clients that do not play by the rules.
 
+mod over_tcp;
+
 use std::{
     collections::HashSet,
     net::{SocketAddr, UdpSocket as StdSocket},
@@ -19,6 +21,7 @@ use super::{
     gate::RETRIES,
     handshake::PROOF_TIMEOUT,
     peers::{Attached, PeerSession},
+    tcp,
 };
 use crate::{
     clock,
@@ -50,6 +53,8 @@ struct Site {
     server: Arc<Server>,
     endpoint: Endpoint,
     address: SocketAddr,
+    /// Its TCP port.
+    tcp: SocketAddr,
     key: PrivateKey,
     laptop: PrivateKey,
     delivered: mpsc::Receiver<Packet>,
@@ -83,12 +88,14 @@ impl Site {
         let (config, nothing) = (Self::config(&key, &[&laptop]), watch::Sender::default());
         let (server, endpoint) =
             Server::new(config, udp, Box::new(to_device), nothing.subscribe()).unwrap();
+        let port = tcp::Port::bind("127.0.0.1:0".parse().unwrap(), 0).unwrap();
+        let tcp = port.address();
         let running = tokio::spawn({
             let (server, endpoint) = (server.clone(), endpoint.clone());
-            async move { drop(server.carry(source, &endpoint).await) }
+            async move { drop(server.carry(source, &endpoint, Some(port)).await) }
         });
         let address = endpoint.local_addr().unwrap();
-        Self { server, endpoint, address, key, laptop, delivered, _device, running }
+        Self { server, endpoint, address, tcp, key, laptop, delivered, _device, running }
     }
 
     fn config(key: &PrivateKey, peers: &[&PrivateKey]) -> ServerConfig {
@@ -100,6 +107,7 @@ impl Site {
         ServerConfig {
             private_key: key.clone(),
             listen: "127.0.0.1:0".parse().unwrap(),
+            listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),

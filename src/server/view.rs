@@ -11,7 +11,7 @@ impl Server {
             public_key: peer.key.to_string(),
             addresses: peer.addresses.clone(),
             session: peer.session().map(|session| status::SessionStatus {
-                remote: session.connection.remote_address(),
+                remote: self.socket.client(session.connection.remote_address()).0,
                 since: status::seconds_ago(session.since),
                 software: session.software,
                 quic: status::QuicStatus::of(&session.connection),
@@ -31,6 +31,15 @@ impl Server {
             send_errors: self.socket.send_errors(),
             receive_errors: self.socket.receive_errors(),
             refused_keys: self.handshakes.refused(),
+            tcp: configured.config.listen_tcp.zip(self.socket.streams()).map(
+                |(listen, streams)| status::TcpStatus {
+                    listen,
+                    connections: streams.count(),
+                    refused: self.visitors.refused(),
+                    dismissed: self.visitors.dismissed(),
+                    dropped: streams.dropped(),
+                },
+            ),
         })
     }
 }

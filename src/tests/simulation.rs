@@ -261,6 +261,7 @@ impl Hosts {
         ClientConfig {
             private_key: self.client.clone(),
             server: ServerPeer {
+                tcp_port: None,
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             },
@@ -290,6 +291,7 @@ impl Hosts {
         ServerConfig {
             private_key: self.server.clone(),
             listen: "[::]:4433".parse().unwrap(),
+            listen_tcp: None,
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),
@@ -552,7 +554,7 @@ impl Day {
         };
         self.server = Some(tokio::spawn(async move {
             tokio::select! {
-                _ = server.carry(source, &endpoint) => {}
+                _ = server.carry(source, &endpoint, None) => {}
                 () = echoing => {}
             }
         }));

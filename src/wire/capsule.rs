@@ -176,17 +176,16 @@ mod tests {
 
     #[test]
     fn integers_may_be_longer_than_they_must() {
-        let stream = [
-            &[0x40, 0, 0x80, 0, 0, 10, 0xc0, 0, 0, 0, 0, 0, 0, 0, 7, 8][..],
-            &[0, 3, 0, 7, 9],
-        ]
-        .concat();
+        let stream =
+            [&[0x40, 0, 0x80, 0, 0, 10, 0xc0, 0, 0, 0, 0, 0, 0, 0, 7, 8][..], &[0, 3, 0, 7, 9]]
+                .concat();
         assert_eq!(decode(&stream, 1).unwrap(), [vec![7, 8], vec![7, 9]]);
     }
 
     #[test]
     fn what_is_too_long_is_skipped_and_not_kept() {
-        let long = |kind: u8, length: u32| [&[kind][..], &(0x8000_0000 | length).to_be_bytes()].concat();
+        let long =
+            |kind: u8, length: u32| [&[kind][..], &(0x8000_0000 | length).to_be_bytes()].concat();
         for (kind, length) in [(0, 1502), (0, 65_528), (0x21, 0x3fff_ffff)] {
             let mut decoder = Decoder::new(LONGEST);
             decoder.buffer().extend_from_slice(&long(kind, length));

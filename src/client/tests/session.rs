@@ -81,6 +81,7 @@ impl Tunnel {
         let config = ServerConfig {
             private_key: self.keys[1].clone(),
             listen: SERVER.into(),
+            listen_tcp: None,
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),
@@ -101,7 +102,7 @@ impl Tunnel {
             Server::new(config, socket, Box::new(device.clone()), left_out).unwrap();
         self.server = Some(tokio::spawn(async move {
             let _device = device;
-            server.carry(source, &endpoint).await.unwrap();
+            server.carry(source, &endpoint, None).await.unwrap();
         }));
     }
 

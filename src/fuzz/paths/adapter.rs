@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Transport},
     path::{
         PathKey,
         manager::{Choice, Event, Manager, Settings},
@@ -33,7 +33,14 @@ fn name(link: u8) -> String {
 
 fn candidate(path: u8) -> Candidate {
     let (source, server) = ([10, 0, path, 2].into(), ([192, 0, 2, 1], 4433).into());
-    Candidate { link: name(link(path)), index: link(path).into(), source, metric: 0, server }
+    Candidate {
+        link: name(link(path)),
+        index: link(path).into(),
+        source,
+        metric: 0,
+        server,
+        transport: Transport::Udp,
+    }
 }
 
 pub(super) fn key(path: u8) -> PathKey {
@@ -43,6 +50,7 @@ pub(super) fn key(path: u8) -> PathKey {
 /// Paths, each with its rank below 16; a smaller one is better.
 fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts)> {
     let facts = |rank: u8| LinkFacts {
+        transport: Transport::Udp,
         preference: (rank >> 3).into(),
         metered: rank & 0x04 != 0,
         metric: (rank & 0x03).into(),

@@ -1,4 +1,5 @@
 mod quality;
+mod tcp;
 
 use proptest::prelude::*;
 
@@ -19,6 +20,7 @@ fn candidate(link: u32) -> Candidate {
         source: [10, 0, link as u8, 2].into(),
         metric: 0,
         server: ([192, 0, 2, 1], 4433).into(),
+        transport: Transport::Udp,
     }
 }
 

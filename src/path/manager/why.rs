@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Active, Manager, Path, PathKey, State, Verdict};
+use super::{Active, Manager, Path, PathKey, State, Turn, Verdict};
 use crate::path::rank::PORTAL;
 
 impl Manager {
@@ -30,6 +30,7 @@ impl Manager {
         match path.state {
             _ if path.portal => PORTAL.into(),
             _ if !self.is_allowed(path) => "another link is pinned".into(),
+            _ if self.turn(path) == Turn::Never => "UDP works over this link".into(),
             State::Waiting => "not asked yet".into(),
             State::Probing { deadline } => {
                 format!("no answer yet, given up in {}", within(deadline, now))

@@ -11,12 +11,12 @@ use crate::{
     config::Paths,
     link::{
         MARK,
-        candidate::{self, Candidate, Unusable, candidates},
+        candidate::{self, Candidate, Transport, Unusable, candidates},
         monitor::Hints,
         netlink::Netlink,
         portal,
     },
-    path::{preference::Preferences, rank::LinkFacts, udp::UdpSocket},
+    path::{preference::Preferences, rank::LinkFacts, tcp::TcpSocket, udp::UdpSocket},
 };
 
 /// The kernel's links, routes and sockets.
@@ -86,8 +86,12 @@ impl Network for KernelNetwork {
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let local = SocketAddr::new(candidate.source, 0);
-        Ok(UdpSocket::bind(local, Some(&candidate.link), self.dscp, Some(MARK))?)
+        let Candidate { link, source, server, transport, .. } = candidate;
+        let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
+        Ok(match transport {
+            Transport::Udp => UdpSocket::bind(local, link, self.dscp, Some(MARK))?,
+            Transport::Tcp => TcpSocket::open(local, *server, link, self.dscp, Some(MARK))?,
+        })
     }
 
     fn hints(&self) -> Hints {

@@ -30,7 +30,10 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     clock,
     config::Paths,
-    link::{candidate::Candidate, monitor::Hints},
+    link::{
+        candidate::{Candidate, Transport},
+        monitor::Hints,
+    },
     path::{
         network::{Network, NetworkError},
         preference::Preferences,
@@ -401,6 +404,7 @@ impl Network for World {
                         source: link.local,
                         metric: link.metric,
                         server: *server,
+                        transport: Transport::Udp,
                     };
                     if let Some(facts) = preferences.facts(&candidate, false) {
                         found.push((candidate, facts));

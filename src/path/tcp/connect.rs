@@ -1,0 +1,167 @@
+//! From a candidate to a stream of capsules: TCP, TLS 1.3, and an HTTP/1.1 upgrade (RFC 9298 §3.2).
+
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+
+use hyper::{
+    Request, StatusCode,
+    client::conn::http1,
+    header::{CONNECTION, HOST, HeaderName, UPGRADE as UPGRADE_HEADER},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::stream::Stream;
+use crate::quic::tls::{self, TlsError};
+
+/// The request's path, apart from the port and a slash: the default template of RFC 9298 §2, with a target that is the
+/// server itself.
+pub(crate) const PATH: &str = "/.well-known/masque/udp/localhost/";
+/// The protocol that follows HTTP.
+pub(crate) const UPGRADE: &str = "connect-udp";
+/// RFC 9297 §3.4.
+const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
+
+/// Bytes that the kernel takes before it has sent those before: about a full batch of TLS. What waits here is not in the
+/// tunnel's queue.
+const UNSENT: u32 = 16 * 1024;
+/// How long the other side may leave bytes unacknowledged (TCP_USER_TIMEOUT of tcp(7)). After that a new connection may
+/// find a way that this one has not: where a NAT forgot it, or its server was started again.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+
+/// A socket on `local` and on `link` alone; see [`TcpSocket::open`](super::TcpSocket::open).
+pub(super) fn bind(
+    local: SocketAddr,
+    link: Option<&str>,
+    dscp: u8,
+    mark: Option<u32>,
+) -> io::Result<TcpSocket> {
+    let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(link) = link {
+        socket.bind_device(Some(link.as_bytes()))?;
+    }
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
+    settle(&socket, local.is_ipv4(), dscp)?;
+    socket.bind(&local.into())?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Makes a TCP socket hold as little back as it can, and send in the class `dscp`.
+pub(crate) fn settle(socket: &impl AsFd, is_ipv4: bool, dscp: u8) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    if dscp != 0 {
+        let class = u32::from(dscp << 2);
+        if is_ipv4 {
+            socket.set_tos_v4(class)?;
+        } else {
+            socket.set_tclass_v6(class)?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects to the server and asks it for its own UDP port.
+pub(super) async fn connect(
+    socket: TcpSocket,
+    server: SocketAddr,
+) -> io::Result<Stream<TlsStream<TcpStream>>> {
+    let stream = wrap(socket.connect(server).await?, server).await?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let request = Request::get(format!("{PATH}{}/", server.port()))
+        .header(HOST, server.to_string())
+        .header(CONNECTION, "Upgrade")
+        .header(UPGRADE_HEADER, UPGRADE)
+        .header(CAPSULES, "?1")
+        .body(String::new())
+        .map_err(io::Error::other)?;
+    let upgraded = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let upgraded = hyper::upgrade::on(response).await;
+        Ok((status, upgraded))
+    };
+    let ((status, upgraded), ()) =
+        tokio::try_join!(upgraded, connection.with_upgrades()).map_err(io::Error::other)?;
+    match upgraded {
+        Ok(upgraded) if status == StatusCode::SWITCHING_PROTOCOLS => Stream::of(upgraded),
+        _ => Err(io::Error::other(format!("the server answered with HTTP status {status}"))),
+    }
+}
+
+/// Begins TLS with the server.
+pub(crate) async fn wrap(
+    stream: TcpStream,
+    server: SocketAddr,
+) -> io::Result<TlsStream<TcpStream>> {
+    let tls = TlsConnector::from(Arc::new(client().map_err(io::Error::other)?));
+    tls.connect(ServerName::IpAddress(server.ip().into()), stream).await
+}
+
+/// TLS as a web browser has it, apart from the proof of who the server is, which QUIC asks for.
+fn client() -> Result<ClientConfig, TlsError> {
+    let provider = tls::provider();
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let mut config = ClientConfig::builder_with_provider(provider.into())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(schemes)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Takes any certificate, and proof of any key.
+#[derive(Debug)]
+struct AnyServer(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}

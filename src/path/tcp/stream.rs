@@ -1,0 +1,85 @@
+//! The life of a TCP connection that carries capsules, on either side.
+
+use std::{convert::Infallible, io, net::SocketAddr};
+
+use bytes::BytesMut;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf},
+    sync::mpsc,
+};
+
+use super::{Arrival, outbox::Outbox};
+use crate::{
+    quic::MAX_UDP_PAYLOAD,
+    wire::capsule::{Decoder, Malformed},
+};
+
+/// Room in bytes for one read: what a TLS record holds (RFC 8446 §5.1).
+const READ: usize = 16 * 1024;
+
+impl From<Malformed> for io::Error {
+    fn from(malformed: Malformed) -> Self {
+        Self::new(io::ErrorKind::InvalidData, malformed)
+    }
+}
+
+/// A stream behind an HTTP upgrade, and what of it was read with the header.
+#[derive(Debug)]
+pub(crate) struct Stream<S> {
+    io: S,
+    begun: BytesMut,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Stream<S> {
+    /// The stream that hyper was given.
+    pub(crate) fn of(upgraded: Upgraded) -> io::Result<Self> {
+        let parts = upgraded.downcast::<TokioIo<S>>().map_err(|_| io::ErrorKind::Unsupported)?;
+        Ok(Self { io: parts.io.into_inner(), begun: parts.read_buf.into() })
+    }
+}
+
+/// Writes what comes into `outbox`, and tells of what arrives as if it came from `from`, until the connection ends.
+pub(crate) async fn carry<S: AsyncRead + AsyncWrite>(
+    Stream { io, begun }: Stream<S>,
+    outbox: &Outbox,
+    from: SocketAddr,
+    arrived: &mpsc::Sender<Arrival>,
+) -> io::Result<Infallible> {
+    let (reader, writer) = tokio::io::split(io);
+    tokio::select! {
+        ended = read(reader, begun, from, arrived) => ended,
+        ended = write(writer, outbox) => ended,
+    }
+}
+
+async fn read<S: AsyncRead>(
+    mut reader: ReadHalf<S>,
+    begun: BytesMut,
+    from: SocketAddr,
+    arrived: &mpsc::Sender<Arrival>,
+) -> io::Result<Infallible> {
+    let mut decoder = Decoder::new(MAX_UDP_PAYLOAD);
+    decoder.buffer().unsplit(begun);
+    loop {
+        while let Some(payload) = decoder.next()? {
+            let arrival = Arrival { from, payload };
+            arrived.send(arrival).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        }
+        decoder.buffer().reserve(READ);
+        if reader.read_buf(decoder.buffer()).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+async fn write<S: AsyncWrite>(mut writer: WriteHalf<S>, outbox: &Outbox) -> io::Result<Infallible> {
+    let mut batch = BytesMut::new();
+    loop {
+        outbox.take(&mut batch).await;
+        writer.write_all(&batch).await?;
+        writer.flush().await?;
+        batch.clear();
+    }
+}

@@ -1,0 +1,309 @@
+//! The server's TCP port: TLS and HTTP around the datagrams of clients whose networks let no UDP out.
+//!
+//! ```text
+//!  accept ─ Gate ─▶ TLS ─▶ HTTP ─┬─▶ Upgrade: connect-udp ─▶ capsules ─▶ a known key is proven ─▶ stays
+//!                   until REQUEST └─▶ anything else: 404               until PROOF: closed
+//! ```
+//! Until a known peer's QUIC connection runs over it, a TCP connection is one of many that the [gate](super::gate)
+//! bounds: by number, by address and by rate, and the oldest gives way to a newer one.
+
+mod tls;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use hyper::{
+    Method, Request, Response, StatusCode, Version,
+    body::Incoming,
+    header::{CONNECTION, HeaderMap, UPGRADE},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tracing::{debug, warn};
+
+use self::tls::acceptor;
+use super::{
+    Server,
+    handshake::HandshakeLimiter,
+    streams::{Attached, Streams},
+};
+use crate::{
+    clock,
+    path::tcp::{PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
+};
+
+/// How long a client may take from the TCP handshake to the upgrade: three round trips of one second, and some
+/// retransmissions.
+const REQUEST: Duration = Duration::from_secs(10);
+/// When a connection is looked at for a known peer; after the last time it is closed.
+const PROOF: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(7),
+    Duration::from_secs(15),
+];
+/// How often one with a known peer is looked at again. Without one it is closed.
+const LOOK: Duration = Duration::from_secs(30);
+/// Maximum of connections, each with a file descriptor.
+const MOST: usize = 4096;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 512;
+/// The pause after the kernel refused to accept one, for want of file descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of a request's header; hyper takes no less.
+const HEADER: usize = 8192;
+
+/// The TCP port.
+pub(crate) struct Port {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    dscp: u8,
+}
+
+/// What a TCP port bounds and counts.
+#[derive(Debug, Default)]
+pub(crate) struct Visitors {
+    gate: HandshakeLimiter,
+    /// Refused at once, since there are too many.
+    refused: AtomicU64,
+    /// Closed for silence, garbage or want of a known key.
+    dismissed: AtomicU64,
+}
+
+impl Visitors {
+    #[must_use]
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    #[must_use]
+    pub(crate) fn dismissed(&self) -> u64 {
+        self.dismissed.load(Relaxed)
+    }
+}
+
+impl Port {
+    /// Listens on an address. `[::]` also takes IPv4. Packets are sent in the class `dscp`.
+    pub(crate) fn bind(listen: SocketAddr, dscp: u8) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(listen), Type::STREAM, Some(Protocol::TCP))?;
+        if listen.is_ipv6() {
+            socket.set_only_v6(!listen.ip().is_unspecified())?;
+        }
+        socket.set_nonblocking(true)?;
+        // A restart need not wait for the connections before it (TIME-WAIT, RFC 9293 §3.6.1).
+        socket.set_reuse_address(true)?;
+        socket.bind(&listen.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        Ok(Self { listener, acceptor: acceptor().map_err(io::Error::other)?, dscp })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("it listens")
+    }
+
+    async fn accept(&self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, client)) => {
+                    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+                    return (stream, client);
+                }
+                Err(error) => {
+                    debug!(%error, "cannot accept a TCP connection");
+                    time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Takes clients on the port, for ever; without one, does nothing.
+pub(super) async fn serve(server: &Arc<Server>, port: Option<Port>) {
+    let (Some(port), Some(streams)) = (port, server.socket.streams()) else {
+        return std::future::pending().await;
+    };
+    let (port, streams) = (Arc::new(port), streams.clone());
+    let mut visits = JoinSet::new();
+    loop {
+        tokio::select! {
+            (stream, client) = port.accept() => {
+                if visits.len() >= MOST {
+                    server.visitors.refused.fetch_add(1, Relaxed);
+                    continue;
+                }
+                let visit = Visit {
+                    server: server.clone(),
+                    streams: streams.clone(),
+                    port: port.clone(),
+                    client,
+                };
+                visits.spawn(visit.run(stream));
+            }
+            Some(ended) = visits.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    warn!(%error, "a TCP connection's task panicked");
+                }
+            }
+        }
+    }
+}
+
+/// One TCP connection.
+struct Visit {
+    server: Arc<Server>,
+    streams: Arc<Streams>,
+    port: Arc<Port>,
+    client: SocketAddr,
+}
+
+impl Visit {
+    async fn run(self, stream: TcpStream) {
+        let visitors = &self.server.visitors;
+        // TCP's own handshake has proved the address.
+        let Ok(mut permit) = visitors.gate.admit(self.client.ip(), true) else {
+            visitors.refused.fetch_add(1, Relaxed);
+            return;
+        };
+        let dismissed = |why: &str| {
+            debug!(client = %self.client, why, "TCP connection closed");
+            visitors.dismissed.fetch_add(1, Relaxed);
+        };
+        let upgraded = tokio::select! {
+            upgraded = time::timeout(REQUEST, self.upgrade(stream)) => upgraded,
+            () = permit.must_give_way() => return dismissed("gave way to a newer one"),
+        };
+        let stream = match upgraded {
+            Ok(Ok(Some(stream))) => stream,
+            Ok(Ok(None)) => return,
+            Ok(Err(_)) => return dismissed("no TLS or HTTP"),
+            Err(_elapsed) => return dismissed("no request in time"),
+        };
+        let attached = self.streams.attach(self.client);
+        let carried = carry(stream, &attached.outbox, attached.address, self.streams.arrived());
+        tokio::pin!(carried);
+        tokio::select! {
+            ended = &mut carried => return self.ended(ended),
+            () = permit.must_give_way() => return dismissed("gave way to a newer one"),
+            is_known = self.becomes_known(&attached) => if !is_known {
+                return dismissed("no known key");
+            }
+        }
+        if !permit.proven() {
+            return;
+        }
+        tokio::select! {
+            ended = &mut carried => self.ended(ended),
+            () = self.becomes_useless(&attached) => debug!(client = %self.client, "no peer any more"),
+        }
+    }
+
+    fn ended(&self, Err(error): io::Result<std::convert::Infallible>) {
+        if error.kind() == io::ErrorKind::InvalidData {
+            self.server.visitors.dismissed.fetch_add(1, Relaxed);
+        }
+        debug!(client = %self.client, %error, "TCP connection ended");
+    }
+
+    /// Answers requests until one asks for datagrams; `None` if none did.
+    async fn upgrade(&self, stream: TcpStream) -> io::Result<Option<Stream<TlsStream<TcpStream>>>> {
+        settle(&stream, self.client.is_ipv4(), self.port.dscp)?;
+        let stream = self.port.acceptor.accept(stream).await?;
+        let upgrade = Mutex::new(None);
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(REQUEST)
+            .max_buf_size(HEADER)
+            .serve_connection(
+                TokioIo::new(stream),
+                service_fn(|request| std::future::ready(answer(request, &upgrade))),
+            )
+            .with_upgrades()
+            .await
+            .map_err(io::Error::other)?;
+        let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some(upgrade) = upgrade else { return Ok(None) };
+        Stream::of(upgrade.await.map_err(io::Error::other)?).map(Some)
+    }
+
+    /// Waits for a known peer's QUIC connection over this one; `false` if there is none in time.
+    async fn becomes_known(&self, attached: &Attached) -> bool {
+        let begun = clock::now();
+        for at in PROOF {
+            time::sleep_until((begun + at).into()).await;
+            if self.server.is_peer_at(attached.address) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Waits until no known peer's QUIC connection runs over this one.
+    async fn becomes_useless(&self, attached: &Attached) {
+        loop {
+            time::sleep(LOOK).await;
+            if !self.server.is_peer_at(attached.address) {
+                return;
+            }
+        }
+    }
+}
+
+/// The answer to a request. One that asks for datagrams to this server itself is upgraded; to all others, this is a web
+/// server with no page.
+fn answer(
+    mut request: Request<Incoming>,
+    upgrade: &Mutex<Option<OnUpgrade>>,
+) -> hyper::Result<Response<String>> {
+    let mut response = Response::new(String::new());
+    if !asks_for_datagrams(&request) {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(response);
+    }
+    *upgrade.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(hyper::upgrade::on(&mut request));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, hyper::header::HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, hyper::header::HeaderValue::from_static(CONNECT_UDP));
+    headers.insert("capsule-protocol", hyper::header::HeaderValue::from_static("?1"));
+    Ok(response)
+}
+
+/// Whether a request is what RFC 9298 §3.2 says, for the host `localhost`. The port is not looked at: there is one
+/// server only, and no other is ever sent to.
+fn asks_for_datagrams<B>(request: &Request<B>) -> bool {
+    let port = request.uri().path().strip_prefix(PATH).and_then(|rest| rest.strip_suffix('/'));
+    request.method() == Method::GET
+        && request.version() == Version::HTTP_11
+        && port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+        && has_token(request.headers(), CONNECTION, "upgrade")
+        && has_token(request.headers(), UPGRADE, CONNECT_UDP)
+}
+
+/// Whether a header that is a list (RFC 9110 §5.6.1) has this element.
+fn has_token(headers: &HeaderMap, name: hyper::header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|element| element.trim().eq_ignore_ascii_case(token))
+}

@@ -1,0 +1,39 @@
+//! TLS of the TCP port: a certificate that nobody vouches for.
+//!
+//! The server's own key is Ed25519, which no web browser takes in a certificate, and QUIC proves that key inside. So
+//! the certificate is made anew at each start, with a key of the kind that most web servers have.
+
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::quic::tls::provider;
+
+/// The TCP port cannot have TLS; a bug or a broken build.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TlsError {
+    #[error("TLS set-up: {0}")]
+    Rustls(#[from] rustls::Error),
+    #[error("TLS certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+}
+
+/// TLS 1.3 for HTTP/1.1.
+pub(super) fn acceptor() -> Result<TlsAcceptor, TlsError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::new(vec!["localhost".into()])?;
+    params.distinguished_name = DistinguishedName::new();
+    let certificate = params.self_signed(&key)?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let mut config = ServerConfig::builder_with_provider(provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config).into())
+}

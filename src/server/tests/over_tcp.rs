@@ -1,0 +1,241 @@
+//! Clients over TCP, those that are none, and those that want more than there is.
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+use super::*;
+use crate::{
+    path::{
+        socket::{PathId, PathSocket, VIRTUAL_SERVER},
+        tcp::{TcpSocket, wrap},
+    },
+    server::streams::is_virtual,
+    wire::capsule,
+};
+
+/// What a client asks for.
+const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n";
+
+/// A client whose packets go over TCP first.
+struct Roamer {
+    endpoint: Endpoint,
+    socket: Arc<PathSocket>,
+    tcp: PathId,
+    udp: PathId,
+}
+
+impl Roamer {
+    fn new(site: &Site) -> Self {
+        let (errors, _) = mpsc::channel(1);
+        let socket = PathSocket::new(errors);
+        let local = "127.0.0.1:0".parse().unwrap();
+        let over_tcp = TcpSocket::open(local, site.tcp, None, 0, None).unwrap();
+        let tcp = socket.open(over_tcp, site.tcp);
+        let udp = socket.open(UdpSocket::bind(local, None, 0, None).unwrap(), site.address);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new_with_abstract_socket(
+            quic::client_endpoint(),
+            None,
+            socket.clone(),
+            runtime,
+        )
+        .unwrap();
+        Self { endpoint, socket, tcp, udp }
+    }
+
+    async fn connect(&self, site: &Site, key: &PrivateKey) -> Result<Connection, ConnectionError> {
+        let mut config = quinn::ClientConfig::new(Arc::new(site.tls(key, tls::PROBE).fresh));
+        config.transport_config(Arc::new(quic::probe_transport()));
+        self.endpoint.connect_with(config, VIRTUAL_SERVER, "roamd").unwrap().await
+    }
+}
+
+/// Asks until there is an answer.
+async fn ask(connection: &Connection) {
+    let answered = async {
+        loop {
+            let question = Question { asked: 0, process: 1 };
+            connection.send_datagram(question.encode()).unwrap();
+            let heard = timeout(Duration::from_millis(200), connection.read_datagram()).await;
+            // The server pads, too.
+            if heard.is_ok_and(|heard| Answer::decode(&heard.unwrap()).is_some()) {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, answered).await.expect("no answer");
+}
+
+async fn eventually(what: &str, done: impl Fn() -> bool) {
+    let deadline = clock::now() + PATIENCE;
+    while !done() {
+        assert!(clock::now() < deadline, "{what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl Site {
+    fn over_tcp(&self) -> usize {
+        self.server.socket.streams().unwrap().count()
+    }
+
+    async fn tls_stream(&self) -> TlsStream<TcpStream> {
+        wrap(TcpStream::connect(self.tcp).await.unwrap(), self.tcp).await.unwrap()
+    }
+
+    /// Sends a request and returns the connection and the answer's header.
+    async fn request(&self, request: &str) -> (TlsStream<TcpStream>, String) {
+        let mut stream = self.tls_stream().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+        }
+        (stream, String::from_utf8(answer).unwrap())
+    }
+}
+
+fn get(path: &str, headers: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
+}
+
+/// Waits until the server closes the connection.
+async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let mut rest = Vec::new();
+    // An end without close_notify is an error to rustls.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it stays open");
+}
+
+#[tokio::test]
+async fn one_connection_moves_from_tcp_to_udp_and_back() {
+    let site = Site::new();
+    let roamer = Roamer::new(&site);
+    let connecting = roamer.connect(&site, &site.laptop);
+    let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    let peer = site.server.configured.borrow().peers.iter().next().unwrap().clone();
+    for (path, over_tcp) in
+        [(roamer.tcp, true), (roamer.udp, false), (roamer.tcp, true), (roamer.udp, false)]
+    {
+        assert!(roamer.socket.switch(path));
+        ask(&connection).await;
+        let is_there = || {
+            let remotes = peer.probes.remotes();
+            remotes.len() == 1 && is_virtual(remotes[0].ip()) == over_tcp
+        };
+        eventually("the server follows", is_there).await;
+    }
+    assert_eq!(site.over_tcp(), 1, "all over one TCP connection");
+    roamer.socket.close(roamer.tcp);
+    ask(&connection).await;
+    eventually("the TCP connection ends", || site.over_tcp() == 0).await;
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_over_tcp_as_over_udp() {
+    let site = Site::new();
+    let roamer = Roamer::new(&site);
+    let stranger = PrivateKey::generate().unwrap();
+    // The handshake is complete for the client before the server has looked at the key.
+    if let Ok(connection) = timeout(PATIENCE, roamer.connect(&site, &stranger)).await.unwrap() {
+        let Ok(ConnectionError::ApplicationClosed(closed)) =
+            timeout(PATIENCE, connection.closed()).await
+        else {
+            panic!("not refused");
+        };
+        assert_eq!(closed.error_code, close::UNKNOWN_KEY);
+    }
+    assert_eq!(site.server.handshakes.refused(), 1);
+}
+
+#[tokio::test]
+async fn to_everybody_else_it_is_a_web_server_with_no_page() {
+    let site = Site::new();
+    let target = "/.well-known/masque/udp/localhost/4433/";
+    for request in [
+        get("/", ""),
+        get("/index.html", UPGRADE),
+        get(target, ""),
+        get(target, "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        get("/.well-known/masque/udp/localhost/0/", UPGRADE),
+        get("/.well-known/masque/udp/localhost/65536/", UPGRADE),
+        get("/.well-known/masque/udp/192.0.2.1/53/", UPGRADE),
+        get("/.well-known/masque/udp/127.0.0.1/53/", UPGRADE),
+        get("/.well-known/masque/udp/localhost.example.net/443/", UPGRADE),
+        get(target, UPGRADE).replace("GET", "POST"),
+        "CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: 192.0.2.1:443\r\n\r\n".into(),
+    ] {
+        let (_, answer) = site.request(&request).await;
+        assert!(answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{request} {answer}");
+        assert!(!answer.to_lowercase().contains("roam"), "{answer}");
+    }
+    let (_, answer) = site.request(&get(target, UPGRADE)).await;
+    assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn it_sends_to_nobody_else() {
+    let site = Site::new();
+    let bystander = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = bystander.local_addr().unwrap().port();
+    let path = format!("/.well-known/masque/udp/localhost/{port}/");
+    let (mut stream, answer) = site.request(&get(&path, UPGRADE)).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let mut capsules = BytesMut::new();
+    capsule::encode(b"to a port of this host that is not yours", &mut capsules);
+    for _ in 0..10 {
+        stream.write_all(&capsules).await.unwrap();
+    }
+    let mut buffer = [0; 100];
+    let received = timeout(WHILE, bystander.recv(&mut buffer)).await;
+    assert!(received.is_err(), "a datagram was forwarded");
+}
+
+#[tokio::test]
+async fn silence_and_garbage_hurt_nobody_else() {
+    let site = Site::new();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(site.tcp).await.unwrap());
+    }
+    let half = [22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+    for stream in &mut silent[100..] {
+        // The server may have closed it.
+        let _ = stream.write_all(&half).await;
+    }
+    let connecting = async {
+        loop {
+            // Like a client, it tries again.
+            let roamer = Roamer::new(&site);
+            if let Ok(Ok(connection)) =
+                timeout(Duration::from_secs(1), roamer.connect(&site, &site.laptop)).await
+            {
+                return (roamer, connection);
+            }
+        }
+    };
+    let (_roamer, connection) = timeout(PATIENCE, connecting).await.unwrap();
+    ask(&connection).await;
+    let mut plain = TcpStream::connect(site.tcp).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    closed(&mut plain).await;
+    // Most were closed without waiting for anything.
+    let visitors = &site.server.visitors;
+    assert!(visitors.refused() + visitors.dismissed() > 150, "{visitors:?}");
+}
+
+#[tokio::test]
+async fn garbage_in_place_of_capsules_ends_a_connection() {
+    let site = Site::new();
+    let path = "/.well-known/masque/udp/localhost/4433/";
+    let (mut stream, answer) = site.request(&get(path, UPGRADE)).await;
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    eventually("it is there", || site.over_tcp() == 1).await;
+    stream.write_all(&[0, 0]).await.unwrap();
+    closed(&mut stream).await;
+    eventually("it is gone", || site.over_tcp() == 0).await;
+    assert_eq!(site.server.visitors.dismissed(), 1);
+}
