@@ -33,7 +33,7 @@ use crate::{
     clock,
     daemon::{control::Reply, systemd::Heart},
     link::{
-        candidate::Candidate,
+        candidate::{Candidate, Transport},
         monitor,
         suspend::{ClockJump, SuspendDetector},
     },
@@ -572,6 +572,9 @@ impl<'a> Roamer<'a> {
                 self.connection.introduce();
                 self.ask(active);
             }
+            // The probe's TCP connection may stand before the tunnel's does. The probe tells whether the server has the
+            // session.
+            Advice::GiveUp if active.transport == Transport::Tcp => self.connection.introduce(),
             Advice::GiveUp => self.begin_anew(active),
         }
     }

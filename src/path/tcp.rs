@@ -51,7 +51,7 @@ const UNREAD: usize = 256;
 /// How long one attempt to connect may take. A lost SYN is repeated after one second and after three (RFC 6298 §2.1).
 const PATIENCE: Duration = Duration::from_secs(5);
 /// From the beginning of one connection to that of the next, at least.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(250);
 /// Datagrams of one transmit; quinn makes no more than ten.
 const SEGMENTS: usize = 10;
 

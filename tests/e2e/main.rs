@@ -23,6 +23,7 @@ mod edges;
 mod forger;
 mod forgery;
 mod harness;
+mod hotel;
 mod keystrokes;
 mod lasting;
 mod manager;
