@@ -316,3 +316,25 @@ fn a_server_that_completes_a_handshake_is_not_called_silent() {
         day.lose([Hole::None; 2]);
     });
 }
+
+/// The server hears nothing more from the address with which a handshake began, and drops the rest of it: that one is
+/// lost, and the next one begins within a quarter of a second.
+#[test]
+fn a_nat_that_forgets_a_handshake_or_greeting_costs_the_round_trips_of_another() {
+    for moment in [Moment::Handshake, Moment::Greeting] {
+        for (round_trip, after) in
+            [50, 580].into_iter().flat_map(|it| [0, 25, 400].map(|after| (it, after)))
+        {
+            let waited = wait_after([20, round_trip], async |day| {
+                day.outage().await;
+                day.world.change(WIFI, |wifi| wifi.up = false);
+                let passed = day.world.ambush(moment, |_| ());
+                timeout(IN_VAIN, passed).await.expect("such a moment").unwrap();
+                sleep(milliseconds(after)).await;
+                day.world.change(LTE, |lte| lte.rebind());
+            });
+            let bound = milliseconds(4 * round_trip + 500);
+            assert!(waited < bound, "{moment:?} {round_trip} ms, {after} ms later: {waited:?}");
+        }
+    }
+}

@@ -44,10 +44,12 @@ fn reasons(switches: &[SwitchStatus]) -> Vec<&str> {
     switches.iter().map(|switch| switch.reason.as_str()).collect()
 }
 
+/// A network that loses a tenth each way is known after about a second, when the second or third packet is lost. Of
+/// the 24 echoes of a burst it loses 4.6 on average, and 4 convict it: one burst does in 7 of 10 lives, two in 9, and
+/// five, which last 3.2 s, in 99 of 100. The others take another inspection, after 2 s.
 #[test]
-#[ignore = "fails in one run of three: the bounds are tight for what chance does to a burst"]
 fn a_lossy_network_is_left_within_seconds_and_used_again_when_it_is_good() {
-    for (loss, bound) in [(0.1, 4000), (0.3, 2500)] {
+    for (loss, bound) in [(0.1, 8500), (0.3, 3500)] {
         let status = live_through(async |day, client| {
             day.world.change(WIFI, |wifi| wifi.loss = loss);
             let took = until_on(client, "lte0").await;
@@ -105,7 +107,6 @@ fn an_hour_of_a_keystroke_each_three_seconds_moves_nothing() {
 
 /// QUIC takes what is overtaken for lost.
 #[test]
-#[ignore = "fails in one run of four: a burst whose echoes are overtaken may look lossy"]
 fn a_network_that_reorders_is_kept() {
     let status = live_at(milliseconds(10), async |day, _| {
         day.world.change(WIFI, |wifi| wifi.jitter = milliseconds(80));
@@ -123,7 +124,7 @@ fn a_bad_network_is_kept_beside_one_that_is_no_better() {
         day.world.change(LTE, |lte| (lte.loss, lte.delay) = (0.15, milliseconds(60)));
         sleep(Duration::from_secs(600)).await;
     });
-    let reasons = reasons(&status.switches);
+    let switches: u64 = status.switches_by_reason.values().sum();
     // Such networks seem dead now and then.
-    assert!(reasons.len() < 20, "{reasons:?}");
+    assert!(switches < 20, "{:?}", status.switches_by_reason);
 }
