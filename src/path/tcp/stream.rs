@@ -48,10 +48,12 @@ pub(crate) async fn carry<S: AsyncRead + AsyncWrite>(
     arrived: &mpsc::Sender<Arrival>,
 ) -> io::Result<Infallible> {
     let (reader, writer) = tokio::io::split(io);
-    tokio::select! {
+    let ended = tokio::select! {
         ended = read(reader, begun, from, arrived) => ended,
         ended = write(writer, outbox) => ended,
-    }
+    };
+    outbox.clear();
+    ended
 }
 
 async fn read<S: AsyncRead>(
@@ -80,6 +82,5 @@ async fn write<S: AsyncWrite>(mut writer: WriteHalf<S>, outbox: &Outbox) -> io::
         outbox.take(&mut batch).await;
         writer.write_all(&batch).await?;
         writer.flush().await?;
-        batch.clear();
     }
 }
