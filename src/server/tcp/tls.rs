@@ -1,18 +1,25 @@
 //! TLS of the TCP port: a certificate that nobody vouches for.
 //!
 //! The server's own key is Ed25519, which no web browser takes in a certificate, and QUIC proves that key inside. So
-//! the certificate is made anew at each start, with a key of the kind that most web servers have.
+//! the certificate is made anew at each start, with a key of the kind that most web servers have, and as one that an
+//! administrator made for himself: for ten years.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::NoServerSessionStorage,
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::quic::tls::provider;
+use crate::{clock, quic::tls::provider};
+
+const HOST: &str = "localhost";
+/// The clock of the host may be slow.
+const BEFORE: Duration = Duration::from_secs(24 * 3600);
+const VALID: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 /// The TCP port cannot have TLS; a bug or a broken build.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +33,11 @@ pub(super) enum TlsError {
 /// TLS 1.3 for HTTP/1.1.
 pub(super) fn acceptor() -> Result<TlsAcceptor, TlsError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let mut params = CertificateParams::new(vec!["localhost".into()])?;
+    let mut params = CertificateParams::new(vec![HOST.into()])?;
     params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, HOST);
+    params.not_before = (clock::wall() - BEFORE).into();
+    params.not_after = (clock::wall() + VALID).into();
     let certificate = params.self_signed(&key)?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut config = ServerConfig::builder_with_provider(provider().into())
@@ -35,5 +45,8 @@ pub(super) fn acceptor() -> Result<TlsAcceptor, TlsError> {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A client resumes nothing here: two tickets for each handshake would be for nobody.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config).into())
 }
