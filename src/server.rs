@@ -140,9 +140,11 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         "listening"
     );
     systemd::ready(&format!("listening on {}", server.listen));
+    // It outlives the connections, whose goodbyes go through it.
+    let _port = port.map(|port| tcp::spawn(&server, port));
     let heart = Heart::default();
     let ended = tokio::select! {
-        ended = server.carry(device.reader(), &endpoint, port) => ended,
+        ended = server.carry(device.reader(), &endpoint) => ended,
         failed = daemon.hangups(|| std::future::ready(server.reload(&daemon))) => {
             failed.map(|never| match never {})
         }
@@ -215,29 +217,21 @@ impl Server {
         Ok((Arc::new(server), endpoint))
     }
 
-    /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone. Peers may come
-    /// over the TCP `port` as well.
+    /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone.
     pub(crate) async fn carry(
         self: &Arc<Self>,
         source: impl PacketSource,
         endpoint: &Endpoint,
-        port: Option<Port>,
     ) -> anyhow::Result<()> {
         let read = ingress::run(source, &self.counters, |batch| {
             self.configured.borrow().peers.route(batch, &self.counters);
         });
         tokio::select! {
             () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
-            () = tcp::serve(self, port) => anyhow::bail!("the TCP port stopped"),
             error = read => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }
-    }
-
-    /// Whether a QUIC connection of a known peer is at this address, as quinn sees it.
-    fn is_peer_at(&self, remote: std::net::SocketAddr) -> bool {
-        self.configured.borrow().peers.iter().any(|peer| peer.is_at(remote))
     }
 
     /// Answers a request on the control socket.

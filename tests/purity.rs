@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "quic::congestion::round_trip",
     "server::gate",
     "server::rivals",
+    "server::streams::standing",
     "tunnel::acks",
     "tunnel::chunks",
     "tunnel::counters",

@@ -39,7 +39,7 @@ pub(crate) use self::connect::wrap;
 pub(crate) use self::{
     connect::{PATH, UPGRADE, settle},
     outbox::Outbox,
-    stream::{Stream, carry},
+    stream::{Stream, Taker, carry},
 };
 use crate::{clock, task::Task};
 

@@ -139,7 +139,11 @@ pub(super) async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                let (remote, is_stream) = server.socket.client(incoming.remote_address());
+                let Some((remote, is_stream)) = server.socket.client(incoming.remote_address())
+                else {
+                    incoming.ignore();
+                    continue;
+                };
                 // Whoever has a TCP connection receives packets at its address.
                 let admitted = server.handshakes.enter(incoming, remote.ip(), is_stream);
                 if let Some((incoming, permit)) = admitted {
@@ -172,6 +176,9 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
     };
     if !permit.proven() {
         return;
+    }
+    if let Some(streams) = server.socket.streams() {
+        streams.proven(connection.remote_address(), peer.key);
     }
     if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
         let _place = peer.probes.admit(&connection);

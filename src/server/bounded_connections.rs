@@ -45,12 +45,7 @@ impl BoundedConnections {
         Entry { set: self, connection }
     }
 
-    /// Whether one of them is at this address.
-    pub(super) fn is_at(&self, remote: SocketAddr) -> bool {
-        self.open().iter().any(|connection| connection.remote_address() == remote)
-    }
-
-    #[cfg(test)]
+    /// Where they are, as quinn sees it.
     pub(super) fn remotes(&self) -> Vec<SocketAddr> {
         self.open().iter().map(Connection::remote_address).collect()
     }

@@ -6,6 +6,9 @@
 //!                   └─▶ Retry: prove the address (RFC 9000 §8.1.2), or ignored
 //! ```
 //!
+//! A TCP connection comes through the same gate, before TLS: a TLS handshake costs what one of QUIC does, so both have one
+//! budget. What waits for what is in a [`Room`] of its own, so that one kind of silence does not push out another.
+//!
 //! A handshake costs about a hundred times the CPU time of a data packet, on the thread that carries the
 //! packets of all clients, so handshakes have a budget. *Good* sources, from which a known key was proven
 //! lately, may spend all of it. Other sources must leave one quarter for good ones, and up to three quarters
@@ -21,7 +24,7 @@ use std::{
 use ipnet::IpNet;
 use lru::LruCache;
 
-/// Maximum of handshakes under way, about 40 kB each. At the rate of [`HANDSHAKES`] a handshake has 1.3 s
+/// Maximum of handshakes under way in a room, about 40 kB each. At the rate of [`HANDSHAKES`] a handshake has 1.3 s
 /// before a newer one replaces it.
 const MOST: usize = 384;
 /// With this many handshakes under way, a client must validate its address first.
@@ -66,13 +69,22 @@ pub(crate) enum Verdict {
     Ignore,
 }
 
+/// What is under way. Each kind has places of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// QUIC handshakes.
+    Quic,
+    /// TCP connections up to the request for datagrams.
+    Tcp,
+    /// TCP connections that carry datagrams, of nobody known.
+    Datagrams,
+}
+
 /// The state of the gate.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// Handshakes under way, oldest first.
-    under_way: BTreeMap<u64, UnderWay>,
-    /// Their number by address block.
-    shares: HashMap<IpNet, usize>,
+    /// By [`Room`].
+    places: [Places; 3],
     next: u64,
     handshakes: Bucket,
     retries: Bucket,
@@ -82,10 +94,20 @@ pub(crate) struct Gate {
     good: LruCache<IpNet, ()>,
 }
 
-#[derive(Debug)]
+/// What is under way in one room.
+#[derive(Debug, Default)]
+struct Places {
+    /// Oldest first.
+    under_way: BTreeMap<u64, UnderWay>,
+    /// Their number by address block.
+    shares: HashMap<IpNet, usize>,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct UnderWay {
     blocks: Blocks,
     is_validated: bool,
+    is_good: bool,
 }
 
 /// The blocks of addresses that a source belongs to.
@@ -114,8 +136,7 @@ impl Gate {
     /// Begins with full budgets.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            under_way: BTreeMap::new(),
-            shares: HashMap::new(),
+            places: Default::default(),
             next: 0,
             handshakes: Bucket::full(HANDSHAKES, now),
             retries: Bucket::full(RETRIES, now),
@@ -129,13 +150,33 @@ impl Gate {
     pub(crate) fn enter(&mut self, source: IpAddr, is_validated: bool, now: Instant) -> Verdict {
         let blocks = Blocks::of(source);
         let left = self.must_leave(blocks, is_validated, now);
-        let share_is_full = self.has(blocks.narrow) >= SHARE || self.has(blocks.wide) >= WIDE_SHARE;
-        let is_busy = self.under_way.len() >= RETRY_FROM
+        let places = &self.places[Room::Quic as usize];
+        let share_is_full =
+            places.has(blocks.narrow) >= SHARE || places.has(blocks.wide) >= WIDE_SHARE;
+        let is_busy = places.under_way.len() >= RETRY_FROM
             || self.handshakes.level(now) < 1.0 + MOST_LEFT * HANDSHAKES.burst;
         if !is_validated && (share_is_full || is_busy && left > 0.0) {
             let may_ask = self.retries.take(left.min(LEAST_LEFT), now);
             return if may_ask { Verdict::Retry } else { Verdict::Ignore };
         }
+        self.admit(Room::Quic, blocks, is_validated, left, now)
+    }
+
+    /// Decides on a TCP connection from `source`, whose address TCP's own handshake has proved.
+    pub(crate) fn enter_over_tcp(&mut self, source: IpAddr, now: Instant) -> Verdict {
+        let blocks = Blocks::of(source);
+        let left = self.must_leave(blocks, true, now);
+        self.admit(Room::Tcp, blocks, true, left, now)
+    }
+
+    fn admit(
+        &mut self,
+        room: Room,
+        blocks: Blocks,
+        is_validated: bool,
+        left: f64,
+        now: Instant,
+    ) -> Verdict {
         if !self.handshakes.take(left, now) {
             return Verdict::Ignore;
         }
@@ -143,14 +184,19 @@ impl Gate {
             let fresh = || Bucket::full(ATTEMPTS.times(blocks.size(block)), now);
             self.sources.get_or_insert_mut((block, is_validated), fresh).spend(now);
         }
-        let give_way = self.make_room(blocks);
+        let is_good = self.good.contains(&blocks.narrow);
         let id = self.next;
         self.next += 1;
-        self.under_way.insert(id, UnderWay { blocks, is_validated });
-        for block in blocks.both() {
-            *self.shares.entry(block).or_default() += 1;
-        }
-        Verdict::Admit { id, give_way }
+        let newcomer = UnderWay { blocks, is_validated, is_good };
+        Verdict::Admit { id, give_way: self.places[room as usize].add(id, newcomer) }
+    }
+
+    /// A TCP connection asked for datagrams. Returns those that give way to it in its new room; none if it had to give
+    /// way itself.
+    pub(crate) fn asked_for_datagrams(&mut self, id: u64) -> Vec<u64> {
+        let moved = self.places[Room::Tcp as usize].leave(id);
+        let room = &mut self.places[Room::Datagrams as usize];
+        moved.map_or_else(Vec::new, |moved| room.add(id, moved))
     }
 
     /// A handshake proved a known key; `false` if a newer one has replaced it.
@@ -164,49 +210,13 @@ impl Gate {
         true
     }
 
-    /// A handshake ended without a known key.
+    /// One is no longer under way, whatever the reason; it proved no key here.
     pub(crate) fn ended(&mut self, id: u64) {
         self.leave(id);
     }
 
     fn leave(&mut self, id: u64) -> Option<Blocks> {
-        let UnderWay { blocks, .. } = self.under_way.remove(&id)?;
-        for block in blocks.both() {
-            if let Entry::Occupied(mut count) = self.shares.entry(block) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
-            }
-        }
-        Some(blocks)
-    }
-
-    /// Makes room for one handshake: wherever a limit is reached, the oldest handshake leaves, those without
-    /// a validated address first.
-    fn make_room(&mut self, blocks: Blocks) -> Vec<u64> {
-        let mut give_way = Vec::new();
-        for (block, most) in
-            [(Some(blocks.narrow), SHARE), (Some(blocks.wide), WIDE_SHARE), (None, MOST)]
-        {
-            let count = block.map_or(self.under_way.len(), |block| self.has(block));
-            if count < most {
-                continue;
-            }
-            let sharing = self.under_way.iter().filter(|(_, other)| {
-                block.is_none_or(|block| other.blocks.both().contains(&block))
-            });
-            let oldest = sharing.min_by_key(|(id, other)| (other.is_validated, **id));
-            if let Some((&id, _)) = oldest {
-                self.leave(id);
-                give_way.push(id);
-            }
-        }
-        give_way
-    }
-
-    fn has(&self, block: IpNet) -> usize {
-        self.shares.get(&block).copied().unwrap_or_default()
+        self.places.iter_mut().find_map(|places| places.leave(id)).map(|it| it.blocks)
     }
 
     /// The fraction of the budget that a source must leave for better ones.
@@ -221,6 +231,59 @@ impl Gate {
         }
         let spent = spent[0].max(spent[1]).min(1.0);
         LEAST_LEFT + (MOST_LEFT - LEAST_LEFT) * spent
+    }
+}
+
+impl Places {
+    /// Adds one. Returns those that give way to it.
+    fn add(&mut self, id: u64, newcomer: UnderWay) -> Vec<u64> {
+        let give_way = self.make_room(newcomer.blocks);
+        self.under_way.insert(id, newcomer);
+        for block in newcomer.blocks.both() {
+            *self.shares.entry(block).or_default() += 1;
+        }
+        give_way
+    }
+
+    fn leave(&mut self, id: u64) -> Option<UnderWay> {
+        let left = self.under_way.remove(&id)?;
+        for block in left.blocks.both() {
+            if let Entry::Occupied(mut count) = self.shares.entry(block) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        Some(left)
+    }
+
+    /// Makes room for one more: wherever a limit is reached, the oldest one leaves, those without a validated address
+    /// first, and those of good sources last.
+    fn make_room(&mut self, blocks: Blocks) -> Vec<u64> {
+        let mut give_way = Vec::new();
+        for (block, most) in
+            [(Some(blocks.narrow), SHARE), (Some(blocks.wide), WIDE_SHARE), (None, MOST)]
+        {
+            let count = block.map_or(self.under_way.len(), |block| self.has(block));
+            if count < most {
+                continue;
+            }
+            let sharing = self.under_way.iter().filter(|(_, other)| {
+                block.is_none_or(|block| other.blocks.both().contains(&block))
+            });
+            let oldest =
+                sharing.min_by_key(|(id, other)| (other.is_validated, other.is_good, **id));
+            if let Some((&id, _)) = oldest {
+                self.leave(id);
+                give_way.push(id);
+            }
+        }
+        give_way
+    }
+
+    fn has(&self, block: IpNet) -> usize {
+        self.shares.get(&block).copied().unwrap_or_default()
     }
 }
 
@@ -293,6 +356,10 @@ mod tests {
 
     fn honest() -> IpAddr {
         "192.0.2.7".parse().unwrap()
+    }
+
+    fn quic(gate: &Gate) -> &Places {
+        &gate.places[Room::Quic as usize]
     }
 
     fn admitted(verdict: &Verdict) -> Option<u64> {
@@ -424,6 +491,61 @@ mod tests {
     }
 
     #[test]
+    fn neither_silence_over_tcp_nor_garbage_pushes_out_those_that_are_farther() {
+        let begun = Instant::now();
+        let mut now = begun;
+        let mut gate = Gate::new(begun);
+        let mut enter = |gate: &mut Gate| {
+            now += 50 * MILLISECOND;
+            gate.enter_over_tcp(honest(), now)
+        };
+        let (carrying, asking) = (enter(&mut gate), enter(&mut gate));
+        let [carrying, asking] = [carrying, asking].map(|it| admitted(&it).unwrap());
+        let handshake = admitted(&gate.enter(honest(), true, begun)).unwrap();
+        assert!(gate.asked_for_datagrams(carrying).is_empty());
+        for _ in 0..2 * SHARE {
+            assert!(admitted(&enter(&mut gate)).is_some());
+        }
+        assert!(gate.asked_for_datagrams(asking).is_empty(), "it had to give way");
+        let datagrams = &gate.places[Room::Datagrams as usize];
+        assert!(datagrams.under_way.keys().eq([&carrying]));
+        assert!(gate.proven(handshake), "it has a room of its own");
+        gate.ended(carrying);
+        assert!(gate.places[Room::Datagrams as usize].shares.is_empty());
+    }
+
+    #[test]
+    fn connections_over_tcp_and_handshakes_have_one_budget() {
+        let mut now = Instant::now();
+        let (mut gate, begun, mut count) = (Gate::new(now), now, 0);
+        while now < begun + Duration::from_secs(5) {
+            for number in 0..10 {
+                let verdicts = [
+                    gate.enter_over_tcp(stranger(number), now),
+                    gate.enter(stranger(number), true, now),
+                ];
+                count += verdicts.iter().filter_map(admitted).count();
+            }
+            now += MILLISECOND;
+        }
+        assert!(count as f64 <= 5.0 * HANDSHAKES.per_second + HANDSHAKES.burst, "{count}");
+    }
+
+    #[test]
+    fn a_good_source_gives_way_after_all_others() {
+        let mut now = Instant::now();
+        let mut gate = Gate::new(now);
+        let id = admitted(&gate.enter(honest(), true, now)).unwrap();
+        assert!(gate.proven(id));
+        let first = admitted(&gate.enter_over_tcp(honest(), now)).unwrap();
+        for number in 0..2 * MOST as u32 {
+            now += 20 * MILLISECOND;
+            assert!(admitted(&gate.enter_over_tcp(stranger(number << 8), now)).is_some());
+        }
+        assert!(gate.leave(first).is_some(), "it had to give way");
+    }
+
+    #[test]
     fn forged_first_packets_in_a_clients_name_do_not_end_its_handshake() {
         let mut now = Instant::now();
         let mut gate = Gate::new(now);
@@ -464,7 +586,7 @@ mod tests {
             let _ = gate.enter(std::net::Ipv6Addr::from(source).into(), true, now);
             now += 20 * MILLISECOND;
         }
-        assert_eq!(gate.under_way.len(), WIDE_SHARE);
+        assert_eq!(quic(&gate).under_way.len(), WIDE_SHARE);
     }
 
     #[test]
@@ -566,14 +688,14 @@ mod tests {
                 }
                 let most = HANDSHAKES.burst + HANDSHAKES.per_second * (now - start).as_secs_f64();
                 prop_assert!(f64::from(begun) <= most + 1e-6);
-                prop_assert!(open.len() <= MOST && open.len() == gate.under_way.len());
-                prop_assert!(gate.shares.len() <= 2 * MOST && gate.sources.len() <= SOURCES.get());
+                prop_assert!(open.len() <= MOST && open.len() == quic(&gate).under_way.len());
+                prop_assert!(quic(&gate).shares.len() <= 2 * MOST && gate.sources.len() <= SOURCES.get());
             }
-            prop_assert!(open.keys().eq(gate.under_way.keys()));
+            prop_assert!(open.keys().eq(quic(&gate).under_way.keys()));
             for id in open.into_keys() {
                 gate.ended(id);
             }
-            prop_assert!(gate.shares.is_empty());
+            prop_assert!(quic(&gate).shares.is_empty());
         }
     }
 }

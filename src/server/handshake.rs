@@ -1,4 +1,4 @@
-//! Bounds the cost of unknown clients: handshakes under way, and log lines about them.
+//! Bounds the cost of unknown clients: handshakes and TCP connections under way, and log lines about them.
 //!
 //! quinn itself sends at most three times what an unvalidated address sent (RFC 9000 §8.1).
 
@@ -67,6 +67,14 @@ impl Default for HandshakeLimiter {
     }
 }
 
+impl Inner {
+    fn give_way(&mut self, others: &[u64]) {
+        for other in others {
+            self.stays.remove(other);
+        }
+    }
+}
+
 fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -100,12 +108,22 @@ impl HandshakeLimiter {
         source: IpAddr,
         is_validated: bool,
     ) -> Result<HandshakePermit, Refusal> {
+        self.admitted(|gate| gate.enter(source, is_validated, clock::now()))
+    }
+
+    /// Admits a TCP connection of a client at `source`.
+    pub(crate) fn admit_over_tcp(&self, source: IpAddr) -> Result<HandshakePermit, Refusal> {
+        self.admitted(|gate| gate.enter_over_tcp(source, clock::now()))
+    }
+
+    fn admitted(
+        &self,
+        enter: impl FnOnce(&mut Gate) -> Verdict,
+    ) -> Result<HandshakePermit, Refusal> {
         let mut inner = lock(&self.inner);
-        match inner.gate.enter(source, is_validated, clock::now()) {
+        match enter(&mut inner.gate) {
             Verdict::Admit { id, give_way } => {
-                for other in give_way {
-                    inner.stays.remove(&other);
-                }
+                inner.give_way(&give_way);
                 let (holds, stays) = oneshot::channel();
                 inner.stays.insert(id, holds);
                 Ok(HandshakePermit { id, inner: self.inner.clone(), stays })
@@ -144,6 +162,13 @@ impl HandshakePermit {
     /// Waits until a newer handshake replaces this one.
     pub(crate) async fn must_give_way(&mut self) {
         let Err(_closed) = (&mut self.stays).await;
+    }
+
+    /// The client of a TCP connection asked for datagrams; see [`Gate::asked_for_datagrams`].
+    pub(crate) fn asked_for_datagrams(&self) {
+        let mut inner = lock(&self.inner);
+        let give_way = inner.gate.asked_for_datagrams(self.id);
+        inner.give_way(&give_way);
     }
 
     /// The client proved a known key; `false` if a newer handshake has replaced this one.

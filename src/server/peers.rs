@@ -15,6 +15,8 @@ use tracing::warn;
 use super::{
     bounded_connections::BoundedConnections,
     rivals::{Instance, Rivals},
+    socket::ServerSocket,
+    streams::is_virtual,
 };
 use crate::{
     clock, config,
@@ -106,18 +108,8 @@ impl PeerSession {
     }
 }
 
-impl Peer {
-    /// Whether one of its connections is at this address.
-    pub(super) fn is_at(&self, remote: SocketAddr) -> bool {
-        let session = self.session();
-        session.is_some_and(|session| {
-            session.is_alive() && session.connection.remote_address() == remote
-        }) || [&self.probes, &self.silent].iter().any(|set| set.is_at(remote))
-    }
-}
-
-fn address(connection: &Connection) -> IpAddr {
-    connection.remote_address().ip().to_canonical()
+fn address(connection: &Connection, socket: &ServerSocket) -> IpAddr {
+    socket.shown(connection.remote_address()).ip().to_canonical()
 }
 
 impl Peers {
@@ -175,6 +167,23 @@ impl Peers {
         self.in_order.iter()
     }
 
+    /// The peers' QUIC connections over TCP, by the virtual address that each of them has to quinn.
+    pub(super) fn over_tcp(&self) -> HashMap<SocketAddr, PublicKey> {
+        let mut found = HashMap::new();
+        for peer in self.iter() {
+            let session = peer
+                .place()
+                .session
+                .as_ref()
+                .filter(|it| it.is_alive())
+                .map(|session| session.connection.remote_address());
+            let others = [&peer.probes, &peer.silent].map(BoundedConnections::remotes);
+            let all = others.into_iter().flatten().chain(session);
+            found.extend(all.filter(|it| is_virtual(it.ip())).map(|it| (it, peer.key)));
+        }
+        found
+    }
+
     /// Queues packets from the server's side for their peers. Packets without a peer are counted in
     /// `counters`.
     pub fn route(&self, batch: &mut Vec<Packet>, counters: &Counters) {
@@ -229,13 +238,18 @@ impl Peer {
 
     /// Whether the process `instance` may have the session. If not, a newer machine with the same key has it,
     /// and `connection` is closed.
-    pub fn admits(&self, instance: Instance, connection: &Connection) -> bool {
+    pub(super) fn admits(
+        &self,
+        instance: Instance,
+        connection: &Connection,
+        socket: &ServerSocket,
+    ) -> bool {
         let mut place = self.place();
         let Some(current) = place.session.as_ref().filter(|it| it.is_alive()) else { return true };
         if place.rivals.admit(instance, current.instance) {
             return true;
         }
-        let (newer, older) = (address(&current.connection), address(connection));
+        let (newer, older) = (address(&current.connection, socket), address(connection, socket));
         place.rivals.see(older, clock::now());
         drop(place);
         warn!(peer = self.name, %newer, %older, "two machines use this key, the newer one keeps the session");
@@ -245,10 +259,10 @@ impl Peer {
 
     /// Makes `session` the peer's session at once and closes the connection of the one before,
     /// whose task must not detach the new one.
-    pub fn attach(&self, session: PeerSession) {
+    pub fn attach(&self, session: PeerSession, socket: &ServerSocket) {
         let mut place = self.place();
         self.queue.hold(false);
-        let (newer, instance) = (address(&session.connection), session.instance);
+        let (newer, instance) = (address(&session.connection, socket), session.instance);
         let Some(old) = place.session.replace(session) else {
             place.rivals.take_over(instance, None);
             return;

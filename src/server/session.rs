@@ -41,7 +41,7 @@ impl Server {
         }
         let greeted = tokio::select! {
             greeted = session::accept(connection, |version, hello| {
-                let admitted = peer.admits(hello.instance, connection);
+                let admitted = peer.admits(hello.instance, connection, &self.socket);
                 admitted.then(|| self.welcome(peer, version))
             }) => greeted,
             lost = pump::downlink(connection, &peer.counters, &pump::UNGREETED, |batch| self.admit(peer, batch)) => {
@@ -67,16 +67,18 @@ impl Server {
         let terms =
             pump::Terms { unchecked: hello.unchecked, repair: hello.repair, copies: hello.copies };
         let session = Arc::new(pump::Session::new(terms, congestion));
-        peer.attach(PeerSession {
+        let datapath = session.clone();
+        let claim = PeerSession {
             connection: connection.clone(),
             since: clock::wall(),
             software: hello.software.clone(),
             instance: hello.instance,
-            datapath: session.clone(),
-        });
+            datapath,
+        };
+        peer.attach(claim, &self.socket);
         let attached = Attached { peer, connection };
         self.still_has(peer, connection);
-        let (remote, _) = self.socket.client(connection.remote_address());
+        let remote = self.socket.shown(connection.remote_address());
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
         let reason = tokio::select! {

@@ -142,11 +142,17 @@ impl ServerSocket {
         self.streams.as_ref()
     }
 
-    /// The client's real address, and whether it is one over TCP.
+    /// The client's real address, and whether it is one over TCP. `None` if its TCP connection has ended.
     #[must_use]
-    pub(crate) fn client(&self, address: SocketAddr) -> (SocketAddr, bool) {
-        let client = self.streams.as_ref().map_or(address, |streams| streams.client(address));
-        (client, is_virtual(address.ip()))
+    pub(crate) fn client(&self, address: SocketAddr) -> Option<(SocketAddr, bool)> {
+        let client = self.streams.as_ref().map_or(Some(address), |it| it.client(address))?;
+        Some((client, is_virtual(address.ip())))
+    }
+
+    /// The client's real address for people; see [`Streams::shown`].
+    #[must_use]
+    pub(crate) fn shown(&self, address: SocketAddr) -> SocketAddr {
+        self.streams.as_ref().map_or(address, |streams| streams.shown(address))
     }
 
     /// Receives from clients over TCP.
@@ -308,8 +314,10 @@ impl UdpPoller for QuietPoller {
 mod tests {
     use std::task::Waker;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
-    use crate::path::udp::fake::FakeSocket;
+    use crate::path::{tcp::Taker as _, udp::fake::FakeSocket};
 
     fn send(socket: &ServerSocket, destination: &str, src_ip: Option<&str>) -> io::Result<()> {
         socket.try_send(&Transmit {
@@ -463,12 +471,12 @@ mod tests {
         let fake = FakeSocket::new("[::]:4433");
         let streams = Streams::new();
         let socket = ServerSocket::with_streams(fake.clone(), Some(streams.clone())).unwrap();
-        let attached = streams.attach("192.0.2.9:4000".parse().unwrap());
+        let attached = streams.attach("192.0.2.9:4000".parse().unwrap(), Arc::default());
         for _ in 0..4 {
             arrive(&fake, "[2001:db8::9]:1000", SECOND);
             let payload = bytes::Bytes::from_static(&[1]);
             let arrival = crate::path::tcp::Arrival { from: attached.address, payload };
-            streams.arrived().try_send(arrival).unwrap();
+            attached.take(arrival).now_or_never().unwrap().unwrap();
         }
         let over_tcp: Vec<_> = std::iter::from_fn(|| match receive(&socket) {
             Poll::Ready(Ok((from, _))) => Some(from == attached.address),

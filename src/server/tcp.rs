@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!  accept ─ Gate ─▶ TLS ─▶ HTTP ─┬─▶ Upgrade: connect-udp ─▶ capsules ─▶ a known key is proven ─▶ stays
-//!                   until REQUEST └─▶ anything else: 404               until PROOF: closed
+//!                   until REQUEST └─▶ anything else: 404              until PROOF: closed
 //! ```
 //! Until a known peer's QUIC connection runs over it, a TCP connection is one of many that the [gate](super::gate)
-//! bounds: by number, by address and by rate, and the oldest gives way to a newer one.
+//! bounds: by number, by address and by rate, and the oldest gives way to a newer one. What it sends is read under a
+//! [`Meter`]. Whether it may stay is decided in [`streams`](super::streams).
 
+mod meter;
 mod tls;
 
 use std::{
+    convert::Infallible,
     io,
     net::SocketAddr,
     sync::{
@@ -22,7 +25,7 @@ use std::{
 use hyper::{
     Method, Request, Response, StatusCode, Version,
     body::Incoming,
-    header::{CONNECTION, HeaderMap, UPGRADE},
+    header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -37,35 +40,33 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
-use self::tls::acceptor;
+pub(crate) use self::meter::Meter;
+use self::{meter::Metered, tls::acceptor};
 use super::{
     Server,
-    handshake::HandshakeLimiter,
-    streams::{Attached, Streams},
+    handshake::HandshakePermit,
+    streams::{Standing, Streams},
 };
 use crate::{
     clock,
     path::tcp::{PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
+    task::Task,
 };
 
 /// How long a client may take from the TCP handshake to the upgrade: three round trips of one second, and some
 /// retransmissions.
 const REQUEST: Duration = Duration::from_secs(10);
-/// When a connection is looked at for a known peer; after the last time it is closed.
-const PROOF: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(3),
-    Duration::from_secs(7),
-    Duration::from_secs(15),
-];
-/// How often one with a known peer is looked at again. Without one it is closed.
-const LOOK: Duration = Duration::from_secs(30);
+/// How often peers' QUIC connections are looked for at least, and at most.
+const LOOK: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum of connections, each with a file descriptor.
 const MOST: usize = 4096;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
 /// The pause after the kernel refused to accept one, for want of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a connection was refused, which costs some ten microseconds of the datapath's thread.
+const REFUSED: Duration = Duration::from_millis(1);
 /// Bytes of a request's header; hyper takes no less.
 const HEADER: usize = 8192;
 
@@ -76,10 +77,9 @@ pub(crate) struct Port {
     dscp: u8,
 }
 
-/// What a TCP port bounds and counts.
+/// What a TCP port counts.
 #[derive(Debug, Default)]
 pub(crate) struct Visitors {
-    gate: HandshakeLimiter,
     /// Refused at once, since there are too many.
     refused: AtomicU64,
     /// Closed for silence, garbage or want of a known key.
@@ -135,27 +135,39 @@ impl Port {
     }
 }
 
-/// Takes clients on the port, for ever; without one, does nothing.
-pub(super) async fn serve(server: &Arc<Server>, port: Option<Port>) {
-    let (Some(port), Some(streams)) = (port, server.socket.streams()) else {
-        return std::future::pending().await;
-    };
-    let (port, streams) = (Arc::new(port), streams.clone());
+/// Takes clients on the port, until the task is dropped.
+pub(super) fn spawn(server: &Arc<Server>, port: Port) -> Task {
+    let server = server.clone();
+    Task::spawn("TCP port", async move {
+        // Whoever has a port has made the socket with streams.
+        let Some(streams) = server.socket.streams().cloned() else { return };
+        tokio::select! {
+            never = serve(&server, &streams, Arc::new(port)) => match never {},
+            never = look(&server, &streams) => match never {},
+        }
+    })
+}
+
+async fn serve(server: &Arc<Server>, streams: &Arc<Streams>, port: Arc<Port>) -> Infallible {
     let mut visits = JoinSet::new();
     loop {
         tokio::select! {
             (stream, client) = port.accept() => {
-                if visits.len() >= MOST {
+                let has_room = visits.len() < MOST;
+                let admitted = has_room.then(|| server.handshakes.admit_over_tcp(client.ip()));
+                let Some(Ok(permit)) = admitted else {
                     server.visitors.refused.fetch_add(1, Relaxed);
+                    drop(stream);
+                    time::sleep(REFUSED).await;
                     continue;
-                }
+                };
                 let visit = Visit {
                     server: server.clone(),
                     streams: streams.clone(),
                     port: port.clone(),
                     client,
                 };
-                visits.spawn(visit.run(stream));
+                visits.spawn(visit.run(stream, permit));
             }
             Some(ended) = visits.join_next() => {
                 if let Err(error) = ended && error.is_panic() {
@@ -163,6 +175,18 @@ pub(super) async fn serve(server: &Arc<Server>, port: Option<Port>) {
                 }
             }
         }
+    }
+}
+
+/// Looks where peers' QUIC connections are, for ever.
+async fn look(server: &Server, streams: &Streams) -> Infallible {
+    loop {
+        let _ = time::timeout(LOOK, streams.look_is_due()).await;
+        if streams.count() > 0 {
+            let at = server.configured.borrow().peers.over_tcp();
+            streams.looked(&at, clock::now());
+        }
+        time::sleep(LOOK_PAUSE).await;
     }
 }
 
@@ -175,57 +199,62 @@ struct Visit {
 }
 
 impl Visit {
-    async fn run(self, stream: TcpStream) {
-        let visitors = &self.server.visitors;
-        // TCP's own handshake has proved the address.
-        let Ok(mut permit) = visitors.gate.admit(self.client.ip(), true) else {
-            visitors.refused.fetch_add(1, Relaxed);
-            return;
-        };
-        let dismissed = |why: &str| {
-            debug!(client = %self.client, why, "TCP connection closed");
-            visitors.dismissed.fetch_add(1, Relaxed);
-        };
+    async fn run(self, stream: TcpStream, mut permit: HandshakePermit) {
+        let meter = Arc::<Meter>::default();
         let upgraded = tokio::select! {
-            upgraded = time::timeout(REQUEST, self.upgrade(stream)) => upgraded,
-            () = permit.must_give_way() => return dismissed("gave way to a newer one"),
+            upgraded = time::timeout(REQUEST, self.upgrade(stream, &meter)) => upgraded,
+            () = permit.must_give_way() => return self.dismissed("gave way to a newer one"),
         };
         let stream = match upgraded {
             Ok(Ok(Some(stream))) => stream,
             Ok(Ok(None)) => return,
-            Ok(Err(_)) => return dismissed("no TLS or HTTP"),
-            Err(_elapsed) => return dismissed("no request in time"),
+            Ok(Err(_)) => return self.dismissed("no TLS or HTTP"),
+            Err(_elapsed) => return self.dismissed("no request in time"),
         };
-        let attached = self.streams.attach(self.client);
-        let carried = carry(stream, &attached.outbox, attached.address, self.streams.arrived());
+        permit.asked_for_datagrams();
+        let attached = self.streams.attach(self.client, meter);
+        let mut standings = attached.standing.clone();
+        let carried = carry(stream, &attached.outbox, attached.address, &attached);
         tokio::pin!(carried);
-        tokio::select! {
-            ended = &mut carried => return self.ended(ended),
-            () = permit.must_give_way() => return dismissed("gave way to a newer one"),
-            is_known = self.becomes_known(&attached) => if !is_known {
-                return dismissed("no known key");
+        let mut permit = Some(permit);
+        loop {
+            let standing = *standings.borrow_and_update();
+            match standing {
+                Standing::Stranger | Standing::Seen => {}
+                // Its place at the gate is free. Whether its address is a good one is known by the QUIC handshake.
+                Standing::Known => permit = None,
+                Standing::Unused => return debug!(client = %self.client, "no peer any more"),
+                Standing::Dismissed(why) => return self.dismissed(why),
             }
-        }
-        if !permit.proven() {
-            return;
-        }
-        tokio::select! {
-            ended = &mut carried => self.ended(ended),
-            () = self.becomes_useless(&attached) => debug!(client = %self.client, "no peer any more"),
+            let gives_way = permit.as_mut().filter(|_| standing == Standing::Stranger);
+            tokio::select! {
+                ended = &mut carried => return self.ended(ended),
+                () = must_give_way(gives_way) => return self.dismissed("gave way to a newer one"),
+                _ = standings.changed() => {}
+            }
         }
     }
 
-    fn ended(&self, Err(error): io::Result<std::convert::Infallible>) {
+    fn dismissed(&self, why: &str) {
+        debug!(client = %self.client, why, "TCP connection closed");
+        self.server.visitors.dismissed.fetch_add(1, Relaxed);
+    }
+
+    fn ended(&self, Err(error): io::Result<Infallible>) {
         if error.kind() == io::ErrorKind::InvalidData {
             self.server.visitors.dismissed.fetch_add(1, Relaxed);
         }
         debug!(client = %self.client, %error, "TCP connection ended");
     }
 
-    /// Answers requests until one asks for datagrams; `None` if none did.
-    async fn upgrade(&self, stream: TcpStream) -> io::Result<Option<Stream<TlsStream<TcpStream>>>> {
+    /// Answers one request; `None` if it does not ask for datagrams.
+    async fn upgrade(
+        &self,
+        stream: TcpStream,
+        meter: &Arc<Meter>,
+    ) -> io::Result<Option<Stream<TlsStream<Metered>>>> {
         settle(&stream, self.client.is_ipv4(), self.port.dscp)?;
-        let stream = self.port.acceptor.accept(stream).await?;
+        let stream = self.port.acceptor.accept(Metered::new(stream, meter.clone())).await?;
         let upgrade = Mutex::new(None);
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -242,27 +271,13 @@ impl Visit {
         let Some(upgrade) = upgrade else { return Ok(None) };
         Stream::of(upgrade.await.map_err(io::Error::other)?).map(Some)
     }
+}
 
-    /// Waits for a known peer's QUIC connection over this one; `false` if there is none in time.
-    async fn becomes_known(&self, attached: &Attached) -> bool {
-        let begun = clock::now();
-        for at in PROOF {
-            time::sleep_until((begun + at).into()).await;
-            if self.server.is_peer_at(attached.address) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Waits until no known peer's QUIC connection runs over this one.
-    async fn becomes_useless(&self, attached: &Attached) {
-        loop {
-            time::sleep(LOOK).await;
-            if !self.server.is_peer_at(attached.address) {
-                return;
-            }
-        }
+/// Waits until a newer connection takes the place of this one; for ever if it has none.
+async fn must_give_way(permit: Option<&mut HandshakePermit>) {
+    match permit {
+        Some(permit) => permit.must_give_way().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -275,15 +290,18 @@ fn answer(
     let mut response = Response::new(String::new());
     if !asks_for_datagrams(&request) {
         *response.status_mut() = StatusCode::NOT_FOUND;
+        // One request has had its turn on the datapath's thread. Not by hyper's setting, which would close an upgraded
+        // connection in name as well.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
     *upgrade.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(hyper::upgrade::on(&mut request));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
-    headers.insert(CONNECTION, hyper::header::HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, hyper::header::HeaderValue::from_static(CONNECT_UDP));
-    headers.insert("capsule-protocol", hyper::header::HeaderValue::from_static("?1"));
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(CONNECT_UDP));
+    headers.insert("capsule-protocol", HeaderValue::from_static("?1"));
     Ok(response)
 }
 

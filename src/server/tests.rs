@@ -34,6 +34,7 @@ use crate::{
         session,
         tls::{self, ClientTls},
     },
+    task::Task,
     tunnel::pump,
     wire::{
         datagram::encode_offer,
@@ -61,6 +62,7 @@ struct Site {
     /// The device's other side.
     _device: mpsc::Sender<Packet>,
     running: JoinHandle<()>,
+    _port: Task,
 }
 
 impl Drop for Site {
@@ -92,10 +94,22 @@ impl Site {
         let tcp = port.address();
         let running = tokio::spawn({
             let (server, endpoint) = (server.clone(), endpoint.clone());
-            async move { drop(server.carry(source, &endpoint, Some(port)).await) }
+            async move { drop(server.carry(source, &endpoint).await) }
         });
+        let port = tcp::spawn(&server, port);
         let address = endpoint.local_addr().unwrap();
-        Self { server, endpoint, address, tcp, key, laptop, delivered, _device, running }
+        Self {
+            server,
+            endpoint,
+            address,
+            tcp,
+            key,
+            laptop,
+            delivered,
+            _device,
+            running,
+            _port: port,
+        }
     }
 
     fn config(key: &PrivateKey, peers: &[&PrivateKey]) -> ServerConfig {
@@ -347,7 +361,7 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
                 instance: None,
                 datapath: Arc::new(pump::Session::new(pump::Terms::default(), &congestion)),
             };
-            peer.attach(session);
+            peer.attach(session, &site.server.socket);
             let _attached = Attached { peer: &peer, connection: &connection };
             panic!("on purpose");
         }

@@ -11,7 +11,7 @@ impl Server {
             public_key: peer.key.to_string(),
             addresses: peer.addresses.clone(),
             session: peer.session().map(|session| status::SessionStatus {
-                remote: self.socket.client(session.connection.remote_address()).0,
+                remote: self.socket.shown(session.connection.remote_address()),
                 since: status::seconds_ago(session.since),
                 software: session.software,
                 quic: status::QuicStatus::of(&session.connection),

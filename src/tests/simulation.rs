@@ -591,7 +591,7 @@ impl Day {
         };
         self.server = Some(tokio::spawn(async move {
             tokio::select! {
-                _ = server.carry(source, &endpoint, None) => {}
+                _ = server.carry(source, &endpoint) => {}
                 () = echoing => {}
             }
         }));

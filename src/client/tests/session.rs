@@ -102,7 +102,7 @@ impl Tunnel {
             Server::new(config, socket, Box::new(device.clone()), left_out).unwrap();
         self.server = Some(tokio::spawn(async move {
             let _device = device;
-            server.carry(source, &endpoint, None).await.unwrap();
+            server.carry(source, &endpoint).await.unwrap();
         }));
     }
 

@@ -123,6 +123,11 @@ impl Outbox {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has room until `most` bytes wait.
+    pub(crate) fn allow(&self, most: usize) {
+        self.kept().most = most;
+    }
+
     /// Adds the datagrams of a transmit: all, or none if there is no room (`WouldBlock`) or the connection has ended
     /// (`BrokenPipe`).
     pub(crate) fn push(&self, transmit: &Transmit) -> io::Result<()> {

@@ -40,16 +40,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Stream<S> {
     }
 }
 
-/// Writes what comes into `outbox`, and tells of what arrives as if it came from `from`, until the connection ends.
+/// Where datagrams that arrive are taken.
+pub(crate) trait Taker {
+    /// Waits until there is room; an error if nobody takes them any more.
+    async fn take(&self, arrival: Arrival) -> io::Result<()>;
+}
+
+impl Taker for mpsc::Sender<Arrival> {
+    async fn take(&self, arrival: Arrival) -> io::Result<()> {
+        self.send(arrival).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Writes what comes into `outbox`, and gives `taker` what arrives as if it came from `from`, until the connection ends.
 pub(crate) async fn carry<S: AsyncRead + AsyncWrite>(
     Stream { io, begun }: Stream<S>,
     outbox: &Outbox,
     from: SocketAddr,
-    arrived: &mpsc::Sender<Arrival>,
+    taker: &impl Taker,
 ) -> io::Result<Infallible> {
     let (reader, writer) = tokio::io::split(io);
     let ended = tokio::select! {
-        ended = read(reader, begun, from, arrived) => ended,
+        ended = read(reader, begun, from, taker) => ended,
         ended = write(writer, outbox) => ended,
     };
     outbox.clear();
@@ -60,14 +72,13 @@ async fn read<S: AsyncRead>(
     mut reader: ReadHalf<S>,
     begun: BytesMut,
     from: SocketAddr,
-    arrived: &mpsc::Sender<Arrival>,
+    taker: &impl Taker,
 ) -> io::Result<Infallible> {
     let mut decoder = Decoder::new(MAX_UDP_PAYLOAD);
     decoder.buffer().unsplit(begun);
     loop {
         while let Some(payload) = decoder.next()? {
-            let arrival = Arrival { from, payload };
-            arrived.send(arrival).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            taker.take(Arrival { from, payload }).await?;
         }
         decoder.buffer().reserve(READ);
         if reader.read_buf(decoder.buffer()).await? == 0 {

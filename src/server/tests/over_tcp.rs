@@ -48,7 +48,16 @@ impl Roamer {
     }
 
     async fn connect(&self, site: &Site, key: &PrivateKey) -> Result<Connection, ConnectionError> {
-        let mut config = quinn::ClientConfig::new(Arc::new(site.tls(key, tls::PROBE).fresh));
+        self.connect_for(tls::PROBE, site, key).await
+    }
+
+    async fn connect_for(
+        &self,
+        purpose: &[u8],
+        site: &Site,
+        key: &PrivateKey,
+    ) -> Result<Connection, ConnectionError> {
+        let mut config = quinn::ClientConfig::new(Arc::new(site.tls(key, purpose).fresh));
         config.transport_config(Arc::new(quic::probe_transport()));
         self.endpoint.connect_with(config, VIRTUAL_SERVER, "roamd").unwrap().await
     }
@@ -174,6 +183,20 @@ async fn to_everybody_else_it_is_a_web_server_with_no_page() {
     }
     let (_, answer) = site.request(&get(target, UPGRADE)).await;
     assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
+    assert!(answer.to_lowercase().contains("connection: upgrade\r\n"), "{answer}");
+    assert!(!answer.to_lowercase().contains("close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_has_one_request_and_one_answer() {
+    let site = Site::new();
+    let mut stream = site.tls_stream().await;
+    stream.write_all(get("/", "").repeat(50).as_bytes()).await.unwrap();
+    let mut answers = Vec::new();
+    // The server may leave the rest unread, and reset.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut answers)).await.expect("it stays open");
+    let answers = String::from_utf8(answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
 }
 
 #[tokio::test]
@@ -186,9 +209,22 @@ async fn it_sends_to_nobody_else() {
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     let mut capsules = BytesMut::new();
     capsule::encode(b"to a port of this host that is not yours", &mut capsules);
-    for _ in 0..10 {
-        stream.write_all(&capsules).await.unwrap();
-    }
+    // A first packet of a QUIC version that nobody has: whoever speaks QUIC names his own (RFC 9000 §6).
+    let ids = [8, 1, 1, 1, 1, 1, 1, 1, 1, 8, 2, 2, 2, 2, 2, 2, 2, 2];
+    let packet = [&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a][..], &ids, &[0; 1200]].concat();
+    capsule::encode(&packet, &mut capsules);
+    stream.write_all(&capsules).await.unwrap();
+    let mut decoder = capsule::Decoder::new(1500);
+    let answer = async {
+        loop {
+            if let Some(answer) = decoder.next().unwrap() {
+                return answer;
+            }
+            stream.read_buf(decoder.buffer()).await.unwrap();
+        }
+    };
+    let answer = timeout(PATIENCE, answer).await.expect("the server's own QUIC port is silent");
+    assert_eq!(answer[1..5], [0; 4], "no version negotiation: {answer:?}");
     let mut buffer = [0; 100];
     let received = timeout(WHILE, bystander.recv(&mut buffer)).await;
     assert!(received.is_err(), "a datagram was forwarded");
@@ -238,4 +274,94 @@ async fn garbage_in_place_of_capsules_ends_a_connection() {
     closed(&mut stream).await;
     eventually("it is gone", || site.over_tcp() == 0).await;
     assert_eq!(site.server.visitors.dismissed(), 1);
+}
+
+/// A neighbour behind the same address connects 50 times a second and says nothing.
+fn flood(to: SocketAddr) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut silent = std::collections::VecDeque::new();
+        loop {
+            silent.push_back(TcpStream::connect(to).await);
+            silent.truncate(500);
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_neighbour_that_connects_all_the_time_neither_keeps_a_client_out_nor_throws_it_out() {
+    let site = Site::new();
+    let flooding = flood(site.tcp);
+    sleep(WHILE).await;
+    let roamer = Roamer::new(&site);
+    let connecting = roamer.connect(&site, &site.laptop);
+    let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    ask(&connection).await;
+    let peer = site.server.configured.borrow().peers.iter().next().unwrap().clone();
+    let before = peer.probes.remotes();
+    assert!(is_virtual(before[0].ip()));
+    let refused_before = site.server.visitors.dismissed();
+    sleep(3 * WHILE).await;
+    ask(&connection).await;
+    assert_eq!(peer.probes.remotes(), before, "it had to connect again");
+    assert!(site.server.visitors.dismissed() > refused_before, "the neighbour was not there");
+    flooding.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_moves_to_tcp_is_not_thrown_out_by_a_neighbour() {
+    let site = Site::new();
+    let roamer = Roamer::new(&site);
+    assert!(roamer.socket.switch(roamer.udp));
+    let connecting = roamer.connect(&site, &site.laptop);
+    let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    let peer = site.server.configured.borrow().peers.iter().next().unwrap().clone();
+    let flooding = flood(site.tcp);
+    sleep(WHILE).await;
+    assert!(roamer.socket.switch(roamer.tcp));
+    let has_moved = || peer.probes.remotes().iter().all(|it| is_virtual(it.ip()));
+    let deadline = clock::now() + PATIENCE;
+    while !has_moved() {
+        assert!(clock::now() < deadline, "it does not come over TCP");
+        ask(&connection).await;
+    }
+    let before = peer.probes.remotes();
+    sleep(3 * WHILE).await;
+    ask(&connection).await;
+    assert_eq!(peer.probes.remotes(), before, "it had to connect again");
+    flooding.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_stops_says_so_over_tcp() {
+    let site = Site::new();
+    let roamer = Roamer::new(&site);
+    let connecting = roamer.connect(&site, &site.laptop);
+    let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    ask(&connection).await;
+    // As in the daemon: the connections' tasks end, the port's does not.
+    site.endpoint.close(close::GOODBYE, b"the server stops");
+    site.running.abort();
+    assert_eq!(super::closed(&connection).await, close::GOODBYE);
+}
+
+#[tokio::test]
+async fn another_machine_with_the_key_is_named_by_its_real_address() {
+    let site = Site::new();
+    let mut machines = Vec::new();
+    for instance in [1, 2] {
+        let roamer = Roamer::new(&site);
+        let connecting = roamer.connect_for(tls::TUNNEL, &site, &site.laptop);
+        let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let session = session::open(&connection, true, instance).await.unwrap();
+        machines.push((roamer, connection, session));
+    }
+    let reason = timeout(PATIENCE, machines[0].1.closed()).await.expect("both stay");
+    let ConnectionError::ApplicationClosed(closed) = reason else { panic!("{reason}") };
+    assert_eq!((closed.error_code, &closed.reason[..]), (close::DISPLACED, &b"127.0.0.1"[..]));
+    let crate::daemon::status::Role::Server(status) = site.server.status().role else {
+        panic!("no server");
+    };
+    let session = status.peers[0].session.as_ref().unwrap();
+    assert!(session.remote.ip().is_loopback(), "{}", session.remote);
 }

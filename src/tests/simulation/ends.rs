@@ -67,7 +67,7 @@ impl Ends {
         let (daemon, endpoint) =
             Server::new(config, day.world.listen(), Box::new(to_server), nothing).unwrap();
         day.server = Some(tokio::spawn(async move {
-            let _ = daemon.carry(source, &endpoint, None).await;
+            let _ = daemon.carry(source, &endpoint).await;
         }));
         let (up, down) = (Arrivals::default(), Arrivals::default());
         tokio::spawn(receive(at_server, up.clone()));
