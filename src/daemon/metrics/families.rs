@@ -12,6 +12,7 @@ use prometheus_client::{
 use crate::{
     daemon::status::{
         ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, Role, ServerStatus, Status,
+        TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -205,6 +206,9 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
         (vec![("direction", "receive".into())], server.receive_errors),
     ];
     families.counter("roamd_socket_errors", "Sends and receives that failed", errors)?;
+    if let Some(tcp) = &server.tcp {
+        tcp_families(families, tcp)?;
+    }
     let label = |name: &str| vec![("peer", name.to_owned())];
     let connected = server
         .peers
@@ -227,8 +231,65 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
     families.datapaths(&owners)
 }
 
+fn tcp_families(families: &mut Families<'_>, tcp: &TcpStatus) -> fmt::Result {
+    let TcpStatus { listen: _, connections, refused, dismissed, dropped } = *tcp;
+    let none = Labels::new;
+    let open = [(none(), connections as f64)];
+    families.gauge("roamd_tcp_connections", "TCP connections that carry packets", open)?;
+    for (name, help, value) in [
+        ("roamd_tcp_refused", "TCP connections refused, since there were too many", refused),
+        ("roamd_tcp_dismissed", "TCP connections closed for want of a known key", dismissed),
+        ("roamd_tcp_dropped_datagrams", "Datagrams dropped for slow TCP connections", dropped),
+    ] {
+        families.counter(name, help, [(none(), value)])?;
+    }
+    Ok(())
+}
+
 /// The word that JSON has for it.
 fn word(value: &impl serde::Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn server(tcp: Option<TcpStatus>) -> String {
+        let traffic = crate::tunnel::counters::Counters::default().snapshot();
+        let status = Status::server(ServerStatus {
+            listen: "[::]:4433".parse().unwrap(),
+            interface: "roam0".into(),
+            left_out: Vec::new(),
+            uptime: 1.0,
+            peers: Vec::new(),
+            traffic,
+            send_errors: 0,
+            receive_errors: 0,
+            refused_keys: 0,
+            tcp,
+        });
+        text(&status).unwrap()
+    }
+
+    #[test]
+    fn a_server_with_a_tcp_port_has_its_figures() {
+        let listen = "[::]:443".parse().unwrap();
+        let tcp = TcpStatus { listen, connections: 2, refused: 3, dismissed: 4, dropped: 5 };
+        let text = server(Some(tcp));
+        let figures: BTreeMap<_, _> =
+            text.lines().filter_map(|line| line.split_once(' ')).collect();
+        for (name, value) in [
+            ("roamd_tcp_connections", "2.0"),
+            ("roamd_tcp_refused_total", "3"),
+            ("roamd_tcp_dismissed_total", "4"),
+            ("roamd_tcp_dropped_datagrams_total", "5"),
+        ] {
+            assert_eq!(figures.get(name), Some(&value), "{name} {text}");
+        }
+        assert!(!server(None).contains("roamd_tcp"));
+    }
 }
