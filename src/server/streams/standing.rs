@@ -17,8 +17,8 @@ use crate::identity::PublicKey;
 
 /// How long a client may take from the upgrade to a known key.
 const PROOF: Duration = Duration::from_secs(15);
-/// After this time quinn has validated the address or returned to the one before: three probe timeouts, of one second
-/// each before the round trip is measured.
+/// After this time quinn has validated the address or returned to the one before: three probe timeouts (RFC 9000
+/// §8.2.4), which are a second on a new path, and more only where the path before had a round trip of a second.
 pub(super) const MOVED: Duration = Duration::from_secs(8);
 /// How long a TCP connection stays over which no known peer's QUIC connection runs any more.
 const UNUSED: Duration = Duration::from_secs(30);
