@@ -18,9 +18,9 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Types into a TCP connection to an echo on the server until `done`; how long each echo took.
-fn type_until(laptop: &Laptop, done: &AtomicBool) -> Vec<Duration> {
+pub(crate) fn type_until(client: &Host, server: &Host, done: &AtomicBool) -> Vec<Duration> {
     let address = "10.66.0.1:7007";
-    let listener = laptop.server.namespace.run(|| TcpListener::bind(address).unwrap()).unwrap();
+    let listener = server.namespace.run(|| TcpListener::bind(address).unwrap()).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -29,8 +29,7 @@ fn type_until(laptop: &Laptop, done: &AtomicBool) -> Vec<Duration> {
                 stream.write_all(&key).unwrap();
             }
         });
-        let mut stream =
-            laptop.client.namespace.run(|| TcpStream::connect(address).unwrap()).unwrap();
+        let mut stream = client.namespace.run(|| TcpStream::connect(address).unwrap()).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let mut took = Vec::new();
@@ -58,7 +57,7 @@ fn a_keystroke_waits_neither_behind_an_upload_nor_behind_a_download() {
     let bulk = |from: &Host, to: &Host, address: &str| {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let typing = scope.spawn(|| type_until(&laptop, &done));
+            let typing = scope.spawn(|| type_until(&laptop.client, &laptop.server, &done));
             let begun = Instant::now();
             transfer(from, to, address, 6_000_000);
             let rate = 48.0 / begun.elapsed().as_secs_f64();
@@ -92,7 +91,7 @@ fn nothing_is_copied_over_a_standby_while_a_busy_path_works() {
     for (from, to, address) in [(up, down, "10.66.0.1"), (down, up, "10.66.0.2")] {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let typing = scope.spawn(|| type_until(&laptop, &done));
+            let typing = scope.spawn(|| type_until(&laptop.client, &laptop.server, &done));
             transfer(from, to, address, 15_000_000);
             done.store(true, Relaxed);
             typing.join().unwrap()
@@ -119,7 +118,7 @@ fn a_keystroke_waits_for_a_moment_when_a_path_dies_under_an_upload() {
     laptop.scene.air(Access::Wifi).set(wifi);
     let done = AtomicBool::new(false);
     let took = std::thread::scope(|scope| {
-        let typing = scope.spawn(|| type_until(&laptop, &done));
+        let typing = scope.spawn(|| type_until(&laptop.client, &laptop.server, &done));
         scope.spawn(|| {
             std::thread::sleep(Duration::from_secs(3));
             laptop.scene.air(Access::Wifi).black_hole(true);

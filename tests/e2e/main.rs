@@ -46,4 +46,5 @@ mod service;
 mod ssh;
 mod stop;
 mod strict;
+mod tcp_port;
 mod tunnel;
