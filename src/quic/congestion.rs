@@ -8,6 +8,7 @@
 
 mod bbr;
 mod compete;
+mod confirm;
 mod control;
 mod cubic;
 mod delay;
@@ -24,7 +25,7 @@ use std::{
     marker::PhantomData,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -71,6 +72,9 @@ struct Shared {
     round_trip: RoundTrip,
     delivered_packets: AtomicU64,
     delivered_bytes: AtomicU64,
+    /// Whether the other side asks for what it misses, and how many bytes it asked for.
+    asks: AtomicBool,
+    asked: AtomicU64,
     lateness: Mutex<OfPath>,
 }
 
@@ -215,6 +219,16 @@ impl CongestionHandle {
         (self.0.delivered_packets.load(Relaxed), self.0.delivered_bytes.load(Relaxed))
     }
 
+    /// Whether the other side asks for the packets that it misses: what else quinn takes for lost has only been overtaken.
+    pub(crate) fn trust_requests(&self, asks: bool) {
+        self.0.asks.store(asks, Relaxed);
+    }
+
+    /// It asked for packets of so many bytes.
+    pub(crate) fn asked_for(&self, bytes: u64) {
+        self.0.asked.fetch_add(bytes, Relaxed);
+    }
+
     fn sent(&self, now: Instant, bytes: u64) {
         if bytes <= LARGEST_BARE_ACK {
             return;
@@ -284,6 +298,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
             // is lost on the old path.
             fresh_since: now,
             acked: None,
+            asked: self.handle.0.asked.load(Relaxed),
         })
     }
 }
@@ -300,6 +315,8 @@ struct Renewable<G> {
     fresh_since: Instant,
     /// When the newest packet that the present acknowledgement tells of was sent, and the number of its packets.
     acked: Option<(Instant, u32)>,
+    /// Bytes that the other side had asked for at the last look.
+    asked: u64,
 }
 
 impl<G> Drop for Renewable<G> {
@@ -321,6 +338,15 @@ impl<G: Growth> Renewable<G> {
             }
             self.old_in_flight = self.in_flight;
             self.fresh_since = now;
+        }
+    }
+
+    /// Hears what the other side has asked for.
+    fn hear(&mut self, now: Instant) {
+        if self.handle.0.asks.load(Relaxed) {
+            let asked = self.handle.0.asked.load(Relaxed);
+            let before = std::mem::replace(&mut self.asked, asked);
+            self.path.on_asked(now, asked.saturating_sub(before));
         }
     }
 
@@ -387,6 +413,7 @@ impl<G: Growth> Controller for Renewable<G> {
         self.handle.set_in_flight(in_flight);
         self.handle.0.owed.store(in_flight, Relaxed);
         self.old_in_flight = self.old_in_flight.min(in_flight);
+        self.hear(now);
         let new = in_flight - self.old_in_flight;
         self.path.on_end_acks(now, new, app_limited, largest_packet_num_acked);
         self.handle.set_delivered(&self.path);
@@ -400,6 +427,7 @@ impl<G: Growth> Controller for Renewable<G> {
         lost_bytes: u64,
     ) {
         self.renew(now);
+        self.hear(now);
         // quinn tells of all that is lost at once, with the time of the newest. What was sent before is lost, too.
         let old = if sent >= self.fresh_since && lost_bytes > 0 {
             std::mem::take(&mut self.old_in_flight)

@@ -65,6 +65,7 @@ impl Session {
     /// A session on these terms. `congestion` observes its connection.
     pub(crate) fn new(terms: Terms, congestion: &CongestionHandle) -> Self {
         let Terms { unchecked, repair, copies } = terms;
+        congestion.trust_requests(repair);
         Self { unchecked, repair: repair.then(|| Repair::new(congestion.clone(), copies)) }
     }
 

@@ -6,6 +6,7 @@ use quinn_proto::RttEstimator;
 use tracing::debug;
 
 use super::{
+    confirm::{Confirmation, Declared},
     delay::{Acked, DelayLimit, Turn},
     flight::Flight,
     loss::{LossJudge, Lost, Outcome, Verdict},
@@ -109,6 +110,8 @@ pub(super) struct PathControl<G> {
     flight: Flight,
     peak: Peak,
     delay: DelayLimit,
+    /// If the other side tells what it misses.
+    confirmation: Option<Confirmation>,
     losses: LossJudge,
     stand: Stand,
     mtu: u16,
@@ -129,6 +132,7 @@ impl<G: Growth> PathControl<G> {
             flight: Flight::default(),
             peak: Peak::default(),
             delay: DelayLimit::default(),
+            confirmation: None,
             losses: LossJudge::default(),
             stand: Stand::default(),
             mtu,
@@ -267,10 +271,29 @@ impl<G: Growth> PathControl<G> {
         self.growth.on_end_acks(now, in_flight, app_limited, largest);
     }
 
-    /// Packets of `bytes` are lost, or none but a mark came back; the last of them was sent at `sent`.
+    /// quinn declares packets of `bytes` lost, or none but a mark came back; the last of them was sent at `sent`.
     pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
+        let loss = Declared { sent, in_flight: self.flight.at(sent), bytes };
+        match &mut self.confirmation {
+            Some(confirmation) if bytes > 0 && !persistent => {
+                confirmation.declare(now, loss);
+                self.on_asked(now, 0);
+            }
+            _ => self.lose(now, loss, persistent),
+        }
+    }
+
+    /// The other side, which asks for what it misses, asked for so many bytes more.
+    pub(super) fn on_asked(&mut self, now: Instant, bytes: u64) {
+        self.confirmation.get_or_insert_default().ask(now, bytes);
+        while let Some(loss) = self.confirmation.as_mut().and_then(|it| it.next(now)) {
+            self.lose(now, loss, false);
+        }
+    }
+
+    fn lose(&mut self, now: Instant, loss: Declared, persistent: bool) {
+        let Declared { sent, in_flight: then, bytes } = loss;
         let is_mark = bytes == 0;
-        let then = self.flight.at(sent);
         let is_answered = match then {
             Some(then) => self.window() <= (LEFT * then as f64) as u64,
             // A loss that is found out so late is of another window.

@@ -31,6 +31,27 @@ fn what_was_in_flight_before_does_not_fill_the_window() {
 }
 
 #[test]
+fn what_the_other_side_does_not_miss_is_not_lost() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    handle.asked_for(1_000_000);
+    let mut controller = Arc::new(Factory::<Cubic>::new(handle.clone())).build(start, MTU);
+    handle.trust_requests(true);
+    let at = |milliseconds: u64| start + Duration::from_millis(milliseconds);
+    for packet in 0..60 {
+        controller.on_sent(at(packet), 1200, packet);
+    }
+    let window = controller.window();
+    controller.on_congestion_event(at(100), at(50), false, 40 * 1200);
+    assert_eq!(controller.window(), window, "packets were overtaken");
+    handle.asked_for(40 * 1200);
+    controller.on_end_acks(at(110), 0, false, Some(59));
+    assert!(controller.window() < window, "the other side misses them");
+    let window = controller.window();
+    controller.on_congestion_event(at(200), at(150), true, 1200);
+    assert!(controller.window() < window, "nothing arrives at all");
+}
+
+#[test]
 fn what_is_remembered_of_a_path_is_what_it_delivered() {
     let (handle, start) = (CongestionHandle::default(), Instant::now());
     handle.measure_from(start);

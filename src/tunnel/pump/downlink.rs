@@ -209,9 +209,11 @@ impl Intake<'_> {
             }
             (Datagram::Missing(missing), _) => {
                 let repair = self.repair.ok_or(Unknown)?;
-                if repair.sender(self.moment).asked(&missing, self.moment) {
+                let mut sender = repair.sender(self.moment);
+                if sender.asked(&missing, self.moment) {
                     repair.wanted.notify_one();
                 }
+                repair.congestion.asked_for(sender.take_missed());
             }
             (Datagram::Resume(resume), Some(receiver)) => {
                 let (repair, moment) = (self.repair.ok_or(Unknown)?, self.moment);

@@ -62,6 +62,10 @@ const COPIES: u8 = 3;
 const LEAST_REPEATED: usize = 64;
 /// Numbers that are looked at in one round trip: twice as many as an honest receiver misses at once.
 const LOOKS: usize = 2 * 4096;
+/// Bytes that QUIC puts around a datagram, rounded up.
+const AROUND: usize = 48;
+/// The size of a packet that was asked for and is not in the ring any more, in bytes.
+const FORGOTTEN: u64 = 1200;
 /// A round trip lasts so long at least.
 const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);
 
@@ -83,6 +87,11 @@ pub struct Sender {
     allowance: Allowance,
     /// When the other side last asked for something.
     asked: Option<Instant>,
+    /// Bytes of QUIC packets that it asked for since the last look.
+    missed: u64,
+    /// How much later than a packet that was asked for the newest one was sent that was known to have arrived: the longest
+    /// of late.
+    overtaken: Duration,
     proof: Proof,
     tail: Option<Tail>,
     /// Small packets with numbers below this one were offered to the standby.
@@ -168,6 +177,8 @@ impl Default for Sender {
             bulk: VecDeque::new(),
             allowance: Allowance::default(),
             asked: None,
+            missed: 0,
+            overtaken: Duration::ZERO,
             proof: Proof::default(),
             tail: None,
             offered: 0,
@@ -232,6 +243,7 @@ impl Sender {
         let proof = &mut self.proof;
         if proof.began < began {
             (proof.before, proof.began) = (proof.newest, began);
+            self.overtaken = Duration::ZERO;
         }
         if newest <= proof.newest {
             return false;
@@ -262,7 +274,7 @@ impl Sender {
     fn forget(&mut self, Moment { now, rtt }: Moment) {
         let is_asking = self.asked.is_some_and(|at| now.saturating_duration_since(at) < ASKING);
         let margin = match is_asking {
-            true => KEPT_ROUND_TRIPS * rtt + KEPT_LONGER,
+            true => KEPT_ROUND_TRIPS * rtt + KEPT_LONGER + 2 * self.overtaken,
             false => rtt / 2 + KEPT_UNASKED,
         };
         while let Some(oldest) = self.ring.front()
@@ -303,6 +315,11 @@ impl Sender {
         for range in missing.ranges() {
             let Some(first) = range.first.near(self.next) else { continue };
             let end = (first + u64::from(range.count)).min(self.next);
+            if range.attempt == 1 && first < oldest.min(end) {
+                // Kept for too short a time.
+                self.overtaken = KEPT_LONGER.max(self.overtaken * 2).min(LONGEST / 8);
+                self.missed += (end.min(oldest) - first) * FORGOTTEN;
+            }
             for number in first.max(oldest)..end {
                 if self.allowance.looks == 0 || self.allowance.left == 0 {
                     return !self.wanted.is_empty();
@@ -316,7 +333,18 @@ impl Sender {
                     Kind::Datagram => now.saturating_duration_since(sent.at) + rtt <= OF_USE,
                     Kind::BareAck => false,
                 };
-                if sent.waits || sent.repeated.is_some_and(again) || !is_of_use {
+                if sent.waits || sent.repeated.is_some_and(again) {
+                    continue;
+                }
+                if range.attempt == 1 {
+                    let newest = self.proof.of(sent.at).unwrap_or(sent.at);
+                    let overtaken = newest.saturating_duration_since(sent.at);
+                    self.overtaken = overtaken.max(self.overtaken - self.overtaken / 64);
+                }
+                if is_of_use || range.attempt == 1 {
+                    self.missed += (sent.datagram.len() + AROUND) as u64;
+                }
+                if !is_of_use {
                     continue;
                 }
                 sent.waits = true;
@@ -326,6 +354,11 @@ impl Sender {
             }
         }
         !self.wanted.is_empty()
+    }
+
+    /// Bytes of QUIC packets that the other side has asked for since the last call.
+    pub(crate) fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
     }
 
     /// The other side says what it has after a path died or was silent: all else that was sent before `since` is sent

@@ -412,6 +412,32 @@ fn a_network_that_reorders_is_learnt() {
 }
 
 #[test]
+fn what_the_other_side_misses_is_counted_once() {
+    let mut world = World::new(Network::losing(0), 1);
+    let missing = |attempt| {
+        let ranges = [Range { first: Short::of(3), count: 4, attempt }];
+        let Datagram::Missing(missing) = Datagram::decode(Missing::encode(&ranges)).unwrap() else {
+            panic!()
+        };
+        missing
+    };
+    for number in 0..10 {
+        world.send(&[packet(0, number, 1400)]);
+    }
+    let mut ask = |attempt| {
+        world.sender.asked(&missing(attempt), world.moment());
+        world.sender.take_missed() / 1400
+    };
+    assert_eq!((ask(1), ask(1), ask(2)), (4, 0, 0), "they wait to be sent again");
+    world.repeat();
+    let mut ask = |attempt| {
+        world.sender.asked(&missing(attempt), world.moment());
+        world.sender.take_missed() / 1400
+    };
+    assert_eq!(ask(2), 0, "it is under way");
+}
+
+#[test]
 fn what_never_comes_is_given_up_in_time() {
     let mut world = World::new(Network::losing(0), 1);
     world.stream(1, 2, 1400, MS);

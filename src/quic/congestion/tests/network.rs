@@ -39,6 +39,8 @@ pub(crate) trait Sender {
     );
     fn on_end_acks(&mut self, now: Instant, in_flight: u64);
     fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64);
+    /// The other side asks for so many bytes.
+    fn on_asked(&mut self, _now: Instant, _bytes: u64) {}
 }
 
 /// What a flow has to send.
@@ -76,6 +78,9 @@ struct Flow {
     in_flight: u64,
     backlog: f64,
     smoothed: Duration,
+    /// The newest packet that has arrived, and its round trip: quinn measures no other.
+    newest: u64,
+    latest: Duration,
     tokens: f64,
     refilled: Instant,
     wakes: Option<Instant>,
@@ -105,6 +110,7 @@ enum Event {
     Arrives(usize, u64),
     Departs,
     Acknowledged(usize, u64),
+    Asked(usize),
 }
 
 /// The link and its flows.
@@ -122,6 +128,8 @@ pub(crate) struct Network {
     in_burst: bool,
     /// What the way to the receiver and back takes longer, at random for each packet: they overtake one another.
     pub(crate) jitter: Duration,
+    /// How long after its successor the receiver asks for a lost packet; `None` if it never does.
+    pub(crate) tolerance: Option<Duration>,
     /// Packets leave the air together, so often at the least; zero for a wire.
     pub(crate) aggregation: Duration,
     /// Tokens per second, and how many are kept.
@@ -164,6 +172,7 @@ impl Network {
             burst: 1.0,
             in_burst: false,
             jitter: Duration::ZERO,
+            tolerance: Some(2 * MS),
             aggregation: Duration::ZERO,
             bucket: None,
             tokens: 0.0,
@@ -199,6 +208,8 @@ impl Network {
             in_flight: 0,
             backlog: 0.0,
             smoothed: 100 * MS,
+            newest: 0,
+            latest: Duration::ZERO,
             tokens: 10.0 * SIZE as f64,
             refilled: now,
             wakes: None,
@@ -262,6 +273,7 @@ impl Network {
                 Event::Arrives(flow, number) => self.arrives(flow, number),
                 Event::Departs => self.departs(),
                 Event::Acknowledged(flow, number) => self.acknowledged(flow, number),
+                Event::Asked(flow) => self.flows[flow].sender.on_asked(when, SIZE),
             }
         }
         self.now = end;
@@ -378,14 +390,14 @@ impl Network {
             self.tokens = (self.tokens + rate * elapsed).min(most);
             self.refilled = self.now;
             if self.tokens < SIZE as f64 {
-                return;
+                return self.is_missed(flow);
             }
             self.tokens -= SIZE as f64;
         }
         let wait = self.queue.len() as f64 * SIZE as f64 / self.rate;
         if wait > self.buffer.as_secs_f64() {
             self.dropped += 1;
-            return;
+            return self.is_missed(flow);
         }
         let wait = Duration::from_secs_f64(wait);
         self.waits.push(wait);
@@ -411,7 +423,7 @@ impl Network {
             self.serve();
         }
         if self.is_lost() {
-            return;
+            return self.is_missed(flow);
         }
         let mut leaves = self.now;
         if self.aggregation > Duration::ZERO {
@@ -420,8 +432,25 @@ impl Network {
             }
             leaves = self.tick;
         }
-        let late = self.jitter.mul_f64(self.random.f64() + self.random.f64());
+        let late = self.late();
         self.at(leaves + self.base + late, Event::Acknowledged(flow, number));
+    }
+
+    /// A packet is lost: its successor shows that. A request takes as long as an acknowledgement.
+    fn is_missed(&mut self, flow: usize) {
+        if let Some(tolerance) = self.tolerance {
+            let waits = Duration::from_secs_f64(self.queue.len() as f64 * SIZE as f64 / self.rate);
+            let late = self.late();
+            self.at(self.now + waits + self.base + late + tolerance, Event::Asked(flow));
+        }
+    }
+
+    /// What jitter adds to a round trip.
+    fn late(&mut self) -> Duration {
+        if self.jitter == Duration::ZERO {
+            return Duration::ZERO;
+        }
+        self.jitter.mul_f64(self.random.f64() + self.random.f64())
     }
 
     fn acknowledged(&mut self, index: usize, number: u64) {
@@ -435,20 +464,26 @@ impl Network {
         flow.in_flight -= SIZE;
         flow.delivered += SIZE;
         let rtt = now - sent;
-        flow.smoothed = if flow.is_measured { (flow.smoothed * 7 + rtt) / 8 } else { rtt };
-        flow.is_measured = true;
+        if number >= flow.newest {
+            flow.smoothed = if flow.is_measured { (flow.smoothed * 7 + rtt) / 8 } else { rtt };
+            (flow.is_measured, flow.newest, flow.latest) = (true, number, rtt);
+        }
         let rate_bytes = flow.delivered - then;
         flow.sender.on_ack(now, sent, SIZE, flow.app_limited, rate_bytes);
         flow.sender.on_end_acks(now, flow.in_flight);
         if is_marked {
             flow.sender.on_loss(now, sent, false, 0);
         }
-        let delay = flow.smoothed.max(rtt).mul_f64(round_trips);
+        if self.tolerance.is_some() {
+            flow.sender.on_asked(now, 0);
+        }
+        let newest = flow.newest;
+        let delay = flow.smoothed.max(flow.latest).mul_f64(round_trips);
         self.lose(
             index,
             |packet| {
-                packet.number + later <= number
-                    || packet.number < number && now - packet.sent >= delay
+                packet.number + later <= newest
+                    || packet.number < newest && now - packet.sent >= delay
             },
             false,
         );

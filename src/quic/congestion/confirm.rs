@@ -1,0 +1,140 @@
+//! Losses that quinn has declared, until the other side confirms them.
+//!
+//! Where packets overtake one another, quinn declares packets lost that arrive a moment later, and does not tell when
+//! they do. The other side of a session with numbered packets knows better: it asks for what is missing after a wait
+//! that it has learnt of the network. So there a declared loss counts only once as many bytes were asked for.
+//!
+//! ```text
+//!  quinn declares a loss ──▶ declared ──┐
+//!                                       ├─ as many bytes of both ──▶ a loss
+//!  the other side asks ────▶ asked ─────┘
+//! ```
+//! Either may come first. What stays alone for too long was no loss: a packet that arrived late, or one that was asked
+//! for too early.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+/// A declared loss waits for twice as long as quinn took to declare it, and for this: a request may be lost as well.
+const MARGIN: Duration = Duration::from_millis(100);
+/// A request counts for once to twice as long.
+const ASKED: Duration = Duration::from_secs(1);
+/// Declared losses that wait at once.
+const MOST: usize = 512;
+
+/// A loss that quinn declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Declared {
+    /// When the last of its packets was sent, and what was under way then.
+    pub(super) sent: Instant,
+    pub(super) in_flight: Option<u64>,
+    pub(super) bytes: u64,
+}
+
+/// What either side said of losses, without the other's word.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Confirmation {
+    /// Until when each waits, about in this order.
+    declared: VecDeque<(Instant, Declared)>,
+    /// Bytes that were asked for of late, and before.
+    asked: [u64; 2],
+    aged: Option<Instant>,
+}
+
+impl Confirmation {
+    /// quinn declares a loss.
+    pub(super) fn declare(&mut self, now: Instant, loss: Declared) {
+        if self.declared.len() == MOST {
+            self.declared.pop_front();
+        }
+        let until = now + 2 * now.saturating_duration_since(loss.sent) + MARGIN;
+        self.declared.push_back((until, loss));
+    }
+
+    /// The other side asked for so many bytes more.
+    pub(super) fn ask(&mut self, now: Instant, bytes: u64) {
+        let aged = *self.aged.get_or_insert(now);
+        if now.saturating_duration_since(aged) >= ASKED {
+            self.aged = Some(now);
+            let is_long_ago = now.saturating_duration_since(aged) >= 2 * ASKED;
+            self.asked = [0, if is_long_ago { 0 } else { self.asked[0] }];
+        }
+        self.asked[0] += bytes;
+    }
+
+    /// The next loss, or part of one, of which both sides spoke.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Declared> {
+        while self.declared.front().is_some_and(|(until, _)| *until <= now) {
+            self.declared.pop_front();
+        }
+        let asked: u64 = self.asked.iter().sum();
+        let (_, declared) = self.declared.front_mut().filter(|_| asked > 0)?;
+        let bytes = declared.bytes.min(asked);
+        let loss = Declared { bytes, ..*declared };
+        declared.bytes -= bytes;
+        if declared.bytes == 0 {
+            self.declared.pop_front();
+        }
+        let before = bytes.min(self.asked[1]);
+        self.asked[1] -= before;
+        self.asked[0] -= bytes - before;
+        Some(loss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Bytes of the losses of which both have spoken, where each event comes in so many milliseconds: quinn's of a packet
+    /// that was sent 80 ms before, or the other side's.
+    fn confirmed(events: &[(u32, Option<u64>, u64)]) -> Vec<u64> {
+        let (start, mut confirmation) = (Instant::now(), Confirmation::default());
+        let mut losses = Vec::new();
+        for (at, declared, asked) in events {
+            let now = start + (at + 1000) * MS;
+            if let Some(bytes) = *declared {
+                let sent = now - 80 * MS;
+                confirmation.declare(now, Declared { sent, in_flight: None, bytes });
+            }
+            confirmation.ask(now, *asked);
+            losses.extend(std::iter::from_fn(|| confirmation.next(now)).map(|loss| loss.bytes));
+        }
+        losses
+    }
+
+    #[test]
+    fn a_loss_counts_when_both_sides_have_told_of_it_in_any_order() {
+        assert_eq!(confirmed(&[(0, None, 1400), (40, Some(1400), 0)]), [1400]);
+        assert_eq!(confirmed(&[(0, Some(1400), 0), (40, None, 1400)]), [1400]);
+        assert_eq!(
+            confirmed(&[(0, Some(4200), 0), (40, None, 1400), (50, None, 9000)]),
+            [1400, 2800]
+        );
+        assert_eq!(confirmed(&[(0, Some(1400), 1500), (40, Some(1400), 0)]), [1400, 100]);
+    }
+
+    #[test]
+    fn what_nobody_asks_for_was_no_loss() {
+        assert_eq!(confirmed(&[(0, Some(1400), 0), (259, None, 1), (260, None, 1400)]), [1]);
+    }
+
+    #[test]
+    fn what_was_asked_for_too_early_is_forgotten() {
+        assert_eq!(confirmed(&[(0, None, 1400), (900, Some(700), 0)]), [700]);
+        assert_eq!(confirmed(&[(0, None, 1400), (2100, Some(1400), 0)]), [0u64; 0]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (now, mut confirmation) = (Instant::now(), Confirmation::default());
+        for _ in 0..10 * MOST {
+            confirmation.declare(now, Declared { sent: now, in_flight: None, bytes: 1 });
+        }
+        assert_eq!(confirmation.declared.len(), MOST);
+    }
+}
