@@ -30,7 +30,7 @@ pub(crate) const MEMORY: usize = 8 << 20;
 /// Bytes of memory that a held packet takes beside its own.
 const OVERHEAD: usize = 160;
 /// How much later than its successor a packet may arrive without being asked for: networks reorder. It grows to what
-/// is seen, within the second bound.
+/// is seen, within the second bound, and falls with each repair (as in RACK, RFC 8985 §6.2).
 const TOLERANCE: Duration = Duration::from_millis(2);
 const MOST_TOLERANCE: Duration = Duration::from_millis(60);
 /// Before a repair was measured it is expected after 9/8 round trips and this.
@@ -45,6 +45,8 @@ const LATEST: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What was given up so lately is told of at a switch: the path was dying already.
 const LATELY: Duration = Duration::from_secs(3);
+/// Packets that arrived after one request, of which a second arrival would say that the first was the original.
+const MOST_ANSWERED: usize = 512;
 /// From one request to the next when there is more to ask for than one has room for.
 const PACE: Duration = Duration::from_millis(1);
 
@@ -72,6 +74,8 @@ pub struct Receiver {
     missing: Gaps<Gap>,
     /// What was given up, and when: it is delivered if it comes all the same.
     given_up: Gaps<Instant>,
+    /// When packets arrived that had been asked for once, and how late they were.
+    answered: BTreeMap<u64, (Instant, Duration)>,
     /// Held packets, each by the number that it waits for.
     held: BTreeMap<u64, Held>,
     held_numbers: BTreeSet<u64>,
@@ -122,14 +126,22 @@ impl Receiver {
         {
             self.expect(number, moment, batch);
             self.next = number + 1;
-        } else if let Some(gap) = number.and_then(|number| self.missing.remove(number)) {
-            self.arrived(gap, moment);
+        } else if let Some(number) = number
+            && let Some(gap) = self.missing.remove(number)
+        {
+            self.arrived(number, gap, moment);
         } else if number.and_then(|number| self.given_up.remove(number)).is_some() {
             // One range may have become two.
             self.bound_given_up();
             return batch.push(packet);
         } else {
             self.events.duplicates += 1;
+            if let Some((before, late)) = number.and_then(|number| self.answered.remove(&number))
+                && before + TOLERANCE < moment.now
+            {
+                // The original has come, and what was sent again as well. A network repeats packets at once.
+                self.timing.reordered(late);
+            }
             return;
         }
         let Some(number) = number else { return };
@@ -158,13 +170,14 @@ impl Receiver {
     /// Gives up what is too late, so that `batch` gets what was held for it. Returns a request for what is missing and
     /// due.
     pub(crate) fn expire(&mut self, moment: Moment, batch: &mut Vec<Packet>) -> Option<Bytes> {
-        let Moment { now, rtt } = moment;
+        let now = moment.now;
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return None;
         }
+        let rtt = self.timing.round_trip(moment.rtt);
         let (limit, patience) = (limit(rtt), self.timing.patience(rtt));
         let (mut too_late, mut ranges) = (Vec::new(), Vec::new());
-        let (tolerance, mut deadline) = (self.timing.tolerance(rtt), None::<Instant>);
+        let (tolerance, mut deadline) = (self.timing.tolerance, None::<Instant>);
         let (quiet_until, patient_until) = (self.quiet_until, self.patient_until);
         let ends =
             |gap: &Gap| patient_until.map_or(gap.since + limit, |at| at.max(gap.since + limit));
@@ -205,7 +218,8 @@ impl Receiver {
     /// Packets come over another path from here on, or over the same one again. What is missing may still be under way
     /// on the one before, with its round trip, and has time to come over the new one.
     pub(crate) fn path_changed(&mut self, Moment { now, rtt }: Moment) {
-        self.be_patient(now, rtt);
+        self.be_patient(now, self.timing.round_trip(rtt));
+        self.timing.path_changed();
     }
 
     /// What is here, for the other side: it sends the rest again, and that takes a round trip.
@@ -261,22 +275,35 @@ impl Receiver {
         {
             self.give_up(first, end, moment.now, batch);
         }
-        let due = moment.now + self.timing.tolerance(moment.rtt);
+        let due = moment.now + self.timing.tolerance;
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
     }
 
     /// A missing packet has arrived.
-    fn arrived(&mut self, gap: Gap, moment: Moment) {
+    fn arrived(&mut self, number: u64, gap: Gap, moment: Moment) {
         if self.missing.is_empty() {
             self.deadline = None;
         }
-        let Some(asked) = gap.asked else { return };
+        let late = moment.now.saturating_duration_since(gap.since);
+        let Some(asked) = gap.asked else {
+            // Over two paths any packet is late.
+            if self.quiet_until.is_none_or(|until| until <= gap.since) {
+                self.timing.reordered(late);
+            }
+            return;
+        };
         // What comes much less than a round trip after it was first asked for is no answer.
         if moment.now.saturating_duration_since(asked.first) < moment.rtt / 3 {
-            self.timing.reordered(moment.now.saturating_duration_since(gap.since));
-        } else {
-            self.events.repaired += 1;
-            self.timing.repaired(asked, moment);
+            return self.timing.reordered(late);
+        }
+        self.events.repaired += 1;
+        self.timing.repaired(asked, moment);
+        // Several requests, or the second of them, have several packets sent.
+        if asked.times == 1 {
+            self.answered.insert(number, (moment.now, late));
+            if self.answered.len() > MOST_ANSWERED {
+                self.answered.pop_first();
+            }
         }
     }
 
@@ -368,9 +395,14 @@ impl Timing {
         measured.unwrap_or(rtt * 9 / 8 + FIRST_WAIT).clamp(rtt, rtt * 3 / 2 + GIVEN_UP)
     }
 
-    /// How long a packet may be out of order. What a slow path taught must leave time for a repair on a fast one.
-    fn tolerance(&self, rtt: Duration) -> Duration {
-        self.tolerance.min(rtt.max(TOLERANCE))
+    /// The round trip of the slowest packets: quinn measures it by those that overtake others.
+    fn round_trip(&self, rtt: Duration) -> Duration {
+        rtt + (self.tolerance - TOLERANCE)
+    }
+
+    /// What was learnt of the path before is of no use.
+    fn path_changed(&mut self) {
+        self.tolerance = TOLERANCE;
     }
 
     /// A packet arrived so much later than its successor, although nobody sent it again.

@@ -52,6 +52,8 @@ enum Side {
 
 struct World {
     network: Network,
+    /// The round trip that QUIC measures, if it is another one than the network's.
+    measured: Option<Duration>,
     seed: u64,
     start: Instant,
     now: Duration,
@@ -90,6 +92,7 @@ impl World {
     fn new(network: Network, seed: u64) -> Self {
         Self {
             network,
+            measured: None,
             seed,
             start: Instant::now(),
             now: Duration::ZERO,
@@ -119,7 +122,8 @@ impl World {
     }
 
     fn moment(&self) -> Moment {
-        Moment { now: self.start + self.now, rtt: self.network.rtt() }
+        let rtt = self.measured.unwrap_or(self.network.rtt());
+        Moment { now: self.start + self.now, rtt }
     }
 
     fn transmit(&mut self, forward: bool, datagram: &Bytes) {
@@ -409,6 +413,55 @@ fn a_network_that_reorders_is_learnt() {
     assert_eq!(world.lost(1, 4000), 0);
     let asked_in_vain = world.sent - 4000;
     assert!(asked_in_vain < 100, "{asked_in_vain}");
+}
+
+/// QUIC measures the round trip by the packets that overtake others.
+#[test]
+fn a_network_that_reorders_by_far_more_than_a_round_trip_is_learnt() {
+    for seed in 0..5 {
+        let network = Network { jitter: 40 * MS, one_way: MS, ..Network::losing(10) };
+        let mut world = World::new(network, seed);
+        world.measured = Some(6 * MS);
+        world.stream(1, 10_000, 1400, MS / 2);
+        // Three losses of one packet in a row.
+        assert!(world.lost(1, 10_000) == 0 && world.events.given_up <= 1, "{:?}", world.events);
+        // A request and its answer for each of a hundred, and what it takes to learn.
+        let more = world.sent - 10_000;
+        assert!(more < 400, "{more}");
+        let missed = world.sender.take_missed() / 1400;
+        assert!((90..250).contains(&missed), "{missed}");
+    }
+}
+
+#[test]
+fn what_comes_twice_was_asked_for_too_early() {
+    let (start, mut receiver, mut batch) = (Instant::now(), Receiver::default(), Vec::new());
+    let moment = |at| Moment { now: start + at * MS, rtt: 10 * MS };
+    let take = |receiver: &mut Receiver, number: u32, at| {
+        let packet = packet(0, number, 1400);
+        let numbered = Numbered { number: Short::of(number.into()), back: 0, packet };
+        receiver.receive(numbered, moment(at), &mut Vec::new());
+    };
+    let mut waits = |receiver: &mut Receiver, at| {
+        (at..at + 100).find(|at| receiver.expire(moment(*at), &mut batch).is_some()).unwrap() - at
+    };
+    take(&mut receiver, 0, 0);
+    take(&mut receiver, 2, 0);
+    assert_eq!(waits(&mut receiver, 0), 2);
+    // Either the original or the answer, and then the other one.
+    take(&mut receiver, 1, 12);
+    take(&mut receiver, 1, 20);
+    take(&mut receiver, 4, 40);
+    assert_eq!(waits(&mut receiver, 40), 15, "5/4 of 12 ms");
+    take(&mut receiver, 3, 65);
+    // A network that sends everything twice says nothing.
+    take(&mut receiver, 3, 66);
+    take(&mut receiver, 6, 80);
+    assert!((13..=15).contains(&waits(&mut receiver, 80)));
+    receiver.path_changed(moment(100));
+    take(&mut receiver, 5, 100);
+    take(&mut receiver, 8, 1200);
+    assert_eq!(waits(&mut receiver, 1200), 2, "the next path is another one");
 }
 
 #[test]
