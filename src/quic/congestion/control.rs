@@ -99,6 +99,15 @@ impl Peak {
     }
 }
 
+/// A cut that ends slow start may follow from a few packets that a radio has lost together, and from there CUBIC takes
+/// 10 s. So slow start goes on once more, with care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    First,
+    Second,
+    Over,
+}
+
 /// The window of one path.
 #[derive(Clone, Debug)]
 pub(super) struct PathControl<G> {
@@ -107,6 +116,7 @@ pub(super) struct PathControl<G> {
     before_cut: Option<G>,
     /// What an ordinary cut would have left.
     after_cut: u64,
+    start: Start,
     flight: Flight,
     peak: Peak,
     delay: DelayLimit,
@@ -129,6 +139,7 @@ impl<G: Growth> PathControl<G> {
             growth: G::begin(now, window, mtu),
             before_cut: None,
             after_cut: 0,
+            start: Start::First,
             flight: Flight::default(),
             peak: Peak::default(),
             delay: DelayLimit::default(),
@@ -218,7 +229,13 @@ impl<G: Growth> PathControl<G> {
                         self.growth = before;
                     }
                 }
-                Outcome::Helped => self.growth.recover(now, self.after_cut),
+                Outcome::Helped => {
+                    self.growth.recover(now, self.after_cut);
+                    if before.is_starting() && self.start == Start::First {
+                        self.start = Start::Second;
+                        self.growth.reopen(now, None);
+                    }
+                }
             }
         }
         let share = self.losses.overflow();
@@ -247,9 +264,12 @@ impl<G: Growth> PathControl<G> {
             || self.losses.is_on_trial()
             || self.stand.stands()
             || self.resume.is_some_and(|resume| resume.holds_window());
+        if self.start == Start::Second && !self.growth.is_starting() {
+            self.start = Start::Over;
+        }
         let pace = if unused {
             Pace::Hold
-        } else if self.losses.holds_growth(self.mtu) {
+        } else if self.start == Start::Second || self.losses.holds_growth(self.mtu) {
             Pace::Careful
         } else {
             Pace::Free

@@ -177,6 +177,8 @@ pub(super) struct LossJudge {
     aged: Option<Instant>,
     /// For how many times [`WHILE`] in a row more was lost than is usual.
     high: u8,
+    /// What was sent meanwhile.
+    run: Count,
     /// The share that is lost whatever we do.
     floor: f64,
     next_trial: Option<Instant>,
@@ -264,13 +266,18 @@ impl LossJudge {
                 self.floor /= RISE;
             }
             let is_high = self.is_high(self.long, self.long_enough(), mtu);
-            self.high = if is_high { self.high.saturating_add(1) } else { 0 };
+            (self.high, self.run) = if is_high {
+                (self.high.saturating_add(1), self.run)
+            } else {
+                (0, Count::default())
+            };
             self.long = Count { arrived: self.long.arrived / 2, lost: self.long.lost / 2 };
         }
         if self.is_after_cut(sent) {
             self.this.arrived += bytes;
         }
         self.long.arrived += bytes;
+        self.run.arrived += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.arrived += bytes;
         }
@@ -286,6 +293,7 @@ impl LossJudge {
         let Lost { sent, bytes, rate, base, competes, delayed, starves, starts, is_answered } =
             lost;
         self.long.lost += bytes;
+        self.run.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
         }
@@ -311,7 +319,7 @@ impl LossJudge {
             && (is_full || competes)
             && (ABOVE_FLOOR.0 * self.floor..FEW_LOSSES).contains(&self.long.share());
         let is_repeated = !too_much && !overflows;
-        let is_due = (self.floor > HIGH_FLOOR || self.high >= LONG_HIGH)
+        let is_due = (self.floor > HIGH_FLOOR || self.is_long_high(mtu))
             && !starts
             && self.next_trial.is_none_or(|at| now >= at);
         if is_repeated && (delayed || !is_due) {
@@ -333,6 +341,11 @@ impl LossJudge {
         let is_of_few = overflows && !too_much;
         self.trial = Some(Trial { since: now, share_before, is_repeated, is_of_few, count });
         Verdict::Congestion { left: 1.0 - (DEPTH * share_before).clamp(CUT.0, CUT.1) }
+    }
+
+    /// Whether for long more is lost than is usual, and than chance explains.
+    fn is_long_high(&self, mtu: u16) -> bool {
+        self.high >= LONG_HIGH && self.run.exceeds(CHANCE.max(RISE * self.floor), self.burst(), mtu)
     }
 
     /// Whether the last cut is on trial: until that is over, the window stays.

@@ -149,6 +149,30 @@ fn packets_that_a_radio_loses_in_bursts_do_not_slow_us_down() {
     }
 }
 
+/// Bursts that come while little is under way look like too much.
+#[test]
+fn a_radio_that_loses_some_packets_early_is_full_all_the_same() {
+    for seed in [3, 7, 10, 28] {
+        let mut network = Network::new(100.0, 40 * MS, 100 * MS).with_us().losing(0.02);
+        network.seed(seed);
+        network.burst = 5.0;
+        network.run(seconds(2));
+        let report = network.run(seconds(8));
+        assert!(report.mbit[0] > 80.0, "{seed}: {report:?}");
+    }
+}
+
+#[test]
+fn a_radio_that_loses_three_packets_in_a_hundred_is_full_from_the_start() {
+    for seed in 0..8 {
+        let mut network = Network::new(20.0, 60 * MS, 100 * MS).with_us().losing(0.03);
+        network.seed(seed);
+        network.run(seconds(2));
+        let report = network.run(seconds(8));
+        assert!(report.mbit[0] > 17.5, "{seed}: {report:?}");
+    }
+}
+
 #[test]
 fn packets_that_overtake_one_another_do_not_slow_us_down() {
     // Round trip, jitter and longest wait of half of the packets in ms, and the least share of the link.
