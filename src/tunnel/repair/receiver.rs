@@ -47,6 +47,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LATELY: Duration = Duration::from_secs(3);
 /// Packets that arrived after one request, of which a second arrival would say that the first was the original.
 const MOST_ANSWERED: usize = 512;
+/// Late packets teach if there are two within so long, and half of what they taught is forgotten after as long without
+/// one.
+const MEMORY_OF_LATE: Duration = Duration::from_secs(2);
 /// From one request to the next when there is more to ask for than one has room for.
 const PACE: Duration = Duration::from_millis(1);
 
@@ -137,10 +140,10 @@ impl Receiver {
         } else {
             self.events.duplicates += 1;
             if let Some((before, late)) = number.and_then(|number| self.answered.remove(&number))
-                && before + TOLERANCE < moment.now
+                && (before + TOLERANCE..before + PATIENCE).contains(&moment.now)
             {
                 // The original has come, and what was sent again as well. A network repeats packets at once.
-                self.timing.reordered(late);
+                self.timing.reordered(late, moment.now);
             }
             return;
         }
@@ -235,6 +238,8 @@ impl Receiver {
     /// Asks for nothing for so long, and gives nothing up for a while.
     fn be_patient(&mut self, now: Instant, quiet: Duration) {
         let quiet_until = now + quiet.min(PATIENCE);
+        // What was sent again over the path before may be sent once more.
+        self.answered.clear();
         (self.quiet_until, self.patient_until) = (Some(quiet_until), Some(now + PATIENCE));
         self.missing.set(Gap { since: now, asked: None });
         self.deadline = self.deadline.map(|_| quiet_until);
@@ -275,6 +280,7 @@ impl Receiver {
         {
             self.give_up(first, end, moment.now, batch);
         }
+        self.timing.forget(moment.now);
         let due = moment.now + self.timing.tolerance;
         self.deadline = Some(self.deadline.map_or(due, |deadline| deadline.min(due)));
     }
@@ -285,21 +291,21 @@ impl Receiver {
             self.deadline = None;
         }
         let late = moment.now.saturating_duration_since(gap.since);
-        let Some(asked) = gap.asked else {
-            // Over two paths any packet is late.
-            if self.quiet_until.is_none_or(|until| until <= gap.since) {
-                self.timing.reordered(late);
+        // Over two paths any packet is late.
+        let teaches = self.quiet_until.is_none_or(|until| until <= gap.since);
+        // What comes much less than a round trip after it was first asked for is no answer.
+        let is_answer =
+            |asked: &Asked| moment.now.saturating_duration_since(asked.first) >= moment.rtt / 3;
+        let Some(asked) = gap.asked.filter(is_answer) else {
+            if teaches {
+                self.timing.reordered(late, moment.now);
             }
             return;
         };
-        // What comes much less than a round trip after it was first asked for is no answer.
-        if moment.now.saturating_duration_since(asked.first) < moment.rtt / 3 {
-            return self.timing.reordered(late);
-        }
         self.events.repaired += 1;
         self.timing.repaired(asked, moment);
         // Several requests, or the second of them, have several packets sent.
-        if asked.times == 1 {
+        if teaches && asked.times == 1 {
             self.answered.insert(number, (moment.now, late));
             if self.answered.len() > MOST_ANSWERED {
                 self.answered.pop_first();
@@ -380,11 +386,13 @@ struct Timing {
     /// Mean and deviation.
     repair: Option<(Duration, Duration)>,
     tolerance: Duration,
+    /// When a packet was late last, by not much less than is waited, and by how much.
+    late: Option<(Instant, Duration)>,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { repair: None, tolerance: TOLERANCE }
+        Self { repair: None, tolerance: TOLERANCE, late: None }
     }
 }
 
@@ -402,12 +410,28 @@ impl Timing {
 
     /// What was learnt of the path before is of no use.
     fn path_changed(&mut self) {
-        self.tolerance = TOLERANCE;
+        (self.tolerance, self.late) = (TOLERANCE, None);
     }
 
-    /// A packet arrived so much later than its successor, although nobody sent it again.
-    fn reordered(&mut self, late: Duration) {
-        self.tolerance = self.tolerance.max(late * 5 / 4).min(MOST_TOLERANCE);
+    /// A packet arrived so much later than its successor, although nobody sent it again. One such packet may be an
+    /// accident.
+    fn reordered(&mut self, late: Duration, now: Instant) {
+        if late < self.tolerance / 2 {
+            return;
+        }
+        if let Some((_, before)) = self.late.replace((now, late)) {
+            self.tolerance = self.tolerance.max(late.min(before) * 5 / 4).min(MOST_TOLERANCE);
+        }
+    }
+
+    /// Forgets what no late packet has confirmed.
+    fn forget(&mut self, now: Instant) {
+        if self.late.take_if(|(at, _)| *at + MEMORY_OF_LATE <= now).is_some() {
+            self.tolerance -= (self.tolerance - TOLERANCE) / 2;
+            if self.tolerance > TOLERANCE * 5 / 4 {
+                self.late = Some((now, Duration::ZERO));
+            }
+        }
     }
 
     /// A packet was asked for and sent again.

@@ -110,6 +110,8 @@ struct Sent {
     waits: bool,
     /// The standby took a copy.
     has_copy: bool,
+    /// The other side has asked for it.
+    is_missed: bool,
     /// How often a question of the other side had it sent again.
     questioned: u8,
 }
@@ -226,6 +228,7 @@ impl Sender {
             repeated: None,
             waits: false,
             has_copy: false,
+            is_missed: false,
             questioned: 0,
         });
         datagram
@@ -321,11 +324,20 @@ impl Sender {
                 self.missed += (end.min(oldest) - first) * FORGOTTEN;
             }
             for number in first.max(oldest)..end {
-                if self.allowance.looks == 0 || self.allowance.left == 0 {
+                if self.allowance.looks == 0 {
                     return !self.wanted.is_empty();
                 }
                 self.allowance.looks -= 1;
                 let sent = &mut self.ring[(number - oldest) as usize];
+                if !std::mem::replace(&mut sent.is_missed, true) {
+                    self.missed += (sent.datagram.len() + AROUND) as u64;
+                    let newest = self.proof.of(sent.at).unwrap_or(sent.at);
+                    let overtaken = newest.saturating_duration_since(sent.at);
+                    self.overtaken = overtaken.max(self.overtaken - self.overtaken / 64);
+                }
+                if self.allowance.left == 0 {
+                    continue;
+                }
                 // What was sent less than a round trip ago may just not have arrived.
                 let again = |at: Instant| now.saturating_duration_since(at) < rtt * 3 / 4;
                 let is_of_use = match sent.kind {
@@ -333,18 +345,7 @@ impl Sender {
                     Kind::Datagram => now.saturating_duration_since(sent.at) + rtt <= OF_USE,
                     Kind::BareAck => false,
                 };
-                if sent.waits || sent.repeated.is_some_and(again) {
-                    continue;
-                }
-                if range.attempt == 1 {
-                    let newest = self.proof.of(sent.at).unwrap_or(sent.at);
-                    let overtaken = newest.saturating_duration_since(sent.at);
-                    self.overtaken = overtaken.max(self.overtaken - self.overtaken / 64);
-                }
-                if is_of_use || range.attempt == 1 {
-                    self.missed += (sent.datagram.len() + AROUND) as u64;
-                }
-                if !is_of_use {
+                if sent.waits || sent.repeated.is_some_and(again) || !is_of_use {
                     continue;
                 }
                 sent.waits = true;

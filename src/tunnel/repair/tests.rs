@@ -424,7 +424,7 @@ fn a_network_that_reorders_by_far_more_than_a_round_trip_is_learnt() {
         world.measured = Some(6 * MS);
         world.stream(1, 10_000, 1400, MS / 2);
         // Three losses of one packet in a row.
-        assert!(world.lost(1, 10_000) == 0 && world.events.given_up <= 1, "{:?}", world.events);
+        assert!(world.lost(1, 10_000) == 0 && world.events.given_up <= 3, "{:?}", world.events);
         // A request and its answer for each of a hundred, and what it takes to learn.
         let more = world.sent - 10_000;
         assert!(more < 400, "{more}");
@@ -452,16 +452,24 @@ fn what_comes_twice_was_asked_for_too_early() {
     take(&mut receiver, 1, 12);
     take(&mut receiver, 1, 20);
     take(&mut receiver, 4, 40);
-    assert_eq!(waits(&mut receiver, 40), 15, "5/4 of 12 ms");
-    take(&mut receiver, 3, 65);
-    // A network that sends everything twice says nothing.
-    take(&mut receiver, 3, 66);
+    assert_eq!(waits(&mut receiver, 40), 2, "one may be an accident");
+    take(&mut receiver, 3, 52);
+    take(&mut receiver, 3, 60);
     take(&mut receiver, 6, 80);
-    assert!((13..=15).contains(&waits(&mut receiver, 80)));
-    receiver.path_changed(moment(100));
-    take(&mut receiver, 5, 100);
-    take(&mut receiver, 8, 1200);
-    assert_eq!(waits(&mut receiver, 1200), 2, "the next path is another one");
+    assert_eq!(waits(&mut receiver, 80), 15, "5/4 of 12 ms");
+    take(&mut receiver, 5, 105);
+    // A network that sends everything twice says nothing.
+    take(&mut receiver, 5, 106);
+    take(&mut receiver, 8, 120);
+    assert!((13..=15).contains(&waits(&mut receiver, 120)));
+    take(&mut receiver, 7, 145);
+    take(&mut receiver, 10, 3000);
+    let half = waits(&mut receiver, 3000);
+    assert!((7..=9).contains(&half), "half is forgotten: {half}");
+    receiver.path_changed(moment(3020));
+    take(&mut receiver, 9, 3020);
+    take(&mut receiver, 12, 4200);
+    assert_eq!(waits(&mut receiver, 4200), 2, "the next path is another one");
 }
 
 #[test]
