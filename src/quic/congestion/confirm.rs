@@ -19,7 +19,7 @@ use std::{
 
 /// A declared loss waits for twice as long as quinn took to declare it, and for this: a request may be lost as well.
 const MARGIN: Duration = Duration::from_millis(100);
-/// A request counts for once to twice as long.
+/// A request counts for once to twice as long, or two round trips: quinn declares a loss about one later.
 const ASKED: Duration = Duration::from_secs(1);
 /// Declared losses that wait at once.
 const MOST: usize = 512;
@@ -54,11 +54,12 @@ impl Confirmation {
     }
 
     /// The other side asked for so many bytes more.
-    pub(super) fn ask(&mut self, now: Instant, bytes: u64) {
+    pub(super) fn ask(&mut self, now: Instant, bytes: u64, rtt: Duration) {
+        let counts = ASKED.max(2 * rtt);
         let aged = *self.aged.get_or_insert(now);
-        if now.saturating_duration_since(aged) >= ASKED {
+        if now.saturating_duration_since(aged) >= counts {
             self.aged = Some(now);
-            let is_long_ago = now.saturating_duration_since(aged) >= 2 * ASKED;
+            let is_long_ago = now.saturating_duration_since(aged) >= 2 * counts;
             self.asked = [0, if is_long_ago { 0 } else { self.asked[0] }];
         }
         self.asked[0] += bytes;
@@ -101,7 +102,7 @@ mod tests {
                 let sent = now - 80 * MS;
                 confirmation.declare(now, Declared { sent, in_flight: None, bytes });
             }
-            confirmation.ask(now, *asked);
+            confirmation.ask(now, *asked, 40 * MS);
             losses.extend(std::iter::from_fn(|| confirmation.next(now)).map(|loss| loss.bytes));
         }
         losses

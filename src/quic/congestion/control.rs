@@ -21,6 +21,9 @@ const TELLING: u64 = 4;
 /// What is left of a window after congestion (RFC 9438 §4.6).
 pub(super) const LEFT: f64 = 0.7;
 
+/// The second slow start of a path is over after so many round trips: with a quarter more in each, any window is open.
+const SECOND_START: u32 = 20;
+
 /// How a window may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
@@ -104,7 +107,8 @@ impl Peak {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     First,
-    Second,
+    /// Until then.
+    Second(Instant),
     Over,
 }
 
@@ -232,7 +236,8 @@ impl<G: Growth> PathControl<G> {
                 Outcome::Helped => {
                     self.growth.recover(now, self.after_cut);
                     if before.is_starting() && self.start == Start::First {
-                        self.start = Start::Second;
+                        let lasts = SECOND_START * self.delay.base().unwrap_or_default();
+                        self.start = Start::Second(now + lasts);
                         self.growth.reopen(now, None);
                     }
                 }
@@ -264,12 +269,14 @@ impl<G: Growth> PathControl<G> {
             || self.losses.is_on_trial()
             || self.stand.stands()
             || self.resume.is_some_and(|resume| resume.holds_window());
-        if self.start == Start::Second && !self.growth.is_starting() {
+        if let Start::Second(until) = self.start
+            && (now >= until || !self.growth.is_starting())
+        {
             self.start = Start::Over;
         }
         let pace = if unused {
             Pace::Hold
-        } else if self.start == Start::Second || self.losses.holds_growth(self.mtu) {
+        } else if matches!(self.start, Start::Second(_)) || self.losses.holds_growth(self.mtu) {
             Pace::Careful
         } else {
             Pace::Free
@@ -305,7 +312,8 @@ impl<G: Growth> PathControl<G> {
 
     /// The other side, which asks for what it misses, asked for so many bytes more.
     pub(super) fn on_asked(&mut self, now: Instant, bytes: u64) {
-        self.confirmation.get_or_insert_default().ask(now, bytes);
+        let rtt = self.delay.base().unwrap_or_default();
+        self.confirmation.get_or_insert_default().ask(now, bytes, rtt);
         while let Some(loss) = self.confirmation.as_mut().and_then(|it| it.next(now)) {
             self.lose(now, loss, false);
         }

@@ -54,6 +54,8 @@ const LONGEST_TRIAL: f64 = 30.0;
 /// What helped must have helped for so many round trips: others send now more and now less (BBR in a cycle of
 /// eight).
 const CYCLE: u32 = 10;
+/// A trial in slow start is over after so many in any case: meanwhile inner connections take the wait for a full link.
+const CYCLE_IN_START: u32 = 8;
 /// Fewer packets say nothing.
 const SHORTEST_TRIAL: f64 = 60.0;
 /// A cut takes so many times the share that was lost, within these bounds: where so many of our flows share a
@@ -198,6 +200,8 @@ struct Trial {
     is_repeated: bool,
     /// Losses were few, but where the queue was full.
     is_of_few: bool,
+    /// The cut ended slow start.
+    is_of_start: bool,
     count: Count,
 }
 
@@ -339,7 +343,14 @@ impl LossJudge {
         let share_before = self.trial.map_or(share, |trial| share.max(trial.share_before));
         let count = Count::default();
         let is_of_few = overflows && !too_much;
-        self.trial = Some(Trial { since: now, share_before, is_repeated, is_of_few, count });
+        self.trial = Some(Trial {
+            since: now,
+            share_before,
+            is_repeated,
+            is_of_few,
+            is_of_start: starts && !delayed,
+            count,
+        });
         Verdict::Congestion { left: 1.0 - (DEPTH * share_before).clamp(CUT.0, CUT.1) }
     }
 
@@ -413,13 +424,19 @@ impl LossJudge {
         let evidence = (1.0 - HELPED).mul_add(-expected, lost * (1.0 / HELPED).ln());
         let spread = variance(self.burst());
         let is_certain = packets >= SHORTEST_TRIAL && evidence.abs() >= CERTAIN * spread;
-        let longest =
-            if trial.is_of_few { packets >= WHILE } else { expected >= LONGEST_TRIAL * spread };
+        let lasted = now.saturating_duration_since(trial.since);
+        let longest = if trial.is_of_few {
+            packets >= WHILE
+        } else if trial.is_of_start {
+            lasted >= CYCLE_IN_START * rtt
+        } else {
+            expected >= LONGEST_TRIAL * spread
+        };
         if !is_certain && !longest {
             return None;
         }
-        let lasted = now.saturating_duration_since(trial.since);
-        if evidence < 0.0 && !trial.is_of_few && lasted < CYCLE * rtt {
+        let shortest = if trial.is_of_start { CYCLE_IN_START } else { CYCLE };
+        if evidence < 0.0 && !trial.is_of_few && lasted < shortest * rtt {
             return None;
         }
         self.trial = None;
