@@ -113,7 +113,7 @@ pub(super) struct Dialer {
     terms: Terms,
     config: InForce,
     /// What became of the attempts so far, for people.
-    pub(super) attempts: Attempts,
+    pub(super) attempts: Arc<Attempts>,
 }
 
 impl Dialer {
@@ -126,7 +126,7 @@ impl Dialer {
         terms: Terms,
         config: InForce,
     ) -> Self {
-        Self { names, handshake, network, terms, config, attempts: Attempts::default() }
+        Self { names, handshake, network, terms, config, attempts: Arc::default() }
     }
 
     /// One round: races all addresses over all links, in the `manager`'s order and also those that are found
@@ -287,7 +287,8 @@ impl<'a> Race<'a> {
         let attempt = Attempt::new(handshake, network, candidate);
         let (early, complete, crowd) =
             (self.early.clone(), self.complete.clone(), self.crowd.clone());
-        self.attempts.spawn(pursue(attempt, early, self.since, complete, crowd));
+        let attempts = self.dialer.attempts.clone();
+        self.attempts.spawn(pursue(attempt, early, self.since, complete, crowd, attempts));
     }
 
     /// An attempt failed such that all further ones over its candidate would.
@@ -411,6 +412,7 @@ async fn pursue(
     mut since: Instant,
     complete: mpsc::Sender<Connected>,
     crowd: Crowd,
+    attempts: Arc<Attempts>,
 ) -> (Candidate, HandshakeError) {
     attempt.start(HANDSHAKE_TIMEOUT, Some(early));
     let pause = |since| {
@@ -431,7 +433,12 @@ async fn pursue(
                     // The race ends before its finish is gone.
                     let _ = complete.send(connected).await;
                 }
-                Err(error) if error.is_of_one_handshake() => debug!(%error, "handshake failed"),
+                Err(error) if error.is_of_one_handshake() => {
+                    debug!(%error, "handshake failed");
+                    if matches!(error, HandshakeError::NotConnected { .. }) {
+                        attempts.fail(attempt.candidate(), error.to_string());
+                    }
+                }
                 Err(error) => return (attempt.candidate().clone(), error),
             },
             () = time::sleep_until(next.into()) => {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quinn::Connection;
+use quinn::{AsyncUdpSocket, Connection};
 use tokio::task::JoinSet;
 use tracing::debug;
 
@@ -29,6 +29,8 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a socket stays open that was opened before its path is used.
+const PREPARED: Duration = Duration::from_secs(5);
 /// A path is remembered for so long: other people use the network, too.
 const MEMORY: Duration = Duration::from_secs(600);
 
@@ -45,6 +47,8 @@ pub(super) struct PathTable {
 struct PathEntry {
     candidate: Candidate,
     socket: Option<PathId>,
+    /// When the socket was opened.
+    opened: Option<Instant>,
     probe: Option<Probe>,
     /// What the path was like when it was left, and when that was.
     memory: Option<(Instant, Remembered)>,
@@ -71,6 +75,7 @@ impl PathEntry {
         Self {
             candidate,
             socket: None,
+            opened: None,
             probe: None,
             memory: None,
             is_asked_about: false,
@@ -190,7 +195,7 @@ impl PathTable {
     ) -> Option<Departure> {
         let unheard_since = self.socket.unheard_since();
         let from = self.socket.active().and_then(|old| self.with_socket(old));
-        let id = self.open(to)?;
+        let id = self.open(to, now)?;
         self.socket.switch(id);
         if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
             from.memory = memory.map(|memory| (now, memory));
@@ -208,19 +213,48 @@ impl PathTable {
     }
 
     /// The socket of a path, opened if need be.
-    fn open(&mut self, key: PathKey) -> Option<PathId> {
+    fn open(&mut self, key: PathKey, now: Instant) -> Option<PathId> {
         let entry = self.entries.get_mut(&key)?;
         if entry.socket.is_none() {
-            match self.network.bind(&entry.candidate) {
-                Ok(udp) => entry.socket = Some(self.socket.open(udp, key.server)),
-                Err(error) => {
-                    debug!(link = entry.candidate.link, %error, "cannot open a socket");
-                    // If the channel is full the event is dropped; the next attempt reports it again.
-                    let _ = self.prober.events.try_send(Event::SendFailed(key));
-                }
-            }
+            let bound = bind(&*self.network, &self.prober, entry, key)?;
+            (entry.socket, entry.opened) = (Some(self.socket.open(bound, key.server)), Some(now));
         }
         entry.socket
+    }
+
+    /// Opens the socket of a path that may be used in a moment: a TCP connection takes three round trips.
+    pub(super) fn prepare(&mut self, key: PathKey, now: Instant) {
+        let is_closed = self.entries.get(&key).is_some_and(|entry| entry.socket.is_none());
+        if is_closed
+            && self.open(key, now).is_some()
+            && let Some(entry) = self.entries.get_mut(&key)
+        {
+            entry.closing_at = Some(now + PREPARED);
+        }
+    }
+
+    /// Opens another socket for a path in place of the one that it has, if that is older than `age`: a TCP connection
+    /// has ended, or stalls. Returns whether it did.
+    pub(super) fn reopen(&mut self, key: PathKey, age: Duration, now: Instant) -> bool {
+        let Some(entry) = self.entries.get_mut(&key) else { return false };
+        let Some(old) = entry.socket else { return false };
+        if entry.opened.is_some_and(|opened| now < opened + age) {
+            return false;
+        }
+        let Some(bound) = bind(&*self.network, &self.prober, entry, key) else { return false };
+        entry.socket = Some(self.socket.replace(old, bound, key.server));
+        entry.opened = Some(now);
+        true
+    }
+
+    /// Closes the socket of a path that is not in use, and that has failed.
+    pub(super) fn close(&mut self, key: PathKey) {
+        if let Some(entry) = self.entries.get_mut(&key)
+            && let Some(id) = entry.socket.take()
+        {
+            entry.closing_at = None;
+            self.socket.close(id);
+        }
     }
 
     /// Whether an old path is still read.
@@ -303,6 +337,22 @@ impl PathTable {
             why,
         })
     }
+}
+
+/// A socket for a path. Without one the manager will hear of it.
+fn bind(
+    network: &dyn Network,
+    prober: &Prober,
+    PathEntry { candidate, .. }: &PathEntry,
+    key: PathKey,
+) -> Option<Arc<dyn AsyncUdpSocket>> {
+    let bound = network.bind(candidate);
+    if let Err(error) = &bound {
+        debug!(link = candidate.link, %error, "cannot open a socket");
+        // If the channel is full the event is dropped; the next attempt reports it again.
+        let _ = prober.events.try_send(Event::SendFailed(key));
+    }
+    bound.ok()
 }
 
 #[cfg(test)]

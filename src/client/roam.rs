@@ -64,6 +64,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// left: it takes copies as soon as it is warm, and its next check is far away. While somebody switches to and fro, nothing
 /// is asked. Shorter than the old path is read.
 const WARM_AGAIN: Duration = Duration::from_millis(500);
+/// How long a TCP connection is waited for at least, and at most, before another one takes its place.
+const STALLED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(4)];
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
 
@@ -186,6 +188,8 @@ impl<'a> Roamer<'a> {
                 info!("woke up");
                 self.is_waking = true;
                 self.handle_event(Event::Woke);
+                // The network may have forgotten it, and TCP retransmits at doubling intervals.
+                self.reconnect(Duration::ZERO);
             }
             let active = self.manager.active();
             let is_suspected = self.liveness.is_suspected();
@@ -214,7 +218,7 @@ impl<'a> Roamer<'a> {
                 Some(error) = self.underlay.errors.recv() => {
                     debug!(path = %error.path, error = %error.error, "path error");
                     if let Some(key) = self.paths.with_socket(error.path) {
-                        self.handle_event(Event::SendFailed(key));
+                        self.fail(key);
                     }
                 }
                 () = self.connection.overdue(), if !is_suspected && active.is_some() => self.judge(),
@@ -238,7 +242,11 @@ impl<'a> Roamer<'a> {
             Event::Answered(key, _) => {
                 self.is_waking = false;
                 self.forgotten.answered(key);
+                if self.manager.active() == Some(key) {
+                    self.reconnect_stalled();
+                }
             }
+            Event::Refused(key) => self.forgotten.refused(key),
             Event::HasSession(key, false) if self.is_unheard(key) => self.begin_anew(key),
             _ => {}
         }
@@ -426,7 +434,47 @@ impl<'a> Roamer<'a> {
         is_unheard && self.manager.active() == Some(key)
     }
 
+    /// The socket of a path failed.
+    fn fail(&mut self, key: PathKey) {
+        if key.transport == Transport::Udp {
+            return self.handle_event(Event::SendFailed(key));
+        }
+        if self.manager.active() != Some(key) {
+            // Whether its path works is up to the probe, which has a connection of its own.
+            return self.paths.close(key);
+        }
+        let has_worked = self.paths.heard_on(key).is_some();
+        self.handle_event(Event::SendFailed(key));
+        // A further one after one that never worked is left to the probe's answer.
+        if has_worked {
+            self.reconnect(Duration::ZERO);
+        }
+    }
+
+    /// Makes another TCP connection for the path in use, if it has one that is older than `age`.
+    fn reconnect(&mut self, age: Duration) {
+        let Some(active) = self.manager.active() else { return };
+        if active.transport == Transport::Tcp && self.paths.reopen(active, age, clock::now()) {
+            debug!(local = %active.local, server = %active.server, "another TCP connection");
+            self.connection.introduce();
+        }
+    }
+
+    /// The same for a connection that is silent for so long that a new one would have answered.
+    fn reconnect_stalled(&mut self) {
+        let [shortest, longest] = STALLED;
+        let age = (4 * self.connection.rtt()).clamp(shortest, longest);
+        let unheard = self.underlay.socket().unheard_since();
+        if self.liveness.is_suspected() && unheard.is_some_and(|at| clock::now() >= at + age) {
+            self.reconnect(age);
+        }
+    }
+
     fn ask(&mut self, key: PathKey) {
+        // While the path in use is in doubt, the connection itself may need it in a moment.
+        if key.transport == Transport::Tcp && self.manager.is_in_doubt() {
+            self.paths.prepare(key, clock::now());
+        }
         self.paths.ask(key, self.config.borrow().paths.probe_timeout);
     }
 
@@ -574,7 +622,10 @@ impl<'a> Roamer<'a> {
             }
             // The probe's TCP connection may stand before the tunnel's does. The probe tells whether the server has the
             // session.
-            Advice::GiveUp if active.transport == Transport::Tcp => self.connection.introduce(),
+            Advice::GiveUp if active.transport == Transport::Tcp => {
+                self.connection.introduce();
+                self.reconnect_stalled();
+            }
             Advice::GiveUp => self.begin_anew(active),
         }
     }

@@ -22,6 +22,8 @@ use super::PathKey;
 const IN_VAIN: u32 = 3;
 /// The time after which an unanswered question is repeated. A new question replaces the one before.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The same where the probe was refused: nobody waits for its answer.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// What to send now over a silent path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ struct Question {
     asked: Instant,
     /// The probe was answered.
     is_answered: bool,
+    /// The time after which it is repeated.
+    patience: Duration,
 }
 
 impl Forgotten {
@@ -68,7 +72,7 @@ impl Forgotten {
         }
         match self.question.take() {
             Some(Question { is_answered: true, .. }) => self.in_vain += 1,
-            Some(question) if question.path == path && now < question.asked + PATIENCE => {
+            Some(question) if question.path == path && now < question.asked + question.patience => {
                 self.question = Some(question);
                 return Advice::Nudge;
             }
@@ -77,7 +81,7 @@ impl Forgotten {
         if self.is_certain() {
             return Advice::GiveUp;
         }
-        self.question = Some(Question { path, asked: now, is_answered: false });
+        self.question = Some(Question { path, asked: now, is_answered: false, patience: PATIENCE });
         Advice::AskBoth
     }
 
@@ -91,6 +95,13 @@ impl Forgotten {
     pub(crate) fn answered(&mut self, path: PathKey) {
         if let Some(question) = self.question.as_mut().filter(|question| question.path == path) {
             question.is_answered = true;
+        }
+    }
+
+    /// A probe over `path` was refused: a server that was stopped may be back in a moment.
+    pub(crate) fn refused(&mut self, path: PathKey) {
+        if let Some(question) = self.question.as_mut().filter(|question| question.path == path) {
+            question.patience = REFUSED;
         }
     }
 }
@@ -112,6 +123,18 @@ mod tests {
         let mut forgotten = Forgotten::default();
         assert_eq!(forgotten.ask(key(1), Some(now), now), Advice::Nudge);
         forgotten
+    }
+
+    #[test]
+    fn a_question_that_was_refused_is_repeated_soon() {
+        let heard = Instant::now();
+        let mut forgotten = silent(heard);
+        assert_eq!(forgotten.ask(key(1), Some(heard), heard), Advice::AskBoth);
+        forgotten.refused(key(2));
+        assert_eq!(forgotten.ask(key(1), Some(heard), heard + REFUSED), Advice::Nudge);
+        forgotten.refused(key(1));
+        assert_eq!(forgotten.ask(key(1), Some(heard), heard + REFUSED), Advice::AskBoth);
+        assert!(!forgotten.is_certain());
     }
 
     #[test]

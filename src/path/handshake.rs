@@ -1,14 +1,16 @@
 //! One QUIC handshake with the server over one candidate, on sockets of its own.
 
 use std::{
-    io,
+    collections::VecDeque,
+    future, io,
     net::SocketAddr,
     sync::{Arc, PoisonError},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::future::BoxFuture;
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
     TransportErrorCode, crypto::rustls::QuicClientConfig,
@@ -19,6 +21,7 @@ use tracing::debug;
 use super::{
     network::Network,
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
+    tcp,
 };
 use crate::{
     clock,
@@ -78,6 +81,16 @@ pub enum HandshakeError {
         /// The link's name.
         link: String,
     },
+    /// The path's TCP connection could not be made, or ended. A further one may stand.
+    #[error("no connection to {server} over {link}: {reason}")]
+    NotConnected {
+        /// The server's address.
+        server: SocketAddr,
+        /// The link's name.
+        link: String,
+        /// The error.
+        reason: Foreign,
+    },
     /// The handshake failed for another reason.
     #[error("cannot reach {server} over {link}: {reason}")]
     Unreachable {
@@ -95,7 +108,7 @@ impl HandshakeError {
     #[must_use]
     pub fn is_of_one_handshake(&self) -> bool {
         match self {
-            Self::TimedOut { .. } | Self::GivenUp { .. } => true,
+            Self::TimedOut { .. } | Self::GivenUp { .. } | Self::NotConnected { .. } => true,
             Self::WrongServerKey { .. } | Self::NotRoamd { .. } | Self::Unreachable { .. } => false,
         }
     }
@@ -214,14 +227,20 @@ impl Handshake {
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
         let begun = clock::now();
-        let (underlay, path) =
+        let (mut underlay, path) =
             Underlay::open(network, &candidate).map_err(|error| unreachable(&error))?;
         let config = if early.is_some() { &self.resuming } else { &self.fresh };
         let connecting = underlay
             .endpoint
             .connect_with(config.clone(), VIRTUAL_SERVER, "roamd")
             .map_err(|error| unreachable(&error))?;
-        match time::timeout(limit, complete(connecting, early)).await {
+        let completed = tokio::select! {
+            completed = time::timeout(limit, complete(connecting, early)) => completed,
+            error = ended(&mut underlay.errors, candidate.transport) => {
+                return Err(not_connected(&candidate, &error));
+            }
+        };
+        match completed {
             Ok(Ok((connection, early_arrived))) => {
                 Ok(Connected { connection, underlay, path, candidate, begun, early_arrived })
             }
@@ -272,13 +291,35 @@ fn given_up(candidate: &Candidate) -> HandshakeError {
     HandshakeError::GivenUp { server: candidate.server, link: candidate.link.clone() }
 }
 
+/// Waits until the connection ends that a path over TCP is. An error of UDP is none of the path: the next packet may
+/// arrive.
+async fn ended(errors: &mut mpsc::Receiver<PathError>, transport: Transport) -> io::Error {
+    match transport {
+        Transport::Udp => future::pending().await,
+        Transport::Tcp => match errors.recv().await {
+            Some(PathError { error, .. }) => error,
+            None => future::pending().await,
+        },
+    }
+}
+
+fn not_connected(Candidate { server, link, .. }: &Candidate, error: &io::Error) -> HandshakeError {
+    let (server, link, reason) = (*server, link.clone(), Foreign::of(error));
+    if tcp::is_answer(error) {
+        HandshakeError::Unreachable { server, link, reason }
+    } else {
+        HandshakeError::NotConnected { server, link, reason }
+    }
+}
+
 /// Parallel handshakes over one candidate. QUIC retransmits the first packet of a handshake at doubling intervals
 /// (RFC 9002 §6.2.1). When a network comes back, a further handshake succeeds before the next retransmission.
 pub(crate) struct Attempt {
     handshake: Handshake,
     network: Arc<dyn Network>,
     candidate: Candidate,
-    under_way: FuturesUnordered<BoxFuture<'static, Result<Connected, HandshakeError>>>,
+    /// The oldest first.
+    under_way: VecDeque<BoxFuture<'static, Result<Connected, HandshakeError>>>,
 }
 
 impl Attempt {
@@ -289,7 +330,7 @@ impl Attempt {
         network: Arc<dyn Network>,
         candidate: Candidate,
     ) -> Self {
-        Self { handshake, network, candidate, under_way: FuturesUnordered::new() }
+        Self { handshake, network, candidate, under_way: VecDeque::new() }
     }
 
     /// The candidate.
@@ -298,17 +339,18 @@ impl Attempt {
         &self.candidate
     }
 
-    /// Starts a further handshake; see [`Handshake::run`]. Over TCP, which repeats what is lost by itself, only a few are
-    /// under way: each is a TCP connection of its own.
+    /// Starts a further handshake; see [`Handshake::run`]. Over TCP, where each is a connection of its own, only a few
+    /// are under way. The oldest has the time that a slow path needs; of the others the older one gives way, as TCP, too,
+    /// retransmits at doubling intervals.
     pub(crate) fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
         let is_tcp = self.candidate.transport == Transport::Tcp;
         if is_tcp && self.under_way.len() >= TCP_HANDSHAKES {
-            return;
+            self.under_way.remove(1);
         }
         let (handshake, network) = (self.handshake.clone(), self.network.clone());
         let candidate = self.candidate.clone();
         let run = async move { handshake.run(&*network, candidate, limit, early).await };
-        self.under_way.push(Box::pin(run));
+        self.under_way.push_back(Box::pin(run));
     }
 
     /// Returns the first handshake that completes, or an error that the others would end with as well. An error of
@@ -316,12 +358,24 @@ impl Attempt {
     /// Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Connected, HandshakeError> {
         loop {
-            match self.under_way.next().await {
-                Some(Err(error)) if error.is_of_one_handshake() && !self.under_way.is_empty() => {}
-                Some(ended) => return ended,
-                None => std::future::pending().await,
+            match self.first_to_end().await {
+                Err(error) if error.is_of_one_handshake() && !self.under_way.is_empty() => {}
+                ended => return ended,
             }
         }
+    }
+
+    async fn first_to_end(&mut self) -> Result<Connected, HandshakeError> {
+        future::poll_fn(|cx| {
+            for place in 0..self.under_way.len() {
+                if let Poll::Ready(ended) = self.under_way[place].as_mut().poll(cx) {
+                    drop(self.under_way.remove(place));
+                    return Poll::Ready(ended);
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 

@@ -164,6 +164,24 @@ impl PathSocket {
         found
     }
 
+    /// Opens `socket` in place of that of path `id`, which leads to `server`, too. It becomes the active path if that
+    /// was.
+    pub(crate) fn replace(
+        &self,
+        id: PathId,
+        socket: Arc<dyn AsyncUdpSocket>,
+        server: SocketAddr,
+    ) -> PathId {
+        let new = self.open(socket, server);
+        self.update(|paths| {
+            paths.open.retain(|path| path.id != id);
+            if paths.active.as_ref().is_some_and(|path| path.id == id) {
+                paths.active = paths.open.iter().find(|path| path.id == new).cloned();
+            }
+        });
+        new
+    }
+
     /// Since when packets are sent on the active path and none is received.
     #[must_use]
     pub fn unheard_since(&self) -> Option<Instant> {

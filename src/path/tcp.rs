@@ -8,15 +8,14 @@
 //! are a wrapping that the server need not prove anything for: whoever unwraps it finds the QUIC packets that a UDP path
 //! shows to everybody on the way.
 //!
-//! The connection is made in the background; until it stands, a few packets wait for it. One that ends is an error of
-//! the socket, and the next one takes its place: as with UDP, the socket lives as long as its path.
+//! The connection is made in the background; until it stands, a few packets wait for it. Its end is an error of the
+//! socket, which carries nothing from then on: whoever uses it knows whether and when another one is worth a try.
 
 mod connect;
 mod outbox;
 mod stream;
 
 use std::{
-    convert::Infallible,
     io::{self, IoSliceMut},
     net::SocketAddr,
     pin::Pin,
@@ -37,21 +36,19 @@ use tracing::debug;
 #[cfg(test)]
 pub(crate) use self::connect::wrap;
 pub(crate) use self::{
-    connect::{PATH, UPGRADE, settle},
+    connect::{PATH, UPGRADE, is_answer, settle},
     outbox::Outbox,
     stream::{Stream, Taker, carry},
 };
-use crate::{clock, task::Task};
+use crate::task::Task;
 
 /// Bytes that wait to be written; with more of them quinn waits. What waits is not in the tunnel's queue, which lets
 /// small packets overtake.
 const UNWRITTEN: usize = 16 * 1024;
 /// Datagrams that wait to be read. With more of them TCP waits.
 const UNREAD: usize = 256;
-/// How long one attempt to connect may take. A lost SYN is repeated after one second and after three (RFC 6298 §2.1).
+/// How long it may take to connect. A lost SYN is repeated after one second and after three (RFC 6298 §2.1).
 const PATIENCE: Duration = Duration::from_secs(5);
-/// From the beginning of one connection to that of the next, at least.
-const PAUSE: Duration = Duration::from_millis(250);
 /// Datagrams of one transmit; quinn makes no more than ten.
 const SEGMENTS: usize = 10;
 
@@ -94,7 +91,7 @@ pub(crate) struct TcpSocket {
     _connection: Task,
 }
 
-/// Why the last connection ended, until it is reported.
+/// Why the connection ended, until it is reported.
 #[derive(Debug, Default)]
 struct Failure {
     error: Mutex<Option<io::Error>>,
@@ -111,49 +108,37 @@ impl TcpSocket {
         dscp: u8,
         mark: Option<u32>,
     ) -> io::Result<Arc<Self>> {
-        let link = link.map(str::to_owned);
-        let bind = move || connect::bind(local, link.as_deref(), dscp, mark);
-        let first = bind()?;
+        let socket = connect::bind(local, link, dscp, mark)?;
         let outbox = Arc::new(Outbox::new(UNWRITTEN));
         let (arrived, arrivals) = mpsc::channel(UNREAD);
         let failure = Arc::<Failure>::default();
-        let keeper = Keeper { server, outbox: outbox.clone(), arrived, failure: failure.clone() };
-        let connection = Task::spawn("TCP path", keeper.run(first, bind));
+        let life = Life { server, outbox: outbox.clone(), arrived, failure: failure.clone() };
+        let connection = Task::spawn("TCP path", life.run(socket));
         let arrivals = Mutex::new(arrivals);
         Ok(Arc::new(Self { local, outbox, arrivals, failure, _connection: connection }))
     }
 }
 
-/// Keeps a socket connected.
-struct Keeper {
+/// The life of a socket's connection.
+struct Life {
     server: SocketAddr,
     outbox: Arc<Outbox>,
     arrived: mpsc::Sender<Arrival>,
     failure: Arc<Failure>,
 }
 
-impl Keeper {
-    async fn run(
-        self,
-        first: net::TcpSocket,
-        bind: impl Fn() -> io::Result<net::TcpSocket>,
-    ) -> Infallible {
-        let mut next = Ok(first);
-        loop {
-            let begun = clock::now();
-            let Err(error) = self.carry(next).await;
-            debug!(server = %self.server, %error, "TCP connection ended");
-            *lock(&self.failure.error) = Some(error);
-            self.failure.receiver.wake();
-            time::sleep_until((begun + PAUSE).into()).await;
-            next = bind();
-        }
-    }
-
-    /// The life of one connection.
-    async fn carry(&self, socket: io::Result<net::TcpSocket>) -> io::Result<Infallible> {
-        let connected = time::timeout(PATIENCE, connect::connect(socket?, self.server));
-        carry(connected.await??, &self.outbox, self.server, &self.arrived).await
+impl Life {
+    async fn run(self, socket: net::TcpSocket) {
+        let Self { server, outbox, arrived, failure } = self;
+        let carried = async {
+            let connected = time::timeout(PATIENCE, connect::connect(socket, server));
+            carry(connected.await??, &outbox, server, &arrived).await
+        };
+        let Err(error) = carried.await;
+        debug!(%server, %error, "TCP connection ended");
+        outbox.close();
+        *lock(&failure.error) = Some(error);
+        failure.receiver.wake();
     }
 }
 
@@ -205,3 +190,6 @@ impl UdpPoller for Poller {
         self.0.poll_room(cx).map(Ok)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -303,3 +303,41 @@ async fn a_portal_answer_for_a_removed_path_is_ignored() {
     let found = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
     assert!(found.is_err(), "{found:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_is_reopened_takes_the_place_of_the_old_one() {
+    let mut fixture = on_wifi();
+    fixture.hear_on_wifi();
+    let before = fixture.socket.active();
+    assert!(fixture.paths.reopen(key(&wifi()), Duration::ZERO, fixture.now));
+    assert_ne!(fixture.socket.active(), before);
+    assert_eq!(fixture.active(), Some("wlan0"));
+    assert_eq!(fixture.socket.stats(before.unwrap()), None, "the old one is closed");
+    assert_eq!(fixture.paths.heard_on(key(&wifi())), None, "the new one was not heard");
+    assert!(!fixture.paths.reopen(key(&wifi()), MS, fixture.now), "it is new");
+    fixture.wait(MS, &wifi());
+    assert!(fixture.paths.reopen(key(&wifi()), MS, fixture.now));
+    assert!(!fixture.paths.reopen(key(&lte()), Duration::ZERO, fixture.now), "it has none");
+    fixture.wait(GRACE * 2, &wifi());
+    assert!(fixture.is_open(&wifi()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prepared_socket_is_used_by_the_switch_or_closed() {
+    let mut fixture = on_wifi();
+    let opened = |fixture: &Fixture| fixture.network.bound.lock().unwrap().len();
+    fixture.paths.prepare(key(&lte()), fixture.now);
+    fixture.paths.prepare(key(&wifi()), fixture.now);
+    assert_eq!((fixture.active(), opened(&fixture)), (Some("wlan0"), 1));
+    fixture.wait(PREPARED - MS, &wifi());
+    assert!(fixture.is_open(&lte()));
+    fixture.wait(MS, &wifi());
+    assert!(!fixture.is_open(&lte()) && fixture.is_open(&wifi()));
+    fixture.paths.prepare(key(&lte()), fixture.now);
+    assert!(fixture.switch(&lte()).is_some());
+    fixture.wait(PREPARED * 2, &lte());
+    assert!(fixture.is_open(&lte()));
+    assert_eq!(opened(&fixture), 2, "the switch opens no other one");
+    fixture.paths.close(key(&wifi()));
+    assert!(!fixture.is_open(&wifi()));
+}

@@ -86,8 +86,7 @@ pub(super) async fn connect(
     server: SocketAddr,
 ) -> io::Result<Stream<TlsStream<TcpStream>>> {
     let stream = wrap(socket.connect(server).await?, server).await?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::get(format!("{PATH}{}/", server.port()))
         .header(HOST, server.to_string())
         .header(CONNECTION, "Upgrade")
@@ -95,18 +94,30 @@ pub(super) async fn connect(
         .header(CAPSULES, "?1")
         .body(String::new())
         .map_err(io::Error::other)?;
-    let upgraded = async {
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let upgraded = hyper::upgrade::on(response).await;
-        Ok((status, upgraded))
+    let upgraded = async move {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => hyper::upgrade::on(response).await.map_err(broken),
+            // The connection stays open for a further request, so nothing else is waited for.
+            status => Err(io::Error::other(format!("it answered with HTTP status {status}"))),
+        }
     };
-    let ((status, upgraded), ()) =
-        tokio::try_join!(upgraded, connection.with_upgrades()).map_err(io::Error::other)?;
-    match upgraded {
-        Ok(upgraded) if status == StatusCode::SWITCHING_PROTOCOLS => Stream::of(upgraded),
-        _ => Err(io::Error::other(format!("the server answered with HTTP status {status}"))),
-    }
+    let connection = async { connection.with_upgrades().await.map_err(broken) };
+    let (upgraded, ()) = tokio::try_join!(upgraded, connection)?;
+    Stream::of(upgraded)
+}
+
+/// The connection ended in the middle of HTTP, or what came was not HTTP.
+fn broken(error: hyper::Error) -> io::Error {
+    let is_http = error.is_parse() || error.is_user();
+    let kind = if is_http { io::ErrorKind::Other } else { io::ErrorKind::ConnectionAborted };
+    io::Error::new(kind, error)
+}
+
+/// Whether a connection that ended with this `error` shows that something else than roamd is at the other end: TLS or
+/// HTTP failed. A further connection would end in the same way.
+pub(crate) fn is_answer(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Other | io::ErrorKind::InvalidData)
 }
 
 /// Begins TLS with the server.
