@@ -603,7 +603,12 @@ impl Manager {
         } else if let Some(standby) = self.best_standby() {
             self.switch(standby, Reason::SendFailed, now, actions);
         } else {
+            let before = self.active.and_then(|active| active.doubt);
             self.ask_everyone(now, actions);
+            // Another server that answered keeps its place.
+            if let (Some(active), Some(Doubt::Open(_))) = (&mut self.active, before) {
+                active.doubt = before;
+            }
         }
     }
 
@@ -662,14 +667,26 @@ impl Manager {
         if let Some(active) = &mut self.active {
             active.doubt = Some(Doubt::Open(None));
         }
-        let is_asked = |(key, path): &(&PathKey, &Path)| {
-            !self.is_active(**key) && self.turn(path) != Turn::Never
-        };
-        let asked: Vec<_> = self.paths.iter().filter(is_asked).map(|(key, _)| *key).collect();
-        for key in asked {
-            if let Some(path) = self.paths.get_mut(&key) {
-                path.ask(deadline);
-                actions.push(Action::Ask(key));
+        // The turn of a path over TCP depends on what was asked over UDP.
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let others = self
+                .paths
+                .iter()
+                .filter(|(key, path)| !self.is_active(**key) && path.facts.transport == transport);
+            let turns: Vec<_> = others.map(|(key, path)| (*key, self.turn(path))).collect();
+            for (key, turn) in turns {
+                let Some(path) = self.paths.get_mut(&key) else { continue };
+                match (path.state, turn) {
+                    (_, Turn::Never) => {}
+                    (State::Failed { .. }, turn) if !turn.has_come(now) => {
+                        path.state = State::Waiting;
+                    }
+                    (State::Waiting | State::Probing { .. }, turn) if !turn.has_come(now) => {}
+                    _ => {
+                        path.ask(deadline);
+                        actions.push(Action::Ask(key));
+                    }
+                }
             }
         }
         actions.extend(self.active().map(Action::Ask));
@@ -839,7 +856,8 @@ impl Manager {
         path.is_some_and(|path| self.turn(path) == Turn::Never)
     }
 
-    /// When a path may be probed. A path over TCP is while UDP over the same link does not answer.
+    /// When a path may be probed. A path over TCP is while UDP over the same link does not answer: a moment after it was
+    /// asked, a standby too. What another server answers does not count.
     fn turn(&self, path: &Path) -> Turn {
         if path.facts.transport == Transport::Udp {
             return Turn::Now;
@@ -847,21 +865,22 @@ impl Manager {
         let is_beside = |(_, other): &(&PathKey, &Path)| {
             other.link == path.link && other.facts.transport == Transport::Udp
         };
-        let is_given_up = |active: Active| matches!(active.doubt, Some(Doubt::Open(_)));
+        let is_given_up =
+            self.active.is_some_and(|active| matches!(active.doubt, Some(Doubt::Open(_))));
         let mut turn = Turn::Now;
         for (key, other) in self.paths.iter().filter(is_beside) {
             match other.state {
-                _ if self.is_active(*key) => {
-                    if !self.active.is_some_and(is_given_up) {
-                        return Turn::Never;
-                    }
-                }
-                State::Standby { .. } => return Turn::Never,
-                State::Probing { deadline } => {
+                _ if self.is_active(*key) && !is_given_up => return Turn::Never,
+                _ if self.is_active(*key) || other.is_stranger => {}
+                State::Probing { deadline }
+                | State::Standby { check: Some(Check::AnswerBy(deadline)), .. } => {
                     let begun = deadline.checked_sub(self.settings.probe_timeout);
-                    turn = turn.max(Turn::After(begun.unwrap_or(deadline) + HEAD_START));
+                    let head_start = HEAD_START.max(2 * other.rtt.unwrap_or_default());
+                    turn = turn.max(Turn::After(begun.unwrap_or(deadline) + head_start));
                 }
-                State::Waiting | State::Failed { .. } => {}
+                // One that answers takes over from a path that was given up.
+                State::Standby { .. } if !is_given_up => return Turn::Never,
+                State::Standby { .. } | State::Waiting | State::Failed { .. } => {}
             }
         }
         turn

@@ -30,7 +30,10 @@ impl Manager {
         match path.state {
             _ if path.portal => PORTAL.into(),
             _ if !self.is_allowed(path) => "another link is pinned".into(),
-            _ if self.turn(path) == Turn::Never => "UDP works over this link".into(),
+            State::Waiting if self.turn(path) == Turn::Never && self.is_in_doubt() => {
+                "asked if UDP over this link stays silent".into()
+            }
+            State::Waiting if self.turn(path) == Turn::Never => "UDP works over this link".into(),
             State::Waiting => "not asked yet".into(),
             State::Probing { deadline } => {
                 format!("no answer yet, given up in {}", within(deadline, now))
