@@ -1,7 +1,7 @@
 //! Reaching the server: all its addresses, over every link with a route to them, raced.
 //!
 //! Attempts start a moment apart, best link first (RFC 8305 §5), and each starts further handshakes at a
-//! steady pace. The first handshake to complete asks for a session, while the race goes on:
+//! steady pace; one over TCP starts a moment after that over UDP on the same link. The first handshake to complete asks for a session, while the race goes on:
 //!
 //! ```text
 //!  attempts ──complete──▶ runner-up ──no greeting is due──▶ Greeting ──welcome──▶ Reached
@@ -36,10 +36,10 @@ use super::{
 };
 use crate::{
     clock,
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Transport},
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
-        manager::Manager,
+        manager::{HEAD_START, Manager},
         network::{Network, NetworkError, with_tcp},
         servers::{ResolveError, ServerAddresses},
     },
@@ -52,8 +52,10 @@ const STAGGER: Duration = Duration::from_millis(250);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Handshakes that are complete and wait to be looked at.
 const COMPLETE: usize = 4;
-/// Attempts in one round.
+/// Attempts over UDP in one round.
 const MAX_ATTEMPTS: usize = 16;
+/// The same over TCP.
+const MAX_OVER_TCP: usize = 4;
 /// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Attempts that begin further handshakes at the full pace. With more of them each one is slower, so that an answer
@@ -157,6 +159,10 @@ struct Race<'a> {
     servers: Vec<SocketAddr>,
     /// Candidates whose attempts have not started.
     waiting: VecDeque<Candidate>,
+    /// The same over TCP.
+    over_tcp: Vec<Candidate>,
+    /// When those over TCP start whose turn has come, the first one first.
+    due: VecDeque<(Instant, Candidate)>,
     /// The candidates that wait, and those whose attempts have not failed.
     tried: HashSet<Candidate>,
     attempts: JoinSet<(Candidate, HandshakeError)>,
@@ -191,6 +197,8 @@ impl<'a> Race<'a> {
             loss,
             servers: dialer.names.known(),
             waiting: VecDeque::new(),
+            over_tcp: Vec::new(),
+            due: VecDeque::new(),
             tried: HashSet::new(),
             attempts: JoinSet::new(),
             crowd: Crowd::default(),
@@ -260,6 +268,11 @@ impl<'a> Race<'a> {
                     time::sleep(SETTLE).await;
                 }
                 () = time::sleep_until(self.next.into()), if !self.waiting.is_empty() => self.start(),
+                () = sleep_until(self.due.front()) => {
+                    if let Some((_, candidate)) = self.due.pop_front() {
+                        self.attempt(candidate, clock::now());
+                    }
+                }
             }
         }
     }
@@ -271,9 +284,24 @@ impl<'a> Race<'a> {
         let found = with_tcp(found, config.server.tcp_port);
         let found = self.manager.dial_order(found, clock::now());
         self.dialer.attempts.retain(|candidate| found.contains(candidate));
-        let room = MAX_ATTEMPTS.saturating_sub(self.tried.len());
+        let is_behind = |it: &Candidate| {
+            it.transport == Transport::Tcp && Some(it) != self.loss.answered.as_ref()
+        };
+        let (over_tcp, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_behind);
+        let room = |most: usize, transport| {
+            most.saturating_sub(self.tried.iter().filter(|it| it.transport == transport).count())
+        };
+        let room_over_tcp = room(MAX_OVER_TCP, Transport::Tcp);
+        let room = room(MAX_ATTEMPTS, Transport::Udp);
         let turns = in_turn(found.into_iter(), &self.loss);
         self.waiting.extend(turns.filter(|it| self.tried.insert(it.clone())).take(room));
+        let turns = in_turn(one_of_each_family(over_tcp), &self.loss);
+        let new = turns.filter(|it| self.tried.insert(it.clone())).take(room_over_tcp);
+        let (later, soon): (Vec<_>, Vec<_>) =
+            new.partition(|it| self.waiting.iter().any(|udp| are_twins(udp, it)));
+        self.over_tcp.extend(later);
+        let at = clock::now() + HEAD_START;
+        self.due.extend(soon.into_iter().map(|it| (at, it)));
         Ok(())
     }
 
@@ -282,6 +310,12 @@ impl<'a> Race<'a> {
         let Some(candidate) = self.waiting.pop_front() else { return };
         let now = clock::now();
         self.next = now + STAGGER;
+        let twins = self.over_tcp.extract_if(.., |it| are_twins(&candidate, it));
+        self.due.extend(twins.map(|it| (now + HEAD_START, it)));
+        self.attempt(candidate, now);
+    }
+
+    fn attempt(&mut self, candidate: Candidate, now: Instant) {
         self.dialer.attempts.begin(&candidate, now);
         let (handshake, network) = (self.dialer.handshake.clone(), self.dialer.network.clone());
         let attempt = Attempt::new(handshake, network, candidate);
@@ -298,6 +332,10 @@ impl<'a> Race<'a> {
         self.tried.remove(candidate);
         self.failure = Some(more_telling(self.failure.take(), error));
         self.next = clock::now();
+        let twin = self.due.iter().position(|(_, it)| are_twins(candidate, it));
+        if let Some((_, twin)) = twin.and_then(|place| self.due.remove(place)) {
+            self.due.push_front((self.next, twin));
+        }
     }
 
     /// Lets the runner-up ask for a session, if no greeting is due.
@@ -323,7 +361,8 @@ impl<'a> Race<'a> {
     }
 
     fn is_over(&self) -> bool {
-        !self.is_under_way() && self.waiting.is_empty() && self.completed.is_empty()
+        let none_waits = self.waiting.is_empty() && self.due.is_empty();
+        !self.is_under_way() && none_waits && self.completed.is_empty()
     }
 
     /// A server that completed a handshake has answered.
@@ -370,6 +409,25 @@ fn in_turn(
         (Some(candidate) != answered.as_ref(), Some(candidate.server) == *left, *turn)
     });
     numbered.into_iter().map(|(_, candidate)| candidate)
+}
+
+/// Whether two candidates differ in nothing but transport and port.
+fn are_twins(one: &Candidate, other: &Candidate) -> bool {
+    let way = |it: &Candidate| (it.index, it.source, it.server.ip());
+    one.transport != other.transport && way(one) == way(other)
+}
+
+/// The first candidate of each link and family.
+fn one_of_each_family(found: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
+    let mut seen = HashSet::new();
+    found.into_iter().filter(move |it| seen.insert((it.index, it.server.is_ipv6())))
+}
+
+async fn sleep_until(due: Option<&(Instant, Candidate)>) {
+    match due {
+        Some((at, _)) => time::sleep_until((*at).into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn no_route(manager: &Manager, servers: Vec<SocketAddr>) -> DialError {
@@ -628,6 +686,43 @@ mod tests {
         config.paths.ignore.push("eth0".into());
         round(&network, config, None, None).await;
         assert_eq!(firsts(&network, begun), at(&[("wwan0", 0), ("wlan0", 250)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_attempt_over_tcp_begins_a_moment_after_that_over_udp() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0"]), clock::now());
+        let others = (2..10).map(|server| Candidate {
+            server: ([192, 0, 2, server], 4433).into(),
+            ..crate::client::tests::candidate("eth0", 1)
+        });
+        network.candidates.lock().unwrap().extend(others);
+        let mut config = config();
+        config.server.tcp_port = Some(443);
+        round(&network, config, None, None).await;
+        let expected = [("eth0", 0), ("wlan0", 250), ("eth0 tcp", 300), ("wlan0 tcp", 550)];
+        assert_eq!(firsts(&network, begun)[..4], at(&expected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_no_socket_can_be_opened_tcp_does_not_wait() {
+        let (network, begun) = (FakeNetwork::of(&["wlan0"]), clock::now());
+        network.broken.lock().unwrap().push("wlan0".into());
+        let mut config = config();
+        config.server.tcp_port = Some(443);
+        round(&network, config, None, None).await;
+        assert_eq!(firsts(&network, begun), at(&[("wlan0", 0), ("wlan0 tcp", 0)]));
+    }
+
+    #[test]
+    fn over_tcp_one_address_of_each_family_is_tried_over_each_link() {
+        let v6 = |link, server: u16| {
+            let server = ([0x2001, 0xdb8, 0, 0, 0, 0, 0, server], 443).into();
+            Candidate { server, transport: Transport::Tcp, ..candidate(link, 0) }
+        };
+        let v4 = |link, server| candidate(link, server).over_tcp(443);
+        let found = vec![v6(1, 1), v4(1, 1), v4(1, 2), v4(2, 1), v6(1, 2), v6(2, 2)];
+        let expected = [v6(1, 1), v4(1, 1), v4(2, 1), v6(2, 2)];
+        assert_eq!(one_of_each_family(found).collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test(start_paused = true)]

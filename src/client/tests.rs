@@ -141,7 +141,11 @@ impl Network for FakeNetwork {
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.bound.lock().unwrap().push((candidate.link.clone(), clock::now()));
+        let shown = match candidate.transport {
+            Transport::Udp => candidate.link.clone(),
+            Transport::Tcp => format!("{} tcp", candidate.link),
+        };
+        self.bound.lock().unwrap().push((shown, clock::now()));
         if self.broken.lock().unwrap().contains(&candidate.link) {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }

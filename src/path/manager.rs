@@ -57,7 +57,7 @@ const DESPERATE_RETRY: Duration = Duration::from_secs(1);
 /// its whole timeout.
 const SILENT_RETRY: Duration = Duration::from_millis(100);
 /// How much earlier UDP is asked than TCP over the same link: more than most round trips, less than anybody notices.
-const HEAD_START: Duration = Duration::from_millis(300);
+pub(crate) const HEAD_START: Duration = Duration::from_millis(300);
 /// How long a path must work after a failure before it is preferred again, doubled with each failure up to
 /// `LONGEST_DWELL`.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::{PathKey, rank::LinkFacts};
-use crate::{config::HostPort, link::candidate::Candidate};
+use crate::{
+    config::HostPort,
+    link::candidate::{Candidate, Transport},
+};
 
 /// Timeout of one resolution. By default libc tries twice for 5 s (resolv.conf(5)).
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +31,8 @@ const MOST: usize = 8;
 /// Maximum of paths that are known at a time. All but one are standbys, which cost a handshake of 2.5 kB, and then two
 /// small packets every `paths.standby-check`. A server takes 16 probe connections of a client.
 const MOST_PATHS: usize = 12;
+/// Paths over TCP beside them.
+const MOST_OVER_TCP: usize = 4;
 
 /// Requests that let packets to these server addresses through the kill switch; each is answered when that is
 /// done.
@@ -163,12 +168,27 @@ fn choose(
 }
 
 /// Chooses the paths to use: the `active` one, and then one of each link in turn, the best link first, to the first
-/// addresses of the server.
+/// addresses of the server. Paths over TCP take no place of those over UDP, and each link has one of each family.
 pub(crate) fn choose_paths(
-    mut found: Vec<(Candidate, LinkFacts)>,
+    found: Vec<(Candidate, LinkFacts)>,
     active: Option<PathKey>,
 ) -> Vec<(Candidate, LinkFacts)> {
-    if found.len() <= MOST_PATHS {
+    let (udp, mut tcp): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|(_, facts)| facts.transport == Transport::Udp);
+    tcp.sort_by_key(|(candidate, _)| Some(PathKey::from(candidate)) != active);
+    let mut seen = HashSet::new();
+    tcp.retain(|(candidate, _)| seen.insert((candidate.index, candidate.server.is_ipv6())));
+    let mut chosen = choose_most(udp, active, MOST_PATHS);
+    chosen.extend(choose_most(tcp, active, MOST_OVER_TCP));
+    chosen
+}
+
+fn choose_most(
+    mut found: Vec<(Candidate, LinkFacts)>,
+    active: Option<PathKey>,
+    most: usize,
+) -> Vec<(Candidate, LinkFacts)> {
+    if found.len() <= most {
         return found;
     }
     let is_active = |candidate: &Candidate| Some(PathKey::from(candidate)) == active;
@@ -183,7 +203,7 @@ pub(crate) fn choose_paths(
         })
         .collect();
     numbered.sort_by_key(|(turn, _)| *turn);
-    numbered.into_iter().take(MOST_PATHS).map(|(_, path)| path).collect()
+    numbered.into_iter().take(most).map(|(_, path)| path).collect()
 }
 
 /// Alternates between the families, beginning with that of the resolver's first address (RFC 8305 §4).
@@ -219,7 +239,7 @@ async fn resolve(server: &HostPort) -> Result<Vec<SocketAddr>, ResolveError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::candidate::Transport;
+    use crate::path::network::with_tcp;
 
     fn servers(servers: &[(&str, u16)]) -> Vec<HostPort> {
         let server = |(host, port): &(&str, u16)| HostPort { host: (*host).into(), port: *port };
@@ -337,6 +357,28 @@ mod tests {
         };
         assert_eq!((servers(1), servers(3)), (v4(6), v4(1)));
         assert_eq!(servers(2), [vec![active.server], v4(4)].concat());
+    }
+
+    #[test]
+    fn paths_over_tcp_take_no_place_of_those_over_udp() {
+        let both = [v6(4), v4(4)].concat();
+        let found = [over(2, &both), over(1, &both), over(3, &both)].concat();
+        let udp = choose_paths(found.clone(), None);
+        let (last, facts) = (found[7].0.over_tcp(443), found[7].1);
+        let last = (last, LinkFacts { transport: Transport::Tcp, ..facts });
+        for active in [None, Some(PathKey::from(&last.0))] {
+            let paths = choose_paths(with_tcp(found.clone(), Some(443)), active);
+            assert_eq!(paths[..MOST_PATHS], udp);
+            let tcp = &paths[MOST_PATHS..];
+            let links: HashSet<_> = tcp.iter().map(|(path, _)| path.index).collect();
+            assert_eq!((tcp.len(), links.len()), (MOST_OVER_TCP, 3), "{tcp:?}");
+            let is_there = |path| paths.iter().any(|(it, _)| Some(PathKey::from(it)) == path);
+            assert!(active.is_none() || is_there(active));
+        }
+        let few = choose_paths(with_tcp(over(1, &both[3..6]), Some(443)), None);
+        let tcp = few.iter().filter(|(_, facts)| facts.transport == Transport::Tcp);
+        let servers: Vec<_> = tcp.map(|(path, _)| path.server.ip()).collect();
+        assert_eq!(servers, [both[3].ip(), both[4].ip()], "one of each family");
     }
 
     #[test]
