@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::adapter::{PROBE_TIMEOUT, key, link};
+use self::adapter::{PROBE_TIMEOUT, is_over_tcp, key, link};
 use crate::{
     clock,
     path::{
@@ -40,7 +40,7 @@ const NOTICED: Duration = Duration::from_secs(1);
 ///
 /// At most one path is active, and it is a candidate. Only candidates are asked. A switch has the reason that it
 /// names. A pinned link is not left, and no other one is dialed. A path that is being asked has a deadline, and a
-/// standby is checked. No deadline is in the past. The session is given up only for a path that answers and whose
+/// standby is checked; over TCP neither need be while there is UDP over the same link. No deadline is in the past. The session is given up only for a path that answers and whose
 /// server does not have it, and no other one is switched to.
 pub fn paths(data: &[u8]) {
     let Some(([settings, works], mut steps)) = data.split_first_chunk() else { return };
@@ -258,7 +258,7 @@ impl World {
         let old = self.active.replace(path);
         assert!(!self.strangers.contains(&path));
         assert!(self.connected && old != Some(path) && self.is_allowed(path));
-        let rank = |path: u8| self.ranks[usize::from(path)];
+        let rank = |path: u8| self.rank(path);
         let is_chosen = |path: u8| self.choice.is_some_and(|(chosen, _)| chosen == link(path));
         match (reason, old) {
             (Reason::Gone, None) => {}
@@ -278,6 +278,16 @@ impl World {
             self.good.extend(old);
         }
         self.in_doubt = false;
+    }
+
+    /// The smaller one is better.
+    fn rank(&self, path: u8) -> (bool, u8) {
+        (is_over_tcp(path), self.ranks[usize::from(path)])
+    }
+
+    /// Whether the path need not be asked.
+    fn may_rest(&self, path: u8) -> bool {
+        is_over_tcp(path) && self.candidates.contains(&(path - 1))
     }
 
     /// Whether the person's choice lets the path be used.
@@ -304,14 +314,15 @@ impl World {
                 Condition::Standby => {
                     assert!(!is_active && self.good.contains(&path));
                     let is_checked = self.manager.is_asked_again(key(path));
-                    assert!(is_checked || !self.checks_standbys, "{path} is never checked");
+                    let must_be_checked = self.checks_standbys && !self.may_rest(path);
+                    assert!(is_checked || !must_be_checked, "{path} is never checked");
                 }
                 Condition::Probing => {
                     assert!(!is_active && self.asked.contains(&path));
                     assert!(deadline.is_some_and(|at| at <= self.now + PROBE_TIMEOUT));
                 }
                 Condition::Failed => assert!(!is_active && deadline.is_some()),
-                Condition::Waiting => panic!("{path} is not asked"),
+                Condition::Waiting => assert!(self.may_rest(path), "{path} is not asked"),
             }
         }
         assert_eq!(found, self.candidates);
@@ -393,7 +404,7 @@ impl World {
                 (None, _) => self.tell(None),
             }
         }
-        let rank = |path: &u8| self.ranks[usize::from(*path)];
+        let rank = |path: &u8| self.rank(*path);
         let active = self.active.filter(|active| usable.contains(active));
         let best = usable.iter().map(rank).min();
         assert_eq!(active.as_ref().map(rank), best, "{:?} of {usable:?}", self.active);

@@ -1,4 +1,5 @@
-//! The manager's types, made of small numbers: eight paths, two over each of four links.
+//! The manager's types, made of small numbers: eight paths, two over each of four links, one of them over UDP and one
+//! over TCP.
 
 use std::time::{Duration, Instant};
 
@@ -27,20 +28,25 @@ pub(super) fn link(path: u8) -> u8 {
     path / 2
 }
 
+pub(super) fn is_over_tcp(path: u8) -> bool {
+    path % 2 == 1
+}
+
 fn name(link: u8) -> String {
     format!("link{link}")
 }
 
 fn candidate(path: u8) -> Candidate {
     let (source, server) = ([10, 0, path, 2].into(), ([192, 0, 2, 1], 4433).into());
-    Candidate {
+    let udp = Candidate {
         link: name(link(path)),
         index: link(path).into(),
         source,
         metric: 0,
         server,
         transport: Transport::Udp,
-    }
+    };
+    if is_over_tcp(path) { udp.over_tcp(443) } else { udp }
 }
 
 pub(super) fn key(path: u8) -> PathKey {
@@ -49,13 +55,13 @@ pub(super) fn key(path: u8) -> PathKey {
 
 /// Paths, each with its rank below 16; a smaller one is better.
 fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts)> {
-    let facts = |rank: u8| LinkFacts {
-        transport: Transport::Udp,
+    let facts = |path: u8, rank: u8| LinkFacts {
+        transport: candidate(path).transport,
         preference: (rank >> 3).into(),
         metered: rank & 0x04 != 0,
         metric: (rank & 0x03).into(),
     };
-    paths.into_iter().map(|(path, rank)| (candidate(path), facts(rank))).collect()
+    paths.into_iter().map(|(path, rank)| (candidate(path), facts(path, rank))).collect()
 }
 
 pub(super) fn candidates(paths: impl IntoIterator<Item = (u8, u8)>) -> Event {
