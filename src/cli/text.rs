@@ -14,7 +14,6 @@ use crate::{
         SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
     },
     host::interface::LeftOut,
-    link::candidate::Transport,
     path::Condition,
     tunnel::counters::Snapshot,
 };
@@ -122,17 +121,9 @@ fn path_row(path: &PathStatus) -> [Cell; 8] {
         (PLAIN, loss.map_or_else(dash, |loss| format!("{:.1} %", loss * 100.0))),
         (PLAIN, path.mtu.map_or_else(dash, |mtu| mtu.to_string())),
         (PLAIN, path.last_heard.map_or_else(dash, |heard| format!("{} ago", Span(heard)))),
-        (PLAIN, address(path)),
+        (PLAIN, path.transport.mark(path.server)),
         (PLAIN, path.why.clone()),
     ]
-}
-
-/// The server's address, and how packets get there if it is not by UDP.
-fn address(path: &PathStatus) -> String {
-    match path.transport {
-        Transport::Udp => path.server.to_string(),
-        Transport::Tcp => format!("{} (tcp)", path.server),
-    }
 }
 
 fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
@@ -144,11 +135,15 @@ fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
 fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {
     [
         (PLAIN, format!("{} ago", Span(switch.ago))),
-        (PLAIN, switch.from.clone().unwrap_or_else(|| "no path".into())),
-        (PLAIN, switch.to.clone()),
+        (PLAIN, old_path(switch)),
+        (PLAIN, switch.to_transport.mark(&switch.to)),
         (PLAIN, format!("{:.0} ms", switch.gap)),
         (PLAIN, switch.reason.clone()),
     ]
+}
+
+fn old_path(switch: &SwitchStatus) -> String {
+    switch.from.as_ref().map_or_else(|| "no path".into(), |from| switch.from_transport.mark(from))
 }
 
 fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) -> fmt::Result {
@@ -266,8 +261,8 @@ impl Display for RecentStatus {
 
 impl Display for SwitchStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = self.from.as_deref().unwrap_or("no path");
-        let (to, reason, gap, ago) = (&self.to, &self.reason, self.gap, Span(self.ago));
+        let (from, to) = (old_path(self), self.to_transport.mark(&self.to));
+        let (reason, gap, ago) = (&self.reason, self.gap, Span(self.ago));
         write!(f, "{from} -> {to} {ago} ago: {reason}, gap {gap:.0} ms")
     }
 }

@@ -105,10 +105,11 @@ impl Inquiry {
 
     /// Adds a path; one with a round trip is answered already.
     pub(crate) fn about(&mut self, key: PathKey, candidate: &Candidate, rtt: Option<Duration>) {
-        let Candidate { link, source, server, .. } = candidate;
+        let Candidate { link, source, server, transport, .. } = candidate;
         let answer = rtt.map(|rtt| format!("in use, {}", shown(rtt)));
         self.works |= answer.is_some();
-        self.paths.insert(key, (format!("{link} {source} -> {server}"), answer));
+        let way = transport.mark(format_args!("{link} {source} -> {server}"));
+        self.paths.insert(key, (way, answer));
     }
 
     /// Takes in an answer if it is about one of the paths.

@@ -567,8 +567,8 @@ impl<'a> Roamer<'a> {
         let heard = self.meter.awaited().and_then(|to| self.paths.heard_on(PathKey::from(to)));
         let Some(switched) = heard.and_then(|heard| self.meter.heard(heard)) else { return };
         info!(
-            from = switched.from.as_ref().map_or("none", |from| from.link.as_str()),
-            to = switched.to.link,
+            from = %switched.from.as_ref().map_or_else(|| "none".into(), shown),
+            to = %shown(&switched.to),
             server = %switched.to.server,
             reason = switched.words,
             gap = %milliseconds(switched.gap),
@@ -635,6 +635,10 @@ impl<'a> Roamer<'a> {
         let is_silent = self.liveness.is_suspected() && self.manager.active() == Some(key);
         is_silent || self.manager.is_asked_again(key)
     }
+}
+
+fn shown(Candidate { link, transport, .. }: &Candidate) -> String {
+    transport.mark(link)
 }
 
 async fn sleep_until(deadline: Option<time::Instant>) {

@@ -264,7 +264,9 @@ impl Shown {
         let switch = SwitchStatus {
             ago: 0.0,
             from: from.as_ref().map(|from| from.link.clone()),
+            from_transport: from.as_ref().map(|from| from.transport).unwrap_or_default(),
             to: to.link.clone(),
+            to_transport: to.transport,
             server: to.server,
             reason: words.clone(),
             gap: status::milliseconds(*gap),

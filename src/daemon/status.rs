@@ -217,8 +217,14 @@ pub(crate) struct SwitchStatus {
     pub ago: f64,
     /// The old link; none if there was no path.
     pub from: Option<String>,
+    /// How packets went over the old path.
+    #[serde(default)]
+    pub from_transport: Transport,
     /// The new link.
     pub to: String,
+    /// How packets go over the new path.
+    #[serde(default)]
+    pub to_transport: Transport,
     /// The server's address on the new path.
     pub server: SocketAddr,
     /// Why.

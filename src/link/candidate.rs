@@ -42,6 +42,26 @@ pub enum Transport {
     Tcp,
 }
 
+impl Transport {
+    /// `what`, with the transport if it is not UDP, for people.
+    #[must_use]
+    pub(crate) fn mark(self, what: impl fmt::Display) -> String {
+        match self {
+            Self::Udp => what.to_string(),
+            Self::Tcp => format!("{what} (tcp)"),
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
 /// A link that could carry a path to one address of the server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Candidate {

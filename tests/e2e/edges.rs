@@ -85,7 +85,7 @@ fn metrics_are_served_over_loopback_and_a_unix_socket() {
         "HTTP/1.1 200 OK",
         "roamd_connected 1.0",
         "roamd_sessions_total 1",
-        "roamd_path_active{link=\"eth0\",local=\"10.77.0.2\",server=\"10.77.0.1:4433\"} 1.0",
+        "roamd_path_active{link=\"eth0\",local=\"10.77.0.2\",server=\"10.77.0.1:4433\",transport=\"udp\"} 1.0",
         "roamd_switch_gap_seconds_bucket{le=\"+Inf\"} 0",
         "# EOF",
     ] {

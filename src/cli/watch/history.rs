@@ -49,7 +49,7 @@ impl History {
         match &status.role {
             Role::Client(client) => {
                 for path in &client.paths {
-                    let name = format!("{} {}", path.link, path.server);
+                    let name = format!("{} {}", path.link, path.transport.mark(path.server));
                     if let Some(rtt) = path.rtt {
                         push(self.rtt.entry(name.clone()).or_default(), micros(rtt));
                     }

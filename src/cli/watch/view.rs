@@ -147,10 +147,10 @@ fn draw_paths(frame: &mut Frame<'_>, area: Rect, paths: &[PathStatus], history: 
                 Span::from(format!("{} ", path.state)).fg(colour),
                 Span::from(format!("{rtt_words}{loss_words}")),
             ]),
-            Line::from(format!("  {}: {}", path.server, path.why)).dark_gray(),
+            Line::from(format!("  {}: {}", path.transport.mark(path.server), path.why)).dark_gray(),
         ];
         frame.render_widget(Paragraph::new(lines), words);
-        let name = format!("{} {}", path.link, path.server);
+        let name = format!("{} {}", path.link, path.transport.mark(path.server));
         draw_curve(frame, rtt, history.rtt.get(&name), colour);
         draw_curve(frame, loss, history.loss.get(&name), Color::Red);
     }

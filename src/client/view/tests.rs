@@ -6,6 +6,7 @@ use crate::{
         FakeNetwork, candidate, client_on, config, reports,
         session::{LTE, Tunnel, WIFI},
     },
+    link::candidate::Transport,
     tests::simulation::world::Hole,
     tunnel::counters::Counters,
 };
@@ -137,7 +138,8 @@ fn the_paths_are_one_line_in_which_each_link_that_works_is_named_once() {
 #[tokio::test(start_paused = true)]
 async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     let (shown, mut events) = shown();
-    let (wifi, lte) = (candidate("wlan0", 1), candidate("wwan0", 2));
+    let wifi = candidate("wlan0", 1);
+    let lte = candidate("wwan0", 2).over_tcp(443);
     let switched = |from: Option<&Candidate>, to: &Candidate, reason: Reason, gap| Switched {
         from: from.cloned(),
         to: to.clone(),
@@ -154,6 +156,10 @@ async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     let ages: Vec<_> = status.switches.iter().map(|switch| switch.ago).collect();
     assert_eq!(ages, (0..16).rev().map(f64::from).collect::<Vec<_>>());
     assert!(status.switches.iter().all(|it| it.from.as_deref() == Some("wlan0")), "no first one");
+    let transports = |it: &SwitchStatus| (it.from_transport, it.to_transport);
+    let expected = (Transport::Udp, Transport::Tcp);
+    assert!(status.switches.iter().all(|it| transports(it) == expected));
+    assert!(status.switches[0].to_string().starts_with("wlan0 -> wwan0 (tcp) "));
     assert_eq!(status.switches_by_reason, [(Reason::Gone, 1), (Reason::Silent, 16)].into());
     let expected =
         Event::Switched { from: None, to: "wlan0".into(), reason: "Gone".into(), gap: 1500.0 };

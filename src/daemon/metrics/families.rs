@@ -159,6 +159,7 @@ fn path_families(families: &mut Families<'_>, paths: &[PathStatus]) -> fmt::Resu
             ("link", path.link.clone()),
             ("local", path.local.to_string()),
             ("server", path.server.to_string()),
+            ("transport", path.transport.to_string()),
         ]
     };
     let active = |path: &PathStatus| matches!(path.state, Condition::Active | Condition::Suspect);
