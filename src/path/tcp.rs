@@ -4,7 +4,7 @@
 //!  quinn ─ try_send ─▶ Outbox ─▶ capsules ─▶ TLS ─▶ TCP ─▶ the server's TCP port
 //!  quinn ◀─ poll_recv ◀─ channel ◀─ capsules ◀─ TLS ◀─┘
 //! ```
-//! For networks that let no UDP out: CONNECT-UDP (RFC 9298) over HTTP/1.1, as a web browser would begin it. TLS and HTTP
+//! For networks that let no UDP out: CONNECT-UDP (RFC 9298) over HTTP/1.1. TLS and HTTP
 //! are a wrapping that the server need not prove anything for: whoever unwraps it finds the QUIC packets that a UDP path
 //! shows to everybody on the way.
 //!

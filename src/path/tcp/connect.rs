@@ -129,7 +129,7 @@ pub(crate) async fn wrap(
     tls.connect(ServerName::IpAddress(server.ip().into()), stream).await
 }
 
-/// TLS as a web browser has it, apart from the proof of who the server is, which QUIC asks for.
+/// TLS 1.3 without proof of who the server is, which QUIC asks for.
 fn client() -> Result<ClientConfig, TlsError> {
     let provider = tls::provider();
     let schemes = provider.signature_verification_algorithms.supported_schemes();
