@@ -11,8 +11,8 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, Role, ServerStatus, Status,
-        TcpStatus,
+        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, Role, ServerStatus,
+        Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,

@@ -10,7 +10,8 @@
 //!  the other side asks ────▶ asked ─────┘
 //! ```
 //! Either may come first. What stays alone for too long was no loss: a packet that arrived late, or one that was asked
-//! for too early.
+//! for too early. But while more than three quarters of what was sent is declared lost, losses count without the other side's
+//! word: networks that reorder do not make that many, and it may be silent, or its requests may not arrive.
 
 use std::{
     collections::VecDeque,
@@ -23,6 +24,8 @@ const MARGIN: Duration = Duration::from_millis(100);
 const ASKED: Duration = Duration::from_secs(1);
 /// Declared losses that wait at once.
 const MOST: usize = 512;
+/// Fewer bytes than this, declared lost of late, do not show how many are lost.
+const ENOUGH: u64 = 100_000;
 
 /// A loss that quinn declared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,31 +41,59 @@ pub(super) struct Declared {
 pub(super) struct Confirmation {
     /// Until when each waits, about in this order.
     declared: VecDeque<(Instant, Declared)>,
-    /// Bytes that were asked for of late, and before.
-    asked: [u64; 2],
+    /// What was heard of late, and before.
+    recent: [Heard; 2],
     aged: Option<Instant>,
 }
 
+/// Bytes that were heard of in some time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    /// Asked for, and not confirmed yet.
+    asked: u64,
+    acknowledged: u64,
+    declared: u64,
+}
+
 impl Confirmation {
-    /// quinn declares a loss.
-    pub(super) fn declare(&mut self, now: Instant, loss: Declared) {
+    /// quinn declares a loss. Gives it back if it counts without the other side's word.
+    #[must_use]
+    pub(super) fn declare(&mut self, now: Instant, loss: Declared) -> Option<Declared> {
+        self.recent[0].declared += loss.bytes;
+        let sum = |of: fn(&Heard) -> u64| self.recent.iter().map(of).sum::<u64>();
+        let declared = sum(|heard| heard.declared);
+        if declared >= ENOUGH && declared > 3 * sum(|heard| heard.acknowledged) {
+            return Some(loss);
+        }
         if self.declared.len() == MOST {
             self.declared.pop_front();
         }
         let until = now + 2 * now.saturating_duration_since(loss.sent) + MARGIN;
         self.declared.push_back((until, loss));
+        None
+    }
+
+    /// The other side acknowledged so many bytes.
+    pub(super) fn acknowledge(&mut self, now: Instant, bytes: u64, rtt: Duration) {
+        self.age(now, rtt);
+        self.recent[0].acknowledged += bytes;
     }
 
     /// The other side asked for so many bytes more.
     pub(super) fn ask(&mut self, now: Instant, bytes: u64, rtt: Duration) {
+        self.age(now, rtt);
+        self.recent[0].asked += bytes;
+    }
+
+    fn age(&mut self, now: Instant, rtt: Duration) {
         let counts = ASKED.max(2 * rtt);
         let aged = *self.aged.get_or_insert(now);
         if now.saturating_duration_since(aged) >= counts {
             self.aged = Some(now);
             let is_long_ago = now.saturating_duration_since(aged) >= 2 * counts;
-            self.asked = [0, if is_long_ago { 0 } else { self.asked[0] }];
+            let before = if is_long_ago { Heard::default() } else { self.recent[0] };
+            self.recent = [Heard::default(), before];
         }
-        self.asked[0] += bytes;
     }
 
     /// The next loss, or part of one, of which both sides spoke.
@@ -70,7 +101,7 @@ impl Confirmation {
         while self.declared.front().is_some_and(|(until, _)| *until <= now) {
             self.declared.pop_front();
         }
-        let asked: u64 = self.asked.iter().sum();
+        let asked: u64 = self.recent.iter().map(|heard| heard.asked).sum();
         let (_, declared) = self.declared.front_mut().filter(|_| asked > 0)?;
         let bytes = declared.bytes.min(asked);
         let loss = Declared { bytes, ..*declared };
@@ -78,9 +109,9 @@ impl Confirmation {
         if declared.bytes == 0 {
             self.declared.pop_front();
         }
-        let before = bytes.min(self.asked[1]);
-        self.asked[1] -= before;
-        self.asked[0] -= bytes - before;
+        let before = bytes.min(self.recent[1].asked);
+        self.recent[1].asked -= before;
+        self.recent[0].asked -= bytes - before;
         Some(loss)
     }
 }
@@ -100,7 +131,8 @@ mod tests {
             let now = start + (at + 1000) * MS;
             if let Some(bytes) = *declared {
                 let sent = now - 80 * MS;
-                confirmation.declare(now, Declared { sent, in_flight: None, bytes });
+                let loss = Declared { sent, in_flight: None, bytes };
+                assert_eq!(confirmation.declare(now, loss), None);
             }
             confirmation.ask(now, *asked, 40 * MS);
             losses.extend(std::iter::from_fn(|| confirmation.next(now)).map(|loss| loss.bytes));
@@ -131,10 +163,31 @@ mod tests {
     }
 
     #[test]
+    fn more_than_three_quarters_are_lost_whatever_the_other_side_says() {
+        let share = |percent: u64| {
+            let (start, mut confirmation) = (Instant::now(), Confirmation::default());
+            let mut counted = 0;
+            for packet in 0..10_000 {
+                let now = start + packet * MS / 2;
+                if u64::from(packet) * 7 % 100 < percent {
+                    let loss = Declared { sent: now - 80 * MS, in_flight: None, bytes: 1400 };
+                    counted += u64::from(confirmation.declare(now, loss).is_some());
+                } else {
+                    confirmation.acknowledge(now, 1400, 40 * MS);
+                }
+            }
+            counted
+        };
+        assert_eq!(share(70), 0);
+        assert!(share(80) > 7000, "{}", share(80));
+    }
+
+    #[test]
     fn what_waits_is_bounded() {
         let (now, mut confirmation) = (Instant::now(), Confirmation::default());
         for _ in 0..10 * MOST {
-            confirmation.declare(now, Declared { sent: now, in_flight: None, bytes: 1 });
+            let loss = Declared { sent: now, in_flight: None, bytes: 1 };
+            assert_eq!(confirmation.declare(now, loss), None);
         }
         assert_eq!(confirmation.declared.len(), MOST);
     }

@@ -204,6 +204,10 @@ impl<G: Growth> PathControl<G> {
     pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         self.newest = self.newest.max(Some(sent));
         self.delivery.on_ack(now, sent, bytes);
+        let rtt = self.delay.base().unwrap_or_default();
+        if let Some(confirmation) = &mut self.confirmation {
+            confirmation.acknowledge(now, bytes, rtt);
+        }
         self.go_on_resuming(now, sent, bytes);
         self.flight.arrived(now, sent);
         self.peak.arrived(now, sent);
@@ -303,8 +307,10 @@ impl<G: Growth> PathControl<G> {
         let loss = Declared { sent, in_flight: self.flight.at(sent), bytes };
         match &mut self.confirmation {
             Some(confirmation) if bytes > 0 && !persistent => {
-                confirmation.declare(now, loss);
-                self.on_asked(now, 0);
+                match confirmation.declare(now, loss) {
+                    Some(loss) => self.lose(now, loss, false),
+                    None => self.on_asked(now, 0),
+                }
             }
             _ => self.lose(now, loss, persistent),
         }
