@@ -2,7 +2,10 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
-use crate::wire::transport::{Protocol, Transport, upper};
+use crate::wire::{
+    packet::Packet,
+    transport::{Protocol, Transport, upper},
+};
 
 /// Protocol numbers (IANA, "Assigned Internet Protocol Numbers").
 const TCP: u8 = 6;
@@ -10,6 +13,9 @@ const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
+/// Packets of at most so many bytes are sent again first, after a switch without being asked for, and over the standby
+/// while the path is late.
+pub(crate) const SMALL: usize = 512;
 
 /// A flow: all packets with the same addresses, protocol and ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +99,17 @@ pub(crate) fn kind(ip: &[u8]) -> Kind {
         }
         Some(Transport { protocol: Protocol::Udp, .. }) | None => Kind::Datagram,
     }
+}
+
+/// Whether a packet has at most [`SMALL`] bytes.
+pub(crate) fn is_small(packet: &Packet) -> bool {
+    packet.datagram().len() <= SMALL
+}
+
+/// Whether a packet is worth a copy while the path is late: it is small, and somebody may wait for it. A bare
+/// acknowledgement is followed by others that say more.
+pub(crate) fn is_copied(packet: &Packet) -> bool {
+    is_small(packet) && kind(packet.ip()) != Kind::BareAck
 }
 
 /// Addresses and protocol in the IP header.

@@ -192,7 +192,8 @@ impl Queue {
         waiting.is_ready() && waiting.senders.has_sparse()
     }
 
-    /// Moves at most `limit` packets of flows that have little waiting to the end of `batch`, unless the queue is held. Returns the packets that were dropped on the way.
+    /// Moves at most `limit` packets that are worth a copy, of flows that have little waiting, to the end of `batch`, unless
+    /// the queue is held. Returns the packets that were dropped on the way.
     pub(crate) fn pop_sparse(&self, batch: &mut Vec<Packet>, limit: usize) -> Dropped {
         let (mut dropped, now) = (Dropped::default(), clock::now());
         let waiting = &mut *self.lock();
@@ -396,6 +397,28 @@ mod tests {
         assert_eq!(queue.bytes(), 1050);
         queue.hold(false);
         assert_eq!(pop(&queue, 9), [100, 200, 300, 400, 50]);
+    }
+
+    #[test]
+    fn only_what_is_copied_leaves_out_of_turn() {
+        let queue = queue(100_000);
+        let tcp = |port, length| {
+            let mut packet = of_flow(false, TCP, port, length);
+            packet[32] = 0x50; // a header of 20 bytes
+            packet.into()
+        };
+        let mut batch = Vec::new();
+        // A full segment, a short one behind it, and a bare acknowledgement.
+        queue.push(&mut vec![tcp(1, 1400), tcp(1, 100), tcp(2, 600), tcp(3, 40)]);
+        assert!(!queue.has_sparse());
+        queue.pop_sparse(&mut batch, 9);
+        assert_eq!((batch.len(), queue.bytes()), (0, 2140));
+        // What was typed leaves, with the acknowledgement before it.
+        queue.push(&mut vec![tcp(3, 76), tcp(3, 40)]);
+        queue.pop_sparse(&mut batch, 9);
+        assert_eq!(batch.iter().map(Packet::size).collect::<Vec<_>>(), [40, 76]);
+        assert!(!queue.has_sparse());
+        assert_eq!(queue.bytes(), 2140);
     }
 
     #[test]

@@ -138,6 +138,12 @@ impl Standby {
         way.answering(now).is_some() && way.budget.has(SMALL + OVERHEAD, way.per_minute, now)
     }
 
+    /// How many small packets the budget has room for.
+    pub(super) fn room(&self, now: Instant) -> usize {
+        let way = self.way();
+        way.budget.packets(SMALL + OVERHEAD, way.per_minute, now)
+    }
+
     /// Sends a copy if it fits and the budget allows it; whether it did.
     pub(super) fn send(&self, datagram: &Bytes, now: Instant) -> bool {
         let mut way = self.way();
@@ -206,6 +212,12 @@ impl Budget {
         self.spent_by(per_minute, now) + f64::from(bytes) <= f64::from(per_minute)
     }
 
+    /// How many packets of so many bytes may be sent.
+    fn packets(&self, bytes: u32, per_minute: u32, now: Instant) -> usize {
+        let left = f64::from(per_minute) - self.spent_by(per_minute, now);
+        (left / f64::from(bytes)) as usize
+    }
+
     /// What is spent and not yet earned again now.
     fn spent_by(&self, per_minute: u32, now: Instant) -> f64 {
         let since = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
@@ -230,6 +242,7 @@ mod tests {
         };
         assert_eq!(sent(&mut budget, 0..1), 6000, "a burst");
         assert!(!budget.has(500, 6000, at(1000)) && budget.has(500, 6000, at(7000)));
+        assert_eq!([1000, 7000].map(|it| budget.packets(500, 6000, at(it))), [0, 1]);
         let minute = sent(&mut budget, 1..60);
         assert!((5800..=6000).contains(&minute), "{minute}");
         assert_eq!(sent(&mut budget, 600..601), 6000, "a burst after a pause");

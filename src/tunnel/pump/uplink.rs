@@ -59,7 +59,7 @@ pub(crate) async fn uplink(
         uplink.gather().await;
         counters.dropped_by_queue(match uplink.room().await {
             Room::Bytes(room) => queue.pop(&mut batch, BATCH, room),
-            Room::ForCopies => queue.pop_sparse(&mut batch, BATCH),
+            Room::ForCopies(count) => queue.pop_sparse(&mut batch, count.min(BATCH)),
         });
         if !session.unchecked {
             counters.dropped(DropReason::Malformed, complete(&mut batch));
@@ -96,8 +96,8 @@ fn complete(batch: &mut Vec<Packet>) -> u64 {
 enum Room {
     /// So many bytes.
     Bytes(usize),
-    /// Packets that do not wait for the path, which is late: those of flows that send little.
-    ForCopies,
+    /// So many packets that do not wait for the path, which is late: small ones of flows that send little.
+    ForCopies(usize),
 }
 
 struct Uplink<'a> {
@@ -248,11 +248,12 @@ impl Uplink<'_> {
             if let Some(repair) = &self.session.repair {
                 self.repeat(repair);
                 self.copy(repair);
+                let now = clock::now();
                 if given < SEND_BUFFER / 2
-                    && repair.late_standby(clock::now()).is_some()
+                    && let Some(standby) = repair.late_standby(now)
                     && self.queue.has_sparse()
                 {
-                    return Room::ForCopies;
+                    return Room::ForCopies(standby.room(now));
                 }
             }
         }

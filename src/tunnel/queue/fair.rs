@@ -19,7 +19,10 @@ use super::{
     sizes::{self, Sizes},
 };
 use crate::{
-    tunnel::{ecn, flow::Flow},
+    tunnel::{
+        ecn,
+        flow::{self, Flow},
+    },
     wire::packet::Packet,
 };
 
@@ -70,6 +73,9 @@ pub(super) struct Fair {
     /// Flows by size: all but TCP, and TCP.
     sizes: [Sizes; 2],
     neighbours: Vec<Link>,
+    /// Flows for [`Self::pop_sparse`], by when they became such.
+    sparse: List,
+    beside: Vec<Link>,
     packets: usize,
     bytes: usize,
     cost: usize,
@@ -83,9 +89,12 @@ struct FlowQueue {
     bucket: usize,
     is_tcp: bool,
     is_new: bool,
+    is_sparse: bool,
     size: u8,
     packets: VecDeque<Waiting>,
     bytes: usize,
+    /// Packets that are worth a copy.
+    copied: usize,
     credit: isize,
     codel: Codel,
 }
@@ -94,6 +103,8 @@ struct FlowQueue {
 struct Waiting {
     packet: Packet,
     since: Instant,
+    /// Whether it is worth a copy.
+    is_copied: bool,
 }
 
 impl Default for Fair {
@@ -108,6 +119,8 @@ impl Default for Fair {
             turns: Vec::new(),
             sizes: Default::default(),
             neighbours: Vec::new(),
+            sparse: List::EMPTY,
+            beside: Vec::new(),
             packets: 0,
             bytes: 0,
             cost: 0,
@@ -145,8 +158,10 @@ impl Fair {
                 dropped.stale += 1;
             }
             for packet in packets {
+                let is_copied = flow::is_copied(&packet);
                 queue.bytes += packet.size();
-                queue.packets.push_back(Waiting { packet, since: now });
+                queue.copied += usize::from(is_copied);
+                queue.packets.push_back(Waiting { packet, since: now, is_copied });
             }
         });
         if self.flows[usize::from(slot)].packets.is_empty() {
@@ -177,36 +192,35 @@ impl Fair {
         self.cost
     }
 
-    /// Whether a flow has little waiting; see [`Self::pop_sparse`].
+    /// Whether [`Self::pop_sparse`] may have something.
     pub(super) fn has_sparse(&self) -> bool {
-        self.sparse().is_some()
+        !self.sparse.is_empty()
     }
 
-    /// The next packet of a flow that has no more waiting than leaves in one turn, whosever turn it is: while nothing else
-    /// may leave, turns do not come round, and a flow that was empty a moment ago would wait for its own. CoDel accepts what
-    /// `tolerance` says.
+    /// The next packet, a small one, of a flow that has packets worth a copy and no more waiting than leaves in one turn,
+    /// whosever turn it is: while nothing else may leave, turns do not come round. It does not count as a turn of the flow,
+    /// which would pay for it long after. CoDel accepts what `tolerance` says.
     pub(super) fn pop_sparse(
         &mut self,
         now: Instant,
         tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
-        while let Some(slot) = self.sparse() {
-            // Without a packet all that it had was dropped, and another one is next.
-            let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
+        while let Some(slot) = self.sparse.first() {
+            let packet = self.change(slot, |queue| {
+                let credit = queue.credit;
+                let packet = queue.take(now, tolerance, dropped);
+                queue.credit = credit;
+                packet
+            });
+            if self.flows[usize::from(slot)].packets.is_empty() {
+                self.end(slot);
+            }
             if packet.is_some() {
                 return packet;
             }
         }
         None
-    }
-
-    fn sparse(&self) -> Option<Slot> {
-        let has_little = |slot: &Slot| {
-            let queue = &self.flows[usize::from(*slot)];
-            !queue.packets.is_empty() && queue.bytes <= QUANTUM.unsigned_abs()
-        };
-        self.new.iter(&self.turns).chain(self.old.iter(&self.turns)).find(has_little)
     }
 
     /// The next packet and its time of arrival. CoDel accepts what `tolerance` says.
@@ -285,6 +299,14 @@ impl Fair {
             let sizes = &mut self.sizes[usize::from(queue.is_tcp)];
             sizes.resize(&mut self.neighbours, slot, before, size);
         }
+        let is_sparse = queue.is_sparse();
+        if std::mem::replace(&mut queue.is_sparse, is_sparse) != is_sparse {
+            if is_sparse {
+                self.sparse.push(&mut self.beside, slot);
+            } else {
+                self.sparse.remove(&mut self.beside, slot);
+            }
+        }
         result
     }
 
@@ -327,11 +349,16 @@ impl Fair {
         let lists = [&self.new, &self.old].map(|list| list.iter(&turns).collect::<Vec<_>>());
         (self.new, self.old, self.spare, self.spares) = (List::EMPTY, List::EMPTY, List::EMPTY, 0);
         (self.neighbours, self.sizes) = Default::default();
+        (self.beside, self.sparse) = (Vec::new(), List::EMPTY);
         for slot in lists.into_iter().flatten() {
             let queue = std::mem::take(&mut flows[usize::from(slot)]);
             let (bucket, is_tcp, is_new, size) =
                 (queue.bucket, queue.is_tcp, queue.is_new, queue.size);
+            let is_sparse = queue.is_sparse;
             let slot = self.add(queue);
+            if is_sparse {
+                self.sparse.push(&mut self.beside, slot);
+            }
             self.buckets[bucket] = slot;
             let list = if is_new { &mut self.new } else { &mut self.old };
             list.push(&mut self.turns, slot);
@@ -343,6 +370,7 @@ impl Fair {
         self.flows.push(queue);
         self.turns.push(Link::default());
         self.neighbours.push(Link::default());
+        self.beside.push(Link::default());
         (self.flows.len() - 1) as Slot
     }
 }
@@ -356,14 +384,22 @@ impl FlowQueue {
         }
     }
 
+    /// See [`Fair::pop_sparse`].
+    fn is_sparse(&self) -> bool {
+        self.copied > 0
+            && self.bytes <= QUANTUM.unsigned_abs()
+            && self.packets.front().is_some_and(|head| flow::is_small(&head.packet))
+    }
+
     fn take(
         &mut self,
         now: Instant,
         tolerance: Tolerance,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
-        while let Some(Waiting { packet, since }) = self.packets.pop_front() {
-            self.gone(&packet);
+        while let Some(head) = self.packets.pop_front() {
+            self.gone(&head);
+            let Waiting { packet, since, .. } = head;
             if is_stale(self.is_tcp, since, now) {
                 dropped.stale += 1;
                 continue;
@@ -386,20 +422,21 @@ impl FlowQueue {
     }
 
     fn drop_head(&mut self) {
-        if let Some(Waiting { packet, .. }) = self.packets.pop_front() {
-            self.gone(&packet);
+        if let Some(head) = self.packets.pop_front() {
+            self.gone(&head);
         }
     }
 
     fn drop_tail(&mut self) {
-        if let Some(Waiting { packet, .. }) = self.packets.pop_back() {
-            self.gone(&packet);
+        if let Some(tail) = self.packets.pop_back() {
+            self.gone(&tail);
         }
     }
 
     /// Counts a packet that left, and frees memory when far fewer packets remain.
-    fn gone(&mut self, packet: &Packet) {
+    fn gone(&mut self, Waiting { packet, is_copied, .. }: &Waiting) {
         self.bytes -= packet.size();
+        self.copied -= usize::from(*is_copied);
         let count = self.packets.len();
         if self.packets.capacity() > SPARE_PACKETS.max(4 * count) {
             self.packets.shrink_to(2 * count);
@@ -453,6 +490,23 @@ mod tests {
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
         assert_eq!(number(&fair.pop(now, usual(), &mut dropped).unwrap().1), 2);
+    }
+
+    /// While a path is late they leave out of turn. Later they owe nothing.
+    #[test]
+    fn what_left_out_of_turn_is_not_paid_for_later() {
+        let (mut fair, now, mut dropped) = (Fair::default(), Instant::now(), Dropped::default());
+        let key = || once(packet(KEYS, 200));
+        fair.push(BULK, (0..100).map(|_| packet(BULK, 1400)), now, &mut dropped);
+        fair.push(KEYS, (0..8).map(|_| packet(KEYS, 200)), now, &mut dropped);
+        (0..6).for_each(|_| drop(fair.pop(now, usual(), &mut dropped)));
+        for _ in 0..500 {
+            fair.push(KEYS, key(), now, &mut dropped);
+            assert_eq!(number(&fair.pop_sparse(now, usual(), &mut dropped).unwrap().1), 2);
+        }
+        fair.push(KEYS, key(), now, &mut dropped);
+        let mut next = || number(&fair.pop(now, usual(), &mut dropped).unwrap().1);
+        assert!((0..3).any(|_| next() == 2), "within one round");
     }
 
     #[test]
@@ -552,6 +606,8 @@ mod tests {
                 assert_eq!(places, used, "a flow with nothing in it does not stay");
             }
             let (before, packets) = (fair.steps, fair.packets as u64);
+            let mut leave = || fair.pop_sparse(now, usual(), &mut Dropped::default()).is_some();
+            (0..packets / 2).for_each(|_| assert!(leave()));
             drain(&mut fair, now);
             assert!(fair.steps - before <= 4 * packets, "{} for {packets}", fair.steps - before);
             assert!(fair.flows.capacity() <= 2 * SPARE, "nor does its place");
@@ -608,7 +664,12 @@ mod tests {
                 fair.shrink(capacity, false, &mut dropped);
                 pushed += 1;
                 prop_assert!(fair.cost <= capacity);
-                if pop && let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
+                let next = match (pop, pushed % 3) {
+                    (true, 0) => fair.pop_sparse(now, usual(), &mut dropped),
+                    (true, _) => fair.pop(now, usual(), &mut dropped),
+                    (false, _) => None,
+                };
+                if let Some((_, packet)) = next {
                     popped += 1;
                     prop_assert!(check(packet));
                 }
@@ -619,7 +680,7 @@ mod tests {
             }
             prop_assert_eq!(pushed, popped + dropped.full + dropped.stale + dropped.slow);
             prop_assert_eq!((fair.packets, fair.bytes, fair.cost), (0, 0, 0));
-            prop_assert!(fair.new.is_empty() && fair.old.is_empty());
+            prop_assert!(fair.new.is_empty() && fair.old.is_empty() && !fair.has_sparse());
             prop_assert!(fair.buckets.iter().all(|bucket| *bucket == NONE));
             prop_assert!(fair.sizes.iter().all(|sizes| sizes.largest().is_none()));
         }

@@ -105,7 +105,7 @@ impl Senders {
         self.lanes.iter().any(|lane| lane.fair.has_sparse())
     }
 
-    /// The next packet of any flow that has little waiting.
+    /// The next packet that is worth a copy, of any flow that has little waiting.
     pub(super) fn pop_sparse(
         &mut self,
         now: Instant,

@@ -12,7 +12,7 @@ use super::Moment;
 use crate::{
     tunnel::{
         chunks::Chunks,
-        flow::{self, Classifier, Kind},
+        flow::{self, Classifier, Kind, SMALL},
     },
     wire::{
         numbered::{HEADER, Missing, Numbered, Resume, encode_next},
@@ -52,9 +52,7 @@ const TAIL: Duration = Duration::from_millis(8);
 const TAILS: u8 = 3;
 /// The last packet is sent again itself if it has at most as many bytes; else its number is.
 const SMALL_TAIL: usize = 256;
-/// Packets of at most so many bytes are sent again first, and after a switch without being asked for: so many of them at
-/// most.
-const SMALL: usize = 512;
+/// The most packets of at most [`SMALL`] bytes that are sent again after a switch, or over the standby at once.
 const MOST_SMALL: usize = 256;
 /// The most copies of a packet that answer one request, and how often questions have it sent again.
 const COPIES: u8 = 3;
