@@ -97,7 +97,7 @@ pub(crate) struct Client {
     queue: Queue,
     counters: Counters,
     /// The configuration in force, see [`reload`].
-    config: watch::Sender<Arc<ClientConfig>>,
+    pub(crate) config: watch::Sender<Arc<ClientConfig>>,
     /// What may come out of the tunnel.
     inside: ArcSwap<Inside>,
     /// What the host has, and refuses.

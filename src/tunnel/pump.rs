@@ -74,8 +74,8 @@ impl Session {
     }
 
     /// Sends copies over this probe connection from here on, and takes them from there: so many bytes a minute each way.
-    /// The other side learns of it if the connection is another one than before, or `again`. Without a connection there
-    /// are no copies.
+    /// The other side learns of it if that is something else than before, or `again`. Without a connection there are no
+    /// copies.
     pub(crate) fn use_standby(&self, standby: Option<(&Connection, u32)>, again: bool) {
         let Some(repair) = &self.repair else { return };
         match (&repair.standby, standby) {

@@ -4,7 +4,10 @@ use super::{
     ends::{Ends, TCP, UDP},
     *,
 };
-use crate::{config::Preference, path::Condition};
+use crate::{
+    config::{Paths, Preference},
+    path::Condition,
+};
 
 const PACE: Duration = Duration::from_millis(10);
 /// Without an arrival. The first packets are late after some 50 ms, and take 25 ms over lte.
@@ -85,22 +88,37 @@ fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
     });
 }
 
-/// Lte is metered, and nobody said anything for minutes.
+/// Connected over wifi, with a metered lte that may take so many bytes of copies a minute.
+async fn metered(metered_copies: u32) -> Ends {
+    let prefer = [("wifi*", false), ("lte*", true)]
+        .map(|(link, metered)| Preference { link: link.into(), metered });
+    let paths = |paths| Paths { prefer: prefer.into(), metered_copies, ..paths };
+    Ends::connected_with(1, |config| config.paths = paths(config.paths.clone())).await
+}
+
+/// Nobody said anything for minutes.
 #[test]
 fn a_metered_standby_takes_copies_after_a_long_silence() {
     virtual_time().block_on(async {
-        let (ends, mut number) = (
-            Ends::connected_with(1, |config| {
-                let prefer = [("wifi*", false), ("lte*", true)];
-                config.paths.prefer =
-                    prefer.map(|(link, metered)| Preference { link: link.into(), metered }).into();
-            })
-            .await,
-            0,
-        );
+        let (ends, mut number) = (metered(64 << 10).await, 0);
         sleep(Duration::from_secs(250)).await;
         chat(&ends, &mut number, Duration::from_secs(1)).await;
         ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
+        chat(&ends, &mut number, Duration::from_secs(2)).await;
+        sleep(Duration::from_secs(1)).await;
+        let stall = checked(&ends, number);
+        assert!(stall <= STALL, "{stall:?}");
+    });
+}
+
+/// The server knows at once how many it may send.
+#[test]
+fn copies_over_a_metered_standby_are_allowed_by_a_reload() {
+    virtual_time().block_on(async {
+        let (ends, mut number) = (metered(0).await, 0);
+        ends.reload(|config| config.paths.metered_copies = 64 << 10).await;
+        chat(&ends, &mut number, Duration::from_secs(1)).await;
+        ends.day.world.change(0, |wifi| wifi.hole = Hole::Downlink);
         chat(&ends, &mut number, Duration::from_secs(2)).await;
         sleep(Duration::from_secs(1)).await;
         let stall = checked(&ends, number);

@@ -76,6 +76,16 @@ impl Ends {
         Self { day, client, laptop, server, up, down }
     }
 
+    /// Changes the client's configuration while it runs.
+    pub(super) async fn reload(&self, change: impl FnOnce(&mut ClientConfig)) {
+        let before = self.client.config.borrow().clone();
+        let mut new = before.reloaded(self.day.hosts.client_config());
+        new.paths = before.paths.clone();
+        change(&mut new);
+        self.client.config.send_replace(new.into());
+        sleep(Duration::from_secs(1)).await;
+    }
+
     /// Each side sends the `number`-th packet of a flow.
     pub(super) async fn send(&self, protocol: u8, number: u32, length: usize) {
         self.laptop.send(packet(true, protocol, number, length)).await.unwrap();

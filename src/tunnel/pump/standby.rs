@@ -88,16 +88,16 @@ impl Standby {
         self.way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends copies over this connection from here on, so many bytes a minute. Returns whether it is another one.
+    /// Sends copies over this connection from here on, so many bytes a minute. Returns whether one of the two is another one.
     pub(super) fn use_over(&self, connection: &Connection, per_minute: u32) -> bool {
         let mut way = self.way();
-        way.per_minute = per_minute;
+        let is_as_much = std::mem::replace(&mut way.per_minute, per_minute) == per_minute;
         let id = connection.stable_id();
         let is_known = way.connection.as_ref().is_some_and(|known| known.stable_id() == id);
         if !is_known {
             (way.connection, way.unanswered) = (Some(connection.clone()), None);
         }
-        !is_known
+        !is_known || !is_as_much
     }
 
     /// Tells the other side how many bytes a minute it may send over the connection that is used.
