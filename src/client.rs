@@ -104,7 +104,7 @@ pub(crate) struct Client {
     reports: Reports,
     /// What the host is made like. Whoever changes the host holds this lock.
     desired: tokio::sync::Mutex<Desired>,
-    events: Events,
+    pub(crate) events: Events,
     interface: String,
     started: SystemTime,
     shown: Shown,

@@ -483,6 +483,7 @@ impl<'a> Roamer<'a> {
         let memory = self.connection.remembered();
         self.connection.measure_anew();
         self.is_measured = false;
+        self.shown.copies(self.datapath.counters.copies(), now);
         let Some(departure) = self.paths.switch(to, memory, now) else { return };
         // What a server that just answered says of our session is still to come.
         if reason != Reason::Silent {
@@ -509,7 +510,8 @@ impl<'a> Roamer<'a> {
     fn look(&mut self) {
         let (counters, now) = (self.datapath.counters, clock::now());
         let symptoms = self.quality.look(self.connection.look(counters, self.datapath.queue, now));
-        self.shown.figures(self.quality.figures(), counters.copies(), now);
+        self.shown.figures(self.quality.figures());
+        self.shown.copies(counters.copies(), now);
         let Some(active) = self.manager.active() else { return };
         if self.manager.minds(&symptoms) {
             debug!(?symptoms, "the path in use works badly");

@@ -234,10 +234,15 @@ impl Shown {
         }
     }
 
-    /// What the path in use carries and loses at present, and the copies that were sent and used so far.
-    pub(super) fn figures(&self, figures: Figures, copies: [u64; 2], now: Instant) {
+    /// What the path in use carries and loses at present.
+    pub(super) fn figures(&self, figures: Figures) {
+        self.with(|state| state.figures = figures);
+    }
+
+    /// The copies that were sent and used so far. They are told of together, later, and with the link that was in use when
+    /// the first of them was seen: whoever leaves a path says it before.
+    pub(super) fn copies(&self, copies: [u64; 2], now: Instant) {
         let event = self.with(|state| {
-            state.figures = figures;
             let link = state.paths.iter().find(|path| path.is_in_use());
             state.copies.look(copies, link.map(|path| path.candidate.link.as_str()), now)
         });

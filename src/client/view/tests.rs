@@ -172,7 +172,7 @@ async fn copies_are_told_of_together_once_there_are_no_more() {
     shown.paths(vec![path("wlan0", 1, Condition::Active)]);
     told(&mut events);
     let mut look = async |sent, used| {
-        shown.figures(Figures::default(), [sent, used], clock::now());
+        shown.copies([sent, used], clock::now());
         advance(Duration::from_millis(500)).await;
         told(&mut events)
     };

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     config::{Paths, Preference},
+    daemon::events::Event,
     path::Condition,
 };
 
@@ -124,6 +125,30 @@ fn copies_over_a_metered_standby_are_allowed_by_a_reload() {
         let stall = checked(&ends, number);
         assert!(stall <= STALL, "{stall:?}");
     });
+}
+
+/// Copies are told of with the path for whose sake they were sent, also where it was left before anybody looked.
+#[test]
+fn copies_are_told_of_with_the_path_that_was_late() {
+    // While nothing is sent, nobody looks often.
+    for before in [20_000, 20_200, 20_400, 20_600, 20_800].map(Duration::from_millis) {
+        virtual_time().block_on(async {
+            let (ends, mut number) = (Ends::connected(1).await, 0);
+            let mut events = ends.client.events.listen();
+            sleep(before).await;
+            ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
+            chat(&ends, &mut number, Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(4)).await;
+            let told = std::iter::from_fn(|| events.try_recv().ok());
+            let links: Vec<_> = told
+                .filter_map(|event| match event {
+                    Event::Copies { link, .. } => Some(link),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(links, ["wifi0"], "{before:?}");
+        });
+    }
 }
 
 /// All networks are silent for seconds. What copies go over is as dead as the path in use, so packets wait.
