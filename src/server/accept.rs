@@ -182,9 +182,10 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
     }
     if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
         let _place = peer.probes.admit(&connection);
+        let idle_timeout = server.acceptor.quic.idle_timeout;
         if server.still_has(&peer, &connection) {
             tokio::select! {
-                () = answer_questions(&connection, &peer, PROBE_IDLE) => {}
+                () = answer_questions(&connection, &peer, PROBE_IDLE, idle_timeout) => {}
                 never = fallback::watch(&connection, &congestion) => match never {},
             }
         }

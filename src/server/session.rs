@@ -20,6 +20,7 @@ use crate::{
     },
     tunnel::pump,
     wire::{
+        datagram::decode_offer,
         foreign::Foreign,
         message::{Hello, Message},
         packet::Packet,
@@ -113,11 +114,18 @@ async fn listen(messages: &mut MessageStream) -> Infallible {
 }
 
 /// Answers the questions of a probe until it ends, or says nothing for longer than `limit`. Copies of packets are for
-/// the session of the process that asked last.
-pub(super) async fn answer_questions(connection: &Connection, peer: &Peer, limit: Duration) {
-    let mut process = None;
+/// the session of the process that asked last; where the client wants some, and says something too rarely for the
+/// `idle_timeout` of connections, the server does.
+pub(super) async fn answer_questions(
+    connection: &Connection,
+    peer: &Peer,
+    limit: Duration,
+    idle_timeout: Duration,
+) {
+    let (mut process, mut is_kept) = (None, false);
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
+        let keep = silence::keep_alive(connection, idle_timeout / 3);
         tokio::select! {
             question = question => match question {
                 Ok(Ok(datagram)) => {
@@ -128,11 +136,15 @@ pub(super) async fn answer_questions(connection: &Connection, peer: &Peer, limit
                         let _ = connection.send_datagram(answer);
                     } else if let Some(session) = process.and_then(|it| peer.datapath_of(it)) {
                         session.take_copy_over(connection, &datagram);
+                        if let Some(per_minute) = decode_offer(&datagram) {
+                            is_kept = per_minute > 0 && idle_timeout < pump::KEPT;
+                        }
                     }
                 }
                 Ok(Err(_lost)) => return,
                 Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),
             },
+            never = keep, if is_kept => match never {},
             _ = connection.accept_bi() => {
                 return connection.close(close::PROTOCOL, b"a probe has no streams");
             }

@@ -15,7 +15,11 @@ use quinn::Connection;
 use tokio::sync::Notify;
 
 use self::standby::Standby;
-pub(crate) use self::{downlink::downlink, standby::UNMETERED, uplink::uplink};
+pub(crate) use self::{
+    downlink::downlink,
+    standby::{KEPT, UNMETERED},
+    uplink::uplink,
+};
 use super::{
     acks::Thinning,
     repair::{Exchanges, Moment, Receiver, Sender},

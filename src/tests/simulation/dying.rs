@@ -4,11 +4,7 @@ use super::{
     ends::{Ends, TCP, UDP},
     *,
 };
-use crate::{
-    config::{Paths, Preference},
-    daemon::events::Event,
-    path::Condition,
-};
+use crate::{config::Preference, daemon::events::Event, path::Condition};
 
 const PACE: Duration = Duration::from_millis(10);
 /// Without an arrival. The first packets are late after some 50 ms, and take 25 ms over lte.
@@ -89,34 +85,45 @@ fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
     });
 }
 
-/// Connected over wifi, with a metered lte that may take so many bytes of copies a minute.
-async fn metered(metered_copies: u32) -> Ends {
+/// Connected over wifi, with a metered lte that may take so many bytes of copies a minute, to a server with
+/// this idle timeout.
+async fn metered(metered_copies: u32, idle_timeout: Duration) -> Ends {
     let prefer = [("wifi*", false), ("lte*", true)]
         .map(|(link, metered)| Preference { link: link.into(), metered });
-    let paths = |paths| Paths { prefer: prefer.into(), metered_copies, ..paths };
-    Ends::connected_with(1, |config| config.paths = paths(config.paths.clone())).await
+    Ends::connected_with(Day::new(1), |client, server| {
+        client.paths.prefer = prefer.into();
+        client.paths.metered_copies = metered_copies;
+        server.quic.idle_timeout = idle_timeout;
+        server.quic.keep_alive = idle_timeout / 3;
+    })
+    .await
 }
+
+/// The default of `quic.idle-timeout`.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Nobody said anything for minutes.
 #[test]
 fn a_metered_standby_takes_copies_after_a_long_silence() {
-    virtual_time().block_on(async {
-        let (ends, mut number) = (metered(64 << 10).await, 0);
-        sleep(Duration::from_secs(250)).await;
-        chat(&ends, &mut number, Duration::from_secs(1)).await;
-        ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
-        chat(&ends, &mut number, Duration::from_secs(2)).await;
-        sleep(Duration::from_secs(1)).await;
-        let stall = checked(&ends, number);
-        assert!(stall <= STALL, "{stall:?}");
-    });
+    for idle_timeout in [IDLE_TIMEOUT, IDLE_TIMEOUT * 2 / 3, IDLE_TIMEOUT / 3] {
+        virtual_time().block_on(async {
+            let (ends, mut number) = (metered(64 << 10, idle_timeout).await, 0);
+            sleep(Duration::from_secs(250)).await;
+            chat(&ends, &mut number, Duration::from_secs(1)).await;
+            ends.day.world.change(0, |wifi| wifi.hole = Hole::Everything);
+            chat(&ends, &mut number, Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(1)).await;
+            let stall = checked(&ends, number);
+            assert!(stall <= STALL, "{stall:?}, {idle_timeout:?}");
+        });
+    }
 }
 
 /// The server knows at once how many it may send.
 #[test]
 fn copies_over_a_metered_standby_are_allowed_by_a_reload() {
     virtual_time().block_on(async {
-        let (ends, mut number) = (metered(0).await, 0);
+        let (ends, mut number) = (metered(0, IDLE_TIMEOUT).await, 0);
         ends.reload(|config| config.paths.metered_copies = 64 << 10).await;
         chat(&ends, &mut number, Duration::from_secs(1)).await;
         ends.day.world.change(0, |wifi| wifi.hole = Hole::Downlink);

@@ -41,17 +41,20 @@ async fn receive(mut device: mpsc::Receiver<Packet>, arrivals: Arrivals) {
 impl Ends {
     /// Connected over wifi, with lte as a warm standby of 50 ms.
     pub(super) async fn connected(seed: u64) -> Self {
-        Self::connected_with(seed, |_| {}).await
+        Self::connected_with(Day::new(seed), |_, _| {}).await
     }
 
-    /// The same with another configuration of the client.
-    pub(super) async fn connected_with(seed: u64, change: impl FnOnce(&mut ClientConfig)) -> Self {
-        let mut day = Day::new(seed);
+    /// The same in a world that was changed, and with other configurations.
+    pub(super) async fn connected_with(
+        mut day: Day,
+        change: impl FnOnce(&mut ClientConfig, &mut ServerConfig),
+    ) -> Self {
         day.world.change(1, |lte| lte.delay = Duration::from_millis(25));
         let (to_laptop, at_laptop) = mpsc::channel::<Packet>(1024);
         let (laptop, source) = mpsc::channel::<Packet>(1024);
-        let mut config = day.hosts.client_config();
-        change(&mut config);
+        let (mut config, mut server_config) =
+            (day.hosts.client_config(), day.hosts.server_config());
+        change(&mut config, &mut server_config);
         let device = Box::new(to_laptop);
         let client = Client::new(Arc::new(config), day.world.clone(), device, Reports::default());
         let client = Arc::new(client.unwrap());
@@ -63,9 +66,8 @@ impl Ends {
         let (to_server, at_server) = mpsc::channel::<Packet>(1024);
         let (server, source) = mpsc::channel::<Packet>(1024);
         let nothing = watch::Sender::default().subscribe();
-        let config = day.hosts.server_config();
         let (daemon, endpoint) =
-            Server::new(config, day.world.listen(), Box::new(to_server), nothing).unwrap();
+            Server::new(server_config, day.world.listen(), Box::new(to_server), nothing).unwrap();
         day.server = Some(tokio::spawn(async move {
             let _ = daemon.carry(source, &endpoint).await;
         }));

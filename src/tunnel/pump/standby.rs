@@ -28,9 +28,12 @@ const SMALL: u32 = 512;
 pub(crate) const UNMETERED: u32 = 256 << 10;
 /// The same where the other side has sent a copy and not said how much may be sent back.
 const UNTOLD: u32 = 64 << 10;
-/// After so long without an offer it is made again, so that the connection is there when it is needed: a server gives up
-/// one without a word after a minute, and many a NAT after half of that. Standbys that cost nothing are asked more often.
+/// After so long without an offer it is made again, so that the connection is there when it is needed: many a NAT gives it
+/// up after half a minute. Standbys that cost nothing are asked more often.
 const KEEP: Duration = Duration::from_secs(25);
+/// That suffices for a server whose connections end after so long without a packet, or longer: QUIC repairs an offer that
+/// is lost within the rest. The client cannot know what is negotiated, so other servers see to it themselves.
+pub(crate) const KEPT: Duration = Duration::from_secs(30);
 /// A standby that was sent copies and acknowledged nothing for so long is as dead as the path in use.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
