@@ -10,11 +10,12 @@ pub(crate) mod session;
 pub(crate) mod tls;
 mod transport;
 
+pub(crate) use self::{
+    endpoint::probe_endpoint,
+    ping::{ask, nudge, pad, ping},
+    transport::{HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER},
+};
 pub use self::{
     endpoint::{client_endpoint, server_endpoint, token_key},
     transport::{probe_transport, transport},
-};
-pub(crate) use self::{
-    ping::{ask, nudge, pad, ping},
-    transport::{HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER},
 };

@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quinn::{
-    Connecting, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
-    TransportErrorCode, crypto::rustls::QuicClientConfig,
+    Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
+    TransportConfig, TransportErrorCode, crypto::rustls::QuicClientConfig,
 };
 use tokio::{sync::mpsc, time};
 use tracing::debug;
@@ -125,13 +125,17 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    fn open(network: &dyn Network, candidate: &Candidate) -> io::Result<(Self, PathId)> {
+    fn open(
+        network: &dyn Network,
+        candidate: &Candidate,
+        config: EndpointConfig,
+    ) -> io::Result<(Self, PathId)> {
         let udp = network.bind(candidate)?;
         let (reports, errors) = mpsc::channel(PATH_ERRORS);
         let socket = PathSocket::new(reports);
         let path = socket.open(udp, candidate.server);
         let endpoint = Endpoint::new_with_abstract_socket(
-            quic::client_endpoint(),
+            config,
             None,
             socket.clone(),
             Arc::new(TokioRuntime),
@@ -183,6 +187,7 @@ pub struct Connected {
 /// Makes connections to one server for one purpose (ALPN).
 #[derive(Clone)]
 pub struct Handshake {
+    endpoint: fn() -> EndpointConfig,
     resuming: quinn::ClientConfig,
     fresh: quinn::ClientConfig,
     expected: PublicKey,
@@ -205,7 +210,9 @@ impl Handshake {
             config
         };
         let (resuming, fresh) = (config(resuming), config(fresh));
-        Ok(Self { resuming, fresh, expected: server, wrong })
+        let is_probe = alpn == tls::PROBE;
+        let endpoint = if is_probe { quic::probe_endpoint } else { quic::client_endpoint };
+        Ok(Self { endpoint, resuming, fresh, expected: server, wrong })
     }
 
     /// Connects over `candidate` within `limit`. `early` packets are sent with the first flight if there is a
@@ -227,8 +234,8 @@ impl Handshake {
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
         let begun = clock::now();
-        let (mut underlay, path) =
-            Underlay::open(network, &candidate).map_err(|error| unreachable(&error))?;
+        let (mut underlay, path) = Underlay::open(network, &candidate, (self.endpoint)())
+            .map_err(|error| unreachable(&error))?;
         let config = if early.is_some() { &self.resuming } else { &self.fresh };
         let connecting = underlay
             .endpoint

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quinn::EndpointConfig;
 use ring::hkdf;
 
-use super::transport::MAX_UDP_PAYLOAD;
+use super::transport::{MAX_UDP_PAYLOAD, SMALLEST_UDP_PAYLOAD};
 use crate::identity::PrivateKey;
 
 /// The settings of a client's endpoint: connection ids of length zero, so that a datagram that the server sent
@@ -15,6 +15,16 @@ pub fn client_endpoint() -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(0)));
     accept_jumbo(&mut config);
+    config
+}
+
+/// The same for a probe's connection, whose packets are never larger than QUIC's smallest: the server need not find out
+/// again and again how large they could be.
+#[must_use]
+pub(crate) fn probe_endpoint() -> EndpointConfig {
+    let mut config = client_endpoint();
+    // It fails only below 1200.
+    let _ = config.max_udp_payload_size(SMALLEST_UDP_PAYLOAD);
     config
 }
 

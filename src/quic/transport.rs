@@ -9,6 +9,8 @@ use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
 pub(crate) const MAX_UDP_PAYLOAD: u16 = 9200;
+/// The smallest limit of a datagram that QUIC allows (RFC 9000 §18.2).
+pub(crate) const SMALLEST_UDP_PAYLOAD: u16 = 1200;
 /// Size of quinn's buffer for received datagrams in bytes: about 30 ms at 1 Gbit/s. Beyond it, quinn drops the
 /// oldest ones without a report.
 const RECEIVE_BUFFER: usize = 4 * 1024 * 1024;
@@ -25,6 +27,9 @@ const OVERHEAD: u16 = 48;
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Receive window of the control stream in bytes: more than its longest message.
 const CONTROL_BUFFER: u32 = 128 * 1024;
+/// A probe finds out once what a path carries, since it only shows that: to try again every ten minutes would cost a
+/// metered link more than all else.
+const PROBE_DISCOVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long a probe's connection stays open without a question.
 pub(crate) const PROBE_IDLE: Duration = Duration::from_secs(60);
 
@@ -68,8 +73,11 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
 #[must_use]
 pub fn probe_transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.interval(PROBE_DISCOVERY);
     transport
         .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
+        .mtu_discovery_config(Some(discovery))
         .initial_rtt(INITIAL_RTT)
         .packet_threshold(PACKET_THRESHOLD)
         .time_threshold(TIME_THRESHOLD)

@@ -85,12 +85,15 @@ fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
     });
 }
 
-/// Connected over wifi, with a metered lte that may take so many bytes of copies a minute, to a server with
+/// Connected over wifi, with a metered lte of a small MTU that may take so many bytes of copies a minute, to a server with
 /// this idle timeout.
 async fn metered(metered_copies: u32, idle_timeout: Duration) -> Ends {
     let prefer = [("wifi*", false), ("lte*", true)]
         .map(|(link, metered)| Preference { link: link.into(), metered });
-    Ends::connected_with(Day::new(1), |client, server| {
+    let day = Day::new(1);
+    day.world.change(1, |lte| lte.mtu = 1300);
+    day.world.forbid_fragments();
+    Ends::connected_with(day, |client, server| {
         client.paths.prefer = prefer.into();
         client.paths.metered_copies = metered_copies;
         server.quic.idle_timeout = idle_timeout;
@@ -117,6 +120,20 @@ fn a_metered_standby_takes_copies_after_a_long_silence() {
             assert!(stall <= STALL, "{stall:?}, {idle_timeout:?}");
         });
     }
+}
+
+/// What an hour costs, as the network counts it.
+#[test]
+fn a_metered_standby_is_kept_for_some_twenty_kilobytes_an_hour() {
+    virtual_time().block_on(async {
+        let ends = metered(64 << 10, IDLE_TIMEOUT).await;
+        let sent = || ends.day.world.links()[1].sent;
+        sleep(Duration::from_secs(60)).await;
+        let before = sent();
+        sleep(Duration::from_secs(3600)).await;
+        let bytes = sent() - before;
+        assert!((15_000..=25_000).contains(&bytes), "{bytes}");
+    });
 }
 
 /// The server knows at once how many it may send.

@@ -103,6 +103,8 @@ pub(crate) struct Link {
     /// The maximum of additional delay; packets overtake one another.
     pub(crate) jitter: Duration,
     pub(crate) mtu: usize,
+    /// Bytes that were sent over it, with headers of IP and UDP, also those that it lost.
+    pub(crate) sent: usize,
     /// Port inside to port outside, and when it was last used.
     nat: HashMap<u16, (u16, Instant)>,
 }
@@ -131,6 +133,8 @@ struct Inner {
     greeted: HashSet<u16>,
     /// The connection ids that the client used on each link after a handshake, and when it did last.
     ids: HashMap<(usize, Id), Instant>,
+    /// Whether sockets say that what they send may be fragmented on the way, so that nobody looks for the MTU of a path.
+    may_fragment: bool,
     random: fastrand::Rng,
 }
 
@@ -172,6 +176,7 @@ impl Link {
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
             mtu: 1472,
+            sent: 0,
             nat: HashMap::new(),
         }
     }
@@ -201,6 +206,7 @@ impl World {
                 spoke: HashSet::new(),
                 greeted: HashSet::new(),
                 ids: HashMap::new(),
+                may_fragment: true,
                 random: fastrand::Rng::with_seed(seed),
             }),
             changes: watch::Sender::default(),
@@ -254,6 +260,11 @@ impl World {
     /// that it does not know gets lost.
     pub(crate) fn lose_resets(&self) {
         self.lock().begun = Some(HashSet::new());
+    }
+
+    /// Nothing is fragmented on the way.
+    pub(crate) fn forbid_fragments(&self) {
+        self.lock().may_fragment = false;
     }
 
     /// The server's socket, in place of the one before.
@@ -319,6 +330,7 @@ impl World {
                 (link, from)
             }
         };
+        inner.links[link].sent += bytes.len() + 28;
         let Link { up, hole, loss, mut delay, jitter, mtu, .. } = inner.links[link];
         if !up || hole.swallows(side) || bytes.len() > mtu || inner.random.f64() < loss {
             return Ok(());
@@ -448,6 +460,10 @@ impl fmt::Debug for SimSocket {
 }
 
 impl AsyncUdpSocket for SimSocket {
+    fn may_fragment(&self) -> bool {
+        self.world.upgrade().is_none_or(|world| world.lock().may_fragment)
+    }
+
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(AlwaysWritable)
     }
