@@ -29,13 +29,14 @@ pub(super) struct Script {
 
 impl Script {
     /// The laptop leaves the building and comes back, its wifi only pretends to work, then works badly, and then the
-    /// laptop is in a tunnel for longer than the connection lives.
+    /// laptop is in a tunnel for longer than the connection lives. After three failures wifi must work for 8 s before it is
+    /// used again: the show lasts longer than that.
     pub(super) fn roam() -> Self {
         let event =
             |at, title, act| Event { at: Duration::from_secs(at), title, offline: false, act };
         let offline = |at, title, act| Event { offline: true, ..event(at, title, act) };
         Self {
-            length: Duration::from_secs(62),
+            length: Duration::from_secs(70),
             events: vec![
                 event(2, "out of wifi's reach: the link goes down", |scene| {
                     scene.disconnect(Access::Wifi)
@@ -55,15 +56,15 @@ impl Script {
                         .set(LinkShape { loss: 0.3, ..LinkShape::delayed(WIFI) });
                     Ok(())
                 }),
-                offline(23, "into a tunnel: both networks are gone for 33 s", |scene| {
+                offline(23, "into a tunnel: both networks are gone for 35 s", |scene| {
                     scene.disconnect(Access::Wifi)?;
                     scene.disconnect(Access::Lte)
                 }),
-                event(56, "out of the tunnel: lte is back", |scene| {
+                event(58, "out of the tunnel: lte is back", |scene| {
                     scene.air(Access::Wifi).set(LinkShape::delayed(WIFI));
                     scene.connect(Access::Lte)
                 }),
-                event(58, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
+                event(60, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
             ],
         }
     }
@@ -72,5 +73,20 @@ impl Script {
     #[cfg(test)]
     pub(super) fn calm() -> Self {
         Self { length: Duration::from_secs(10), events: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_show_ends_ten_seconds_after_the_last_event_and_is_offline_for_longer_than_a_connection_lives()
+     {
+        let Script { length, events } = Script::roam();
+        assert!(events.is_sorted_by_key(|event| event.at));
+        assert!(length >= events.last().unwrap().at + Duration::from_secs(10));
+        let tunnel = events.iter().position(|event| event.offline).unwrap();
+        assert!(events[tunnel + 1].at - events[tunnel].at >= Duration::from_secs(35));
     }
 }

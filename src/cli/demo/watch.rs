@@ -132,7 +132,7 @@ impl fmt::Display for Care {
         let Self { copied, rescued, repeated, repaired } = self;
         let parts = [
             (copied + rescued > 0).then(|| {
-                format!("{copied} packets also sent over lte, {rescued} came over it first")
+                format!("{copied} packets also sent over the standby, {rescued} came over it first")
             }),
             (repeated + repaired > 0)
                 .then(|| format!("{repeated} sent again, {repaired} repaired")),
@@ -201,7 +201,7 @@ mod tests {
         };
         let care = record.care(at(100), at(300));
         assert_eq!(care, Care { copied: 3, rescued: 6, ..Care::default() });
-        assert_eq!(care.to_string(), "3 packets also sent over lte, 6 came over it first");
+        assert_eq!(care.to_string(), "3 packets also sent over the standby, 6 came over it first");
         assert_eq!(record.care(at(300), at(350)).to_string(), "");
     }
 }
