@@ -7,7 +7,7 @@
 //! ```
 //! Messages are hints only: each consumer reads the whole state again and compares. So a message that was lost,
 //! repeated or about something else does no harm. Messages that the kernel dropped (ENOBUFS) are a hint, as is a
-//! socket that was opened again. A poll every 15 s finds changes without a message; all consumers make it at once, so
+//! socket that was opened again. A poll every 5 s finds changes without a message; all consumers make it at once, so
 //! that a machine that saves power wakes up for one only.
 
 use std::{
@@ -22,8 +22,8 @@ use tracing::warn;
 
 use crate::{clock, task::Task};
 
-/// The groups whose messages can mean that a path appeared or vanished, or that a filter changed.
-const GROUPS: [MulticastGroup; 8] = [
+/// The groups whose messages can mean that a path appeared or vanished.
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
@@ -31,10 +31,9 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
-    MulticastGroup::Ipv4Netconf,
 ];
 /// The interval of the poll.
-pub(crate) const POLL: Duration = Duration::from_secs(15);
+pub(crate) const POLL: Duration = Duration::from_secs(5);
 /// The pause before a failed netlink socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -190,11 +189,11 @@ mod tests {
     async fn without_a_hint_all_consumers_read_the_links_at_once() {
         let (monitor, kernel) = monitor(1);
         let begun = clock::now();
-        time::sleep(POLL / 3).await;
+        time::sleep(POLL / 5).await;
         let mut first = monitor.hints();
         kernel[0].send(()).unwrap();
         first.changed().await;
-        assert_eq!(clock::now(), begun + POLL / 3);
+        assert_eq!(clock::now(), begun + POLL / 5);
         let mut second = first.again();
         for polls in 1..4 {
             let late = async {
