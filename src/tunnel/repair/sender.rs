@@ -38,8 +38,14 @@ const KEPT_LONGER: Duration = Duration::from_millis(30);
 const KEPT_UNASKED: Duration = Duration::from_millis(5);
 /// How long after a request the next one is expected.
 const ASKING: Duration = Duration::from_secs(30);
-/// A packet is kept for so long at most: it takes a while to learn that a path has died.
+/// A packet is kept for so long at most once something that was sent no earlier has arrived, or a silence has ended: it
+/// takes a while to learn that a path has died. A datagram is of use to nobody after that.
 const LONGEST: Duration = Duration::from_secs(3);
+/// While nothing arrives at all, a packet is kept for so long, as a connection is: TCP sends it again by itself more and
+/// more rarely, and would wait for seconds after an outage.
+const OUTAGE: Duration = Duration::from_secs(60);
+/// The most that is added to how long packets are kept because some were asked for too late.
+const OVERTAKEN: Duration = Duration::from_millis(375);
 /// Where nothing new was acknowledged for so long, and for two round trips, and what is acknowledged then leaves out as
 /// much time, there was a silence: what was sent in it may be lost. Packets are numbered long before they leave a slow
 /// link, and acknowledgements are as far apart there as packets.
@@ -60,6 +66,9 @@ const COPIES: u8 = 3;
 const LEAST_REPEATED: usize = 64;
 /// Numbers that are looked at in one round trip: twice as many as an honest receiver misses at once.
 const LOOKS: usize = 2 * 4096;
+/// The most paths before the present one whose packets are told apart: a network that comes and goes has several begin
+/// before anything arrives.
+const MOST_PATHS: usize = 16;
 /// Bytes that QUIC puts around a datagram, rounded up.
 const AROUND: usize = 48;
 /// The size of a packet that was asked for and is not in the ring any more, in bytes.
@@ -123,34 +132,68 @@ struct Allowance {
 }
 
 impl Sent {
-    /// Whether it is worth to be sent again unasked.
+    /// Whether it is sent again first.
     fn is_small(&self) -> bool {
-        self.kind != Kind::BareAck && self.datagram.len() <= HEADER + SMALL
+        self.datagram.len() <= HEADER + SMALL
+    }
+
+    /// Whether anybody has a use for it still after its path died or was silent.
+    fn is_of_use(&self, now: Instant) -> bool {
+        match self.kind {
+            Kind::Stream => true,
+            Kind::Datagram => now.saturating_duration_since(self.at) < LONGEST,
+            Kind::BareAck => false,
+        }
     }
 }
 
-/// What is known to have arrived. Acknowledgements of what was sent over the present path say nothing of the one before.
+/// What is known to have arrived. Acknowledgements of what was sent over the present path say nothing of the ones before.
 #[derive(Debug, Default)]
 struct Proof {
     /// When the newest packet that was acknowledged was sent.
     newest: Option<Instant>,
-    /// The same when the present path began, or was silent last.
-    before: Option<Instant>,
-    /// When that was. What was sent before is proven by `before` alone.
-    began: Option<Instant>,
+    /// Paths that came before the present one, or that were silent: when the next one began, and `newest` of then. What
+    /// was sent before the first is proven by it alone, and so forth.
+    earlier: VecDeque<(Instant, Option<Instant>)>,
     /// When something new was acknowledged last.
     at: Option<Instant>,
+    /// When that was for the first time after a silence.
+    again: Option<Instant>,
 }
 
 impl Proof {
+    /// When the present path began.
+    fn began(&self) -> Option<Instant> {
+        Some(self.earlier.back()?.0)
+    }
+
+    /// The next path begins, or has been silent until now: packets that were sent until `began` are proven by `newest`.
+    fn begin(&mut self, began: Instant, newest: Option<Instant>) {
+        if self.earlier.len() == MOST_PATHS {
+            self.earlier.pop_front();
+        }
+        self.earlier.push_back((began, newest));
+    }
+
     /// When the newest packet that went the same way as one sent at `at`, and arrived, was sent.
     fn of(&self, at: Instant) -> Option<Instant> {
-        if Some(at) <= self.began { self.before } else { self.newest }
+        let earlier = self.earlier.iter().find(|(next, _)| at <= *next);
+        earlier.map_or(self.newest, |(_, newest)| *newest)
     }
 
     /// Whether a packet sent at `at` may be lost with its path.
     fn leaves_open(&self, at: Instant, rtt: Duration) -> bool {
         self.of(at).is_none_or(|newest| at + rtt / 2 + KEPT_UNASKED >= newest)
+    }
+
+    /// Until when a packet sent at `at` is kept at most.
+    fn end(&self, at: Instant) -> Instant {
+        let outage = at + OUTAGE;
+        if self.newest < Some(at) {
+            outage
+        } else {
+            outage.min(self.again.max(Some(at)).unwrap_or(at) + LONGEST)
+        }
     }
 }
 
@@ -242,17 +285,22 @@ impl Sender {
     ) -> bool {
         let limit = SILENCE.max(2 * rtt);
         let proof = &mut self.proof;
-        if proof.began < began {
-            (proof.before, proof.began) = (proof.newest, began);
+        if let Some(began) = began
+            && proof.began() < Some(began)
+        {
+            proof.begin(began, proof.newest);
             self.overtaken = Duration::ZERO;
         }
         if newest <= proof.newest {
             return false;
         }
-        let known = proof.newest.max(proof.began);
+        let known = proof.newest.max(proof.began());
         let before = std::mem::replace(&mut proof.newest, newest);
         let at = proof.at.replace(now);
         let is_late = at.is_some_and(|at| now.saturating_duration_since(at) > limit);
+        if is_late {
+            proof.again = Some(now);
+        }
         let unproven = self.ring.partition_point(|sent| Some(sent.at) <= known);
         let was_silent = self
             .ring
@@ -261,7 +309,7 @@ impl Sender {
             .is_some_and(|(sent, newest)| newest.saturating_duration_since(sent.at) > limit)
             && is_late;
         if was_silent {
-            (proof.before, proof.began) = (before, newest);
+            newest.into_iter().for_each(|newest| proof.begin(newest, before));
         }
         was_silent
     }
@@ -280,11 +328,15 @@ impl Sender {
         };
         while let Some(oldest) = self.ring.front()
             && (self.bytes > MEMORY
-                || now.saturating_duration_since(oldest.at) >= LONGEST
+                || now >= self.proof.end(oldest.at)
                 || self.proof.of(oldest.at).is_some_and(|newest| oldest.at + margin < newest))
         {
             self.bytes -= oldest.datagram.len() + OVERHEAD;
             self.ring.pop_front();
+        }
+        let oldest = self.ring.front().map(|oldest| oldest.at);
+        while self.proof.earlier.len() > 1 && oldest.is_none_or(|at| self.proof.earlier[0].0 < at) {
+            self.proof.earlier.pop_front();
         }
         if self.ring.is_empty() {
             (self.ring, self.chunks) = (VecDeque::new(), Chunks::new(CHUNK, CHUNKS));
@@ -318,7 +370,7 @@ impl Sender {
             let end = (first + u64::from(range.count)).min(self.next);
             if range.attempt == 1 && first < oldest.min(end) {
                 // Kept for too short a time.
-                self.overtaken = KEPT_LONGER.max(self.overtaken * 2).min(LONGEST / 8);
+                self.overtaken = KEPT_LONGER.max(self.overtaken * 2).min(OVERTAKEN);
                 self.missed += (end.min(oldest) - first) * FORGOTTEN;
             }
             for number in first.max(oldest)..end {
@@ -385,7 +437,7 @@ impl Sender {
                 self.allowance.looks -= 1;
                 let sent = &mut self.ring[(number - oldest) as usize];
                 let was_repeated = sent.repeated.is_some_and(|at| at >= since);
-                if sent.waits || sent.at > since || was_repeated || sent.kind == Kind::BareAck {
+                if sent.waits || sent.at > since || was_repeated || !sent.is_of_use(moment.now) {
                     continue;
                 }
                 // We ask in measure ourselves; the other side may not.
@@ -397,8 +449,8 @@ impl Sender {
                 }
                 sent.waits = true;
                 self.resumed += 1;
-                let is_small = sent.datagram.len() <= HEADER + SMALL;
-                if is_small { &mut self.wanted } else { &mut self.bulk }.push_back((number, 1));
+                if sent.is_small() { &mut self.wanted } else { &mut self.bulk }
+                    .push_back((number, 1));
             }
         }
         self.is_wanted()
@@ -410,12 +462,13 @@ impl Sender {
         let oldest = self.oldest();
         let newest_first = self.ring.iter_mut().enumerate().rev();
         // What was sent again over the present path may be under way.
-        let is_on_its_way = |at: Instant| Some(at) > self.proof.began && now < at + rtt;
+        let is_on_its_way = |at: Instant| Some(at) > self.proof.began() && now < at + rtt;
         let small = newest_first.filter(|(_, sent)| {
             // One with a copy probably arrived.
             !sent.waits
                 && !sent.has_copy
                 && sent.is_small()
+                && sent.is_of_use(now)
                 && self.proof.leaves_open(sent.at, rtt)
                 && !sent.repeated.is_some_and(is_on_its_way)
         });
@@ -432,7 +485,7 @@ impl Sender {
     /// The path is late: offers small packets that may be lost with it to `copy`, each once. Returns how many it took.
     pub(crate) fn copy(
         &mut self,
-        Moment { rtt, .. }: Moment,
+        Moment { now, rtt }: Moment,
         mut copy: impl FnMut(&Bytes) -> bool,
     ) -> u64 {
         let offered = self.offered.saturating_sub(self.oldest()) as usize;
@@ -440,7 +493,9 @@ impl Sender {
         let proof = &self.proof;
         let newest_first = self.ring.iter_mut().skip(offered).rev();
         let small = newest_first
-            .filter(|sent| sent.is_small() && proof.leaves_open(sent.at, rtt))
+            .filter(|sent| {
+                sent.is_small() && sent.is_of_use(now) && proof.leaves_open(sent.at, rtt)
+            })
             .take(MOST_SMALL);
         // The newest of them, in their order.
         let small: Vec<_> = small.collect();
@@ -508,9 +563,10 @@ impl Sender {
         Some(last.map_or_else(|| encode_next(self.next), |last| last.datagram.clone()))
     }
 
-    /// When the ring is emptied if nothing more is sent.
+    /// When the ring is emptied if nothing more is sent, or at least begins to be.
     fn end(&self) -> Option<Instant> {
-        Some(self.ring.back()?.at + LONGEST)
+        let (oldest, last) = (self.ring.front()?.at, self.ring.back()?.at);
+        Some(self.proof.end(oldest).max(last + LONGEST))
     }
 
     /// When [`Self::tail`] has something to do.

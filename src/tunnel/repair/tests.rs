@@ -728,6 +728,39 @@ fn what_was_just_sent_again_is_not_sent_a_third_time_over_the_same_path() {
     assert_eq!(repeated(&mut sender, 330), 1, "over another path");
 }
 
+/// All networks are silent for 20 s; meanwhile links come and go, and paths begin over which nothing arrives.
+#[test]
+fn what_a_long_outage_took_is_sent_again_when_it_ends_but_for_old_datagrams() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
+    let at = |at: u32| Some(start + at * MS);
+    let send = |sender: &mut Sender, port, number, now| {
+        sender.number(&[packet(port, number, 80)], moment(now), &mut Vec::new());
+    };
+    let _ = sender.acknowledged(None, at(0), moment(0));
+    send(&mut sender, 0, 0, 100);
+    let _ = sender.acknowledged(at(100), at(0), moment(140));
+    for (number, now) in [(1, 200), (2, 600), (3, 1400), (4, 3000), (5, 6200), (6, 12_600)] {
+        send(&mut sender, 0, number, now);
+        send(&mut sender, DATAGRAMS, number, now);
+        let _ = sender.acknowledged(at(100), at(now + 50), moment(now + 50));
+    }
+    send(&mut sender, 0, 7, 20_000);
+    send(&mut sender, DATAGRAMS, 7, 20_000);
+    let _ = sender.acknowledged(at(20_000), at(19_950), moment(20_040));
+    let resume = Resume::encode(Exchange { id: 1, is_answer: true }, 1, []);
+    let Ok(Datagram::Resume(resume)) = Datagram::decode(resume) else { panic!() };
+    assert!(sender.resumed(&resume, start + 19_950 * MS, moment(20_050)));
+    let mut repeated: Vec<_> =
+        std::iter::from_fn(|| sender.repeat(usize::MAX, moment(20_050).now)).collect();
+    repeated.dedup();
+    assert_eq!(repeated.len(), 6, "the six of the connection");
+    send(&mut sender, 0, 8, 20_500);
+    let _ = sender.acknowledged(at(20_500), at(19_950), moment(20_540));
+    send(&mut sender, 0, 9, 80_000);
+    assert!(sender.kept() < 3 * 256, "old paths are forgotten: {}", sender.kept());
+}
+
 #[test]
 fn what_the_standby_did_not_take_is_sent_again_after_a_switch() {
     let (start, mut sender) = (Instant::now(), Sender::default());
