@@ -19,6 +19,7 @@ pub(crate) mod flow;
 pub(crate) mod ingress;
 pub(crate) mod inside;
 pub(crate) mod merge;
+pub(crate) mod pool;
 pub(crate) mod pump;
 pub(crate) mod queue;
 pub(crate) mod repair;

@@ -26,8 +26,9 @@ use crate::{
         counters::{Counters, DropReason},
         device::PacketSink,
         egress::{self, Verdict},
+        pool::{Pool, Share},
         pump,
-        queue::{Pool, Queue},
+        queue::Queue,
     },
     wire::{foreign::Foreign, packet::Packet},
 };
@@ -49,13 +50,24 @@ const SILENT: usize = 8;
 /// receive buffer of 64 KB in memory while a slow peer does not take it.
 const SMALL: usize = 512;
 
+/// Maximum memory in bytes for what is kept for the repairs of all sessions together, in both directions: as much as
+/// sixteen sessions take at most, and some thousand ordinary ones.
+const REPAIRS: usize = 256 << 20;
+
+/// Memory that all peers share.
+#[derive(Clone, Debug)]
+struct Memory {
+    queues: Arc<Pool>,
+    repairs: Arc<Pool>,
+}
+
 /// All peers, by key and by inner address.
 #[derive(Debug)]
 pub struct Peers {
     by_key: HashMap<PublicKey, Arc<Peer>>,
     by_address: JointPrefixMap<IpNet, Arc<Peer>>,
     in_order: Vec<Arc<Peer>>,
-    queues: Arc<Pool>,
+    memory: Memory,
 }
 
 /// One peer. Addresses, queue and counters outlive its connections.
@@ -71,6 +83,8 @@ pub struct Peer {
     sender: usize,
     /// Packets that wait to be sent to it.
     pub queue: Queue,
+    /// The memory for its repairs.
+    repairs: Arc<Pool>,
     /// Counters of its datapath, as seen from the server.
     pub counters: Counters,
     /// Its probe connections.
@@ -116,11 +130,11 @@ impl Peers {
     /// The peers of a checked configuration, in which names, keys and addresses are unique.
     #[must_use]
     pub fn new(configured: &[config::Peer]) -> Self {
-        let queues = Pool::new(QUEUES);
+        let memory = Memory { queues: Pool::new(QUEUES), repairs: Pool::new(REPAIRS) };
         let peers = (HERE + 1..).zip(configured);
         Self::of(
-            peers.map(|(sender, peer)| Peer::new(peer, sender, &queues).into()).collect(),
-            queues,
+            peers.map(|(sender, peer)| Peer::new(peer, sender, &memory).into()).collect(),
+            memory,
         )
     }
 
@@ -134,12 +148,12 @@ impl Peers {
         };
         let free = 1 + self.iter().map(|peer| peer.sender).max().unwrap_or(HERE);
         let renewed = (free..).zip(configured).map(|(sender, peer)| {
-            kept(peer).unwrap_or_else(|| Peer::new(peer, sender, &self.queues).into())
+            kept(peer).unwrap_or_else(|| Peer::new(peer, sender, &self.memory).into())
         });
-        Self::of(renewed.collect(), self.queues.clone())
+        Self::of(renewed.collect(), self.memory.clone())
     }
 
-    fn of(in_order: Vec<Arc<Peer>>, queues: Arc<Pool>) -> Self {
+    fn of(in_order: Vec<Arc<Peer>>, memory: Memory) -> Self {
         let by_key = in_order.iter().map(|peer| (peer.key, peer.clone())).collect();
         let mut by_address = JointPrefixMap::default();
         for peer in &in_order {
@@ -147,7 +161,7 @@ impl Peers {
                 by_address.insert(IpNet::from(*address), peer.clone());
             }
         }
-        Self { by_key, by_address, in_order, queues }
+        Self { by_key, by_address, in_order, memory }
     }
 
     /// The peer with this key.
@@ -222,18 +236,24 @@ impl Peers {
 }
 
 impl Peer {
-    fn new(configured: &config::Peer, sender: usize, queues: &Arc<Pool>) -> Self {
+    fn new(configured: &config::Peer, sender: usize, memory: &Memory) -> Self {
         Self {
             name: configured.name.clone(),
             key: configured.public_key,
             addresses: configured.addresses.clone(),
             sender,
-            queue: Queue::sharing(queues.clone(), QUEUE),
+            queue: Queue::sharing(memory.queues.clone(), QUEUE),
+            repairs: memory.repairs.clone(),
             counters: Counters::default(),
             probes: BoundedConnections::new(PROBES),
             silent: BoundedConnections::new(SILENT),
             place: Mutex::default(),
         }
+    }
+
+    /// A part of the memory for repairs.
+    pub(super) fn repair_memory(&self) -> Share {
+        Share::of(self.repairs.clone())
     }
 
     /// Whether the process `instance` may have the session. If not, a newer machine with the same key has it,

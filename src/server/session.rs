@@ -67,7 +67,8 @@ impl Server {
     ) {
         let terms =
             pump::Terms { unchecked: hello.unchecked, repair: hello.repair, copies: hello.copies };
-        let session = Arc::new(pump::Session::new(terms, congestion));
+        let share = || peer.repair_memory();
+        let session = Arc::new(pump::Session::sharing(share, terms, congestion));
         let datapath = session.clone();
         let claim = PeerSession {
             connection: connection.clone(),

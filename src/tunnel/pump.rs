@@ -22,6 +22,7 @@ pub(crate) use self::{
 };
 use super::{
     acks::Thinning,
+    pool::Share,
     repair::{Exchanges, Moment, Receiver, Sender},
 };
 use crate::{
@@ -68,9 +69,19 @@ pub(crate) struct Terms {
 impl Session {
     /// A session on these terms. `congestion` observes its connection.
     pub(crate) fn new(terms: Terms, congestion: &CongestionHandle) -> Self {
+        Self::sharing(Share::default, terms, congestion)
+    }
+
+    /// The same where `share` gives what is kept for repairs a part of the memory of all sessions.
+    pub(crate) fn sharing(
+        share: impl Fn() -> Share,
+        terms: Terms,
+        congestion: &CongestionHandle,
+    ) -> Self {
         let Terms { unchecked, repair, copies } = terms;
         congestion.trust_requests(repair);
-        Self { unchecked, repair: repair.then(|| Repair::new(congestion.clone(), copies)) }
+        let repair = repair.then(|| Repair::new(share, congestion.clone(), copies));
+        Self { unchecked, repair }
     }
 
     fn standby(&self) -> Option<&Standby> {
@@ -134,10 +145,10 @@ impl Session {
 }
 
 impl Repair {
-    fn new(congestion: CongestionHandle, copies: bool) -> Self {
+    fn new(share: impl Fn() -> Share, congestion: CongestionHandle, copies: bool) -> Self {
         Self {
-            sender: Mutex::default(),
-            receiver: Mutex::default(),
+            sender: Sender::sharing(share()).into(),
+            receiver: Receiver::sharing(share()).into(),
             exchanges: Mutex::default(),
             wanted: Notify::default(),
             thinning: Mutex::default(),

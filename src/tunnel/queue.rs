@@ -12,7 +12,6 @@
 mod codel;
 mod fair;
 mod list;
-mod pool;
 mod senders;
 mod sizes;
 
@@ -28,13 +27,14 @@ use tokio::sync::Notify;
 use self::{
     codel::Tolerance,
     fair::{OVERHEAD, is_stale},
-    pool::Share,
     senders::Senders,
 };
-use super::flow::{self, Classifier};
+use super::{
+    flow::{self, Classifier},
+    pool::{Pool, Share},
+};
 use crate::{clock, wire::packet::Packet};
 pub(crate) use fair::Dropped;
-pub(crate) use pool::Pool;
 
 /// Packets that may wait without being copied: a few batches. A longer queue does not flow freely.
 const UNCOPIED: usize = 256;

@@ -16,16 +16,19 @@ use std::{
 use bytes::Bytes;
 
 use super::{Moment, gaps::Gaps};
-use crate::wire::{
-    numbered::{Exchange, MAX_RANGES, Missing, Numbered, Range, Resume, Short},
-    packet::Packet,
+use crate::{
+    tunnel::pool::Share,
+    wire::{
+        numbered::{Exchange, MAX_RANGES, Missing, Numbered, Range, Resume, Short},
+        packet::Packet,
+    },
 };
 
 /// Numbers that are missing at once.
 const MOST_MISSING: u64 = 4096;
 /// Ranges of numbers that were given up and may still come.
 const MOST_GIVEN_UP: usize = 1024;
-/// Bytes of memory that held packets may take.
+/// Bytes of memory that held packets may take, if they share none with others.
 pub(crate) const MEMORY: usize = 8 << 20;
 /// Bytes of memory that a held packet takes beside its own.
 const OVERHEAD: usize = 160;
@@ -83,6 +86,7 @@ pub struct Receiver {
     held: BTreeMap<u64, Held>,
     held_numbers: BTreeSet<u64>,
     held_bytes: usize,
+    share: Share,
     timing: Timing,
     /// No later than the moment at which a packet is to be asked for, or given up.
     deadline: Option<Instant>,
@@ -120,6 +124,11 @@ impl Held {
 }
 
 impl Receiver {
+    /// One that holds packets in a part of a pool's memory only.
+    pub(crate) fn sharing(share: Share) -> Self {
+        Self { share, ..Self::default() }
+    }
+
     /// Takes a packet; `batch` gets what can be delivered now.
     pub fn receive(&mut self, numbered: Numbered, moment: Moment, batch: &mut Vec<Packet>) {
         let Numbered { number, back, packet } = numbered;
@@ -320,7 +329,8 @@ impl Receiver {
     }
 
     fn hold(&mut self, before: u64, held: Held, now: Instant, batch: &mut Vec<Packet>) {
-        while self.held_bytes + held.cost() > MEMORY
+        let memory = MEMORY.min(self.share.limit(false));
+        while self.held_bytes + held.cost() > memory
             && let Some((first, end)) = self.missing.remove_first(1)
         {
             self.give_up(first, end, now, batch);
@@ -329,6 +339,7 @@ impl Receiver {
             && let Entry::Vacant(place) = self.held.entry(before)
         {
             self.held_bytes += held.cost();
+            self.share.take(self.held_bytes);
             self.held_numbers.insert(held.number);
             place.insert(held);
         } else {
@@ -341,6 +352,7 @@ impl Receiver {
     fn release(&mut self, mut number: u64, batch: &mut Vec<Packet>) {
         while let Some(held) = self.held.remove(&number) {
             self.held_bytes -= held.cost();
+            self.share.take(self.held_bytes);
             self.held_numbers.remove(&held.number);
             number = held.number;
             batch.push(held.packet);

@@ -13,6 +13,7 @@ use crate::{
     tunnel::{
         chunks::Chunks,
         flow::{self, Classifier, Kind, SMALL},
+        pool::Share,
     },
     wire::{
         numbered::{HEADER, Missing, Numbered, Resume, encode_next},
@@ -20,7 +21,7 @@ use crate::{
     },
 };
 
-/// Bytes of memory that the ring may take.
+/// Bytes of memory that the ring may take, if it shares none with others.
 const MEMORY: usize = 8 << 20;
 /// Bytes of memory that a packet in the ring takes beside its own.
 const OVERHEAD: usize = size_of::<Sent>();
@@ -86,6 +87,7 @@ pub struct Sender {
     /// What was sent last, in the order of its numbers.
     ring: VecDeque<Sent>,
     bytes: usize,
+    share: Share,
     chunks: Chunks,
     /// Numbers that were asked for, and how many copies of each.
     wanted: VecDeque<(u64, u8)>,
@@ -215,6 +217,7 @@ impl Default for Sender {
             last: vec![0; BUCKETS].into(),
             ring: VecDeque::new(),
             bytes: 0,
+            share: Share::default(),
             chunks: Chunks::new(CHUNK, CHUNKS),
             wanted: VecDeque::new(),
             bulk: VecDeque::new(),
@@ -231,6 +234,11 @@ impl Default for Sender {
 }
 
 impl Sender {
+    /// One whose ring has a part of a pool's memory only.
+    pub(crate) fn sharing(share: Share) -> Self {
+        Self { share, ..Self::default() }
+    }
+
     /// Numbers the packets of `batch`: `datagrams` gets their datagrams, in order.
     pub fn number(&mut self, batch: &[Packet], moment: Moment, datagrams: &mut Vec<Bytes>) {
         let Moment { now, .. } = moment;
@@ -326,14 +334,16 @@ impl Sender {
             true => KEPT_ROUND_TRIPS * rtt + KEPT_LONGER + 2 * self.overtaken,
             false => rtt / 2 + KEPT_UNASKED,
         };
+        let memory = MEMORY.min(self.share.limit(false));
         while let Some(oldest) = self.ring.front()
-            && (self.bytes > MEMORY
+            && (self.bytes > memory
                 || now >= self.proof.end(oldest.at)
                 || self.proof.of(oldest.at).is_some_and(|newest| oldest.at + margin < newest))
         {
             self.bytes -= oldest.datagram.len() + OVERHEAD;
             self.ring.pop_front();
         }
+        self.share.take(self.bytes);
         let oldest = self.ring.front().map(|oldest| oldest.at);
         while self.proof.earlier.len() > 1 && oldest.is_none_or(|at| self.proof.earlier[0].0 < at) {
             self.proof.earlier.pop_front();

@@ -10,7 +10,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    tunnel::flow::tests::of_flow,
+    tunnel::{
+        flow::tests::of_flow,
+        pool::{Pool, Share},
+    },
     wire::{
         datagram::Datagram,
         numbered::{Exchange, Missing, Numbered, Range, Resume, Short},
@@ -726,6 +729,33 @@ fn what_was_just_sent_again_is_not_sent_a_third_time_over_the_same_path() {
     assert_eq!(repeated(&mut sender, 320), 0);
     let _ = sender.acknowledged(None, began(330), moment(330));
     assert_eq!(repeated(&mut sender, 330), 1, "over another path");
+}
+
+#[test]
+fn sessions_that_share_memory_keep_less_the_more_they_are() {
+    let pool = Pool::new(4 << 20);
+    let (now, rtt) = (Instant::now(), 40 * MS);
+    let mut senders: Vec<_> = (0..8).map(|_| Sender::sharing(Share::of(pool.clone()))).collect();
+    let batch: Vec<_> = (0..64).map(|number| packet(0, number, 1400)).collect();
+    for _ in 0..100 {
+        for sender in &mut senders {
+            sender.number(&batch, Moment { now, rtt }, &mut Vec::new());
+        }
+    }
+    let kept: Vec<_> = senders.iter().map(Sender::kept).collect();
+    assert!(kept.iter().sum::<usize>() <= 4 << 20, "{kept:?}");
+    let fair = (4 << 20) / 9;
+    assert!(kept.iter().all(|kept| (fair / 2..2 * fair).contains(kept)), "{kept:?}");
+    drop(senders);
+
+    let mut receiver = Receiver::sharing(Share::of(pool));
+    let mut batch = Vec::new();
+    for number in (1..4000).step_by(2) {
+        let numbered = Numbered { number: Short::of(number), back: 1, packet: packet(0, 0, 1400) };
+        receiver.receive(numbered, Moment { now, rtt }, &mut batch);
+    }
+    assert!(receiver.kept() <= 2 << 20, "{}", receiver.kept());
+    assert!(!batch.is_empty(), "what is not held is delivered");
 }
 
 /// All networks are silent for 20 s; meanwhile links come and go, and paths begin over which nothing arrives.

@@ -1,5 +1,5 @@
-//! Memory that the queues of a server share, so that no client can fill it through the queues of
-//! others.
+//! Memory that the queues of a server share, and memory that what it keeps for repairs shares, so that no client can fill
+//! it through the queues of others, and all clients together take no more than that.
 //!
 //! A queue may take a fraction of the memory that all others leave free: one half if it flows, one eighth if
 //! it is held. Some memory is therefore always left, and a queue must give up part of its own as soon as
@@ -36,28 +36,28 @@ impl Pool {
     }
 }
 
-/// The memory that one queue takes from a pool; returned on drop.
+/// The memory that one queue, or what is kept for the repairs of one session, takes from a pool; returned on drop.
 #[derive(Debug, Default)]
-pub(super) struct Share {
-    /// `None` if the queue's own capacity is the only limit.
+pub(crate) struct Share {
+    /// `None` if its own capacity is the only limit.
     pool: Option<Arc<Pool>>,
     taken: usize,
 }
 
 impl Share {
-    pub(super) fn of(pool: Arc<Pool>) -> Self {
+    pub(crate) fn of(pool: Arc<Pool>) -> Self {
         Self { pool: Some(pool), taken: 0 }
     }
 
     /// The bytes that the queue may take.
-    pub(super) fn limit(&self, held: bool) -> usize {
+    pub(crate) fn limit(&self, held: bool) -> usize {
         self.pool.as_ref().map_or(usize::MAX, |pool| {
             limit(pool.all, pool.taken.load(Relaxed).saturating_sub(self.taken), held)
         })
     }
 
     /// Sets the bytes that the queue takes.
-    pub(super) fn take(&mut self, bytes: usize) {
+    pub(crate) fn take(&mut self, bytes: usize) {
         let before = std::mem::replace(&mut self.taken, bytes);
         if let Some(pool) = &self.pool
             && bytes != before
