@@ -328,8 +328,8 @@ pub enum LogFormat {
 pub struct ServerConfig {
     /// This host's key, from `private-key-file`.
     pub private_key: PrivateKey,
-    /// Where clients are awaited (UDP).
-    pub listen: SocketAddr,
+    /// Where clients are awaited (UDP); one address at least.
+    pub listen: Vec<SocketAddr>,
     /// Where clients are awaited whose networks let no UDP out (TCP), if anywhere.
     pub listen_tcp: Option<SocketAddr>,
     /// The TUN device.
@@ -369,7 +369,7 @@ impl ServerConfig {
     pub fn reloaded(&self, new: Self) -> Self {
         Self {
             private_key: self.private_key.clone(),
-            listen: self.listen,
+            listen: self.listen.clone(),
             listen_tcp: self.listen_tcp,
             tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
             peers: new.peers,

@@ -1,4 +1,4 @@
-//! The server: one socket, one TUN device, and a session for each peer.
+//! The server: one socket of one or several ports, one TUN device, and a session for each peer.
 //!
 //! ```text
 //!  TUN ─▶ Peers::route ─▶ the peer's queue ─▶ pump::uplink ─▶ its connection
@@ -82,7 +82,6 @@ pub(crate) struct Server {
     interface: String,
     /// What the kernel refuses to the interface.
     left_out: watch::Receiver<Vec<LeftOut>>,
-    listen: std::net::SocketAddr,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
     visitors: Visitors,
@@ -95,13 +94,16 @@ pub(crate) struct Server {
 pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
     let stop = signals::stop()?;
     let monitor = Monitor::open().context("cannot hear of network changes")?;
-    let (tun, listen) = (&config.tun, config.listen);
+    let tun = &config.tun;
     let TunDevice { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     interface.set(tun.mtu, &tun.addresses, &[]).await?;
     let (index, left_out) = (interface.index(), interface.left_out());
-    let udp = UdpSocket::bind(listen, None, config.quic.dscp, None)
-        .with_context(|| format!("cannot listen on {listen}"))?;
+    let mut udp: Vec<Arc<dyn AsyncUdpSocket>> = Vec::new();
+    for listen in &config.listen {
+        let socket = UdpSocket::bind(*listen, None, config.quic.dscp, None);
+        udp.push(socket.with_context(|| format!("cannot listen on {listen}"))?);
+    }
     let port = config.listen_tcp.map(|listen| {
         Port::bind(listen, config.quic.dscp)
             .with_context(|| format!("cannot listen on {listen} (TCP)"))
@@ -132,14 +134,16 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     } else {
         nat.remove().await;
     }
+    let (first, further) = server.socket.addresses();
+    let listen = further.fold(first.to_string(), |listed, next| format!("{listed}, {next}"));
     info!(
-        listen = %server.listen,
+        %listen,
         interface = server.interface,
         peers = server.configured.borrow().peers.iter().count(),
         %key,
         "listening"
     );
-    systemd::ready(&format!("listening on {}", server.listen));
+    systemd::ready(&format!("listening on {listen}"));
     // It outlives the connections, whose goodbyes go through it.
     let _port = port.map(|port| tcp::spawn(&server, port));
     let heart = Heart::default();
@@ -180,7 +184,7 @@ async fn beat(heart: &Heart, endpoint: &Endpoint) -> Infallible {
 impl Server {
     pub(crate) fn new(
         config: ServerConfig,
-        udp: Arc<dyn AsyncUdpSocket>,
+        udp: Vec<Arc<dyn AsyncUdpSocket>>,
         device: Box<dyn PacketSink>,
         left_out: watch::Receiver<Vec<LeftOut>>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
@@ -207,7 +211,6 @@ impl Server {
             tun: device,
             interface,
             left_out,
-            listen: endpoint.local_addr()?,
             socket,
             handshakes: HandshakeLimiter::default(),
             visitors: Visitors::default(),

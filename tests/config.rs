@@ -194,7 +194,8 @@ fn a_clients_values_arrive_where_they_are_used() {
 #[test]
 fn a_servers_values_arrive_where_they_are_used() {
     let server = server("tests/data/valid/server-full.toml");
-    assert_eq!(server.listen.to_string(), "0.0.0.0:443");
+    let listen: Vec<_> = server.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["0.0.0.0:4433", "0.0.0.0:443"]);
     assert_eq!(server.tun.addresses[1].to_string(), "fd66::1/64");
     assert_eq!(server.tun.routes[0].to_string(), "10.0.0.0/8");
     assert_eq!(server.peers[1].name, "Zoë's phone");

@@ -93,6 +93,20 @@ fn a_new_peer_gets_free_addresses_and_a_configuration_that_works() {
 }
 
 #[test]
+fn an_endpoint_without_a_port_is_at_all_ports_of_the_server() {
+    let directory = directory();
+    let listen = "listen = [\"[::]:4433\", \"[::]:443\", \"192.0.2.1:443\"]";
+    write(&directory, "home.toml", &SERVER.replace("listen = \"[::]:443\"", listen), 0o640);
+    let address = |endpoint| {
+        let add = ["add", endpoint, "-s", "home.toml", "-e", endpoint];
+        let text = String::from_utf8(peer(&directory, &add).stdout).unwrap();
+        text.lines().find_map(|line| line.strip_prefix("address = ")).unwrap().to_owned()
+    };
+    assert_eq!(address("vpn.example.net"), r#"["vpn.example.net:4433", "vpn.example.net:443"]"#);
+    assert_eq!(address("192.0.2.1:80"), r#"["192.0.2.1:80"]"#);
+}
+
+#[test]
 fn a_removed_peer_leaves_the_others_and_their_comments() {
     let directory = directory();
     let add = ["add", "laptop", "-s", "home.toml", "-e", "vpn.example.net"];

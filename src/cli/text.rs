@@ -151,7 +151,7 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
     writeln!(
         f,
         "server       listening on {}, up {}, {connected} of {} peers connected",
-        server.listen,
+        server.listening(),
         Span(server.uptime),
         server.peers.len()
     )?;

@@ -69,7 +69,7 @@ const KEYS: &[Key] = &[
     ),
     key("server.tcp-port", CLIENT, Kind::Number, "a TCP port from 1 to 65535"),
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
-    key("listen", SERVER, Kind::Text, r#"an IP address with a port, such as "[::]:4433""#),
+    key("listen", SERVER, Kind::List, r#"an IP address with a port, such as "[::]:4433""#),
     key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),
     key("tun", None, Kind::Table, "a table: [tun]"),
     key(

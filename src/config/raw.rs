@@ -61,7 +61,7 @@ pub(super) struct RawClient {
 pub(super) struct RawServer {
     pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
-    pub(super) listen: Option<SocketAddr>,
+    pub(super) listen: List<SocketAddr>,
     pub(super) listen_tcp: Option<SocketAddr>,
     pub(super) tun: Option<RawServerTun>,
     pub(super) quic: Option<RawQuic>,

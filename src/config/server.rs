@@ -1,6 +1,6 @@
 //! What a server's values mean.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -14,6 +14,8 @@ use super::{
 use crate::identity::PublicKey;
 
 const MAX_PEER_NAME: usize = 64;
+/// UDP sockets, each with kernel buffers of 8 MB in each direction.
+const MOST_PORTS: usize = 8;
 
 /// Fills in every default in `raw`.
 pub(super) fn build(
@@ -23,7 +25,7 @@ pub(super) fn build(
 ) -> Option<ServerConfig> {
     let private_key =
         check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
-    let listen = problems.require("listen", raw.listen);
+    let listen = listen(&raw.listen, problems);
     let mut taken = Taken {
         names: Unique::new(),
         keys: Unique::new(),
@@ -40,7 +42,7 @@ pub(super) fn build(
     let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     Some(ServerConfig {
         private_key: private_key?,
-        listen: listen?,
+        listen,
         listen_tcp: raw.listen_tcp,
         tun: tun?,
         peers,
@@ -48,6 +50,24 @@ pub(super) fn build(
         log: log?,
         metrics,
     })
+}
+
+/// The UDP ports; none if they have been reported.
+fn listen(raw: &List<SocketAddr>, problems: &mut Problems) -> Vec<SocketAddr> {
+    const LISTEN: &str = "listen";
+    problems.require_some(LISTEN, raw);
+    let listen = elements(LISTEN, raw);
+    let mut taken = Unique::new();
+    // Of port 0 the kernel makes another one each time.
+    for (key, address) in listen.iter().filter(|(_, address)| address.port() != 0) {
+        taken.claim(*address, key, problems);
+    }
+    if listen.len() > MOST_PORTS {
+        let count = listen.len();
+        let reason = format!("has {count} elements; it may have {MOST_PORTS}, each a socket");
+        problems.add(LISTEN, None, reason);
+    }
+    listen.into_iter().map(|(_, address)| address).collect()
 }
 
 /// What peers cannot have any more, and the networks that their addresses come from.

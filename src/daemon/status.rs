@@ -237,8 +237,11 @@ pub(crate) struct SwitchStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct ServerStatus {
-    /// The address that it listens on.
+    /// The address that it listens on, the first one if there are several.
     pub listen: SocketAddr,
+    /// The others.
+    #[serde(default)]
+    pub listen_also: Vec<SocketAddr>,
     /// The TUN device.
     pub interface: String,
     /// What the tunnel does without, since the kernel refuses it.
@@ -259,6 +262,18 @@ pub(crate) struct ServerStatus {
     /// The TCP port, if it has one.
     #[serde(default)]
     pub tcp: Option<TcpStatus>,
+}
+
+impl ServerStatus {
+    /// All addresses that it listens on.
+    pub(crate) fn listens_on(&self) -> impl Iterator<Item = SocketAddr> {
+        std::iter::once(self.listen).chain(self.listen_also.iter().copied())
+    }
+
+    /// The same for people.
+    pub(crate) fn listening(&self) -> String {
+        self.listens_on().map(|it| it.to_string()).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A server's TCP port.

@@ -1,15 +1,19 @@
-//! The server's socket, as quinn sees it.
+//! The server's socket, as quinn sees it: one or several bound ones, as `listen` says, and the clients over TCP.
 //!
 //! quinn keeps, for a connection's whole life, the local address at which its first datagram
 //! arrived, and sends from it. A client that moves to the other address family, or to another
 //! address of this server, would then be answered from an address it never spoke to, or not at all:
 //! the kernel refuses a source of the wrong family with EINVAL, and quinn gives up segmentation
-//! offload for everybody. Answers therefore leave from an address at which the client was heard
-//! lately.
+//! offload for everybody. Of the port at which it arrived quinn knows nothing. Answers therefore leave by a socket and
+//! from an address at which the client was heard lately.
 //!
-//! Anybody can forge a datagram in a client's name to another address of this server. The address of the
+//! Anybody can forge a datagram in a client's name to another address or port of this server. The address of the
 //! connection's first datagram is therefore preferred while the client is heard there, and after it the
-//! address that is known for the longest time.
+//! address and port that are known for the longest time.
+//!
+//! A client has a socket of its own for each path, and so a port of its own for each port of the server. Two clients
+//! behind one NAT that maps both to one port, since they speak to different ports of the server, are one client here: the
+//! later one is answered at the wrong port, and finds the server by another path.
 //!
 //! A dual-stack socket shows IPv4 clients as IPv4-mapped IPv6 addresses. Here they are IPv4, so that
 //! quinn knows a mere change of port (a NAT that rebinds) from a move, and keeps RTT and window.
@@ -27,9 +31,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -46,7 +50,7 @@ use crate::clock;
 /// Clients whose local addresses are kept. Beyond that, the least recently used client is answered
 /// from the address of its first datagram, or from one that the kernel picks.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
-/// Local addresses that are kept for each client.
+/// Local addresses and sockets that are kept for each client.
 const ADDRESSES: usize = 4;
 /// How long an address counts after the client was heard there: longer than the default keep-alive
 /// interval.
@@ -56,44 +60,78 @@ const RECEIVE_ERRORS: usize = 16;
 
 /// See the module's documentation.
 pub struct ServerSocket {
-    inner: Arc<dyn AsyncUdpSocket>,
-    is_ipv6: bool,
-    /// The local addresses at which each client was heard; `None` if this socket has one address
-    /// only.
+    /// One at least.
+    bound: Vec<Bound>,
+    /// Where each client was heard; `None` if this socket has one address only.
     heard_at: Option<Mutex<LruCache<SocketAddr, Heard>>>,
     /// Clients over TCP, if there can be any.
     streams: Option<Arc<Streams>>,
-    /// Whether the next receive begins with them.
-    streams_first: AtomicBool,
+    /// Counts receives; each begins with the next socket, the last one being that of clients over TCP.
+    turn: AtomicUsize,
     send_errors: AtomicU64,
     receive_errors: AtomicU64,
 }
 
-/// The local addresses at which a client was heard, with the last time, in the order in which they became
-/// known.
+/// A bound socket.
+#[derive(Debug)]
+struct Bound {
+    socket: Arc<dyn AsyncUdpSocket>,
+    local: SocketAddr,
+}
+
+impl Bound {
+    fn new(socket: Arc<dyn AsyncUdpSocket>) -> io::Result<Self> {
+        Ok(Self { local: socket.local_addr()?, socket })
+    }
+
+    /// Whether it can send to this address; `[::]` also sends to IPv4.
+    fn reaches(&self, ip: IpAddr) -> bool {
+        let is_dual = self.local.is_ipv6() && self.local.ip().is_unspecified();
+        is_dual || self.local.is_ipv4() == ip.is_ipv4()
+    }
+
+    /// An address in the form that the socket's family takes.
+    fn native(&self, ip: IpAddr) -> IpAddr {
+        match ip {
+            IpAddr::V4(v4) if self.local.is_ipv6() => v4.to_ipv6_mapped().into(),
+            IpAddr::V4(_) | IpAddr::V6(_) => ip,
+        }
+    }
+}
+
+/// Where a datagram arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Local {
+    /// The socket's place among those of the server.
+    place: usize,
+    /// This host's address, if the kernel tells.
+    ip: Option<IpAddr>,
+}
+
+/// Where a client was heard, with the last time, in the order in which the places became known.
 #[derive(Debug, Default)]
-struct Heard([Option<(IpAddr, Instant)>; ADDRESSES]);
+struct Heard([Option<(Local, Instant)>; ADDRESSES]);
 
 impl Heard {
-    fn note(&mut self, local: IpAddr, now: Instant) {
+    fn note(&mut self, local: Local, now: Instant) {
         let known = self.0.iter_mut().flatten().find(|(known, _)| *known == local);
         if let Some((_, at)) = known {
             *at = now;
             return;
         }
-        // The address that was not heard for the longest time is removed.
+        // The place that was not heard for the longest time is removed.
         let oldest = (0..ADDRESSES).min_by_key(|&place| self.0[place].map(|(_, at)| at));
         self.0[oldest.unwrap_or_default()..].rotate_left(1);
         self.0[ADDRESSES - 1] = Some((local, now));
     }
 
-    /// The source address for answers on a connection that began at `first`.
-    fn answer_from(&self, first: Option<IpAddr>, now: Instant) -> Option<IpAddr> {
+    /// Where answers on a connection that began at the address `first` leave from.
+    fn answer_from(&self, first: Option<IpAddr>, now: Instant) -> Option<Local> {
         let is_late = |at: Instant| now.saturating_duration_since(at) < LATELY;
         let mut lately = self.0.iter().flatten().filter(|(_, at)| is_late(*at));
         let senior = lately.clone().next();
         lately
-            .find(|(local, _)| Some(*local) == first)
+            .find(|(local, _)| local.ip == first)
             .or(senior)
             .or_else(|| self.0.iter().flatten().max_by_key(|(_, at)| *at))
             .map(|(local, _)| *local)
@@ -102,26 +140,31 @@ impl Heard {
 
 impl ServerSocket {
     /// Wraps a bound socket.
-    pub fn new(inner: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
-        Self::with_streams(inner, None)
+    pub fn new(socket: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
+        Self::with_streams(vec![socket], None)
     }
 
-    /// Wraps a bound socket. Clients of `streams` are clients of this socket, too.
+    /// Wraps bound sockets, one at least. Clients of `streams` are clients of this socket, too.
     pub(crate) fn with_streams(
-        inner: Arc<dyn AsyncUdpSocket>,
+        sockets: Vec<Arc<dyn AsyncUdpSocket>>,
         streams: Option<Arc<Streams>>,
     ) -> io::Result<Arc<Self>> {
-        let local = inner.local_addr()?;
-        let any = local.ip().is_unspecified();
+        let bound = sockets.into_iter().map(Bound::new).collect::<io::Result<Vec<_>>>()?;
+        let Some(first) = bound.first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let has_one_address = bound.len() == 1 && !first.local.ip().is_unspecified();
         Ok(Arc::new(Self {
-            inner,
-            is_ipv6: local.is_ipv6(),
-            heard_at: any.then(|| Mutex::new(LruCache::new(REMEMBERED))),
+            heard_at: (!has_one_address).then(|| Mutex::new(LruCache::new(REMEMBERED))),
+            bound,
             streams,
-            streams_first: AtomicBool::default(),
+            turn: AtomicUsize::default(),
             send_errors: AtomicU64::default(),
             receive_errors: AtomicU64::default(),
         }))
+    }
+
+    /// The addresses that it is bound to: the first one, and the others.
+    pub(crate) fn addresses(&self) -> (SocketAddr, impl Iterator<Item = SocketAddr>) {
+        (self.bound[0].local, self.bound.iter().skip(1).map(|bound| bound.local))
     }
 
     /// Sends that failed, other than by `EMSGSIZE` (a probe for a larger MTU).
@@ -166,17 +209,18 @@ impl ServerSocket {
         streams.map_or(Poll::Pending, |streams| streams.poll_recv(cx, bufs, meta).map(Ok))
     }
 
-    /// Receives from clients over UDP.
+    /// Receives from clients over UDP, by the socket at `place`.
     fn poll_udp(
         &self,
+        place: usize,
         cx: &mut Context,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         for _ in 0..RECEIVE_ERRORS {
-            match self.inner.poll_recv(cx, bufs, meta) {
+            match self.bound[place].socket.poll_recv(cx, bufs, meta) {
                 Poll::Ready(Ok(count)) => {
-                    self.remember(&mut meta[..count]);
+                    self.remember(place, &mut meta[..count]);
                     return Poll::Ready(Ok(count));
                 }
                 Poll::Ready(Err(_)) => self.receive_errors.fetch_add(1, Relaxed),
@@ -187,7 +231,7 @@ impl ServerSocket {
         Poll::Pending
     }
 
-    fn remember(&self, meta: &mut [RecvMeta]) {
+    fn remember(&self, place: usize, meta: &mut [RecvMeta]) {
         let mut heard_at = self
             .heard_at
             .as_ref()
@@ -202,35 +246,33 @@ impl ServerSocket {
                 self.receive_errors.fetch_add(1, Relaxed);
                 continue;
             }
-            if let (Some(heard_at), Some(local)) = (&mut heard_at, meta.dst_ip) {
+            if let Some(heard_at) = &mut heard_at {
+                let local = Local { place, ip: meta.dst_ip };
                 heard_at.get_or_insert_mut(meta.addr, Heard::default).note(local, now);
             }
         }
     }
 
-    /// The source address for answers to `destination`.
-    fn source(&self, destination: SocketAddr, first: Option<IpAddr>) -> Option<IpAddr> {
-        let heard_at = self.heard_at.as_ref()?;
+    /// The socket and the source address for answers to `destination`.
+    fn source(&self, destination: SocketAddr, first: Option<IpAddr>) -> (&Bound, Option<IpAddr>) {
+        let Some(heard_at) = &self.heard_at else { return (&self.bound[0], None) };
         let mut heard_at = heard_at.lock().unwrap_or_else(PoisonError::into_inner);
-        heard_at
-            .get(&destination)
-            .and_then(|heard| heard.answer_from(first, clock::now()))
-            .or(first)
-            .filter(|source| source.is_ipv4() == destination.is_ipv4())
-    }
-
-    /// An address in the form that the socket's family takes.
-    fn native(&self, ip: IpAddr) -> IpAddr {
-        match ip {
-            IpAddr::V4(v4) if self.is_ipv6 => v4.to_ipv6_mapped().into(),
-            IpAddr::V4(_) | IpAddr::V6(_) => ip,
-        }
+        let heard =
+            heard_at.get(&destination).and_then(|heard| heard.answer_from(first, clock::now()));
+        let place = heard.map_or_else(
+            || self.bound.iter().position(|it| it.reaches(destination.ip())).unwrap_or_default(),
+            |local| local.place,
+        );
+        let source = heard.and_then(|local| local.ip).or(first);
+        let source = source.filter(|source| source.is_ipv4() == destination.is_ipv4());
+        (&self.bound[place], source)
     }
 }
 
 impl AsyncUdpSocket for ServerSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(QuietPoller(self.inner.clone().create_io_poller()))
+        let pollers = self.bound.iter().map(|it| it.socket.clone().create_io_poller());
+        Box::pin(QuietPoller(pollers.collect()))
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
@@ -241,15 +283,15 @@ impl AsyncUdpSocket for ServerSocket {
             streams.send(transmit);
             return Ok(());
         }
-        let source = self.source(destination, src_ip);
+        let (bound, source) = self.source(destination, src_ip);
         let transmit = Transmit {
-            destination: SocketAddr::new(self.native(destination.ip()), destination.port()),
+            destination: SocketAddr::new(bound.native(destination.ip()), destination.port()),
             ecn,
             contents,
             segment_size,
-            src_ip: source.map(|source| self.native(source)),
+            src_ip: source.map(|source| bound.native(source)),
         };
-        match self.inner.try_send(&transmit) {
+        match bound.socket.try_send(&transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
             Err(error) if error.raw_os_error() != Some(Errno::EMSGSIZE as i32) => {
                 self.send_errors.fetch_add(1, Relaxed);
@@ -265,48 +307,55 @@ impl AsyncUdpSocket for ServerSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        // In turns, so that a busy one does not starve the other.
-        let streams_first = self.streams.is_some() && self.streams_first.fetch_not(Relaxed);
-        if streams_first && let Poll::Ready(received) = self.poll_streams(cx, bufs, meta) {
-            return Poll::Ready(received);
+        // In turns, so that a busy one does not starve the others.
+        let sources = self.bound.len() + usize::from(self.streams.is_some());
+        let turn = if sources > 1 { self.turn.fetch_add(1, Relaxed) } else { 0 };
+        for place in (0..sources).map(|next| turn.wrapping_add(next) % sources) {
+            let received = match place < self.bound.len() {
+                true => self.poll_udp(place, cx, bufs, meta),
+                false => self.poll_streams(cx, bufs, meta),
+            };
+            if received.is_ready() {
+                return received;
+            }
         }
-        let received = self.poll_udp(cx, bufs, meta);
-        if received.is_pending() && !streams_first {
-            return self.poll_streams(cx, bufs, meta);
-        }
-        received
+        Poll::Pending
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.inner.local_addr()
+        Ok(self.bound[0].local)
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
+        self.bound.iter().map(|it| it.socket.max_transmit_segments()).min().unwrap_or(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        self.bound.iter().map(|it| it.socket.max_receive_segments()).max().unwrap_or(1)
     }
 
     fn may_fragment(&self) -> bool {
-        self.inner.may_fragment()
+        self.bound.iter().any(|it| it.socket.may_fragment())
     }
 }
 
 impl fmt::Debug for ServerSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerSocket").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("ServerSocket").field("bound", &self.bound).finish_non_exhaustive()
     }
 }
 
-/// After an error the next send fails too and is counted.
+/// Waits until all sockets can send: quinn does not say to whom it wants to. After an error the next send fails too and
+/// is counted.
 #[derive(Debug)]
-struct QuietPoller(Pin<Box<dyn UdpPoller>>);
+struct QuietPoller(Vec<Pin<Box<dyn UdpPoller>>>);
 
 impl UdpPoller for QuietPoller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_writable(cx).map(|_| Ok(()))
+        for poller in &mut self.0 {
+            let _ = ready!(poller.as_mut().poll_writable(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -342,6 +391,10 @@ mod tests {
         fake.arrive(Ok((vec![1], from.parse().unwrap(), Some(at.parse().unwrap()))));
     }
 
+    fn at(local: &str) -> Local {
+        Local { place: 0, ip: Some(local.parse().unwrap()) }
+    }
+
     const FIRST: &str = "2001:db8::1";
     const SECOND: &str = "2001:db8::2";
     const FORGED: &str = "2001:db8::3";
@@ -353,10 +406,10 @@ mod tests {
         let mut clients = Heard::default();
         for (local, before) in heard {
             let now = start + Duration::from_secs(100 - before);
-            clients.note(local.parse().unwrap(), now);
+            clients.note(at(local), now);
         }
         let now = start + Duration::from_secs(100);
-        clients.answer_from(Some(FIRST.parse().unwrap()), now).unwrap()
+        clients.answer_from(Some(FIRST.parse().unwrap()), now).unwrap().ip.unwrap()
     }
 
     #[test]
@@ -386,13 +439,13 @@ mod tests {
         let mut heard = Heard::default();
         for second in 0..100 {
             let now = start + Duration::from_secs(second);
-            heard.note(FIRST.parse().unwrap(), now);
+            heard.note(at(FIRST), now);
             for forged in 10..13_u16 {
                 let forged =
                     std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, second as u16, forged);
-                heard.note(forged.into(), now);
+                heard.note(Local { place: 0, ip: Some(forged.into()) }, now);
             }
-            assert_eq!(heard.answer_from(None, now), Some(FIRST.parse().unwrap()));
+            assert_eq!(heard.answer_from(None, now), Some(at(FIRST)));
         }
     }
 
@@ -456,7 +509,7 @@ mod tests {
     #[test]
     fn a_datagram_that_claims_to_come_over_tcp_is_emptied() {
         let fake = FakeSocket::new("[::]:4433");
-        let socket = ServerSocket::with_streams(fake.clone(), Some(Streams::new())).unwrap();
+        let socket = ServerSocket::with_streams(vec![fake.clone()], Some(Streams::new())).unwrap();
         arrive(&fake, "[100::1]:1000", SECOND);
         let mut buffer = [0; 1500];
         let mut meta = [RecvMeta::default()];
@@ -470,7 +523,7 @@ mod tests {
     fn clients_over_tcp_and_over_udp_are_heard_in_turns() {
         let fake = FakeSocket::new("[::]:4433");
         let streams = Streams::new();
-        let socket = ServerSocket::with_streams(fake.clone(), Some(streams.clone())).unwrap();
+        let socket = ServerSocket::with_streams(vec![fake.clone()], Some(streams.clone())).unwrap();
         let attached = streams.attach("192.0.2.9:4000".parse().unwrap(), Arc::default());
         for _ in 0..4 {
             arrive(&fake, "[2001:db8::9]:1000", SECOND);
@@ -488,6 +541,68 @@ mod tests {
         assert!(over_tcp[..4].iter().any(|it| *it) && over_tcp[..4].iter().any(|it| !*it));
         send(&socket, &attached.address.to_string(), None).unwrap();
         assert!(fake.sent.lock().unwrap().is_empty(), "nothing leaves by UDP");
+    }
+
+    /// The server of two ports, IPv4 and IPv6 apart, and what was sent by each socket.
+    fn two_ports() -> ([Arc<FakeSocket>; 2], Arc<ServerSocket>) {
+        let fakes = ["[::]:4433", "[::]:443"].map(FakeSocket::new);
+        let [first, second] = fakes.clone();
+        (fakes, ServerSocket::with_streams(vec![first, second], None).unwrap())
+    }
+
+    #[test]
+    fn a_client_is_answered_by_the_port_at_which_it_arrived() {
+        let (fakes, socket) = two_ports();
+        let clients = ["[2001:db8::9]:1000", "[2001:db8::9]:1001"];
+        for (fake, client) in fakes.iter().zip(clients) {
+            arrive(fake, client, FIRST);
+            assert!(receive(&socket).is_ready());
+        }
+        for client in clients {
+            send(&socket, client, Some(FIRST)).unwrap();
+        }
+        for (fake, client) in fakes.iter().zip(clients) {
+            let answer = (client.parse().unwrap(), Some(FIRST.parse().unwrap()));
+            assert_eq!(*fake.sent.lock().unwrap(), [answer]);
+        }
+    }
+
+    #[test]
+    fn a_datagram_forged_to_another_port_does_not_redirect_answers() {
+        let ([first, second], socket) = two_ports();
+        for fake in [&first, &second, &second] {
+            arrive(fake, "[2001:db8::9]:1000", FIRST);
+            assert!(receive(&socket).is_ready());
+        }
+        send(&socket, "[2001:db8::9]:1000", Some(FIRST)).unwrap();
+        assert_eq!((first.sent.lock().unwrap().len(), second.sent.lock().unwrap().len()), (1, 0));
+    }
+
+    #[test]
+    fn a_busy_port_does_not_starve_the_other_one() {
+        let ([first, second], socket) = two_ports();
+        for _ in 0..4 {
+            arrive(&first, "[2001:db8::9]:1000", FIRST);
+        }
+        arrive(&second, "[2001:db8::9]:1001", FIRST);
+        let heard: Vec<_> = std::iter::from_fn(|| match receive(&socket) {
+            Poll::Ready(Ok((from, _))) => Some(from.port()),
+            Poll::Ready(Err(_)) | Poll::Pending => None,
+        })
+        .collect();
+        assert_eq!(heard.len(), 5);
+        assert!(heard[..2].contains(&1001), "{heard:?}");
+    }
+
+    #[test]
+    fn an_unknown_client_is_answered_by_a_socket_of_its_family() {
+        let fakes = ["[2001:db8::1]:4433", "192.0.2.1:4433"].map(FakeSocket::new);
+        let [v6, v4] = fakes.clone();
+        let socket = ServerSocket::with_streams(vec![v6.clone(), v4.clone()], None).unwrap();
+        send(&socket, "192.0.2.9:1000", None).unwrap();
+        send(&socket, "[2001:db8::9]:1000", None).unwrap();
+        assert_eq!(v4.sent.lock().unwrap()[0].0, "192.0.2.9:1000".parse().unwrap());
+        assert_eq!(v6.sent.lock().unwrap()[0].0, "[2001:db8::9]:1000".parse().unwrap());
     }
 
     #[test]

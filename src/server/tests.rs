@@ -89,7 +89,7 @@ impl Site {
         let (_device, source) = mpsc::channel::<Packet>(1);
         let (config, nothing) = (Self::config(&key, &[&laptop]), watch::Sender::default());
         let (server, endpoint) =
-            Server::new(config, udp, Box::new(to_device), nothing.subscribe()).unwrap();
+            Server::new(config, vec![udp], Box::new(to_device), nothing.subscribe()).unwrap();
         let port = tcp::Port::bind("127.0.0.1:0".parse().unwrap(), 0).unwrap();
         let tcp = port.address();
         let running = tokio::spawn({
@@ -120,7 +120,7 @@ impl Site {
         };
         ServerConfig {
             private_key: key.clone(),
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
             listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
             tun: ServerTun {
                 offload: true,

@@ -5,6 +5,7 @@ use crate::daemon::status::{self, PeerStatus, ServerStatus, Status};
 
 impl Server {
     pub(super) fn status(&self) -> Status {
+        let (listen, further) = self.socket.addresses();
         let configured = self.configured.borrow();
         let peers = configured.peers.iter().map(|peer| PeerStatus {
             name: peer.name.clone(),
@@ -22,7 +23,8 @@ impl Server {
             traffic: peer.counters.snapshot(),
         });
         Status::server(ServerStatus {
-            listen: self.listen,
+            listen,
+            listen_also: further.collect(),
             interface: self.interface.clone(),
             left_out: self.left_out.borrow().clone(),
             uptime: status::seconds_ago(self.since),

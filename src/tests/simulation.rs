@@ -310,7 +310,7 @@ impl Hosts {
     fn server_config(&self) -> ServerConfig {
         ServerConfig {
             private_key: self.server.clone(),
-            listen: "[::]:4433".parse().unwrap(),
+            listen: vec!["[::]:4433".parse().unwrap()],
             listen_tcp: None,
             tun: ServerTun {
                 offload: true,
@@ -581,7 +581,7 @@ impl Day {
         let config = self.hosts.server_config();
         let nothing = watch::Sender::default().subscribe();
         let (server, endpoint) =
-            Server::new(config, self.world.listen(), Box::new(to_device), nothing).unwrap();
+            Server::new(config, vec![self.world.listen()], Box::new(to_device), nothing).unwrap();
         let app = self.app.clone();
         let echoing = async move {
             while let Some(packet) = delivered.recv().await {

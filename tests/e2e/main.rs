@@ -33,6 +33,7 @@ mod metered;
 mod moving;
 mod names;
 mod offload;
+mod ports;
 mod quality;
 mod refusal;
 mod reload;

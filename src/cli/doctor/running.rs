@@ -34,7 +34,7 @@ impl Running {
     pub(super) fn has_port(&self, port: u16) -> bool {
         self.0.as_ref().is_ok_and(|status| match &status.role {
             Role::Client(_) => false,
-            Role::Server(server) => server.listen.port() == port,
+            Role::Server(server) => server.listens_on().any(|it| it.port() == port),
         })
     }
 
@@ -64,7 +64,7 @@ impl Running {
             Role::Server(server) => {
                 let connected = server.peers.iter().filter(|peer| peer.session.is_some()).count();
                 let peers = server.peers.len();
-                let listen = server.listen;
+                let listen = server.listening();
                 Finding::good(
                     subject,
                     format!(

@@ -1,6 +1,9 @@
 //! What a server needs.
 
-use std::{io, net::UdpSocket};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+};
 
 use serde_json::Value;
 
@@ -17,11 +20,13 @@ pub(super) async fn examine(
     running: &Running,
     tell: &mut dyn FnMut(Finding),
 ) {
-    let port = config.listen.port();
-    machine::port(port, tell);
-    tell(listening(config, running));
     let ruleset = firewall::ruleset().await;
-    tell(let_in(port, ruleset.as_ref()));
+    for listen in &config.listen {
+        let port = listen.port();
+        machine::port(port, tell);
+        tell(listening(*listen, running));
+        tell(let_in(port, ruleset.as_ref()));
+    }
     if config.tun.addresses.iter().any(|net| net.addr().is_ipv6()) {
         machine::ipv6("the tunnel's IPv6 addresses are left out", tell);
     }
@@ -51,8 +56,7 @@ pub(super) async fn examine(
 }
 
 /// Whether the port can be had.
-fn listening(config: &ServerConfig, running: &Running) -> Finding {
-    let listen = config.listen;
+fn listening(listen: SocketAddr, running: &Running) -> Finding {
     let subject = "port";
     match UdpSocket::bind(listen) {
         Ok(_) if running.is_absent() => Finding::good(subject, format!("{listen} is free (UDP)")),

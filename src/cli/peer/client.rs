@@ -1,8 +1,10 @@
 //! A client's configuration, ready for use.
 
 use std::{
+    collections::HashSet,
     fs::{self, OpenOptions},
     io::{self, Write as _},
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
@@ -17,7 +19,7 @@ use {
 
 use crate::{
     cli::exit::Exit,
-    config::{HostPort, ServerConfig, rights},
+    config::{DEFAULT_PORT, HostPort, ServerConfig, rights},
     identity::PrivateKey,
 };
 
@@ -42,21 +44,28 @@ pub(super) fn toml(
         }
         None => text.push_str("private-key-file = \"the path of this client's key\"\n"),
     }
-    // The port of the configuration is what the kernel may have chosen otherwise.
-    let port = server.listen.port();
-    let address = |endpoint: &HostPort| match endpoint.port {
-        crate::config::DEFAULT_PORT if port != 0 && port != crate::config::DEFAULT_PORT => {
-            HostPort { port, ..endpoint.clone() }.to_string()
-        }
-        _ => endpoint.to_string(),
-    };
-    let addresses = quoted(endpoints.iter().map(address).collect());
+    let addresses: Vec<_> =
+        endpoints.iter().flat_map(|endpoint| with_ports(endpoint, server)).collect();
+    let addresses = quoted(addresses.iter().map(ToString::to_string).collect());
     let public_key = server.private_key.public_key();
     text.push_str(&format!("\n[server]\naddress = {addresses}\npublic-key = \"{public_key}\"\n"));
     if !routes.is_empty() {
         text.push_str(&format!("\n[tun]\nroutes = {}\n", quoted(routes.to_vec())));
     }
     text
+}
+
+/// An endpoint that names no port is there at all UDP ports of the server: some network lets only one of them out.
+fn with_ports(endpoint: &HostPort, server: &ServerConfig) -> Vec<HostPort> {
+    // Port 0 stands for one that the kernel chooses.
+    let mut ports: Vec<_> =
+        server.listen.iter().map(SocketAddr::port).filter(|port| *port != 0).collect();
+    let mut seen = HashSet::new();
+    ports.retain(|port| seen.insert(*port));
+    if endpoint.port != DEFAULT_PORT || ports.is_empty() {
+        return vec![endpoint.clone()];
+    }
+    ports.into_iter().map(|port| HostPort { port, ..endpoint.clone() }).collect()
 }
 
 /// Writes a file that only its owner can read, and never over an existing file.

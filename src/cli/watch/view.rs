@@ -201,7 +201,7 @@ fn draw_server(
         Line::from(format!(
             "{} listening on {}  up {}",
             server.interface,
-            server.listen,
+            server.listening(),
             Time(server.uptime)
         )),
     ];

@@ -80,7 +80,7 @@ impl Tunnel {
         let ClientConfig { quic, log, .. } = config();
         let config = ServerConfig {
             private_key: self.keys[1].clone(),
-            listen: SERVER.into(),
+            listen: vec![SERVER.into()],
             listen_tcp: None,
             tun: ServerTun {
                 offload: true,
@@ -99,7 +99,7 @@ impl Tunnel {
         let (socket, (device, source)) = (self.world.listen(), mpsc::channel(1));
         let left_out = watch::Sender::default().subscribe();
         let (server, endpoint) =
-            Server::new(config, socket, Box::new(device.clone()), left_out).unwrap();
+            Server::new(config, vec![socket], Box::new(device.clone()), left_out).unwrap();
         self.server = Some(tokio::spawn(async move {
             let _device = device;
             server.carry(source, &endpoint).await.unwrap();

@@ -263,6 +263,7 @@ mod tests {
         let traffic = crate::tunnel::counters::Counters::default().snapshot();
         let status = Status::server(ServerStatus {
             listen: "[::]:4433".parse().unwrap(),
+            listen_also: Vec::new(),
             interface: "roam0".into(),
             left_out: Vec::new(),
             uptime: 1.0,

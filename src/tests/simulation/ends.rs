@@ -67,7 +67,8 @@ impl Ends {
         let (server, source) = mpsc::channel::<Packet>(1024);
         let nothing = watch::Sender::default().subscribe();
         let (daemon, endpoint) =
-            Server::new(server_config, day.world.listen(), Box::new(to_server), nothing).unwrap();
+            Server::new(server_config, vec![day.world.listen()], Box::new(to_server), nothing)
+                .unwrap();
         day.server = Some(tokio::spawn(async move {
             let _ = daemon.carry(source, &endpoint).await;
         }));
