@@ -26,7 +26,7 @@ mod view;
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -84,6 +84,8 @@ pub(crate) struct Server {
     left_out: watch::Receiver<Vec<LeftOut>>,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
+    /// Connections that were refused since they offered another protocol.
+    other_protocols: AtomicU64,
     visitors: Visitors,
     /// What concerns no single peer.
     counters: Counters,
@@ -213,6 +215,7 @@ impl Server {
             left_out,
             socket,
             handshakes: HandshakeLimiter::default(),
+            other_protocols: AtomicU64::default(),
             visitors: Visitors::default(),
             counters: Counters::default(),
             since: clock::wall(),

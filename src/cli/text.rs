@@ -167,6 +167,10 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
     if server.refused_keys > 0 {
         writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
     }
+    if server.refused_protocols > 0 {
+        let count = server.refused_protocols;
+        writeln!(f, "refused      {count} connections of another protocol, such as HTTP/3")?;
+    }
     if server.send_errors + server.receive_errors > 0 {
         let (send, receive) = (server.send_errors, server.receive_errors);
         writeln!(f, "errors       {send} sending, {receive} receiving")?;

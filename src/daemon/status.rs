@@ -259,6 +259,9 @@ pub(crate) struct ServerStatus {
     pub receive_errors: u64,
     /// Connections refused for an unknown key.
     pub refused_keys: u64,
+    /// Connections refused since they offered another protocol, such as HTTP/3.
+    #[serde(default)]
+    pub refused_protocols: u64,
     /// The TCP port, if it has one.
     #[serde(default)]
     pub tcp: Option<TcpStatus>,

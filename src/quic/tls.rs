@@ -36,6 +36,10 @@ pub const TUNNEL: &[u8] = b"roamd";
 /// The ALPN of a probe's connection.
 pub(crate) const PROBE: &[u8] = b"roamd-probe";
 
+/// no_application_protocol (RFC 7301 §3.2), by which TLS refuses a client that offers neither of them, one of HTTP/3 for
+/// example.
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
 /// PKCS #8 (RFC 5958) around a 32-byte Ed25519 seed (RFC 8410 §7).
 const PKCS8_PREFIX: [u8; 16] =
     [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
@@ -195,6 +199,13 @@ fn rustls_client(
 pub(crate) fn peer_key(connection: &quinn::Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     public_key(identity.first()?)
+}
+
+/// Whether a handshake ended since the client offered other protocols only: "the server MUST treat the inability to select
+/// a compatible application protocol as a connection error of type 0x0178" (RFC 9001 §8.1).
+#[must_use]
+pub(crate) fn is_other_protocol(code: quinn_proto::TransportErrorCode) -> bool {
+    code == quinn_proto::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
 }
 
 /// The ALPN of an established connection.

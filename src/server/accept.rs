@@ -1,6 +1,6 @@
 //! From a connection's first datagram to the peer behind it.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use quinn::{Connection, ConnectionError, Endpoint, ZeroRttAccepted};
 use tokio::task::JoinSet;
@@ -109,6 +109,16 @@ impl Server {
         None
     }
 
+    /// Counts a client that spoke QUIC and offered another protocol than ours. TLS has told it so.
+    fn note_other_protocol(&self, error: &anyhow::Error) {
+        let refused = error.downcast_ref::<ConnectionError>().is_some_and(|error| {
+            matches!(error, ConnectionError::TransportError(error) if tls::is_other_protocol(error.code))
+        });
+        if refused {
+            self.other_protocols.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Closes `connection` if the configuration has changed since `peer` was found in it.
     pub(super) fn still_has(&self, peer: &Arc<Peer>, connection: &Connection) -> bool {
         let is_there = self.has(peer);
@@ -171,7 +181,10 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
     let (connection, peer) = match proven {
         Ok(Ok(Some(proven))) => proven,
         Ok(Ok(None)) => return,
-        Ok(Err(error)) => return debug!(%error, "handshake failed"),
+        Ok(Err(error)) => {
+            server.note_other_protocol(&error);
+            return debug!(%error, "handshake failed");
+        }
         Err(_elapsed) => return debug!("handshake timed out"),
     };
     if !permit.proven() {

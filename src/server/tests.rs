@@ -26,6 +26,7 @@ use super::{
 use crate::{
     clock,
     config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
+    daemon::status::Role,
     identity::PrivateKey,
     path::udp::UdpSocket,
     quic::{
@@ -205,6 +206,47 @@ async fn a_stranger_gets_no_answer_to_a_probe() {
     let _ = stranger.send_datagram("\0now?".into());
     assert_eq!(closed(&stranger).await, close::UNKNOWN_KEY);
     assert!(stranger.read_datagram().await.is_err());
+}
+
+/// A client of HTTP/3, as a browser's or somebody's who looks what is there.
+fn http3(address: SocketAddr) -> quinn::Connecting {
+    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h3".to_vec()];
+    let config = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(config));
+    client().connect_with(config, address, "vpn.example.net").unwrap()
+}
+
+#[tokio::test]
+async fn a_client_of_http3_is_told_that_nobody_speaks_it_here_and_is_counted() {
+    let site = Site::new();
+    for count in 1..=3 {
+        match timeout(PATIENCE, http3(site.address)).await.expect("it is told at once") {
+            Err(ConnectionError::ConnectionClosed(close)) => {
+                assert!(tls::is_other_protocol(close.error_code), "{close}");
+                // Nothing but TLS's own words.
+                assert!(!String::from_utf8_lossy(&close.reason).contains("roamd"), "{close}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let Role::Server(status) = site.server.status().role else { panic!("not a server") };
+        assert_eq!((status.refused_protocols, status.refused_keys), (count, 0));
+    }
+    assert!(answers(&site.probe().await).await, "ours go on");
+}
+
+#[tokio::test]
+async fn clients_of_http3_have_the_budget_of_strangers() {
+    let site = Site::new();
+    let attempts = (0..200).map(|_| http3(site.address));
+    let ended = futures_util::future::join_all(attempts.map(|it| timeout(3 * WHILE, it))).await;
+    let answered = ended.iter().filter(|it| it.is_ok()).count();
+    assert!((1..200).contains(&answered), "{answered} of 200 from one address");
+    assert!(answers(&site.probe().await).await, "a known client gets in");
 }
 
 #[tokio::test]

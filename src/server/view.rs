@@ -1,5 +1,7 @@
 //! What the server shows of itself.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::Server;
 use crate::daemon::status::{self, PeerStatus, ServerStatus, Status};
 
@@ -33,6 +35,7 @@ impl Server {
             send_errors: self.socket.send_errors(),
             receive_errors: self.socket.receive_errors(),
             refused_keys: self.handshakes.refused(),
+            refused_protocols: self.other_protocols.load(Relaxed),
             tcp: configured.config.listen_tcp.zip(self.socket.streams()).map(
                 |(listen, streams)| status::TcpStatus {
                     listen,

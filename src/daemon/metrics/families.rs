@@ -202,6 +202,8 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
     let none = Labels::new;
     let refused = [(none(), server.refused_keys)];
     families.counter("roamd_refused_keys", "Connections with an unknown key", refused)?;
+    let refused = [(none(), server.refused_protocols)];
+    families.counter("roamd_refused_protocols", "Connections of another protocol", refused)?;
     let errors = [
         (vec![("direction", "send".into())], server.send_errors),
         (vec![("direction", "receive".into())], server.receive_errors),
@@ -272,6 +274,7 @@ mod tests {
             send_errors: 0,
             receive_errors: 0,
             refused_keys: 0,
+            refused_protocols: 0,
             tcp,
         });
         text(&status).unwrap()
