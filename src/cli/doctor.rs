@@ -8,6 +8,7 @@ mod machine;
 mod routes;
 mod running;
 mod server;
+mod ways;
 
 use std::{
     io::{self, Write as _},

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::harness::{Host, Net, PATIENCE, PROGRAM, eventually};
 
-fn said(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
+pub(crate) fn said(host: &Host, arguments: &[&str]) -> (Option<i32>, String) {
     let output = host.tell(arguments);
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);

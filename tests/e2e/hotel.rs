@@ -12,7 +12,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Net, eventually, transfer};
+use crate::{
+    edges::said,
+    harness::{Host, Net, eventually, transfer},
+};
 
 /// From the start to the first answer, and the longest stall at a move to TCP: TCP must not wait for the five seconds that
 /// a probe has. Undisturbed it is some 400 ms.
@@ -203,4 +206,34 @@ fn a_tcp_connection_that_stalled_is_followed_by_one_that_does_not_back_off() {
     let stall = begun.elapsed();
     assert!(stall < SOON, "{stall:?}");
     assert_eq!(net.clients[0].status()["sessions"], 1);
+}
+
+#[test]
+fn the_doctor_says_which_ways_a_network_leaves_open() {
+    let mut net = hotel("10.77.0.1:4433");
+    net.server.start();
+    eventually("the server listens", || net.server.try_status());
+    let examined = |host: &Host| {
+        let file = host.folder().join("roamd.toml").display().to_string();
+        said(host, &["doctor", &file])
+    };
+    let (code, text) = examined(&net.clients[0]);
+    assert_eq!(code, Some(0), "{text}");
+    let found = "ok    eth0: UDP 4433 works, TCP 443 works; the tunnel uses UDP";
+    assert!(text.contains(found), "{text}");
+    let_udp_through(&net, false);
+    let (code, text) = examined(&net.clients[0]);
+    assert_eq!(code, Some(0), "{text}");
+    let found = "poor  eth0: UDP 4433 is silent, TCP 443 works; no UDP gets through, and the tunnel will use TCP";
+    assert!(text.contains(found), "{text}");
+    assert!(text.contains("poor  10.77.0.1:4433 over eth0: no answer"), "{text}");
+    assert!(text.contains("ok    10.77.0.1:443 (tcp) over eth0: answers, "), "{text}");
+    let_tcp_through(&net, false);
+    let (code, text) = examined(&net.clients[0]);
+    assert_eq!(code, Some(1), "{text}");
+    let found = "bad   eth0: UDP 4433 is silent, TCP 443 is silent; no tunnel over this link";
+    assert!(text.contains(found), "{text}");
+    let (_, text) = examined(&net.server);
+    assert!(text.contains("ok    port: [::]:443 is this server's (TCP)"), "{text}");
+    assert!(text.contains("drops what comes to TCP port 443"), "{text}");
 }

@@ -1,6 +1,7 @@
-//! Whether this host's own firewall lets a client's first datagram in, as far as its rules tell.
+//! Whether this host's own firewall lets a client's first packet in, as far as its rules tell.
 //!
-//! The rules are followed as the kernel does for a new UDP datagram to the server's port from another host.
+//! The rules are followed as the kernel does for a new UDP datagram to the server's port from another host, or for the first
+//! segment of a TCP connection.
 //! A match that this program does not know may hold or not, and so may the rule.
 
 use std::process::Stdio;
@@ -8,10 +9,12 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::process::Command;
 
+use crate::link::candidate::Transport;
+
 /// Maximum depth of jumps; the kernel has the same limit (NFT_JUMP_STACK_SIZE).
 const DEEPEST: usize = 16;
 
-/// What becomes of a new datagram.
+/// What becomes of a first packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Nothing drops it.
@@ -34,9 +37,10 @@ pub(super) async fn ruleset() -> Result<Value, String> {
     serde_json::from_slice(&output.stdout).map_err(|error| format!("nft's answer: {error}"))
 }
 
-/// What becomes of a new UDP datagram to `port` of this host.
-pub(super) fn fate(ruleset: &Value, port: u16) -> Fate {
-    let rules = Rules { all: ruleset["nftables"].as_array().map_or(&[], Vec::as_slice), port };
+/// What becomes of a first packet to `port` of this host.
+pub(super) fn fate(ruleset: &Value, transport: Transport, port: u16) -> Fate {
+    let all = ruleset["nftables"].as_array().map_or(&[][..], Vec::as_slice);
+    let rules = Rules { all, protocol: transport.to_string(), port };
     let mut chains: Vec<_> = rules.of_kind("chain").filter(|it| it["hook"] == "input").collect();
     chains.sort_by_key(|chain| chain["prio"].as_i64());
     let mut unclear = None;
@@ -78,6 +82,8 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 
 struct Rules<'a> {
     all: &'a [Value],
+    /// As nft names it.
+    protocol: String,
     port: u16,
 }
 
@@ -166,13 +172,18 @@ impl<'a> Rules<'a> {
         let (left, right) = (&condition["left"], &condition["right"]);
         let known = if let Some(payload) = left.get("payload") {
             match (text(payload, "protocol"), text(payload, "field")) {
-                ("udp" | "th", "dport") => self.has_port(right, chain),
-                ("tcp" | "icmp" | "icmpv6" | "sctp", _) => return Some(false),
+                ("th", "dport") => self.has_port(right, chain),
+                (protocol, "dport") if protocol == self.protocol => self.has_port(right, chain),
+                (protocol @ ("udp" | "tcp" | "icmp" | "icmpv6" | "sctp"), _)
+                    if protocol != self.protocol =>
+                {
+                    return Some(false);
+                }
                 _ => None,
             }
         } else if let Some(meta) = left.get("meta") {
             match text(meta, "key") {
-                "l4proto" => Some(has_word(right, "udp")),
+                "l4proto" => Some(has_word(right, &self.protocol)),
                 "iif" | "iifname" if has_word(right, "lo") => Some(false),
                 _ => None,
             }
@@ -273,7 +284,7 @@ mod tests {
                 all.push(json!({"rule": {"family": "inet", "table": "filter", "chain": chain, "expr": expr}}));
             }
         }
-        fate(&json!({"nftables": all}), PORT)
+        fate(&json!({"nftables": all}), Transport::Udp, PORT)
     }
 
     fn dropped() -> Fate {
@@ -286,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_firewall_without_rules_accepts_everything() {
-        assert_eq!(fate(&json!({"nftables": []}), PORT), Fate::Accepted);
+        assert_eq!(fate(&json!({"nftables": []}), Transport::Udp, PORT), Fate::Accepted);
         assert_eq!(under("accept", &[], &[]), Fate::Accepted);
     }
 
@@ -321,6 +332,17 @@ mod tests {
         assert_eq!(under("accept", &[vec![from("192.0.2.0/24"), drop()]], &[]), unclear());
         let foreign = vec![from("192.0.2.0/24"), port(json!(53)), drop()];
         assert_eq!(under("accept", &[foreign], &[]), Fate::Accepted);
+    }
+
+    #[test]
+    fn a_rule_for_one_transport_says_nothing_of_the_other() {
+        let table = json!({"family": "inet", "table": "filter", "name": "input", "hook": "input",
+            "prio": 0, "policy": "drop"});
+        let rule = json!({"family": "inet", "table": "filter", "chain": "input",
+            "expr": [port(json!(PORT)), accept()]});
+        let rules = json!({"nftables": [{"chain": table}, {"rule": rule}]});
+        assert_eq!(fate(&rules, Transport::Udp, PORT), Fate::Accepted);
+        assert_eq!(fate(&rules, Transport::Tcp, PORT), dropped());
     }
 
     #[test]

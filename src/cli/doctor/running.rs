@@ -9,6 +9,7 @@ use crate::{
         status::{ClientState, PathStatus, Role, Status},
     },
     host::instance::Instance,
+    link::candidate::Transport,
     path::Condition,
 };
 
@@ -31,10 +32,13 @@ impl Running {
     }
 
     /// Whether it runs and listens on this port.
-    pub(super) fn has_port(&self, port: u16) -> bool {
+    pub(super) fn has_port(&self, transport: Transport, port: u16) -> bool {
         self.0.as_ref().is_ok_and(|status| match &status.role {
             Role::Client(_) => false,
-            Role::Server(server) => server.listens_on().any(|it| it.port() == port),
+            Role::Server(server) => match transport {
+                Transport::Udp => server.listens_on().any(|it| it.port() == port),
+                Transport::Tcp => server.tcp.is_some_and(|tcp| tcp.listen.port() == port),
+            },
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{SocketAddr, TcpListener, UdpSocket},
 };
 
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::{
     machine, routes,
     running::Running,
 };
-use crate::{config::ServerConfig, host::sysctl};
+use crate::{config::ServerConfig, host::sysctl, link::candidate::Transport};
 
 pub(super) async fn examine(
     config: &ServerConfig,
@@ -21,11 +21,12 @@ pub(super) async fn examine(
     tell: &mut dyn FnMut(Finding),
 ) {
     let ruleset = firewall::ruleset().await;
-    for listen in &config.listen {
-        let port = listen.port();
-        machine::port(port, tell);
-        tell(listening(*listen, running));
-        tell(let_in(port, ruleset.as_ref()));
+    let udp = config.listen.iter().map(|listen| (Transport::Udp, *listen));
+    let tcp = config.listen_tcp.map(|listen| (Transport::Tcp, listen));
+    for (transport, listen) in udp.chain(tcp) {
+        machine::port(listen.port(), tell);
+        tell(listening(transport, listen, running));
+        tell(let_in(transport, listen.port(), ruleset.as_ref()));
     }
     if config.tun.addresses.iter().any(|net| net.addr().is_ipv6()) {
         machine::ipv6("the tunnel's IPv6 addresses are left out", tell);
@@ -56,57 +57,73 @@ pub(super) async fn examine(
 }
 
 /// Whether the port can be had.
-fn listening(listen: SocketAddr, running: &Running) -> Finding {
+fn listening(transport: Transport, listen: SocketAddr, running: &Running) -> Finding {
     let subject = "port";
-    match UdpSocket::bind(listen) {
-        Ok(_) if running.is_absent() => Finding::good(subject, format!("{listen} is free (UDP)")),
-        Ok(_) => Finding::bad(
+    let (name, key, option) = match transport {
+        Transport::Udp => ("UDP", "listen", "-ulpn"),
+        Transport::Tcp => ("TCP", "listen-tcp", "-tlpn"),
+    };
+    let bound = match transport {
+        Transport::Udp => UdpSocket::bind(listen).map(drop),
+        Transport::Tcp => TcpListener::bind(listen).map(drop),
+    };
+    match bound {
+        Ok(()) if running.is_absent() => {
+            Finding::good(subject, format!("{listen} is free ({name})"))
+        }
+        Ok(()) => Finding::bad(
             subject,
-            format!("the daemon runs, and does not listen on {listen}"),
-            "listen changes with a restart only",
+            format!("the daemon runs, and does not listen on {listen} ({name})"),
+            format!("{key} changes with a restart only"),
         ),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if running.has_port(listen.port()) {
-                return Finding::good(subject, format!("{listen} is this server's"));
+            if running.has_port(transport, listen.port()) {
+                return Finding::good(subject, format!("{listen} is this server's ({name})"));
             }
             let port = listen.port();
             Finding::bad(
                 subject,
-                format!("{listen} is in use (UDP) by another program"),
-                format!("ss -ulpn 'sport = {port}' tells by which; stop it, or change listen"),
+                format!("{listen} is in use ({name}) by another program"),
+                format!("ss {option} 'sport = {port}' tells by which; stop it, or change {key}"),
             )
         }
         Err(error) => Finding::bad(
             subject,
-            format!("cannot listen on {listen}: {error}"),
-            "listen = \"[::]:4433\" works on every host",
+            format!("cannot listen on {listen} ({name}): {error}"),
+            format!("{key} = \"[::]:{}\" works on every host", listen.port()),
         ),
     }
 }
 
 /// Whether this host's own firewall lets clients in.
-fn let_in(port: u16, ruleset: Result<&Value, &String>) -> Finding {
+fn let_in(transport: Transport, port: u16, ruleset: Result<&Value, &String>) -> Finding {
     let subject = "firewall";
-    let advice = |chain: &str| format!("nft insert rule {chain} udp dport {port} accept");
-    match ruleset.map(|ruleset| firewall::fate(ruleset, port)) {
+    let name = match transport {
+        Transport::Udp => "UDP",
+        Transport::Tcp => "TCP",
+    };
+    let advice = |chain: &str| format!("nft insert rule {chain} {transport} dport {port} accept");
+    match ruleset.map(|ruleset| firewall::fate(ruleset, transport, port)) {
         Ok(Fate::Accepted) => Finding::good(
             subject,
-            format!("this host's nftables let UDP port {port} in; others on the way are not seen"),
+            format!(
+                "this host's nftables let {name} port {port} in; others on the way are not seen"
+            ),
         ),
         Ok(Fate::Dropped(chain)) => Finding::bad(
             subject,
-            format!("the chain {chain} drops what comes to UDP port {port}"),
+            format!("the chain {chain} drops what comes to {name} port {port}"),
             advice(&chain),
         ),
         Ok(Fate::Unclear(chain)) => Finding::poor(
             subject,
-            format!("the chain {chain} may drop what comes to UDP port {port}"),
+            format!("the chain {chain} may drop what comes to {name} port {port}"),
             advice(&chain),
         ),
         Err(reason) => Finding::poor(
             subject,
             format!("this host's firewall rules are not seen: {reason}"),
-            format!("make sure that UDP port {port} is let in"),
+            format!("make sure that {name} port {port} is let in"),
         ),
     }
 }
