@@ -66,7 +66,7 @@ use crate::{
         handshake::Handshake,
         network::{Network, kernel::KernelNetwork},
         probe::Probes,
-        servers::ServerAddresses,
+        servers::{Detours, ServerAddresses},
     },
     quic::{self, close, congestion::CongestionHandle, tls},
     tunnel::{
@@ -141,6 +141,8 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     })?;
     let (admission, admissions) = mpsc::channel(1);
     client.roaming.names.admit_through(admission);
+    let (admission, by_detours) = mpsc::channel(1);
+    client.roaming.detours.admit_through(admission);
     let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
         ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
@@ -148,6 +150,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         failed = daemon.hangups(|| client.reload(&daemon, wish.clone())) => failed.map(|never| match never {}),
         never = client.keep_names() => match never {},
         never = client.admit(wish.clone(), admissions) => match never {},
+        never = client.admit_detours(wish.clone(), by_detours) => match never {},
         never = metered::watch(|found| links.meter(found)) => match never {},
         never = client.end_start() => match never {},
         never = systemd::watchdog(&client.roaming.heart) => match never {},
@@ -182,6 +185,8 @@ impl Client {
         let in_force = watch::Sender::new(config.clone());
         let events = Events::default();
         let names = Arc::new(ServerAddresses::new(&server.addresses));
+        let detours = Arc::new(Detours::new(server));
+        network.lead_to(server);
         let congestion = CongestionHandle::default();
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
@@ -190,6 +195,7 @@ impl Client {
         let roaming = Roaming {
             network: network.clone(),
             names: names.clone(),
+            detours: detours.clone(),
             probes: Probes {
                 handshake: handshake(tls::PROBE, quic::probe_transport())?,
                 process: instance,
@@ -205,7 +211,7 @@ impl Client {
         };
         Ok(Self {
             key: private_key.public_key(),
-            dialer: Dialer::new(names, tunnel, network, terms, in_force.subscribe()),
+            dialer: Dialer::new((names, detours), tunnel, network, terms, in_force.subscribe()),
             roaming,
             tun: device,
             queue: Queue::new(QUEUE),

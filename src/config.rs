@@ -21,6 +21,7 @@ mod host_port;
 mod keys;
 mod lines;
 mod problem;
+mod proxy;
 mod raw;
 mod read;
 pub(crate) mod rights;
@@ -43,6 +44,7 @@ pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};
 pub(crate) use problem::Problem;
 pub use problem::{ConfigErrors, Origin};
+pub(crate) use proxy::Proxy;
 
 /// Reads and checks the file at `path`, with this process's environment over it.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
@@ -213,6 +215,8 @@ pub struct ServerPeer {
     pub addresses: Vec<HostPort>,
     /// Its TCP port, for networks that let no UDP out, if it has one.
     pub tcp_port: Option<u16>,
+    /// The HTTP proxy that leads to its TCP port, if there is one.
+    pub proxy: Option<Proxy>,
     /// The only key that is believed to be the server's.
     pub public_key: PublicKey,
 }

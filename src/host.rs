@@ -86,6 +86,8 @@ pub(crate) struct Layout {
     pub servers: Vec<SocketAddr>,
     /// The server's TCP port: there it may go as well.
     pub tcp_port: Option<u16>,
+    /// TCP ports of those who lead to the server: there it may go, too.
+    pub detours: Vec<SocketAddr>,
     /// Links that never carry it, as the configuration names them.
     pub ignored: Vec<String>,
 }

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     config::ClientConfig,
     host::{HostError, Layout, facts::Facts, interface::LeftOut},
+    path::servers::written_down,
     quic::close,
     tunnel::inside::Inside,
     wire::message::Welcome,
@@ -34,6 +35,8 @@ pub(super) struct Desired {
     config: Arc<ClientConfig>,
     /// The server's addresses as they were found, and the one in use.
     pub(super) found: Vec<SocketAddr>,
+    /// The addresses of those who lead there, as they were found.
+    pub(super) detours: Vec<SocketAddr>,
     /// What the server said last.
     pub(super) welcome: Option<Welcome>,
     /// What was taken of it last.
@@ -97,6 +100,7 @@ impl Desired {
         Self {
             config,
             found: Vec::new(),
+            detours: Vec::new(),
             welcome: None,
             taken: None,
             in_session: false,
@@ -123,9 +127,11 @@ impl Desired {
     pub(super) fn plan(&self) -> Result<Plan, OfferError> {
         let tun = &self.config.tun;
         let servers: Vec<_> = self.written_down().chain(self.found.iter().copied()).collect();
+        let written_down = written_down(&self.config.server).map(|(_, at)| at);
+        let detours: Vec<_> = written_down.chain(self.detours.iter().copied()).collect();
         let taken = match &self.welcome {
             Some(welcome) => {
-                let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
+                let outer: Vec<_> = servers.iter().chain(&detours).map(SocketAddr::ip).collect();
                 let checked = Offer::check(welcome, tun, &self.facts, &outer);
                 match (checked, &self.taken) {
                     (Err(_), Some(taken)) if !self.in_session => Some(taken.clone()),
@@ -137,7 +143,7 @@ impl Desired {
         let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
         let inside = inside(&layout, &self.facts);
         layout.everything = tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
-        layout.servers = servers;
+        (layout.servers, layout.detours) = (servers, detours);
         layout.tcp_port = self.config.server.tcp_port;
         layout.ignored.clone_from(&self.config.paths.ignore);
         let layout = if self.portal { layout.opened() } else { layout };

@@ -36,12 +36,12 @@ use super::{
 };
 use crate::{
     clock,
-    link::candidate::{Candidate, Transport},
+    link::candidate::Candidate,
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
         manager::{HEAD_START, Manager},
-        network::{Network, NetworkError, with_tcp},
-        servers::{ResolveError, ServerAddresses},
+        network::{self, Network, NetworkError},
+        servers::{Detours, ResolveError, ServerAddresses},
     },
     quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
 };
@@ -54,8 +54,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 const COMPLETE: usize = 4;
 /// Attempts over UDP in one round.
 const MAX_ATTEMPTS: usize = 16;
-/// The same over TCP.
-const MAX_OVER_TCP: usize = 4;
+/// The same over TCP, to the server and by detours.
+const MAX_OVER_TCP: usize = 8;
 /// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Attempts that begin further handshakes at the full pace. With more of them each one is slower, so that an answer
@@ -110,6 +110,7 @@ pub(super) struct Loss {
 /// Connects.
 pub(super) struct Dialer {
     names: Arc<ServerAddresses>,
+    detours: Arc<Detours>,
     handshake: Handshake,
     network: Arc<dyn Network>,
     terms: Terms,
@@ -119,16 +120,16 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    /// A dialer for the server of the configuration that is in force, with these `names` over `network`. The
-    /// server is asked for a session on these `terms`.
+    /// A dialer for the server of the configuration that is in force, with these `names` and `detours` over `network`.
+    /// The server is asked for a session on these `terms`.
     pub(super) fn new(
-        names: Arc<ServerAddresses>,
+        (names, detours): (Arc<ServerAddresses>, Arc<Detours>),
         handshake: Handshake,
         network: Arc<dyn Network>,
         terms: Terms,
         config: InForce,
     ) -> Self {
-        Self { names, handshake, network, terms, config, attempts: Arc::default() }
+        Self { names, detours, handshake, network, terms, config, attempts: Arc::default() }
     }
 
     /// One round: races all addresses over all links, in the `manager`'s order and also those that are found
@@ -217,13 +218,23 @@ impl<'a> Race<'a> {
 
     /// Runs until a session begins or none can.
     async fn run(mut self, silent: impl Fn(&HandshakeError)) -> Result<Reached, Ended> {
-        let Dialer { names, network, config, .. } = self.dialer;
+        let Dialer { names, detours, network, config, .. } = self.dialer;
         let (mut hints, config) = (network.hints(), config.borrow().clone());
-        let resolving = names.resolve(&config.server.addresses);
+        let resolving = async {
+            let servers = names.resolve(&config.server.addresses);
+            tokio::join!(servers, detours.resolve(&config.server)).0
+        };
         tokio::pin!(resolving);
         let mut unresolved = true;
-        if self.servers.is_empty() {
-            self.servers = resolving.as_mut().await.map_err(DialError::Resolve)?;
+        if self.servers.is_empty() && detours.known().is_empty() {
+            match resolving.as_mut().await {
+                Ok(found) => self.servers = found,
+                // A proxy knows the server's name, where the resolver does not.
+                Err(error) if detours.known().is_empty() => {
+                    return Err(DialError::Resolve(error).into());
+                }
+                Err(error) => debug!(%error, "by detours only"),
+            }
             unresolved = false;
         }
         self.find().await?;
@@ -252,8 +263,8 @@ impl<'a> Race<'a> {
                     unresolved = false;
                     if let Ok(found) = found {
                         self.servers = found;
-                        self.find().await?;
                     }
+                    self.find().await?;
                 }
                 () = time::sleep_until(end.max(due).into()), if self.is_under_way() => {
                     return Err(self.timed_out());
@@ -280,19 +291,20 @@ impl<'a> Race<'a> {
     /// Finds candidates that are not tried yet.
     async fn find(&mut self) -> Result<(), DialError> {
         let config = self.dialer.config.borrow().clone();
-        let found = self.dialer.network.candidates(&self.servers, &config.paths).await?;
-        let found = with_tcp(found, config.server.tcp_port);
+        let Dialer { network, detours, .. } = self.dialer;
+        let (server, detours) = (&config.server, detours.known());
+        let found =
+            network::find(&**network, server, &self.servers, &detours, &config.paths).await?;
         let found = self.manager.dial_order(found, clock::now());
         self.dialer.attempts.retain(|candidate| found.contains(candidate));
-        let is_behind = |it: &Candidate| {
-            it.transport == Transport::Tcp && Some(it) != self.loss.answered.as_ref()
-        };
+        let is_behind =
+            |it: &Candidate| it.transport.is_stream() && Some(it) != self.loss.answered.as_ref();
         let (over_tcp, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_behind);
-        let room = |most: usize, transport| {
-            most.saturating_sub(self.tried.iter().filter(|it| it.transport == transport).count())
+        let room = |most: usize, is_stream| {
+            let tried = self.tried.iter().filter(|it| it.transport.is_stream() == is_stream);
+            most.saturating_sub(tried.count())
         };
-        let room_over_tcp = room(MAX_OVER_TCP, Transport::Tcp);
-        let room = room(MAX_ATTEMPTS, Transport::Udp);
+        let (room, room_over_tcp) = (room(MAX_ATTEMPTS, false), room(MAX_OVER_TCP, true));
         let turns = in_turn(found.into_iter(), &self.loss);
         self.waiting.extend(turns.filter(|it| self.tried.insert(it.clone())).take(room));
         let turns = in_turn(one_of_each_family(over_tcp), &self.loss);
@@ -300,8 +312,9 @@ impl<'a> Race<'a> {
         let (later, soon): (Vec<_>, Vec<_>) =
             new.partition(|it| self.waiting.iter().any(|udp| are_twins(udp, it)));
         self.over_tcp.extend(later);
-        let at = clock::now() + HEAD_START;
-        self.due.extend(soon.into_iter().map(|it| (at, it)));
+        let now = clock::now();
+        self.due.extend(soon.into_iter().map(|it| (now + head_start(&it), it)));
+        self.due.make_contiguous().sort_by_key(|(at, _)| *at);
         Ok(())
     }
 
@@ -311,7 +324,8 @@ impl<'a> Race<'a> {
         let now = clock::now();
         self.next = now + STAGGER;
         let twins = self.over_tcp.extract_if(.., |it| are_twins(&candidate, it));
-        self.due.extend(twins.map(|it| (now + HEAD_START, it)));
+        self.due.extend(twins.map(|it| (now + head_start(&it), it)));
+        self.due.make_contiguous().sort_by_key(|(at, _)| *at);
         self.attempt(candidate, now);
     }
 
@@ -411,16 +425,21 @@ fn in_turn(
     numbered.into_iter().map(|(_, candidate)| candidate)
 }
 
+/// How long a candidate waits for those that go before it.
+fn head_start(candidate: &Candidate) -> Duration {
+    if candidate.transport.is_detour() { 2 * HEAD_START } else { HEAD_START }
+}
+
 /// Whether two candidates differ in nothing but transport and port.
 fn are_twins(one: &Candidate, other: &Candidate) -> bool {
     let way = |it: &Candidate| (it.index, it.source, it.server.ip());
     one.transport != other.transport && way(one) == way(other)
 }
 
-/// The first candidate of each link and family.
+/// The first candidate of each link, transport and family.
 fn one_of_each_family(found: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
     let mut seen = HashSet::new();
-    found.into_iter().filter(move |it| seen.insert((it.index, it.server.is_ipv6())))
+    found.into_iter().filter(move |it| seen.insert((it.index, it.transport, it.server.is_ipv6())))
 }
 
 async fn sleep_until(due: Option<&(Instant, Candidate)>) {

@@ -6,7 +6,10 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::Client;
-use crate::{link::monitor::Hints, path::servers::can_change};
+use crate::{
+    link::monitor::Hints,
+    path::servers::{Detours, can_change},
+};
 
 /// From one look at the server's names to the next, while there is a connection.
 const NAMES_PACE: Duration = Duration::from_secs(600);
@@ -33,8 +36,13 @@ impl Client {
             let config = self.config.borrow().clone();
             let servers = &config.server.addresses;
             // Until there is a connection, dialing does.
-            if self.shown.is_connected()
-                && can_change(servers)
+            if !self.shown.is_connected() {
+                continue;
+            }
+            if Detours::can_change(&config.server) {
+                self.roaming.detours.resolve(&config.server).await;
+            }
+            if can_change(servers)
                 && let Err(error) = self.roaming.names.resolve(servers).await
             {
                 debug!(%error, "the server's addresses stay as they were");

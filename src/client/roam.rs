@@ -33,7 +33,7 @@ use crate::{
     clock,
     daemon::{control::Reply, systemd::Heart},
     link::{
-        candidate::{Candidate, Transport},
+        candidate::Candidate,
         monitor,
         suspend::{ClockJump, SuspendDetector},
     },
@@ -42,10 +42,10 @@ use crate::{
         forgotten::{Advice, Forgotten},
         handshake::{Connected, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
-        network::{Network, with_tcp},
+        network::{self, Detour, Network},
         probe::{Prober, Probes},
         quality::Watch,
-        servers::{ServerAddresses, choose_paths},
+        servers::{Detours, ServerAddresses, choose_paths},
         switch_meter::SwitchMeter,
     },
     quic::{
@@ -73,6 +73,7 @@ const ANSWERS: usize = 32;
 pub(super) struct Roaming {
     pub(super) network: Arc<dyn Network>,
     pub(super) names: Arc<ServerAddresses>,
+    pub(super) detours: Arc<Detours>,
     pub(super) probes: Probes,
     pub(super) heart: Heart,
     pub(super) congestion: CongestionHandle,
@@ -98,6 +99,8 @@ pub(super) struct Roamer<'a> {
     inquiries: Inquiries,
     servers: Vec<SocketAddr>,
     renamed: watch::Receiver<Vec<SocketAddr>>,
+    /// The same of those who lead to the server.
+    moved: watch::Receiver<Vec<Detour>>,
     connection: MigratingConnection,
     underlay: Underlay,
     manager: &'a mut Manager,
@@ -146,6 +149,7 @@ impl<'a> Roamer<'a> {
             inquiries: Inquiries::default(),
             servers: roaming.names.known(),
             renamed: roaming.names.changes(),
+            moved: roaming.detours.changes(),
             connection: MigratingConnection::new(connection, &underlay, congestion),
             underlay,
             manager,
@@ -204,6 +208,7 @@ impl<'a> Roamer<'a> {
                     time::sleep(SETTLE).await;
                 }
                 Ok(()) = self.renamed.changed() => self.find_servers().await,
+                Ok(()) = self.moved.changed() => self.refresh_candidates().await,
                 Some(event) = self.answers.recv() => self.hear(event),
                 (key, link) = self.paths.portal_found() => {
                     self.shown.portal(&link);
@@ -286,8 +291,9 @@ impl<'a> Roamer<'a> {
         let config = self.config.borrow_and_update().clone();
         self.manager.set_settings(Settings::new(&config.paths));
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
-        let names = self.roaming.names.clone();
+        let (names, detours) = (self.roaming.names.clone(), self.roaming.detours.clone());
         task::detached("names", async move {
+            detours.resolve(&config.server).await;
             if let Err(error) = names.resolve(&config.server.addresses).await {
                 warn!(%error, "the server's addresses stay as they were");
             }
@@ -299,7 +305,8 @@ impl<'a> Roamer<'a> {
     /// resolver may be a captive portal's.
     async fn find_servers(&mut self) {
         let mut servers = self.renamed.borrow_and_update().clone();
-        let in_use = self.manager.active().map(|active| active.server);
+        let in_use = self.manager.active().filter(|active| !active.transport.is_detour());
+        let in_use = in_use.map(|active| active.server);
         if let Some(in_use) = in_use
             && !servers.contains(&in_use)
         {
@@ -366,11 +373,15 @@ impl<'a> Roamer<'a> {
     /// Finds out which candidates there are.
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
-        let found = match self.roaming.network.candidates(&self.servers, &config.paths).await {
-            Ok(found) => {
-                let found = with_tcp(found, config.server.tcp_port);
-                choose_paths(found, self.manager.active().or(Some(self.first)))
-            }
+        let active = self.manager.active().or(Some(self.first));
+        let (server, paths) = (&config.server, &config.paths);
+        let mut detours = self.moved.borrow_and_update().clone();
+        // The one in use stays for as long as it works, as with the server's own addresses.
+        let in_use = active.map(|active| (active.transport, active.server));
+        detours.extend(in_use.filter(|it| it.0.is_detour() && !detours.contains(it)));
+        let network = &*self.roaming.network;
+        let found = match network::find(network, server, &self.servers, &detours, paths).await {
+            Ok(found) => choose_paths(found, active),
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
         self.paths.update(found.iter().map(|(candidate, _)| candidate));
@@ -436,7 +447,7 @@ impl<'a> Roamer<'a> {
 
     /// The socket of a path failed.
     fn fail(&mut self, key: PathKey) {
-        if key.transport == Transport::Udp {
+        if !key.transport.is_stream() {
             return self.handle_event(Event::SendFailed(key));
         }
         if self.manager.active() != Some(key) {
@@ -454,7 +465,7 @@ impl<'a> Roamer<'a> {
     /// Makes another TCP connection for the path in use, if it has one that is older than `age`.
     fn reconnect(&mut self, age: Duration) {
         let Some(active) = self.manager.active() else { return };
-        if active.transport == Transport::Tcp && self.paths.reopen(active, age, clock::now()) {
+        if active.transport.is_stream() && self.paths.reopen(active, age, clock::now()) {
             debug!(local = %active.local, server = %active.server, "another TCP connection");
             self.connection.introduce();
         }
@@ -472,7 +483,7 @@ impl<'a> Roamer<'a> {
 
     fn ask(&mut self, key: PathKey) {
         // While the path in use is in doubt, the connection itself may need it in a moment.
-        if key.transport == Transport::Tcp && self.manager.is_in_doubt() {
+        if key.transport.is_stream() && self.manager.is_in_doubt() {
             self.paths.prepare(key, clock::now());
         }
         self.paths.ask(key, self.config.borrow().paths.probe_timeout);
@@ -624,7 +635,7 @@ impl<'a> Roamer<'a> {
             }
             // The probe's TCP connection may stand before the tunnel's does. The probe tells whether the server has the
             // session.
-            Advice::GiveUp if active.transport == Transport::Tcp => {
+            Advice::GiveUp if active.transport.is_stream() => {
                 self.connection.introduce();
                 self.reconnect_stalled();
             }

@@ -42,7 +42,7 @@ pub(super) fn config() -> ClientConfig {
     let public_key = PrivateKey::generate().unwrap().public_key();
     ClientConfig {
         private_key,
-        server: ServerPeer { addresses: vec![address], public_key, tcp_port: None },
+        server: ServerPeer { addresses: vec![address], public_key, tcp_port: None, proxy: None },
         tun: tun(None),
         paths: Paths {
             probe_timeout: Duration::from_secs(5),
@@ -143,7 +143,7 @@ impl Network for FakeNetwork {
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let shown = match candidate.transport {
             Transport::Udp => candidate.link.clone(),
-            Transport::Tcp => format!("{} tcp", candidate.link),
+            transport => format!("{} {transport}", candidate.link),
         };
         self.bound.lock().unwrap().push((shown, clock::now()));
         if self.broken.lock().unwrap().contains(&candidate.link) {

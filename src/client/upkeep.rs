@@ -60,6 +60,21 @@ impl Client {
         std::future::pending().await
     }
 
+    /// The same for the addresses of those who lead to the server.
+    pub(super) async fn admit_detours(
+        &self,
+        mut host: impl Setup,
+        mut admissions: mpsc::Receiver<(Vec<SocketAddr>, oneshot::Sender<()>)>,
+    ) -> Infallible {
+        while let Some((found, done)) = admissions.recv().await {
+            if let Err(error) = self.apply(&mut host, |desired| desired.detours = found).await {
+                warn!(%error, "the host does not know the addresses of who leads to the server");
+            }
+            let _ = done.send(());
+        }
+        std::future::pending().await
+    }
+
     /// Changes what is wanted of the host, and makes the host like that before it returns. On failure nothing
     /// has changed.
     pub(super) async fn apply(

@@ -152,17 +152,22 @@ fn written_key(
     if is_named_too {
         problems.add(keys::PRIVATE_KEY, None, "is one key too many beside private-key-file");
     }
-    let mode = file.metadata().map_or(0, |found| found.permissions().mode() & 0o7777);
-    if mode & 0o077 != 0 {
-        let reason = format!(
-            "can be read by others, for this file has mode {mode:04o}: run {}, and make another key \
-             if they are not to be trusted with this one",
-            rights::mend(file)
-        );
-        problems.add(keys::PRIVATE_KEY, None, reason);
-    }
+    let remedy = "make another key if they are not to be trusted with this one";
+    keep_secret(keys::PRIVATE_KEY, file, remedy, problems);
     let parsed = PrivateKey::from_base64(&key.0);
     parsed.map_err(|error| problems.add(keys::PRIVATE_KEY, None, format!("is none: {error}"))).ok()
+}
+
+/// Reports a secret `key` in a file that others can read.
+pub(super) fn keep_secret(key: &str, file: &Path, remedy: &str, problems: &mut Problems) {
+    let mode = file.metadata().map_or(0, |found| found.permissions().mode() & 0o7777);
+    if mode & 0o077 != 0 {
+        let mend = rights::mend(file);
+        let reason = format!(
+            "can be read by others, for this file has mode {mode:04o}: run {mend}, and {remedy}"
+        );
+        problems.add(key, None, reason);
+    }
 }
 
 fn named_key(

@@ -7,6 +7,7 @@ use super::{
     ClientConfig, ClientTun, Exclude, Paths, Preference, ServerPeer,
     check::{self, elements},
     problem::Problems,
+    proxy::{self, Outside},
     raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer},
 };
 use crate::identity::{PrivateKey, PublicKey};
@@ -23,12 +24,13 @@ const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) fn build(
     raw: &mut RawClient,
     file: &Path,
+    outside: &Outside,
     problems: &mut Problems,
 ) -> Option<ClientConfig> {
     let private_key =
         check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let own = private_key.as_ref().map(PrivateKey::public_key);
-    let server = server(raw.server.get_or_insert_default(), own, problems);
+    let server = server(raw.server.get_or_insert_default(), own, file, outside, problems);
     let tun = tun(raw.tun.get_or_insert_default(), problems);
     let paths = paths(raw.paths.get_or_insert_default(), problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
@@ -46,20 +48,23 @@ pub(super) fn build(
 }
 
 fn server(
-    raw: &RawServerPeer,
+    raw: &mut RawServerPeer,
     own: Option<PublicKey>,
+    file: &Path,
+    outside: &Outside,
     problems: &mut Problems,
 ) -> Option<ServerPeer> {
     const PUBLIC_KEY: &str = "server.public-key";
     problems.require_some("server.address", &raw.address);
     let tcp_port = problems.accept("server.tcp-port", raw.tcp_port, |port| *port > 0);
-    let addresses = raw.address.iter().flatten().flatten().cloned().collect();
+    let addresses: Vec<_> = raw.address.iter().flatten().flatten().cloned().collect();
+    let proxy = proxy::of(&mut raw.proxy, &addresses, tcp_port, file, outside, problems);
     let public_key = problems.require(PUBLIC_KEY, raw.public_key)?;
     if own == Some(public_key) {
         let reason = "is this host's own key; it must be the server's";
         problems.add(PUBLIC_KEY, Some(public_key.to_string()), reason);
     }
-    Some(ServerPeer { addresses, tcp_port, public_key })
+    Some(ServerPeer { addresses, tcp_port, proxy, public_key })
 }
 
 fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {

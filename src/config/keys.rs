@@ -68,6 +68,12 @@ const KEYS: &[Key] = &[
         r#"a name or address such as "vpn.example.net:4433" or "[2001:db8::1]:4433" (port 4433 when there is none)"#,
     ),
     key("server.tcp-port", CLIENT, Kind::Number, "a TCP port from 1 to 65535"),
+    key(
+        PROXY,
+        CLIENT,
+        Kind::Text,
+        r#"the URL of an HTTP proxy, such as "http://proxy.example.net:3128" or "http://user:password@192.0.2.8:3128""#,
+    ),
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
     key("listen", SERVER, Kind::List, r#"an IP address with a port, such as "[::]:4433""#),
     key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),
@@ -188,8 +194,10 @@ const KEYS: &[Key] = &[
     ),
 ];
 
-/// The one secret.
+/// A secret that only a file may hold.
 pub(super) const PRIVATE_KEY: &str = "private-key";
+/// It may hold a password.
+pub(super) const PROXY: &str = "server.proxy";
 const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";
 const LINK: &str =
     r#"a link's name, in which * and ? are wildcards, such as "docker*" (no white space, no "/")"#;

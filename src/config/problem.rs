@@ -98,7 +98,7 @@ impl fmt::Display for Problem {
 
 /// Whether the key's value may not be shown.
 fn is_secret(key: &str) -> bool {
-    keys::is_within(key, keys::PRIVATE_KEY)
+    [keys::PRIVATE_KEY, keys::PROXY].iter().any(|secret| keys::is_within(key, secret))
 }
 
 /// The problems found so far, and whether a key is among them.

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use super::{Congestion, Filter, HostPort, LogFormat};
+use super::{Congestion, Filter, HostPort, LogFormat, proxy::without_credentials};
 use crate::identity::PublicKey;
 
 /// A list of which some elements may have been reported.
@@ -33,6 +33,23 @@ impl fmt::Debug for Secret {
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str("[redacted]")
+    }
+}
+
+/// The URL of a proxy, whose user and password are never shown.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub(super) struct ProxyUrl(pub(super) Zeroizing<String>);
+
+impl fmt::Debug for ProxyUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_credentials(&self.0))
+    }
+}
+
+impl Serialize for ProxyUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&without_credentials(&self.0))
     }
 }
 
@@ -75,6 +92,7 @@ pub(super) struct RawServer {
 pub(super) struct RawServerPeer {
     pub(super) address: List<HostPort>,
     pub(super) tcp_port: Option<u16>,
+    pub(super) proxy: Option<ProxyUrl>,
     pub(super) public_key: Option<PublicKey>,
 }
 

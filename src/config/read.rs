@@ -10,6 +10,7 @@ use super::{
     keys::{self, Kind, Role},
     lines::join,
     problem::{ConfigErrors, Problems},
+    proxy::Outside,
     raw::{RawClient, RawConfig, RawServer},
     server,
     source::Source,
@@ -25,8 +26,10 @@ pub(super) fn load(
         absolute(path).map_err(|error| ConfigErrors::Unreadable { path: path.into(), error })?;
 
     let mut problems = Problems::default();
+    let environment: Vec<_> = environment.into_iter().collect();
+    let outside = Outside::of(&environment);
     let mut source = Source::merge(path, text, environment, &mut problems)?;
-    match read(&mut source.tree, &file, &mut problems) {
+    match read(&mut source.tree, &file, &outside, &mut problems) {
         Some(loaded) if problems.is_empty() => Ok(loaded),
         _ => Err(ConfigErrors::Problems {
             path: path.into(),
@@ -35,12 +38,17 @@ pub(super) fn load(
     }
 }
 
-fn read(tree: &mut Value, file: &Path, problems: &mut Problems) -> Option<(Config, RawConfig)> {
+fn read(
+    tree: &mut Value,
+    file: &Path,
+    outside: &Outside,
+    problems: &mut Problems,
+) -> Option<(Config, RawConfig)> {
     match role(tree.as_object_mut()?, problems)? {
         Role::Client => {
             prune_table(tree, "", Role::Client, problems);
             let mut raw: RawClient = deserialize(tree, problems)?;
-            let config = client::build(&mut raw, file, problems)?;
+            let config = client::build(&mut raw, file, outside, problems)?;
             Some((Config::Client(config), RawConfig::Client(raw)))
         }
         Role::Server => {
@@ -318,7 +326,7 @@ mod tests {
             file["private-key-file"] = "host.key".into();
 
             let mut problems = Problems::default();
-            let loaded = read(&mut file, &directory.path().join("file"), &mut problems);
+            let loaded = read(&mut file, &directory.path().join("file"), &Outside::default(), &mut problems);
             prop_assert!(loaded.is_some() || !problems.is_empty());
             for problem in problems.into_vec(|_| (Origin::File { line: None }, true)) {
                 prop_assert!(!problem.reason.contains("invalid type"), "{}", problem);

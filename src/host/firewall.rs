@@ -149,7 +149,15 @@ fn seal(layout: &Layout, interface: &str) -> String {
     chains.push_str(
         "  chain output {\n    type filter hook output priority filter; policy accept;\n",
     );
-    for (family, servers) in servers(layout) {
+    for (family, detours) in by_family(&layout.detours) {
+        let detours = detours.iter().map(|at| format!("{} . {}", at.ip(), at.port()));
+        let detours = list(detours);
+        let _ = writeln!(
+            chains,
+            "    meta mark {MARK:#x} {family} daddr . tcp dport {{ {detours} }} accept"
+        );
+    }
+    for (family, servers) in by_family(&layout.servers) {
         let _ = writeln!(
             chains,
             "    meta mark {MARK:#x} {family} daddr . udp dport {{ {} }} accept\n    \
@@ -201,11 +209,10 @@ fn rule(chains: &mut String, word: &str, nets: &[(bool, String)], v4: bool, verd
     }
 }
 
-/// The server's addresses by family, where there are any.
-fn servers(layout: &Layout) -> Vec<(&'static str, Vec<SocketAddr>)> {
+/// Addresses by family, where there are any.
+fn by_family(addresses: &[SocketAddr]) -> Vec<(&'static str, Vec<SocketAddr>)> {
     let of = |v4: bool| {
-        let servers =
-            layout.servers.iter().map(|it| SocketAddr::new(it.ip().to_canonical(), it.port()));
+        let servers = addresses.iter().map(|it| SocketAddr::new(it.ip().to_canonical(), it.port()));
         servers.filter(|server| server.is_ipv4() == v4).collect::<BTreeSet<_>>()
     };
     let both = [("ip", of(true)), ("ip6", of(false))];
@@ -261,6 +268,7 @@ mod tests {
                 "[2001:db8::1]:443".parse().unwrap(),
             ],
             tcp_port: Some(8443),
+            detours: vec!["192.0.2.8:3128".parse().unwrap()],
             ..Layout::default()
         };
         let chains = seal(&layout, "roam0");
@@ -268,6 +276,7 @@ mod tests {
         for line in [
             "meta mark 0x726f616d ip daddr . udp dport { 192.0.2.1 . 4433 } accept",
             "meta mark 0x726f616d ip6 daddr . udp dport { 2001:db8::1 . 443 } accept",
+            "meta mark 0x726f616d ip daddr . tcp dport { 192.0.2.8 . 3128 } accept",
             "meta mark 0x726f616d ip daddr { 192.0.2.1 } tcp dport { 80, 8443 } accept",
         ] {
             assert!(output.contains(line), "{chains}");

@@ -89,7 +89,7 @@ impl ReversePaths {
     /// Lets through what comes from the layout's servers.
     pub(crate) async fn set(&self, layout: &Layout) {
         let mut wanted = self.wanted.lock().await;
-        let v4 = layout.servers.iter().filter_map(v4);
+        let v4 = layout.servers.iter().chain(&layout.detours).filter_map(v4);
         wanted.servers = v4.collect();
         wanted.servers.sort_unstable();
         wanted.servers.dedup();

@@ -40,15 +40,33 @@ pub enum Transport {
     Udp,
     /// A TCP connection with TLS and HTTP, for networks that let no UDP out.
     Tcp,
+    /// The same through an HTTP proxy, for networks that let nothing else out.
+    Proxy,
 }
 
 impl Transport {
+    /// All of them, the best first.
+    pub(crate) const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Proxy];
+
+    /// Whether packets cross the network inside a TCP connection.
+    #[must_use]
+    pub(crate) fn is_stream(self) -> bool {
+        self != Self::Udp
+    }
+
+    /// Whether the TCP connection leads to somebody else than the server.
+    #[must_use]
+    pub(crate) fn is_detour(self) -> bool {
+        self > Self::Tcp
+    }
+
     /// `what`, with the transport if it is not UDP, for people.
     #[must_use]
     pub(crate) fn mark(self, what: impl fmt::Display) -> String {
         match self {
             Self::Udp => what.to_string(),
             Self::Tcp => format!("{what} (tcp)"),
+            Self::Proxy => format!("{what} (via proxy)"),
         }
     }
 }
@@ -58,6 +76,7 @@ impl fmt::Display for Transport {
         f.write_str(match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Proxy => "proxy",
         })
     }
 }
@@ -73,7 +92,7 @@ pub struct Candidate {
     pub source: IpAddr,
     /// The metric of the route; the kernel prefers the smallest.
     pub metric: u32,
-    /// The server's address.
+    /// The server's address, or that of who leads there.
     pub server: SocketAddr,
     /// How packets get there.
     pub transport: Transport,

@@ -301,13 +301,12 @@ fn given_up(candidate: &Candidate) -> HandshakeError {
 /// Waits until the connection ends that a path over TCP is. An error of UDP is none of the path: the next packet may
 /// arrive.
 async fn ended(errors: &mut mpsc::Receiver<PathError>, transport: Transport) -> io::Error {
-    match transport {
-        Transport::Udp => future::pending().await,
-        Transport::Tcp => match errors.recv().await {
-            Some(PathError { error, .. }) => error,
-            None => future::pending().await,
-        },
+    if transport.is_stream()
+        && let Some(PathError { error, .. }) = errors.recv().await
+    {
+        return error;
     }
+    future::pending().await
 }
 
 fn not_connected(Candidate { server, link, .. }: &Candidate, error: &io::Error) -> HandshakeError {
@@ -350,7 +349,7 @@ impl Attempt {
     /// are under way. The oldest has the time that a slow path needs; of the others the older one gives way, as TCP, too,
     /// retransmits at doubling intervals.
     pub(crate) fn start(&mut self, limit: Duration, early: Option<Arc<[Bytes]>>) {
-        let is_tcp = self.candidate.transport == Transport::Tcp;
+        let is_tcp = self.candidate.transport.is_stream();
         if is_tcp && self.under_way.len() >= TCP_HANDSHAKES {
             self.under_way.remove(1);
         }

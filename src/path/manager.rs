@@ -668,7 +668,7 @@ impl Manager {
             active.doubt = Some(Doubt::Open(None));
         }
         // The turn of a path over TCP depends on what was asked over UDP.
-        for transport in [Transport::Udp, Transport::Tcp] {
+        for transport in Transport::ALL {
             let others = self
                 .paths
                 .iter()
@@ -833,7 +833,7 @@ impl Manager {
     }
 
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        for transport in [Transport::Udp, Transport::Tcp] {
+        for transport in Transport::ALL {
             let is_due = |(_, path): &(&PathKey, &Path)| {
                 path.state == State::Waiting
                     && path.facts.transport == transport
@@ -857,13 +857,10 @@ impl Manager {
     }
 
     /// When a path may be probed. A path over TCP is while UDP over the same link does not answer: a moment after it was
-    /// asked, a standby too. What another server answers does not count.
+    /// asked, a standby too; one through a proxy while TCP does not, either. What another server answers does not count.
     fn turn(&self, path: &Path) -> Turn {
-        if path.facts.transport == Transport::Udp {
-            return Turn::Now;
-        }
         let is_beside = |(_, other): &(&PathKey, &Path)| {
-            other.link == path.link && other.facts.transport == Transport::Udp
+            other.link == path.link && other.facts.transport < path.facts.transport
         };
         let is_given_up =
             self.active.is_some_and(|active| matches!(active.doubt, Some(Doubt::Open(_))));

@@ -9,7 +9,7 @@ use quinn::AsyncUdpSocket;
 
 use super::rank::LinkFacts;
 use crate::{
-    config::Paths,
+    config::{Paths, ServerPeer},
     link::{
         candidate::{Candidate, Transport, Unusable},
         monitor::Hints,
@@ -44,11 +44,36 @@ pub trait Network: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(false))
     }
 
+    /// Takes over who else leads to the server.
+    fn lead_to(&self, _server: &ServerPeer) {}
+
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Hints of changes after which [`Self::candidates`] is to be read again.
     fn hints(&self) -> Hints;
+}
+
+/// Who leads to the server over one transport, and where.
+pub(crate) type Detour = (Transport, SocketAddr);
+
+/// What could carry a path: to `addresses` of the server over UDP and over TCP, and by `detours`.
+pub(crate) async fn find(
+    network: &dyn Network,
+    server: &ServerPeer,
+    addresses: &[SocketAddr],
+    detours: &[Detour],
+    paths: &Paths,
+) -> Result<Vec<(Candidate, LinkFacts)>, NetworkError> {
+    let mut found = with_tcp(network.candidates(addresses, paths).await?, server.tcp_port);
+    for (transport, at) in detours {
+        let there = network.candidates(std::slice::from_ref(at), paths).await?;
+        found.extend(there.into_iter().map(|(candidate, facts)| {
+            let transport = *transport;
+            (Candidate { transport, ..candidate }, LinkFacts { transport, ..facts })
+        }));
+    }
+    Ok(found)
 }
 
 /// The candidates of `found`, and behind each one over UDP the same over TCP, if the server has a TCP port.

@@ -3,6 +3,8 @@
 //! The operator of a network can forge DNS answers with any number of addresses. Configured addresses therefore
 //! come first, and names add only a few.
 
+mod detours;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
@@ -15,7 +17,9 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time,
 };
+use tracing::debug;
 
+pub(crate) use self::detours::{Detours, written_down};
 use super::{PathKey, rank::LinkFacts};
 use crate::{
     config::HostPort,
@@ -31,7 +35,7 @@ const MOST: usize = 8;
 /// Maximum of paths that are known at a time. All but one are standbys, which cost a handshake of 2.5 kB, and then two
 /// small packets every `paths.standby-check`. A server takes 16 probe connections of a client.
 const MOST_PATHS: usize = 12;
-/// Paths over TCP beside them.
+/// Paths over TCP beside them, and as many by each detour.
 const MOST_OVER_TCP: usize = 4;
 
 /// Requests that let packets to these server addresses through the kill switch; each is answered when that is
@@ -70,10 +74,8 @@ impl ServerAddresses {
     }
 
     async fn admit(&self, addresses: Vec<SocketAddr>) {
-        let Some(admission) = self.admission.get() else { return };
-        let (done, admitted) = oneshot::channel();
-        if admission.send((addresses, done)).await.is_ok() {
-            let _ = admitted.await;
+        if let Some(admission) = self.admission.get() {
+            admit(admission, addresses).await;
         }
     }
 
@@ -124,6 +126,13 @@ impl ServerAddresses {
     }
 }
 
+async fn admit(admission: &Admission, addresses: Vec<SocketAddr>) {
+    let (done, admitted) = oneshot::channel();
+    if admission.send((addresses, done)).await.is_ok() {
+        let _ = admitted.await;
+    }
+}
+
 /// Whether there is a name among them, which may stand for something else one day.
 #[must_use]
 pub(crate) fn can_change(servers: &[HostPort]) -> bool {
@@ -170,16 +179,22 @@ fn choose(
 /// Chooses the paths to use: the `active` one, and then one of each link in turn, the best link first, to the first
 /// addresses of the server. Paths over TCP take no place of those over UDP, and each link has one of each family.
 pub(crate) fn choose_paths(
-    found: Vec<(Candidate, LinkFacts)>,
+    mut found: Vec<(Candidate, LinkFacts)>,
     active: Option<PathKey>,
 ) -> Vec<(Candidate, LinkFacts)> {
-    let (udp, mut tcp): (Vec<_>, Vec<_>) =
-        found.into_iter().partition(|(_, facts)| facts.transport == Transport::Udp);
-    tcp.sort_by_key(|(candidate, _)| Some(PathKey::from(candidate)) != active);
-    let mut seen = HashSet::new();
-    tcp.retain(|(candidate, _)| seen.insert((candidate.index, candidate.server.is_ipv6())));
-    let mut chosen = choose_most(udp, active, MOST_PATHS);
-    chosen.extend(choose_most(tcp, active, MOST_OVER_TCP));
+    let mut chosen = Vec::new();
+    for transport in Transport::ALL {
+        let of_it = |(_, facts): &(_, LinkFacts)| facts.transport == transport;
+        let mut of_it: Vec<_> = found.extract_if(.., |it| of_it(it)).collect();
+        let mut most = MOST_PATHS;
+        if transport.is_stream() {
+            of_it.sort_by_key(|(candidate, _)| Some(PathKey::from(candidate)) != active);
+            let mut seen = HashSet::new();
+            of_it.retain(|(it, _)| seen.insert((it.index, it.server.is_ipv6())));
+            most = MOST_OVER_TCP;
+        }
+        chosen.extend(choose_most(of_it, active, most));
+    }
     chosen
 }
 

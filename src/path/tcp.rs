@@ -12,8 +12,10 @@
 //! socket, which carries nothing from then on: whoever uses it knows whether and when another one is worth a try.
 
 mod connect;
+mod limited;
 mod outbox;
 mod stream;
+mod way;
 
 use std::{
     io::{self, IoSliceMut},
@@ -38,7 +40,8 @@ pub(crate) use self::connect::wrap;
 pub(crate) use self::{
     connect::{PATH, UPGRADE, is_answer, settle},
     outbox::Outbox,
-    stream::{Stream, Taker, carry},
+    stream::{AnyIo, Stream, Taker, carry},
+    way::{Way, Ways},
 };
 use crate::task::Task;
 
@@ -99,11 +102,12 @@ struct Failure {
 }
 
 impl TcpSocket {
-    /// Connects to `server` from `local`, and over `link` alone if one is named. Packets carry the class `dscp` and the
-    /// firewall mark `mark`, as those of [`UdpSocket`](super::udp::UdpSocket::bind).
+    /// Connects to `to` from `local`, and over `link` alone if one is named; `way` says who is there. Packets carry the
+    /// class `dscp` and the firewall mark `mark`, as those of [`UdpSocket`](super::udp::UdpSocket::bind).
     pub(crate) fn open(
         local: SocketAddr,
-        server: SocketAddr,
+        to: SocketAddr,
+        way: Way,
         link: Option<&str>,
         dscp: u8,
         mark: Option<u32>,
@@ -112,7 +116,7 @@ impl TcpSocket {
         let outbox = Arc::new(Outbox::new(UNWRITTEN));
         let (arrived, arrivals) = mpsc::channel(UNREAD);
         let failure = Arc::<Failure>::default();
-        let life = Life { server, outbox: outbox.clone(), arrived, failure: failure.clone() };
+        let life = Life { to, way, outbox: outbox.clone(), arrived, failure: failure.clone() };
         let connection = Task::spawn("TCP path", life.run(socket));
         let arrivals = Mutex::new(arrivals);
         Ok(Arc::new(Self { local, outbox, arrivals, failure, _connection: connection }))
@@ -121,7 +125,8 @@ impl TcpSocket {
 
 /// The life of a socket's connection.
 struct Life {
-    server: SocketAddr,
+    to: SocketAddr,
+    way: Way,
     outbox: Arc<Outbox>,
     arrived: mpsc::Sender<Arrival>,
     failure: Arc<Failure>,
@@ -129,13 +134,13 @@ struct Life {
 
 impl Life {
     async fn run(self, socket: net::TcpSocket) {
-        let Self { server, outbox, arrived, failure } = self;
+        let Self { to, way, outbox, arrived, failure } = self;
         let carried = async {
-            let connected = time::timeout(PATIENCE, connect::connect(socket, server));
-            carry(connected.await??, &outbox, server, &arrived).await
+            let connected = time::timeout(PATIENCE, connect::connect(socket, to, &way));
+            carry(connected.await??, &outbox, to, &arrived).await
         };
         let Err(error) = carried.await;
-        debug!(%server, %error, "TCP connection ended");
+        debug!(server = %to, %error, "TCP connection ended");
         outbox.close();
         *lock(&failure.error) = Some(error);
         failure.receiver.wake();

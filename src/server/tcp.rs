@@ -37,7 +37,7 @@ use tokio::{
     task::JoinSet,
     time,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 pub(crate) use self::meter::Meter;
@@ -49,7 +49,7 @@ use super::{
 };
 use crate::{
     clock,
-    path::tcp::{PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
+    path::tcp::{AnyIo, PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
     task::Task,
 };
 
@@ -248,13 +248,10 @@ impl Visit {
     }
 
     /// Answers one request; `None` if it does not ask for datagrams.
-    async fn upgrade(
-        &self,
-        stream: TcpStream,
-        meter: &Arc<Meter>,
-    ) -> io::Result<Option<Stream<TlsStream<Metered>>>> {
+    async fn upgrade(&self, stream: TcpStream, meter: &Arc<Meter>) -> io::Result<Option<Stream>> {
         settle(&stream, self.client.is_ipv4(), self.port.dscp)?;
         let stream = self.port.acceptor.accept(Metered::new(stream, meter.clone())).await?;
+        let stream: AnyIo = Box::new(stream);
         let upgrade = Mutex::new(None);
         http1::Builder::new()
             .timer(TokioTimer::new())

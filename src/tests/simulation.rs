@@ -282,6 +282,7 @@ impl Hosts {
             private_key: self.client.clone(),
             server: ServerPeer {
                 tcp_port: None,
+                proxy: None,
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             },

@@ -70,7 +70,7 @@ impl Host {
         Self { namespace, name, folder, tunnel, key, daemon: None, starts: 0 }
     }
 
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.join(format!("{}.toml", self.tunnel))
     }
 

@@ -34,6 +34,7 @@ mod moving;
 mod names;
 mod offload;
 mod ports;
+mod proxy;
 mod quality;
 mod refusal;
 mod reload;

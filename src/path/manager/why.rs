@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Active, Manager, Path, PathKey, State, Turn, Verdict};
-use crate::path::rank::PORTAL;
+use crate::{link::candidate::Transport, path::rank::PORTAL};
 
 impl Manager {
     /// Why a path is used or is not, in words.
@@ -31,9 +31,11 @@ impl Manager {
             _ if path.portal => PORTAL.into(),
             _ if !self.is_allowed(path) => "another link is pinned".into(),
             State::Waiting if self.turn(path) == Turn::Never && self.is_in_doubt() => {
-                "asked if UDP over this link stays silent".into()
+                format!("asked if {} over this link stays silent", better(path.facts.transport))
             }
-            State::Waiting if self.turn(path) == Turn::Never => "UDP works over this link".into(),
+            State::Waiting if self.turn(path) == Turn::Never => {
+                format!("{} works over this link", better(path.facts.transport))
+            }
             State::Waiting => "not asked yet".into(),
             State::Probing { deadline } => {
                 format!("no answer yet, given up in {}", within(deadline, now))
@@ -83,4 +85,9 @@ impl Manager {
 
 fn within(at: Instant, now: Instant) -> String {
     format!("{:.0} s", at.saturating_duration_since(now).as_secs_f64())
+}
+
+/// What goes before a path over `transport`.
+fn better(transport: Transport) -> &'static str {
+    if transport.is_detour() { "UDP or TCP" } else { "UDP" }
 }

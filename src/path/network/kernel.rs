@@ -5,10 +5,11 @@ use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
+use tracing::warn;
 
 use super::{Network, NetworkError};
 use crate::{
-    config::Paths,
+    config::{Paths, ServerPeer},
     link::{
         MARK,
         candidate::{self, Candidate, Transport, Unusable, candidates},
@@ -16,7 +17,12 @@ use crate::{
         netlink::Netlink,
         portal,
     },
-    path::{preference::Preferences, rank::LinkFacts, tcp::TcpSocket, udp::UdpSocket},
+    path::{
+        preference::Preferences,
+        rank::LinkFacts,
+        tcp::{TcpSocket, Ways},
+        udp::UdpSocket,
+    },
 };
 
 /// The kernel's links, routes and sockets.
@@ -25,6 +31,7 @@ pub struct KernelNetwork {
     netlink: Netlink,
     own: u32,
     metered: ArcSwap<HashSet<String>>,
+    ways: ArcSwap<Ways>,
     dscp: u8,
     hints: Hints,
 }
@@ -33,7 +40,7 @@ impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
-        Self { netlink, own, metered: ArcSwap::default(), dscp, hints }
+        Self { netlink, own, metered: ArcSwap::default(), ways: ArcSwap::default(), dscp, hints }
     }
 
     /// Replaces the set of links that are metered in addition to those that the user lists.
@@ -82,7 +89,9 @@ impl Network for KernelNetwork {
     }
 
     fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
-        Box::pin(portal::is_suspected(candidate, MARK))
+        // Who stands before a proxy is not asked: its own pages are none of ours.
+        let is_server = !candidate.transport.is_detour();
+        Box::pin(async move { is_server && portal::is_suspected(candidate, MARK).await })
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -90,8 +99,19 @@ impl Network for KernelNetwork {
         let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
         Ok(match transport {
             Transport::Udp => UdpSocket::bind(local, link, self.dscp, Some(MARK))?,
-            Transport::Tcp => TcpSocket::open(local, *server, link, self.dscp, Some(MARK))?,
+            Transport::Tcp | Transport::Proxy => {
+                let way = self.ways.load().over(*transport).ok_or(io::ErrorKind::Unsupported)?;
+                TcpSocket::open(local, *server, way, link, self.dscp, Some(MARK))?
+            }
         })
+    }
+
+    fn lead_to(&self, server: &ServerPeer) {
+        let ways = Ways::new(server).unwrap_or_else(|error| {
+            warn!(%error, "no way through others");
+            Ways::default()
+        });
+        self.ways.store(Arc::new(ways));
     }
 
     fn hints(&self) -> Hints {

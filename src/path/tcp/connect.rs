@@ -1,11 +1,12 @@
-//! From a candidate to a stream of capsules: TCP, TLS 1.3, and an HTTP/1.1 upgrade (RFC 9298 §3.2).
+//! From a candidate to a stream of capsules: TCP, TLS 1.3, and an HTTP/1.1 upgrade (RFC 9298 §3.2). A proxy is asked for
+//! the server's TCP port before (CONNECT, RFC 9110 §9.3.6).
 
-use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{error::Error as _, io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, StatusCode,
+    Request, Response, StatusCode,
     client::conn::http1,
-    header::{CONNECTION, HOST, HeaderName, UPGRADE as UPGRADE_HEADER},
+    header::{CONNECTION, HOST, HeaderName, PROXY_AUTHORIZATION, UPGRADE as UPGRADE_HEADER},
 };
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -17,11 +18,18 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::stream::Stream;
-use crate::quic::tls::{self, TlsError};
+use super::{
+    limited::Limited,
+    stream::{AnyIo, Io, Stream},
+    way::{Proxy, Way},
+};
+use crate::{
+    config::HostPort,
+    quic::tls::{self, TlsError},
+};
 
 /// The request's path, apart from the port and a slash: the default template of RFC 9298 §2, with a target that is the
 /// server itself.
@@ -30,6 +38,11 @@ pub(crate) const PATH: &str = "/.well-known/masque/udp/localhost/";
 pub(crate) const UPGRADE: &str = "connect-udp";
 /// RFC 9297 §3.4.
 const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
+/// Headers in which a proxy says why: RFC 9209, and squid's own.
+const REASONS: [HeaderName; 2] =
+    [HeaderName::from_static("proxy-status"), HeaderName::from_static("x-squid-error")];
+/// Bytes of an answer's header; hyper takes no less.
+const HEADER: usize = 8192;
 
 /// Bytes that the kernel takes before it has sent those before: about a full batch of TLS. What waits here is not in the
 /// tunnel's queue.
@@ -80,26 +93,67 @@ pub(crate) fn settle(socket: &impl AsFd, is_ipv4: bool, dscp: u8) -> io::Result<
     Ok(())
 }
 
-/// Connects to the server and asks it for its own UDP port.
-pub(super) async fn connect(
-    socket: TcpSocket,
-    server: SocketAddr,
-) -> io::Result<Stream<TlsStream<TcpStream>>> {
-    let stream = wrap(socket.connect(server).await?, server).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let request = Request::get(format!("{PATH}{}/", server.port()))
+/// Connects, and asks the server for its own UDP port.
+pub(super) async fn connect(socket: TcpSocket, to: SocketAddr, way: &Way) -> io::Result<Stream> {
+    let (stream, limit) = Limited::new(socket.connect(to).await?);
+    let (stream, server): (AnyIo, _) = match way {
+        Way::Direct => (Box::new(stream), to.into()),
+        Way::Proxy(proxy) => (through(proxy, stream).await?, proxy.server.clone()),
+    };
+    let stream = wrap(stream, &server).await?;
+    let request = Request::get(format!("{PATH}{}/", server.port))
         .header(HOST, server.to_string())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE_HEADER, UPGRADE)
-        .header(CAPSULES, "?1")
-        .body(String::new())
-        .map_err(io::Error::other)?;
+        .header(CAPSULES, "?1");
+    let is_upgrade = |status| status == StatusCode::SWITCHING_PROTOCOLS;
+    let stream = ask(Box::new(stream), "it", request, is_upgrade).await?;
+    limit.lift();
+    Ok(stream)
+}
+
+/// Has a proxy connect to the server.
+async fn through(proxy: &Proxy, stream: Limited) -> io::Result<AnyIo> {
+    let stream: AnyIo = match &proxy.tls {
+        Some((name, tls)) => {
+            Box::new(TlsConnector::from(tls.clone()).connect(name_of(name)?, stream).await?)
+        }
+        None => Box::new(stream),
+    };
+    let server = proxy.server.to_string();
+    let mut request = Request::connect(&server).header(HOST, &server);
+    if let Some(credentials) = &proxy.credentials {
+        request = request.header(PROXY_AUTHORIZATION, credentials);
+    }
+    let Stream { io, begun } = ask(stream, "the proxy", request, |it| it.is_success()).await?;
+    if !begun.is_empty() {
+        // The server has said nothing, for it waits for our TLS.
+        let error = "the proxy sent data of its own after its answer";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+    }
+    Ok(io)
+}
+
+/// Sends a request to `whom`; the stream behind the answer, if it `is_agreed`.
+async fn ask(
+    stream: AnyIo,
+    whom: &str,
+    request: hyper::http::request::Builder,
+    is_agreed: impl Fn(StatusCode) -> bool,
+) -> io::Result<Stream> {
+    let request = request.body(String::new()).map_err(io::Error::other)?;
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(HEADER)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(broken)?;
     let upgraded = async move {
         let response = sender.send_request(request).await.map_err(broken)?;
-        match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS => hyper::upgrade::on(response).await.map_err(broken),
+        if is_agreed(response.status()) {
+            hyper::upgrade::on(response).await.map_err(broken)
+        } else {
             // The connection stays open for a further request, so nothing else is waited for.
-            status => Err(io::Error::other(format!("it answered with HTTP status {status}"))),
+            Err(refused(whom, &response))
         }
     };
     let connection = async { connection.with_upgrades().await.map_err(broken) };
@@ -107,8 +161,21 @@ pub(super) async fn connect(
     Stream::of(upgraded)
 }
 
+/// An answer that is not the one that was wanted. One that may be another in a moment is no [answer](is_answer).
+fn refused<B>(whom: &str, response: &Response<B>) -> io::Error {
+    let status = response.status();
+    let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+    let kind = if may_pass { io::ErrorKind::ConnectionAborted } else { io::ErrorKind::Other };
+    let reason = REASONS.iter().find_map(|name| response.headers().get(name)?.to_str().ok());
+    let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+    io::Error::new(kind, format!("{whom} answered with HTTP status {status}{reason}"))
+}
+
 /// The connection ended in the middle of HTTP, or what came was not HTTP.
 fn broken(error: hyper::Error) -> io::Error {
+    if let Some(below) = error.source().and_then(|it| it.downcast_ref::<io::Error>()) {
+        return io::Error::new(below.kind(), below.to_string());
+    }
     let is_http = error.is_parse() || error.is_user();
     let kind = if is_http { io::ErrorKind::Other } else { io::ErrorKind::ConnectionAborted };
     io::Error::new(kind, error)
@@ -121,12 +188,14 @@ pub(crate) fn is_answer(error: &io::Error) -> bool {
 }
 
 /// Begins TLS with the server.
-pub(crate) async fn wrap(
-    stream: TcpStream,
-    server: SocketAddr,
-) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn wrap<S: Io>(stream: S, server: &HostPort) -> io::Result<TlsStream<S>> {
     let tls = TlsConnector::from(Arc::new(client().map_err(io::Error::other)?));
-    tls.connect(ServerName::IpAddress(server.ip().into()), stream).await
+    tls.connect(name_of(&server.host)?, stream).await
+}
+
+/// The name that a certificate is for. An address is named to nobody.
+fn name_of(host: &str) -> io::Result<ServerName<'static>> {
+    ServerName::try_from(host.to_owned()).map_err(io::Error::other)
 }
 
 /// TLS 1.3 without proof of who the server is, which QUIC asks for.

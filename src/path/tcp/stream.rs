@@ -26,16 +26,23 @@ impl From<Malformed> for io::Error {
 }
 
 /// A stream behind an HTTP upgrade, and what of it was read with the header.
-#[derive(Debug)]
-pub(crate) struct Stream<S> {
-    io: S,
-    begun: BytesMut,
+pub(crate) struct Stream {
+    pub(super) io: AnyIo,
+    pub(super) begun: BytesMut,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Stream<S> {
-    /// The stream that hyper was given.
+/// TCP, and what is around it.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for S {}
+
+pub(crate) type AnyIo = Box<dyn Io>;
+
+impl Stream {
+    /// The stream that hyper was given, as a [`TokioIo`] of an [`AnyIo`].
     pub(crate) fn of(upgraded: Upgraded) -> io::Result<Self> {
-        let parts = upgraded.downcast::<TokioIo<S>>().map_err(|_| io::ErrorKind::Unsupported)?;
+        let parts =
+            upgraded.downcast::<TokioIo<AnyIo>>().map_err(|_| io::ErrorKind::Unsupported)?;
         Ok(Self { io: parts.io.into_inner(), begun: parts.read_buf.into() })
     }
 }
@@ -53,8 +60,8 @@ impl Taker for mpsc::Sender<Arrival> {
 }
 
 /// Writes what comes into `outbox`, and gives `taker` what arrives as if it came from `from`, until the connection ends.
-pub(crate) async fn carry<S: AsyncRead + AsyncWrite>(
-    Stream { io, begun }: Stream<S>,
+pub(crate) async fn carry(
+    Stream { io, begun }: Stream,
     outbox: &Outbox,
     from: SocketAddr,
     taker: &impl Taker,

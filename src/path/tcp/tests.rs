@@ -4,7 +4,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use rcgen::KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    config::Paths,
+    config::{HostPort, Paths, Proxy, ServerPeer},
     identity::PrivateKey,
     link::{
         candidate::{Candidate, Transport},
@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// The loopback, with TCP alone.
 #[derive(Debug)]
-struct Loopback;
+struct Loopback(Way);
 
 impl Network for Loopback {
     fn candidates<'a>(
@@ -44,7 +44,7 @@ impl Network for Loopback {
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let local = SocketAddr::new(candidate.source, 0);
-        Ok(TcpSocket::open(local, candidate.server, None, 0, None)?)
+        Ok(TcpSocket::open(local, candidate.server, self.0.clone(), None, 0, None)?)
     }
 
     fn hints(&self) -> Hints {
@@ -72,9 +72,22 @@ fn handshake() -> Handshake {
 }
 
 async fn failure(candidate: Candidate) -> HandshakeError {
-    let failed = handshake();
-    let failed = failed.run(&Loopback, candidate, LONG, None);
+    failure_by(Way::Direct, candidate).await
+}
+
+async fn failure_by(way: Way, candidate: Candidate) -> HandshakeError {
+    let (failed, loopback) = (handshake(), Loopback(way));
+    let failed = failed.run(&loopback, candidate, LONG, None);
     time::timeout(LONG / 2, failed).await.expect("it waits for an answer").unwrap_err()
+}
+
+/// Reads a request.
+async fn request(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        request.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(request).unwrap()
 }
 
 fn acceptor() -> TlsAcceptor {
@@ -97,10 +110,7 @@ async fn an_answer_that_is_no_upgrade_is_told_with_its_status() {
     let serve = async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut stream = acceptor().accept(stream).await.unwrap();
-        let mut request = Vec::new();
-        while !request.ends_with(b"\r\n\r\n") {
-            request.push(stream.read_u8().await.unwrap());
-        }
+        request(&mut stream).await;
         let answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
         stream.write_all(answer).await.unwrap();
         stream.flush().await.unwrap();
@@ -147,7 +157,7 @@ async fn a_connection_that_ends_is_not_followed_by_another_one() {
         }
     };
     let _server = Task::spawn("server", serve);
-    let socket = Loopback.bind(&candidate).unwrap();
+    let socket = Loopback(Way::Direct).bind(&candidate).unwrap();
     let mut meta = [RecvMeta::default()];
     let error = std::future::poll_fn(|cx| {
         socket.poll_recv(cx, &mut [IoSliceMut::new(&mut [0; 1500])], &mut meta)
@@ -168,7 +178,7 @@ async fn a_connection_that_ends_is_not_followed_by_another_one() {
 #[tokio::test]
 async fn a_fresh_handshake_takes_the_place_of_one_that_stalls_but_not_of_the_first() {
     let (listener, candidate) = listen().await;
-    let mut attempt = Attempt::new(handshake(), Arc::new(Loopback), candidate);
+    let mut attempt = Attempt::new(handshake(), Arc::new(Loopback(Way::Direct)), candidate);
     let mut streams: Vec<TcpStream> = Vec::new();
     for _ in 0..6 {
         attempt.start(LONG, None);
@@ -194,4 +204,119 @@ async fn a_fresh_handshake_takes_the_place_of_one_that_stalls_but_not_of_the_fir
         () = drain => {}
     }
     assert_eq!(open, [0, 4, 5]);
+}
+
+/// A way through a proxy with user and password, to a server that only the proxy knows.
+fn by_proxy() -> Way {
+    let credentials = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".parse().unwrap());
+    let at = HostPort { host: "localhost".into(), port: 3128 };
+    let server = ServerPeer {
+        addresses: vec!["vpn.example.net:4433".parse().unwrap()],
+        tcp_port: Some(443),
+        proxy: Some(Proxy { at, tls: false, credentials }),
+        public_key: PrivateKey::generate().unwrap().public_key(),
+    };
+    Ways::new(&server).unwrap().over(Transport::Proxy).unwrap()
+}
+
+/// A proxy that gives every request this answer, followed by `more` again and again.
+async fn proxy(answer: &'static [u8], more: &'static [u8]) -> (Task, Candidate) {
+    let (listener, candidate) = listen().await;
+    let serve = async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let request = request(&mut stream).await;
+            assert!(request.starts_with("CONNECT vpn.example.net:443 HTTP/1.1\r\n"), "{request}");
+            assert!(request.contains("proxy-authorization: Basic QWxhZ"), "{request}");
+            let mut written = stream.write_all(answer).await;
+            while written.is_ok() && !more.is_empty() {
+                written = stream.write_all(more).await;
+            }
+            if answer.is_empty() {
+                continue;
+            }
+            // It waits for what follows, as proxies do.
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+    };
+    (Task::spawn("proxy", serve), candidate)
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_is_told_in_its_words() {
+    let denied = b"HTTP/1.1 403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\nContent-Length: 0\r\n\r\n";
+    let wrong = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n";
+    let moved = b"HTTP/1.1 302 Found\r\nLocation: https://192.0.2.9/\r\n\r\n";
+    for (answer, words) in [
+        (&denied[..], "HTTP status 403 Forbidden: ERR_ACCESS_DENIED 0"),
+        (wrong, "HTTP status 407 Proxy Authentication Required"),
+        (moved, "HTTP status 302 Found"),
+    ] {
+        let (_proxy, candidate) = proxy(answer, b"").await;
+        let error = failure_by(by_proxy(), candidate).await;
+        assert!(error.to_string().ends_with(words), "{error}");
+        assert!(!error.is_of_one_handshake(), "{error}");
+        assert!(!error.to_string().contains("QWxh"), "{error}");
+    }
+    let down = b"HTTP/1.1 503 Service Unavailable\r\nProxy-Status: a; error=dns_error\r\n\r\n";
+    let (_proxy, candidate) = proxy(down, b"").await;
+    let error = failure_by(by_proxy(), candidate).await;
+    assert!(error.to_string().contains("503 Service Unavailable"), "{error}");
+    assert!(error.is_of_one_handshake(), "the server may be back in a moment");
+}
+
+#[tokio::test]
+async fn a_proxy_that_says_nothing_sensible_is_given_up() {
+    let early = b"HTTP/1.1 200 OK\r\n\r\n220 mail.example.com ESMTP\r\n";
+    let answers: [(&[u8], &[u8], &str); 6] = [
+        (b"\x05\x00\xff\r\n\r\n", b"", "invalid HTTP version parsed"),
+        (
+            b"HTTP/1.1 100 Continue\r\n\r\n",
+            b"HTTP/1.1 103 Early Hints\r\n\r\n",
+            "it sent 65536 bytes and no answer",
+        ),
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n", "message head is too large"),
+        (b"HTTP/1.1 200 OK\r\nA: ", b"bbbbbbbbbbbbbbbb", "message head is too large"),
+        (early, b"", "the proxy sent data of its own after its answer"),
+        (b"", b"", "connection closed before message completed"),
+    ];
+    for (answer, more, words) in answers {
+        let (_proxy, candidate) = proxy(answer, more).await;
+        let error = failure_by(by_proxy(), candidate).await;
+        assert!(error.to_string().ends_with(words), "{error}");
+        assert_eq!(error.is_of_one_handshake(), answer.is_empty(), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_is_asked_for_the_server_and_told_no_more_than_tls_shows() {
+    let (listener, candidate) = listen().await;
+    let serve = async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
+        let mut stream = acceptor().accept(stream).await.unwrap();
+        assert_eq!(stream.get_ref().1.server_name(), Some("vpn.example.net"));
+        let asked = request(&mut stream).await;
+        assert!(
+            asked.starts_with("GET /.well-known/masque/udp/localhost/443/ HTTP/1.1\r\n"),
+            "{asked}"
+        );
+        assert!(!asked.to_lowercase().contains("authorization"), "{asked}");
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n\r\n";
+        stream.write_all(answer).await.unwrap();
+        // A datagram capsule with QUIC's first packet.
+        assert_eq!(stream.read_u8().await.unwrap(), 0);
+    };
+    let server = tokio::spawn(serve);
+    let socket = Loopback(by_proxy()).bind(&candidate).unwrap();
+    let transmit = Transmit {
+        destination: candidate.server,
+        ecn: None,
+        contents: &[0; 1200],
+        segment_size: None,
+        src_ip: None,
+    };
+    socket.try_send(&transmit).unwrap();
+    time::timeout(LONG, server).await.expect("it ends").unwrap();
 }

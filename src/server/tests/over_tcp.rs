@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     path::{
         socket::{PathId, PathSocket, VIRTUAL_SERVER},
-        tcp::{TcpSocket, wrap},
+        tcp::{TcpSocket, Way, wrap},
     },
     server::streams::is_virtual,
     wire::capsule,
@@ -33,7 +33,7 @@ impl Roamer {
         let (errors, _) = mpsc::channel(1);
         let socket = PathSocket::new(errors);
         let local = "127.0.0.1:0".parse().unwrap();
-        let over_tcp = TcpSocket::open(local, site.tcp, None, 0, None).unwrap();
+        let over_tcp = TcpSocket::open(local, site.tcp, Way::Direct, None, 0, None).unwrap();
         let tcp = socket.open(over_tcp, site.tcp);
         let udp = socket.open(UdpSocket::bind(local, None, 0, None).unwrap(), site.address);
         let runtime = Arc::new(TokioRuntime);
@@ -93,7 +93,7 @@ impl Site {
     }
 
     async fn tls_stream(&self) -> TlsStream<TcpStream> {
-        wrap(TcpStream::connect(self.tcp).await.unwrap(), self.tcp).await.unwrap()
+        wrap(TcpStream::connect(self.tcp).await.unwrap(), &self.tcp.into()).await.unwrap()
     }
 
     /// Sends a request and returns the connection and the answer's header.

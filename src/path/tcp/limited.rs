@@ -1,0 +1,95 @@
+//! What is read of somebody who has not agreed yet to carry datagrams: so many bytes, whatever they are. That bounds
+//! endless headers, interim answers (RFC 9110 §15.2) and records of TLS alike.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// Bytes until the answer: two certificate chains and two headers, several times over.
+const MOST: usize = 64 * 1024;
+
+/// A TCP connection that ends after [`MOST`] bytes, unless the limit is lifted.
+#[derive(Debug)]
+pub(super) struct Limited {
+    stream: TcpStream,
+    left: usize,
+    is_lifted: Arc<AtomicBool>,
+}
+
+/// The limit of one connection.
+#[derive(Debug)]
+pub(super) struct Limit(Arc<AtomicBool>);
+
+impl Limit {
+    pub(super) fn lift(self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+impl Limited {
+    pub(super) fn new(stream: TcpStream) -> (Self, Limit) {
+        let is_lifted = Arc::<AtomicBool>::default();
+        (Self { stream, left: MOST, is_lifted: is_lifted.clone() }, Limit(is_lifted))
+    }
+}
+
+impl AsyncRead for Limited {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_lifted.load(Relaxed) {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        if self.left == 0 {
+            let error = format!("it sent {MOST} bytes and no answer");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        self.left = self.left.saturating_sub(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Limited {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
