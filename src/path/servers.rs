@@ -3,7 +3,7 @@
 //! The operator of a network can forge DNS answers with any number of addresses. Configured addresses therefore
 //! come first, and names add only a few.
 
-mod detours;
+pub(crate) mod detours;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

@@ -11,8 +11,11 @@ use crate::{
     config::{ClientConfig, HostPort},
     link::{monitor::Hints, netlink::Netlink},
     path::{
-        network::{Network, kernel::KernelNetwork, with_tcp},
-        servers::ServerAddresses,
+        network::{self, Detour, Network as _, kernel::KernelNetwork},
+        servers::{
+            ServerAddresses,
+            detours::{self, Detours},
+        },
     },
 };
 
@@ -39,7 +42,10 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let network = KernelNetwork::new(Netlink::open()?, own, config.quic.dscp, Hints::none());
-        let mut candidates = network.candidates(&servers, &config.paths).await?;
+        network.lead_to(&config.server);
+        let detours = detours(config, tell).await;
+        let found = network::find(&network, &config.server, &servers, &detours, &config.paths);
+        let mut candidates = found.await?;
         candidates.sort_by_key(|(_, facts)| *facts);
         anyhow::Ok((netlink, all, network, candidates))
     };
@@ -49,7 +55,6 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
         }
     };
-    let candidates = with_tcp(candidates, config.server.tcp_port);
     let candidates: Vec<_> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
     if candidates.is_empty() && !servers.is_empty() {
         let advice = "ip route get SERVER oif LINK shows whether a link has a route; links in \
@@ -60,6 +65,28 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
     links.retain(|link| links_in_use.contains(&link.name));
     mtu(&links, config.tun.mtu, tell);
     ways::examine(config, &netlink, &network, candidates, tell).await;
+}
+
+/// Who leads to the server.
+async fn detours(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) -> Vec<Detour> {
+    let resolved = Detours::new(&config.server);
+    resolved.resolve(&config.server).await;
+    let known = resolved.known();
+    for (transport, at) in detours::all(&config.server) {
+        let found = known.iter().filter(|(of, _)| *of == transport);
+        let found: Vec<_> = found.map(|(_, address)| address.to_string()).collect();
+        tell(if found.is_empty() {
+            let advice = "a proxy's address works without a resolver";
+            Finding::poor(
+                transport.to_string(),
+                format!("{at} has no address that is known"),
+                advice,
+            )
+        } else {
+            Finding::good(transport.to_string(), format!("{at} is {}", found.join(", ")))
+        });
+    }
+    known
 }
 
 async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {

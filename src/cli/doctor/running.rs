@@ -35,10 +35,10 @@ impl Running {
     pub(super) fn has_port(&self, transport: Transport, port: u16) -> bool {
         self.0.as_ref().is_ok_and(|status| match &status.role {
             Role::Client(_) => false,
-            Role::Server(server) => match transport {
-                Transport::Udp => server.listens_on().any(|it| it.port() == port),
-                Transport::Tcp => server.tcp.is_some_and(|tcp| tcp.listen.port() == port),
-            },
+            Role::Server(server) if transport.is_stream() => {
+                server.tcp.is_some_and(|tcp| tcp.listen.port() == port)
+            }
+            Role::Server(server) => server.listens_on().any(|it| it.port() == port),
         })
     }
 

@@ -59,13 +59,10 @@ pub(super) async fn examine(
 /// Whether the port can be had.
 fn listening(transport: Transport, listen: SocketAddr, running: &Running) -> Finding {
     let subject = "port";
-    let (name, key, option) = match transport {
-        Transport::Udp => ("UDP", "listen", "-ulpn"),
-        Transport::Tcp => ("TCP", "listen-tcp", "-tlpn"),
-    };
-    let bound = match transport {
-        Transport::Udp => UdpSocket::bind(listen).map(drop),
-        Transport::Tcp => TcpListener::bind(listen).map(drop),
+    let (name, key, option, bound) = if transport.is_stream() {
+        ("TCP", "listen-tcp", "-tlpn", TcpListener::bind(listen).map(drop))
+    } else {
+        ("UDP", "listen", "-ulpn", UdpSocket::bind(listen).map(drop))
     };
     match bound {
         Ok(()) if running.is_absent() => {
@@ -98,10 +95,7 @@ fn listening(transport: Transport, listen: SocketAddr, running: &Running) -> Fin
 /// Whether this host's own firewall lets clients in.
 fn let_in(transport: Transport, port: u16, ruleset: Result<&Value, &String>) -> Finding {
     let subject = "firewall";
-    let name = match transport {
-        Transport::Udp => "UDP",
-        Transport::Tcp => "TCP",
-    };
+    let name = if transport.is_stream() { "TCP" } else { "UDP" };
     let advice = |chain: &str| format!("nft insert rule {chain} {transport} dport {port} accept");
     match ruleset.map(|ruleset| firewall::fate(ruleset, transport, port)) {
         Ok(Fate::Accepted) => Finding::good(

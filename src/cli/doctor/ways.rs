@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!  link ─┬─ UDP, each port of server.address ─┐
-//!        └─ TCP, server.tcp-port ─────────────┴─▶ one finding each, and one for the link
+//!        ├─ TCP, server.tcp-port ─────────────┤
+//!        └─ a proxy, server.proxy ────────────┴─▶ one finding each, and one for the link
 //! ```
-//! A proxy that a network wants would be one more way, behind TCP: another [`Way`], asked as the others are.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -51,6 +51,7 @@ impl fmt::Display for Way {
         match self {
             Self(Transport::Udp, port) => write!(f, "UDP {port}"),
             Self(Transport::Tcp, port) => write!(f, "TCP {port}"),
+            Self(Transport::Proxy, _) => write!(f, "the proxy"),
         }
     }
 }
@@ -139,11 +140,20 @@ fn sum(link: &str, ways: &BTreeMap<Way, Outcome>) -> Option<Finding> {
         let found = format!("{listed}; no UDP gets through, and the tunnel will use TCP");
         return Some(Finding::poor(link, found, advice));
     }
+    if any(Transport::Proxy, Outcome::Works) {
+        let advice =
+            "a proxy is slower than any other way; the tunnel leaves it once one of them answers";
+        let found =
+            format!("{listed}; nothing else gets through, and the tunnel will use the proxy");
+        return Some(Finding::poor(link, found, advice));
+    }
     if ways.is_empty() || ways.values().any(|outcome| *outcome == Outcome::Refused) {
         return None;
     }
-    let advice = if is_tried(Transport::Tcp) {
-        "if the server runs, this network lets nothing out but to a login page or a proxy"
+    let advice = if is_tried(Transport::Proxy) {
+        "if the server runs, this network lets nothing out but to a login page"
+    } else if is_tried(Transport::Tcp) {
+        "if the server runs, this network lets nothing out but to a login page or a proxy (server.proxy)"
     } else {
         "where networks let no UDP out, listen-tcp on the server and server.tcp-port here help"
     };
@@ -207,6 +217,9 @@ async fn ask(
                 Transport::Tcp => {
                     "does the server have listen-tcp, and does every firewall on the way let TCP to this port \
                      through?"
+                }
+                Transport::Proxy => {
+                    "does this network have this proxy, and does it let its clients connect to the server's port?"
                 }
             };
             silent(error.to_string(), advice)
@@ -296,6 +309,7 @@ mod tests {
     const UDP: Way = Way(Transport::Udp, 4433);
     const UDP_WEB: Way = Way(Transport::Udp, WEB);
     const TCP: Way = Way(Transport::Tcp, WEB);
+    const PROXY: Way = Way(Transport::Proxy, 3128);
 
     /// What is said of a link over which the first ways work and the others are silent.
     fn said(works: &[Way], silent: &[Way]) -> (Verdict, String) {
@@ -323,6 +337,13 @@ mod tests {
                 "UDP 4433 is silent, TCP 443 works; no UDP gets through, and the tunnel will use TCP",
             ),
             (
+                &[PROXY],
+                &[UDP, TCP],
+                Verdict::Poor,
+                "UDP 4433 is silent, TCP 443 is silent, the proxy works; nothing else gets through, and the tunnel \
+                 will use the proxy",
+            ),
+            (
                 &[],
                 &[UDP, TCP],
                 Verdict::Bad,
@@ -348,7 +369,8 @@ mod tests {
             sum("wlan0", &works.chain(silent).collect()).unwrap().advice
         };
         assert!(advice(&[], &[UDP]).contains("listen-tcp"));
-        assert!(advice(&[], &[UDP, TCP]).contains("proxy"));
+        assert!(advice(&[], &[UDP, TCP]).contains("server.proxy"));
+        assert!(!advice(&[], &[UDP, TCP, PROXY]).contains("proxy"));
         assert!(advice(&[TCP], &[UDP]).contains("UDP port 443"));
         assert!(!advice(&[TCP], &[UDP, UDP_WEB]).contains("UDP port 443"));
     }

@@ -14,7 +14,7 @@ pub(crate) struct Detours {
 }
 
 /// Who leads to the server, with the transport to get there.
-fn all(server: &ServerPeer) -> impl Iterator<Item = (Transport, &HostPort)> {
+pub(crate) fn all(server: &ServerPeer) -> impl Iterator<Item = (Transport, &HostPort)> {
     server.proxy.iter().map(|proxy| (Transport::Proxy, &proxy.at))
 }
 
