@@ -69,6 +69,7 @@ use crate::{
         servers::{Detours, ServerAddresses},
     },
     quic::{self, close, congestion::CongestionHandle, tls},
+    task::apart,
     tunnel::{
         counters::Counters,
         device::{PacketSink, PacketSource},
@@ -145,20 +146,20 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     client.roaming.detours.admit_through(admission);
     let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
-        ended = client.carry(device.reader(), &mut host_of_sessions, &mut ordered) => ended,
-        never = host.run() => match never {},
-        failed = daemon.hangups(|| client.reload(&daemon, wish.clone())) => failed.map(|never| match never {}),
-        never = client.keep_names() => match never {},
-        never = client.admit(wish.clone(), admissions) => match never {},
-        never = client.admit_detours(wish.clone(), by_detours) => match never {},
-        never = metered::watch(|found| links.meter(found)) => match never {},
-        never = client.end_start() => match never {},
-        never = systemd::watchdog(&client.roaming.heart) => match never {},
-        deleted = interface::deleted(index, monitor.hints()) => {
+        ended = apart(client.carry(device.reader(), &mut host_of_sessions, &mut ordered)) => ended,
+        never = apart(host.run()) => match never {},
+        failed = apart(daemon.hangups(|| client.reload(&daemon, wish.clone()))) => failed.map(|never| match never {}),
+        never = apart(client.keep_names()) => match never {},
+        never = apart(client.admit(wish.clone(), admissions)) => match never {},
+        never = apart(client.admit_detours(wish.clone(), by_detours)) => match never {},
+        never = apart(metered::watch(|found| links.meter(found))) => match never {},
+        never = apart(client.end_start()) => match never {},
+        never = apart(systemd::watchdog(&client.roaming.heart)) => match never {},
+        deleted = apart(interface::deleted(index, monitor.hints())) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", client.interface))
         }
-        signal = stop => {
+        signal = apart(stop) => {
             info!(signal, "stopping");
             systemd::stopping();
             client.goodbye().await;
@@ -239,9 +240,9 @@ impl Client {
             self.counters.dropped_by_queue(self.queue.push(batch));
         });
         tokio::select! {
-            ended = self.stay_connected(host, orders) => ended,
-            never = self.beat() => match never {},
-            error = read => {
+            ended = apart(self.stay_connected(host, orders)) => ended,
+            never = apart(self.beat()) => match never {},
+            error = apart(read) => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }

@@ -62,6 +62,7 @@ use crate::{
     link::{monitor::Monitor, netlink::Netlink},
     path::udp::UdpSocket,
     quic::{self, close, tls::ServerTls},
+    task::apart,
     tunnel::{
         counters::Counters,
         device::{PacketSink, PacketSource},
@@ -150,14 +151,14 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     let _port = port.map(|port| tcp::spawn(&server, port));
     let heart = Heart::default();
     let ended = tokio::select! {
-        ended = server.carry(device.reader(), &endpoint) => ended,
-        failed = daemon.hangups(|| std::future::ready(server.reload(&daemon))) => {
+        ended = apart(server.carry(device.reader(), &endpoint)) => ended,
+        failed = apart(daemon.hangups(|| std::future::ready(server.reload(&daemon)))) => {
             failed.map(|never| match never {})
         }
-        never = systemd::watchdog(&heart) => match never {},
-        never = beat(&heart, &endpoint) => match never {},
-        never = interface.keep(monitor.hints()) => match never {},
-        deleted = interface::deleted(index, monitor.hints()) => {
+        never = apart(systemd::watchdog(&heart)) => match never {},
+        never = apart(beat(&heart, &endpoint)) => match never {},
+        never = apart(interface.keep(monitor.hints())) => match never {},
+        deleted = apart(interface::deleted(index, monitor.hints())) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
         }
@@ -233,8 +234,8 @@ impl Server {
             self.configured.borrow().peers.route(batch, &self.counters);
         });
         tokio::select! {
-            () = accept(self, endpoint) => anyhow::bail!("the QUIC endpoint stopped"),
-            error = read => {
+            () = apart(accept(self, endpoint)) => anyhow::bail!("the QUIC endpoint stopped"),
+            error = apart(read) => {
                 Err(error).with_context(|| format!("TUN device {} is gone", self.interface))
             }
         }

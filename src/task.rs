@@ -3,8 +3,21 @@
 //! A [`Task`] ends with its handle; one that must outlive whoever started it is [`detached`]. A panic in
 //! either ends the process (see cli/panic.rs).
 
-use std::{convert::Infallible, fmt};
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Release},
+        },
+    },
+    task::{Context, Poll, Wake, Waker},
+};
 
+use futures_util::task::AtomicWaker;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
@@ -54,6 +67,66 @@ where
     tokio::spawn(async move { future.await.log(name) })
 }
 
+/// Runs a future as a task and waits for its end. One that `block_on` polls itself costs a look at the kernel's events
+/// each time that a task wakes it.
+pub(crate) async fn entire<F>(future: F) -> F::Output
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    match tokio::spawn(future).await {
+        Ok(output) => output,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// A branch of a task, polled only when it was woken itself: `select!` polls all of its branches whenever one of them is
+/// woken, which for one beside the datapath is with every batch.
+pub(crate) fn apart<F: Future>(future: F) -> Apart<F> {
+    let wakes = Arc::new(Wakes { woken: AtomicBool::new(true), task: AtomicWaker::new() });
+    Apart { future, waker: wakes.clone().into(), wakes }
+}
+
+pin_project_lite::pin_project! {
+    /// See [`apart`].
+    pub(crate) struct Apart<F> {
+        #[pin]
+        future: F,
+        wakes: Arc<Wakes>,
+        waker: Waker,
+    }
+}
+
+struct Wakes {
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Release);
+        self.task.wake();
+    }
+}
+
+impl<F: Future> Future for Apart<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context) -> Poll<F::Output> {
+        let this = self.project();
+        // In this order: a wake in between is seen below, or wakes the task.
+        this.wakes.task.register(context.waker());
+        if this.wakes.woken.swap(false, AcqRel) {
+            this.future.poll(&mut Context::from_waker(this.waker))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
 /// How a task ended.
 pub(crate) trait Outcome {
     fn log(self, task: &'static str);
@@ -84,10 +157,13 @@ impl<E: fmt::Display> Outcome for Result<(), E> {
 mod tests {
     use std::{
         io::{self, Write},
-        sync::{Arc, Mutex},
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicUsize, Ordering::Relaxed},
+        },
     };
 
-    use tokio::task::yield_now;
+    use tokio::{sync::Notify, task::yield_now};
 
     use super::*;
 
@@ -106,6 +182,52 @@ mod tests {
         drop(task);
         yield_now().await;
         assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    /// Counts its polls, and ends when it is told to.
+    async fn counted(polls: &AtomicUsize, end: &Notify) {
+        let mut ended = std::pin::pin!(end.notified());
+        std::future::poll_fn(|context| {
+            polls.fetch_add(1, Relaxed);
+            ended.as_mut().poll(context)
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_branch_is_polled_at_first_and_when_it_is_woken() {
+        let (polls, end) = (AtomicUsize::default(), Notify::new());
+        let busy = async {
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            end.notify_one();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = apart(counted(&polls, &end)) => {}
+            () = busy => {}
+        }
+        assert_eq!(polls.into_inner(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_branch_that_moves_to_another_task_wakes_that() {
+        let end = Arc::new(Notify::new());
+        let mut branch = Box::pin(apart({
+            let end = end.clone();
+            async move { end.notified().await }
+        }));
+        assert!(futures_util::poll!(&mut branch).is_pending());
+        let moved = tokio::spawn(branch);
+        yield_now().await;
+        end.notify_one();
+        assert!(moved.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_entire_future_gives_what_it_gives() {
+        assert_eq!(entire(async { 7 }).await, 7);
     }
 
     #[tokio::test]

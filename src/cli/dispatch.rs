@@ -13,7 +13,7 @@ use crate::{
     config::{Config, ConfigErrors},
     daemon::{Daemon, logging, moderation, systemd},
     host::{instance::Instance, record},
-    server,
+    server, task,
 };
 
 /// Runs the `roamd` binary.
@@ -80,12 +80,12 @@ fn run_daemon(file: PathBuf) -> anyhow::Result<()> {
     // packets then never wait for another thread to wake.
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = moderation::moderate(runtime.enable_all()).build()?;
-    let ended = runtime.block_on(async {
+    let ended = runtime.block_on(task::entire(async {
         match config {
             Config::Client(config) => client::run(config, daemon).await,
             Config::Server(config) => server::run(config, daemon).await,
         }
-    });
+    }));
     // A question to the resolver runs on a thread of its own, and can hang there for long.
     runtime.shutdown_background();
     ended

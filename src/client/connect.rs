@@ -24,6 +24,7 @@ use crate::{
         handshake::HandshakeError,
         manager::{self, Choice, Manager, Settings},
     },
+    task::apart,
     tunnel::{egress, pump},
     wire::packet::Packet,
 };
@@ -250,19 +251,21 @@ impl Client {
             );
             self.shown.connected(line, &candidate);
             self.dialer.attempts.clear();
+            let deliver = |batch: &mut Vec<Packet>| self.deliver(batch);
+            let downlink = pump::downlink(&connection, &self.counters, session, deliver);
             tokio::select! {
-                lost = pump::uplink(&connection, &self.queue, &self.counters, session) => {
+                lost = apart(pump::uplink(&connection, &self.queue, &self.counters, session)) => {
                     Ended::Lost(lost)
                 }
-                lost = pump::downlink(&connection, &self.counters, session, |batch| self.deliver(batch)) => {
+                lost = apart(downlink) => {
                     Ended::Lost(lost)
                 }
-                ended = self.follow_host(host) => ended.end(&connection),
+                ended = apart(self.follow_host(host)) => ended.end(&connection),
             }
         };
         tokio::select! {
-            ended = carry => Ok(ended),
-            forgotten = roamer.run() => forgotten.map(Ended::Forgotten),
+            ended = apart(carry) => Ok(ended),
+            forgotten = apart(roamer.run()) => forgotten.map(Ended::Forgotten),
         }
     }
 

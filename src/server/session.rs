@@ -18,6 +18,7 @@ use crate::{
         congestion::CongestionHandle,
         session::{self, MessageStream},
     },
+    task::apart,
     tunnel::pump,
     wire::{
         datagram::decode_offer,
@@ -83,15 +84,18 @@ impl Server {
         let remote = self.socket.shown(connection.remote_address());
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
         info!(peer = peer.name, software = %hello.software, "connected");
+        let admit = |batch: &mut Vec<Packet>| self.admit(peer, batch);
         let reason = tokio::select! {
-            reason = pump::uplink(connection, &peer.queue, &peer.counters, &session) => reason,
-            reason = pump::downlink(connection, &peer.counters, &session, |batch| self.admit(peer, batch)) => {
-                reason
+            reason = apart(pump::uplink(connection, &peer.queue, &peer.counters, &session)) => reason,
+            reason = apart(pump::downlink(connection, &peer.counters, &session, admit)) => reason,
+            never = apart(listen(&mut messages)) => match never {},
+            never = apart(silence::watch(connection, &peer.queue, &session, congestion)) => {
+                match never {}
             }
-            never = listen(&mut messages) => match never {},
-            never = silence::watch(connection, &peer.queue, &session, congestion) => match never {},
-            never = fallback::watch(connection, congestion) => match never {},
-            never = silence::keep_alive(connection, self.acceptor.quic.keep_alive) => match never {},
+            never = apart(fallback::watch(connection, congestion)) => match never {},
+            never = apart(silence::keep_alive(connection, self.acceptor.quic.keep_alive)) => {
+                match never {}
+            }
         };
         drop(attached);
         let reason = Foreign::of(reason);
