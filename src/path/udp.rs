@@ -17,7 +17,7 @@ use futures_util::task::AtomicWaker;
 use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
-    udp::{RecvMeta, Transmit, UdpSocketState},
+    udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -171,14 +171,22 @@ impl AsyncUdpSocket for UdpSocket {
     ) -> Poll<io::Result<usize>> {
         self.receiver.register(cx.waker());
         self.poll_kept(cx)?;
+        let full = bufs.len().min(BATCH_SIZE);
         loop {
             ready!(self.io.poll_recv_ready(cx))?;
-            let received = self
-                .io
-                .try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
+            let mut received = Err(io::ErrorKind::WouldBlock.into());
+            let _ = self.io.try_io(Interest::READABLE, || {
+                received = self.state.recv((&self.io).into(), bufs, meta);
+                // If the kernel has no more, tokio need not find that out by a read that gets nothing.
+                let is_drained = match &received {
+                    Ok(count) => *count < full,
+                    Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                };
+                if is_drained { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
             match received {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                other => return Poll::Ready(other),
+                received => return Poll::Ready(received),
             }
         }
     }
@@ -249,6 +257,39 @@ mod tests {
             poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta));
         timeout(Duration::from_secs(10), received).await.unwrap().unwrap();
         meta[0].len.div_ceil(meta[0].stride)
+    }
+
+    #[tokio::test]
+    async fn one_read_finds_all_datagrams_and_later_ones_are_heard() {
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
+        let (here, there) = (bind(), bind());
+        here.io.writable().await.unwrap();
+        let send = |bytes: &[u8]| {
+            let destination = there.local_addr().unwrap();
+            let (ecn, segment_size, src_ip) = (None, None, None);
+            here.try_send(&Transmit { destination, ecn, contents: bytes, segment_size, src_ip })
+        };
+        // More than one read takes, then few.
+        for datagrams in [2 * BATCH_SIZE + 1, 1, 2] {
+            for _ in 0..datagrams {
+                send(&[7; 100]).unwrap();
+            }
+            let mut received = 0;
+            while received < datagrams {
+                received += receive_all(&there).await;
+            }
+            assert_eq!(received, datagrams);
+        }
+    }
+
+    /// Receives into as many buffers as quinn has; gives the number of datagrams.
+    async fn receive_all(socket: &UdpSocket) -> usize {
+        let mut buffers = vec![vec![0; 65_535]; BATCH_SIZE];
+        let mut buffers: Vec<_> = buffers.iter_mut().map(|it| IoSliceMut::new(it)).collect();
+        let mut meta = [RecvMeta::default(); BATCH_SIZE];
+        let received = poll_fn(|cx| socket.poll_recv(cx, &mut buffers, &mut meta));
+        let count = timeout(Duration::from_secs(10), received).await.unwrap().unwrap();
+        meta[..count].iter().map(|it| it.len.div_ceil(it.stride)).sum()
     }
 
     #[tokio::test]
