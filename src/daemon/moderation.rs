@@ -16,21 +16,24 @@ use tokio::runtime::Builder;
 use crate::clock;
 
 /// How long packets may gather. The kernel adds some 50 us (PR_SET_TIMERSLACK of prctl(2)).
-const PAUSE: Duration = Duration::from_micros(300);
+const PAUSE: Duration = Duration::from_micros(400);
 /// Wake-ups that come more often than this, 5,000 times a second, are too many.
 const OFTEN: Duration = Duration::from_micros(200);
 /// A wake-up that takes less than this has a packet or two to deal with.
 const SHORT: Duration = Duration::from_micros(60);
 /// A wait for longer than this ends the pauses: nothing comes any more.
 const QUIET: Duration = Duration::from_millis(1);
-/// Wake-ups that are looked at for a decision.
-const SAMPLE: u32 = 16;
-/// Pauses until the next decision: some 40 ms.
+/// Wake-ups that are looked at before the pauses begin. The other side may pause as well, and then sends bursts, which gain
+/// nothing from another pause, except while it looks at a few single packets.
+const FIRST: u32 = 64;
+/// Wake-ups that are looked at between pauses.
+const AGAIN: u32 = 8;
+/// Pauses until the next decision: some 60 ms.
 const PAUSES: u32 = 128;
 
 /// Lets the one thread of this runtime pause where that saves wake-ups.
 pub(crate) fn moderate(runtime: &mut Builder) -> &mut Builder {
-    let of_waits = Arc::new(Mutex::new(Moderation::Looking(Sample::new(clock::now()))));
+    let of_waits = Arc::new(Mutex::new(Moderation::Looking(Sample::first(clock::now()))));
     let of_wakes = of_waits.clone();
     runtime
         .on_thread_park(move || {
@@ -60,6 +63,7 @@ enum Moderation {
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
+    size: u32,
     begun: Instant,
     woke: Instant,
     wakes: u32,
@@ -67,8 +71,12 @@ struct Sample {
 }
 
 impl Sample {
-    fn new(now: Instant) -> Self {
-        Self { begun: now, woke: now, wakes: 0, busy: Duration::ZERO }
+    fn first(now: Instant) -> Self {
+        Self { size: FIRST, begun: now, woke: now, wakes: 0, busy: Duration::ZERO }
+    }
+
+    fn again(now: Instant) -> Self {
+        Self { size: AGAIN, ..Self::first(now) }
     }
 }
 
@@ -79,20 +87,20 @@ impl Moderation {
             Self::Looking(sample) => {
                 sample.wakes += 1;
                 sample.busy += now - sample.woke;
-                if sample.wakes < SAMPLE {
+                if sample.wakes < sample.size {
                     return None;
                 }
-                let often = now - sample.begun < OFTEN * SAMPLE;
-                let short = sample.busy < SHORT * SAMPLE;
+                let often = now - sample.begun < OFTEN * sample.size;
+                let short = sample.busy < SHORT * sample.size;
                 *self = if often && short {
                     Self::Pausing { left: PAUSES, waits_since: now }
                 } else {
-                    Self::Looking(Sample::new(now))
+                    Self::Looking(Sample::first(now))
                 };
                 None
             }
             Self::Pausing { left: 0, .. } => {
-                *self = Self::Looking(Sample::new(now));
+                *self = Self::Looking(Sample::again(now));
                 None
             }
             Self::Pausing { left, .. } => {
@@ -114,7 +122,7 @@ impl Moderation {
         match self {
             Self::Looking(sample) => sample.woke = now,
             Self::Pausing { waits_since, .. } if now - *waits_since > QUIET => {
-                *self = Self::Looking(Sample::new(now));
+                *self = Self::Looking(Sample::first(now));
             }
             Self::Pausing { .. } => {}
         }
@@ -151,14 +159,27 @@ mod tests {
     }
 
     fn moderation() -> Moderation {
-        Moderation::Looking(Sample::new(Instant::now()))
+        Moderation::Looking(Sample::first(Instant::now()))
     }
 
     #[test]
     fn many_small_packets_share_wake_ups_and_wait_for_less_than_half_a_millisecond() {
         let (wakes, longest) = second(&mut moderation(), 96 * US, 20 * US);
-        assert!(wakes < 4_500, "{wakes}");
+        assert!(wakes < 2_500, "{wakes}");
         assert!(longest < 500 * US, "{longest:?}");
+    }
+
+    #[test]
+    fn bursts_of_a_peer_that_pauses_wait_for_nothing() {
+        let (mut moderation, mut now) = (moderation(), Instant::now());
+        for wake in 0..10_000 {
+            moderation.wakes(now);
+            now += 40 * US;
+            assert_eq!(moderation.waits(now), None, "wake-up {wake}");
+            // From time to time the peer looks at single packets.
+            let is_single = wake % (PAUSES + AGAIN) < AGAIN;
+            now += if is_single { 60 * US } else { 460 * US };
+        }
     }
 
     #[test]
