@@ -141,12 +141,21 @@ fn a_tunnel_moves_to_tcp_when_udp_is_dropped_and_back_when_it_is_not() {
     eventually("TCP is closed", || (net.server.status()["tcp"]["connections"] == 0).then_some(()));
 }
 
+/// The server's memory in KiB.
+fn resident(net: &Net) -> u64 {
+    let pid = net.server.daemon.as_ref().unwrap().pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_thousand_silent_connections_keep_nobody_out() {
     let mut net = hotel("10.77.0.1:4433");
     let_udp_through(&net, false);
     net.server.start();
     eventually("the server listens", || net.server.try_status());
+    let before = resident(&net);
     // From the client's own address, half of them with the beginning of a TLS hello.
     let server: SocketAddr = "10.77.0.1:443".parse().unwrap();
     let connect = || (0..1000).map(|_| TcpStream::connect(server).unwrap()).collect::<Vec<_>>();
@@ -155,6 +164,8 @@ fn a_thousand_silent_connections_keep_nobody_out() {
         // The server may have closed it.
         let _ = stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]);
     }
+    let growth = resident(&net).saturating_sub(before);
+    assert!(growth < 8 << 10, "{growth} KiB for 1000 connections");
     net.clients[0].start();
     net.clients[0].connected();
     net.clients[0].assert_ping("10.66.0.1", &[]);
