@@ -24,6 +24,7 @@ mod problem;
 mod proxy;
 mod raw;
 mod read;
+mod relay;
 pub(crate) mod rights;
 mod server;
 mod source;
@@ -45,6 +46,7 @@ pub(crate) use host_port::{DEFAULT_PORT, HostPort};
 pub(crate) use problem::Problem;
 pub use problem::{ConfigErrors, Origin};
 pub(crate) use proxy::Proxy;
+pub(crate) use relay::Relay;
 
 /// Reads and checks the file at `path`, with this process's environment over it.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
@@ -216,7 +218,9 @@ pub struct ServerPeer {
     /// Its TCP port, for networks that let no UDP out, if it has one.
     pub tcp_port: Option<u16>,
     /// The HTTP proxy that leads to its TCP port, if there is one.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<Box<Proxy>>,
+    /// A CONNECT-UDP relay of somebody else that leads to it, if there is one.
+    pub relay: Option<Relay>,
     /// The only key that is believed to be the server's.
     pub public_key: PublicKey,
 }

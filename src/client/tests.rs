@@ -42,7 +42,13 @@ pub(super) fn config() -> ClientConfig {
     let public_key = PrivateKey::generate().unwrap().public_key();
     ClientConfig {
         private_key,
-        server: ServerPeer { addresses: vec![address], public_key, tcp_port: None, proxy: None },
+        server: ServerPeer {
+            addresses: vec![address],
+            public_key,
+            tcp_port: None,
+            proxy: None,
+            relay: None,
+        },
         tun: tun(None),
         paths: Paths {
             probe_timeout: Duration::from_secs(5),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    ClientConfig, ClientTun, Exclude, Paths, Preference, ServerPeer,
+    ClientConfig, ClientTun, Exclude, Paths, Preference, Relay, ServerPeer,
     check::{self, elements},
     problem::Problems,
     proxy::{self, Outside},
@@ -59,12 +59,19 @@ fn server(
     let tcp_port = problems.accept("server.tcp-port", raw.tcp_port, |port| *port > 0);
     let addresses: Vec<_> = raw.address.iter().flatten().flatten().cloned().collect();
     let proxy = proxy::of(&mut raw.proxy, &addresses, tcp_port, file, outside, problems);
+    let relay = raw.relay.as_ref().and_then(|template| {
+        let relay = Relay::parse(template);
+        if relay.is_none() {
+            problems.refuse("server.relay", template);
+        }
+        relay
+    });
     let public_key = problems.require(PUBLIC_KEY, raw.public_key)?;
     if own == Some(public_key) {
         let reason = "is this host's own key; it must be the server's";
         problems.add(PUBLIC_KEY, Some(public_key.to_string()), reason);
     }
-    Some(ServerPeer { addresses, tcp_port, proxy, public_key })
+    Some(ServerPeer { addresses, tcp_port, proxy: proxy.map(Box::new), relay, public_key })
 }
 
 fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {

@@ -74,6 +74,12 @@ const KEYS: &[Key] = &[
         Kind::Text,
         r#"the URL of an HTTP proxy, such as "http://proxy.example.net:3128" or "http://user:password@192.0.2.8:3128""#,
     ),
+    key(
+        "server.relay",
+        CLIENT,
+        Kind::Text,
+        r#"an https:// URL with {target_host} and {target_port}, such as "https://relay.example.net/.well-known/masque/udp/{target_host}/{target_port}/" (RFC 9298 §2)"#,
+    ),
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
     key("listen", SERVER, Kind::List, r#"an IP address with a port, such as "[::]:4433""#),
     key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),

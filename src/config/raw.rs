@@ -93,6 +93,7 @@ pub(super) struct RawServerPeer {
     pub(super) address: List<HostPort>,
     pub(super) tcp_port: Option<u16>,
     pub(super) proxy: Option<ProxyUrl>,
+    pub(super) relay: Option<String>,
     pub(super) public_key: Option<PublicKey>,
 }
 

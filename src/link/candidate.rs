@@ -42,11 +42,13 @@ pub enum Transport {
     Tcp,
     /// The same through an HTTP proxy, for networks that let nothing else out.
     Proxy,
+    /// A CONNECT-UDP relay of somebody else, which sends UDP to the server.
+    Relay,
 }
 
 impl Transport {
     /// All of them, the best first.
-    pub(crate) const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Proxy];
+    pub(crate) const ALL: [Self; 4] = [Self::Udp, Self::Tcp, Self::Proxy, Self::Relay];
 
     /// Whether packets cross the network inside a TCP connection.
     #[must_use]
@@ -67,6 +69,7 @@ impl Transport {
             Self::Udp => what.to_string(),
             Self::Tcp => format!("{what} (tcp)"),
             Self::Proxy => format!("{what} (via proxy)"),
+            Self::Relay => format!("{what} (via relay)"),
         }
     }
 }
@@ -77,6 +80,7 @@ impl fmt::Display for Transport {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Proxy => "proxy",
+            Self::Relay => "relay",
         })
     }
 }

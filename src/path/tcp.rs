@@ -4,7 +4,7 @@
 //!  quinn ─ try_send ─▶ Outbox ─▶ capsules ─▶ TLS ─▶ TCP ─▶ the server's TCP port
 //!  quinn ◀─ poll_recv ◀─ channel ◀─ capsules ◀─ TLS ◀─┘
 //! ```
-//! For networks that let no UDP out: CONNECT-UDP (RFC 9298) over HTTP/1.1. TLS and HTTP
+//! For networks that let no UDP out: CONNECT-UDP (RFC 9298) over HTTP/1.1 or HTTP/2. TLS and HTTP
 //! are a wrapping that the server need not prove anything for: whoever unwraps it finds the QUIC packets that a UDP path
 //! shows to everybody on the way.
 //!
@@ -12,6 +12,7 @@
 //! socket, which carries nothing from then on: whoever uses it knows whether and when another one is worth a try.
 
 mod connect;
+pub(crate) mod http2;
 mod limited;
 mod outbox;
 mod stream;
@@ -36,9 +37,9 @@ use tokio::{net, sync::mpsc, time};
 use tracing::debug;
 
 #[cfg(test)]
-pub(crate) use self::connect::wrap;
+pub(crate) use self::connect::{client, wrap};
 pub(crate) use self::{
-    connect::{PATH, UPGRADE, is_answer, settle},
+    connect::{HTTP_1, HTTP_2, PATH, UPGRADE, is_answer, settle},
     outbox::Outbox,
     stream::{AnyIo, Stream, Taker, carry},
     way::{Way, Ways},

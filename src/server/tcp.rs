@@ -8,6 +8,7 @@
 //! bounds: by number, by address and by rate, and the oldest gives way to a newer one. What it sends is read under a
 //! [`Meter`]. Whether it may stay is decided in [`streams`](super::streams).
 
+mod http2;
 mod meter;
 mod tls;
 
@@ -49,7 +50,7 @@ use super::{
 };
 use crate::{
     clock,
-    path::tcp::{AnyIo, PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
+    path::tcp::{AnyIo, HTTP_2, PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
     task::Task,
 };
 
@@ -251,7 +252,11 @@ impl Visit {
     async fn upgrade(&self, stream: TcpStream, meter: &Arc<Meter>) -> io::Result<Option<Stream>> {
         settle(&stream, self.client.is_ipv4(), self.port.dscp)?;
         let stream = self.port.acceptor.accept(Metered::new(stream, meter.clone())).await?;
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
         let stream: AnyIo = Box::new(stream);
+        if is_http2 {
+            return http2::upgrade(stream).await;
+        }
         let upgrade = Mutex::new(None);
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -302,13 +307,18 @@ fn answer(
     Ok(response)
 }
 
-/// Whether a request is what RFC 9298 §3.2 says, for the host `localhost`. The port is not looked at: there is one
-/// server only, and no other is ever sent to.
-fn asks_for_datagrams<B>(request: &Request<B>) -> bool {
+/// Whether a request is for the host `localhost`. The port is not looked at: there is one server only, and no other is ever
+/// sent to.
+fn asks_for_us<B>(request: &Request<B>) -> bool {
     let port = request.uri().path().strip_prefix(PATH).and_then(|rest| rest.strip_suffix('/'));
+    port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+/// Whether a request is what RFC 9298 §3.2 says, for this server itself.
+fn asks_for_datagrams<B>(request: &Request<B>) -> bool {
     request.method() == Method::GET
         && request.version() == Version::HTTP_11
-        && port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+        && asks_for_us(request)
         && has_token(request.headers(), CONNECTION, "upgrade")
         && has_token(request.headers(), UPGRADE, CONNECT_UDP)
 }

@@ -283,6 +283,7 @@ impl Hosts {
             server: ServerPeer {
                 tcp_port: None,
                 proxy: None,
+                relay: None,
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             },

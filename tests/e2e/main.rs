@@ -37,6 +37,7 @@ mod ports;
 mod proxy;
 mod quality;
 mod refusal;
+mod relay;
 mod reload;
 mod repair;
 mod rivals;

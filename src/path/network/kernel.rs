@@ -99,7 +99,7 @@ impl Network for KernelNetwork {
         let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
         Ok(match transport {
             Transport::Udp => UdpSocket::bind(local, link, self.dscp, Some(MARK))?,
-            Transport::Tcp | Transport::Proxy => {
+            Transport::Tcp | Transport::Proxy | Transport::Relay => {
                 let way = self.ways.load().over(*transport).ok_or(io::ErrorKind::Unsupported)?;
                 TcpSocket::open(local, *server, way, link, self.dscp, Some(MARK))?
             }

@@ -1,4 +1,4 @@
-//! The addresses of those who lead to the server: of a proxy. They are resolved as the server's own names are.
+//! The addresses of those who lead to the server: of a proxy and of a relay. They are resolved as the server's own names are.
 
 use super::*;
 use crate::{config::ServerPeer, path::network::Detour};
@@ -15,7 +15,8 @@ pub(crate) struct Detours {
 
 /// Who leads to the server, with the transport to get there.
 pub(crate) fn all(server: &ServerPeer) -> impl Iterator<Item = (Transport, &HostPort)> {
-    server.proxy.iter().map(|proxy| (Transport::Proxy, &proxy.at))
+    let proxy = server.proxy.iter().map(|proxy| (Transport::Proxy, &proxy.at));
+    proxy.chain(server.relay.iter().map(|relay| (Transport::Relay, &relay.at)))
 }
 
 /// The addresses of those whose configuration has them.
@@ -96,7 +97,12 @@ mod tests {
         ServerPeer {
             addresses: vec!["vpn.example.net".parse().unwrap()],
             tcp_port: Some(443),
-            proxy: Some(Proxy { at: proxy.parse().unwrap(), tls: false, credentials: None }),
+            relay: None,
+            proxy: Some(Box::new(Proxy {
+                at: proxy.parse().unwrap(),
+                tls: false,
+                credentials: None,
+            })),
             public_key: PrivateKey::generate().unwrap().public_key(),
         }
     }

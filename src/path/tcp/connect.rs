@@ -1,10 +1,10 @@
-//! From a candidate to a stream of capsules: TCP, TLS 1.3, and an HTTP/1.1 upgrade (RFC 9298 §3.2). A proxy is asked for
+//! From a candidate to a stream of capsules: TCP, TLS 1.3, and a request for datagrams (RFC 9298 §3). A proxy is asked for
 //! the server's TCP port before (CONNECT, RFC 9110 §9.3.6).
 
 use std::{error::Error as _, io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response, StatusCode,
+    Request, Response, StatusCode, Uri,
     client::conn::http1,
     header::{CONNECTION, HOST, HeaderName, PROXY_AUTHORIZATION, UPGRADE as UPGRADE_HEADER},
 };
@@ -22,6 +22,7 @@ use tokio::net::TcpSocket;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    http2,
     limited::Limited,
     stream::{AnyIo, Io, Stream},
     way::{Proxy, Way},
@@ -37,12 +38,17 @@ pub(crate) const PATH: &str = "/.well-known/masque/udp/localhost/";
 /// The protocol that follows HTTP.
 pub(crate) const UPGRADE: &str = "connect-udp";
 /// RFC 9297 §3.4.
-const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
+pub(super) const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
 /// Headers in which a proxy says why: RFC 9209, and squid's own.
 const REASONS: [HeaderName; 2] =
     [HeaderName::from_static("proxy-status"), HeaderName::from_static("x-squid-error")];
+/// Versions of HTTP as TLS names them (RFC 7301 §6, RFC 9113 §3.1).
+pub(crate) const HTTP_1: &[u8] = b"http/1.1";
+pub(crate) const HTTP_2: &[u8] = b"h2";
+/// What a client offers, as web browsers do.
+pub(super) const ALPN: [&[u8]; 2] = [HTTP_2, HTTP_1];
 /// Bytes of an answer's header; hyper takes no less.
-const HEADER: usize = 8192;
+pub(super) const HEADER: usize = 8192;
 
 /// Bytes that the kernel takes before it has sent those before: about a full batch of TLS. What waits here is not in the
 /// tunnel's queue.
@@ -96,20 +102,41 @@ pub(crate) fn settle(socket: &impl AsFd, is_ipv4: bool, dscp: u8) -> io::Result<
 /// Connects, and asks the server for its own UDP port.
 pub(super) async fn connect(socket: TcpSocket, to: SocketAddr, way: &Way) -> io::Result<Stream> {
     let (stream, limit) = Limited::new(socket.connect(to).await?);
-    let (stream, server): (AnyIo, _) = match way {
+    let (stream, server): (AnyIo, HostPort) = match way {
         Way::Direct => (Box::new(stream), to.into()),
         Way::Proxy(proxy) => (through(proxy, stream).await?, proxy.server.clone()),
+        Way::Relay(relay) => {
+            let tls = TlsConnector::from(relay.tls.clone());
+            let stream = tls.connect(name_of(&relay.name)?, stream).await?;
+            let stream = ask_for_datagrams(stream, "the relay", relay.target.clone()).await?;
+            limit.lift();
+            return Ok(stream);
+        }
     };
     let stream = wrap(stream, &server).await?;
-    let request = Request::get(format!("{PATH}{}/", server.port))
-        .header(HOST, server.to_string())
+    let target = format!("https://{server}{PATH}{}/", server.port);
+    let stream = ask_for_datagrams(stream, "it", target.parse().map_err(io::Error::other)?).await?;
+    limit.lift();
+    Ok(stream)
+}
+
+/// Asks `whom` for datagrams to the target that the URI names, in the version of HTTP that TLS has found.
+async fn ask_for_datagrams<S: Io>(
+    stream: TlsStream<S>,
+    whom: &str,
+    target: Uri,
+) -> io::Result<Stream> {
+    if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+        return http2::ask(Box::new(stream), whom, target).await;
+    }
+    let path = target.path_and_query().map_or("/", |it| it.as_str());
+    let request = Request::get(path)
+        .header(HOST, target.authority().map_or("", |it| it.as_str()))
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE_HEADER, UPGRADE)
         .header(CAPSULES, "?1");
     let is_upgrade = |status| status == StatusCode::SWITCHING_PROTOCOLS;
-    let stream = ask(Box::new(stream), "it", request, is_upgrade).await?;
-    limit.lift();
-    Ok(stream)
+    ask(Box::new(stream), whom, request, is_upgrade).await
 }
 
 /// Has a proxy connect to the server.
@@ -162,7 +189,7 @@ async fn ask(
 }
 
 /// An answer that is not the one that was wanted. One that may be another in a moment is no [answer](is_answer).
-fn refused<B>(whom: &str, response: &Response<B>) -> io::Error {
+pub(super) fn refused<B>(whom: &str, response: &Response<B>) -> io::Error {
     let status = response.status();
     let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
     let kind = if may_pass { io::ErrorKind::ConnectionAborted } else { io::ErrorKind::Other };
@@ -199,7 +226,7 @@ fn name_of(host: &str) -> io::Result<ServerName<'static>> {
 }
 
 /// TLS 1.3 without proof of who the server is, which QUIC asks for.
-fn client() -> Result<ClientConfig, TlsError> {
+pub(crate) fn client() -> Result<ClientConfig, TlsError> {
     let provider = tls::provider();
     let schemes = provider.signature_verification_algorithms.supported_schemes();
     let mut config = ClientConfig::builder_with_provider(provider.into())
@@ -207,7 +234,7 @@ fn client() -> Result<ClientConfig, TlsError> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(schemes)))
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
     config.resumption = Resumption::disabled();
     Ok(config)
 }

@@ -213,7 +213,8 @@ fn by_proxy() -> Way {
     let server = ServerPeer {
         addresses: vec!["vpn.example.net:4433".parse().unwrap()],
         tcp_port: Some(443),
-        proxy: Some(Proxy { at, tls: false, credentials }),
+        relay: None,
+        proxy: Some(Box::new(Proxy { at, tls: false, credentials })),
         public_key: PrivateKey::generate().unwrap().public_key(),
     };
     Ways::new(&server).unwrap().over(Transport::Proxy).unwrap()

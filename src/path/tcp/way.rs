@@ -2,9 +2,10 @@
 
 use std::{io, sync::Arc};
 
-use hyper::header::HeaderValue;
+use hyper::{Uri, header::HeaderValue};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::connect::ALPN;
 use crate::{
     config::{self, HostPort, ServerPeer},
     link::candidate::Transport,
@@ -18,6 +19,8 @@ pub(crate) enum Way {
     Direct,
     /// An HTTP proxy.
     Proxy(Arc<Proxy>),
+    /// A CONNECT-UDP relay of somebody else.
+    Relay(Arc<Relay>),
 }
 
 /// An HTTP proxy, and what it is asked for.
@@ -30,17 +33,28 @@ pub(crate) struct Proxy {
     pub(super) credentials: Option<HeaderValue>,
 }
 
+/// A CONNECT-UDP relay, and what it is asked for.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// The server's UDP port, as the relay's template says it. The relay looks up the name.
+    pub(super) target: Uri,
+    /// Its own name, and who vouches for it.
+    pub(super) name: String,
+    pub(super) tls: Arc<ClientConfig>,
+}
+
 /// The ways of one tunnel.
 #[derive(Debug, Default)]
 pub(crate) struct Ways {
     proxy: Option<Arc<Proxy>>,
+    relay: Option<Arc<Relay>>,
 }
 
 impl Ways {
-    /// Those of a configuration; an error if nothing is known of who vouches for a proxy with TLS.
+    /// Those of a configuration; an error if nothing is known of who vouches for others in TLS.
     pub(crate) fn new(server: &ServerPeer) -> io::Result<Self> {
-        let ServerPeer { addresses, tcp_port, proxy, .. } = server;
-        let proxy = match (proxy, addresses.first(), tcp_port) {
+        let ServerPeer { addresses, tcp_port, proxy, relay, .. } = server;
+        let proxy = match (proxy.as_deref(), addresses.first(), tcp_port) {
             (Some(config::Proxy { at, tls, credentials }), Some(first), Some(port)) => {
                 let tls = tls.then(public).transpose()?.map(|tls| (at.host.clone(), tls));
                 let server = HostPort { host: first.host.clone(), port: *port };
@@ -48,7 +62,16 @@ impl Ways {
             }
             _ => None,
         };
-        Ok(Self { proxy })
+        let relay = match (relay, addresses.first()) {
+            (Some(relay), Some(first)) => {
+                let mut tls = ClientConfig::clone(&*public()?);
+                tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+                let target = relay.uri(first).ok_or(io::ErrorKind::InvalidInput)?;
+                Some(Arc::new(Relay { target, name: relay.at.host.clone(), tls: tls.into() }))
+            }
+            _ => None,
+        };
+        Ok(Self { proxy, relay })
     }
 
     /// The way over `transport`, if there is one.
@@ -57,6 +80,7 @@ impl Ways {
             Transport::Udp => None,
             Transport::Tcp => Some(Way::Direct),
             Transport::Proxy => self.proxy.clone().map(Way::Proxy),
+            Transport::Relay => self.relay.clone().map(Way::Relay),
         }
     }
 }
@@ -77,4 +101,15 @@ fn public() -> io::Result<Arc<ClientConfig>> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+impl Way {
+    /// A relay of which nothing is proven, and which is asked in this version of HTTP.
+    pub(crate) fn unproven(target: &str, alpn: &[u8]) -> Self {
+        let mut tls = super::connect::client().unwrap();
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        let (target, name) = (target.parse().unwrap(), "localhost".into());
+        Self::Relay(Arc::new(Relay { target, name, tls: tls.into() }))
+    }
 }

@@ -14,7 +14,11 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{clock, quic::tls::provider};
+use crate::{
+    clock,
+    path::tcp::{HTTP_1, HTTP_2},
+    quic::tls::provider,
+};
 
 const HOST: &str = "localhost";
 /// The clock of the host may be slow.
@@ -30,7 +34,7 @@ pub(super) enum TlsError {
     Certificate(#[from] rcgen::Error),
 }
 
-/// TLS 1.3 for HTTP/1.1.
+/// TLS 1.3 for HTTP/1.1 and HTTP/2.
 pub(super) fn acceptor() -> Result<TlsAcceptor, TlsError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::new(vec![HOST.into()])?;
@@ -44,7 +48,8 @@ pub(super) fn acceptor() -> Result<TlsAcceptor, TlsError> {
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], key)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // HTTP/1.1 first: behind its upgrade there is no second flow control, and nothing but capsules to parse.
+    config.alpn_protocols = vec![HTTP_1.to_vec(), HTTP_2.to_vec()];
     // A client resumes nothing here: two tickets for each handshake would be for nobody.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     path::{
         socket::{PathId, PathSocket, VIRTUAL_SERVER},
-        tcp::{TcpSocket, Way, wrap},
+        tcp::{HTTP_1, HTTP_2, TcpSocket, Way, wrap},
     },
     server::streams::is_virtual,
     wire::capsule,
@@ -30,10 +30,14 @@ struct Roamer {
 
 impl Roamer {
     fn new(site: &Site) -> Self {
+        Self::by(site, Way::Direct)
+    }
+
+    fn by(site: &Site, way: Way) -> Self {
         let (errors, _) = mpsc::channel(1);
         let socket = PathSocket::new(errors);
         let local = "127.0.0.1:0".parse().unwrap();
-        let over_tcp = TcpSocket::open(local, site.tcp, Way::Direct, None, 0, None).unwrap();
+        let over_tcp = TcpSocket::open(local, site.tcp, way, None, 0, None).unwrap();
         let tcp = socket.open(over_tcp, site.tcp);
         let udp = socket.open(UdpSocket::bind(local, None, 0, None).unwrap(), site.address);
         let runtime = Arc::new(TokioRuntime);
@@ -121,8 +125,16 @@ async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
 
 #[tokio::test]
 async fn one_connection_moves_from_tcp_to_udp_and_back() {
+    let target = "https://localhost/.well-known/masque/udp/localhost/4433/";
+    let versions = [HTTP_1, HTTP_2].map(|alpn| Way::unproven(target, alpn));
+    for way in [Way::Direct].into_iter().chain(versions) {
+        moves_from_tcp_to_udp_and_back(way).await;
+    }
+}
+
+async fn moves_from_tcp_to_udp_and_back(way: Way) {
     let site = Site::new();
-    let roamer = Roamer::new(&site);
+    let roamer = Roamer::by(&site, way);
     let connecting = roamer.connect(&site, &site.laptop);
     let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
     let peer = site.server.configured.borrow().peers.iter().next().unwrap().clone();
@@ -197,6 +209,102 @@ async fn a_connection_has_one_request_and_one_answer() {
     let _ = timeout(PATIENCE, stream.read_to_end(&mut answers)).await.expect("it stays open");
     let answers = String::from_utf8(answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
+}
+
+/// A connection in HTTP/2, by a client of h2's own.
+async fn http2(
+    site: &Site,
+) -> (h2::client::SendRequest<bytes::Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {
+    let mut tls = crate::path::tcp::client().unwrap();
+    tls.alpn_protocols = vec![HTTP_2.to_vec()];
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
+    let stream = TcpStream::connect(site.tcp).await.unwrap();
+    let stream = tls.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    (sender.ready().await.unwrap(), tokio::spawn(connection))
+}
+
+fn http2_request(method: &str, target: &str, protocol: Option<&'static str>) -> hyper::Request<()> {
+    let mut request = hyper::Request::builder().method(method).uri(target);
+    if let Some(protocol) = protocol {
+        request = request.extension(h2::ext::Protocol::from_static(protocol));
+    }
+    request.body(()).unwrap()
+}
+
+#[tokio::test]
+async fn in_http2_too_it_is_a_web_server_with_no_page_and_one_request_for_each_connection() {
+    let site = Site::new();
+    let page = "https://localhost/";
+    let target = "https://localhost/.well-known/masque/udp/localhost/4433/";
+    let other = "https://localhost/.well-known/masque/udp/192.0.2.1/53/";
+    for (method, target, protocol) in [
+        ("GET", page, None),
+        ("GET", target, None),
+        ("CONNECT", "localhost:4433", None),
+        ("CONNECT", target, Some("websocket")),
+        ("CONNECT", other, Some("connect-udp")),
+    ] {
+        let (mut sender, connection) = http2(&site).await;
+        // The settings that allow an extended CONNECT come with the first answer at the latest.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let request = http2_request(method, target, protocol);
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        let answer = timeout(PATIENCE, answer).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 404, "{method} {target}");
+        let further = match sender.ready().await {
+            Ok(mut sender) => match sender.send_request(http2_request("GET", page, None), true) {
+                Ok((answer, _)) => timeout(PATIENCE, answer).await.unwrap().map(drop),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        assert!(further.is_err(), "a second request is answered");
+        let _ = timeout(PATIENCE, connection).await.expect("it stays open");
+    }
+    assert_eq!(site.over_tcp(), 0);
+}
+
+#[tokio::test]
+async fn in_http2_hostile_frames_end_a_connection() {
+    let frame = |length: usize, kind: u8, flags: u8, stream: u8| {
+        let [.., a, b, c] = (length as u32).to_be_bytes();
+        vec![a, b, c, kind, flags, 0, 0, 0, stream]
+    };
+    // GET https /, from HPACK's static table.
+    let get = |stream| [frame(3, 1, 5, stream), vec![0x82, 0x87, 0x84]].concat();
+    let resets = (0..100).flat_map(|it| {
+        let stream = 2 * it + 1;
+        [get(stream), frame(4, 3, 0, stream), vec![0, 0, 0, 8]].concat()
+    });
+    let endless = [frame(3, 1, 0, 1), vec![0x82, 0x87, 0x84]]
+        .into_iter()
+        .chain((0..2000).map(|_| [frame(5, 9, 0, 1), vec![0, 1, b'a', 1, b'b']].concat()))
+        .flatten();
+    let many = frame(0, 4, 0, 0).repeat(20000);
+    for (what, hostile) in [
+        ("rapid resets", resets.collect::<Vec<_>>()),
+        ("CONTINUATION without end", endless.collect()),
+        ("settings without end", many),
+        ("no frames", vec![0xff; 20000]),
+    ] {
+        let site = Site::new();
+        let mut tls = crate::path::tcp::client().unwrap();
+        tls.alpn_protocols = vec![HTTP_2.to_vec()];
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let stream = TcpStream::connect(site.tcp).await.unwrap();
+        let mut stream = tls.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(0, 4, 0, 0)[..]].concat();
+        stream.write_all(&preface).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let write = tokio::spawn(async move { writer.write_all(&hostile).await });
+        closed(&mut reader).await;
+        write.abort();
+        assert_eq!(site.over_tcp(), 0, "{what}");
+        let roamer = Roamer::new(&site);
+        let connecting = roamer.connect(&site, &site.laptop);
+        ask(&timeout(PATIENCE, connecting).await.unwrap().unwrap()).await;
+    }
 }
 
 #[tokio::test]
