@@ -3,7 +3,8 @@
 //! ```text
 //!  link ─┬─ UDP, each port of server.address ─┐
 //!        ├─ TCP, server.tcp-port ─────────────┤
-//!        └─ a proxy, server.proxy ────────────┴─▶ one finding each, and one for the link
+//!        ├─ a proxy, server.proxy ────────────┤
+//!        └─ a relay, server.relay ────────────┴─▶ one finding each, and one for the link
 //! ```
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -52,6 +53,7 @@ impl fmt::Display for Way {
             Self(Transport::Udp, port) => write!(f, "UDP {port}"),
             Self(Transport::Tcp, port) => write!(f, "TCP {port}"),
             Self(Transport::Proxy, _) => write!(f, "the proxy"),
+            Self(Transport::Relay, _) => write!(f, "the relay"),
         }
     }
 }
@@ -140,12 +142,12 @@ fn sum(link: &str, ways: &BTreeMap<Way, Outcome>) -> Option<Finding> {
         let found = format!("{listed}; no UDP gets through, and the tunnel will use TCP");
         return Some(Finding::poor(link, found, advice));
     }
-    if any(Transport::Proxy, Outcome::Works) {
-        let advice =
-            "a proxy is slower than any other way; the tunnel leaves it once one of them answers";
-        let found =
-            format!("{listed}; nothing else gets through, and the tunnel will use the proxy");
-        return Some(Finding::poor(link, found, advice));
+    for detour in [Transport::Proxy, Transport::Relay] {
+        if any(detour, Outcome::Works) {
+            let advice = "a detour is slower than any other way; the tunnel leaves it once one of them answers";
+            let found = format!("{listed}; the tunnel will use the {detour}");
+            return Some(Finding::poor(link, found, advice));
+        }
     }
     if ways.is_empty() || ways.values().any(|outcome| *outcome == Outcome::Refused) {
         return None;
@@ -220,6 +222,9 @@ async fn ask(
                 }
                 Transport::Proxy => {
                     "does this network have this proxy, and does it let its clients connect to the server's port?"
+                }
+                Transport::Relay => {
+                    "does this relay take clients from this network, and send to this server?"
                 }
             };
             silent(error.to_string(), advice)
@@ -340,8 +345,7 @@ mod tests {
                 &[PROXY],
                 &[UDP, TCP],
                 Verdict::Poor,
-                "UDP 4433 is silent, TCP 443 is silent, the proxy works; nothing else gets through, and the tunnel \
-                 will use the proxy",
+                "UDP 4433 is silent, TCP 443 is silent, the proxy works; the tunnel will use the proxy",
             ),
             (
                 &[],
