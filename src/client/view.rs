@@ -276,8 +276,16 @@ impl Shown {
             reason: words.clone(),
             gap: status::milliseconds(*gap),
         };
-        let SwitchStatus { from, to, reason: words, gap, .. } = switch.clone();
-        self.events.tell(Event::Switched { from, to, reason: words, gap });
+        let SwitchStatus { from, from_transport, to, to_transport, reason: words, gap, .. } =
+            switch.clone();
+        self.events.tell(Event::Switched {
+            from,
+            from_transport,
+            to,
+            to_transport,
+            reason: words,
+            gap,
+        });
         self.with(|state| {
             if state.switches.len() == SWITCHES {
                 state.switches.pop_front();

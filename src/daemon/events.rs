@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::status::SCHEMA;
-use crate::{clock, path::Condition, wire::foreign::Foreign};
+use crate::{clock, link::candidate::Transport, path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
 const BACKLOG: usize = 256;
@@ -63,8 +63,12 @@ pub(crate) enum Event {
     Switched {
         /// The old link; none if there was no path.
         from: Option<String>,
+        /// How packets went over it.
+        from_transport: Transport,
         /// The new one.
         to: String,
+        /// How packets go over it.
+        to_transport: Transport,
         /// Why.
         reason: String,
         /// Milliseconds without a sign of the server.
@@ -126,10 +130,15 @@ impl Event {
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),
-            Self::Switched { from: Some(from), to, reason, gap } => {
-                format!("moved from {from} to {to} ({reason}), {gap:.0} ms without a sign")
+            Self::Switched { from, from_transport, to, to_transport, reason, gap } => {
+                let to = to_transport.mark(to);
+                match from.as_ref().map(|from| from_transport.mark(from)) {
+                    Some(from) => {
+                        format!("moved from {from} to {to} ({reason}), {gap:.0} ms without a sign")
+                    }
+                    None => format!("moved to {to} ({reason})"),
+                }
             }
-            Self::Switched { from: None, to, reason, .. } => format!("moved to {to} ({reason})"),
             Self::PeerConnected { peer, remote } => format!("{peer} connected from {remote}"),
             Self::PeerDisconnected { peer, reason } => format!("{peer} disconnected: {reason}"),
             Self::Reloaded { restart_needed } if restart_needed.is_empty() => {

@@ -161,9 +161,18 @@ async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     assert!(status.switches.iter().all(|it| transports(it) == expected));
     assert!(status.switches[0].to_string().starts_with("wlan0 -> wwan0 (tcp) "));
     assert_eq!(status.switches_by_reason, [(Reason::Gone, 1), (Reason::Silent, 16)].into());
-    let expected =
-        Event::Switched { from: None, to: "wlan0".into(), reason: "Gone".into(), gap: 1500.0 };
-    assert_eq!(told(&mut events)[0], expected);
+    let events = told(&mut events);
+    let expected = Event::Switched {
+        from: None,
+        from_transport: Transport::Udp,
+        to: "wlan0".into(),
+        to_transport: Transport::Udp,
+        reason: "Gone".into(),
+        gap: 1500.0,
+    };
+    assert_eq!(events[0], expected);
+    let moved = "moved from wlan0 to wwan0 (tcp) (Silent), 300 ms without a sign";
+    assert_eq!(events[1].summary(), moved);
 }
 
 #[tokio::test(start_paused = true)]
