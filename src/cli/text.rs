@@ -133,17 +133,14 @@ fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
 }
 
 fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {
+    let (from, to) = switch.ways();
     [
         (PLAIN, format!("{} ago", Span(switch.ago))),
-        (PLAIN, old_path(switch)),
-        (PLAIN, switch.to_transport.mark(&switch.to)),
+        (PLAIN, from),
+        (PLAIN, to),
         (PLAIN, format!("{:.0} ms", switch.gap)),
         (PLAIN, switch.reason.clone()),
     ]
-}
-
-fn old_path(switch: &SwitchStatus) -> String {
-    switch.from.as_ref().map_or_else(|| "no path".into(), |from| switch.from_transport.mark(from))
 }
 
 fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) -> fmt::Result {
@@ -265,7 +262,7 @@ impl Display for RecentStatus {
 
 impl Display for SwitchStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (from, to) = (old_path(self), self.to_transport.mark(&self.to));
+        let (from, to) = self.ways();
         let (reason, gap, ago) = (&self.reason, self.gap, Span(self.ago));
         write!(f, "{from} -> {to} {ago} ago: {reason}, gap {gap:.0} ms")
     }

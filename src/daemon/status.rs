@@ -233,6 +233,14 @@ pub(crate) struct SwitchStatus {
     pub gap: f64,
 }
 
+impl SwitchStatus {
+    /// The old path and the new one, for people.
+    pub(crate) fn ways(&self) -> (String, String) {
+        let from = self.from.as_ref().map(|from| self.from_transport.mark(from));
+        (from.unwrap_or_else(|| "no path".into()), self.to_transport.mark(&self.to))
+    }
+}
+
 /// A server's state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

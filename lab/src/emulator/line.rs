@@ -10,8 +10,10 @@ use super::{random::SplitMix, shape::LinkShape};
 /// Destination, source, type.
 const ETHERNET_HEADER: usize = 14;
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const IPPROTO_ICMPV6: u8 = 58;
+const IPPROTO_UDP: u8 = 17;
 
 /// Maximum of bytes under way, which bounds the memory. Only a shape with a long delay and no rate reaches it.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
@@ -32,7 +34,7 @@ pub struct Counters {
     pub overflowed: u64,
     /// Longer than [`LinkShape::mtu`].
     pub oversize: u64,
-    /// Dropped by the black hole.
+    /// Dropped by the black hole, or since UDP is blocked.
     pub swallowed: u64,
     /// Not taken by the link at the other side, because it is down.
     pub refused: u64,
@@ -90,7 +92,7 @@ impl Line {
 
     /// Takes a frame that arrived at `now`, of which `length` bytes were on the wire.
     pub(super) fn admit(&mut self, frame: &[u8], length: usize, now: Instant) {
-        if self.black_hole {
+        if self.black_hole || self.shape.blocks_udp && is_udp(frame) {
             self.counters.swallowed += 1;
         } else if length > self.shape.mtu + ETHERNET_HEADER || length > frame.len() {
             self.counters.oversize += 1;
@@ -144,6 +146,16 @@ impl Line {
         self.in_flight_bytes += frame.len();
         self.in_flight.push_back(InFlight { due, frame: frame.into() });
     }
+}
+
+/// Whether a frame has UDP in it: RFC 791 §3.1, RFC 8200 §3.
+fn is_udp(frame: &[u8]) -> bool {
+    let protocol = match frame.get(12..ETHERNET_HEADER) {
+        Some(kind) if kind == ETHERTYPE_IPV4 => frame.get(ETHERNET_HEADER + 9),
+        Some(kind) if kind == ETHERTYPE_IPV6 => frame.get(ETHERNET_HEADER + 6),
+        Some(_) | None => None,
+    };
+    protocol == Some(&IPPROTO_UDP)
 }
 
 /// Whether a frame is exempt from random loss: multicast, broadcast, ARP, and ICMPv6 from router solicitation to

@@ -19,6 +19,8 @@ pub struct LinkShape {
     pub queue: Duration,
     /// The longest packet in bytes without its Ethernet header; a longer one is dropped.
     pub mtu: usize,
+    /// Whether UDP is dropped and everything else passes, as in networks that let only web pages through.
+    pub blocks_udp: bool,
 }
 
 impl Default for LinkShape {
@@ -30,6 +32,7 @@ impl Default for LinkShape {
             rate: None,
             queue: Duration::from_millis(100),
             mtu: 1500,
+            blocks_udp: false,
         }
     }
 }

@@ -154,12 +154,11 @@ impl Chart<'_> {
     fn switches(&self, svg: &mut String) -> fmt::Result {
         for switch in &self.record.switches {
             let x = self.at(switch.at);
-            let from = switch.what.from.as_deref().unwrap_or("none");
+            let (from, to) = switch.what.ways();
             writeln!(
                 svg,
-                r##"<path d="M{x:.1} {TOP}V{:.1}" stroke="#06c"><title>{from} to {}: {}, gap {:.0} ms</title></path><text x="{:.1}" y="{:.1}" fill="#06c" font-size="10">{:.0} ms</text>"##,
+                r##"<path d="M{x:.1} {TOP}V{:.1}" stroke="#06c"><title>{from} to {to}: {}, gap {:.0} ms</title></path><text x="{:.1}" y="{:.1}" fill="#06c" font-size="10">{:.0} ms</text>"##,
                 BAND + BAND_HEIGHT,
-                switch.what.to,
                 switch.what.reason,
                 switch.what.gap,
                 x + 2.0,
@@ -176,12 +175,12 @@ impl Chart<'_> {
         for link in self.links() {
             writeln!(
                 svg,
-                r##"<rect x="{x}" y="{:.1}" width="14" height="8" fill="{}"/><text x="{:.1}" y="{y}">{link}: round trip, and in use</text>"##,
+                r##"<rect x="{x}" y="{:.1}" width="14" height="8" fill="{}"/><text x="{:.1}" y="{y}">{link}: round trip, in use</text>"##,
                 y - 8.0,
                 colour(&link),
                 x + 20.0
             )?;
-            x += 230.0;
+            x += 190.0;
         }
         writeln!(
             svg,
@@ -213,7 +212,11 @@ fn y(milliseconds: f64) -> f64 {
 }
 
 fn colour(link: &str) -> &'static str {
-    if link.starts_with("wifi") { "#7bc47f" } else { "#e79b6c" }
+    match link {
+        "wifi0" => "#7bc47f",
+        tcp if tcp.ends_with("(tcp)") => "#8f86d8",
+        _ => "#e79b6c",
+    }
 }
 
 #[cfg(test)]

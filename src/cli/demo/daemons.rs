@@ -15,6 +15,7 @@ use super::keys;
 use crate::host::instance::Instance;
 
 const PORT: u16 = 4433;
+const TCP_PORT: u16 = 443;
 
 /// The running daemons. Dropped, they end.
 #[derive(Debug)]
@@ -94,6 +95,7 @@ fn client_configuration(server_key: &str) -> String {
 private-key-file = "laptop.key"
 [server]
 address = ["{SERVER_V4}:{PORT}", "[{SERVER_V6}]:{PORT}"]
+tcp-port = {TCP_PORT}
 public-key = "{server_key}"
 [tun]
 name = "roam0"
@@ -107,6 +109,7 @@ fn server_configuration(client_key: &str) -> String {
         r#"role = "server"
 private-key-file = "server.key"
 listen = "[::]:{PORT}"
+listen-tcp = "[::]:{TCP_PORT}"
 [tun]
 name = "roam0"
 addresses = ["10.66.0.1/24", "fd66::1/64"]

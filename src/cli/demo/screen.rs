@@ -70,7 +70,7 @@ impl<'a> Screen<'a> {
             "\nA line is typed every 100 ms into a connection through the tunnel:\n"
         )?;
         let heading = format!(
-            "{:>7}   {:<5} {:>10}   {:>13}   {:>13}",
+            "{:>7}   {:<11} {:>10}   {:>13}   {:>13}",
             "time", "via", "echo", "typed/echoed", "longest stall"
         );
         let heading = self.paint(DIM, &heading);
@@ -80,7 +80,7 @@ impl<'a> Screen<'a> {
     /// One line about the second that has passed.
     pub(super) fn second(&mut self, second: &Second, tally: &Tally) -> io::Result<()> {
         let via = second.via.clone().unwrap_or_else(|| "-".to_owned());
-        let via = self.paint(BOLD, &format!("{via:<5}"));
+        let via = self.paint(BOLD, &format!("{via:<11}"));
         let echo = second.echo.map_or_else(|| "none".to_owned(), milliseconds);
         let echo = self.paint(second.echo.map_or(RED, colour), &format!("{echo:>10}"));
         let lines = format!("{}/{}", tally.typed(), tally.echoed());
@@ -117,9 +117,8 @@ impl<'a> Screen<'a> {
             let within = |at: &Instant| (*start + event.at..next).contains(at);
             for switch in record.switches.iter().filter(|switch| within(&switch.at)) {
                 let what = &switch.what;
-                let from = what.from.as_deref().unwrap_or("no path");
-                let line =
-                    format!("{from} -> {}: {}, gap {:.0} ms", what.to, what.reason, what.gap);
+                let (from, to) = what.ways();
+                let line = format!("{from} -> {to}: {}, gap {:.0} ms", what.reason, what.gap);
                 writeln!(self.out, "            {}", self.paint(DIM, &line))?;
             }
             let care = record.care(*start + event.at, next);

@@ -7,6 +7,12 @@ use roamd_lab::{Access, LinkShape, Scene};
 /// How long a packet takes to wifi's router.
 const WIFI: Duration = Duration::from_millis(5);
 
+/// Changes wifi's link.
+fn wifi(scene: &Scene, shape: LinkShape) -> roamd_lab::Result<()> {
+    scene.air(Access::Wifi).set(shape);
+    Ok(())
+}
+
 /// Something that happens at a set time.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
@@ -28,43 +34,47 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// The laptop leaves the building and comes back, its wifi only pretends to work, then works badly, and then the
-    /// laptop is in a tunnel for longer than the connection lives. After three failures wifi must work for 8 s before it is
-    /// used again: the show lasts longer than that.
+    /// The laptop begins in a hotel whose wifi drops UDP, leaves the building and comes back; its wifi only pretends to
+    /// work, then works badly, and then the laptop is in a tunnel for longer than the connection lives.
     pub(super) fn roam() -> Self {
         let event =
             |at, title, act| Event { at: Duration::from_secs(at), title, offline: false, act };
         let offline = |at, title, act| Event { offline: true, ..event(at, title, act) };
         Self {
-            length: Duration::from_secs(70),
+            length: Duration::from_secs(75),
             events: vec![
-                event(2, "out of wifi's reach: the link goes down", |scene| {
+                event(2, "in a hotel: no lte, and wifi drops UDP", |scene| {
+                    scene.disconnect(Access::Lte)?;
+                    wifi(scene, LinkShape { blocks_udp: true, ..LinkShape::delayed(WIFI) })
+                }),
+                event(6, "the hotel lets UDP through", |scene| {
+                    wifi(scene, LinkShape::delayed(WIFI))
+                }),
+                event(9, "out of wifi's reach, lte is back", |scene| {
+                    scene.connect(Access::Lte)?;
                     scene.disconnect(Access::Wifi)
                 }),
-                event(4, "back in wifi's reach", |scene| scene.connect(Access::Wifi)),
-                event(8, "wifi drops everything in silence, its link stays up", |scene| {
+                event(11, "back in wifi's reach", |scene| scene.connect(Access::Wifi)),
+                event(17, "wifi drops everything in silence, its link stays up", |scene| {
                     scene.air(Access::Wifi).black_hole(true);
                     Ok(())
                 }),
-                event(10, "wifi works again", |scene| {
+                event(19, "wifi works again", |scene| {
                     scene.air(Access::Wifi).black_hole(false);
                     Ok(())
                 }),
-                event(18, "wifi loses 30 % of all packets", |scene| {
-                    scene
-                        .air(Access::Wifi)
-                        .set(LinkShape { loss: 0.3, ..LinkShape::delayed(WIFI) });
-                    Ok(())
+                event(24, "wifi loses 30 % of all packets", |scene| {
+                    wifi(scene, LinkShape { loss: 0.3, ..LinkShape::delayed(WIFI) })
                 }),
-                offline(23, "into a tunnel: both networks are gone for 35 s", |scene| {
+                offline(29, "into a tunnel: both networks are gone for 35 s", |scene| {
                     scene.disconnect(Access::Wifi)?;
                     scene.disconnect(Access::Lte)
                 }),
-                event(58, "out of the tunnel: lte is back", |scene| {
-                    scene.air(Access::Wifi).set(LinkShape::delayed(WIFI));
-                    scene.connect(Access::Lte)
+                event(64, "out of the tunnel: lte and wifi are back", |scene| {
+                    wifi(scene, LinkShape::delayed(WIFI))?;
+                    scene.connect(Access::Lte)?;
+                    scene.connect(Access::Wifi)
                 }),
-                event(60, "at home: wifi is back", |scene| scene.connect(Access::Wifi)),
             ],
         }
     }

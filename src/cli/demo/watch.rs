@@ -25,9 +25,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     pub(super) at: Instant,
-    /// The link that carries the tunnel.
+    /// The link that carries the tunnel, with the transport if that is not UDP.
     pub(super) active: Option<String>,
-    /// Each link that works, with its round trip in milliseconds.
+    /// Each path that works, named likewise, with its round trip in milliseconds.
     pub(super) rtts: Vec<(String, f64)>,
     /// What was done about packets that did not arrive.
     pub(super) care: Care,
@@ -159,8 +159,10 @@ impl Record {
         let rtts = status.paths.iter().filter(|path| works(path.state));
         self.samples.push(Sample {
             at,
-            active: active.map(|path| path.link.clone()),
-            rtts: rtts.filter_map(|path| Some((path.link.clone(), path.rtt?))).collect(),
+            active: active.map(|path| path.transport.mark(&path.link)),
+            rtts: rtts
+                .filter_map(|path| Some((path.transport.mark(&path.link), path.rtt?)))
+                .collect(),
             care: Care::of(&status.traffic),
         });
         for switch in &status.switches {

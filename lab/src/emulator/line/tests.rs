@@ -112,3 +112,29 @@ fn a_packet_longer_than_the_mtu_is_dropped() {
     admit(&mut line, 1281 + ETHERNET_HEADER, Instant::now());
     assert_eq!((line.in_flight.len(), line.counters.oversize), (1, 1));
 }
+
+#[test]
+fn a_line_that_blocks_udp_lets_everything_else_through() {
+    let packet = |kind: [u8; 2], place: usize, protocol: u8| {
+        let mut frame = frame(100);
+        frame[12..ETHERNET_HEADER].copy_from_slice(&kind);
+        frame[ETHERNET_HEADER + place] = protocol;
+        frame
+    };
+    let (udp, tcp) = (17, 6);
+    let frames = [
+        packet(ETHERTYPE_IPV4, 9, udp),
+        packet(ETHERTYPE_IPV6, 6, udp),
+        packet(ETHERTYPE_IPV4, 9, tcp),
+        packet(ETHERTYPE_IPV6, 6, tcp),
+        packet(ETHERTYPE_ARP, 9, udp),
+    ];
+    let through = |blocks_udp| {
+        let mut line = Line::new(LinkShape { blocks_udp, ..LinkShape::default() }, 1);
+        for frame in &frames {
+            line.admit(frame, frame.len(), Instant::now());
+        }
+        (line.in_flight.len(), line.counters.swallowed)
+    };
+    assert_eq!((through(true), through(false)), ((3, 2), (5, 0)));
+}
