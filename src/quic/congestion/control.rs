@@ -18,6 +18,8 @@ use super::{
 const LEAST: u64 = 2;
 /// No trial goes below so many: with fewer, chance decides what is lost.
 const TELLING: u64 = 4;
+/// A sender with at most so many packets under way congests nothing.
+const LITTLE: u64 = 4;
 /// What is left of a window after congestion (RFC 9438 §4.6).
 pub(super) const LEFT: f64 = 0.7;
 
@@ -305,6 +307,10 @@ impl<G: Growth> PathControl<G> {
     /// quinn declares packets of `bytes` lost, or none but a mark came back; the last of them was sent at `sent`.
     pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
         let loss = Declared { sent, in_flight: self.flight.at(sent), bytes };
+        // Where little is sent, such as the acknowledgements of a transfer the other way, one burst of losses lasts
+        // for three probe timeouts. To close the window for that would slow down what is sent next.
+        let is_little = |in_flight| in_flight <= LITTLE * u64::from(self.mtu);
+        let persistent = persistent && !loss.in_flight.is_some_and(is_little);
         match &mut self.confirmation {
             Some(confirmation) if bytes > 0 && !persistent => {
                 match confirmation.declare(now, loss) {

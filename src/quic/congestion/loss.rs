@@ -14,7 +14,9 @@
 //!   as any, while a radio link loses any packet.
 //!
 //! Packets that a radio loses come in bursts, which chance alone would not explain. So the mean length of bursts is
-//! measured, and all counts are judged by the larger variance that it means. What overflows is lost together, too, but
+//! measured, and all counts are judged by the larger variance that it means; the first few may be of any length, and end
+//! no slow start. A cut follows from the worst of many moments: on such a link less is lost afterwards whatever we do, and
+//! that less is no proof that the cut has helped. What overflows is lost together, too, but
 //! where the queue is full, and that is no burst.
 //!
 //! A loss is found out up to two round trips after the packet was sent, since packets may overtake one another. Its
@@ -47,10 +49,16 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A trial asks whether as much is lost as before, or this part of it (Wald's sequential test).
 const HELPED: f64 = 0.25;
+/// Where bursts of more than so many packets are lost, this part of the share that made a cut is to be expected
+/// afterwards, and [`CHANCE`] at least.
+const FEW_TOGETHER: f64 = 2.0;
+const REGRESSION: f64 = 0.5;
 /// The logarithm of how much likelier one of both must be.
 const CERTAIN: f64 = 4.0;
 /// A trial with so many packets for each that would have been lost before ends in any case.
 const LONGEST_TRIAL: f64 = 30.0;
+/// So does one of this length: where a few packets are under way, so many would take minutes.
+const LONGEST_TIME: Duration = Duration::from_secs(5);
 /// What helped must have helped for so many round trips: others send now more and now less (BBR in a cycle of
 /// eight).
 const CYCLE: u32 = 10;
@@ -86,6 +94,9 @@ const FEW_LOSSES: f64 = 0.03;
 /// The mean length of bursts of lost packets is that of so many of late, and not believed if it is longer.
 const BURSTS: f64 = 16.0;
 const LONGEST_BURST: f64 = 8.0;
+/// Before so many are known they may have this length.
+const FEW_BURSTS: f64 = 4.0;
+const UNKNOWN_BURST: f64 = 3.0;
 /// Packets of one burst are sent within so many packets' time, and within a millisecond at the least: quinn sends
 /// several at one moment.
 const GAP: f64 = 2.0;
@@ -161,9 +172,10 @@ impl Bursts {
         self.length = packets;
     }
 
-    /// The mean length.
+    /// The mean length. A first few may be of any.
     fn mean(&self) -> f64 {
-        self.mean.clamp(1.0, LONGEST_BURST)
+        let mean = if self.number < FEW_BURSTS { self.mean.max(UNKNOWN_BURST) } else { self.mean };
+        mean.clamp(1.0, LONGEST_BURST)
     }
 }
 
@@ -203,6 +215,15 @@ struct Trial {
     /// The cut ended slow start.
     is_of_start: bool,
     count: Count,
+}
+
+impl Trial {
+    /// The share that is lost after a cut that was in vain. What made the cut was the worst moment of many: where packets
+    /// are lost in bursts, less is lost afterwards without any help.
+    fn share_by_chance(&self, burst: f64) -> f64 {
+        let ordinary = CHANCE.max(self.share_before * REGRESSION);
+        if burst > FEW_TOGETHER { self.share_before.min(ordinary) } else { self.share_before }
+    }
 }
 
 /// Lost packets, and the circumstances.
@@ -419,7 +440,7 @@ impl LossJudge {
     fn ends_trial(&mut self, now: Instant, rtt: Duration, mtu: u16) -> Option<Outcome> {
         let trial = self.trial?;
         let (packets, lost) = (trial.count.packets(mtu), trial.count.lost as f64 / f64::from(mtu));
-        let expected = packets * trial.share_before;
+        let expected = packets * trial.share_by_chance(self.burst());
         // The logarithm of how much likelier it is that nothing has changed.
         let evidence = (1.0 - HELPED).mul_add(-expected, lost * (1.0 / HELPED).ln());
         let spread = variance(self.burst());
@@ -430,7 +451,7 @@ impl LossJudge {
         } else if trial.is_of_start {
             lasted >= CYCLE_IN_START * rtt
         } else {
-            expected >= LONGEST_TRIAL * spread
+            expected >= LONGEST_TRIAL * spread || lasted >= LONGEST_TIME
         };
         if !is_certain && !longest {
             return None;
@@ -566,7 +587,7 @@ mod tests {
     #[test]
     fn the_mean_length_of_bursts_is_measured_and_bounded() {
         let (mut bursts, start) = (Bursts::default(), Instant::now());
-        assert_eq!(bursts.mean(), 1.0);
+        assert_eq!(bursts.mean(), UNKNOWN_BURST);
         let lose = |bursts: &mut Bursts, from: u32, length: u32| {
             for burst in from..from + 40 {
                 for packet in 0..length {

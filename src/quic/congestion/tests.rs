@@ -26,6 +26,7 @@ fn what_was_in_flight_before_does_not_fill_the_window() {
     assert_eq!(controller.window(), initial + initial / 2, "old losses are no congestion");
     controller.on_congestion_event(later, start, true, initial / 2);
     assert_eq!(controller.window(), initial);
+    controller.on_sent(later, 5 * u64::from(MTU), 11);
     controller.on_congestion_event(later, later, true, 1000);
     assert!(controller.window() < initial, "new ones are");
 }
@@ -49,6 +50,22 @@ fn what_the_other_side_does_not_miss_is_not_lost() {
     let window = controller.window();
     controller.on_congestion_event(at(200), at(150), true, 1200);
     assert!(controller.window() < window, "nothing arrives at all");
+}
+
+/// So it is with the acknowledgements of a transfer the other way.
+#[test]
+fn a_burst_that_takes_all_of_the_little_that_is_sent_does_not_close_the_window() {
+    let (start, size) = (Instant::now(), u64::from(MTU));
+    let lost = |packets: u64| {
+        let mut path = PathControl::<Cubic>::new(start, 400_000, MTU);
+        path.on_sent(start, size, packets * size, 0);
+        path.on_loss(start + Duration::from_millis(300), start, true, size);
+        path.window()
+    };
+    assert_eq!(lost(1), 400_000);
+    assert_eq!(lost(4), 400_000);
+    assert_eq!(lost(5), 2 * size);
+    assert_eq!(lost(300), 2 * size);
 }
 
 #[test]

@@ -149,10 +149,11 @@ fn packets_that_a_radio_loses_in_bursts_do_not_slow_us_down() {
     }
 }
 
-/// Bursts that come while little is under way look like too much.
+/// Bursts that come while little is under way look like too much. The last of the seeds loses most of the first window:
+/// the trial of that cut, with three packets a round trip, must end.
 #[test]
 fn a_radio_that_loses_some_packets_early_is_full_all_the_same() {
-    for seed in [3, 7, 10, 28] {
+    for seed in [3, 7, 10, 28, 189] {
         let mut network = Network::new(100.0, 40 * MS, 100 * MS).with_us().losing(0.02);
         network.seed(seed);
         network.burst = 5.0;
