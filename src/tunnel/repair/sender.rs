@@ -96,7 +96,7 @@ pub struct Sender {
     allowance: Allowance,
     /// When the other side last asked for something.
     asked: Option<Instant>,
-    /// Bytes of QUIC packets that it asked for since the last look.
+    /// Bytes of QUIC packets of the present path that it asked for since the last look.
     missed: u64,
     /// How much later than a packet that was asked for the newest one was sent that was known to have arrived: the longest
     /// of late.
@@ -157,6 +157,8 @@ struct Proof {
     /// Paths that came before the present one, or that were silent: when the next one began, and `newest` of then. What
     /// was sent before the first is proven by it alone, and so forth.
     earlier: VecDeque<(Instant, Option<Instant>)>,
+    /// When the present path began. What the one before lost is no congestion here.
+    moved: Option<Instant>,
     /// When something new was acknowledged last.
     at: Option<Instant>,
     /// When that was for the first time after a silence.
@@ -181,6 +183,11 @@ impl Proof {
     fn of(&self, at: Instant) -> Option<Instant> {
         let earlier = self.earlier.iter().find(|(next, _)| at <= *next);
         earlier.map_or(self.newest, |(_, newest)| *newest)
+    }
+
+    /// Whether what was sent at `at` went over the present path.
+    fn is_of_this_path(&self, at: Option<Instant>) -> bool {
+        at >= self.moved
     }
 
     /// Whether a packet sent at `at` may be lost with its path.
@@ -297,6 +304,7 @@ impl Sender {
             && proof.began() < Some(began)
         {
             proof.begin(began, proof.newest);
+            proof.moved = Some(began);
             self.overtaken = Duration::ZERO;
         }
         if newest <= proof.newest {
@@ -381,7 +389,9 @@ impl Sender {
             if range.attempt == 1 && first < oldest.min(end) {
                 // Kept for too short a time.
                 self.overtaken = KEPT_LONGER.max(self.overtaken * 2).min(OVERTAKEN);
-                self.missed += (end.min(oldest) - first) * FORGOTTEN;
+                if self.proof.is_of_this_path(now.checked_sub(LONGEST)) {
+                    self.missed += (end.min(oldest) - first) * FORGOTTEN;
+                }
             }
             for number in first.max(oldest)..end {
                 if self.allowance.looks == 0 {
@@ -390,7 +400,9 @@ impl Sender {
                 self.allowance.looks -= 1;
                 let sent = &mut self.ring[(number - oldest) as usize];
                 if !std::mem::replace(&mut sent.is_missed, true) {
-                    self.missed += (sent.datagram.len() + AROUND) as u64;
+                    if self.proof.is_of_this_path(Some(sent.at)) {
+                        self.missed += (sent.datagram.len() + AROUND) as u64;
+                    }
                     let newest = self.proof.of(sent.at).unwrap_or(sent.at);
                     let overtaken = newest.saturating_duration_since(sent.at);
                     self.overtaken = overtaken.max(self.overtaken - self.overtaken / 64);

@@ -502,6 +502,25 @@ fn what_the_other_side_misses_is_counted_once() {
 }
 
 #[test]
+fn what_the_path_before_lost_is_not_counted() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
+    let mut missed = |first: u64, at| {
+        let ranges = [Range { first: Short::of(first), count: 2, attempt: 1 }];
+        let Datagram::Missing(missing) = Datagram::decode(Missing::encode(&ranges)).unwrap() else {
+            panic!()
+        };
+        sender.number(&[packet(0, first as u32, 1400)], moment(at), &mut Vec::new());
+        sender.number(&[packet(0, first as u32 + 1, 1400)], moment(at + 10), &mut Vec::new());
+        let _ = sender.acknowledged(None, Some(start + 5 * MS), moment(at + 40));
+        sender.asked(&missing, moment(at + 40));
+        sender.take_missed() / 1400
+    };
+    assert_eq!(missed(0, 0), 1, "one was sent before the path began");
+    assert_eq!(missed(2, 60), 2);
+}
+
+#[test]
 fn what_never_comes_is_given_up_in_time() {
     let mut world = World::new(Network::losing(0), 1);
     world.stream(1, 2, 1400, MS);
