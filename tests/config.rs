@@ -272,6 +272,38 @@ fn a_private_key_in_a_variable_is_not_shown() {
 }
 
 #[test]
+fn a_password_of_a_proxy_is_shown_nowhere_and_is_kept_from_others() {
+    let directory = Directory::new();
+    let content = |proxy: &str| {
+        let server = "[server]\ntcp-port = 443\naddress = \"vpn.example.net\"\n";
+        let key = "ILl7CgG0nt3G7BMUtJESNrZDpV6uAAA4R6aRA/ywxhE=";
+        let proxy = format!("public-key = \"{key}\"\nproxy = {proxy}\n");
+        format!("role = \"client\"\nprivate-key-file = \"host.key\"\n{server}{proxy}")
+    };
+    let url = "http://laptop:open-sesame@proxy:3128";
+    for (proxy, words) in [
+        (format!("{url:?}"), "can be read by others, for this file has mode 0644"),
+        (format!("[{url:?}]"), "must be the URL of an HTTP proxy"),
+        (format!("{:?}", url.replace("http", "socks5")), "must be the URL of an HTTP proxy"),
+        (format!("{:?}", url.replace(":3128", ":none")), "must be the URL of an HTTP proxy"),
+    ] {
+        let message = directory.message(directory.load(&content(&proxy), &[]));
+        assert!(message.contains(words) && message.contains("server.proxy"), "{message}");
+        assert!(!message.contains("sesame"), "{message}");
+    }
+    for variables in [[("ROAMD_SERVER__PROXY", url)], [("HTTPS_PROXY", url)]] {
+        let written = content("\"\"").replace("proxy = \"\"\n", "");
+        let loaded = directory.load(&written, &variables).unwrap();
+        let shown = format!("{loaded:?}{}", loaded.to_toml().unwrap());
+        assert!(shown.contains("[redacted]@proxy:3128"), "{shown}");
+        assert!(!shown.contains("sesame") && !shown.contains("bGFwdG9w"), "{shown}");
+    }
+    let without = content("\"http://proxy\"").replace("tcp-port = 443\n", "");
+    let message = directory.message(directory.load(&without, &[]));
+    assert!(message.contains("server.proxy needs server.tcp-port"), "{message}");
+}
+
+#[test]
 fn a_problem_names_its_key_value_and_line() {
     let file = fixture("tests/data/invalid/keep-alive-by-default.toml");
     let errors = Directory::new().load(&file, &[]).unwrap_err();

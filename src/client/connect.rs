@@ -23,6 +23,7 @@ use crate::{
     path::{
         handshake::HandshakeError,
         manager::{self, Choice, Manager, Settings},
+        network,
     },
     task::apart,
     tunnel::{egress, pump},
@@ -139,7 +140,9 @@ impl Client {
             Some(Choice { link, pinned }) => {
                 let servers = self.roaming.names.known();
                 let config = self.config.borrow().clone();
-                let found = self.roaming.network.candidates(&servers, &config.paths).await;
+                let (network, detours) = (&*self.roaming.network, self.roaming.detours.known());
+                let (server, paths) = (&config.server, &config.paths);
+                let found = network::find(network, server, &servers, &detours, paths).await;
                 let found = found.unwrap_or_default();
                 let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
                 if !links().any(|other| other == link) {

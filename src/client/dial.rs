@@ -389,7 +389,10 @@ impl<'a> Race<'a> {
         match (self.forgotten, self.failure) {
             (Some(lost), _) => lost.into(),
             (None, Some(failure)) => DialError::Handshake(failure).into(),
-            (None, None) => no_route(self.manager, self.servers).into(),
+            (None, None) => {
+                let detours = self.dialer.detours.known().into_iter().map(|(_, at)| at);
+                no_route(self.manager, self.servers.into_iter().chain(detours).collect()).into()
+            }
         }
     }
 

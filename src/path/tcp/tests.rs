@@ -321,3 +321,73 @@ async fn a_proxy_is_asked_for_the_server_and_told_no_more_than_tls_shows() {
     socket.try_send(&transmit).unwrap();
     time::timeout(LONG, server).await.expect("it ends").unwrap();
 }
+
+/// The failure at a relay in HTTP/2 that answers so, and holds what it returns.
+async fn relay(
+    server: h2::server::Builder,
+    answer: fn(h2::server::SendResponse<Bytes>) -> Option<h2::SendStream<Bytes>>,
+) -> HandshakeError {
+    let (listener, candidate) = listen().await;
+    let mut tls = Arc::unwrap_or_clone(acceptor().config().clone());
+    tls.alpn_protocols = vec![HTTP_2.to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let serve = async move {
+        let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut connection = server.handshake::<_, Bytes>(stream).await.unwrap();
+        let mut held = Vec::new();
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            assert_eq!(request.uri().to_string(), "https://relay.example/vpn.example.net/4433/");
+            held.push((answer(respond), request));
+        }
+    };
+    let _relay = Task::spawn("relay", serve);
+    let way = Way::unproven("https://relay.example/vpn.example.net/4433/", HTTP_2);
+    failure_by(way, candidate).await
+}
+
+#[tokio::test]
+async fn what_a_relay_says_is_told() {
+    let mut server = h2::server::Builder::new();
+    let error = relay(server.clone(), |_| None).await;
+    assert!(error.to_string().ends_with("the relay has no extended CONNECT (RFC 8441)"), "{error}");
+    server.enable_connect_protocol();
+    let error = relay(server.clone(), |mut respond| {
+        let answer =
+            hyper::Response::builder().status(302).header("location", "https://192.0.2.9/");
+        respond.send_response(answer.body(()).unwrap(), true).ok()
+    });
+    let error = error.await;
+    assert!(error.to_string().ends_with("HTTP status 302 Found"), "{error}");
+    assert!(!error.is_of_one_handshake(), "{error}");
+    let error = relay(server, |mut respond| {
+        respond.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
+        None
+    });
+    let error = error.await;
+    assert!(error.is_of_one_handshake(), "{error}");
+}
+
+#[tokio::test]
+async fn capsules_of_a_relay_that_cannot_be_are_the_end_and_others_are_skipped() {
+    let server = || {
+        let mut server = h2::server::Builder::new();
+        server.enable_connect_protocol().clone()
+    };
+    // A DATAGRAM of no bytes, which has no context.
+    let error = relay(server(), |mut respond| {
+        let mut stream = respond.send_response(hyper::Response::new(()), false).unwrap();
+        stream.send_data(Bytes::from_static(&[0, 0]), false).unwrap();
+        Some(stream)
+    });
+    let error = error.await;
+    assert!(matches!(error, HandshakeError::Unreachable { .. }), "{error}");
+    // A type that nobody knows, of 2^62 - 1 bytes, and the end in the middle of it.
+    let error = relay(server(), |mut respond| {
+        let mut stream = respond.send_response(hyper::Response::new(()), false).unwrap();
+        let begun = [&[0x40, 0x99][..], &[0xff; 8], &[7; 100]].concat();
+        stream.send_data(begun.into(), true).unwrap();
+        Some(stream)
+    });
+    let error = error.await;
+    assert!(matches!(error, HandshakeError::NotConnected { .. }), "{error}");
+}
