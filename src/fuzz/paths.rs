@@ -147,7 +147,10 @@ impl World {
             16 => {
                 let rtt = (number & 1 != 0).then(|| 50 * u32::from(number) * MS);
                 let rate = (number & 2 != 0).then_some(200_000);
-                Event::Symptoms(key(path), Symptoms { loss: f64::from(number) / 20.0, rtt, rate })
+                Event::Symptoms(
+                    key(path),
+                    Symptoms { loss: f64::from(number) / 20.0, rtt, rate, fell_to: rate },
+                )
             }
             _ => {
                 let (answered, rate) =

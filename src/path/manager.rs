@@ -62,6 +62,10 @@ pub(crate) const HEAD_START: Duration = Duration::from_millis(300);
 /// `LONGEST_DWELL`.
 const SHORTEST_DWELL: Duration = Duration::from_secs(2);
 const LONGEST_DWELL: Duration = Duration::from_secs(120);
+/// The same after a lone failure: a wifi that was left behind and is back.
+const BRIEF_DWELL: Duration = Duration::from_millis(500);
+/// What fails twice within this time has one fault: the kernel refuses to send a moment before it says that a link is gone.
+const SAME_FAULT: Duration = Duration::from_millis(300);
 /// The same for a path that was measured to be better than an active one that works badly.
 const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
 /// The time without a failure after which the earlier failures of a path no longer count.
@@ -783,7 +787,7 @@ impl Manager {
     fn improves(&self, key: PathKey) -> Option<Reason> {
         let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
         let Verdict::Better(reason) = self.compare(key)? else { return None };
-        let is_good = path.quality.fault.is_none();
+        let is_good = path.quality.fault.is_none() && !self.shares_fault(key, path);
         let active = self.active().and_then(|key| self.paths.get(&key))?;
         match reason {
             Reason::Chosen if path.is_stranger && self.may_have_session(&path.link) => None,
@@ -793,6 +797,12 @@ impl Manager {
             // A path that works badly is no improvement.
             Reason::Preferred if is_good || is_lesser_evil(path, active) => Some(reason),
             Reason::Preferred | Reason::Faster => is_good.then_some(reason),
+            // It likely has the same fault, whatever a burst says.
+            Reason::Lossy | Reason::Slow | Reason::Narrow
+                if path.link == active.link && self.has_good_standby_beside(&path.link) =>
+            {
+                None
+            }
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
                 if path.quality.cures(active.quality.fault?) {
                     return Some(reason);
@@ -807,6 +817,28 @@ impl Manager {
             // These are not found by a comparison.
             Reason::Gone | Reason::Silent | Reason::SendFailed => None,
         }
+    }
+
+    /// Whether another standby over the same link has a fault: that is mostly the link's.
+    fn shares_fault(&self, key: PathKey, path: &Path) -> bool {
+        self.paths.iter().any(|(other, it)| {
+            *other != key
+                && !self.is_active(*other)
+                && it.link == path.link
+                && it.quality.fault.is_some()
+                && matches!(it.state, State::Standby { .. })
+        })
+    }
+
+    /// Whether a standby over another link than this one has no known fault.
+    fn has_good_standby_beside(&self, link: &str) -> bool {
+        let is_good = |path: &Path| {
+            path.link != link
+                && path.quality.fault.is_none()
+                && matches!(path.state, State::Standby { .. })
+                && !path.is_stranger
+        };
+        self.best_of(is_good).is_some()
     }
 
     /// Whether a path over this link may lead to the session, or is still being asked.
@@ -826,7 +858,10 @@ impl Manager {
         if matches!(check, Some(Check::AnswerBy(_))) {
             return None;
         }
-        let dwell = path.failures.dwell(since);
+        let dwell = match path.failures.count(since) {
+            1 => BRIEF_DWELL,
+            _ => path.failures.dwell(since),
+        };
         let fault = self.active().and_then(|active| self.fault(active));
         let is_cure = fault.is_some_and(|fault| path.quality.cures(fault));
         Some(since + if is_cure { dwell.min(LONGEST_DWELL_OF_CURE) } else { dwell })
@@ -1012,6 +1047,9 @@ impl Failures {
     }
 
     fn add(&mut self, now: Instant) {
+        if self.last.is_some_and(|last| now < last + SAME_FAULT) {
+            return;
+        }
         *self = Self { count: self.count(now) + 1, last: Some(now) };
     }
 

@@ -38,6 +38,8 @@ const STANDING: Duration = Duration::from_millis(20);
 /// A path with a lower rate than this, in bits per second, carries too little if it carried eight times as much before,
 const NARROW: u64 = 1_000_000;
 const FALL: u64 = 8;
+/// What is left of the highest rate of the last seconds from one look to the next: an eighth after five seconds.
+const FADING: f64 = 0.9;
 /// and one with less than this in any case.
 const VERY_NARROW: u64 = 300_000;
 /// While the tunnel itself carries more than this, in bits per second, the queue on the path is likely its own: it
@@ -132,6 +134,9 @@ pub(crate) struct Symptoms {
     pub(crate) rtt: Option<Duration>,
     /// What the path carries, in bits per second, if more is asked of it.
     pub(crate) rate: Option<u64>,
+    /// To how many bits per second it fell within seconds, in either direction. If the round trip grew as well, a queue
+    /// stands somewhere: more is asked.
+    pub(crate) fell_to: Option<u64>,
 }
 
 /// What people are shown of the active path.
@@ -156,6 +161,8 @@ pub(crate) struct Watch {
     woken: Option<Instant>,
     /// The highest rate of the path so far.
     best: u64,
+    /// The highest rates of the last seconds, up and down.
+    lately: [f64; 2],
 }
 
 impl Watch {
@@ -204,7 +211,15 @@ impl Watch {
         self.is_resting = self.is_quiet();
         let rate = self.rate();
         self.best = self.best.max(rate[0]);
-        Symptoms { loss: self.loss(), rtt: self.rtt(rate), rate: self.narrow(rate[0]) }
+        for (lately, rate) in self.lately.iter_mut().zip(rate) {
+            *lately = (*lately * FADING).max(rate as f64);
+        }
+        Symptoms {
+            loss: self.loss(),
+            rtt: self.rtt(rate),
+            rate: self.narrow(rate[0]),
+            fell_to: self.fell_to(rate),
+        }
     }
 
     /// Whether hardly anything happened in the window.
@@ -262,6 +277,15 @@ impl Watch {
         let shortest = shortest.filter(|_| self.rtts.len() == RTT_LOOKS)?;
         let is_busy = rate.into_iter().any(|rate| rate > BUSY);
         Some(if is_busy { shortest.saturating_sub(OWN_QUEUE) } else { shortest })
+    }
+
+    /// The higher of the rates that fell, while none is high.
+    fn fell_to(&self, rate: [u64; 2]) -> Option<u64> {
+        self.recent()?;
+        let fell = |(rate, lately): &(u64, f64)| ((rate * FALL) as f64) < *lately;
+        let is_busy = rate.into_iter().any(|rate| rate > BUSY);
+        let fallen = rate.into_iter().zip(self.lately).filter(|it| !is_busy && fell(it));
+        fallen.map(|(rate, _)| rate).max()
     }
 
     /// The rate if the queue stood all the time, and something arrived all the time but for one look: a path that is
@@ -435,7 +459,8 @@ impl Symptoms {
         let narrow = self.rate.map(Fault::Narrow);
         narrow.or_else(|| {
             let (rtt, floor) = (self.rtt?, floor?);
-            (rtt > slow(floor)).then_some(Fault::Slow { rtt, floor })
+            let slow = self.fell_to.map_or(Fault::Slow { rtt, floor }, Fault::Narrow);
+            (rtt > self::slow(floor)).then_some(slow)
         })
     }
 
@@ -476,7 +501,7 @@ pub(crate) fn is_over(
     };
     let is_fast = limit.is_none_or(|limit| rtt < limit.max(active.map_or(limit, comparable)));
     let is_wide = match fault {
-        Fault::Narrow(_) => sample.rate.is_some_and(|rate| rate >= NARROW),
+        Fault::Narrow(before) => sample.rate.is_some_and(|rate| rate >= NARROW.max(2 * before)),
         Fault::Lossy(_) | Fault::Slow { .. } => true,
     };
     is_fast && is_wide && Symptoms::default().finding(Some(sample)) == Finding::Clean

@@ -214,6 +214,7 @@ fn a_fault_is_over_when_a_burst_finds_nothing_of_it() {
         (Fault::Narrow(200_000), sample(24, 12, None), false),
         (Fault::Narrow(200_000), sample(24, 12, Some(400_000)), false),
         (Fault::Narrow(200_000), sample(24, 12, Some(8_000_000)), true),
+        (Fault::Narrow(1_500_000), sample(24, 12, Some(2_000_000)), false),
     ] {
         assert_eq!(is_over(fault, &sample, floor, Some(10 * MS)), expected, "{fault}: {sample:?}");
     }
@@ -284,4 +285,30 @@ fn with_many_lost_packets_a_path_is_not_clean_because_one_burst_lost_one_echo() 
         let symptoms = Symptoms { loss, ..Symptoms::default() };
         assert_eq!(symptoms.finding(Some(&sample)), expected, "{loss}: {lost} of {sent}");
     }
+}
+
+/// A wifi falls to 0.2 Mbit/s under a download: the queue is at its other end, and shows in the round trip only.
+#[test]
+fn a_path_is_narrow_if_its_round_trip_grows_as_a_download_falls() {
+    let fall = |before: u64, after: u64, upload: u64| {
+        let mut path = path();
+        for _ in 0..8 {
+            path.next(|look| look.received_bytes += before);
+        }
+        let mut last = Symptoms::default();
+        for _ in 0..6 {
+            last = path.next(|look| {
+                look.received_bytes += after;
+                look.sent_bytes += upload;
+                look.rtt = Some(300 * MS);
+            });
+        }
+        last.fault(Some(10 * MS)).map(|fault| fault.to_string())
+    };
+    let slow = "takes 300 ms instead of 10";
+    let narrow = "carries 0.2 Mbit/s, more is asked";
+    assert_eq!(fall(500_000, 6_250, 100).as_deref(), Some(narrow));
+    assert_eq!(fall(25_000, 6_250, 100).as_deref(), Some(slow), "this is not far below");
+    assert_eq!(fall(6_250, 6_250, 100).as_deref(), Some(slow), "it never carried more");
+    assert_eq!(fall(500_000, 6_250, 500_000), None, "an upload fills the queue");
 }

@@ -63,6 +63,48 @@ fn a_bad_path_is_not_left_for_one_that_is_unknown_or_no_better() {
     }
 }
 
+/// A second address of the server, over wifi.
+fn beside_wifi() -> Candidate {
+    Candidate { server: ([192, 0, 2, 2], 4433).into(), ..candidate(1) }
+}
+
+/// What a link loses it mostly loses on the way to each server.
+#[test]
+fn a_bad_path_is_left_for_another_link_and_not_for_another_server_over_its_own() {
+    let mut fixture = on_wifi();
+    let second = PathKey::from(&beside_wifi());
+    let mut links = found(&[WIFI, LTE]);
+    links.insert(1, (beside_wifi(), links[0].1));
+    let actions = fixture.tell(Event::Candidates(links));
+    assert_eq!(actions, [Action::Ask(second)]);
+    let _ = fixture.tell(Event::Answered(second, Some(10 * MS)));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(fixture.tell(Event::Sampled(second, sample(24, 10))), [], "by chance");
+    let actions = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+    assert!(!fixture.wait(SHORTEST_DWELL).iter().any(|it| matches!(it, Action::Switch(..))));
+    for _ in 0..4 {
+        let _ = fixture.tell(Event::Sampled(key(1), sample(24, 10)));
+        let _ = fixture.wait(SECOND);
+    }
+    assert_ne!(fixture.manager.active(), Some(key(2)), "wifi is clean");
+}
+
+#[test]
+fn without_another_link_a_bad_path_is_left_for_another_server_over_its_own() {
+    let mut fixture = on_wifi();
+    let second = PathKey::from(&beside_wifi());
+    let mut links = found(&[WIFI]);
+    links.push((beside_wifi(), links[0].1));
+    let _ = fixture.tell(Event::Candidates(links));
+    let _ = fixture.tell(Event::Answered(second, Some(10 * MS)));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    let actions = fixture.tell(Event::Sampled(second, sample(24, 10)));
+    assert_eq!(actions, [Action::Switch(second, Reason::Lossy)]);
+}
+
 #[test]
 fn the_sample_of_a_standby_counts_for_some_seconds_only() {
     let mut fixture = on_wifi();
@@ -150,6 +192,7 @@ fn the_worst_symptoms_of_an_inspection_count_until_it_ends() {
 fn a_standby_that_failed_often_takes_over_from_a_bad_path_once_it_was_measured() {
     let mut fixture = on_wifi();
     for _ in 0..6 {
+        let _ = fixture.wait(SAME_FAULT);
         let _ = fixture.tell(candidates(&[WIFI]));
         let _ = fixture.tell(candidates(&[WIFI, LTE]));
     }
@@ -281,7 +324,7 @@ fn a_path_that_loses_packets_and_is_slow_is_one_that_loses_packets() {
     let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
     let _ = feel(&mut fixture, lossy(0.1));
     let _ = fixture.tell(Event::Sampled(key(1), sample(16, 10)));
-    let _ = feel(&mut fixture, Symptoms { loss: 0.1, rtt: Some(100 * MS), rate: None });
+    let _ = feel(&mut fixture, Symptoms { loss: 0.1, rtt: Some(100 * MS), ..Symptoms::default() });
     assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(18)));
 }
 
@@ -438,7 +481,8 @@ impl Truth {
         }
         if let Some(active) = fixture.manager.active() {
             let (loss, rtt) = self.of(active);
-            let symptoms = Symptoms { loss: loss / 2.0, rtt: Some(rtt * MS), rate: None };
+            let symptoms =
+                Symptoms { loss: loss / 2.0, rtt: Some(rtt * MS), ..Symptoms::default() };
             actions.extend(
                 fixture.tell(Event::Measured(active, [10, 50][active.link as usize - 1] * MS)),
             );
