@@ -60,9 +60,8 @@ use crate::{
 
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
-/// So long after a path was left for a better one the best standby is asked if it has no connection, as the path that was
-/// left: it takes copies as soon as it is warm, and its next check is far away. While somebody switches to and fro, nothing
-/// is asked. Shorter than the old path is read.
+/// So long after a switch the best standby is asked if it has no connection, as a path that was left for a better one: it
+/// takes copies as soon as it is warm, and its next check is far away. While somebody switches to and fro, nothing is asked.
 const WARM_AGAIN: Duration = Duration::from_millis(500);
 /// How long a TCP connection is waited for at least, and at most, before another one takes its place.
 const STALLED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(4)];
@@ -118,7 +117,7 @@ pub(super) struct Roamer<'a> {
     first: PathKey,
     /// The path over which a server answered that does not know the connection.
     answered: Option<Candidate>,
-    /// When the best standby is asked: a path was left for a better one.
+    /// When the best standby is asked, after a switch.
     warm_at: Option<Instant>,
 }
 
@@ -202,6 +201,7 @@ impl<'a> Roamer<'a> {
             self.datapath.queue.hold(is_silent || active.is_none());
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let look = self.quality.next_look().map(time::Instant::from_std);
+            let warm = self.warm_at.map(time::Instant::from_std);
             tokio::select! {
                 () = hints.changed() => {
                     self.refresh_candidates().await;
@@ -232,6 +232,7 @@ impl<'a> Roamer<'a> {
                     self.quality.wake(clock::now());
                 }
                 () = sleep_until(look) => self.look(),
+                () = sleep_until(warm) => self.warm(),
                 () = sleep_until(deadline) => self.handle_event(None),
             }
         };
@@ -506,9 +507,8 @@ impl<'a> Roamer<'a> {
         self.connection.moved(memory, reason.is_soft());
         if !reason.is_soft() {
             self.datapath.session.resume_elsewhere();
-        } else {
-            self.warm_at = Some(now + WARM_AGAIN);
         }
+        self.warm_at = Some(now + WARM_AGAIN);
         let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
         let words = match fault.filter(|_| reason.is_of_quality()) {
             Some(fault) => format!("the old path {fault}"),
@@ -562,18 +562,22 @@ impl<'a> Roamer<'a> {
             self.handle_event(None);
         }
         let now = clock::now();
-        if self.warm_at.take_if(|at| *at <= now).is_some()
-            && let Some((standby, _)) = self.manager.backup()
-            && self.paths.standing(standby).is_none()
-            && self.manager.is_asked_again(standby)
-        {
-            self.ask(standby);
-        }
         self.paths.close_old(self.manager.active(), now);
         if !self.paths.is_draining() {
             self.connection.drained();
         }
         self.measure_switch();
+    }
+
+    /// Asks over the best standby if it has no connection.
+    fn warm(&mut self) {
+        self.warm_at = None;
+        if let Some((standby, _)) = self.manager.backup()
+            && self.paths.standing(standby).is_none()
+            && self.manager.is_asked_again(standby)
+        {
+            self.ask(standby);
+        }
     }
 
     fn measure_switch(&mut self) {
