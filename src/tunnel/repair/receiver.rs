@@ -191,8 +191,10 @@ impl Receiver {
         let (mut too_late, mut ranges) = (Vec::new(), Vec::new());
         let (tolerance, mut deadline) = (self.timing.tolerance, None::<Instant>);
         let (quiet_until, patient_until) = (self.quiet_until, self.patient_until);
-        let ends =
-            |gap: &Gap| patient_until.map_or(gap.since + limit, |at| at.max(gap.since + limit));
+        let ends = |gap: &Gap| {
+            let patient = patient_until.map(|at| at.min(gap.since + 2 * PATIENCE));
+            patient.max(Some(gap.since + limit)).unwrap_or(now)
+        };
         self.missing.retain(&mut too_late, |first, end, gap| {
             if ends(gap) <= now {
                 return false;
@@ -230,6 +232,7 @@ impl Receiver {
     /// Packets come over another path from here on, or over the same one again. What is missing may still be under way
     /// on the one before, with its round trip, and has time to come over the new one.
     pub(crate) fn path_changed(&mut self, Moment { now, rtt }: Moment) {
+        self.patient_until = None;
         self.be_patient(now, self.timing.round_trip(rtt));
         self.timing.path_changed();
     }
@@ -244,13 +247,17 @@ impl Receiver {
         Resume::encode(exchange, self.next, missing.chain(given_up))
     }
 
-    /// Asks for nothing for so long, and gives nothing up for a while.
+    /// Asks for nothing for so long, and gives nothing up for a while. A path that is silent for a moment again and again does
+    /// not make that longer: a packet that the other side no longer has would hold up its flow for good.
     fn be_patient(&mut self, now: Instant, quiet: Duration) {
         let quiet_until = now + quiet.min(PATIENCE);
         // What was sent again over the path before may be sent once more.
         self.answered.clear();
-        (self.quiet_until, self.patient_until) = (Some(quiet_until), Some(now + PATIENCE));
-        self.missing.set(Gap { since: now, asked: None });
+        self.quiet_until = Some(quiet_until);
+        if self.patient_until.is_none_or(|until| until <= now) {
+            self.patient_until = Some(now + PATIENCE);
+            self.missing.set(Gap { since: now, asked: None });
+        }
         self.deadline = self.deadline.map(|_| quiet_until);
     }
 

@@ -863,6 +863,36 @@ fn what_copies_overtake_is_not_asked_for_within_a_round_trip() {
     assert_eq!((1..100).find(asked), Some(40));
 }
 
+/// The other side has not kept it, and acknowledgements come in such a way that it begins one exchange after the other.
+#[test]
+fn a_flow_is_not_held_up_for_good_however_often_the_path_seems_silent() {
+    for copies in [false, true] {
+        let (start, mut receiver) = (Instant::now(), Receiver::default());
+        let moment = |at: u32| Moment { now: start + at * MS, rtt: 20 * MS };
+        let mut datagrams = Vec::new();
+        let packets: Vec<_> = (0..3).map(|number| packet(0, number, 80)).collect();
+        Sender::default().number(&packets, moment(0), &mut datagrams);
+        let mut batch = Vec::new();
+        for at in [0, 2] {
+            let Ok(Datagram::Numbered(it)) = Datagram::decode(datagrams[at].clone()) else {
+                panic!()
+            };
+            receiver.receive(it, moment(0), &mut batch);
+        }
+        assert_eq!(batch.len(), 1);
+        let delivered = (0..10_000).find(|at| {
+            if copies {
+                receiver.wait_for_switch(moment(*at));
+            } else if at % 400 == 0 {
+                let _ = receiver.resume(Exchange { id: 1, is_answer: true }, moment(*at));
+            }
+            let _ = receiver.expire(moment(*at), &mut batch);
+            batch.len() == 2
+        });
+        assert_eq!(delivered, Some(if copies { 2000 } else { 1000 }));
+    }
+}
+
 #[test]
 fn nothing_is_asked_for_that_is_still_under_way_on_a_slower_path() {
     let mut world = World::new(Network { one_way: 150 * MS, ..Network::losing(0) }, 1);
