@@ -255,9 +255,9 @@ impl Receiver {
         self.answered.clear();
         self.quiet_until = Some(quiet_until);
         if self.patient_until.is_none_or(|until| until <= now) {
-            self.patient_until = Some(now + PATIENCE);
             self.missing.set(Gap { since: now, asked: None });
         }
+        self.patient_until = Some(now + PATIENCE);
         self.deadline = self.deadline.map(|_| quiet_until);
     }
 
