@@ -27,7 +27,9 @@ mod quality;
 pub(crate) mod world;
 
 use std::{
-    env,
+    collections::{HashSet, VecDeque},
+    env, fmt,
+    iter::Sum,
     net::SocketAddr,
     num::NonZero,
     sync::{Arc, Mutex},
@@ -42,14 +44,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::world::{Hole, Link, World};
+use self::world::{Growth, Hole, Link, World};
 use crate::{
     client::Client,
     clock,
     config::{
         ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
-        Peer, Quic, ServerConfig, ServerPeer, ServerTun,
+        Peer, Preference, Quic, ServerConfig, ServerPeer, ServerTun,
     },
+    daemon::status::PathStatus,
     host::{HostError, Layout, Reports, Setup},
     identity::PrivateKey,
     path::{Condition, handshake::Handshake, network::Network as _},
@@ -75,7 +78,7 @@ const ROUND_TRIPS: u32 = 4;
 /// in a row, and one attempt in twelve gets them.
 const LOSSY_BOUND: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(1);
-/// No packet is delivered later than this after it was sent, but for a few: while a server may not send
+/// No packet of UDP is delivered later than this after it was sent, but for a few: while a server may not send
 /// to an address that it has not validated, quinn keeps what it was given.
 const LATEST: Duration = Duration::from_millis(1500);
 const FEW: u64 = 30;
@@ -88,9 +91,31 @@ const GOOD: f64 = 0.01;
 /// A bad network is not used for longer than this beside a good one.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// A packet that has not come after so long does not come.
+const SETTLED: Duration = Duration::from_secs(5);
+/// Packets of TCP that a day may lose while a good network is known: a repair has to come in time.
+const MOST_LOST: u64 = 10;
+/// Packets that may take longer than they would without a tunnel, as below, of 12,000: a path that becomes slow or is silent
+/// is left after a moment, and one that failed several times must be good for a while before it is preferred to a slow one.
+const MOST_SLOW: u64 = 300;
+/// Bytes over a metered lte in a day beside a wifi that carries the tunnel: copies each way, and probes.
+const METERED: u64 = 5 * (2 * (64 << 10) + (40 << 10));
+/// No packet takes longer than so many times what it would take without a tunnel, and this.
+const FACTOR: u32 = 3;
+const SLACK: Duration = Duration::from_millis(200);
+const LINKS: [&str; 2] = ["wifi0", "lte0"];
+const UP: usize = 0;
+const DOWN: usize = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 const SERVERS: [&str; 2] = ["203.0.113.1:4433", "[2001:db8:1::1]:4433"];
 
 #[test]
+#[expect(
+    clippy::print_stdout,
+    reason = "whoever asks for many days wants to know what they were like"
+)]
 fn random_days() {
     let seeds: Vec<u64> = match env::var("ROAMD_SEED") {
         Ok(seed) => {
@@ -103,20 +128,25 @@ fn random_days() {
             (first..first + number("ROAMD_DAYS", DAYS)).collect()
         }
     };
-    let failures = Mutex::new(Vec::new());
+    let (failures, lived) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     thread::scope(|scope| {
         for first in 0..threads {
-            let (seeds, failures) = (seeds.iter().skip(first).step_by(threads), &failures);
+            let (failures, lived) = (&failures, &lived);
+            let seeds = seeds.iter().skip(first).step_by(threads);
             scope.spawn(move || {
                 for seed in seeds {
-                    if let Err(reason) = live(*seed) {
-                        failures.lock().unwrap().push(format!("seed {seed}: {reason}"));
+                    match live(*seed) {
+                        Ok(figures) => lived.lock().unwrap().push(figures),
+                        Err(reason) => {
+                            failures.lock().unwrap().push(format!("seed {seed}: {reason}"));
+                        }
                     }
                 }
             });
         }
     });
+    println!("{}", lived.into_inner().unwrap().into_iter().sum::<Figures>());
     let failures = failures.into_inner().unwrap();
     let (failed, days) = (failures.len(), seeds.len());
     assert!(failed == 0, "{failed} of {days} days:\n\n{}", failures.join("\n\n"));
@@ -185,7 +215,7 @@ fn a_probe_connection_without_a_question_for_a_minute_is_closed() {
 }
 
 /// Lives one day; says what was wrong with it.
-fn live(seed: u64) -> Result<(), String> {
+fn live(seed: u64) -> Result<Figures, String> {
     virtual_time().block_on(Day::new(seed).live())
 }
 
@@ -212,6 +242,9 @@ struct Day {
     app: Arc<App>,
     /// Packets that were late although a network was fair.
     late: u64,
+    /// Whether lte is metered.
+    is_metered: bool,
+    figures: Figures,
 }
 
 /// Since when networks work.
@@ -221,6 +254,55 @@ struct Works {
     any: Instant,
     /// One that loses little.
     fair: Instant,
+    /// Each that loses next to nothing and that the client knows.
+    good: [Instant; 2],
+    /// All that work lose next to nothing.
+    all_good: Instant,
+    /// The session: what waits for the next one may go along with several attempts (0-RTT), and come twice.
+    session: (u64, Instant),
+}
+
+/// What was counted in a day, or in several.
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    days: u64,
+    /// Packets of TCP and UDP that were sent while a good network was known, and those of them that did not come.
+    sent: [u64; 2],
+    lost: [u64; 2],
+    /// Those of them that took longer than a machine without a tunnel would have needed; see [`FACTOR`].
+    slow: u64,
+    twice: u64,
+    switches: u64,
+    most_switches: u64,
+    most_lost: u64,
+    most_slow: u64,
+    /// Bytes over lte that was metered while wifi carried the tunnel, and for how long.
+    metered: u64,
+    most_metered: u64,
+}
+
+impl Sum for Figures {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            days: sum.days + it.days,
+            sent: [0, 1].map(|at| sum.sent[at] + it.sent[at]),
+            lost: [0, 1].map(|at| sum.lost[at] + it.lost[at]),
+            slow: sum.slow + it.slow,
+            twice: sum.twice + it.twice,
+            switches: sum.switches + it.switches,
+            most_switches: sum.most_switches.max(it.switches),
+            most_lost: sum.most_lost.max(it.lost[0]),
+            most_slow: sum.most_slow.max(it.slow),
+            metered: sum.metered + it.metered,
+            most_metered: sum.most_metered.max(it.metered),
+        })
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
 }
 
 /// The client and the user's program at it, until this is dropped.
@@ -249,6 +331,20 @@ struct Seen {
     last_answer: Option<Instant>,
     /// Packets later than [`LATEST`].
     late: u64,
+    /// What the packets that are sent now would need without a tunnel.
+    bare: Duration,
+    /// Up and down: the packets that were sent, the newest last, and the numbers of those that came.
+    sent: [VecDeque<Sent>; 2],
+    came: [HashSet<u32>; 2],
+    /// Packets that took longer than they should.
+    slow: [HashSet<u32>; 2],
+    twice: HashSet<(usize, u32)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    number: u32,
+    at: Instant,
 }
 
 struct NoInterface;
@@ -356,6 +452,8 @@ impl Day {
             server: None,
             app: Arc::default(),
             late: 0,
+            is_metered: false,
+            figures: Figures { days: 1, ..Figures::default() },
         }
     }
 
@@ -366,7 +464,13 @@ impl Day {
         self.start_server();
         let (to_device, delivered) = mpsc::channel::<Packet>(1024);
         let (from_device, source) = mpsc::channel::<Packet>(1024);
-        let config = Arc::new(self.hosts.client_config());
+        let mut config = self.hosts.client_config();
+        if self.is_metered {
+            let prefer = [("wifi*", false), ("lte*", true)];
+            let prefer = prefer.map(|(link, metered)| Preference { link: link.into(), metered });
+            config.paths.prefer = prefer.into();
+        }
+        let config = Arc::new(config);
         let client =
             Client::new(config, self.world.clone(), Box::new(to_device), Reports::default());
         let client = Arc::new(client.unwrap());
@@ -378,23 +482,26 @@ impl Day {
                 panic!("the client ended: {ended:?}");
             }
         });
-        let typing = tokio::spawn(type_packets(from_device, self.pace));
+        let typing = tokio::spawn(type_packets(from_device, self.pace, self.app.clone()));
         let reading = tokio::spawn(read_echoes(delivered, self.app.clone()));
         (client, Tasks { running, typing, reading })
     }
 
-    async fn live(mut self) -> Result<(), String> {
+    async fn live(mut self) -> Result<Figures, String> {
+        self.is_metered = self.random.bool();
         let (client, tasks) = self.begin();
         let running = &tasks.running;
         let end = self.begun + DAY;
         let mut next_event = clock::now() + Duration::from_secs(5);
         let now = clock::now();
-        let mut works = Works { any: now, fair: now };
+        let mut works =
+            Works { any: now, fair: now, good: [now; 2], all_good: now, session: (0, now) };
         let mut bad_since = None;
+        let mut carried = self.world.links()[1].sent;
         while clock::now() < end && !running.is_finished() {
             sleep(INTERVAL).await;
-            let mut grace = Duration::ZERO;
-            if clock::now() >= next_event {
+            let (mut grace, begun) = (Duration::ZERO, clock::now());
+            if begun >= next_event {
                 grace = self.event().await;
                 next_event = clock::now() + self.pause();
             }
@@ -406,6 +513,31 @@ impl Day {
                     *since = (*since).max(now + grace);
                 }
             }
+            let status = client.status();
+            if works.session.0 != status.sessions || status.session.is_none() {
+                works.session = (status.sessions, now);
+            }
+            let paths = status.paths;
+            let is = |link: usize, states: &[Condition]| {
+                let is = |it: &PathStatus| it.link == LINKS[link] && states.contains(&it.state);
+                paths.iter().any(is)
+            };
+            let known = [Condition::Active, Condition::Suspect, Condition::Standby];
+            // Nobody looked meanwhile.
+            let is_long = now > begun || grace > MOMENT;
+            for (link, since) in works.good.iter_mut().enumerate() {
+                if !loses(GOOD)(&links[link]) || !is(link, &known) || is_long {
+                    *since = now + grace;
+                }
+            }
+            if is_long || links.iter().any(|link| link.is_good() && link.loss > GOOD) {
+                works.all_good = now + grace;
+            }
+            if self.is_metered && is(0, &[Condition::Active]) && !is_long {
+                self.figures.metered += (links[1].sent - carried) as u64;
+            }
+            carried = links[1].sent;
+            self.app.0.lock().unwrap().bare = bare(&links, works.good, now);
             self.check(now, works)?;
             if !self.is_on_bad_network(&client) || grace > MOMENT {
                 bad_since = None;
@@ -420,12 +552,17 @@ impl Day {
         if switches > self.story.len() as u64 {
             return self.fail(&format!("{switches} switches"));
         }
+        (self.figures.switches, self.figures.most_switches) = (switches, switches);
+        let Figures { lost, slow, twice, metered, .. } = self.figures;
+        if lost[0] > MOST_LOST || slow > MOST_SLOW || twice > 0 || metered > METERED {
+            return self.fail(&format!("{:?}", self.figures));
+        }
         self.rest(&client).await?;
         drop((client, tasks));
         // Longer than a closing connection uses its socket.
         sleep(Duration::from_secs(10)).await;
         match self.world.open_sockets().len() {
-            0 => Ok(()),
+            0 => Ok(self.figures),
             open => self.fail(&format!("{open} sockets are still open")),
         }
     }
@@ -436,7 +573,11 @@ impl Day {
             self.world
                 .change(link, |link| (link.up, link.hole, link.loss) = (true, Hole::None, 0.0));
             // A path that became slow would rightly not be used.
-            self.world.change(link, |it| it.delay = Duration::from_millis([10, 25][link]));
+            let delay = Duration::from_millis([10, 25][link]);
+            self.world.change(link, |it| {
+                (it.delay, it.jitter, it.others) = (delay, Duration::ZERO, Duration::ZERO);
+                (it.rate, it.growth) = (None, None);
+            });
         }
         self.tell("everything works");
         sleep(REST).await;
@@ -464,11 +605,34 @@ impl Day {
             false => self.late = seen.late,
         }
         let last_echo = seen.last_echo.unwrap_or(self.begun);
+        let since = works.good.into_iter().min().unwrap_or(now) + SETTLED;
+        let Seen { sent, came, slow, twice, .. } = &mut *seen;
+        for direction in [UP, DOWN] {
+            while let Some(it) =
+                sent[direction].front().copied().filter(|it| it.at + SETTLED <= now)
+            {
+                sent[direction].pop_front();
+                if twice.contains(&(direction, it.number)) && it.at >= works.session.1 {
+                    self.figures.twice += 1;
+                }
+                let protocol = usize::from(protocol(it.number) == UDP);
+                if it.at < since || protocol == 1 && it.at < works.all_good + SETTLED {
+                    continue;
+                }
+                self.figures.sent[protocol] += 1;
+                self.figures.slow += u64::from(slow[direction].contains(&it.number));
+                if !came[direction].contains(&it.number) {
+                    self.figures.lost[protocol] += 1;
+                    let sent = it.at - self.begun;
+                    tracing::info!(number = it.number, ?sent, direction, protocol, "lost");
+                }
+            }
+        }
         drop(seen);
         if self.late > FEW {
             return self.fail(&format!("{} packets took more than {LATEST:?}", self.late));
         }
-        let slowest = self.world.links().iter().map(|it| it.delay + it.jitter).max();
+        let slowest = self.world.links().iter().map(|it| it.longest_delay(now)).max();
         let bound = BOUND + ROUND_TRIPS * 2 * slowest.unwrap_or_default();
         for (since, bound) in [(works.fair, bound), (works.any, LOSSY_BOUND)] {
             if now.saturating_duration_since(last_echo.max(since)) > bound {
@@ -488,7 +652,10 @@ impl Day {
         let bad = links.iter().position(|link| link.is_good() && link.loss >= BAD);
         let Some(bad) = bad else { return false };
         let other = &links[1 - bad];
-        if !other.is_good() || other.loss > GOOD || other.delay > Duration::from_millis(100) {
+        if !other.is_good()
+            || other.loss > GOOD
+            || other.longest_delay(clock::now()) > Duration::from_millis(100)
+        {
             return false;
         }
         let paths = client.status().paths;
@@ -507,7 +674,7 @@ impl Day {
     async fn event(&mut self) -> Duration {
         let link = self.random.usize(..2);
         let name = ["wifi", "lte"][link];
-        match self.random.u32(..16) {
+        match self.random.u32(..22) {
             0..3 => {
                 let mut up = false;
                 self.world.change(link, |it| {
@@ -559,6 +726,33 @@ impl Day {
                 }
                 self.tell(&format!("both answer after {outage:?}"));
             }
+            16 => {
+                let jitter = Duration::from_millis(self.random.u64(..120).saturating_sub(40));
+                self.world.change(link, |it| it.jitter = jitter);
+                self.tell(&format!("{name} delays packets by up to {jitter:?} more"));
+            }
+            17 => {
+                let adds = Duration::from_millis(self.random.u64(..400).saturating_sub(100));
+                let lasts = Duration::from_millis(self.random.u64(1000..20_000));
+                let since = clock::now();
+                let growth = (!adds.is_zero()).then_some(Growth { since, lasts, adds });
+                self.world.change(link, |it| it.growth = growth);
+                self.tell(&format!("{name} becomes slower by {adds:?} in {lasts:?}"));
+            }
+            18 => {
+                let rate = self.random.bool().then(|| self.random.u32(100_000..2_000_000));
+                self.world.change(link, |it| it.rate = rate);
+                self.tell(&format!("{name} carries {rate:?} bit/s"));
+            }
+            19 => {
+                let others = Duration::from_millis(self.random.u64(..300).saturating_sub(100));
+                self.world.change(link, |it| it.others = others);
+                self.tell(&format!("others fill the queue of {name} to {others:?}"));
+            }
+            20 => {
+                self.world.change(link, Link::renumber);
+                self.tell(&format!("{name} has another address"));
+            }
             11 => return self.restart_server(),
             12 => return self.strike_on_return(link).await,
             _ => return self.strike().await,
@@ -587,8 +781,11 @@ impl Day {
         let app = self.app.clone();
         let echoing = async move {
             while let Some(packet) = delivered.recv().await {
-                app.arrived(packet.ip());
-                let _ = from_device.try_send(packet_at(false, clock::now(), packet.ip()));
+                let Some((number, _)) = app.arrived(UP, packet.ip()) else { continue };
+                let echo = packet_at(false, clock::now(), number, packet.ip());
+                if from_device.try_send(echo).is_ok() {
+                    app.sent(DOWN, number);
+                }
             }
         };
         self.server = Some(tokio::spawn(async move {
@@ -605,21 +802,33 @@ impl Day {
         self.story.push(format!("{:8.3} s  {what}", at.as_secs_f64()));
     }
 
-    fn fail(&self, reason: &str) -> Result<(), String> {
+    fn fail<T>(&self, reason: &str) -> Result<T, String> {
         let at = clock::now().duration_since(self.begun).as_secs_f64();
         Err(format!("{:8.3} s  {reason}\n{}", at, self.story.join("\n")))
     }
 }
 
-/// A packet from the client or the server with the time of its sending.
-fn packet_at(from_client: bool, sent: Instant, like: &[u8]) -> Packet {
+/// A packet from the client or the server with the time of its sending, of TCP or UDP in turn.
+fn packet_at(from_client: bool, sent: Instant, number: u32, like: &[u8]) -> Packet {
     let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
     let (source, destination) = if from_client { (client, server) } else { (server, client) };
-    let mut bytes = wire::packet::tests::packet(source, destination, like.len().max(44) - 20);
-    bytes[9] = 17;
+    let mut bytes = wire::packet::tests::packet(source, destination, like.len().max(56) - 20);
+    // With a TCP header of 20 bytes, it carries data.
+    (bytes[9], bytes[32]) = (protocol(number), 0x50);
     let nanos = sent.duration_since(epoch()).as_nanos() as u64;
-    bytes[28..36].copy_from_slice(&nanos.to_be_bytes());
+    bytes[40..44].copy_from_slice(&number.to_be_bytes());
+    bytes[44..52].copy_from_slice(&nanos.to_be_bytes());
     bytes.into()
+}
+
+fn protocol(number: u32) -> u8 {
+    if number.is_multiple_of(2) { TCP } else { UDP }
+}
+
+/// How long a packet takes without a tunnel, over the link that the kernel prefers of those that are good for some seconds.
+fn bare(links: &[Link], good: [Instant; 2], now: Instant) -> Duration {
+    let mut works = links.iter().zip(good).filter(|(_, since)| *since + SETTLED <= now);
+    works.next().map_or(Duration::MAX, |(link, _)| link.longest_delay(now))
 }
 
 /// Some moment before all others, the same for the whole process.
@@ -628,17 +837,19 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(|| Instant::now() - Duration::from_secs(60))
 }
 
-async fn type_packets(device: mpsc::Sender<Packet>, pace: Duration) {
-    loop {
+async fn type_packets(device: mpsc::Sender<Packet>, pace: Duration, app: Arc<App>) {
+    for number in 0.. {
         // A full channel is the kernel's queue: it drops.
-        let _ = device.try_send(packet_at(true, clock::now(), &[0; 100]));
+        if device.try_send(packet_at(true, clock::now(), number, &[0; 100])).is_ok() {
+            app.sent(UP, number);
+        }
         sleep(pace).await;
     }
 }
 
 async fn read_echoes(mut device: mpsc::Receiver<Packet>, app: Arc<App>) {
     while let Some(packet) = device.recv().await {
-        let sent = app.arrived(packet.ip());
+        let Some((_, sent)) = app.arrived(DOWN, packet.ip()) else { continue };
         let mut seen = app.0.lock().unwrap();
         seen.last_echo = Some(clock::now());
         seen.last_answer = seen.last_answer.max(Some(sent));
@@ -646,13 +857,29 @@ async fn read_echoes(mut device: mpsc::Receiver<Packet>, app: Arc<App>) {
 }
 
 impl App {
-    /// Takes in a packet; when it was sent.
-    fn arrived(&self, bytes: &[u8]) -> Instant {
-        let nanos = u64::from_be_bytes(bytes[28..36].try_into().unwrap());
+    /// A packet is sent now.
+    fn sent(&self, direction: usize, number: u32) {
+        let sent = Sent { number, at: clock::now() };
+        self.0.lock().unwrap().sent[direction].push_back(sent);
+    }
+
+    /// Takes in a packet; its number, and when it was sent, if it did not come before.
+    fn arrived(&self, direction: usize, bytes: &[u8]) -> Option<(u32, Instant)> {
+        let number = u32::from_be_bytes(bytes[40..44].try_into().unwrap());
+        let nanos = u64::from_be_bytes(bytes[44..52].try_into().unwrap());
         let sent = epoch() + Duration::from_nanos(nanos);
         let took = clock::now().saturating_duration_since(sent);
         let mut seen = self.0.lock().unwrap();
-        seen.late += u64::from(took > LATEST);
-        sent
+        // TCP waits for a network, however long that takes.
+        seen.late += u64::from(took > LATEST && protocol(number) == UDP);
+        if took > seen.bare.saturating_mul(FACTOR).saturating_add(SLACK) {
+            seen.slow[direction].insert(number);
+        }
+        if !seen.came[direction].insert(number) {
+            tracing::info!(direction, number, ?took, "twice");
+            seen.twice.insert((direction, number));
+            return None;
+        }
+        Some((number, sent))
     }
 }

@@ -1,9 +1,6 @@
 //! Paths that die beside one that works: nothing is lost, nothing comes twice, and small packets wait for a moment only.
 
-use super::{
-    ends::{Ends, TCP, UDP},
-    *,
-};
+use super::{ends::Ends, *};
 use crate::{config::Preference, daemon::events::Event, path::Condition};
 
 const PACE: Duration = Duration::from_millis(10);

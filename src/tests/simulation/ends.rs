@@ -4,9 +4,6 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
-
 /// What a device is given: protocol, number and time, in order.
 type Arrivals = Arc<Mutex<Vec<(u8, u32, Instant)>>>;
 
@@ -21,10 +18,9 @@ pub(super) struct Ends {
 
 /// The `number`-th packet of its flow, with data.
 fn packet(from_client: bool, protocol: u8, number: u32, length: usize) -> Packet {
-    let plain = packet_at(from_client, clock::now(), &vec![0; length]);
+    let plain = packet_at(from_client, clock::now(), number, &vec![0; length]);
     let mut bytes = plain.ip().to_vec();
-    (bytes[9], bytes[32]) = (protocol, 0x50);
-    bytes[40..44].copy_from_slice(&number.to_be_bytes());
+    bytes[9] = protocol;
     bytes.into()
 }
 

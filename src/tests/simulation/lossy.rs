@@ -1,9 +1,6 @@
 //! Networks that lose packets, between the real client and server.
 
-use super::{
-    ends::{Ends, TCP},
-    *,
-};
+use super::{ends::Ends, *};
 
 const LOSS: f64 = 0.02;
 const PACKETS: u32 = 3000;

@@ -1,12 +1,13 @@
 //! A network in memory: links between one client and one server, in virtual time.
 //!
 //! ```text
-//!  client  wifi0 10.0.1.2 ──[up, hole, loss, delay, MTU]── NAT 198.51.100.1 ──┐
-//!                                                                             ├── server 203.0.113.1
-//!          lte0  2001:db8:2::2 ─[the same]── NAT 2001:db8:ff::2 ──────────────┘          2001:db8:1::1
+//!  client  wifi0 10.0.1.2 ──[up, hole, loss, delay, rate, MTU]── NAT 198.51.100.1 ──┐
+//!                                                                                   ├── server 203.0.113.1
+//!          lte0  2001:db8:2::2 ─[the same]── NAT 2001:db8:ff::2 ────────────────────┘          2001:db8:1::1
 //! ```
 //! A link speaks IPv4 or IPv6, not both. Its NAT forgets a mapping after half a minute without a
-//! packet from inside, and lets nothing in without one.
+//! packet from inside, and lets nothing in without one. Its reverse path filter is strict: what has another source
+//! than the link's address is dropped without a word.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -44,6 +45,9 @@ use crate::{
 
 /// A NAT on a mobile network is no more patient.
 const NAT_MEMORY: Duration = Duration::from_secs(30);
+
+/// What the queue of a link with a low rate holds.
+const QUEUE: Duration = Duration::from_millis(300);
 
 /// The server's connection ids are as long as quinn makes them.
 pub(crate) type Id = [u8; 8];
@@ -88,6 +92,23 @@ struct Ambush {
     done: oneshot::Sender<usize>,
 }
 
+/// A delay that grows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Growth {
+    pub(crate) since: Instant,
+    /// How long it takes, and what it adds in the end.
+    pub(crate) lasts: Duration,
+    pub(crate) adds: Duration,
+}
+
+impl Growth {
+    /// What is added now.
+    fn by(self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.since).as_secs_f64();
+        self.adds.mul_f64((passed / self.lasts.as_secs_f64()).min(1.0))
+    }
+}
+
 /// One access network.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -102,6 +123,14 @@ pub(crate) struct Link {
     pub(crate) delay: Duration,
     /// The maximum of additional delay; packets overtake one another.
     pub(crate) jitter: Duration,
+    /// How the delay grows.
+    pub(crate) growth: Option<Growth>,
+    /// How long a packet waits at most in the queue that others fill.
+    pub(crate) others: Duration,
+    /// Bits per second that it carries in each direction, if that is little. Its queue is [`QUEUE`] long.
+    pub(crate) rate: Option<u32>,
+    /// Until when the packets in its queue keep it busy, up and down.
+    busy: [Option<Instant>; 2],
     pub(crate) mtu: usize,
     /// Bytes that were sent over it, with headers of IP and UDP, also those that it lost.
     pub(crate) sent: usize,
@@ -175,6 +204,10 @@ impl Link {
             loss: 0.0,
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
+            growth: None,
+            others: Duration::ZERO,
+            rate: None,
+            busy: [None; 2],
             mtu: 1472,
             sent: 0,
             nat: HashMap::new(),
@@ -184,6 +217,43 @@ impl Link {
     /// Whether a path over it should work.
     pub(crate) fn is_good(&self) -> bool {
         self.up && self.hole == Hole::None
+    }
+
+    /// The longest delay that a packet can have now, but for the queue of a low rate.
+    pub(crate) fn longest_delay(&self, now: Instant) -> Duration {
+        let grown = self.growth.map_or(Duration::ZERO, |growth| growth.by(now));
+        self.delay + grown + self.others + self.jitter
+    }
+
+    /// How long a packet is under way that leaves now; none if the queue is full.
+    fn takes(&mut self, from: Side, bytes: usize, random: &mut fastrand::Rng) -> Option<Duration> {
+        let now = clock::now();
+        let busy = &mut self.busy[usize::from(matches!(from, Side::Server))];
+        let mut wait = self.others.mul_f64(0.7 + 0.3 * random.f64());
+        if let Some(rate) = self.rate {
+            wait =
+                wait.max(busy.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now)));
+            if wait > QUEUE + self.others {
+                return None;
+            }
+            wait += Duration::from_secs_f64(bytes as f64 * 8.0 / f64::from(rate));
+        }
+        // Nothing in a queue overtakes what is before it.
+        wait = wait.max(busy.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now)));
+        *busy = Some(now + wait);
+        let shortest = self.longest_delay(now) - self.others - self.jitter;
+        Some(shortest + wait + self.jitter.mul_f64(random.f64()))
+    }
+
+    /// Has another address.
+    pub(crate) fn renumber(&mut self) {
+        self.local = match self.local {
+            IpAddr::V4(before) => {
+                let [a, b, c, d] = before.octets();
+                IpAddr::from([a, b, c, if d == 250 { 2 } else { d + 1 }])
+            }
+            IpAddr::V6(before) => IpAddr::from((u128::from(before) + 1).to_be_bytes()),
+        };
     }
 
     /// Forgets all mappings, as a NAT does that restarts.
@@ -224,9 +294,10 @@ impl World {
     }
 
     fn change_locked(&self, inner: &mut Inner, link: usize, change: impl FnOnce(&mut Link)) {
-        let up = inner.links[link].up;
+        let seen = |link: &Link| (link.up, link.local);
+        let before = seen(&inner.links[link]);
         change(&mut inner.links[link]);
-        if inner.links[link].up != up {
+        if seen(&inner.links[link]) != before {
             self.changes.send_replace(());
         }
     }
@@ -299,6 +370,10 @@ impl World {
                 if !inner.links[link].up {
                     return Err(Errno::ENETDOWN.into());
                 }
+                // Its reverse path filter is strict.
+                if local.ip() != inner.links[link].local {
+                    return Ok(());
+                }
                 let fresh = inner.next_port;
                 let mapping = inner.links[link].nat.entry(local.port()).or_insert((fresh, now));
                 if now.duration_since(mapping.1) > NAT_MEMORY {
@@ -331,13 +406,13 @@ impl World {
             }
         };
         inner.links[link].sent += bytes.len() + 28;
-        let Link { up, hole, loss, mut delay, jitter, mtu, .. } = inner.links[link];
+        let Link { up, hole, loss, mtu, .. } = inner.links[link];
         if !up || hole.swallows(side) || bytes.len() > mtu || inner.random.f64() < loss {
             return Ok(());
         }
-        if !jitter.is_zero() {
-            delay += jitter.mul_f64(inner.random.f64());
-        }
+        let Some(delay) = inner.links[link].takes(side, bytes.len() + 28, &mut inner.random) else {
+            return Ok(());
+        };
         let world = self.myself.clone();
         let datagram = Datagram { from, to, bytes: bytes.to_vec() };
         tokio::spawn(async move {
@@ -369,7 +444,9 @@ impl World {
                 } else if inner.greeted.insert(inside) {
                     self.pass(inner, Moment::Greeting, link);
                 }
-                inner.clients.get(&(link, inside)).and_then(Weak::upgrade)
+                let local = inner.links[link].local;
+                let socket = inner.clients.get(&(link, inside)).and_then(Weak::upgrade);
+                socket.filter(|socket| socket.is_bound_to(local))
             }
         };
         if let Some(socket) = socket {
@@ -450,6 +527,10 @@ impl Network for World {
 impl SimSocket {
     fn new(world: &Weak<World>, side: Side) -> Arc<Self> {
         Arc::new(Self { world: world.clone(), side, inbox: Mutex::default() })
+    }
+
+    fn is_bound_to(&self, address: IpAddr) -> bool {
+        matches!(self.side, Side::Client { local, .. } if local.ip() == address)
     }
 }
 
