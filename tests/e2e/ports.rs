@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// From the start to the first answer, and the gap at a move to the other port: nobody waits for the five seconds that a
-/// probe has. Undisturbed the first is some 350 ms, of which 250 are from one attempt to the next.
+/// probe has. On a busy machine the first is some 470 ms, of which 250 are from one attempt to the next.
 const SOON: Duration = Duration::from_millis(1500);
 /// Both ports, as the client's configuration lists them.
 const PORTS: &str = "10.77.0.1:4433\", \"10.77.0.1:443";
