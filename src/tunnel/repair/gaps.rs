@@ -74,8 +74,8 @@ impl<T: Copy> Gaps<T> {
     }
 
     /// Changes all values.
-    pub(super) fn set(&mut self, value: T) {
-        self.ranges.values_mut().for_each(|range| range.1 = value);
+    pub(super) fn change(&mut self, mut change: impl FnMut(&mut T)) {
+        self.ranges.values_mut().for_each(|range| change(&mut range.1));
     }
 
     /// How many numbers there are.

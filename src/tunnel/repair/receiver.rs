@@ -46,6 +46,8 @@ const GIVEN_UP: Duration = Duration::from_millis(30);
 const LATEST: Duration = Duration::from_millis(400);
 /// After a switch, packets may come from the old path and the new one, and what the old one lost takes a while.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What is silent again and again, or late all the time, has no more than this.
+const LONGEST: Duration = Duration::from_secs(3);
 /// What was given up so lately is told of at a switch: the path was dying already.
 const LATELY: Duration = Duration::from_secs(3);
 /// Packets that arrived after one request, of which a second arrival would say that the first was the original.
@@ -101,6 +103,8 @@ pub struct Receiver {
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     since: Instant,
+    /// When it showed, or when its path changed or was silent for the first time after that.
+    born: Instant,
     asked: Option<Asked>,
 }
 
@@ -192,8 +196,8 @@ impl Receiver {
         let (tolerance, mut deadline) = (self.timing.tolerance, None::<Instant>);
         let (quiet_until, patient_until) = (self.quiet_until, self.patient_until);
         let ends = |gap: &Gap| {
-            let patient = patient_until.map(|at| at.min(gap.since + 2 * PATIENCE));
-            patient.max(Some(gap.since + limit)).unwrap_or(now)
+            let end = patient_until.max(Some(gap.since + limit)).unwrap_or(now);
+            end.min(gap.born + LONGEST.max(limit))
         };
         self.missing.retain(&mut too_late, |first, end, gap| {
             if ends(gap) <= now {
@@ -253,11 +257,12 @@ impl Receiver {
         let quiet_until = now + quiet.min(PATIENCE);
         // What was sent again over the path before may be sent once more.
         self.answered.clear();
-        self.quiet_until = Some(quiet_until);
-        if self.patient_until.is_none_or(|until| until <= now) {
-            self.missing.set(Gap { since: now, asked: None });
-        }
-        self.patient_until = Some(now + PATIENCE);
+        let is_patient = self.patient_until.is_some_and(|until| now < until);
+        (self.quiet_until, self.patient_until) = (Some(quiet_until), Some(now + PATIENCE));
+        self.missing.change(|gap| {
+            let born = if is_patient { gap.born } else { now };
+            *gap = Gap { since: now, born, asked: None };
+        });
         self.deadline = self.deadline.map(|_| quiet_until);
     }
 
@@ -290,7 +295,11 @@ impl Receiver {
         }
         let first = self.next.max(number.saturating_sub(MOST_MISSING));
         self.give_up(self.next, first, moment.now, batch);
-        self.missing.insert(first, number, Gap { since: moment.now, asked: None });
+        self.missing.insert(
+            first,
+            number,
+            Gap { since: moment.now, born: moment.now, asked: None },
+        );
         while let Some(excess) = self.missing.numbers().checked_sub(MOST_MISSING + 1)
             && let Some((first, end)) = self.missing.remove_first(excess + 1)
         {
