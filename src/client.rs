@@ -186,8 +186,8 @@ impl Client {
         let in_force = watch::Sender::new(config.clone());
         let events = Events::default();
         let names = Arc::new(ServerAddresses::new(&server.addresses));
-        let detours = Arc::new(Detours::new(server));
-        network.lead_to(server);
+        let detours = Arc::new(Detours::new());
+        network.lead_to(server, detours.clone());
         let congestion = CongestionHandle::default();
         let handshake =
             |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);

@@ -291,6 +291,9 @@ fn a_password_of_a_proxy_is_shown_nowhere_and_is_kept_from_others() {
         assert!(message.contains(words) && message.contains("server.proxy"), "{message}");
         assert!(!message.contains("sesame"), "{message}");
     }
+    let nested = content(&format!("{url:?}")).replace("[server]", "[[server]]");
+    let message = directory.message(directory.load(&nested, &[]));
+    assert!(message.contains("server") && !message.contains("sesame"), "{message}");
     for variables in [[("ROAMD_SERVER__PROXY", url)], [("HTTPS_PROXY", url)]] {
         let written = content("\"\"").replace("proxy = \"\"\n", "");
         let loaded = directory.load(&written, &variables).unwrap();

@@ -140,8 +140,9 @@ impl Client {
             Some(Choice { link, pinned }) => {
                 let servers = self.roaming.names.known();
                 let config = self.config.borrow().clone();
-                let (network, detours) = (&*self.roaming.network, self.roaming.detours.known());
                 let (server, paths) = (&config.server, &config.paths);
+                let detours = self.roaming.detours.known(server);
+                let network = &*self.roaming.network;
                 let found = network::find(network, server, &servers, &detours, paths).await;
                 let found = found.unwrap_or_default();
                 let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());

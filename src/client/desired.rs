@@ -131,7 +131,7 @@ impl Desired {
         let detours: Vec<_> = written_down.chain(self.detours.iter().copied()).collect();
         let taken = match &self.welcome {
             Some(welcome) => {
-                let outer: Vec<_> = servers.iter().chain(&detours).map(SocketAddr::ip).collect();
+                let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
                 let checked = Offer::check(welcome, tun, &self.facts, &outer);
                 match (checked, &self.taken) {
                     (Err(_), Some(taken)) if !self.in_session => Some(taken.clone()),

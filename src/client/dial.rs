@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     clock,
-    link::candidate::Candidate,
+    link::candidate::{Candidate, Transport},
     path::{
         handshake::{Attempt, Connected, Handshake, HandshakeError},
         manager::{HEAD_START, Manager},
@@ -54,8 +54,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 const COMPLETE: usize = 4;
 /// Attempts over UDP in one round.
 const MAX_ATTEMPTS: usize = 16;
-/// The same over TCP, to the server and by detours.
-const MAX_OVER_TCP: usize = 8;
+/// The same over TCP, to the server and by each detour.
+const MAX_OVER_TCP: usize = 4;
 /// A server that can be reached has answered by then, even over a slow link that loses a packet or two.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Attempts that begin further handshakes at the full pace. With more of them each one is slower, so that an answer
@@ -226,16 +226,22 @@ impl<'a> Race<'a> {
         };
         tokio::pin!(resolving);
         let mut unresolved = true;
-        if self.servers.is_empty() && detours.known().is_empty() {
-            match resolving.as_mut().await {
-                Ok(found) => self.servers = found,
-                // A proxy knows the server's name, where the resolver does not.
-                Err(error) if detours.known().is_empty() => {
-                    return Err(DialError::Resolve(error).into());
+        let mut moved = detours.changes();
+        if self.servers.is_empty() && detours.known(&config.server).is_empty() {
+            // A proxy knows the server's name, where the resolver does not.
+            tokio::select! {
+                found = &mut resolving => {
+                    unresolved = false;
+                    match found {
+                        Ok(found) => self.servers = found,
+                        Err(error) if detours.known(&config.server).is_empty() => {
+                            return Err(DialError::Resolve(error).into());
+                        }
+                        Err(error) => debug!(%error, "by detours only"),
+                    }
                 }
-                Err(error) => debug!(%error, "by detours only"),
+                Ok(()) = moved.changed() => {}
             }
-            unresolved = false;
         }
         self.find().await?;
         // The time that the resolver took does not count.
@@ -273,6 +279,7 @@ impl<'a> Race<'a> {
                     self.is_told = true;
                     silent(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
                 }
+                Ok(()) = moved.changed() => self.find().await?,
                 () = hints.hint() => {
                     self.find().await?;
                     self.since = clock::now();
@@ -292,7 +299,7 @@ impl<'a> Race<'a> {
     async fn find(&mut self) -> Result<(), DialError> {
         let config = self.dialer.config.borrow().clone();
         let Dialer { network, detours, .. } = self.dialer;
-        let (server, detours) = (&config.server, detours.known());
+        let (server, detours) = (&config.server, detours.known(&config.server));
         let found =
             network::find(&**network, server, &self.servers, &detours, &config.paths).await?;
         let found = self.manager.dial_order(found, clock::now());
@@ -300,17 +307,21 @@ impl<'a> Race<'a> {
         let is_behind =
             |it: &Candidate| it.transport.is_stream() && Some(it) != self.loss.answered.as_ref();
         let (over_tcp, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_behind);
-        let room = |most: usize, is_stream| {
-            let tried = self.tried.iter().filter(|it| it.transport.is_stream() == is_stream);
-            most.saturating_sub(tried.count())
+        let room = |most: usize, transport| {
+            most.saturating_sub(self.tried.iter().filter(|it| it.transport == transport).count())
         };
-        let (room, room_over_tcp) = (room(MAX_ATTEMPTS, false), room(MAX_OVER_TCP, true));
+        let rooms = Transport::ALL.map(|it| (it, room(MAX_OVER_TCP, it)));
+        let room = room(MAX_ATTEMPTS, Transport::Udp);
         let turns = in_turn(found.into_iter(), &self.loss);
         self.waiting.extend(turns.filter(|it| self.tried.insert(it.clone())).take(room));
-        let turns = in_turn(one_of_each_family(over_tcp), &self.loss);
-        let new = turns.filter(|it| self.tried.insert(it.clone())).take(room_over_tcp);
+        let turns: Vec<_> = in_turn(one_of_each_family(over_tcp), &self.loss).collect();
+        let mut new = Vec::new();
+        for (transport, room) in rooms {
+            let turns = turns.iter().filter(|it| it.transport == transport);
+            new.extend(turns.filter(|it| self.tried.insert((*it).clone())).take(room).cloned());
+        }
         let (later, soon): (Vec<_>, Vec<_>) =
-            new.partition(|it| self.waiting.iter().any(|udp| are_twins(udp, it)));
+            new.into_iter().partition(|it| self.waiting.iter().any(|udp| are_twins(udp, it)));
         self.over_tcp.extend(later);
         let now = clock::now();
         self.due.extend(soon.into_iter().map(|it| (now + head_start(&it), it)));
@@ -390,7 +401,9 @@ impl<'a> Race<'a> {
             (Some(lost), _) => lost.into(),
             (None, Some(failure)) => DialError::Handshake(failure).into(),
             (None, None) => {
-                let detours = self.dialer.detours.known().into_iter().map(|(_, at)| at);
+                let config = self.dialer.config.borrow().clone();
+                let detours = self.dialer.detours.known(&config.server);
+                let detours = detours.into_iter().map(|(_, at)| at);
                 no_route(self.manager, self.servers.into_iter().chain(detours).collect()).into()
             }
         }
@@ -439,10 +452,12 @@ fn are_twins(one: &Candidate, other: &Candidate) -> bool {
     one.transport != other.transport && way(one) == way(other)
 }
 
-/// The first candidate of each link, transport and family.
+/// The first candidate of each link and family to the server's TCP port, and all by detours.
 fn one_of_each_family(found: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
     let mut seen = HashSet::new();
-    found.into_iter().filter(move |it| seen.insert((it.index, it.transport, it.server.is_ipv6())))
+    found
+        .into_iter()
+        .filter(move |it| it.transport.is_detour() || seen.insert((it.index, it.server.is_ipv6())))
 }
 
 async fn sleep_until(due: Option<&(Instant, Candidate)>) {
@@ -565,7 +580,6 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::link::candidate::Transport;
     use crate::{
         client::tests::{FakeNetwork, client, config},
         config::{ClientConfig, Preference},

@@ -42,10 +42,10 @@ use crate::{
         forgotten::{Advice, Forgotten},
         handshake::{Connected, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
-        network::{self, Detour, Network},
+        network::{self, Network},
         probe::{Prober, Probes},
         quality::Watch,
-        servers::{Detours, ServerAddresses, choose_paths},
+        servers::{Detours, Known, ServerAddresses, choose_paths},
         switch_meter::SwitchMeter,
     },
     quic::{
@@ -99,7 +99,7 @@ pub(super) struct Roamer<'a> {
     servers: Vec<SocketAddr>,
     renamed: watch::Receiver<Vec<SocketAddr>>,
     /// The same of those who lead to the server.
-    moved: watch::Receiver<Vec<Detour>>,
+    moved: watch::Receiver<Vec<Known>>,
     connection: MigratingConnection,
     underlay: Underlay,
     manager: &'a mut Manager,
@@ -376,10 +376,7 @@ impl<'a> Roamer<'a> {
         let config = self.config.borrow().clone();
         let active = self.manager.active().or(Some(self.first));
         let (server, paths) = (&config.server, &config.paths);
-        let mut detours = self.moved.borrow_and_update().clone();
-        // The one in use stays for as long as it works, as with the server's own addresses.
-        let in_use = active.map(|active| (active.transport, active.server));
-        detours.extend(in_use.filter(|it| it.0.is_detour() && !detours.contains(it)));
+        let detours = self.roaming.detours.known(server);
         let network = &*self.roaming.network;
         let found = match network::find(network, server, &self.servers, &detours, paths).await {
             Ok(found) => choose_paths(found, active),

@@ -318,9 +318,10 @@ impl Shown {
         self.with(|state| state.last_error.clone())
     }
 
-    /// The address of the server that is in use.
+    /// The address of the server that is in use, unless somebody else leads to it.
     pub(super) fn remote(&self) -> Option<SocketAddr> {
-        self.in_use().map(|candidate| candidate.server)
+        let in_use = self.in_use().filter(|candidate| !candidate.transport.is_detour());
+        in_use.map(|candidate| candidate.server)
     }
 
     /// Where the connection of the day leads.

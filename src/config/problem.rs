@@ -96,9 +96,10 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Whether the key's value may not be shown.
+/// Whether the key's value may not be shown: it is a secret, or may hold one.
 fn is_secret(key: &str) -> bool {
-    [keys::PRIVATE_KEY, keys::PROXY].iter().any(|secret| keys::is_within(key, secret))
+    let is_inside = |secret: &str| keys::is_within(secret, &keys::without_indices(key));
+    [keys::PRIVATE_KEY, keys::PROXY].iter().any(|it| keys::is_within(key, it) || is_inside(it))
 }
 
 /// The problems found so far, and whether a key is among them.

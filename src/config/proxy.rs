@@ -43,7 +43,10 @@ impl Outside {
         };
         Self {
             proxy: value(["https_proxy", "HTTPS_PROXY"]).unwrap_or_default(),
-            no_proxy: value(["no_proxy", "NO_PROXY"]).unwrap_or_default(),
+            // curl(1) takes blanks for commas.
+            no_proxy: value(["no_proxy", "NO_PROXY"])
+                .unwrap_or_default()
+                .replace(char::is_whitespace, ","),
             overrides: value(["ROAMD_SERVER__PROXY"; 2]).is_some(),
         }
     }
@@ -86,6 +89,11 @@ pub(super) fn of(
 
 /// The proxy at `url`, unless the `server` is among those that are reached without.
 fn parse(url: &str, no_proxy: &str, server: &HostPort) -> Option<Proxy> {
+    // What follows a slash in a password would silently be no part of the authority.
+    let whole = url.parse::<Uri>().ok().filter(|_| !url.contains('#'))?;
+    if whole.path_and_query().is_some_and(|rest| rest.as_str() != "/") {
+        return None;
+    }
     let matcher = Matcher::builder().https(url.to_owned()).no(no_proxy.to_owned()).build();
     let server = format!("https://{server}/").parse::<Uri>().ok()?;
     let found = matcher.intercept(&server)?;
@@ -148,6 +156,10 @@ mod tests {
             "http://a b",
             "http://u:p@w@proxy",
             "http://proxy:0",
+            "http://user:12/34@proxy:3128",
+            "http://u:1#2@proxy",
+            "http://u:1?2@proxy",
+            "http://proxy/x",
         ] {
             assert_eq!(proxy(url), None, "{url}");
         }
@@ -165,7 +177,7 @@ mod tests {
             assert_eq!(outside(&[(variable, url)]).proxy(&server), Some(url));
         }
         assert_eq!(outside(&[("HTTP_PROXY", url)]).proxy(&server), None);
-        for none in ["*", "example.net", "localhost, .example.net"] {
+        for none in ["*", "example.net", "localhost, .example.net", "localhost example.net"] {
             let outside = outside(&[("HTTPS_PROXY", url), ("NO_PROXY", none)]);
             assert_eq!(outside.proxy(&server), None, "{none}");
         }

@@ -7,7 +7,7 @@ use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc};
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
-use super::rank::LinkFacts;
+use super::{rank::LinkFacts, servers::Detours};
 use crate::{
     config::{Paths, ServerPeer},
     link::{
@@ -45,7 +45,7 @@ pub trait Network: fmt::Debug + Send + Sync {
     }
 
     /// Takes over who else leads to the server.
-    fn lead_to(&self, _server: &ServerPeer) {}
+    fn lead_to(&self, _server: &ServerPeer, _detours: Arc<Detours>) {}
 
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;

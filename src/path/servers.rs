@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::debug;
 
-pub(crate) use self::detours::{Detours, written_down};
+pub(crate) use self::detours::{Detours, Known, written_down};
 use super::{PathKey, rank::LinkFacts};
 use crate::{
     config::HostPort,
@@ -188,10 +188,12 @@ pub(crate) fn choose_paths(
         let mut of_it: Vec<_> = found.extract_if(.., |it| of_it(it)).collect();
         let mut most = MOST_PATHS;
         if transport.is_stream() {
+            most = MOST_OVER_TCP;
+        }
+        if transport == Transport::Tcp {
             of_it.sort_by_key(|(candidate, _)| Some(PathKey::from(candidate)) != active);
             let mut seen = HashSet::new();
             of_it.retain(|(it, _)| seen.insert((it.index, it.server.is_ipv6())));
-            most = MOST_OVER_TCP;
         }
         chosen.extend(choose_most(of_it, active, most));
     }

@@ -2,10 +2,9 @@
 
 use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
-use tracing::warn;
 
 use super::{Network, NetworkError};
 use crate::{
@@ -20,7 +19,8 @@ use crate::{
     path::{
         preference::Preferences,
         rank::LinkFacts,
-        tcp::{TcpSocket, Ways},
+        servers::Detours,
+        tcp::{TcpSocket, Way, Ways},
         udp::UdpSocket,
     },
 };
@@ -31,7 +31,7 @@ pub struct KernelNetwork {
     netlink: Netlink,
     own: u32,
     metered: ArcSwap<HashSet<String>>,
-    ways: ArcSwap<Ways>,
+    ways: ArcSwapOption<Ways>,
     dscp: u8,
     hints: Hints,
 }
@@ -40,7 +40,14 @@ impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
-        Self { netlink, own, metered: ArcSwap::default(), ways: ArcSwap::default(), dscp, hints }
+        Self {
+            netlink,
+            own,
+            metered: ArcSwap::default(),
+            ways: ArcSwapOption::default(),
+            dscp,
+            hints,
+        }
     }
 
     /// Replaces the set of links that are metered in addition to those that the user lists.
@@ -100,18 +107,18 @@ impl Network for KernelNetwork {
         Ok(match transport {
             Transport::Udp => UdpSocket::bind(local, link, self.dscp, Some(MARK))?,
             Transport::Tcp | Transport::Proxy | Transport::Relay => {
-                let way = self.ways.load().over(*transport).ok_or(io::ErrorKind::Unsupported)?;
+                let way = match (transport, &*self.ways.load()) {
+                    (Transport::Tcp, _) => Some(Way::Direct),
+                    (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
+                };
+                let way = way.ok_or(io::ErrorKind::Unsupported)?;
                 TcpSocket::open(local, *server, way, link, self.dscp, Some(MARK))?
             }
         })
     }
 
-    fn lead_to(&self, server: &ServerPeer) {
-        let ways = Ways::new(server).unwrap_or_else(|error| {
-            warn!(%error, "no way through others");
-            Ways::default()
-        });
-        self.ways.store(Arc::new(ways));
+    fn lead_to(&self, server: &ServerPeer, detours: Arc<Detours>) {
+        self.ways.store(Some(Arc::new(Ways::new(server, detours))));
     }
 
     fn hints(&self) -> Hints {

@@ -1,16 +1,31 @@
-//! The addresses of those who lead to the server: of a proxy and of a relay. They are resolved as the server's own names are.
+//! The addresses of those who lead to the server: of a proxy and of a relay. They are resolved as the server's own names
+//! are, and known by these names: what one stands for is never taken for another after a reload.
 
 use super::*;
 use crate::{config::ServerPeer, path::network::Detour};
 
-/// Maximum of addresses of each of them.
+/// Maximum of addresses that one answer adds.
 const MOST: usize = 4;
+/// Maximum of addresses of each of them. The resolver may be a captive portal's, so that earlier ones stay behind those
+/// of the last answer: one of them may be in use.
+const KEPT: usize = 6;
+/// Maximum of them that are known, with those of earlier configurations.
+const REMEMBERED: usize = 4;
 
 /// The addresses of all of them, as far as they are known.
 #[derive(Debug)]
-pub(crate) struct Detours {
-    known: watch::Sender<Vec<Detour>>,
+pub struct Detours {
+    known: watch::Sender<Vec<Known>>,
     admission: OnceLock<Admission>,
+}
+
+/// What is known of one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    transport: Transport,
+    at: HostPort,
+    /// The likeliest first.
+    addresses: Vec<SocketAddr>,
 }
 
 /// Who leads to the server, with the transport to get there.
@@ -21,17 +36,18 @@ pub(crate) fn all(server: &ServerPeer) -> impl Iterator<Item = (Transport, &Host
 
 /// The addresses of those whose configuration has them.
 pub(crate) fn written_down(server: &ServerPeer) -> impl Iterator<Item = Detour> {
-    all(server).filter_map(|(transport, HostPort { host, port })| {
-        Some((transport, SocketAddr::new(host.parse().ok()?, *port)))
-    })
+    all(server).filter_map(|(transport, at)| Some((transport, written(at)?)))
+}
+
+fn written(HostPort { host, port }: &HostPort) -> Option<SocketAddr> {
+    Some(SocketAddr::new(host.parse().ok()?, *port))
 }
 
 impl Detours {
     /// Resolves nothing yet.
     #[must_use]
-    pub(crate) fn new(server: &ServerPeer) -> Self {
-        let known = written_down(server).collect();
-        Self { known: watch::Sender::new(known), admission: OnceLock::new() }
+    pub(crate) fn new() -> Self {
+        Self { known: watch::Sender::default(), admission: OnceLock::new() }
     }
 
     /// Requests the admission of new addresses before they are published.
@@ -39,14 +55,29 @@ impl Detours {
         let _ = self.admission.set(admission);
     }
 
+    /// The addresses of those that this configuration names.
     #[must_use]
-    pub(crate) fn known(&self) -> Vec<Detour> {
-        self.known.borrow().clone()
+    pub(crate) fn known(&self, server: &ServerPeer) -> Vec<Detour> {
+        let of = |(transport, at): (Transport, &HostPort)| {
+            self.addresses(transport, at).into_iter().map(move |address| (transport, address))
+        };
+        all(server).flat_map(of).collect()
+    }
+
+    /// What the name of one stands for.
+    #[must_use]
+    pub(crate) fn addresses(&self, transport: Transport, at: &HostPort) -> Vec<SocketAddr> {
+        if let Some(address) = written(at) {
+            return vec![address];
+        }
+        let known = self.known.borrow();
+        let this = known.iter().find(|it| it.transport == transport && it.at == *at);
+        this.map(|it| it.addresses.clone()).unwrap_or_default()
     }
 
     /// Notifies of changes of the addresses.
     #[must_use]
-    pub(crate) fn changes(&self) -> watch::Receiver<Vec<Detour>> {
+    pub(crate) fn changes(&self) -> watch::Receiver<Vec<Known>> {
         self.known.subscribe()
     }
 
@@ -58,32 +89,40 @@ impl Detours {
 
     /// Finds the addresses behind the names. A name that cannot be resolved stands for what it stood for.
     pub(crate) async fn resolve(&self, server: &ServerPeer) {
-        let before = self.known();
+        let names = all(server).filter(|(_, at)| !is_address(at));
         let resolved =
-            all(server).map(|(transport, at)| async move { (transport, resolve(at).await) });
+            names.map(|(transport, at)| async move { (transport, at, resolve(at).await) });
         let mut found = Vec::new();
-        for (transport, answer) in join_all(resolved).await {
-            let known = before.iter().filter(|(of, _)| *of == transport).map(|(_, at)| *at);
-            let known: Vec<_> = known.collect();
+        for (transport, at, answer) in join_all(resolved).await {
+            let before = self.addresses(transport, at);
             let mut addresses = match answer {
-                Ok(addresses) => choose(Vec::new(), vec![addresses], &known),
+                Ok(answer) => choose(Vec::new(), vec![answer], &before),
                 Err(error) => {
                     debug!(%error, "the addresses of who leads to the server stay as they were");
-                    known
+                    Vec::new()
                 }
             };
             addresses.truncate(MOST);
-            found.extend(addresses.into_iter().map(|at| (transport, at)));
+            let earlier: Vec<_> = before.into_iter().filter(|it| !addresses.contains(it)).collect();
+            addresses.extend(earlier);
+            addresses.truncate(KEPT);
+            found.push(Known { transport, at: at.clone(), addresses });
         }
-        if let Some(admission) =
-            self.admission.get().filter(|_| Self::can_change(server) || found != before)
-        {
-            admit(admission, found.iter().map(|(_, at)| *at).collect()).await;
+        if let Some(admission) = self.admission.get() {
+            let written = written_down(server).map(|(_, address)| address);
+            let found = found.iter().flat_map(|it| it.addresses.iter().copied());
+            admit(admission, written.chain(found).collect()).await;
         }
         self.known.send_if_modified(|known| {
-            let differ = *known != found;
-            *known = found;
-            differ
+            let before = known.clone();
+            // Beside it another configuration's may be resolved.
+            let is_found = |it: &Known| {
+                found.iter().any(|new| (new.transport, &new.at) == (it.transport, &it.at))
+            };
+            known.retain(|it| !is_found(it));
+            known.splice(0..0, found.iter().cloned());
+            known.truncate(REMEMBERED);
+            *known != before
         });
     }
 }
@@ -108,24 +147,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_is_known_at_once_and_a_name_keeps_what_it_stood_for() {
-        let at = "192.0.2.8:3128".parse().unwrap();
-        let detours = Detours::new(&behind("192.0.2.8:3128"));
-        assert_eq!(detours.known(), [(Transport::Proxy, at)]);
-        detours.resolve(&behind("no-such-host.invalid:3128")).await;
-        assert_eq!(detours.known(), [(Transport::Proxy, at)]);
-        let local = behind("localhost:3128");
-        assert!(Detours::can_change(&local) && Detours::new(&local).known().is_empty());
+    async fn an_address_is_known_at_once_and_never_taken_for_that_of_another_name() {
+        let (local, elsewhere) = (behind("localhost:3128"), behind("no-such-host.invalid:3128"));
+        let detours = Detours::new();
+        let written = behind("192.0.2.8:3128");
+        let expected = (Transport::Proxy, "192.0.2.8:3128".parse().unwrap());
+        assert_eq!(detours.known(&written), [expected]);
+        assert!(!Detours::can_change(&written) && Detours::can_change(&local));
         let (admission, mut admissions) = mpsc::channel(1);
         detours.admit_through(admission);
         let admitted = async {
             let (admitted, done) = admissions.recv().await.unwrap();
-            assert!(!detours.known().contains(&(Transport::Proxy, admitted[0])));
+            assert_eq!(detours.known(&local), [], "not before they may be reached");
             let _ = done.send(());
+            admissions.close();
             admitted
         };
         let ((), admitted) = tokio::join!(detours.resolve(&local), admitted);
-        let known: Vec<_> = detours.known().into_iter().map(|(_, at)| at).collect();
-        assert!(known == admitted && known.iter().all(|at| at.ip().is_loopback()), "{known:?}");
+        let known = detours.known(&local);
+        assert!(known.iter().map(|(_, at)| *at).eq(admitted), "{known:?}");
+        assert!(!known.is_empty() && known.iter().all(|(_, at)| at.ip().is_loopback()));
+        // Somebody else's proxy after a reload; and the first one again.
+        assert_eq!(detours.known(&elsewhere), []);
+        detours.resolve(&elsewhere).await;
+        assert_eq!((detours.known(&elsewhere), detours.known(&local)), (vec![], known));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_a_name_stood_for_stays_behind_the_new_ones() {
+        let (local, detours) = (behind("localhost:3128"), Detours::new());
+        let before = "192.0.2.8:3128".parse().unwrap();
+        let at = local.proxy.as_ref().unwrap().at.clone();
+        let known = Known { transport: Transport::Proxy, at, addresses: vec![before] };
+        detours.known.send_replace(vec![known]);
+        detours.resolve(&local).await;
+        let known = detours.known(&local);
+        assert!(known.len() > 1, "{known:?}");
+        assert_eq!(known.last(), Some(&(Transport::Proxy, before)));
     }
 }

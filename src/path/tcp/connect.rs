@@ -1,8 +1,16 @@
 //! From a candidate to a stream of capsules: TCP, TLS 1.3, and a request for datagrams (RFC 9298 §3). A proxy is asked for
 //! the server's TCP port before (CONNECT, RFC 9110 §9.3.6).
 
-use std::{error::Error as _, io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
     Request, Response, StatusCode, Uri,
     client::conn::http1,
@@ -28,6 +36,7 @@ use super::{
     way::{Proxy, Way},
 };
 use crate::{
+    clock,
     config::HostPort,
     quic::tls::{self, TlsError},
 };
@@ -39,6 +48,8 @@ pub(crate) const PATH: &str = "/.well-known/masque/udp/localhost/";
 pub(crate) const UPGRADE: &str = "connect-udp";
 /// RFC 9297 §3.4.
 pub(super) const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
+/// How the error begins of a proxy that refused user and password.
+const REFUSED: &str = "the proxy answered with HTTP status 407 Proxy Authentication Required";
 /// Headers in which a proxy says why: RFC 9209, and squid's own.
 const REASONS: [HeaderName; 2] =
     [HeaderName::from_static("proxy-status"), HeaderName::from_static("x-squid-error")];
@@ -141,6 +152,9 @@ async fn ask_for_datagrams<S: Io>(
 
 /// Has a proxy connect to the server.
 async fn through(proxy: &Proxy, stream: Limited) -> io::Result<AnyIo> {
+    if !proxy.may_be_asked() {
+        return Err(io::Error::other(format!("{REFUSED}; it is asked again later")));
+    }
     let stream: AnyIo = match &proxy.tls {
         Some((name, tls)) => {
             Box::new(TlsConnector::from(tls.clone()).connect(name_of(name)?, stream).await?)
@@ -152,13 +166,39 @@ async fn through(proxy: &Proxy, stream: Limited) -> io::Result<AnyIo> {
     if let Some(credentials) = &proxy.credentials {
         request = request.header(PROXY_AUTHORIZATION, credentials);
     }
-    let Stream { io, begun } = ask(stream, "the proxy", request, |it| it.is_success()).await?;
+    let answer = ask(stream, "the proxy", request, |it| it.is_success()).await;
+    let Stream { io, begun } = answer.map_err(|error| proxy.told(error))?;
     if !begun.is_empty() {
         // The server has said nothing, for it waits for our TLS.
         let error = "the proxy sent data of its own after its answer";
         return Err(io::Error::new(io::ErrorKind::InvalidData, error));
     }
     Ok(io)
+}
+
+impl Proxy {
+    fn may_be_asked(&self) -> bool {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner).is_over(clock::now())
+    }
+
+    /// The error of an answer, without the secret that it may repeat.
+    fn told(&self, error: io::Error) -> io::Error {
+        let text = error.to_string();
+        if text.starts_with(REFUSED) {
+            self.patience.lock().unwrap_or_else(PoisonError::into_inner).refused(clock::now());
+        }
+        let secret = self.credentials.as_ref().and_then(|it| it.to_str().ok()?.split_once(' '));
+        let Some((_, secret)) = secret else { return error };
+        let plain = STANDARD.decode(secret).unwrap_or_default();
+        let plain = String::from_utf8_lossy(&plain);
+        let password = plain.split_once(':').map_or("", |(_, password)| password);
+        let is_shown = |secret: &str| !secret.is_empty() && text.contains(secret);
+        if is_shown(secret) || is_shown(password) {
+            let told = "the proxy refused, in words that hold the password";
+            return io::Error::new(error.kind(), told);
+        }
+        error
+    }
 }
 
 /// Sends a request to `whom`; the stream behind the answer, if it `is_agreed`.

@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    config::{HostPort, Paths, Proxy, ServerPeer},
+    config::{Paths, Proxy, ServerPeer},
     identity::PrivateKey,
     link::{
         candidate::{Candidate, Transport},
@@ -22,6 +22,7 @@ use crate::{
         handshake::{Attempt, Handshake, HandshakeError},
         network::{Network, NetworkError},
         rank::LinkFacts,
+        servers::Detours,
     },
     quic::{self, tls},
 };
@@ -209,7 +210,7 @@ async fn a_fresh_handshake_takes_the_place_of_one_that_stalls_but_not_of_the_fir
 /// A way through a proxy with user and password, to a server that only the proxy knows.
 fn by_proxy() -> Way {
     let credentials = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".parse().unwrap());
-    let at = HostPort { host: "localhost".into(), port: 3128 };
+    let at = "192.0.2.8:3128".parse().unwrap();
     let server = ServerPeer {
         addresses: vec!["vpn.example.net:4433".parse().unwrap()],
         tcp_port: Some(443),
@@ -217,7 +218,10 @@ fn by_proxy() -> Way {
         proxy: Some(Box::new(Proxy { at, tls: false, credentials })),
         public_key: PrivateKey::generate().unwrap().public_key(),
     };
-    Ways::new(&server).unwrap().over(Transport::Proxy).unwrap()
+    let ways = Ways::new(&server, Arc::new(Detours::new()));
+    let over = |address: &str| ways.over(Transport::Proxy, address.parse().unwrap());
+    assert!(over("192.0.2.9:3128").is_none(), "the password is not for everybody");
+    over("192.0.2.8:3128").unwrap()
 }
 
 /// A proxy that gives every request this answer, followed by `more` again and again.
@@ -259,6 +263,10 @@ async fn what_a_proxy_says_is_told_in_its_words() {
         assert!(!error.is_of_one_handshake(), "{error}");
         assert!(!error.to_string().contains("QWxh"), "{error}");
     }
+    let echo = b"HTTP/1.1 403 Forbidden\r\nProxy-Status: x; details=\"open sesame\"\r\n\r\n";
+    let (_proxy, candidate) = proxy(echo, b"").await;
+    let error = failure_by(by_proxy(), candidate).await.to_string();
+    assert!(error.contains("the proxy refused") && !error.contains("sesame"), "{error}");
     let down = b"HTTP/1.1 503 Service Unavailable\r\nProxy-Status: a; error=dns_error\r\n\r\n";
     let (_proxy, candidate) = proxy(down, b"").await;
     let error = failure_by(by_proxy(), candidate).await;
@@ -390,4 +398,18 @@ async fn capsules_of_a_relay_that_cannot_be_are_the_end_and_others_are_skipped()
     });
     let error = error.await;
     assert!(matches!(error, HandshakeError::NotConnected { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_that_is_refused_is_not_sent_again_soon() {
+    let refuse = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+    let (way, (asked, candidate)) = (by_proxy(), proxy(refuse, b"").await);
+    failure_by(way.clone(), candidate).await;
+    drop(asked);
+    let (_agreeing, candidate) = proxy(b"HTTP/1.1 200 OK\r\n\r\n", b"").await;
+    let error = failure_by(way, candidate).await.to_string();
+    assert!(
+        error.ends_with("407 Proxy Authentication Required; it is asked again later"),
+        "{error}"
+    );
 }

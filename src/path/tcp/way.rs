@@ -1,16 +1,27 @@
 //! Who is at the other end of a TCP connection: the server, or somebody who leads there.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use hyper::{Uri, header::HeaderValue};
 use rustls::{ClientConfig, RootCertStore};
+use tracing::warn;
 
 use super::connect::ALPN;
 use crate::{
     config::{self, HostPort, ServerPeer},
     link::candidate::Transport,
+    path::servers::Detours,
     quic::tls,
 };
+
+/// How long a proxy is not asked after it refused user and password for the first time, and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Who is at the other end of a TCP connection.
 #[derive(Clone, Debug)]
@@ -31,6 +42,7 @@ pub(crate) struct Proxy {
     /// The proxy's own name, and who vouches for it; without, it is asked in the clear.
     pub(super) tls: Option<(String, Arc<ClientConfig>)>,
     pub(super) credentials: Option<HeaderValue>,
+    pub(super) patience: Mutex<Patience>,
 }
 
 /// A CONNECT-UDP relay, and what it is asked for.
@@ -44,43 +56,79 @@ pub(crate) struct Relay {
 }
 
 /// The ways of one tunnel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ways {
-    proxy: Option<Arc<Proxy>>,
-    relay: Option<Arc<Relay>>,
+    proxy: Option<(HostPort, Arc<Proxy>)>,
+    relay: Option<(HostPort, Arc<Relay>)>,
+    detours: Arc<Detours>,
 }
 
 impl Ways {
-    /// Those of a configuration; an error if nothing is known of who vouches for others in TLS.
-    pub(crate) fn new(server: &ServerPeer) -> io::Result<Self> {
-        let ServerPeer { addresses, tcp_port, proxy, relay, .. } = server;
-        let proxy = match (proxy.as_deref(), addresses.first(), tcp_port) {
-            (Some(config::Proxy { at, tls, credentials }), Some(first), Some(port)) => {
-                let tls = tls.then(public).transpose()?.map(|tls| (at.host.clone(), tls));
-                let server = HostPort { host: first.host.clone(), port: *port };
-                Some(Arc::new(Proxy { server, tls, credentials: credentials.clone() }))
-            }
-            _ => None,
-        };
-        let relay = match (relay, addresses.first()) {
-            (Some(relay), Some(first)) => {
-                let mut tls = ClientConfig::clone(&*public()?);
-                tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
-                let target = relay.uri(first).ok_or(io::ErrorKind::InvalidInput)?;
-                Some(Arc::new(Relay { target, name: relay.at.host.clone(), tls: tls.into() }))
-            }
-            _ => None,
-        };
-        Ok(Self { proxy, relay })
+    /// Those of a configuration; `detours` knows where they are. One that cannot be is told and left out.
+    pub(crate) fn new(server: &ServerPeer, detours: Arc<Detours>) -> Self {
+        let told = |error: io::Error| warn!(%error, "no way through others");
+        let proxy = proxy(server).map_err(told).ok().flatten();
+        let relay = relay(server).map_err(told).ok().flatten();
+        Self { proxy, relay, detours }
     }
 
-    /// The way over `transport`, if there is one.
-    pub(crate) fn over(&self, transport: Transport) -> Option<Way> {
+    /// The way over a detour, if that is at this address: nobody gets what is meant for another.
+    pub(crate) fn over(&self, transport: Transport, address: SocketAddr) -> Option<Way> {
+        let is_there = |at| self.detours.addresses(transport, at).contains(&address);
         match transport {
-            Transport::Udp => None,
-            Transport::Tcp => Some(Way::Direct),
-            Transport::Proxy => self.proxy.clone().map(Way::Proxy),
-            Transport::Relay => self.relay.clone().map(Way::Relay),
+            Transport::Udp | Transport::Tcp => None,
+            Transport::Proxy => {
+                let found = self.proxy.as_ref().filter(|(at, _)| is_there(at));
+                found.map(|(_, proxy)| Way::Proxy(proxy.clone()))
+            }
+            Transport::Relay => {
+                let found = self.relay.as_ref().filter(|(at, _)| is_there(at));
+                found.map(|(_, relay)| Way::Relay(relay.clone()))
+            }
+        }
+    }
+}
+
+fn proxy(server: &ServerPeer) -> io::Result<Option<(HostPort, Arc<Proxy>)>> {
+    let ServerPeer { addresses, tcp_port, proxy, .. } = server;
+    let (Some(proxy), Some(first), Some(port)) = (proxy, addresses.first(), tcp_port) else {
+        return Ok(None);
+    };
+    let config::Proxy { at, tls, credentials } = &**proxy;
+    let tls = tls.then(public).transpose()?.map(|tls| (at.host.clone(), tls));
+    let server = HostPort { host: first.host.clone(), port: *port };
+    let (credentials, patience) = (credentials.clone(), Mutex::default());
+    Ok(Some((at.clone(), Arc::new(Proxy { server, tls, credentials, patience }))))
+}
+
+fn relay(server: &ServerPeer) -> io::Result<Option<(HostPort, Arc<Relay>)>> {
+    let (Some(relay), Some(first)) = (&server.relay, server.addresses.first()) else {
+        return Ok(None);
+    };
+    let mut tls = ClientConfig::clone(&*public()?);
+    tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+    let target = relay.uri(first).ok_or(io::ErrorKind::InvalidInput)?;
+    let name = relay.at.host.clone();
+    Ok(Some((relay.at.clone(), Arc::new(Relay { target, name, tls: tls.into() }))))
+}
+
+/// How long a proxy is not asked that refused user and password: a directory locks an account after a few times.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    refusals: u32,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    pub(super) fn refused(&mut self, now: Instant) {
+        if self.is_over(now) {
+            let pause = FIRST_PAUSE * (1 << self.refusals.min(6));
+            self.until = Some(now + pause.min(LONGEST_PAUSE));
+            self.refusals += 1;
         }
     }
 }
