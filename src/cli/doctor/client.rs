@@ -1,6 +1,6 @@
 //! What a client needs: names and links. Whether the server answers over them is asked in [`ways`].
 
-use std::{collections::HashSet, net::SocketAddr};
+use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use super::{
     finding::Finding,
@@ -11,7 +11,7 @@ use crate::{
     config::{ClientConfig, HostPort},
     link::{monitor::Hints, netlink::Netlink},
     path::{
-        network::{self, Detour, Network as _, kernel::KernelNetwork},
+        network::{self, Network as _, kernel::KernelNetwork},
         servers::{
             ServerAddresses,
             detours::{self, Detours},
@@ -42,9 +42,10 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let network = KernelNetwork::new(Netlink::open()?, own, config.quic.dscp, Hints::none());
-        network.lead_to(&config.server);
         let detours = detours(config, tell).await;
-        let found = network::find(&network, &config.server, &servers, &detours, &config.paths);
+        let known = detours.known(&config.server);
+        network.lead_to(&config.server, detours);
+        let found = network::find(&network, &config.server, &servers, &known, &config.paths);
         let mut candidates = found.await?;
         candidates.sort_by_key(|(_, facts)| *facts);
         anyhow::Ok((netlink, all, network, candidates))
@@ -67,14 +68,13 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
     ways::examine(config, &netlink, &network, candidates, tell).await;
 }
 
-/// Who leads to the server.
-async fn detours(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) -> Vec<Detour> {
-    let resolved = Detours::new(&config.server);
+/// Who leads to the server, and their addresses.
+async fn detours(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) -> Arc<Detours> {
+    let resolved = Detours::new();
     resolved.resolve(&config.server).await;
-    let known = resolved.known();
     for (transport, at) in detours::all(&config.server) {
-        let found = known.iter().filter(|(of, _)| *of == transport);
-        let found: Vec<_> = found.map(|(_, address)| address.to_string()).collect();
+        let found = resolved.addresses(transport, at);
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         tell(if found.is_empty() {
             let advice = "a proxy's address works without a resolver";
             Finding::poor(
@@ -86,7 +86,7 @@ async fn detours(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) -> Vec<De
             Finding::good(transport.to_string(), format!("{at} is {}", found.join(", ")))
         });
     }
-    known
+    resolved.into()
 }
 
 async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
