@@ -226,7 +226,9 @@ impl<'a> Race<'a> {
         };
         tokio::pin!(resolving);
         let mut unresolved = true;
-        let mut moved = detours.changes();
+        // A name may take the resolver seconds while the other ones are known.
+        let (mut moved, mut renamed) = (detours.changes(), names.changes());
+        renamed.mark_unchanged();
         if self.servers.is_empty() && detours.known(&config.server).is_empty() {
             // A proxy knows the server's name, where the resolver does not.
             tokio::select! {
@@ -241,6 +243,7 @@ impl<'a> Race<'a> {
                     }
                 }
                 Ok(()) = moved.changed() => {}
+                Ok(()) = renamed.changed() => self.servers = names.known(),
             }
         }
         self.find().await?;
@@ -280,6 +283,10 @@ impl<'a> Race<'a> {
                     silent(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
                 }
                 Ok(()) = moved.changed() => self.find().await?,
+                Ok(()) = renamed.changed() => {
+                    self.servers = names.known();
+                    self.find().await?;
+                }
                 () = hints.hint() => {
                     self.find().await?;
                     self.since = clock::now();

@@ -294,8 +294,8 @@ impl<'a> Roamer<'a> {
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
         let (names, detours) = (self.roaming.names.clone(), self.roaming.detours.clone());
         task::detached("names", async move {
-            detours.resolve(&config.server).await;
-            if let Err(error) = names.resolve(&config.server.addresses).await {
+            let servers = names.resolve(&config.server.addresses);
+            if let (Err(error), ()) = tokio::join!(servers, detours.resolve(&config.server)) {
                 warn!(%error, "the server's addresses stay as they were");
             }
         });

@@ -827,6 +827,8 @@ impl Manager {
                 && it.link == path.link
                 && it.quality.fault.is_some()
                 && matches!(it.state, State::Standby { .. })
+                // Nobody measures the path to a stranger again.
+                && !it.is_stranger
         })
     }
 

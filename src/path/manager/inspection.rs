@@ -212,7 +212,9 @@ impl Manager {
 
     pub(super) fn take_sample(&mut self, key: PathKey, sample: Option<Sample>, now: Instant) {
         let is_active = self.is_active(key);
-        let active_rtt = self.active().and_then(|key| self.paths.get(&key)?.rtt);
+        let active = self.active().and_then(|key| self.paths.get(&key));
+        let active_rtt = active.and_then(|active| active.rtt);
+        let active_link = active.map(|active| active.link.clone());
         let next_check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
         let metered = path.facts.metered;
@@ -243,7 +245,14 @@ impl Manager {
             }
         }
         let factor = pauses(metered);
-        let Some(fault) = quality.fault else { return quality.rest(now, factor) };
+        let fault = match quality.fault {
+            // The active path tells how narrow their link is.
+            Some(Fault::Narrow(_)) if active_link.is_some_and(|link| link == path.link) => {
+                Fault::Lossy(0)
+            }
+            Some(fault) => fault,
+            None => return quality.rest(now, factor),
+        };
         if !sum.is_some_and(|sum| is_over(fault, &sum, quality.floor, active_rtt)) {
             quality.clean_since = None;
             return quality.rest(now, factor);
@@ -288,7 +297,11 @@ impl Manager {
             return None;
         }
         let burst = match (path.quality.fault, active.quality.fault) {
-            (Some(fault), _) => self.is_of_use(path, active).then_some(fault.burst()),
+            (Some(fault), _) => {
+                let is_beside = path.link == active.link;
+                let burst = if is_beside { Burst::Small } else { fault.burst() };
+                self.is_of_use(path, active).then_some(burst)
+            }
             (None, _) if self.is_chosen(&active.link) || !self.has_turn(key, path) => None,
             (None, Some(fault)) => Some(fault.burst()),
             (None, None) => (is_suspected && !path.facts.metered).then_some(Burst::Small),

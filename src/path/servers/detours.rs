@@ -109,9 +109,16 @@ impl Detours {
             found.push(Known { transport, at: at.clone(), addresses });
         }
         if let Some(admission) = self.admission.get() {
-            let written = written_down(server).map(|(_, address)| address);
-            let found = found.iter().flat_map(|it| it.addresses.iter().copied());
-            admit(admission, written.chain(found).collect()).await;
+            // What stands for others, too: a slow answer for an earlier configuration takes nothing back.
+            let known = self.known.borrow().clone();
+            let known = found.iter().chain(&known).flat_map(|it| it.addresses.iter().copied());
+            let mut admitted = Vec::new();
+            for address in written_down(server).map(|(_, address)| address).chain(known) {
+                if !admitted.contains(&address) {
+                    admitted.push(address);
+                }
+            }
+            admit(admission, admitted).await;
         }
         self.known.send_if_modified(|known| {
             let before = known.clone();

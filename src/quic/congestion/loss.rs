@@ -451,7 +451,8 @@ impl LossJudge {
         } else if trial.is_of_start {
             lasted >= CYCLE_IN_START * rtt
         } else {
-            expected >= LONGEST_TRIAL * spread || lasted >= LONGEST_TIME
+            expected >= LONGEST_TRIAL * spread
+                || (lasted >= LONGEST_TIME && packets >= SHORTEST_TRIAL)
         };
         if !is_certain && !longest {
             return None;

@@ -404,7 +404,7 @@ impl Sender {
                         self.missed += (sent.datagram.len() + AROUND) as u64;
                     }
                     let newest = self.proof.of(sent.at).unwrap_or(sent.at);
-                    let overtaken = newest.saturating_duration_since(sent.at);
+                    let overtaken = newest.saturating_duration_since(sent.at).min(LONGEST);
                     self.overtaken = overtaken.max(self.overtaken - self.overtaken / 64);
                 }
                 if self.allowance.left == 0 {
