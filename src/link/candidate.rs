@@ -7,6 +7,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
@@ -14,10 +15,16 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage},
 };
+use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
+use tokio::time;
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, os_error};
 use crate::wire::foreign::{LIMIT, is_printable, printable};
+
+/// How long a dump of the links takes at most, about, and for how many of them another one waits.
+const DUMP: Duration = Duration::from_millis(5);
+const MOST_REFUSED: u32 = 100;
 
 /// What carries the QUIC packets of a path. Declared best first.
 #[derive(
@@ -148,8 +155,7 @@ pub(crate) async fn candidates(
     own: u32,
 ) -> Result<Vec<Candidate>, rtnetlink::Error> {
     let mut found = Vec::new();
-    let mut links = netlink.handle().link().get().execute();
-    while let Some(link) = links.try_next().await? {
+    for link in links(netlink).await? {
         // Loopback carries a path only to an address of this very machine.
         if link.header.index != own && (!is_loopback(&link) || server.ip().is_loopback()) {
             found.extend(candidate(netlink, &link, server).await?);
@@ -167,8 +173,7 @@ pub(crate) async fn unusable(
     is_ignored: impl Fn(&str) -> bool,
 ) -> Result<Vec<(String, Unusable)>, rtnetlink::Error> {
     let mut found = Vec::new();
-    let mut links = netlink.handle().link().get().execute();
-    'links: while let Some(link) = links.try_next().await? {
+    'links: for link in links(netlink).await? {
         if link.header.index == own || is_loopback(&link) {
             continue;
         }
@@ -188,6 +193,22 @@ pub(crate) async fn unusable(
         found.push((shown(), why));
     }
     Ok(found)
+}
+
+/// All links. The kernel makes one dump at a time for a socket, and refuses a second one.
+async fn links(netlink: &Netlink) -> Result<Vec<LinkMessage>, rtnetlink::Error> {
+    let mut refused = 0;
+    loop {
+        match netlink.handle().link().get().execute().try_collect().await {
+            Err(error)
+                if os_error(&error) == Some(Errno::EBUSY as i32) && refused < MOST_REFUSED =>
+            {
+                refused += 1;
+                time::sleep(DUMP).await;
+            }
+            links => return links,
+        }
+    }
 }
 
 /// The candidate of `link` for `server`, or why there is none.
@@ -306,4 +327,19 @@ fn source(route: &RouteMessage) -> Option<IpAddr> {
         RouteAttribute::PrefSource(RouteAddress::Inet6(source)) => Some(IpAddr::V6(*source)),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_look_for_links_at_once() {
+        let netlink = Netlink::open().unwrap();
+        let server = "127.0.0.1:4433".parse().unwrap();
+        let found = join_all((0..20).map(|_| candidates(&netlink, server, 0))).await;
+        assert!(found.iter().all(|it| it.as_ref().is_ok_and(|it| !it.is_empty())), "{found:?}");
+    }
 }
