@@ -153,6 +153,27 @@ impl Host {
         eventually("an answer to status", || self.try_status())
     }
 
+    /// The client's path in use.
+    pub(crate) fn path_in_use(&self) -> Option<Value> {
+        let status = self.try_status()?;
+        status["paths"].as_array()?.iter().find(|path| path["state"] == "active").cloned()
+    }
+
+    /// Waits until the path in use has this `value`, such as the transport "tcp".
+    pub(crate) fn until_path(&self, key: &str, value: &str) {
+        eventually(value, || (self.path_in_use()?[key] == value).then_some(()));
+    }
+
+    /// The gap in milliseconds of the last switch to a path whose `key` has this `value`. A switch is told of once something
+    /// has come over the new path.
+    pub(crate) fn gap_of_switch(&self, key: &str, value: &str) -> f64 {
+        eventually("the switch is told of", || {
+            let status = self.try_status()?;
+            let mut switches = status["switches"].as_array()?.iter().rev();
+            switches.find(|switch| switch[key] == value)?["gap"].as_f64()
+        })
+    }
+
     /// Waits until the client's tunnel stands.
     pub(crate) fn connected(&self) {
         eventually("a session", || (self.try_status()?["state"] == "connected").then_some(()));
@@ -192,6 +213,25 @@ pub(crate) struct Net {
 }
 
 impl Net {
+    /// Changes the rules of the server's host, which is also the network of its clients.
+    pub(crate) fn nft(&self, commands: &[&str]) {
+        for command in commands {
+            let status = self.server.namespace.command("nft").arg(command).status().unwrap();
+            assert!(status.success(), "{command}");
+        }
+    }
+
+    /// Lets nothing of TCP and UDP through from the first client but to this TCP port, or again everything.
+    pub(crate) fn let_through(&self, only: Option<u16>) {
+        let Some(port) = only else { return self.nft(&["delete table inet office"]) };
+        self.nft(&[
+            "add table inet office",
+            "add chain inet office input { type filter hook input priority -10; }",
+            &format!("add rule inet office input iifname c0 tcp dport {port} accept"),
+            "add rule inet office input iifname c0 meta l4proto { tcp, udp } counter drop",
+        ]);
+    }
+
     /// Hosts with keys, links and configurations for a tunnel over IPv4; nothing runs.
     pub(crate) fn new(clients: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();

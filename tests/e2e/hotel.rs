@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
 use crate::{
     edges::said,
     harness::{Host, Net, eventually, transfer},
@@ -46,7 +44,7 @@ fn let_udp_through(net: &Net, through: bool) {
             "add rule inet hotel output udp sport 4433 counter drop",
         ]
     };
-    nft(net, commands);
+    net.nft(commands);
 }
 
 /// Drops TCP to the server, or lets it through.
@@ -60,26 +58,7 @@ fn let_tcp_through(net: &Net, through: bool) {
             "add rule inet dead input tcp dport 443 counter drop",
         ]
     };
-    nft(net, commands);
-}
-
-fn nft(net: &Net, commands: &[&str]) {
-    for command in commands {
-        let status = net.server.namespace.command("nft").arg(command).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
-}
-
-/// The transport of the path in use.
-fn in_use(status: &Value) -> Option<&str> {
-    let mut paths = status["paths"].as_array()?.iter();
-    paths.find(|path| path["state"] == "active")?["transport"].as_str()
-}
-
-fn until(net: &Net, transport: &str) {
-    eventually(transport, || {
-        (in_use(&net.clients[0].try_status()?) == Some(transport)).then_some(())
-    });
+    net.nft(commands);
 }
 
 #[test]
@@ -95,7 +74,7 @@ fn a_client_whose_network_drops_udp_from_the_start_comes_over_tcp() {
         net.clients[0].assert_ping("10.66.0.1", &["-c", "1"]);
         let first = begun.elapsed();
         assert!(first < SOON, "{first:?}");
-        assert_eq!(in_use(&net.clients[0].status()), Some("tcp"));
+        assert_eq!(net.clients[0].path_in_use().unwrap()["transport"], "tcp");
         let status = net.server.status();
         assert_eq!(status["tcp"]["listen"], "[::]:443");
         let remote = status["peers"][0]["session"]["remote"].as_str().unwrap();
@@ -105,7 +84,7 @@ fn a_client_whose_network_drops_udp_from_the_start_comes_over_tcp() {
         // The TCP connection is that of a known peer: it stays.
         std::thread::sleep(Duration::from_secs(17));
         net.clients[0].assert_ping("fd66::1", &[]);
-        assert_eq!(in_use(&net.clients[0].status()), Some("tcp"));
+        assert_eq!(net.clients[0].path_in_use().unwrap()["transport"], "tcp");
     }
 }
 
@@ -113,7 +92,7 @@ fn a_client_whose_network_drops_udp_from_the_start_comes_over_tcp() {
 fn a_tunnel_moves_to_tcp_when_udp_is_dropped_and_back_when_it_is_not() {
     let mut net = hotel(BOTH);
     net.start();
-    until(&net, "udp");
+    net.clients[0].until_path("transport", "udp");
     // A busy machine may have tried TCP, too.
     let is_unused = || (net.server.status()["tcp"]["connections"] == 0).then_some(());
     eventually("TCP is not used", is_unused);
@@ -125,15 +104,13 @@ fn a_tunnel_moves_to_tcp_when_udp_is_dropped_and_back_when_it_is_not() {
     let pinging = ping(&net);
     std::thread::sleep(Duration::from_secs(2));
     let_udp_through(&net, false);
-    until(&net, "tcp");
+    net.clients[0].until_path("transport", "tcp");
     net.clients[0].assert_ping("10.66.0.1", &[]);
     std::thread::sleep(Duration::from_secs(2));
     let_udp_through(&net, true);
-    until(&net, "udp");
-    let switches = net.clients[0].status()["switches"].clone();
-    let to_tcp = switches.as_array().unwrap().iter().find(|it| it["to-transport"] == "tcp");
-    let gap = to_tcp.unwrap()["gap"].as_f64().unwrap();
-    assert!(gap < SOON.as_secs_f64() * 1000.0, "{switches}");
+    net.clients[0].until_path("transport", "udp");
+    let gap = net.clients[0].gap_of_switch("to-transport", "tcp");
+    assert!(gap < SOON.as_secs_f64() * 1000.0, "{gap}");
     net.clients[0].assert_ping("10.66.0.1", &[]);
     let output = pinging.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -179,20 +156,17 @@ fn a_tcp_connection_that_somebody_resets_is_followed_by_another_one_in_the_same_
     let mut net = hotel("10.77.0.1:4433");
     let_udp_through(&net, false);
     net.start();
-    until(&net, "tcp");
-    nft(
-        &net,
-        &[
-            "add table inet cut",
-            "add chain inet cut input { type filter hook input priority -10; }",
-            "add rule inet cut input tcp dport 443 counter reject with tcp reset",
-        ],
-    );
+    net.clients[0].until_path("transport", "tcp");
+    net.nft(&[
+        "add table inet cut",
+        "add chain inet cut input { type filter hook input priority -10; }",
+        "add rule inet cut input tcp dport 443 counter reject with tcp reset",
+    ]);
     net.clients[0].ping("10.66.0.1", &["-c", "1", "-W", "1"]);
     eventually("the connection is gone", || {
         net.clients[0].log().contains("path error").then_some(())
     });
-    nft(&net, &["delete table inet cut"]);
+    net.nft(&["delete table inet cut"]);
     eventually("an answer", || {
         net.clients[0].ping("10.66.0.1", &["-c", "1", "-W", "1"]).status.success().then_some(())
     });
@@ -205,7 +179,7 @@ fn a_tcp_connection_that_stalled_is_followed_by_one_that_does_not_back_off() {
     let mut net = hotel("10.77.0.1:4433");
     let_udp_through(&net, false);
     net.start();
-    until(&net, "tcp");
+    net.clients[0].until_path("transport", "tcp");
     net.clients[0].assert_ping("10.66.0.1", &["-c", "3", "-i", "0.2"]);
     // The last retransmission in vain is after some 3.2 s; TCP gives up after five, 1.7 s from then.
     let_tcp_through(&net, false);

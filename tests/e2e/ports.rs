@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
 use crate::{
     harness::{Net, eventually, transfer},
     roaming::shown,
@@ -43,20 +41,7 @@ fn only_443(net: &Net, only: bool) {
     } else {
         &["delete table inet wifi"]
     };
-    for command in commands {
-        let status = net.server.namespace.command("nft").arg(command).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
-}
-
-/// The server's address on the path in use.
-fn in_use(status: &Value) -> Option<&str> {
-    let mut paths = status["paths"].as_array()?.iter();
-    paths.find(|path| path["state"] == "active")?["server"].as_str()
-}
-
-fn until(net: &Net, server: &str) {
-    eventually(server, || (in_use(&net.clients[0].try_status()?) == Some(server)).then_some(()));
+    net.nft(commands);
 }
 
 #[test]
@@ -74,7 +59,7 @@ fn a_network_that_lets_only_udp_443_out_carries_a_tunnel_at_once() {
     net.clients[0].assert_ping("10.66.0.1", &["-c", "1"]);
     let first = shown(begun.elapsed());
     assert!(first < SOON, "{first:?}");
-    assert_eq!(in_use(&net.clients[0].status()), Some("10.77.0.1:443"));
+    assert_eq!(net.clients[0].path_in_use().unwrap()["server"], "10.77.0.1:443");
     transfer(&net.clients[0], &net.server, "10.66.0.1", 4 << 20);
     transfer(&net.server, &net.clients[0], "10.66.0.2", 4 << 20);
 }
@@ -83,13 +68,13 @@ fn a_network_that_lets_only_udp_443_out_carries_a_tunnel_at_once() {
 fn a_port_that_is_dropped_in_mid_session_is_left_for_the_other_one_and_nothing_is_lost() {
     let mut net = two_ports();
     net.start();
-    until(&net, "10.77.0.1:4433");
+    net.clients[0].until_path("server", "10.77.0.1:4433");
     let mut ping = net.clients[0].namespace.command("ping");
     ping.args(["-n", "-q", "-i", "0.02", "-c", "500", "10.66.0.1"]);
     let pinging = ping.stdout(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(Duration::from_secs(2));
     only_443(&net, true);
-    until(&net, "10.77.0.1:443");
+    net.clients[0].until_path("server", "10.77.0.1:443");
     let status = net.clients[0].status();
     let switches = status["switches"].as_array().unwrap();
     let gap = switches.last().unwrap()["gap"].as_f64().unwrap();
@@ -105,5 +90,5 @@ fn a_port_that_is_dropped_in_mid_session_is_left_for_the_other_one_and_nothing_i
         let mut paths = status["paths"].as_array()?.iter();
         paths.find(|it| it["server"] == "10.77.0.1:4433" && it["state"] == "standby").map(|_| ())
     });
-    assert_eq!(in_use(&net.clients[0].status()), Some("10.77.0.1:443"));
+    assert_eq!(net.clients[0].path_in_use().unwrap()["server"], "10.77.0.1:443");
 }

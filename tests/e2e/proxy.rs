@@ -12,10 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd_lab::Process;
-use serde_json::Value;
-
 use crate::harness::{Net, eventually, transfer};
+use roamd_lab::Process;
 
 /// A name that only the proxy knows.
 const NAME: &str = "vpn.roamd.test";
@@ -67,35 +65,6 @@ fn squid(net: &Net) -> Process {
     proxy
 }
 
-/// Lets everything through, or the proxy alone.
-fn let_through(net: &Net, everything: bool) {
-    let commands: &[&str] = if everything {
-        &["delete table inet office"]
-    } else {
-        &[
-            "add table inet office",
-            "add chain inet office input { type filter hook input priority -10; }",
-            "add rule inet office input iifname c0 tcp dport 3128 accept",
-            "add rule inet office input iifname c0 meta l4proto { tcp, udp } counter drop",
-        ]
-    };
-    for command in commands {
-        let status = net.server.namespace.command("nft").arg(command).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
-}
-
-/// The path in use.
-fn in_use(status: &Value) -> Option<&Value> {
-    status["paths"].as_array()?.iter().find(|path| path["state"] == "active")
-}
-
-fn until(net: &Net, transport: &str) {
-    eventually(transport, || {
-        (in_use(&net.clients[0].try_status()?)?["transport"] == transport).then_some(())
-    });
-}
-
 fn text(command: &mut Command) -> String {
     String::from_utf8(command.output().unwrap().stdout).unwrap()
 }
@@ -103,7 +72,7 @@ fn text(command: &mut Command) -> String {
 #[test]
 fn where_only_the_proxy_reaches_out_the_tunnel_goes_through_it() {
     let (mut net, _proxy) = office(&format!("laptop:{PASSWORD}@"));
-    let_through(&net, false);
+    net.let_through(Some(3128));
     net.server.start();
     eventually("the server listens", || net.server.try_status());
     let begun = Instant::now();
@@ -113,7 +82,7 @@ fn where_only_the_proxy_reaches_out_the_tunnel_goes_through_it() {
     let first = begun.elapsed();
     assert!(first < SOON, "{first:?}");
     let status = net.clients[0].status();
-    let path = in_use(&status).unwrap();
+    let path = net.clients[0].path_in_use().unwrap();
     assert_eq!(
         (path["transport"].as_str(), path["server"].as_str()),
         (Some("proxy"), Some("10.77.0.1:3128"))
@@ -135,16 +104,12 @@ fn where_only_the_proxy_reaches_out_the_tunnel_goes_through_it() {
     let mut pinging = client.namespace.command("ping");
     pinging.args(["-n", "-q", "-i", "0.02", "-c", "2000", "10.66.0.1"]).stdout(Stdio::piped());
     let pinging = pinging.spawn().unwrap();
-    let_through(&net, true);
-    until(&net, "udp");
+    net.let_through(None);
+    net.clients[0].until_path("transport", "udp");
     std::thread::sleep(Duration::from_secs(2));
-    let_through(&net, false);
-    until(&net, "proxy");
-    // It is told of once something has come over the new path.
-    let gap = eventually("the switch is told of", || {
-        let switches = net.clients[0].try_status()?["switches"].clone();
-        switches.as_array()?.iter().find(|it| it["to-transport"] == "proxy")?["gap"].as_f64()
-    });
+    net.let_through(Some(3128));
+    net.clients[0].until_path("transport", "proxy");
+    let gap = net.clients[0].gap_of_switch("to-transport", "proxy");
     assert!(gap < SOON.as_secs_f64() * 1000.0, "{gap}");
     let output = pinging.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -155,7 +120,7 @@ fn where_only_the_proxy_reaches_out_the_tunnel_goes_through_it() {
 #[test]
 fn a_proxy_that_wants_a_password_says_so() {
     let (mut net, _proxy) = office("laptop:wrong@");
-    let_through(&net, false);
+    net.let_through(Some(3128));
     net.server.start();
     eventually("the server listens", || net.server.try_status());
     net.clients[0].start();
@@ -169,11 +134,11 @@ fn a_proxy_that_wants_a_password_says_so() {
 fn the_proxy_of_the_environment_is_taken_where_the_configuration_names_none() {
     let (mut net, _proxy) = office("");
     net.clients[0].amend("proxy = \"http://10.77.0.1:3128\"\n", "");
-    let_through(&net, false);
+    net.let_through(Some(3128));
     net.server.start();
     eventually("the server listens", || net.server.try_status());
     let proxy = format!("http://laptop:{PASSWORD}@10.77.0.1:3128");
     net.clients[0].start_with(&[("HTTPS_PROXY", &proxy)]);
     net.clients[0].connected();
-    until(&net, "proxy");
+    net.clients[0].until_path("transport", "proxy");
 }

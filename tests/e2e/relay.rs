@@ -116,45 +116,18 @@ fn envoy(certificate: &str, key: &str) -> Value {
     } })
 }
 
-/// Lets everything through, or the relay alone.
-fn let_through(net: &Net, everything: bool) {
-    let commands: &[&str] = if everything {
-        &["delete table inet cafe"]
-    } else {
-        &[
-            "add table inet cafe",
-            "add chain inet cafe input { type filter hook input priority -10; }",
-            "add rule inet cafe input iifname c0 tcp dport 8443 accept",
-            "add rule inet cafe input iifname c0 meta l4proto { tcp, udp } counter drop",
-        ]
-    };
-    for command in commands {
-        let status = net.server.namespace.command("nft").arg(command).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
-}
-
-fn until(net: &Net, transport: &str) {
-    eventually(transport, || {
-        let status = net.clients[0].try_status()?;
-        let mut paths = status["paths"].as_array()?.iter();
-        let active = paths.find(|path| path["state"] == "active")?;
-        (active["transport"] == transport).then_some(())
-    });
-}
-
 #[test]
 #[ignore = "needs Envoy: README.md says how to get it"]
 fn where_only_a_relay_reaches_out_the_tunnel_goes_through_it() {
     // In HTTP/1.1 Envoy 1.40 answers 200, where RFC 9298 §3.3 wants 101.
     let (mut net, _relay, certificate) = cafe();
-    let_through(&net, false);
+    net.let_through(Some(8443));
     net.server.start();
     eventually("the server listens", || net.server.try_status());
     net.clients[0].start_with(&[("SSL_CERT_FILE", &certificate)]);
     net.clients[0].connected();
     net.clients[0].assert_ping("10.66.0.1", &[]);
-    until(&net, "relay");
+    net.clients[0].until_path("transport", "relay");
     let shown = net.clients[0].tell(&["status"]).stdout;
     let shown = String::from_utf8(shown).unwrap();
     assert!(shown.contains("10.77.0.1:8443 (via relay)"), "{shown}");
@@ -164,11 +137,11 @@ fn where_only_a_relay_reaches_out_the_tunnel_goes_through_it() {
     let mut pinging = net.clients[0].namespace.command("ping");
     pinging.args(["-n", "-q", "-i", "0.02", "-c", "1500", "10.66.0.1"]);
     let pinging = pinging.stdout(Stdio::piped()).spawn().unwrap();
-    let_through(&net, true);
-    until(&net, "udp");
+    net.let_through(None);
+    net.clients[0].until_path("transport", "udp");
     std::thread::sleep(Duration::from_secs(2));
-    let_through(&net, false);
-    until(&net, "relay");
+    net.let_through(Some(8443));
+    net.clients[0].until_path("transport", "relay");
     let output = pinging.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains(" 0% packet loss"), "{text}");
@@ -179,7 +152,7 @@ fn where_only_a_relay_reaches_out_the_tunnel_goes_through_it() {
 #[ignore = "needs Envoy: README.md says how to get it"]
 fn a_relay_for_which_nobody_vouches_is_told() {
     let (mut net, _relay, _) = cafe();
-    let_through(&net, false);
+    net.let_through(Some(8443));
     net.server.start();
     eventually("the server listens", || net.server.try_status());
     net.clients[0].start();
