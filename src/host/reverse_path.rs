@@ -144,19 +144,18 @@ impl ReversePaths {
         if !sysctl::links().unwrap_or_default().iter().any(|link| is_strict(link)) {
             return Ok(ways);
         }
-        for server in &wanted.servers {
-            // The port does not matter to a route.
-            for path in candidates(&self.netlink, (*server, 0).into(), self.tunnel).await? {
-                let is_ignored = wanted.ignore.iter().any(|ignored| ignored.matches(&path.link));
-                if let IpAddr::V4(local) = path.source
-                    && !is_ignored
-                    && is_strict(&path.link)
-                    && let Some(route) =
-                        facts::route(&self.netlink, (*server).into(), Some(path.index)).await?
-                {
-                    let (link, server, router) = (path.index, *server, router(&route));
-                    ways.push(Way { link, local, server, router });
-                }
+        // The port does not matter to a route.
+        let servers: Vec<_> = wanted.servers.iter().map(|server| (*server, 0).into()).collect();
+        for path in candidates(&self.netlink, &servers, self.tunnel).await? {
+            let is_ignored = wanted.ignore.iter().any(|ignored| ignored.matches(&path.link));
+            if let (IpAddr::V4(local), IpAddr::V4(server)) = (path.source, path.server.ip())
+                && !is_ignored
+                && is_strict(&path.link)
+                && let Some(route) =
+                    facts::route(&self.netlink, server.into(), Some(path.index)).await?
+            {
+                let (link, router) = (path.index, router(&route));
+                ways.push(Way { link, local, server, router });
             }
         }
         Ok(ways)

@@ -148,17 +148,19 @@ impl fmt::Display for Unusable {
     }
 }
 
-/// Finds the links with a route to `server`; never the link `own`, which is the tunnel itself.
+/// Finds the links with a route to one of `servers`, by server; never the link `own`, which is the tunnel itself.
 pub(crate) async fn candidates(
     netlink: &Netlink,
-    server: SocketAddr,
+    servers: &[SocketAddr],
     own: u32,
 ) -> Result<Vec<Candidate>, rtnetlink::Error> {
-    let mut found = Vec::new();
-    for link in links(netlink).await? {
-        // Loopback carries a path only to an address of this very machine.
-        if link.header.index != own && (!is_loopback(&link) || server.ip().is_loopback()) {
-            found.extend(candidate(netlink, &link, server).await?);
+    let (links, mut found) = (links(netlink).await?, Vec::new());
+    for server in servers {
+        for link in &links {
+            // Loopback carries a path only to an address of this very machine.
+            if link.header.index != own && (!is_loopback(link) || server.ip().is_loopback()) {
+                found.extend(candidate(netlink, link, *server).await?);
+            }
         }
     }
     Ok(found)
@@ -338,8 +340,8 @@ mod tests {
     #[tokio::test]
     async fn many_look_for_links_at_once() {
         let netlink = Netlink::open().unwrap();
-        let server = "127.0.0.1:4433".parse().unwrap();
-        let found = join_all((0..20).map(|_| candidates(&netlink, server, 0))).await;
+        let servers = ["127.0.0.1:4433".parse().unwrap()];
+        let found = join_all((0..20).map(|_| candidates(&netlink, &servers, 0))).await;
         assert!(found.iter().all(|it| it.as_ref().is_ok_and(|it| !it.is_empty())), "{found:?}");
     }
 }

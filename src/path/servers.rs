@@ -186,10 +186,7 @@ pub(crate) fn choose_paths(
     for transport in Transport::ALL {
         let of_it = |(_, facts): &(_, LinkFacts)| facts.transport == transport;
         let mut of_it: Vec<_> = found.extract_if(.., |it| of_it(it)).collect();
-        let mut most = MOST_PATHS;
-        if transport.is_stream() {
-            most = MOST_OVER_TCP;
-        }
+        let most = if transport.is_stream() { MOST_OVER_TCP } else { MOST_PATHS };
         if transport == Transport::Tcp {
             of_it.sort_by_key(|(candidate, _)| Some(PathKey::from(candidate)) != active);
             let mut seen = HashSet::new();

@@ -71,12 +71,10 @@ impl Network for KernelNetwork {
         Box::pin(async move {
             let (preferences, metered) = (Preferences::new(paths), self.metered.load_full());
             let mut found = Vec::new();
-            for server in servers {
-                for candidate in candidates(&self.netlink, *server, self.own).await? {
-                    let is_metered = metered.contains(&candidate.link);
-                    if let Some(facts) = preferences.facts(&candidate, is_metered) {
-                        found.push((candidate, facts));
-                    }
+            for candidate in candidates(&self.netlink, servers, self.own).await? {
+                let is_metered = metered.contains(&candidate.link);
+                if let Some(facts) = preferences.facts(&candidate, is_metered) {
+                    found.push((candidate, facts));
                 }
             }
             Ok(found)
