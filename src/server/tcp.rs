@@ -251,7 +251,7 @@ impl Visit {
     /// Answers one request; `None` if it does not ask for datagrams.
     async fn upgrade(&self, stream: TcpStream, meter: &Arc<Meter>) -> io::Result<Option<Stream>> {
         settle(&stream, self.client.is_ipv4(), self.port.dscp)?;
-        let stream = self.port.acceptor.accept(Metered::new(stream, meter.clone())).await?;
+        let stream = self.port.acceptor.accept(Metered::of(stream, meter.clone())).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
         let stream: AnyIo = Box::new(stream);
         if is_http2 {

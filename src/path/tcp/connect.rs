@@ -31,7 +31,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     http2,
-    limited::Limited,
+    limited::{Limited, LimitedStream},
     stream::{AnyIo, Io, Stream},
     way::{Proxy, Way},
 };
@@ -112,7 +112,7 @@ pub(crate) fn settle(socket: &impl AsFd, is_ipv4: bool, dscp: u8) -> io::Result<
 
 /// Connects, and asks the server for its own UDP port.
 pub(super) async fn connect(socket: TcpSocket, to: SocketAddr, way: &Way) -> io::Result<Stream> {
-    let (stream, limit) = Limited::new(socket.connect(to).await?);
+    let (stream, limit) = Limited::of(socket.connect(to).await?);
     let (stream, server): (AnyIo, HostPort) = match way {
         Way::Direct => (Box::new(stream), to.into()),
         Way::Proxy(proxy) => (through(proxy, stream).await?, proxy.server.clone()),
@@ -151,7 +151,7 @@ async fn ask_for_datagrams<S: Io>(
 }
 
 /// Has a proxy connect to the server.
-async fn through(proxy: &Proxy, stream: Limited) -> io::Result<AnyIo> {
+async fn through(proxy: &Proxy, stream: LimitedStream) -> io::Result<AnyIo> {
     if !proxy.may_be_asked() {
         return Err(io::Error::other(format!("{REFUSED}; it is asked again later")));
     }

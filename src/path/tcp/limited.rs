@@ -12,17 +12,23 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::{AsyncRead, Join, ReadBuf, join},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 
 /// Bytes until the answer: two certificate chains and two headers, several times over.
 const MOST: usize = 64 * 1024;
 
-/// A TCP connection that ends after [`MOST`] bytes, unless the limit is lifted.
+/// A TCP connection that is read through [`Limited`].
+pub(super) type LimitedStream = Join<Limited, OwnedWriteHalf>;
+
+/// What is read of a TCP connection: it ends after [`MOST`] bytes, unless the limit is lifted.
 #[derive(Debug)]
 pub(super) struct Limited {
-    stream: TcpStream,
+    reader: OwnedReadHalf,
     left: usize,
     is_lifted: Arc<AtomicBool>,
 }
@@ -38,9 +44,11 @@ impl Limit {
 }
 
 impl Limited {
-    pub(super) fn new(stream: TcpStream) -> (Self, Limit) {
+    pub(super) fn of(stream: TcpStream) -> (LimitedStream, Limit) {
         let is_lifted = Arc::<AtomicBool>::default();
-        (Self { stream, left: MOST, is_lifted: is_lifted.clone() }, Limit(is_lifted))
+        let (reader, writer) = stream.into_split();
+        let limited = Self { reader, left: MOST, is_lifted: is_lifted.clone() };
+        (join(limited, writer), Limit(is_lifted))
     }
 }
 
@@ -51,45 +59,15 @@ impl AsyncRead for Limited {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.is_lifted.load(Relaxed) {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+            return Pin::new(&mut self.reader).poll_read(cx, buf);
         }
         if self.left == 0 {
             let error = format!("it sent {MOST} bytes and no answer");
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.reader).poll_read(cx, buf))?;
         self.left = self.left.saturating_sub(buf.filled().len() - before);
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Limited {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

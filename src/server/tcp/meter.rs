@@ -13,8 +13,11 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::{AsyncRead, Join, ReadBuf, join},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     time::{Sleep, sleep},
 };
 
@@ -44,10 +47,10 @@ impl Meter {
     }
 }
 
-/// A TCP connection whose client is read under a [`Meter`].
+/// What is read of a client under a [`Meter`].
 #[derive(Debug)]
 pub(super) struct Metered {
-    stream: TcpStream,
+    reader: OwnedReadHalf,
     meter: Arc<Meter>,
     /// Bytes that may be read; negative after more were.
     level: f64,
@@ -56,8 +59,10 @@ pub(super) struct Metered {
 }
 
 impl Metered {
-    pub(super) fn new(stream: TcpStream, meter: Arc<Meter>) -> Self {
-        Self { stream, meter, level: BURST, at: clock::now(), pause: None }
+    /// A TCP connection that is read in this way.
+    pub(super) fn of(stream: TcpStream, meter: Arc<Meter>) -> Join<Self, OwnedWriteHalf> {
+        let (reader, writer) = stream.into_split();
+        join(Self { reader, meter, level: BURST, at: clock::now(), pause: None }, writer)
     }
 
     fn may_read(&mut self, now: Instant) -> bool {
@@ -75,7 +80,7 @@ impl AsyncRead for Metered {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.meter.is_lifted() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+            return Pin::new(&mut self.reader).poll_read(cx, buf);
         }
         while !self.meter.is_lifted() && !self.may_read(clock::now()) {
             let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
@@ -83,39 +88,9 @@ impl AsyncRead for Metered {
             self.pause = None;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.reader).poll_read(cx, buf))?;
         self.level -= (buf.filled().len() - before) as f64;
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Metered {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -136,7 +111,7 @@ mod tests {
         let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let meter = Arc::<Meter>::default();
-        let mut reader = Metered::new(stream, meter.clone());
+        let mut reader = Metered::of(stream, meter.clone());
         let writing = tokio::spawn(async move { sender.write_all(&vec![7; ALL]).await });
         let (mut buffer, mut count) = (vec![0; 4096], 0);
         let begun = clock::now();
