@@ -48,8 +48,6 @@ pub(crate) const PATH: &str = "/.well-known/masque/udp/localhost/";
 pub(crate) const UPGRADE: &str = "connect-udp";
 /// RFC 9297 §3.4.
 pub(super) const CAPSULES: HeaderName = HeaderName::from_static("capsule-protocol");
-/// How the error begins of a proxy that refused user and password.
-const REFUSED: &str = "the proxy answered with HTTP status 407 Proxy Authentication Required";
 /// Headers in which a proxy says why: RFC 9209, and squid's own.
 const REASONS: [HeaderName; 2] =
     [HeaderName::from_static("proxy-status"), HeaderName::from_static("x-squid-error")];
@@ -153,7 +151,9 @@ async fn ask_for_datagrams<S: Io>(
 /// Has a proxy connect to the server.
 async fn through(proxy: &Proxy, stream: LimitedStream) -> io::Result<AnyIo> {
     if !proxy.may_be_asked() {
-        return Err(io::Error::other(format!("{REFUSED}; it is asked again later")));
+        let status = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+        let reason = "; it is asked again later".into();
+        return Err(io::Error::other(Refused { whom: "the proxy".into(), status, reason }));
     }
     let stream: AnyIo = match &proxy.tls {
         Some((name, tls)) => {
@@ -184,7 +184,8 @@ impl Proxy {
     /// The error of an answer, without the secret that it may repeat.
     fn told(&self, error: io::Error) -> io::Error {
         let text = error.to_string();
-        if text.starts_with(REFUSED) {
+        let refused = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
+        if refused.is_some_and(|it| it.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
             self.patience.lock().unwrap_or_else(PoisonError::into_inner).refused(clock::now());
         }
         let secret = self.credentials.as_ref().and_then(|it| it.to_str().ok()?.split_once(' '));
@@ -228,14 +229,25 @@ async fn ask(
     Stream::of(upgraded)
 }
 
-/// An answer that is not the one that was wanted. One that may be another in a moment is no [answer](is_answer).
+/// An answer that is not the one that was wanted.
+#[derive(Debug, thiserror::Error)]
+#[error("{whom} answered with HTTP status {status}{reason}")]
+struct Refused {
+    whom: String,
+    status: StatusCode,
+    /// What follows, such as its own words behind a colon.
+    reason: String,
+}
+
+/// The error of an answer that is not the one that was wanted. One that may be another in a moment is no
+/// [answer](is_answer).
 pub(super) fn refused<B>(whom: &str, response: &Response<B>) -> io::Error {
     let status = response.status();
     let may_pass = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
     let kind = if may_pass { io::ErrorKind::ConnectionAborted } else { io::ErrorKind::Other };
     let reason = REASONS.iter().find_map(|name| response.headers().get(name)?.to_str().ok());
     let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-    io::Error::new(kind, format!("{whom} answered with HTTP status {status}{reason}"))
+    io::Error::new(kind, Refused { whom: whom.into(), status, reason })
 }
 
 /// The connection ended in the middle of HTTP, or what came was not HTTP.
