@@ -280,9 +280,11 @@ impl<'a> Roamer<'a> {
         self.datapath.session.use_standby(standby, again);
     }
 
-    /// What the server says after its welcome: nothing so far.
+    /// What the server says after its welcome.
     fn heed(&self, message: Message) {
         match message {
+            // There is one server, and its goodbye is the sign to look for it again.
+            Message::GoAway(_) => debug!("the server will stop"),
             Message::Hello(_) | Message::Welcome(_) => self.messages.refuse(),
         }
     }

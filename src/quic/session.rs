@@ -85,6 +85,7 @@ pub async fn open(
         instance: Some(instance),
         repair: true,
         copies: true,
+        moves: false,
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))
@@ -99,7 +100,7 @@ async fn say_hello(
     match messages.next().await? {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((messages, welcome)),
         Message::Welcome(welcome) => Err(SessionError::Version { theirs: vec![welcome.version] }),
-        Message::Hello(_) => Err(SessionError::Unexpected),
+        Message::Hello(_) | Message::GoAway(_) => Err(SessionError::Unexpected),
     }
 }
 
@@ -121,7 +122,7 @@ async fn answer_hello(
     let mut messages = MessageStream::new(connection, connection.accept_bi().await?);
     let hello = match messages.next().await? {
         Message::Hello(hello) => hello,
-        Message::Welcome(_) => return Err(SessionError::Unexpected),
+        Message::Welcome(_) | Message::GoAway(_) => return Err(SessionError::Unexpected),
     };
     let Some(version) = VERSIONS.into_iter().find(|version| hello.versions.contains(version))
     else {

@@ -113,7 +113,7 @@ impl Server {
 async fn listen(messages: &mut MessageStream) -> Infallible {
     loop {
         match messages.received().await {
-            Message::Hello(_) | Message::Welcome(_) => messages.refuse(),
+            Message::Hello(_) | Message::Welcome(_) | Message::GoAway(_) => messages.refuse(),
         }
     }
 }

@@ -61,6 +61,7 @@ mod tests {
             instance: Some(number),
             repair: false,
             copies: false,
+            moves: false,
         })
     }
 

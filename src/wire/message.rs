@@ -30,6 +30,9 @@ pub enum Message {
     /// Server to client: the session stands.
     #[n(1)]
     Welcome(#[n(0)] Welcome),
+    /// Server to client, at any time: the server will stop, and serves this session until then.
+    #[n(3)]
+    GoAway(#[n(0)] GoAway),
 }
 
 /// What the client can do.
@@ -57,6 +60,10 @@ pub struct Hello {
     #[n(6)]
     #[cbor(default)]
     pub copies: bool,
+    /// Whether the client has another server to go to when this one will stop.
+    #[n(7)]
+    #[cbor(default)]
+    pub moves: bool,
 }
 
 /// What the client must know to set up its side.
@@ -105,6 +112,15 @@ pub struct Welcome {
     #[n(12)]
     #[cbor(default)]
     pub copies: bool,
+}
+
+/// The server will stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct GoAway {
+    /// How long it serves this session from here on, in milliseconds.
+    #[n(0)]
+    pub within: u32,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -186,6 +202,7 @@ mod tests {
             instance: None,
             repair: false,
             copies: false,
+            moves: false,
         }
     }
 
@@ -205,20 +222,24 @@ mod tests {
             (
                 proptest::collection::vec(any::<u16>(), 0..4),
                 ".*",
-                any::<[bool; 2]>(),
+                any::<[bool; 3]>(),
                 any::<Option<u64>>()
             )
-                .prop_map(|(versions, software, [unchecked, repair], instance)| {
-                    let software = software.into();
-                    Message::Hello(Hello {
-                        versions,
-                        software,
-                        unchecked,
-                        instance,
-                        repair,
-                        copies: repair,
-                    })
-                }),
+                .prop_map(
+                    |(versions, software, [unchecked, repair, moves], instance)| {
+                        let software = software.into();
+                        Message::Hello(Hello {
+                            versions,
+                            software,
+                            unchecked,
+                            instance,
+                            repair,
+                            copies: repair,
+                            moves,
+                        })
+                    }
+                ),
+            any::<u32>().prop_map(|within| Message::GoAway(GoAway { within })),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<[bool; 2]>(), nets())
                 .prop_map(|(version, software, name, addresses, routes, mtu, flags, dns)| {
                     let [unchecked, repair] = flags;
@@ -271,8 +292,8 @@ mod tests {
     fn unknown_keys_and_messages_of_a_newer_version_are_skipped() {
         // [99, [{}]] is a message that we do not know.
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
-        // [0, [{0: [1], 1: "x", 7: true}]] is a hello with a key that we do not know.
-        let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 7, 0xf5];
+        // [0, [{0: [1], 1: "x", 23: true}]] is a hello with a key that we do not know.
+        let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 23, 0xf5];
         let hello = Hello { software: "x".into(), ..hello() };
         assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
@@ -297,9 +318,10 @@ mod tests {
             instance: Some(0x1234),
             repair: true,
             copies: true,
+            moves: false,
         });
         let shown =
-            b"\x00\x1e\x82\x00\x81\xa6\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5";
+            b"\x00\x20\x82\x00\x81\xa7\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5\x07\xf4";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 

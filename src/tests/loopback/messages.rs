@@ -75,6 +75,7 @@ fn message(number: u64) -> Message {
         instance: Some(number),
         repair: true,
         copies: true,
+        moves: false,
     })
 }
 

@@ -57,6 +57,7 @@ fn samples() -> Vec<Message> {
             instance: Some(1),
             repair: true,
             copies: true,
+            moves: true,
         }),
         Message::Welcome(Welcome {
             version: 1,
@@ -72,6 +73,7 @@ fn samples() -> Vec<Message> {
             repair: true,
             copies: true,
         }),
+        Message::GoAway(GoAway { within: 1 }),
     ]
 }
 
@@ -80,6 +82,7 @@ fn name(message: &Message) -> &'static str {
     match message {
         Message::Hello(_) => "hello",
         Message::Welcome(_) => "welcome",
+        Message::GoAway(_) => "goaway",
     }
 }
 
