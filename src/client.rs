@@ -23,6 +23,7 @@ mod portals;
 mod reload;
 mod rival;
 mod roam;
+mod servers;
 mod upkeep;
 mod view;
 
@@ -40,9 +41,9 @@ use tracing::info;
 use self::{
     command::Order,
     desired::Desired,
-    dial::Dialer,
     greeting::{Terms, instance},
     roam::Roaming,
+    servers::Servers,
     view::Shown,
 };
 use crate::{
@@ -62,13 +63,8 @@ use crate::{
     },
     identity::PublicKey,
     link::{monitor::Monitor, netlink::Netlink},
-    path::{
-        handshake::Handshake,
-        network::{Network, kernel::KernelNetwork},
-        probe::Probes,
-        servers::{Detours, ServerAddresses},
-    },
-    quic::{self, close, congestion::CongestionHandle, tls},
+    path::network::{Network, kernel::KernelNetwork},
+    quic::close,
     task::apart,
     tunnel::{
         counters::Counters,
@@ -92,8 +88,10 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// The client, apart from this machine's device, links and signals.
 pub(crate) struct Client {
     key: PublicKey,
-    dialer: Dialer,
+    servers: Servers,
     roaming: Roaming,
+    /// What a hello says beside which servers there are.
+    terms: Terms,
     tun: Box<dyn PacketSink>,
     queue: Queue,
     counters: Counters,
@@ -140,10 +138,8 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         let client = client.clone();
         move || crate::daemon::status::Status::client(client.status())
     })?;
-    let (admission, admissions) = mpsc::channel(1);
-    client.roaming.names.admit_through(admission);
-    let (admission, by_detours) = mpsc::channel(1);
-    client.roaming.detours.admit_through(admission);
+    let (requests, admissions) = mpsc::channel(1);
+    client.servers.admit_through(requests);
     let mut host_of_sessions = wish.clone();
     let ended = tokio::select! {
         ended = apart(client.carry(device.reader(), &mut host_of_sessions, &mut ordered)) => ended,
@@ -151,7 +147,6 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         failed = apart(daemon.hangups(|| client.reload(&daemon, wish.clone()))) => failed.map(|never| match never {}),
         never = apart(client.keep_names()) => match never {},
         never = apart(client.admit(wish.clone(), admissions)) => match never {},
-        never = apart(client.admit_detours(wish.clone(), by_detours)) => match never {},
         never = apart(metered::watch(|found| links.meter(found))) => match never {},
         never = apart(client.end_start()) => match never {},
         never = apart(systemd::watchdog(&client.roaming.heart)) => match never {},
@@ -182,38 +177,15 @@ impl Client {
         device: Box<dyn PacketSink>,
         reports: Reports,
     ) -> anyhow::Result<Self> {
-        let ClientConfig { private_key, server, tun, quic, .. } = &*config;
+        let ClientConfig { private_key, tun, .. } = &*config;
         let in_force = watch::Sender::new(config.clone());
-        let events = Events::default();
-        let names = Arc::new(ServerAddresses::new(&server.addresses));
-        let detours = Arc::new(Detours::new());
-        network.lead_to(server, detours.clone());
-        let congestion = CongestionHandle::default();
-        let handshake =
-            |alpn, transport| Handshake::new(private_key, server.public_key, alpn, transport);
-        let tunnel = handshake(tls::TUNNEL, quic::transport(quic, tun.mtu, congestion.clone()))?;
-        let instance = instance()?;
-        let roaming = Roaming {
-            network: network.clone(),
-            names: names.clone(),
-            detours: detours.clone(),
-            probes: Probes {
-                handshake: handshake(tls::PROBE, quic::probe_transport())?,
-                process: instance,
-            },
-            heart: Heart::default(),
-            congestion,
-            silence: Notify::new(),
-        };
-        let terms = Terms {
-            congestion: roaming.congestion.clone(),
-            unchecked: device.completes_checksums(),
-            instance,
-        };
+        let (events, instance) = (Events::default(), instance()?);
+        let unchecked = device.completes_checksums();
         Ok(Self {
             key: private_key.public_key(),
-            dialer: Dialer::new((names, detours), tunnel, network, terms, in_force.subscribe()),
-            roaming,
+            servers: Servers::new(&config, network.clone(), instance)?,
+            roaming: Roaming { network, heart: Heart::default(), silence: Notify::new() },
+            terms: Terms { unchecked, instance, moves: false },
             tun: device,
             queue: Queue::new(QUEUE),
             counters: Counters::default(),

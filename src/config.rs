@@ -155,8 +155,8 @@ impl Config {
 pub struct ClientConfig {
     /// This host's key, from `private-key-file`.
     pub private_key: PrivateKey,
-    /// Where the tunnel leads.
-    pub server: ServerPeer,
+    /// Where the tunnel leads: one of these, at least one, the preferred one first.
+    pub servers: Vec<ServerPeer>,
     /// The TUN device.
     pub tun: ClientTun,
     /// How paths are chosen.
@@ -175,7 +175,6 @@ impl ClientConfig {
     pub fn takes_restart(&self, new: &Self) -> Vec<&'static str> {
         let changed = [
             ("private-key", self.private_key.public_key() != new.private_key.public_key()),
-            ("server.public-key", self.server.public_key != new.server.public_key),
             ("tun.name", self.tun.name != new.tun.name),
             ("tun.mtu", self.tun.mtu != new.tun.mtu),
             ("tun.offload", self.tun.offload != new.tun.offload),
@@ -191,7 +190,7 @@ impl ClientConfig {
     pub fn reloaded(&self, new: Self) -> Self {
         Self {
             private_key: self.private_key.clone(),
-            server: ServerPeer { public_key: self.server.public_key, ..new.server },
+            servers: new.servers,
             tun: ClientTun {
                 name: self.tun.name.clone(),
                 mtu: self.tun.mtu,
@@ -210,9 +209,11 @@ fn only_changed(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
     keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect()
 }
 
-/// The server, as a client knows it.
+/// A server, as a client knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerPeer {
+    /// For people; without one its first address.
+    pub name: String,
     /// Names and addresses, at least one; all are tried.
     pub addresses: Vec<HostPort>,
     /// Its TCP port, for networks that let no UDP out, if it has one.
@@ -283,6 +284,8 @@ pub struct Paths {
     pub standby_check: Option<Duration>,
     /// Bytes a minute of copies that may go over a metered standby, each way.
     pub metered_copies: u32,
+    /// Whether the next server is asked now and then over a metered link, too.
+    pub metered_reserve: bool,
     /// Best first; a link is ranked by the first one that matches.
     pub prefer: Vec<Preference>,
     /// Links that are never used: names in which `*` and `?` are wildcards.

@@ -82,10 +82,10 @@ pub(crate) struct Layout {
     pub everything: bool,
     /// Whether everything is let out to reach a captive portal.
     pub is_open: bool,
-    /// The server's addresses: only there may go what carries the tunnel.
+    /// The servers' addresses: only there may go what carries the tunnel.
     pub servers: Vec<SocketAddr>,
-    /// The server's TCP port: there it may go as well.
-    pub tcp_port: Option<u16>,
+    /// The servers' TCP ports: there it may go as well.
+    pub tcp_ports: Vec<u16>,
     /// TCP ports of those who lead to the server: there it may go, too.
     pub detours: Vec<SocketAddr>,
     /// Links that never carry it, as the configuration names them.

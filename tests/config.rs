@@ -146,7 +146,7 @@ fn invalid_files_give_the_expected_message() {
 #[test]
 fn everything_but_keys_and_addresses_has_a_default() {
     let client = client("tests/data/valid/client-least.toml");
-    assert_eq!(client.server.addresses[0].to_string(), "vpn.example.net:4433");
+    assert_eq!(client.servers[0].addresses[0].to_string(), "vpn.example.net:4433");
     assert_eq!(
         (client.tun.name.as_str(), client.tun.mtu, client.tun.routes),
         ("roam0", 1400, None)
@@ -172,7 +172,7 @@ fn everything_but_keys_and_addresses_has_a_default() {
 #[test]
 fn a_clients_values_arrive_where_they_are_used() {
     let client = client("tests/data/valid/client-full.toml");
-    let addresses: Vec<_> = client.server.addresses.iter().map(ToString::to_string).collect();
+    let addresses: Vec<_> = client.servers[0].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(
         addresses,
         ["vpn.example.net:4433", "[2001:db8::1]:4434", "[2001:db8::2]:4433", "192.0.2.1:4433"]
@@ -189,6 +189,22 @@ fn a_clients_values_arrive_where_they_are_used() {
     assert_eq!((client.quic.congestion, client.quic.dscp), (Congestion::Bbr, 46));
     assert!(!client.tun.offload);
     assert_eq!(client.log.format, LogFormat::Json);
+}
+
+#[test]
+fn several_servers_have_names_and_the_environment_sets_none_of_their_keys() {
+    let path = "tests/data/valid/client-several-servers.toml";
+    let client = client(path);
+    let servers = client.servers.iter().map(|server| (server.name.as_str(), server.tcp_port));
+    let servers: Vec<_> = servers.collect();
+    assert_eq!(servers, [("berlin", Some(443)), ("[2001:db8::2]:443", None)]);
+    assert!(client.paths.metered_reserve);
+    let directory = Directory::new();
+    let variable = [("ROAMD_SERVER__ADDRESS", "192.0.2.9")];
+    let message = directory.message(directory.load(&fixture(path), &variable));
+    let expected =
+        "ROAMD_SERVER__ADDRESS: server.address is in a list of tables, which only the file can set";
+    assert_eq!(message, expected);
 }
 
 #[test]
@@ -229,7 +245,7 @@ fn the_environment_overrides_the_file() {
     let Config::Client(client) = loaded.config else { panic!("not a client") };
     assert_eq!(client.quic.idle_timeout, Duration::from_secs(45));
     assert_eq!((client.tun.mtu, client.tun.name.as_str()), (1300, "0"));
-    let addresses: Vec<_> = client.server.addresses.iter().map(ToString::to_string).collect();
+    let addresses: Vec<_> = client.servers[0].addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["a.example:4433", "b.example:1"]);
     assert_eq!(client.log.level.to_string(), "roamd=debug,warn");
 }

@@ -8,22 +8,23 @@ use tracing::{debug, info, warn};
 use super::{
     Client,
     command::{Order, next_choice, no_way},
-    dial::Loss,
+    dial::{Loss, Round, dial},
     ended::{Ended, Refusal},
-    greeting::Reached,
+    greeting::{Reached, Terms},
     pauses::{Pause, Pauses},
     rival::Rival,
     roam::{Datapath, Roamer},
+    servers::InOrder,
     view::{Line, milliseconds},
 };
 use crate::{
     clock,
     daemon::{control::Reply, systemd},
     host::Setup,
+    identity::PublicKey,
     path::{
         handshake::HandshakeError,
         manager::{self, Choice, Manager, Settings},
-        network,
     },
     task::apart,
     tunnel::{egress, pump},
@@ -44,7 +45,7 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let mut pauses = Pauses::default();
-        let mut loss = Loss { at: clock::now(), answered: None, left: None };
+        let mut loss = Loss::none();
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
@@ -60,7 +61,8 @@ impl Client {
             if self.shown.sessions() > sessions {
                 let in_use = self.shown.in_use();
                 let left = in_use.as_ref().filter(|_| ended.is_goodbye()).map(|it| it.server);
-                loss = Loss { at: clock::now(), answered: ended.answered(in_use), left };
+                let (answered, server) = (ended.answered(in_use), self.shown.server());
+                loss = Loss { at: clock::now(), server, answered, left };
             }
             if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();
@@ -138,13 +140,12 @@ impl Client {
     async fn choose(&self, choice: Option<Choice>, manager: &mut Manager) -> Reply {
         let done = match &choice {
             Some(Choice { link, pinned }) => {
-                let servers = self.roaming.names.known();
                 let config = self.config.borrow().clone();
-                let (server, paths) = (&config.server, &config.paths);
-                let detours = self.roaming.detours.known(server);
-                let network = &*self.roaming.network;
-                let found = network::find(network, server, &servers, &detours, paths).await;
-                let found = found.unwrap_or_default();
+                let mut found = Vec::new();
+                for server in &*self.servers.all() {
+                    let there = server.find(&server.names.known(), &config.paths).await;
+                    found.extend(there.unwrap_or_default());
+                }
                 let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
                 if !links().any(|other| other == link) {
                     return no_way(link, links());
@@ -183,8 +184,17 @@ impl Client {
             self.not_connected(&reason);
         };
         let dialed = loop {
+            let servers = self.servers.all();
+            let round = Round {
+                servers: loss.order(&servers, None),
+                dialing: manager.dialing().clone(),
+                early: early.clone(),
+                loss: loss.clone(),
+                terms: Terms { moves: servers.len() > 1, ..self.terms },
+                silent: &silent,
+            };
             tokio::select! {
-                dialed = self.dialer.dial(manager, early.clone(), loss.clone(), silent) => break dialed,
+                dialed = dial(round, self.config.subscribe()) => break dialed,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
                     let _ = reply.send(self.choose(choice, manager).await);
                 }
@@ -218,12 +228,14 @@ impl Client {
             Err(ended) => return Ok(ended),
         };
         let (connected, welcome) = (&reached.connected, reached.welcome.clone());
+        let server = reached.server.clone();
         let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
         let line = Line {
             connection: connection.clone(),
             endpoint: connected.underlay.endpoint().clone(),
             socket: connected.underlay.socket().clone(),
-            congestion: self.roaming.congestion.clone(),
+            congestion: server.congestion.clone(),
+            server: (server.key(), server.name().into()),
             software: welcome.software.clone(),
             since: clock::wall(),
         };
@@ -233,16 +245,17 @@ impl Client {
             repair: welcome.repair,
             copies: welcome.copies,
         };
-        let session = &Arc::new(pump::Session::new(terms, &self.roaming.congestion));
+        let session = &Arc::new(pump::Session::new(terms, &server.congestion));
         // From here on the path is watched: the host may take its time.
-        let Self { roaming, shown, queue, counters, .. } = self;
+        let Self { roaming, shown, servers, queue, counters, .. } = self;
         let datapath = Datapath { queue, counters, session: session.clone() };
-        let roamer = Roamer::new(roaming, shown, datapath, manager, orders, config, reached);
+        let roamer =
+            Roamer::new((roaming, shown, servers), datapath, manager, orders, config, reached);
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
             }
-            let rtt = self.roaming.congestion.shortest_round_trip();
+            let rtt = server.congestion.shortest_round_trip();
             info!(
                 link = candidate.link,
                 local = %candidate.source,
@@ -254,7 +267,7 @@ impl Client {
                 "connected"
             );
             self.shown.connected(line, &candidate);
-            self.dialer.attempts.clear();
+            self.servers.all().iter().for_each(|server| server.attempts.clear());
             let deliver = |batch: &mut Vec<Packet>| self.deliver(batch);
             let downlink = pump::downlink(&connection, &self.counters, session, deliver);
             tokio::select! {
@@ -270,6 +283,16 @@ impl Client {
         tokio::select! {
             ended = apart(carry) => Ok(ended),
             forgotten = apart(roamer.run()) => forgotten.map(Ended::Forgotten),
+            () = self.removed(server.key()) => Ok(Ended::Removed),
+        }
+    }
+
+    /// Waits until the configuration does not have the server with this key any more.
+    async fn removed(&self, key: PublicKey) {
+        let mut changes = self.servers.changes();
+        let is_gone = |servers: &InOrder| servers.iter().all(|server| server.key() != key);
+        if changes.wait_for(is_gone).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 

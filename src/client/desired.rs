@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -22,9 +23,9 @@ use super::{
     plan::{inside, layout, sealing},
 };
 use crate::{
-    config::ClientConfig,
+    config::{ClientConfig, ServerPeer},
     host::{HostError, Layout, facts::Facts, interface::LeftOut},
-    path::servers::written_down,
+    path::servers::{Owner, written_down},
     quic::close,
     tunnel::inside::Inside,
     wire::message::Welcome,
@@ -33,10 +34,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Desired {
     config: Arc<ClientConfig>,
-    /// The server's addresses as they were found, and the one in use.
-    pub(super) found: Vec<SocketAddr>,
-    /// The addresses of those who lead there, as they were found.
-    pub(super) detours: Vec<SocketAddr>,
+    /// The addresses of servers and of those who lead there, as they were found, with the one in use.
+    pub(super) found: BTreeMap<Owner, Vec<SocketAddr>>,
     /// What the server said last.
     pub(super) welcome: Option<Welcome>,
     /// What was taken of it last.
@@ -99,8 +98,7 @@ impl Desired {
     pub(super) fn new(config: Arc<ClientConfig>) -> Self {
         Self {
             config,
-            found: Vec::new(),
-            detours: Vec::new(),
+            found: BTreeMap::new(),
             welcome: None,
             taken: None,
             in_session: false,
@@ -126,9 +124,13 @@ impl Desired {
     /// was taken last stays: another network may have a use for the inner address for a while.
     pub(super) fn plan(&self) -> Result<Plan, OfferError> {
         let tun = &self.config.tun;
-        let servers: Vec<_> = self.written_down().chain(self.found.iter().copied()).collect();
-        let written_down = written_down(&self.config.server).map(|(_, at)| at);
-        let detours: Vec<_> = written_down.chain(self.detours.iter().copied()).collect();
+        let (mut servers, mut detours) = (Vec::new(), Vec::new());
+        for server in &self.config.servers {
+            servers.extend(addresses(server));
+            servers.extend(self.found(Owner::Server(server.public_key)));
+            detours.extend(written_down(server).map(|(_, at)| at));
+            detours.extend(self.found(Owner::Detours(server.public_key)));
+        }
         let taken = match &self.welcome {
             Some(welcome) => {
                 let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
@@ -144,18 +146,24 @@ impl Desired {
         let inside = inside(&layout, &self.facts);
         layout.everything = tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
         (layout.servers, layout.detours) = (servers, detours);
-        layout.tcp_port = self.config.server.tcp_port;
+        layout.tcp_ports = self.config.servers.iter().filter_map(|it| it.tcp_port).collect();
+        layout.tcp_ports.sort_unstable();
+        layout.tcp_ports.dedup();
         layout.ignored.clone_from(&self.config.paths.ignore);
         let layout = if self.portal { layout.opened() } else { layout };
         Ok(Plan { layout, inside, taken })
     }
 
-    /// The server's addresses that need no resolver.
-    fn written_down(&self) -> impl Iterator<Item = SocketAddr> {
-        self.config.server.addresses.iter().filter_map(|server| {
-            server.host.parse::<IpAddr>().ok().map(|host| SocketAddr::new(host, server.port))
-        })
+    fn found(&self, owner: Owner) -> impl Iterator<Item = SocketAddr> {
+        self.found.get(&owner).into_iter().flatten().copied()
     }
+}
+
+/// The addresses of a server that need no resolver.
+fn addresses(server: &ServerPeer) -> impl Iterator<Item = SocketAddr> {
+    server.addresses.iter().filter_map(|server| {
+        server.host.parse::<IpAddr>().ok().map(|host| SocketAddr::new(host, server.port))
+    })
 }
 
 #[cfg(test)]

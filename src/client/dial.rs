@@ -1,6 +1,7 @@
-//! Reaching the server: all its addresses, over every link with a route to them, raced.
+//! Reaching a server: all addresses of each, over every link with a route to them, raced.
 //!
-//! Attempts start a moment apart, best link first (RFC 8305 §5), and each starts further handshakes at a
+//! The search for one server starts a moment after that for the one before it, and at once when that is over. Its attempts
+//! start a moment apart, best link first (RFC 8305 §5), and each starts further handshakes at a
 //! steady pace; one over TCP starts a moment after that over UDP on the same link. The first handshake to complete asks for a session, while the race goes on:
 //!
 //! ```text
@@ -16,13 +17,18 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    mem,
+    future, mem,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use quinn::ConnectionError;
 use tokio::{sync::mpsc, task::JoinSet, time};
 use tracing::debug;
@@ -33,21 +39,26 @@ use super::{
     ended::Ended,
     greeting::{Greeting, Reached, Terms},
     reload::InForce,
+    servers::RemoteServer,
 };
 use crate::{
     clock,
+    identity::PublicKey,
     link::candidate::{Candidate, Transport},
     path::{
-        handshake::{Attempt, Connected, Handshake, HandshakeError},
-        manager::{HEAD_START, Manager},
-        network::{self, Network, NetworkError},
-        servers::{Detours, ResolveError, ServerAddresses},
+        handshake::{Attempt, Connected, HandshakeError},
+        manager::{Dialing, HEAD_START},
+        network::NetworkError,
+        servers::ResolveError,
     },
     quic::{HANDSHAKE_TIMEOUT, close, session::SessionError},
 };
 
 /// From one attempt to the next ("Connection Attempt Delay", RFC 8305 §5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// From the first attempt at one server to the first at the next. One that is reached within a common round trip of a mobile
+/// network has answered by then.
+const SERVER_STAGGER: Duration = Duration::from_millis(300);
 /// From one look at links and routes to the next, at least.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Handshakes that are complete and wait to be looked at.
@@ -101,57 +112,254 @@ fn list(addresses: &[SocketAddr]) -> String {
 #[derive(Clone, Debug)]
 pub(super) struct Loss {
     pub(super) at: Instant,
+    /// The server.
+    pub(super) server: Option<PublicKey>,
     /// The path over which the server answered that it does not know the connection: it is tried first.
     pub(super) answered: Option<Candidate>,
     /// The address at which the server said goodbye: it is tried last.
     pub(super) left: Option<SocketAddr>,
 }
 
-/// Connects.
-pub(super) struct Dialer {
-    names: Arc<ServerAddresses>,
-    detours: Arc<Detours>,
-    handshake: Handshake,
-    network: Arc<dyn Network>,
-    terms: Terms,
-    config: InForce,
-    /// What became of the attempts so far, for people.
-    pub(super) attempts: Arc<Attempts>,
-}
-
-impl Dialer {
-    /// A dialer for the server of the configuration that is in force, with these `names` and `detours` over `network`.
-    /// The server is asked for a session on these `terms`.
-    pub(super) fn new(
-        (names, detours): (Arc<ServerAddresses>, Arc<Detours>),
-        handshake: Handshake,
-        network: Arc<dyn Network>,
-        terms: Terms,
-        config: InForce,
-    ) -> Self {
-        Self { names, detours, handshake, network, terms, config, attempts: Arc::default() }
+impl Loss {
+    /// Nothing was lost.
+    pub(super) fn none() -> Self {
+        Self { at: clock::now(), server: None, answered: None, left: None }
     }
 
-    /// One round: races all addresses over all links, in the `manager`'s order and also those that are found
-    /// meanwhile, for a session. Packets of `early` go with the first packet of each attempt, where the server lets
-    /// that be. A server that does not answer soon is told to `silent`.
-    ///
-    /// Cancel safe: what it opened is closed.
-    pub(super) async fn dial(
+    /// The same as one server is concerned.
+    fn of(&self, server: &RemoteServer) -> Self {
+        let is_it = self.server == Some(server.key());
+        let (answered, left) = (self.answered.clone(), self.left);
+        Self { answered: answered.filter(|_| is_it), left: left.filter(|_| is_it), ..*self }
+    }
+
+    /// Sorts servers into the order in which to try them: one that answered that it does not know the connection first, then
+    /// the `chosen` one, one that said goodbye last.
+    pub(super) fn order(
         &self,
-        manager: &Manager,
-        early: Arc<[Bytes]>,
-        loss: Loss,
-        silent: impl Fn(&HandshakeError),
-    ) -> Result<Reached, Ended> {
-        Race::new(self, manager, early, loss).run(silent).await
+        servers: &[Arc<RemoteServer>],
+        chosen: Option<PublicKey>,
+    ) -> Vec<Arc<RemoteServer>> {
+        let mut servers = servers.to_vec();
+        servers.sort_by_key(|server| {
+            let Self { answered, left, .. } = self.of(server);
+            (answered.is_none(), left.is_some(), Some(server.key()) != chosen)
+        });
+        servers
     }
 }
 
-/// One round of attempts.
+/// What is dialed, and how.
+pub(super) struct Round<'a> {
+    /// The servers, the one that is tried first before the others.
+    pub(super) servers: Vec<Arc<RemoteServer>>,
+    pub(super) dialing: Dialing,
+    /// Packets that go with the first packet of each attempt at the first server, where it lets that be: at another one they
+    /// could arrive a second time.
+    pub(super) early: Arc<[Bytes]>,
+    pub(super) loss: Loss,
+    pub(super) terms: Terms,
+    /// Hears that no server answers, which takes longer than it should.
+    pub(super) silent: &'a (dyn Fn(&HandshakeError) + Sync),
+}
+
+/// Connects: races the servers, all addresses of each of them over all links, for a session.
+///
+/// Cancel safe: what it opened is closed.
+pub(super) async fn dial(round: Round<'_>, config: InForce) -> Result<Reached, Ended> {
+    Race::new(&round, config).run().await
+}
+
+/// One round: the searches for all servers, and the one greeting at a time.
 struct Race<'a> {
-    dialer: &'a Dialer,
-    manager: &'a Manager,
+    round: &'a Round<'a>,
+    config: InForce,
+    /// The servers whose search is to start, by their places in the round.
+    waiting: VecDeque<usize>,
+    searches: Vec<(usize, BoxFuture<'a, Ended>)>,
+    /// Why each server is out of the race.
+    ends: Vec<Option<Ended>>,
+    /// Why a server no longer knew a connection that it should greet.
+    forgotten: Vec<Option<SessionError>>,
+    crowd: Crowd,
+    complete: mpsc::Sender<(usize, Connected)>,
+    completed: mpsc::Receiver<(usize, Connected)>,
+    runner_up: Option<(usize, Connected)>,
+    greeting: Option<Greeting>,
+    /// Whether a server is asked for a session.
+    is_heard: Arc<AtomicBool>,
+    /// The number of greetings so far.
+    greetings: u32,
+    /// When the next search may start.
+    next: Instant,
+}
+
+impl<'a> Race<'a> {
+    fn new(round: &'a Round<'a>, config: InForce) -> Self {
+        let (complete, completed) = mpsc::channel(COMPLETE);
+        let count = round.servers.len();
+        Self {
+            round,
+            config,
+            waiting: (0..count).collect(),
+            searches: Vec::new(),
+            ends: (0..count).map(|_| None).collect(),
+            forgotten: (0..count).map(|_| None).collect(),
+            crowd: Crowd::default(),
+            complete,
+            completed,
+            runner_up: None,
+            greeting: None,
+            is_heard: Arc::default(),
+            greetings: 0,
+            next: clock::now(),
+        }
+    }
+
+    /// Runs until a session begins or none can.
+    async fn run(mut self) -> Result<Reached, Ended> {
+        loop {
+            self.greet();
+            if self.is_over() {
+                return Err(self.lost());
+            }
+            let due = self.greeting.as_ref().map(Greeting::due);
+            let is_last = self.searches.is_empty() && self.waiting.is_empty();
+            tokio::select! {
+                // It may be overdue, and the freshest handshake is the one whose path most likely works.
+                Some((server, connected)) = self.completed.recv() => {
+                    if self.ends[server].is_none() {
+                        self.runner_up = Some((server, connected));
+                    }
+                }
+                (server, ended) = Greeting::end(&mut self.greeting) => match self.judge(&server, ended) {
+                    Some(reached) => return Ok(reached),
+                    None => self.next = clock::now(),
+                },
+                () = sleep_until(due), if self.runner_up.is_some() => {}
+                () = sleep_until(due), if is_last && due.is_some() => return Err(self.lost()),
+                (server, ended) = first_to_end(&mut self.searches) => {
+                    self.ends[server] = Some(ended);
+                    self.next = clock::now();
+                }
+                () = sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
+            }
+        }
+    }
+
+    /// Starts the search for the next server.
+    fn start(&mut self) {
+        let Some(place) = self.waiting.pop_front() else { return };
+        self.next = clock::now() + SERVER_STAGGER;
+        let found = Found {
+            place,
+            complete: self.complete.clone(),
+            crowd: self.crowd.clone(),
+            is_heard: self.is_heard.clone(),
+        };
+        let search = Search::new(self.round, found, self.config.clone());
+        self.searches.push((place, Box::pin(search.run())));
+    }
+
+    /// Lets the runner-up ask for a session, if no greeting is due.
+    fn greet(&mut self) {
+        let Self { runner_up, greeting, round, .. } = self;
+        let takes_over = |(server, connected): &mut (usize, Connected)| {
+            let server = &round.servers[*server];
+            greeting.as_ref().is_none_or(|before| before.gives_way_to(server, connected))
+        };
+        if let Some((server, connected)) = runner_up.take_if(takes_over) {
+            let server = round.servers[server].clone();
+            *greeting = Some(Greeting::begin(server, connected, round.terms, self.greetings));
+            self.greetings += 1;
+        }
+        self.is_heard.store(self.greeting.is_some(), Relaxed);
+    }
+
+    /// The session of a greeting that ended, if it has one. A server that no longer knows the connection may know the next; one
+    /// that refuses is out of the race.
+    fn judge(&mut self, server: &RemoteServer, ended: Result<Reached, Ended>) -> Option<Reached> {
+        let mut servers = self.round.servers.iter();
+        let place = servers.position(|it| it.key() == server.key())?;
+        match ended {
+            Ok(mut reached) => {
+                // With another server than the first one nothing was sent early.
+                reached.connected.early_arrived &= place == 0;
+                return Some(reached);
+            }
+            Err(Ended::Session(lost)) if is_forgotten(&lost) => {
+                debug!(reason = %lost, "no greeting");
+                self.forgotten[place] = Some(lost);
+            }
+            Err(ended) => {
+                self.searches.retain(|(other, _)| *other != place);
+                self.ends[place] = Some(ended);
+                self.runner_up.take_if(|(other, _)| *other == place);
+            }
+        }
+        None
+    }
+
+    fn is_over(&self) -> bool {
+        let none_is_tried = self.searches.is_empty() && self.waiting.is_empty();
+        none_is_tried
+            && self.greeting.is_none()
+            && self.runner_up.is_none()
+            && self.completed.is_empty()
+    }
+
+    /// Why there is no session when the race is over: the first server that did not refuse tells, as it is the one that may be
+    /// back soonest.
+    fn lost(self) -> Ended {
+        let asked = self.greeting.map(|it| it.server().key());
+        let mut ends: Vec<_> = self
+            .round
+            .servers
+            .iter()
+            .zip(self.forgotten.into_iter().zip(self.ends))
+            .filter_map(|(server, (forgotten, ended))| match forgotten {
+                Some(lost) => Some(Ended::Session(lost)),
+                None if asked == Some(server.key()) => Some(Ended::NoGreeting),
+                None => ended,
+            })
+            .collect();
+        let told = ends.iter().position(|ended| !ended.is_refusal()).unwrap_or_default();
+        if told < ends.len() { ends.swap_remove(told) } else { Ended::NoGreeting }
+    }
+}
+
+/// The first search that ends; without one it waits for ever. Cancel safe.
+async fn first_to_end(searches: &mut Vec<(usize, BoxFuture<'_, Ended>)>) -> (usize, Ended) {
+    future::poll_fn(|cx| {
+        for at in 0..searches.len() {
+            let (place, search) = &mut searches[at];
+            if let Poll::Ready(ended) = search.as_mut().poll(cx) {
+                let place = *place;
+                drop(searches.remove(at));
+                return Poll::Ready((place, ended));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Where a search tells what it finds.
+struct Found {
+    /// The server's place in the round.
+    place: usize,
+    complete: mpsc::Sender<(usize, Connected)>,
+    crowd: Crowd,
+    /// Whether a server is asked for a session.
+    is_heard: Arc<AtomicBool>,
+}
+
+/// The attempts to reach one server in one round.
+struct Search<'a> {
+    round: &'a Round<'a>,
+    server: Arc<RemoteServer>,
+    config: InForce,
+    found: Found,
     early: Arc<[Bytes]>,
     /// How the last connection was lost.
     loss: Loss,
@@ -167,17 +375,8 @@ struct Race<'a> {
     /// The candidates that wait, and those whose attempts have not failed.
     tried: HashSet<Candidate>,
     attempts: JoinSet<(Candidate, HandshakeError)>,
-    crowd: Crowd,
-    complete: mpsc::Sender<Connected>,
-    completed: mpsc::Receiver<Connected>,
-    runner_up: Option<Connected>,
-    greeting: Option<Greeting>,
-    /// The number of greetings so far.
-    greetings: u32,
     /// The most telling failure of an attempt.
     failure: Option<HandshakeError>,
-    /// Why the server no longer knew a connection that it should greet.
-    forgotten: Option<SessionError>,
     /// When the next attempt may start.
     next: Instant,
     /// When a server that has not answered is called silent.
@@ -186,59 +385,58 @@ struct Race<'a> {
     is_told: bool,
 }
 
-impl<'a> Race<'a> {
-    fn new(dialer: &'a Dialer, manager: &'a Manager, early: Arc<[Bytes]>, loss: Loss) -> Self {
-        let (complete, completed) = mpsc::channel(COMPLETE);
-        let now = clock::now();
+impl<'a> Search<'a> {
+    fn new(round: &'a Round<'a>, found: Found, config: InForce) -> Self {
+        let server = round.servers[found.place].clone();
+        let (loss, now) = (round.loss.of(&server), clock::now());
+        let is_first = found.place == 0;
         Self {
-            dialer,
-            manager,
-            early,
+            servers: server.names.known(),
+            early: if is_first { round.early.clone() } else { Arc::default() },
             since: loss.at,
             loss,
-            servers: dialer.names.known(),
+            round,
+            server,
+            config,
+            found,
             waiting: VecDeque::new(),
             over_tcp: Vec::new(),
             due: VecDeque::new(),
             tried: HashSet::new(),
             attempts: JoinSet::new(),
-            crowd: Crowd::default(),
-            complete,
-            completed,
-            runner_up: None,
-            greeting: None,
-            greetings: 0,
             failure: None,
-            forgotten: None,
             next: now,
             silence: now + SILENCE,
-            is_told: false,
+            is_told: !is_first,
         }
     }
 
-    /// Runs until a session begins or none can.
-    async fn run(mut self, silent: impl Fn(&HandshakeError)) -> Result<Reached, Ended> {
-        let Dialer { names, detours, network, config, .. } = self.dialer;
-        let (mut hints, config) = (network.hints(), config.borrow().clone());
-        let resolving = async {
-            let servers = names.resolve(&config.server.addresses);
-            tokio::join!(servers, detours.resolve(&config.server)).0
-        };
+    /// Runs until the server cannot be reached.
+    async fn run(mut self) -> Ended {
+        match self.search().await {
+            Ok(()) => self.failed(),
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn search(&mut self) -> Result<(), DialError> {
+        let server = self.server.clone();
+        let RemoteServer { names, detours, network, peer, .. } = &*server;
+        let mut hints = network.hints();
+        let resolving = server.resolve();
         tokio::pin!(resolving);
         let mut unresolved = true;
         // A name may take the resolver seconds while the other ones are known.
         let (mut moved, mut renamed) = (detours.changes(), names.changes());
         renamed.mark_unchanged();
-        if self.servers.is_empty() && detours.known(&config.server).is_empty() {
+        if self.servers.is_empty() && detours.known(peer).is_empty() {
             // A proxy knows the server's name, where the resolver does not.
             tokio::select! {
                 found = &mut resolving => {
                     unresolved = false;
                     match found {
                         Ok(found) => self.servers = found,
-                        Err(error) if detours.known(&config.server).is_empty() => {
-                            return Err(DialError::Resolve(error).into());
-                        }
+                        Err(error) if detours.known(peer).is_empty() => return Err(error.into()),
                         Err(error) => debug!(%error, "by detours only"),
                     }
                 }
@@ -250,20 +448,8 @@ impl<'a> Race<'a> {
         // The time that the resolver took does not count.
         let end = clock::now() + HANDSHAKE_TIMEOUT;
         self.silence = clock::now() + SILENCE;
-        loop {
-            self.greet();
-            if !unresolved && self.is_over() {
-                return Err(self.lost());
-            }
-            let due = self.greeting.as_ref().map_or(end, Greeting::due);
+        while unresolved || !self.is_over() {
             tokio::select! {
-                // It may be overdue, and the freshest handshake is the one whose path most likely works.
-                Some(connected) = self.completed.recv() => self.runner_up = Some(connected),
-                ended = Greeting::end(&mut self.greeting) => match ended {
-                    Err(Ended::Session(lost)) if is_forgotten(&lost) => self.forget(lost),
-                    ended => return ended,
-                },
-                () = time::sleep_until(due.into()), if self.runner_up.is_some() => {}
                 Some(ended) = self.attempts.join_next() => match ended {
                     Ok((candidate, error)) => self.fail(&candidate, error),
                     Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -275,13 +461,8 @@ impl<'a> Race<'a> {
                     }
                     self.find().await?;
                 }
-                () = time::sleep_until(end.max(due).into()), if self.is_under_way() => {
-                    return Err(self.timed_out());
-                }
-                () = time::sleep_until(self.silence.into()), if self.is_waiting_for_an_answer() => {
-                    self.is_told = true;
-                    silent(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
-                }
+                () = sleep_until(Some(end)), if !self.attempts.is_empty() => return Ok(()),
+                () = sleep_until(Some(self.silence)), if self.is_waiting_for_an_answer() => self.tell(),
                 Ok(()) = moved.changed() => self.find().await?,
                 Ok(()) = renamed.changed() => {
                     self.servers = names.known();
@@ -292,25 +473,23 @@ impl<'a> Race<'a> {
                     self.since = clock::now();
                     time::sleep(SETTLE).await;
                 }
-                () = time::sleep_until(self.next.into()), if !self.waiting.is_empty() => self.start(),
-                () = sleep_until(self.due.front()) => {
+                () = sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
+                () = sleep_until(self.due.front().map(|(at, _)| *at)) => {
                     if let Some((_, candidate)) = self.due.pop_front() {
                         self.attempt(candidate, clock::now());
                     }
                 }
             }
         }
+        Ok(())
     }
 
     /// Finds candidates that are not tried yet.
     async fn find(&mut self) -> Result<(), DialError> {
-        let config = self.dialer.config.borrow().clone();
-        let Dialer { network, detours, .. } = self.dialer;
-        let (server, detours) = (&config.server, detours.known(&config.server));
-        let found =
-            network::find(&**network, server, &self.servers, &detours, &config.paths).await?;
-        let found = self.manager.dial_order(found, clock::now());
-        self.dialer.attempts.retain(|candidate| found.contains(candidate));
+        let config = self.config.borrow().clone();
+        let found = self.server.find(&self.servers, &config.paths).await?;
+        let found = self.round.dialing.order(found, clock::now());
+        self.server.attempts.retain(|candidate| found.contains(candidate));
         let is_behind =
             |it: &Candidate| it.transport.is_stream() && Some(it) != self.loss.answered.as_ref();
         let (over_tcp, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_behind);
@@ -348,19 +527,20 @@ impl<'a> Race<'a> {
     }
 
     fn attempt(&mut self, candidate: Candidate, now: Instant) {
-        self.dialer.attempts.begin(&candidate, now);
-        let (handshake, network) = (self.dialer.handshake.clone(), self.dialer.network.clone());
-        let attempt = Attempt::new(handshake, network, candidate);
-        let (early, complete, crowd) =
-            (self.early.clone(), self.complete.clone(), self.crowd.clone());
-        let attempts = self.dialer.attempts.clone();
-        self.attempts.spawn(pursue(attempt, early, self.since, complete, crowd, attempts));
+        let RemoteServer { tunnel, network, attempts, .. } = &*self.server;
+        attempts.begin(&candidate, now);
+        let attempt = Attempt::new(tunnel.clone(), network.clone(), candidate);
+        let Found { place, complete, crowd, .. } = &self.found;
+        let (early, since) = (self.early.clone(), self.since);
+        let complete = (*place, complete.clone());
+        let attempts = attempts.clone();
+        self.attempts.spawn(pursue(attempt, early, since, complete, crowd.clone(), attempts));
     }
 
     /// An attempt failed such that all further ones over its candidate would.
     fn fail(&mut self, candidate: &Candidate, error: HandshakeError) {
         debug!(%error, "attempt failed");
-        self.dialer.attempts.fail(candidate, error.to_string());
+        self.server.attempts.fail(candidate, error.to_string());
         self.tried.remove(candidate);
         self.failure = Some(more_telling(self.failure.take(), error));
         self.next = clock::now();
@@ -370,59 +550,37 @@ impl<'a> Race<'a> {
         }
     }
 
-    /// Lets the runner-up ask for a session, if no greeting is due.
-    fn greet(&mut self) {
-        let Self { runner_up, greeting, .. } = self;
-        let takes_over =
-            |it: &mut Connected| greeting.as_ref().is_none_or(|before| before.gives_way_to(it));
-        if let Some(connected) = runner_up.take_if(takes_over) {
-            *greeting = Some(Greeting::begin(connected, &self.dialer.terms, self.greetings));
-            self.greetings += 1;
+    /// Tells that the server is silent, unless one answered.
+    fn tell(&mut self) {
+        if self.found.is_heard.load(Relaxed) {
+            self.silence = clock::now() + SILENCE;
+            return;
         }
-    }
-
-    /// The server no longer knows the connection that it should greet.
-    fn forget(&mut self, lost: SessionError) {
-        debug!(reason = %lost, "no greeting");
-        self.forgotten = Some(lost);
-        self.silence = clock::now() + SILENCE;
-    }
-
-    fn is_under_way(&self) -> bool {
-        !self.attempts.is_empty() || self.greeting.is_some()
+        self.is_told = true;
+        (self.round.silent)(self.failure.as_ref().unwrap_or(&no_answer(&self.tried)));
     }
 
     fn is_over(&self) -> bool {
-        let none_waits = self.waiting.is_empty() && self.due.is_empty();
-        !self.is_under_way() && none_waits && self.completed.is_empty()
+        self.attempts.is_empty() && self.waiting.is_empty() && self.due.is_empty()
     }
 
-    /// A server that completed a handshake has answered.
     fn is_waiting_for_an_answer(&self) -> bool {
-        !self.is_told && self.greeting.is_none() && !self.attempts.is_empty()
+        !self.is_told && !self.attempts.is_empty()
     }
 
-    /// Why there is no session when the race is over.
-    fn lost(self) -> Ended {
-        match (self.forgotten, self.failure) {
-            (Some(lost), _) => lost.into(),
-            (None, Some(failure)) => DialError::Handshake(failure).into(),
-            (None, None) => {
-                let config = self.dialer.config.borrow().clone();
-                let detours = self.dialer.detours.known(&config.server);
-                let detours = detours.into_iter().map(|(_, at)| at);
-                no_route(self.manager, self.servers.into_iter().chain(detours).collect()).into()
-            }
+    /// Why the search is over.
+    fn failed(self) -> Ended {
+        if !self.attempts.is_empty() {
+            let failure = self.failure.unwrap_or_else(|| no_answer(&self.tried));
+            return DialError::from(failure).into();
         }
-    }
-
-    /// Why there is no session when the race has taken too long.
-    fn timed_out(self) -> Ended {
-        match (self.forgotten, self.greeting) {
-            (Some(lost), _) => lost.into(),
-            (None, Some(_)) => Ended::NoGreeting,
-            (None, None) => {
-                DialError::from(self.failure.unwrap_or_else(|| no_answer(&self.tried))).into()
+        match self.failure {
+            Some(failure) => DialError::Handshake(failure).into(),
+            None => {
+                let detours = self.server.detours.known(&self.server.peer);
+                let detours = detours.into_iter().map(|(_, at)| at);
+                no_route(&self.round.dialing, self.servers.into_iter().chain(detours).collect())
+                    .into()
             }
         }
     }
@@ -467,15 +625,15 @@ fn one_of_each_family(found: Vec<Candidate>) -> impl Iterator<Item = Candidate> 
         .filter(move |it| it.transport.is_detour() || seen.insert((it.index, it.server.is_ipv6())))
 }
 
-async fn sleep_until(due: Option<&(Instant, Candidate)>) {
+async fn sleep_until(due: Option<Instant>) {
     match due {
-        Some((at, _)) => time::sleep_until((*at).into()).await,
-        None => std::future::pending().await,
+        Some(at) => time::sleep_until(at.into()).await,
+        None => future::pending().await,
     }
 }
 
-fn no_route(manager: &Manager, servers: Vec<SocketAddr>) -> DialError {
-    match manager.pinned() {
+fn no_route(dialing: &Dialing, servers: Vec<SocketAddr>) -> DialError {
+    match dialing.pinned() {
         Some(link) => DialError::Pinned { link: link.into(), servers },
         None => DialError::NoRoute(servers),
     }
@@ -512,7 +670,7 @@ async fn pursue(
     mut attempt: Attempt,
     early: Arc<[Bytes]>,
     mut since: Instant,
-    complete: mpsc::Sender<Connected>,
+    (place, complete): (usize, mpsc::Sender<(usize, Connected)>),
     crowd: Crowd,
     attempts: Arc<Attempts>,
 ) -> (Candidate, HandshakeError) {
@@ -533,7 +691,7 @@ async fn pursue(
                         next = next.min(since + pause(since));
                     }
                     // The race ends before its finish is gone.
-                    let _ = complete.send(connected).await;
+                    let _ = complete.send((place, connected)).await;
                 }
                 Err(error) if error.is_of_one_handshake() => {
                     debug!(%error, "handshake failed");
@@ -590,7 +748,7 @@ mod tests {
     use crate::{
         client::tests::{FakeNetwork, client, config},
         config::{ClientConfig, Preference},
-        path::manager::{self, Choice, Settings},
+        path::manager::{self, Choice, Manager, Settings},
     };
 
     fn candidate(link: u32, server: u8) -> Candidate {
@@ -606,7 +764,7 @@ mod tests {
     }
 
     fn loss(answered: Option<Candidate>, left: Option<SocketAddr>) -> Loss {
-        Loss { at: clock::now(), answered, left }
+        Loss { at: clock::now(), server: None, answered, left }
     }
 
     #[test]
@@ -677,7 +835,7 @@ mod tests {
     }
 
     /// How a round ends; the milliseconds that it lasts, and those until the server is called silent.
-    struct Round {
+    struct Ran {
         ended: String,
         lasted: u128,
         silent: Vec<(u128, String)>,
@@ -689,7 +847,7 @@ mod tests {
         config: ClientConfig,
         choice: Option<Choice>,
         answered: Option<Candidate>,
-    ) -> Round {
+    ) -> Ran {
         let mut manager = Manager::new(Settings::new(&config.paths));
         let _ = manager.handle(manager::Event::Choose(choice), clock::now());
         let client = client(config, network.clone());
@@ -699,10 +857,19 @@ mod tests {
         let tell = |error: &HandshakeError| {
             silent.lock().unwrap().push((since(), error.to_string()));
         };
-        let loss = Loss { at: begun, answered, left: None };
-        let dialed = client.dialer.dial(&manager, Arc::default(), loss, tell).await;
+        let servers = client.servers.all();
+        let server = Some(servers[0].key());
+        let round = Round {
+            servers: servers.to_vec(),
+            dialing: manager.dialing().clone(),
+            early: Arc::default(),
+            loss: Loss { at: begun, server, answered, left: None },
+            terms: client.terms,
+            silent: &tell,
+        };
+        let dialed = dial(round, client.config.subscribe()).await;
         let ended = dialed.err().expect("nobody answers").to_string();
-        Round { ended, lasted: since(), silent: silent.into_inner().unwrap() }
+        Ran { ended, lasted: since(), silent: silent.into_inner().unwrap() }
     }
 
     /// The first attempts over each link, and when they began.
@@ -740,7 +907,7 @@ mod tests {
         });
         network.candidates.lock().unwrap().extend(others);
         let mut config = config();
-        config.server.tcp_port = Some(443);
+        config.servers[0].tcp_port = Some(443);
         round(&network, config, None, None).await;
         let expected = [("eth0", 0), ("wlan0", 250), ("eth0 tcp", 300), ("wlan0 tcp", 550)];
         assert_eq!(firsts(&network, begun)[..4], at(&expected));
@@ -751,7 +918,7 @@ mod tests {
         let (network, begun) = (FakeNetwork::of(&["wlan0"]), clock::now());
         network.broken.lock().unwrap().push("wlan0".into());
         let mut config = config();
-        config.server.tcp_port = Some(443);
+        config.servers[0].tcp_port = Some(443);
         round(&network, config, None, None).await;
         assert_eq!(firsts(&network, begun), at(&[("wlan0", 0), ("wlan0 tcp", 0)]));
     }
@@ -779,10 +946,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pinned_link_is_dialed_alone() {
         let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0"]), clock::now());
-        let Round { ended, .. } = round(&network, config(), pinned("wlan0"), None).await;
+        let Ran { ended, .. } = round(&network, config(), pinned("wlan0"), None).await;
         assert_eq!(firsts(&network, begun), at(&[("wlan0", 0)]));
         assert_eq!(ended, "no answer from 192.0.2.1:4433 over wlan0");
-        let Round { ended, lasted, .. } = round(&network, config(), pinned("lte0"), None).await;
+        let Ran { ended, lasted, .. } = round(&network, config(), pinned("lte0"), None).await;
         assert!(ended.starts_with("lte0 has no route to 192.0.2.1:4433, and is pinned"), "{ended}");
         assert_eq!(lasted, 0);
     }
@@ -791,7 +958,7 @@ mod tests {
     async fn after_an_attempt_that_cannot_succeed_the_next_begins_at_once() {
         let (network, begun) = (FakeNetwork::of(&["eth0", "eth1", "wlan0"]), clock::now());
         network.broken.lock().unwrap().extend(["eth0".into(), "eth1".into()]);
-        let Round { lasted, .. } = round(&network, config(), None, None).await;
+        let Ran { lasted, .. } = round(&network, config(), None, None).await;
         assert_eq!(network.bound_since(begun)[..3], at(&[("eth0", 0), ("eth1", 0), ("wlan0", 0)]));
         assert_eq!(lasted, HANDSHAKE_TIMEOUT.as_millis(), "the last one may succeed");
     }
@@ -800,11 +967,11 @@ mod tests {
     async fn a_round_in_which_no_attempt_can_succeed_is_over_at_once() {
         let network = FakeNetwork::of(&["eth0", "wlan0"]);
         network.broken.lock().unwrap().extend(["eth0".into(), "wlan0".into()]);
-        let Round { ended, lasted, silent } = round(&network, config(), None, None).await;
+        let Ran { ended, lasted, silent } = round(&network, config(), None, None).await;
         assert!(ended.starts_with("cannot reach 192.0.2.1:4433 over wlan0: "), "{ended}");
         assert_eq!((lasted, silent), (0, Vec::new()));
         network.have(&[]);
-        let Round { ended, lasted, .. } = round(&network, config(), None, None).await;
+        let Ran { ended, lasted, .. } = round(&network, config(), None, None).await;
         assert_eq!(ended, "no network link has a route to 192.0.2.1:4433");
         assert_eq!(lasted, 0);
     }
@@ -812,7 +979,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_does_not_answer_is_told_of_once_and_then_given_up() {
         let network = FakeNetwork::of(&["wlan0", "eth0"]);
-        let Round { ended, lasted, silent } = round(&network, config(), None, None).await;
+        let Ran { ended, lasted, silent } = round(&network, config(), None, None).await;
         let why = "no answer from 192.0.2.1:4433 over eth0 or wlan0";
         assert_eq!((ended.as_str(), lasted), (why, HANDSHAKE_TIMEOUT.as_millis()));
         assert_eq!(silent, [(SILENCE.as_millis(), why.into())]);

@@ -3,7 +3,7 @@
 
 use quinn::ConnectionError;
 
-use super::{dial::DialError, offer::OfferError};
+use super::{dial::DialError, offer::OfferError, rival::Rival};
 use crate::{
     identity::PublicKey,
     link::candidate::Candidate,
@@ -73,6 +73,9 @@ pub(crate) enum Ended {
     /// The session's connection ended.
     #[error("connection lost: {}", Foreign::of(.0))]
     Lost(ConnectionError),
+    /// The configuration does not have the session's server any more.
+    #[error("the configuration does not have this server any more")]
+    Removed,
     /// The server answers, but nothing that the session's connection asks.
     #[error("the server does not know this connection any more")]
     Forgotten(Candidate),
@@ -98,6 +101,13 @@ impl Ended {
         )
     }
 
+    /// Whether the server will not have us before somebody changes something.
+    #[must_use]
+    pub(crate) fn is_refusal(&self) -> bool {
+        let refusal = self.refusal(PublicKey::from([0; 32]));
+        refusal.is_some_and(|refusal| refusal.is_proven()) || Rival::of(self).is_some()
+    }
+
     /// The refusal, if it was one. What is refused is asked again, though more rarely.
     #[must_use]
     pub(crate) fn refusal(&self, own_key: PublicKey) -> Option<Refusal> {
@@ -120,6 +130,7 @@ impl Ended {
             | Self::Offer(_)
             | Self::Host(_)
             | Self::Lost(_)
+            | Self::Removed
             | Self::Forgotten(_) => None,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use quinn::Connection;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time;
 
-use super::ended::Ended;
+use super::{ended::Ended, servers::RemoteServer};
 use crate::{
     clock,
     path::handshake::Connected,
@@ -29,24 +30,26 @@ const LEAD: Duration = Duration::from_millis(250);
 
 /// A connection with a session.
 pub(super) struct Reached {
+    pub(super) server: Arc<RemoteServer>,
     pub(super) connected: Connected,
     pub(super) messages: MessageStream,
     pub(super) welcome: Welcome,
 }
 
 /// What a client says to any server, and how it listens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// Tells the congestion controllers of all handshakes to start afresh, and measures round trips.
-    pub(super) congestion: CongestionHandle,
     /// Whether packets whose checksum is left to us are welcome.
     pub(super) unchecked: bool,
     /// Which process of this key's owner asks.
     pub(super) instance: u64,
+    /// Whether there is another server to go to.
+    pub(super) moves: bool,
 }
 
 /// A connection that waits for the server's welcome.
 pub(super) struct Greeting {
+    server: Arc<RemoteServer>,
     connected: Connected,
     welcome: BoxFuture<'static, Result<(MessageStream, Welcome), SessionError>>,
     /// A handshake over the same path that begins from then on overtakes this greeting.
@@ -56,20 +59,26 @@ pub(super) struct Greeting {
 
 impl Greeting {
     /// Says hello, and measures the path's round trip from here on. It is the next one after `before` others.
-    pub(super) fn begin(connected: Connected, terms: &Terms, before: u32) -> Self {
+    pub(super) fn begin(
+        server: Arc<RemoteServer>,
+        connected: Connected,
+        terms: Terms,
+        before: u32,
+    ) -> Self {
         let connection = connected.connection.clone();
-        let Terms { congestion, unchecked, instance } = terms.clone();
+        let (Terms { unchecked, instance, moves }, congestion) = (terms, server.congestion.clone());
         let now = clock::now();
         let due = now + patience(&connection);
         congestion.measure_from(now);
         quic::ask(&connection);
         let welcome = async move {
             tokio::select! {
-                welcome = session::open(&connection, unchecked, instance) => welcome,
+                welcome = session::open_as(&connection, unchecked, instance, moves) => welcome,
                 never = insist(&connection, &congestion) => match never {},
             }
         };
-        Self { connected, welcome: Box::pin(welcome), overtaken_from: now + before * LEAD, due }
+        let overtaken_from = now + before * LEAD;
+        Self { server, connected, welcome: Box::pin(welcome), overtaken_from, due }
     }
 
     /// When the welcome should have come.
@@ -81,18 +90,36 @@ impl Greeting {
     /// that does not have the end of a handshake cannot acknowledge anything, and QUIC repeats that end only after
     /// three round trips. So a handshake that began later on the same path and is answered first tells of the loss,
     /// as a packet does in RFC 9002 §6.1.
-    pub(super) fn gives_way_to(&self, other: &Connected) -> bool {
-        self.due <= clock::now()
-            || (other.candidate == self.connected.candidate && other.begun >= self.overtaken_from)
+    pub(super) fn gives_way_to(&self, server: &RemoteServer, other: &Connected) -> bool {
+        let is_same =
+            server.key() == self.server.key() && other.candidate == self.connected.candidate;
+        self.due <= clock::now() || (is_same && other.begun >= self.overtaken_from)
     }
 
-    /// Waits for the end of a greeting, which is taken out then; without a greeting for ever. Cancel safe.
-    pub(super) async fn end(greeting: &mut Option<Self>) -> Result<Reached, Ended> {
-        let Some(waiting) = greeting else { return std::future::pending().await };
-        let ended = (&mut waiting.welcome).await;
-        let Some(Self { connected, .. }) = greeting.take() else { return Err(Ended::NoGreeting) };
-        let (messages, welcome) = ended?;
-        Ok(Reached { connected, messages, welcome })
+    /// The server that is asked.
+    pub(super) fn server(&self) -> &RemoteServer {
+        &self.server
+    }
+
+    /// Waits for the end of a greeting, which is taken out then; without a greeting for ever. Gives the server, too. Cancel
+    /// safe.
+    pub(super) async fn end(
+        greeting: &mut Option<Self>,
+    ) -> (Arc<RemoteServer>, Result<Reached, Ended>) {
+        let ended = match greeting {
+            Some(waiting) => (&mut waiting.welcome).await,
+            None => std::future::pending().await,
+        };
+        let Some(Self { server, connected, .. }) = greeting.take() else {
+            return std::future::pending().await;
+        };
+        let reached = ended.map(|(messages, welcome)| Reached {
+            server: server.clone(),
+            connected,
+            messages,
+            welcome,
+        });
+        (server, reached.map_err(Ended::from))
     }
 }
 

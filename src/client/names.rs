@@ -1,11 +1,11 @@
-//! Keeps the server's addresses up to date while there is a connection.
+//! Keeps the servers' addresses up to date while there is a connection.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use super::Client;
+use super::{Client, servers::RemoteServer};
 use crate::{
     link::monitor::Hints,
     path::servers::{Detours, can_change},
@@ -33,19 +33,20 @@ impl Client {
                 () = silence => {}
             }
             rest = NAMES_SETTLE;
-            let config = self.config.borrow().clone();
-            let servers = &config.server.addresses;
             // Until there is a connection, dialing does.
             if !self.shown.is_connected() {
                 continue;
             }
-            if Detours::can_change(&config.server) {
-                self.roaming.detours.resolve(&config.server).await;
-            }
-            if can_change(servers)
-                && let Err(error) = self.roaming.names.resolve(servers).await
-            {
-                debug!(%error, "the server's addresses stay as they were");
+            for server in &*self.servers.all() {
+                let RemoteServer { names, detours, peer, .. } = &**server;
+                if Detours::can_change(peer) {
+                    detours.resolve(peer).await;
+                }
+                if can_change(&peer.addresses)
+                    && let Err(error) = names.resolve(&peer.addresses).await
+                {
+                    debug!(%error, server = peer.name, "the server's addresses stay as they were");
+                }
             }
         }
     }
@@ -81,14 +82,14 @@ mod tests {
         limit: Duration,
         event: impl FnOnce(),
     ) -> Option<u64> {
-        let (admission, mut admissions) = mpsc::channel(1);
-        client.roaming.names.admit_through(admission);
+        let (requests, mut admissions) = mpsc::channel(1);
+        client.servers.admit_through(requests);
         let begun = clock::now();
         let looked = async {
             tokio::task::yield_now().await;
             event();
-            let (_, done) = timeout(limit, admissions.recv()).await.ok()??;
-            let _ = done.send(());
+            let request = timeout(limit, admissions.recv()).await.ok()??;
+            let _ = request.done.send(());
             Some((clock::now() - begun).as_secs())
         };
         tokio::select! {
@@ -100,7 +101,8 @@ mod tests {
     /// The same configuration, whose server has a name, too.
     fn named(before: &ClientConfig) -> ClientConfig {
         let mut named = before.reloaded(config());
-        named.server.addresses.push(HostPort { host: "localhost".into(), port: 4433 });
+        named.servers.clone_from(&before.servers);
+        named.servers[0].addresses.push(HostPort { host: "localhost".into(), port: 4433 });
         named
     }
 
@@ -108,6 +110,7 @@ mod tests {
     async fn session() -> Tunnel {
         let tunnel = Tunnel::connected().await;
         let config = named(&tunnel.client.config.borrow());
+        tunnel.client.servers.renew(&config).unwrap();
         tunnel.client.config.send_replace(config.into());
         sleep(Duration::from_secs(1)).await;
         tunnel
@@ -129,8 +132,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn names_are_looked_at_when_the_server_is_silent_and_every_five_seconds_from_then_on() {
         let tunnel = session().await;
-        let (admission, mut admissions) = mpsc::channel(1);
-        tunnel.client.roaming.names.admit_through(admission);
+        let (requests, mut admissions) = mpsc::channel(1);
+        tunnel.client.servers.admit_through(requests);
         let looks = async {
             let (mut begun, mut looks) = (clock::now(), Vec::new());
             for link in [WIFI, LTE] {
@@ -138,8 +141,7 @@ mod tests {
             }
             for _ in 0..3 {
                 tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
-                let (_, done) = admissions.recv().await.unwrap();
-                let _ = done.send(());
+                let _ = admissions.recv().await.unwrap().done.send(());
                 looks.push((clock::now() - begun).as_millis());
                 begun = clock::now();
             }

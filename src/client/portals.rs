@@ -16,7 +16,9 @@ impl Client {
     pub(super) async fn look_for_portals(&self, host: &mut impl Setup) -> Infallible {
         loop {
             tokio::time::sleep(PORTAL_PACE).await;
-            let servers = self.roaming.names.known();
+            // A link with a portal has one whichever server is asked.
+            let known = self.servers.all().iter().map(|it| it.names.known()).collect::<Vec<_>>();
+            let servers = known.into_iter().find(|known| !known.is_empty()).unwrap_or_default();
             let config = self.config.borrow().clone();
             let found = self.roaming.network.candidates(&servers, &config.paths).await;
             let mut suspected = false;

@@ -33,7 +33,7 @@ impl Client {
         let stays = before.takes_restart(&new);
         let config = Arc::new(before.reloaded(new));
         self.apply(host, |desired| desired.configure(config.clone())).await?;
-        self.roaming.network.lead_to(&config.server, self.roaming.detours.clone());
+        self.servers.renew(&config)?;
         self.config.send_replace(config);
         Ok(stays)
     }

@@ -27,6 +27,7 @@ use super::{
     migration::MigratingConnection,
     paths::{Departure, PathTable},
     reload::InForce,
+    servers::{RemoteServer, Servers},
     view::{Shown, milliseconds},
 };
 use crate::{
@@ -42,14 +43,13 @@ use crate::{
         forgotten::{Advice, Forgotten},
         handshake::{Connected, Underlay},
         manager::{Action, Choice, Event, Manager, Settings},
-        network::{self, Network},
-        probe::{Prober, Probes},
+        network::Network,
+        probe::Prober,
         quality::Watch,
-        servers::{Detours, Known, ServerAddresses, choose_paths},
+        servers::{Known, choose_paths},
         switch_meter::SwitchMeter,
     },
     quic::{
-        congestion::CongestionHandle,
         liveness::{Liveness, Verdict, WATCH},
         session::MessageStream,
     },
@@ -71,11 +71,7 @@ const ANSWERS: usize = 32;
 /// What stays from connection to connection.
 pub(super) struct Roaming {
     pub(super) network: Arc<dyn Network>,
-    pub(super) names: Arc<ServerAddresses>,
-    pub(super) detours: Arc<Detours>,
-    pub(super) probes: Probes,
     pub(super) heart: Heart,
-    pub(super) congestion: CongestionHandle,
     /// Notified for as long as the server is silent: it may have moved.
     pub(super) silence: Notify,
 }
@@ -91,6 +87,8 @@ pub(super) struct Datapath<'a> {
 pub(super) struct Roamer<'a> {
     roaming: &'a Roaming,
     shown: &'a Shown,
+    known: &'a Servers,
+    server: Arc<RemoteServer>,
     datapath: Datapath<'a>,
     messages: MessageStream,
     orders: &'a mut mpsc::Receiver<Order>,
@@ -123,18 +121,17 @@ pub(super) struct Roamer<'a> {
 
 impl<'a> Roamer<'a> {
     pub(super) fn new(
-        roaming: &'a Roaming,
-        shown: &'a Shown,
+        (roaming, shown, known): (&'a Roaming, &'a Shown, &'a Servers),
         datapath: Datapath<'a>,
         manager: &'a mut Manager,
         orders: &'a mut mpsc::Receiver<Order>,
         config: InForce,
-        Reached { connected, messages, .. }: Reached,
+        Reached { server, connected, messages, .. }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
         let (events, answers) = mpsc::channel(ANSWERS);
-        let (network, socket) = (roaming.network.clone(), underlay.socket().clone());
-        let congestion = roaming.congestion.clone();
+        let (network, socket) = (server.network.clone(), underlay.socket().clone());
+        let congestion = server.congestion.clone();
         let first = PathKey::from(&candidate);
         let session = datapath.session.clone();
         manager.set_settings(Settings::new(&config.borrow().paths));
@@ -146,20 +143,22 @@ impl<'a> Roamer<'a> {
             orders,
             config,
             inquiries: Inquiries::default(),
-            servers: roaming.names.known(),
-            renamed: roaming.names.changes(),
-            moved: roaming.detours.changes(),
+            known,
+            servers: server.names.known(),
+            renamed: server.names.changes(),
+            moved: server.detours.changes(),
             connection: MigratingConnection::new(connection, &underlay, congestion),
             underlay,
             manager,
             paths: PathTable::new(
                 socket,
                 network,
-                Prober::new(roaming.probes.clone(), events, move |datagram| {
+                Prober::new(server.probes.clone(), events, move |datagram| {
                     session.take_copy(&datagram);
                 }),
                 (candidate, path),
             ),
+            server,
             answers,
             liveness: Liveness::default(),
             forgotten: Forgotten::default(),
@@ -293,11 +292,13 @@ impl<'a> Roamer<'a> {
     async fn renew(&mut self) {
         let config = self.config.borrow_and_update().clone();
         self.manager.set_settings(Settings::new(&config.paths));
+        if let Some(server) = self.known.of(self.server.key()) {
+            self.server = server;
+        }
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
-        let (names, detours) = (self.roaming.names.clone(), self.roaming.detours.clone());
+        let server = self.server.clone();
         task::detached("names", async move {
-            let servers = names.resolve(&config.server.addresses);
-            if let (Err(error), ()) = tokio::join!(servers, detours.resolve(&config.server)) {
+            if let Err(error) = server.resolve().await {
                 warn!(%error, "the server's addresses stay as they were");
             }
         });
@@ -377,10 +378,7 @@ impl<'a> Roamer<'a> {
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
         let active = self.manager.active().or(Some(self.first));
-        let (server, paths) = (&config.server, &config.paths);
-        let detours = self.roaming.detours.known(server);
-        let network = &*self.roaming.network;
-        let found = match network::find(network, server, &self.servers, &detours, paths).await {
+        let found = match self.server.find(&self.servers, &config.paths).await {
             Ok(found) => choose_paths(found, active),
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };

@@ -42,18 +42,20 @@ pub(super) fn config() -> ClientConfig {
     let public_key = PrivateKey::generate().unwrap().public_key();
     ClientConfig {
         private_key,
-        server: ServerPeer {
+        servers: vec![ServerPeer {
+            name: "berlin".into(),
             addresses: vec![address],
             public_key,
             tcp_port: None,
             proxy: None,
             relay: None,
-        },
+        }],
         tun: tun(None),
         paths: Paths {
             probe_timeout: Duration::from_secs(5),
             standby_check: Some(Duration::from_secs(15)),
             metered_copies: 64 << 10,
+            metered_reserve: false,
             prefer: Vec::new(),
             ignore: Vec::new(),
         },

@@ -1,8 +1,8 @@
 //! Keeps the host as the session and its networks want it.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     host::{Layout, Setup},
+    path::servers::{Admit, Owner},
     wire::message::Welcome,
 };
 
@@ -44,31 +45,21 @@ impl Client {
         }
     }
 
-    /// Lets packets to the server's addresses pass the kill switch, as they are found.
+    /// Lets packets to the addresses of servers, and of those who lead there, pass the kill switch, as they are found.
     pub(super) async fn admit(
         &self,
         mut host: impl Setup,
-        mut admissions: mpsc::Receiver<(Vec<SocketAddr>, oneshot::Sender<()>)>,
+        mut admissions: mpsc::Receiver<Admit>,
     ) -> Infallible {
-        while let Some((mut found, done)) = admissions.recv().await {
-            found.extend(self.shown.remote());
-            if let Err(error) = self.apply(&mut host, |desired| desired.found = found).await {
-                warn!(%error, "the host does not know the server's addresses");
+        while let Some(Admit { owner, mut addresses, done }) = admissions.recv().await {
+            if self.shown.server().is_some_and(|server| owner == Owner::Server(server)) {
+                addresses.extend(self.shown.remote());
             }
-            let _ = done.send(());
-        }
-        std::future::pending().await
-    }
-
-    /// The same for the addresses of those who lead to the server.
-    pub(super) async fn admit_detours(
-        &self,
-        mut host: impl Setup,
-        mut admissions: mpsc::Receiver<(Vec<SocketAddr>, oneshot::Sender<()>)>,
-    ) -> Infallible {
-        while let Some((found, done)) = admissions.recv().await {
-            if let Err(error) = self.apply(&mut host, |desired| desired.detours = found).await {
-                warn!(%error, "the host does not know the addresses of who leads to the server");
+            let found = |desired: &mut Desired| {
+                desired.found.insert(owner, addresses);
+            };
+            if let Err(error) = self.apply(&mut host, found).await {
+                warn!(%error, "the host does not know the servers' addresses");
             }
             let _ = done.send(());
         }
@@ -116,9 +107,12 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::SocketAddr, time::Duration};
 
-    use tokio::time::{sleep, timeout};
+    use tokio::{
+        sync::oneshot,
+        time::{sleep, timeout},
+    };
 
     use super::*;
     use crate::client::{
@@ -213,13 +207,15 @@ mod tests {
         let (client, host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
         let (admission, admissions) = mpsc::channel(1);
         let found = SocketAddr::from(([203, 0, 113, 7], 4433));
+        let owner = Owner::Server(client.servers.all()[0].key());
         let asking = async {
             for (refusal, expected) in
                 [(true, vec![SERVER.into()]), (false, vec![SERVER.into(), found])]
             {
                 host.refuse(&[refusal]);
                 let (done, answer) = oneshot::channel();
-                admission.send((vec![found], done)).await.unwrap();
+                let request = Admit { owner, addresses: vec![found], done };
+                admission.send(request).await.unwrap();
                 assert_eq!(answer.await, Ok(()));
                 assert_eq!(host.wishes().pop().unwrap().servers, expected);
             }

@@ -23,6 +23,7 @@ use crate::{
         systemd,
     },
     host::interface::{self, LeftOut},
+    identity::PublicKey,
     link::candidate::{Candidate, Unusable},
     path::{
         Condition, Reason,
@@ -108,6 +109,8 @@ pub(super) struct Line {
     pub(super) socket: Arc<PathSocket>,
     pub(super) congestion: CongestionHandle,
     pub(super) software: Foreign,
+    /// The server's key and name.
+    pub(super) server: (PublicKey, String),
     pub(super) since: SystemTime,
 }
 
@@ -324,6 +327,11 @@ impl Shown {
         in_use.map(|candidate| candidate.server)
     }
 
+    /// The key of the server that is in use.
+    pub(super) fn server(&self) -> Option<PublicKey> {
+        self.with(|state| state.line.as_ref().map(|line| line.server.0))
+    }
+
     /// Where the connection of the day leads.
     pub(super) fn in_use(&self) -> Option<Candidate> {
         self.with(|state| {
@@ -394,10 +402,14 @@ impl Client {
         let delay = self.queue.delay();
         let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
         status.left_out.extend_from_slice(&self.reports.left_out.borrow());
-        let config = self.config.borrow();
-        status.server = config.server.addresses.iter().map(ToString::to_string).collect();
+        let servers = self.servers.all();
+        let in_use = self.shown.server();
+        let server = servers.iter().find(|it| Some(it.key()) == in_use).or(servers.first());
+        let addresses = server.iter().flat_map(|it| &it.peer.addresses);
+        status.server = addresses.map(ToString::to_string).collect();
         if status.state != ClientState::Connected {
-            status.paths = self.dialer.attempts.status(clock::now());
+            let now = clock::now();
+            status.paths = servers.iter().flat_map(|it| it.attempts.status(now)).collect();
         }
         status
     }
@@ -405,7 +417,7 @@ impl Client {
     /// The status with what the kernel says of links that carry no path.
     pub(super) async fn whole_status(&self) -> Status {
         let mut status = self.status();
-        let (servers, config) = (self.roaming.names.known(), self.config.borrow().clone());
+        let (servers, config) = (self.servers.addresses(), self.config.borrow().clone());
         match self.roaming.network.unusable(&servers, &config.paths).await {
             Ok(links) => {
                 let unused =

@@ -37,6 +37,9 @@ const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const MIN_MTU: u16 = 1280;
 const MAX_MTU: u16 = 9000;
 
+/// Characters of a name for people.
+const MAX_NAME: usize = 64;
+
 /// IFNAMSIZ less the terminating zero (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
 
@@ -86,6 +89,11 @@ pub(super) fn elements<T: Clone>(key: &str, list: &List<T>) -> Vec<(String, T)> 
     let numbered = list.iter().flatten().enumerate();
     let present = numbered.filter_map(|(i, element)| Some((i, element.clone()?)));
     present.map(|(i, element)| (format!("{key}[{i}]"), element)).collect()
+}
+
+/// Whether this is a name for people.
+pub(super) fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
 }
 
 /// Values that must be unique, with their owners.

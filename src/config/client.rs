@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{
     ClientConfig, ClientTun, Exclude, Paths, Preference, Relay, ServerPeer,
-    check::{self, elements},
+    check::{self, Unique, elements, is_name},
     problem::Problems,
     proxy::{self, Outside},
-    raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer},
+    raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer, RawServers},
 };
 use crate::identity::{PrivateKey, PublicKey};
 
@@ -17,6 +17,8 @@ const MIN_STANDBY_CHECK: Duration = Duration::from_secs(5);
 const MAX_STANDBY_CHECK: Duration = Duration::from_secs(600);
 /// Bytes a minute.
 const MOST_COPIES: u32 = 1_000_000;
+/// Each is known by name, admitted through the kill switch, and tried when those before it do not answer.
+const MOST_SERVERS: usize = 8;
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -30,7 +32,7 @@ pub(super) fn build(
     let private_key =
         check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let own = private_key.as_ref().map(PrivateKey::public_key);
-    let server = server(raw.server.get_or_insert_default(), own, file, outside, problems);
+    let servers = servers(raw.server.get_or_insert_default(), own, file, outside, problems);
     let tun = tun(raw.tun.get_or_insert_default(), problems);
     let paths = paths(raw.paths.get_or_insert_default(), problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
@@ -38,7 +40,7 @@ pub(super) fn build(
     let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     Some(ClientConfig {
         private_key: private_key?,
-        server: server?,
+        servers: servers?,
         tun: tun?,
         paths: paths?,
         quic: quic?,
@@ -47,31 +49,68 @@ pub(super) fn build(
     })
 }
 
+fn servers(
+    raw: &mut RawServers,
+    own: Option<PublicKey>,
+    file: &Path,
+    outside: &Outside,
+    problems: &mut Problems,
+) -> Option<Vec<ServerPeer>> {
+    let sections: Vec<_> = match raw {
+        RawServers::One(raw) => vec![("server".to_owned(), raw)],
+        RawServers::Several(all) => {
+            if all.is_empty() {
+                problems.add("server", None, "is an empty list; it must have one server or more");
+            } else if all.len() > MOST_SERVERS {
+                let reason = format!("has {} elements; it may have {MOST_SERVERS}", all.len());
+                problems.add("server", None, reason);
+            }
+            let numbered = all.iter_mut().enumerate();
+            numbered.filter_map(|(i, raw)| Some((format!("server[{i}]"), raw.as_mut()?))).collect()
+        }
+    };
+    let (mut names, mut keys, mut servers) = (Unique::new(), Unique::new(), Some(Vec::new()));
+    for (section, raw) in sections {
+        let server = server(&section, raw, own, file, outside, problems);
+        if let Some(server) = &server {
+            names.claim(server.name.clone(), &format!("{section}.name"), problems);
+            keys.claim(server.public_key, &format!("{section}.public-key"), problems);
+        }
+        servers = servers.zip(server).map(|(servers, server)| [servers, vec![server]].concat());
+    }
+    servers.filter(|servers| !servers.is_empty())
+}
+
+/// The server in this `section` of the file.
 fn server(
+    section: &str,
     raw: &mut RawServerPeer,
     own: Option<PublicKey>,
     file: &Path,
     outside: &Outside,
     problems: &mut Problems,
 ) -> Option<ServerPeer> {
-    const PUBLIC_KEY: &str = "server.public-key";
-    problems.require_some("server.address", &raw.address);
-    let tcp_port = problems.accept("server.tcp-port", raw.tcp_port, |port| *port > 0);
+    let key = |name: &str| format!("{section}.{name}");
+    problems.require_some(&key("address"), &raw.address);
+    let tcp_port = problems.accept(&key("tcp-port"), raw.tcp_port, |port| *port > 0);
     let addresses: Vec<_> = raw.address.iter().flatten().flatten().cloned().collect();
-    let proxy = proxy::of(&mut raw.proxy, &addresses, tcp_port, file, outside, problems);
+    let proxy = proxy::of(section, &mut raw.proxy, &addresses, tcp_port, file, outside, problems);
     let relay = raw.relay.as_ref().and_then(|template| {
         let relay = Relay::parse(template);
         if relay.is_none() {
-            problems.refuse("server.relay", template);
+            problems.refuse(&key("relay"), template);
         }
         relay
     });
-    let public_key = problems.require(PUBLIC_KEY, raw.public_key)?;
+    let name = problems.accept(&key("name"), raw.name.clone(), |name| is_name(name));
+    let name = name.or_else(|| addresses.first().map(ToString::to_string));
+    let public_key = problems.require(&key("public-key"), raw.public_key)?;
     if own == Some(public_key) {
         let reason = "is this host's own key; it must be the server's";
-        problems.add(PUBLIC_KEY, Some(public_key.to_string()), reason);
+        problems.add(&key("public-key"), Some(public_key.to_string()), reason);
     }
-    Some(ServerPeer { addresses, tcp_port, proxy: proxy.map(Box::new), relay, public_key })
+    let proxy = proxy.map(Box::new);
+    Some(ServerPeer { name: name?, addresses, tcp_port, proxy, relay, public_key })
 }
 
 fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {
@@ -139,6 +178,7 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
         probe_timeout: probe_timeout?,
         standby_check: Some(standby_check?).filter(|check| !check.is_zero()),
         metered_copies: metered_copies?,
+        metered_reserve: raw.metered_reserve?,
         prefer,
         ignore,
     })

@@ -40,6 +40,8 @@ pub(super) enum Kind {
     Table,
     /// A list of tables: `[[peer]]`. The environment cannot set it.
     Tables,
+    /// One table or several: `[server]` or `[[server]]`. The environment sets the keys of a single one.
+    OneOrMore,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,18 @@ const KEYS: &[Key] = &[
     key("role", None, Kind::Text, r#""client" or "server""#),
     key(PRIVATE_KEY, None, Kind::Text, "44 characters of base64, as roamd genkey prints them"),
     key("private-key-file", None, Kind::Text, "the path of a file that roamd genkey has written"),
-    key("server", CLIENT, Kind::Table, "a table: [server]"),
+    key(
+        "server",
+        CLIENT,
+        Kind::OneOrMore,
+        "a table: [server]; or a list of tables, each headed by [[server]]",
+    ),
+    key(
+        "server.name",
+        CLIENT,
+        Kind::Text,
+        "a name for people: 1 to 64 characters, no control characters",
+    ),
     key(
         "server.address",
         CLIENT,
@@ -157,6 +170,7 @@ const KEYS: &[Key] = &[
         Kind::Number,
         "a number of bytes a minute from 0 to 1000000",
     ),
+    key("paths.metered-reserve", CLIENT, Kind::Flag, "true or false"),
     key("paths.ignore", CLIENT, Kind::List, LINK),
     key(
         "paths.prefer",
@@ -240,7 +254,9 @@ pub(super) fn accepted(path: &str) -> String {
         Some(Key { kind: Kind::List, accepted, .. }) if !path.ends_with(']') => {
             format!("a list, each element {accepted}")
         }
-        Some(Key { kind: Kind::Tables, .. }) if path.ends_with(']') => "a table".to_owned(),
+        Some(Key { kind: Kind::Tables | Kind::OneOrMore, .. }) if path.ends_with(']') => {
+            "a table".to_owned()
+        }
         Some(key) => key.accepted.to_owned(),
         None => "absent".to_owned(),
     }

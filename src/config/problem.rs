@@ -98,8 +98,9 @@ impl fmt::Display for Problem {
 
 /// Whether the key's value may not be shown: it is a secret, or may hold one.
 fn is_secret(key: &str) -> bool {
-    let is_inside = |secret: &str| keys::is_within(secret, &keys::without_indices(key));
-    [keys::PRIVATE_KEY, keys::PROXY].iter().any(|it| keys::is_within(key, it) || is_inside(it))
+    let key = keys::without_indices(key);
+    let holds = |secret: &str| keys::is_within(&key, secret) || keys::is_within(secret, &key);
+    [keys::PRIVATE_KEY, keys::PROXY].into_iter().any(holds)
 }
 
 /// The problems found so far, and whether a key is among them.
@@ -184,6 +185,9 @@ fn unknown_key(key: &str, role: Option<Role>) -> String {
     };
     let place = match keys::find(section) {
         Some(Key { kind: Kind::Tables, path, .. }) => format!("[[{path}]]"),
+        Some(Key { kind: Kind::OneOrMore, path, .. }) if section.ends_with(']') => {
+            format!("[[{path}]]")
+        }
         Some(Key { path, .. }) => format!("[{path}]"),
         None => "the top level".to_owned(),
     };

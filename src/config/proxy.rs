@@ -5,13 +5,7 @@ use std::path::Path;
 use hyper::{Uri, header::HeaderValue};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
-use super::{
-    HostPort,
-    check::keep_secret,
-    keys::{self, PROXY},
-    problem::Problems,
-    raw::ProxyUrl,
-};
+use super::{HostPort, check::keep_secret, keys, problem::Problems, raw::ProxyUrl};
 
 /// An HTTP proxy. User and password are shown nowhere, [`Debug`] included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +53,10 @@ impl Outside {
     }
 }
 
-/// The proxy that leads to the server's TCP port. Without that port there is nothing that it could lead to.
+/// The proxy that leads to the server's TCP port. Without that port there is nothing that it could lead to. `section` is
+/// where the server is in the file.
 pub(super) fn of(
+    section: &str,
     written: &mut Option<ProxyUrl>,
     servers: &[HostPort],
     tcp_port: Option<u16>,
@@ -74,15 +70,17 @@ pub(super) fn of(
         *written = Some(ProxyUrl(url.to_owned().into()));
         return parse(url, "", server);
     };
+    let key = format!("{section}.proxy");
     let Some(proxy) = parse(&url.0, "", server) else {
-        problems.add(PROXY, None, format!("must be {}", keys::accepted(PROXY)));
+        problems.add(&key, None, format!("must be {}", keys::accepted(&key)));
         return None;
     };
     if tcp_port.is_none() {
-        problems.add(PROXY, None, "needs server.tcp-port, the port that the proxy is asked for");
+        let reason = format!("needs {section}.tcp-port, the port that the proxy is asked for");
+        problems.add(&key, None, reason);
     }
     if proxy.credentials.is_some() && !outside.overrides {
-        keep_secret(PROXY, file, "change the password if they are not to have it", problems);
+        keep_secret(&key, file, "change the password if they are not to have it", problems);
     }
     Some(proxy)
 }

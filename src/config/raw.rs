@@ -10,7 +10,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{
+        MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
+};
 use zeroize::Zeroizing;
 
 use super::{Congestion, Filter, HostPort, LogFormat, proxy::without_credentials};
@@ -65,7 +71,7 @@ pub(super) enum RawConfig {
 pub(super) struct RawClient {
     pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
-    pub(super) server: Option<RawServerPeer>,
+    pub(super) server: Option<RawServers>,
     pub(super) tun: Option<RawClientTun>,
     pub(super) paths: Option<RawPaths>,
     pub(super) quic: Option<RawQuic>,
@@ -87,9 +93,47 @@ pub(super) struct RawServer {
     pub(super) peer: List<RawPeer>,
 }
 
+/// `[server]` or `[[server]]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum RawServers {
+    One(RawServerPeer),
+    Several(Vec<Option<RawServerPeer>>),
+}
+
+impl Default for RawServers {
+    fn default() -> Self {
+        Self::One(RawServerPeer::default())
+    }
+}
+
+/// The derived one tries each of them, and forgets which key of a table did not fit.
+impl<'de> Deserialize<'de> for RawServers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = RawServers;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or a list of tables")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RawServers, A::Error> {
+                Deserialize::deserialize(MapAccessDeserializer::new(map)).map(RawServers::One)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<RawServers, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(list)).map(RawServers::Several)
+            }
+        }
+        deserializer.deserialize_any(OneOrMore)
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawServerPeer {
+    pub(super) name: Option<String>,
     pub(super) address: List<HostPort>,
     pub(super) tcp_port: Option<u16>,
     pub(super) proxy: Option<ProxyUrl>,
@@ -139,6 +183,7 @@ pub(super) struct RawPaths {
     #[serde(with = "humantime_serde")]
     pub(super) standby_check: Option<Duration>,
     pub(super) metered_copies: Option<u32>,
+    pub(super) metered_reserve: Option<bool>,
     pub(super) ignore: List<String>,
     pub(super) prefer: List<RawPreference>,
 }
@@ -213,6 +258,7 @@ impl Default for RawPaths {
             probe_timeout: Some(Duration::from_secs(5)),
             standby_check: Some(Duration::from_secs(15)),
             metered_copies: Some(64 << 10),
+            metered_reserve: Some(false),
             ignore: Some(Vec::new()),
             prefer: Some(Vec::new()),
         }

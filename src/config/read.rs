@@ -83,7 +83,8 @@ fn role(tree: &mut Map<String, Value>, problems: &mut Problems) -> Option<Role> 
 fn prune(value: &mut Value, path: &str, kind: Kind, role: Role, problems: &mut Problems) {
     match kind {
         Kind::Table => prune_table(value, path, role, problems),
-        Kind::Tables => {
+        Kind::OneOrMore if !value.is_array() => prune_table(value, path, role, problems),
+        Kind::Tables | Kind::OneOrMore => {
             for (index, table) in value.as_array_mut().into_iter().flatten().enumerate() {
                 prune_table(table, &format!("{path}[{index}]"), role, problems);
             }

@@ -7,13 +7,12 @@ use ipnet::IpNet;
 
 use super::{
     Peer, ServerConfig, ServerTun,
-    check::{self, Unique, elements},
+    check::{self, Unique, elements, is_name},
     problem::Problems,
     raw::{List, RawPeer, RawServer, RawServerTun},
 };
 use crate::identity::PublicKey;
 
-const MAX_PEER_NAME: usize = 64;
 /// UDP sockets, each with kernel buffers of 8 MB in each direction.
 const MOST_PORTS: usize = 8;
 
@@ -124,7 +123,7 @@ fn peers(raw: &[Option<RawPeer>], taken: &mut Taken, problems: &mut Problems) ->
 fn peer(key: &str, raw: &RawPeer, taken: &mut Taken, problems: &mut Problems) -> Option<Peer> {
     let name_key = format!("{key}.name");
     let name = problems.require(&name_key, raw.name.clone());
-    let name = problems.accept(&name_key, name, |name| is_peer_name(name));
+    let name = problems.accept(&name_key, name, |name| is_name(name));
     if let Some(name) = &name {
         taken.names.claim(name.clone(), &name_key, problems);
     }
@@ -135,10 +134,6 @@ fn peer(key: &str, raw: &RawPeer, taken: &mut Taken, problems: &mut Problems) ->
     }
     let addresses = peer_addresses(&format!("{key}.addresses"), &raw.addresses, taken, problems);
     Some(Peer { name: name?, public_key: public_key?, addresses })
-}
-
-fn is_peer_name(name: &str) -> bool {
-    (1..=MAX_PEER_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
 }
 
 fn peer_addresses(

@@ -16,6 +16,7 @@ const PREFIX: &str = "ROAMD_";
 
 /// Variables that start with [`PREFIX`] and are no configuration.
 const OTHER_VARIABLES: [&str; 1] = ["ROAMD_RUNTIME_DIR"];
+const IN_TABLES: &str = "is in a list of tables, which only the file can set";
 
 /// The merged values, and where each came from.
 #[derive(Debug)]
@@ -40,7 +41,9 @@ impl<'a> Source<'a> {
         environment.sort();
         for (variable, text) in environment {
             let Some(key) = key_of(&variable).filter(|_| !text.is_empty()) else { continue };
-            if let Some(value) = value_of(&key, &text, problems) {
+            if tree[keys::split(&key).0].is_array() {
+                problems.add(&key, None, IN_TABLES);
+            } else if let Some(value) = value_of(&key, &text, problems) {
                 set(&mut tree, &key, value);
             }
             variables.insert(key, variable);
@@ -74,7 +77,7 @@ fn value_of(key: &str, text: &str, problems: &mut Problems) -> Option<Value> {
             return None;
         }
         Some(_) if keys::is_in_tables(key) => {
-            problems.add(key, None, "is in a list of tables, which only the file can set");
+            problems.add(key, None, IN_TABLES);
             return None;
         }
         Some(_) if key == keys::PRIVATE_KEY => {
@@ -84,7 +87,7 @@ fn value_of(key: &str, text: &str, problems: &mut Problems) -> Option<Value> {
         Some(Key { kind, .. }) => *kind,
     };
     match kind {
-        Kind::Table | Kind::Tables => {
+        Kind::Table | Kind::Tables | Kind::OneOrMore => {
             problems.add(key, None, "is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug");
             None
         }

@@ -164,7 +164,9 @@ fn seal(layout: &Layout, interface: &str) -> String {
              meta mark {MARK:#x} {family} daddr {{ {} }} tcp dport {{ {} }} accept",
             list(servers.iter().map(|server| format!("{} . {}", server.ip(), server.port()))),
             list(servers.iter().map(|server| server.ip().to_string())),
-            list(iter::once(80).chain(layout.tcp_port).map(|port| port.to_string())),
+            list(
+                iter::once(80).chain(layout.tcp_ports.iter().copied()).map(|port| port.to_string())
+            ),
         );
     }
     let _ = writeln!(
@@ -267,7 +269,7 @@ mod tests {
                 "[::ffff:192.0.2.1]:4433".parse().unwrap(),
                 "[2001:db8::1]:443".parse().unwrap(),
             ],
-            tcp_port: Some(8443),
+            tcp_ports: vec![8443],
             detours: vec!["192.0.2.8:3128".parse().unwrap()],
             ..Layout::default()
         };

@@ -233,18 +233,54 @@ impl Settings {
     }
 }
 
+/// What decides in which order links are dialed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dialing {
+    choice: Option<Choice>,
+    /// The failures of paths that are gone, for when they return.
+    record: BTreeMap<PathKey, Failures>,
+}
+
+impl Dialing {
+    /// Sorts candidates into the order in which to dial, without those that a pinned link excludes. A link that
+    /// failed lately comes after those that did not.
+    #[must_use]
+    pub(crate) fn order(&self, found: Vec<(Candidate, LinkFacts)>, now: Instant) -> Vec<Candidate> {
+        let mut allowed: Vec<_> = found
+            .into_iter()
+            .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
+            .map(|(candidate, link)| {
+                let chosen = self.is_chosen(&candidate.link);
+                let failures = self.record.get(&PathKey::from(&candidate));
+                let failed_lately = failures.is_some_and(|failures| failures.are_recent(now));
+                ((!chosen, failed_lately, link), candidate)
+            })
+            .collect();
+        allowed.sort_by_key(|(place, _)| *place);
+        allowed.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+
+    /// The link that the user pinned.
+    #[must_use]
+    pub(crate) fn pinned(&self) -> Option<&str> {
+        self.choice.as_ref().filter(|choice| choice.pinned).map(|choice| choice.link.as_str())
+    }
+
+    fn is_chosen(&self, link: &str) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.link == link)
+    }
+}
+
 /// The policy; see the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Manager {
     settings: Settings,
     paths: BTreeMap<PathKey, Path>,
-    /// The failures of paths that are gone, for when they return.
-    record: BTreeMap<PathKey, Failures>,
+    dialing: Dialing,
     connected: bool,
     /// The server's addresses that are known to have the session.
     homes: BTreeSet<SocketAddr>,
     active: Option<Active>,
-    choice: Option<Choice>,
 }
 
 impl Manager {
@@ -254,11 +290,10 @@ impl Manager {
         Self {
             settings,
             paths: BTreeMap::new(),
-            record: BTreeMap::new(),
+            dialing: Dialing::default(),
             connected: false,
             homes: BTreeSet::new(),
             active: None,
-            choice: None,
         }
     }
 
@@ -333,32 +368,10 @@ impl Manager {
         of_paths.chain(doubt).min()
     }
 
-    /// Sorts candidates into the order in which to dial, without those that a pinned link excludes. A link that
-    /// failed lately comes after those that did not.
+    /// What decides in which order links are dialed, as it is now.
     #[must_use]
-    pub(crate) fn dial_order(
-        &self,
-        found: Vec<(Candidate, LinkFacts)>,
-        now: Instant,
-    ) -> Vec<Candidate> {
-        let mut allowed: Vec<_> = found
-            .into_iter()
-            .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
-            .map(|(candidate, link)| {
-                let chosen = self.is_chosen(&candidate.link);
-                let failures = self.record.get(&PathKey::from(&candidate));
-                let failed_lately = failures.is_some_and(|failures| failures.are_recent(now));
-                ((!chosen, failed_lately, link), candidate)
-            })
-            .collect();
-        allowed.sort_by_key(|(place, _)| *place);
-        allowed.into_iter().map(|(_, candidate)| candidate).collect()
-    }
-
-    /// The link that the user pinned.
-    #[must_use]
-    pub(crate) fn pinned(&self) -> Option<&str> {
-        self.choice.as_ref().filter(|choice| choice.pinned).map(|choice| choice.link.as_str())
+    pub(crate) fn dialing(&self) -> &Dialing {
+        &self.dialing
     }
 
     /// The path that carries the tunnel.
@@ -426,14 +439,14 @@ impl Manager {
                 if self.active.take_if(|active| active.key == key).is_some() {
                     self.end_choice(&path.link);
                 }
-                self.record.insert(key, path.failures);
+                self.dialing.record.insert(key, path.failures);
             }
             actions.push(Action::Forget(key));
         }
-        self.record.retain(|_, failures| failures.count(now) > 0);
+        self.dialing.record.retain(|_, failures| failures.count(now) > 0);
         for (candidate, facts) in found {
             let key = PathKey::from(&candidate);
-            let failures = self.record.remove(&key).unwrap_or_default();
+            let failures = self.dialing.record.remove(&key).unwrap_or_default();
             let path = self.paths.entry(key);
             path.or_insert_with(|| Path::new(candidate.link, facts, failures)).facts = facts;
         }
@@ -443,7 +456,7 @@ impl Manager {
         self.connected = true;
         self.homes = BTreeSet::from([key.server]);
         // A chosen link that is gone has failed.
-        self.choice.take_if(|choice| {
+        self.dialing.choice.take_if(|choice| {
             !choice.pinned && !self.paths.values().any(|path| path.link == choice.link)
         });
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
@@ -462,7 +475,7 @@ impl Manager {
         self.connected = false;
         self.active = None;
         let failures = std::mem::take(&mut self.paths).into_iter();
-        self.record.extend(failures.map(|(key, path)| (key, path.failures)));
+        self.dialing.record.extend(failures.map(|(key, path)| (key, path.failures)));
     }
 
     fn recognise(
@@ -486,7 +499,7 @@ impl Manager {
         let is_open = |active: Active| matches!(active.doubt, Some(Doubt::Open(_)));
         if has_session
             && has_answered
-            && is_allowed(self.choice.as_ref(), path)
+            && is_allowed(self.dialing.choice.as_ref(), path)
             && self.active.is_some_and(|active| active.key != key && is_open(active))
         {
             self.switch(key, Reason::Silent, now, actions);
@@ -524,7 +537,8 @@ impl Manager {
             State::Waiting | State::Probing { .. } | State::Failed { .. } => now,
         };
         path.state = if rests { State::Waiting } else { State::Standby { since, check } };
-        let (allowed, is_stranger) = (is_allowed(self.choice.as_ref(), path), path.is_stranger);
+        let (allowed, is_stranger) =
+            (is_allowed(self.dialing.choice.as_ref(), path), path.is_stranger);
         // At an address that is not known to have the session a mere handshake may be that of another machine, which soon says so.
         let is_elsewhere = active.is_some_and(|active| active.server != key.server);
         let is_sure = rtt.is_some() || !is_elsewhere || self.homes.contains(&key.server);
@@ -620,7 +634,7 @@ impl Manager {
         if let Some(choice) = &choice {
             self.check(Some(&choice.link), now, actions);
         }
-        self.choice = choice;
+        self.dialing.choice = choice;
     }
 
     fn suspect_portal(&mut self, key: PathKey) {
@@ -647,16 +661,16 @@ impl Manager {
     }
 
     fn is_allowed(&self, path: &Path) -> bool {
-        is_allowed(self.choice.as_ref(), path)
+        is_allowed(self.dialing.choice.as_ref(), path)
     }
 
     fn is_chosen(&self, link: &str) -> bool {
-        self.choice.as_ref().is_some_and(|choice| choice.link == link)
+        self.dialing.is_chosen(link)
     }
 
     /// The choice of `link` is over, unless it is pinned.
     fn end_choice(&mut self, link: &str) {
-        self.choice.take_if(|choice| !choice.pinned && choice.link == link);
+        self.dialing.choice.take_if(|choice| !choice.pinned && choice.link == link);
     }
 
     /// What decides between `path` and another one.

@@ -44,6 +44,11 @@ pub trait Network: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(false))
     }
 
+    /// The same links for another server: who leads to one of them is not asked for another.
+    fn towards(&self) -> Option<Arc<dyn Network>> {
+        None
+    }
+
     /// Takes over who else leads to the server.
     fn lead_to(&self, _server: &ServerPeer, _detours: Arc<Detours>) {}
 

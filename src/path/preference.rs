@@ -60,6 +60,7 @@ mod tests {
             probe_timeout: Duration::from_secs(5),
             standby_check: Some(Duration::from_secs(15)),
             metered_copies: 64 << 10,
+            metered_reserve: false,
             prefer: prefer
                 .iter()
                 .map(|(link, metered)| Preference { link: (*link).into(), metered: *metered })

@@ -23,6 +23,7 @@ pub(crate) use self::detours::{Detours, Known, written_down};
 use super::{PathKey, rank::LinkFacts};
 use crate::{
     config::HostPort,
+    identity::PublicKey,
     link::candidate::{Candidate, Transport},
 };
 
@@ -38,9 +39,28 @@ const MOST_PATHS: usize = 12;
 /// Paths over TCP beside them, and as many by each detour.
 const MOST_OVER_TCP: usize = 4;
 
-/// Requests that let packets to these server addresses through the kill switch; each is answered when that is
-/// done.
-pub(crate) type Admission = mpsc::Sender<(Vec<SocketAddr>, oneshot::Sender<()>)>;
+/// Of whom addresses are: the server with this key, or those who lead to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owner {
+    Server(PublicKey),
+    Detours(PublicKey),
+}
+
+/// A request to let packets to these addresses through the kill switch, in place of those before of the same owner. It is
+/// answered when that is done.
+#[derive(Debug)]
+pub(crate) struct Admit {
+    pub(crate) owner: Owner,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+/// Takes requests of one owner.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    pub(crate) owner: Owner,
+    pub(crate) requests: mpsc::Sender<Admit>,
+}
 
 /// A name could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +148,8 @@ impl ServerAddresses {
 
 async fn admit(admission: &Admission, addresses: Vec<SocketAddr>) {
     let (done, admitted) = oneshot::channel();
-    if admission.send((addresses, done)).await.is_ok() {
+    let request = Admit { owner: admission.owner, addresses, done };
+    if admission.requests.send(request).await.is_ok() {
         let _ = admitted.await;
     }
 }
@@ -286,13 +307,16 @@ mod tests {
     async fn what_could_not_be_admitted_is_tried_again() {
         let servers = servers(&[("192.0.2.1", 2), ("localhost", 3)]);
         let names = ServerAddresses::new(&servers);
-        let (admission, mut admissions) = mpsc::channel(1);
-        names.admit_through(admission);
+        let (requests, mut admissions) = mpsc::channel(1);
+        let owner = Owner::Server(PublicKey::from([1; 32]));
+        names.admit_through(Admission { owner, requests });
         for attempt in 1..=3 {
-            let asked =
-                async { time::timeout(TIMEOUT, admissions.recv()).await.map(|it| it.unwrap().0) };
+            let asked = async {
+                let request = time::timeout(TIMEOUT, admissions.recv()).await.unwrap().unwrap();
+                (request.owner, request.addresses)
+            };
             let (found, asked) = tokio::join!(names.resolve(&servers), asked);
-            assert_eq!(Ok(found.unwrap()), asked, "attempt {attempt}");
+            assert_eq!((owner, found.unwrap()), asked, "attempt {attempt}");
         }
     }
 

@@ -72,11 +72,12 @@ impl SessionError {
 }
 
 /// Begins a session as the client, who takes packets whose checksum is left to it if `unchecked`. `instance`
-/// is the same for all sessions of a process.
-pub async fn open(
+/// is the same for all sessions of a process. The client `moves` if it has another server to go to.
+pub(crate) async fn open_as(
     connection: &Connection,
     unchecked: bool,
     instance: u64,
+    moves: bool,
 ) -> Result<(MessageStream, Welcome), SessionError> {
     let hello = Hello {
         versions: VERSIONS.to_vec(),
@@ -85,10 +86,19 @@ pub async fn open(
         instance: Some(instance),
         repair: true,
         copies: true,
-        moves: false,
+        moves,
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))
+}
+
+/// The same for a client that has no other server.
+pub async fn open(
+    connection: &Connection,
+    unchecked: bool,
+    instance: u64,
+) -> Result<(MessageStream, Welcome), SessionError> {
+    open_as(connection, unchecked, instance, false).await
 }
 
 async fn say_hello(

@@ -376,13 +376,14 @@ impl Hosts {
         });
         ClientConfig {
             private_key: self.client.clone(),
-            server: ServerPeer {
+            servers: vec![ServerPeer {
+                name: "berlin".into(),
                 tcp_port: None,
                 proxy: None,
                 relay: None,
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
-            },
+            }],
             tun: ClientTun {
                 name: "roam0".into(),
                 mtu: 1400,
@@ -396,6 +397,7 @@ impl Hosts {
                 probe_timeout: Duration::from_secs(5),
                 standby_check: Some(Duration::from_secs(15)),
                 metered_copies: 64 << 10,
+                metered_reserve: false,
                 prefer: Vec::new(),
                 ignore: Vec::new(),
             },

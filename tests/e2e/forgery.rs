@@ -117,7 +117,8 @@ fn text_from_a_peer_stays_on_its_line_of_the_servers_log() {
 /// A session with a hello, and an end, that no roamd would say.
 fn say(config: &Path) -> anyhow::Result<()> {
     let Config::Client(config) = config::load(config)? else { unreachable!("a client's file") };
-    let ClientConfig { private_key, server, tun, quic, paths, .. } = config;
+    let ClientConfig { private_key, servers, tun, quic, paths, .. } = config;
+    let server = &servers[0];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let links = KernelNetwork::new(Netlink::open()?, 0, 0, Hints::none());

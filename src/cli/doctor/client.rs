@@ -8,10 +8,10 @@ use super::{
     machine, routes, ways,
 };
 use crate::{
-    config::{ClientConfig, HostPort},
+    config::{ClientConfig, HostPort, ServerPeer},
     link::{monitor::Hints, netlink::Netlink},
     path::{
-        network::{self, Network as _, kernel::KernelNetwork},
+        network::{self, Network, kernel::KernelNetwork},
         servers::{
             ServerAddresses,
             detours::{self, Detours},
@@ -22,7 +22,10 @@ use crate::{
 /// Outer headers and QUIC's own bytes around an inner packet, at most.
 const AROUND: u16 = 80;
 pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) {
-    let servers = names(&config.server.addresses, tell).await;
+    let mut servers = Vec::new();
+    for server in &config.servers {
+        servers.push((server, names(&server.addresses, tell).await));
+    }
     machine::ipv6("what the server says of IPv6 is left out", tell);
     if let Some(wanted) = &config.tun.routes {
         routes::collisions("tun.routes", wanted, &config.tun.name, tell).await;
@@ -42,22 +45,29 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let all = links::all(&netlink).await?;
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let network = KernelNetwork::new(Netlink::open()?, own, config.quic.dscp, Hints::none());
-        let detours = detours(config, tell).await;
-        let known = detours.known(&config.server);
-        network.lead_to(&config.server, detours);
-        let found = network::find(&network, &config.server, &servers, &known, &config.paths);
-        let mut candidates = found.await?;
-        candidates.sort_by_key(|(_, facts)| *facts);
-        anyhow::Ok((netlink, all, network, candidates))
+        let network: Arc<dyn Network> = Arc::new(network);
+        let mut found = Vec::new();
+        for (server, addresses) in &servers {
+            let detours = detours(server, tell).await;
+            let known = detours.known(server);
+            let network = network.towards().unwrap_or_else(|| network.clone());
+            network.lead_to(server, detours);
+            let there = network::find(&*network, server, addresses, &known, &config.paths);
+            let mut candidates = there.await?;
+            candidates.sort_by_key(|(_, facts)| *facts);
+            let candidates: Vec<_> = candidates.into_iter().map(|(it, _)| it).collect();
+            found.push((*server, network, candidates));
+        }
+        anyhow::Ok((netlink, all, found))
     };
-    let (netlink, mut links, network, candidates) = match found.await {
+    let (netlink, mut links, found) = match found.await {
         Ok(found) => found,
         Err(error) => {
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
         }
     };
-    let candidates: Vec<_> = candidates.into_iter().map(|(candidate, _)| candidate).collect();
-    if candidates.is_empty() && !servers.is_empty() {
+    let candidates: Vec<_> = found.iter().flat_map(|(.., candidates)| candidates).collect();
+    if candidates.is_empty() && servers.iter().any(|(_, addresses)| !addresses.is_empty()) {
         let advice = "ip route get SERVER oif LINK shows whether a link has a route; links in \
                       paths.ignore are not looked at";
         tell(Finding::bad("links", "no link has a route to the server", advice));
@@ -65,14 +75,17 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
     let links_in_use: HashSet<_> = candidates.iter().map(|candidate| &candidate.link).collect();
     links.retain(|link| links_in_use.contains(&link.name));
     mtu(&links, config.tun.mtu, tell);
-    ways::examine(config, &netlink, &network, candidates, tell).await;
+    for (server, network, candidates) in found {
+        let asker = ways::Asker { config, server, network: &*network };
+        ways::examine(asker, &netlink, candidates, tell).await;
+    }
 }
 
 /// Who leads to the server, and their addresses.
-async fn detours(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) -> Arc<Detours> {
+async fn detours(server: &ServerPeer, tell: &mut dyn FnMut(Finding)) -> Arc<Detours> {
     let resolved = Detours::new();
-    resolved.resolve(&config.server).await;
-    for (transport, at) in detours::all(&config.server) {
+    resolved.resolve(server).await;
+    for (transport, at) in detours::all(server) {
         let found = resolved.addresses(transport, at);
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         tell(if found.is_empty() {

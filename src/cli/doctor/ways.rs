@@ -17,7 +17,7 @@ use tokio::time;
 use super::finding::{Finding, Verdict};
 use crate::{
     clock,
-    config::ClientConfig,
+    config::{ClientConfig, ServerPeer},
     daemon::status::milliseconds,
     host::reverse_path,
     link::{
@@ -69,11 +69,18 @@ enum Outcome {
     Silent,
 }
 
+/// How a server is asked.
+#[derive(Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub(super) config: &'a ClientConfig,
+    pub(super) server: &'a ServerPeer,
+    pub(super) network: &'a dyn Network,
+}
+
 /// Asks the server over each of these candidates, those of a link at the same time.
 pub(super) async fn examine(
-    config: &ClientConfig,
+    asker: Asker<'_>,
     netlink: &Netlink,
-    network: &dyn Network,
     candidates: Vec<Candidate>,
     tell: &mut dyn FnMut(Finding),
 ) {
@@ -94,7 +101,7 @@ pub(super) async fn examine(
         }
         let answers = join_all(asked.into_iter().map(|candidate| async {
             let way = Way(candidate.transport, candidate.server.port());
-            (way, ask(config, network, candidate).await)
+            (way, ask(asker, candidate).await)
         }))
         .await;
         let mut ways = BTreeMap::new();
@@ -181,12 +188,11 @@ fn filtered(candidate: &Candidate) -> Finding {
 
 /// Asks the server one way, as a probe does; also what became of the question.
 async fn ask(
-    config: &ClientConfig,
-    network: &dyn Network,
+    Asker { config, server, network }: Asker<'_>,
     candidate: Candidate,
 ) -> (Finding, Outcome) {
     let (subject, transport) = (subject(&candidate), candidate.transport);
-    let (key, expected) = (&config.private_key, config.server.public_key);
+    let (key, expected) = (&config.private_key, server.public_key);
     let refused = |found: String, advice: &str| {
         (Finding::bad(subject.clone(), found, advice), Outcome::Refused)
     };

@@ -105,7 +105,7 @@ async fn a_person_who_chooses_a_link_ends_a_pause_and_is_told_what_follows() {
     ] {
         let (reply, lasted) = pausing.orders(what).await;
         assert!(matches!(&reply, Reply::Done(lines) if lines == &[done]), "{reply:?}");
-        assert_eq!((lasted, pausing.manager.pinned()), (10, pinned));
+        assert_eq!((lasted, pausing.manager.dialing().pinned()), (10, pinned));
     }
 }
 
@@ -116,7 +116,7 @@ async fn a_choice_that_is_refused_changes_neither_the_pause_nor_the_choice() {
     let (reply, lasted) = pausing.orders(switch("eth7", true)).await;
     let expected = "eth7 has no way to the server; links that have one: eth0, wlan0";
     assert!(matches!(&reply, Reply::Error(why) if why == expected), "{reply:?}");
-    assert_eq!((lasted, pausing.manager.pinned()), (60, Some("wlan0")));
+    assert_eq!((lasted, pausing.manager.dialing().pinned()), (60, Some("wlan0")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,8 +10,11 @@ use crate::{
 
 /// Changes the configuration while the client runs.
 async fn reload(tunnel: &Tunnel, change: impl FnOnce(&mut ClientConfig)) {
-    let mut new = tunnel.client.config.borrow().reloaded(config());
+    let before = tunnel.client.config.borrow().clone();
+    let mut new = before.reloaded(config());
+    new.servers.clone_from(&before.servers);
     change(&mut new);
+    tunnel.client.servers.renew(&new).unwrap();
     tunnel.client.config.send_replace(new.into());
     tunnel.after(1).await;
 }
@@ -118,7 +121,7 @@ async fn a_link_that_is_ignored_from_now_on_is_left_at_once() {
 async fn the_servers_address_in_use_stays_when_the_names_stand_for_others() {
     let tunnel = Tunnel::connected().await;
     let elsewhere = HostPort { host: "203.0.113.9".into(), port: 4433 };
-    reload(&tunnel, |config| config.server.addresses = vec![elsewhere]).await;
+    reload(&tunnel, |config| config.servers[0].addresses = vec![elsewhere]).await;
     let paths = tunnel.client.status().paths;
     let of_link = |link: &str| paths.iter().filter(|path| path.link == link).count();
     assert_eq!((of_link("wifi0"), of_link("lte0")), (2, 2), "{paths:?}");

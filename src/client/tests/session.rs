@@ -45,8 +45,10 @@ impl Tunnel {
         ];
         let world = World::new(links, [SERVER.into(), ([0; 16], 0).into()], 7);
         let keys = [(); 2].map(|()| PrivateKey::generate().unwrap());
-        let peer = ServerPeer { public_key: keys[1].public_key(), ..config().server };
-        let config = ClientConfig { private_key: keys[0].clone(), server: peer, ..config() };
+        let public_key = keys[1].public_key();
+        let servers = config().servers.into_iter().map(|it| ServerPeer { public_key, ..it });
+        let config =
+            ClientConfig { private_key: keys[0].clone(), servers: servers.collect(), ..config() };
         let (facts, _, reports) = reports();
         let client = Arc::new(client_on(config, world.clone(), reports));
         let (host, (orders, mut ordered)) = (FakeHost::default(), mpsc::channel(1));

@@ -81,5 +81,5 @@ pub(super) fn dial_order(
     paths: impl IntoIterator<Item = (u8, u8)>,
     now: Instant,
 ) -> Vec<PathKey> {
-    manager.dial_order(found(paths), now).iter().map(PathKey::from).collect()
+    manager.dialing().order(found(paths), now).iter().map(PathKey::from).collect()
 }

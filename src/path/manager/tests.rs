@@ -152,7 +152,7 @@ fn a_chosen_link_is_used_until_it_fails() {
     assert_eq!(fixture.wait(Duration::from_secs(10)), []);
     let actions = fixture.tell(candidates(&[WIFI]));
     assert!(actions.contains(&Action::Switch(key(1), Reason::Gone)), "{actions:?}");
-    assert_eq!(fixture.manager.choice, None);
+    assert_eq!(fixture.manager.dialing.choice, None);
 }
 
 #[test]
@@ -522,7 +522,7 @@ fn a_path_that_refuses_to_send_is_left_for_another_server_only_after_all_were_as
 
 /// The links in the order in which they would be dialed.
 fn dial_order(fixture: &Fixture, links: &[(u32, u32)]) -> Vec<u32> {
-    let order = fixture.manager.dial_order(found(links), fixture.now);
+    let order = fixture.manager.dialing().order(found(links), fixture.now);
     order.iter().map(|candidate| candidate.index).collect()
 }
 
@@ -546,7 +546,7 @@ fn a_pinned_link_is_pinned_over_a_lost_connection_and_dialed_alone() {
     let mut fixture = on_wifi();
     let _ = fixture.tell(pin(2));
     let _ = fixture.tell(Event::Disconnected);
-    assert_eq!(fixture.manager.pinned(), Some("link2"));
+    assert_eq!(fixture.manager.dialing().pinned(), Some("link2"));
     assert_eq!(dial_order(&fixture, &[WIFI, LTE]), [2]);
     assert!(dial_order(&fixture, &[WIFI]).is_empty(), "not even when it is gone");
     let _ = fixture.tell(candidates(&[WIFI, LTE]));
@@ -584,7 +584,7 @@ fn a_chosen_link_is_dialed_first_and_used_until_it_fails() {
     let _ = fixture.tell(Event::Disconnected);
     let _ = fixture.tell(candidates(&[WIFI]));
     let _ = fixture.tell(Event::Connected(key(1)));
-    assert_eq!(fixture.manager.choice, None, "its link is gone");
+    assert_eq!(fixture.manager.dialing.choice, None, "its link is gone");
 }
 
 #[test]
@@ -691,7 +691,7 @@ proptest! {
                 _ => {}
             }
             let lost = matches!(event, Event::Disconnected);
-            let choice = fixture.manager.choice.clone();
+            let choice = fixture.manager.dialing.choice.clone();
             let actions = fixture.tell(event);
             let mut is_given_up = |actions: &[Action]| {
                 connected &= !actions.iter().any(|it| matches!(it, Action::BeginAnew(_)));
@@ -699,14 +699,14 @@ proptest! {
             is_given_up(&actions);
             if lost {
                 prop_assert_eq!(actions, []);
-                prop_assert_eq!(&fixture.manager.choice, &choice);
+                prop_assert_eq!(&fixture.manager.dialing.choice, &choice);
                 prop_assert_eq!(fixture.manager.next_deadline(), None);
                 prop_assert_eq!(fixture.manager.paths().count(), 0);
             }
             let all = [(0, 2), (1, 1), (2, 1), (3, 0)];
             let mut dialed = dial_order(&fixture, &all);
             dialed.sort_unstable();
-            match fixture.manager.choice.as_ref().filter(|choice| choice.pinned) {
+            match fixture.manager.dialing.choice.as_ref().filter(|choice| choice.pinned) {
                 Some(Choice { link, .. }) => {
                     prop_assert_eq!(dialed.into_iter().map(name).collect::<Vec<_>>(), [link.clone()]);
                 }
@@ -726,7 +726,7 @@ proptest! {
             let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);
             let active = conditions.iter().filter(in_use).count();
             prop_assert!(active <= 1, "one active path at most: {conditions:?}");
-            let pinned = fixture.manager.pinned().is_some();
+            let pinned = fixture.manager.dialing().pinned().is_some();
             if connected && !pinned && !conditions.is_empty() {
                 prop_assert_eq!(active, 1, "a path is used when there is one");
             }

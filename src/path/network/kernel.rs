@@ -25,13 +25,19 @@ use crate::{
     },
 };
 
-/// The kernel's links, routes and sockets.
+/// The kernel's links, routes and sockets, and who else leads to one server.
 #[derive(Debug)]
 pub struct KernelNetwork {
+    kernel: Arc<Kernel>,
+    ways: ArcSwapOption<Ways>,
+}
+
+/// What is the same for all servers.
+#[derive(Debug)]
+struct Kernel {
     netlink: Netlink,
     own: u32,
     metered: ArcSwap<HashSet<String>>,
-    ways: ArcSwapOption<Ways>,
     dscp: u8,
     hints: Hints,
 }
@@ -40,19 +46,13 @@ impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
-        Self {
-            netlink,
-            own,
-            metered: ArcSwap::default(),
-            ways: ArcSwapOption::default(),
-            dscp,
-            hints,
-        }
+        let kernel = Kernel { netlink, own, metered: ArcSwap::default(), dscp, hints };
+        Self { kernel: kernel.into(), ways: ArcSwapOption::default() }
     }
 
     /// Replaces the set of links that are metered in addition to those that the user lists.
     pub fn meter(&self, metered: HashSet<String>) {
-        self.metered.store(Arc::new(metered));
+        self.kernel.metered.store(Arc::new(metered));
     }
 }
 
@@ -69,9 +69,10 @@ impl Network for KernelNetwork {
         paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         Box::pin(async move {
-            let (preferences, metered) = (Preferences::new(paths), self.metered.load_full());
+            let Kernel { netlink, own, metered, .. } = &*self.kernel;
+            let (preferences, metered) = (Preferences::new(paths), metered.load_full());
             let mut found = Vec::new();
-            for candidate in candidates(&self.netlink, servers, self.own).await? {
+            for candidate in candidates(netlink, servers, *own).await? {
                 let is_metered = metered.contains(&candidate.link);
                 if let Some(facts) = preferences.facts(&candidate, is_metered) {
                     found.push((candidate, facts));
@@ -89,7 +90,8 @@ impl Network for KernelNetwork {
         Box::pin(async move {
             let preferences = Preferences::new(paths);
             let is_ignored = |link: &str| preferences.ignores(link);
-            Ok(candidate::unusable(&self.netlink, servers, self.own, is_ignored).await?)
+            let Kernel { netlink, own, .. } = &*self.kernel;
+            Ok(candidate::unusable(netlink, servers, *own, is_ignored).await?)
         })
     }
 
@@ -102,17 +104,22 @@ impl Network for KernelNetwork {
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let Candidate { link, source, server, transport, .. } = candidate;
         let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
+        let dscp = self.kernel.dscp;
         Ok(match transport {
-            Transport::Udp => UdpSocket::bind(local, link, self.dscp, Some(MARK))?,
+            Transport::Udp => UdpSocket::bind(local, link, dscp, Some(MARK))?,
             Transport::Tcp | Transport::Proxy | Transport::Relay => {
                 let way = match (transport, &*self.ways.load()) {
                     (Transport::Tcp, _) => Some(Way::Direct),
                     (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
                 };
                 let way = way.ok_or(io::ErrorKind::Unsupported)?;
-                TcpSocket::open(local, *server, way, link, self.dscp, Some(MARK))?
+                TcpSocket::open(local, *server, way, link, dscp, Some(MARK))?
             }
         })
+    }
+
+    fn towards(&self) -> Option<Arc<dyn Network>> {
+        Some(Arc::new(Self { kernel: self.kernel.clone(), ways: ArcSwapOption::default() }))
     }
 
     fn lead_to(&self, server: &ServerPeer, detours: Arc<Detours>) {
@@ -120,6 +127,6 @@ impl Network for KernelNetwork {
     }
 
     fn hints(&self) -> Hints {
-        self.hints.again()
+        self.kernel.hints.again()
     }
 }

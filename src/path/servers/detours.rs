@@ -141,6 +141,7 @@ mod tests {
 
     fn behind(proxy: &str) -> ServerPeer {
         ServerPeer {
+            name: "vpn".into(),
             addresses: vec!["vpn.example.net".parse().unwrap()],
             tcp_port: Some(443),
             relay: None,
@@ -161,14 +162,15 @@ mod tests {
         let expected = (Transport::Proxy, "192.0.2.8:3128".parse().unwrap());
         assert_eq!(detours.known(&written), [expected]);
         assert!(!Detours::can_change(&written) && Detours::can_change(&local));
-        let (admission, mut admissions) = mpsc::channel(1);
-        detours.admit_through(admission);
+        let (requests, mut admissions) = mpsc::channel(1);
+        let owner = Owner::Detours(local.public_key);
+        detours.admit_through(Admission { owner, requests });
         let admitted = async {
-            let (admitted, done) = admissions.recv().await.unwrap();
+            let Admit { addresses, done, .. } = admissions.recv().await.unwrap();
             assert_eq!(detours.known(&local), [], "not before they may be reached");
             let _ = done.send(());
             admissions.close();
-            admitted
+            addresses
         };
         let ((), admitted) = tokio::join!(detours.resolve(&local), admitted);
         let known = detours.known(&local);

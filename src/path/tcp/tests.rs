@@ -212,6 +212,7 @@ fn by_proxy() -> Way {
     let credentials = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".parse().unwrap());
     let at = "192.0.2.8:3128".parse().unwrap();
     let server = ServerPeer {
+        name: "vpn".into(),
         addresses: vec!["vpn.example.net:4433".parse().unwrap()],
         tcp_port: Some(443),
         relay: None,
