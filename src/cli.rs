@@ -182,19 +182,23 @@ Examples:
         #[arg(short, long)]
         follow: bool,
     },
-    /// Move a client's tunnel to a link
+    /// Move a client's tunnel to a link, or to another of its servers
     #[command(after_help = "\
-Without --pin the choice holds until the link fails.
+Without --pin the choice of a link holds until the link fails; that of a server does so in any case.
 
 Examples:
   roamd switch wwan0
+  roamd switch --server berlin
   roamd switch --auto")]
     Switch {
         /// The link, such as wlan0
-        #[arg(required_unless_present = "auto", conflicts_with = "auto")]
+        #[arg(required_unless_present_any = ["auto", "server"], conflicts_with_all = ["auto", "server"])]
         link: Option<String>,
+        /// The server, by its name in the configuration
+        #[arg(long, value_name = "NAME", conflicts_with = "auto")]
+        server: Option<String>,
         /// Use this link alone, even when it fails
-        #[arg(long, conflicts_with = "auto")]
+        #[arg(long, conflicts_with_all = ["auto", "server"])]
         pin: bool,
         /// Let roamd choose again
         #[arg(long)]

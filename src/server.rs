@@ -246,7 +246,11 @@ impl Server {
         match request {
             Request::Status => Reply::Ok(Box::new(self.status())),
             Request::Reload => self.reload(daemon).map_or_else(Reply::Error, Reply::Done),
-            Request::Events | Request::Switch { .. } | Request::Auto | Request::Probe { .. } => {
+            Request::Events
+            | Request::Switch { .. }
+            | Request::SwitchServer { .. }
+            | Request::Auto
+            | Request::Probe { .. } => {
                 Reply::Error("a server follows its clients, it has no paths to choose".into())
             }
         }

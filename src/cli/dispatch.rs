@@ -58,7 +58,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Reload { name } => reload(name.as_deref()),
         Command::Unseal { name } => unseal(name.as_deref()),
         Command::Events { name, follow } => events(name.as_deref(), follow),
-        Command::Switch { link, pin, auto: _, tunnel } => switch(tunnel.as_deref(), link, pin),
+        Command::Switch { link, server, pin, auto: _, tunnel } => {
+            switch(tunnel.as_deref(), link, server, pin)
+        }
         Command::Probe { link, tunnel } => probe(tunnel.as_deref(), link),
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),

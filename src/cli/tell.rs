@@ -16,9 +16,19 @@ use crate::{
 /// How often a daemon that ended is looked for.
 const FOLLOW_RETRY: Duration = Duration::from_millis(250);
 
-/// Moves the tunnel to `link`, or without one lets it choose by itself again.
-pub(crate) fn switch(tunnel: Option<&str>, link: Option<String>, pin: bool) -> anyhow::Result<()> {
-    tell(tunnel, &link.map_or(Request::Auto, |link| Request::Switch { link, pin }))
+/// Moves the tunnel to `link`, or to a `server`, or without either lets it choose by itself again.
+pub(crate) fn switch(
+    tunnel: Option<&str>,
+    link: Option<String>,
+    server: Option<String>,
+    pin: bool,
+) -> anyhow::Result<()> {
+    let request = match (link, server) {
+        (Some(link), _) => Request::Switch { link, pin },
+        (None, Some(name)) => Request::SwitchServer { name },
+        (None, None) => Request::Auto,
+    };
+    tell(tunnel, &request)
 }
 
 /// Asks the server over `link`, or over all.

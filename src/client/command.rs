@@ -29,6 +29,7 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) enum What {
     Switch { link: String, pin: bool },
+    Server { name: String },
     Auto,
     Probe { link: Option<String> },
 }
@@ -50,6 +51,7 @@ impl Client {
             }
             Request::Events => return Reply::Error("events come without end".into()),
             Request::Switch { link, pin } => What::Switch { link, pin },
+            Request::SwitchServer { name } => What::Server { name },
             Request::Auto => What::Auto,
             Request::Probe { link } => What::Probe { link },
         };
@@ -62,16 +64,28 @@ impl Client {
     }
 }
 
-/// Waits until a person chooses a link, or with `None` leaves the choice to us, while there is no connection.
-/// What takes one is refused, for this reason. Cancel safe.
+/// What a person chooses while there is no connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Chosen {
+    Link(Choice),
+    /// The server of this name.
+    Server(String),
+    /// Nothing any more: the choice is left to us.
+    Auto,
+}
+
+/// Waits until a person chooses, while there is no connection. What takes one is refused, for this reason. Cancel safe.
 pub(super) async fn next_choice(
     orders: &mut mpsc::Receiver<Order>,
     why_not: impl Fn() -> String,
-) -> (Option<Choice>, oneshot::Sender<Reply>) {
+) -> (Chosen, oneshot::Sender<Reply>) {
     while let Some(Order { what, reply }) = orders.recv().await {
         match what {
-            What::Switch { link, pin } => return (Some(Choice { link, pinned: pin }), reply),
-            What::Auto => return (None, reply),
+            What::Switch { link, pin } => {
+                return (Chosen::Link(Choice { link, pinned: pin }), reply);
+            }
+            What::Server { name } => return (Chosen::Server(name), reply),
+            What::Auto => return (Chosen::Auto, reply),
             What::Probe { .. } => {
                 let _ = reply.send(Reply::Error(why_not()));
             }
@@ -187,7 +201,7 @@ mod tests {
         let what = What::Switch { link: "lte0".into(), pin: true };
         orders.send(Order { what, reply }).await.unwrap();
         let (choice, _reply) = next_choice(&mut ordered, || "not connected".into()).await;
-        assert_eq!(choice, Some(Choice { link: "lte0".into(), pinned: true }));
+        assert_eq!(choice, Chosen::Link(Choice { link: "lte0".into(), pinned: true }));
         assert!(matches!(refused.await, Ok(Reply::Error(why)) if why == "not connected"));
     }
 

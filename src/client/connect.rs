@@ -1,38 +1,51 @@
 //! Connects, for ever: one session after the other, and the pauses between them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
+use quinn::{Connection, ConnectionError};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
 use super::{
     Client,
-    command::{Order, next_choice, no_way},
+    command::{Chosen, Order, next_choice, no_way},
     dial::{Loss, Round, dial},
     ended::{Ended, Refusal},
     greeting::{Reached, Terms},
+    moving::{Course, Moved, Mover, Signals, no_server},
     pauses::{Pause, Pauses},
+    reload::InForce,
     rival::Rival,
     roam::{Datapath, Roamer},
-    servers::InOrder,
+    servers::{InOrder, RemoteServer},
     view::{Line, milliseconds},
 };
 use crate::{
     clock,
-    daemon::{control::Reply, systemd},
+    daemon::{control::Reply, status::MoveReason, systemd},
     host::Setup,
     identity::PublicKey,
     path::{
         handshake::HandshakeError,
-        manager::{self, Choice, Manager, Settings},
+        manager::{self, Choice, Dialing, Manager, Settings},
     },
+    quic::close,
     task::apart,
-    tunnel::{egress, pump},
+    tunnel::{egress, pump, queue::Taken},
     wire::packet::Packet,
 };
 
 /// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
 const EARLY: usize = 8 * 1024;
+/// How long the old connection goes on after a move to another server: longer than a packet is under way, and longer than
+/// the network behind the servers takes to send packets to the new one.
+const GRACE: Duration = Duration::from_secs(3);
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -44,14 +57,14 @@ impl Client {
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
-        let mut pauses = Pauses::default();
-        let mut loss = Loss::none();
+        let (mut pauses, mut course) = (Pauses::default(), Course::default());
+        let (mut loss, mut before) = (Loss::none(), None);
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
-            self.shown.connecting();
-            let ended = self.connect(host, &mut manager, orders, loss.clone()).await?;
+            let minds = Minds { manager: &mut manager, course: &mut course, orders };
+            let ended = self.connect(host, minds, &loss, &mut before).await?;
             // What its actions would close was the roamer's, and is closed.
             let _ = manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
@@ -64,16 +77,21 @@ impl Client {
                 let (answered, server) = (ended.answered(in_use), self.shown.server());
                 loss = Loss { at: clock::now(), server, answered, left };
             }
-            if clock::now().duration_since(begun) >= STABLE {
+            let is_stable = clock::now().duration_since(begun) >= STABLE;
+            if is_stable {
                 pauses = Pauses::default();
             }
-            let pause = pauses.after(&ended, refusal.as_ref());
+            let mut pause = pauses.after(&ended, refusal.as_ref());
+            if is_stable && self.shown.sessions() > sessions && self.servers.all().len() > 1 {
+                // The others are not known to be gone.
+                pause = None;
+            }
             let reason = match (&refusal, rival) {
                 (_, Some(rival)) => rival.to_string(),
                 (Some(refusal), None) => refusal.in_short(),
                 (None, None) => ended.to_string(),
             };
-            let refused = refusal.as_ref().is_some_and(Refusal::is_proven);
+            let refused = pause.is_some() && refusal.as_ref().is_some_and(Refusal::is_proven);
             self.shown.waiting(&reason, refused, pause.map_or(Duration::ZERO, |it| it.longest));
             match refusal {
                 // Whoever started it by hand reads this, and mends it at once.
@@ -88,7 +106,8 @@ impl Client {
                 self.give_way(false, host).await;
             }
             if let Some(pause) = pause {
-                self.sleep_or_change(pause, &mut manager, orders).await;
+                let minds = Minds { manager: &mut manager, course: &mut course, orders };
+                self.sleep_or_change(pause, minds).await;
             }
         }
     }
@@ -107,8 +126,7 @@ impl Client {
     async fn sleep_or_change(
         &self,
         Pause { shortest, longest }: Pause,
-        manager: &mut Manager,
-        orders: &mut mpsc::Receiver<Order>,
+        Minds { manager, course, orders }: Minds<'_>,
     ) {
         let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
         let chosen = Notify::new();
@@ -117,7 +135,7 @@ impl Client {
             tokio::select! {
                 () = tokio::time::sleep(longest.saturating_sub(shortest)) => {}
                 () = hints.hint() => debug!("a network changed: trying at once"),
-                () = chosen.notified() => debug!("a person chose a link: trying at once"),
+                () = chosen.notified() => debug!("a person chose: trying at once"),
                 _ = config.changed() => debug!("the configuration changed: trying at once"),
             }
         };
@@ -126,7 +144,7 @@ impl Client {
             tokio::select! {
                 () = &mut pause => return,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
-                    let answer = self.choose(choice, manager).await;
+                    let answer = self.choose(choice, manager, course).await;
                     if matches!(answer, Reply::Done(_)) {
                         chosen.notify_one();
                     }
@@ -137,9 +155,17 @@ impl Client {
     }
 
     /// Remembers a person's choice for the connection to come.
-    async fn choose(&self, choice: Option<Choice>, manager: &mut Manager) -> Reply {
-        let done = match &choice {
-            Some(Choice { link, pinned }) => {
+    async fn choose(&self, choice: Chosen, manager: &mut Manager, course: &mut Course) -> Reply {
+        let (choice, done) = match choice {
+            Chosen::Server(name) => {
+                let servers = self.servers.all();
+                let Some(server) = servers.iter().find(|server| server.name() == name) else {
+                    return no_server(&name, &servers);
+                };
+                course.chosen = Some(server.key());
+                return Reply::Done(vec![format!("{name}: dialed first, until it fails")]);
+            }
+            Chosen::Link(Choice { link, pinned }) => {
                 let config = self.config.borrow().clone();
                 let mut found = Vec::new();
                 for server in &*self.servers.all() {
@@ -148,15 +174,19 @@ impl Client {
                 }
                 let links = || found.iter().map(|(candidate, _)| candidate.link.as_str());
                 if !links().any(|other| other == link) {
-                    return no_way(link, links());
+                    return no_way(&link, links());
                 }
                 let how = match pinned {
                     true => "dialed alone, whatever happens",
                     false => "dialed first, until it fails",
                 };
-                format!("{link}: {how}")
+                let done = format!("{link}: {how}");
+                (Some(Choice { link, pinned }), done)
             }
-            None => "the best path is chosen again".into(),
+            Chosen::Auto => {
+                course.chosen = None;
+                (None, "the best path is chosen again".into())
+            }
         };
         // Without a connection there is nothing to do about it yet.
         let _ = manager.handle(manager::Event::Choose(choice), clock::now());
@@ -168,65 +198,98 @@ impl Client {
         format!("not connected ({why}): the links are tried as it is")
     }
 
-    /// Begins a session, and lets what waits go with the first packet.
+    /// Begins a session with one of the servers.
     async fn dial(
         &self,
-        manager: &mut Manager,
-        orders: &mut mpsc::Receiver<Order>,
-        loss: Loss,
+        Minds { manager, course, orders }: &mut Minds<'_>,
+        loss: &Loss,
     ) -> Result<Reached, Ended> {
-        let (taken, dropped) = self.queue.take_early(EARLY);
-        self.counters.dropped_by_queue(dropped);
-        let early = taken.datagrams();
         let silent = |error: &HandshakeError| {
             let reason = error.to_string();
             self.shown.silent(&reason);
             self.not_connected(&reason);
         };
-        let dialed = loop {
-            let servers = self.servers.all();
-            let round = Round {
-                servers: loss.order(&servers, None),
-                dialing: manager.dialing().clone(),
-                early: early.clone(),
-                loss: loss.clone(),
-                terms: Terms { moves: servers.len() > 1, ..self.terms },
-                silent: &silent,
-            };
+        let mut changes = self.servers.changes();
+        loop {
+            let servers = loss.order(&self.servers.all(), course.chosen);
             tokio::select! {
-                dialed = dial(round, self.config.subscribe()) => break dialed,
+                reached = self.reach(servers, manager.dialing(), loss, true, &silent) => return reached,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
-                    let _ = reply.send(self.choose(choice, manager).await);
+                    let _ = reply.send(self.choose(choice, manager, course).await);
                 }
+                Ok(()) = changes.changed() => debug!("the servers changed: trying anew"),
             }
-        };
-        if dialed.as_ref().is_ok_and(|reached| reached.connected.early_arrived) {
-            let bytes = early.iter().map(|packet| packet.len() as u64).sum();
-            self.counters.sent.add(early.len() as u64, bytes);
-        } else {
-            self.queue.put_back(taken);
         }
-        dialed
     }
 
-    /// One session, from the first attempt to its end. An error is one of this machine's.
-    async fn connect(
+    /// Races these servers for a session. What waits goes with the first packet, if it `hurries`.
+    ///
+    /// Cancel safe.
+    pub(super) async fn reach(
         &self,
+        servers: Vec<Arc<RemoteServer>>,
+        dialing: &Dialing,
+        loss: &Loss,
+        hurries: bool,
+        silent: &(dyn Fn(&HandshakeError) + Sync),
+    ) -> Result<Reached, Ended> {
+        let early = Early::take(self, if hurries { EARLY } else { 0 });
+        let round = Round {
+            servers,
+            dialing: dialing.clone(),
+            early: early.datagrams(),
+            loss: loss.clone(),
+            terms: Terms { moves: self.servers.all().len() > 1, ..self.terms },
+            silent,
+        };
+        let reached = dial(round, self.config.subscribe()).await?;
+        if reached.connected.early_arrived {
+            early.arrived();
+        }
+        Ok(reached)
+    }
+
+    /// Sessions, one taking the place of the other, from the first attempt to an end that none follows. An error is one of
+    /// this machine's.
+    async fn connect<'a>(
+        &'a self,
         host: &mut impl Setup,
-        manager: &mut Manager,
-        orders: &mut mpsc::Receiver<Order>,
-        loss: Loss,
+        mut minds: Minds<'_>,
+        loss: &Loss,
+        before: &mut Option<Before<'a>>,
     ) -> anyhow::Result<Ended> {
+        self.shown.connecting();
         // A change during the dialing is news to the roamer.
         let config = self.config.subscribe();
         let dialed = tokio::select! {
-            dialed = self.dial(manager, orders, loss) => dialed,
+            dialed = self.dial(&mut minds, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
         };
-        let reached = match dialed {
+        let mut reached = match dialed {
             Ok(reached) => reached,
             Err(ended) => return Ok(ended),
         };
+        loop {
+            let session = self.session(host, &mut minds, config.clone(), reached, before);
+            match session.await? {
+                Left::Ended(ended) => return Ok(ended),
+                Left::Moved(next) => reached = next,
+            }
+            // What its actions would close was the roamer's, and is closed.
+            let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
+        }
+    }
+
+    /// One session, until it ends or another server has the next one. It is kept in mind as the one `before` the next.
+    async fn session<'a>(
+        &'a self,
+        host: &mut impl Setup,
+        minds: &mut Minds<'_>,
+        config: InForce,
+        reached: Reached,
+        before: &mut Option<Before<'a>>,
+    ) -> anyhow::Result<Left> {
+        let begun = clock::now();
         let (connected, welcome) = (&reached.connected, reached.welcome.clone());
         let server = reached.server.clone();
         let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
@@ -245,12 +308,31 @@ impl Client {
             repair: welcome.repair,
             copies: welcome.copies,
         };
-        let session = &Arc::new(pump::Session::new(terms, &server.congestion));
+        let session = Arc::new(pump::Session::new(terms, &server.congestion));
+        let mut pumps = Box::pin(self.pump(connection.clone(), session.clone()));
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, servers, queue, counters, .. } = self;
         let datapath = Datapath { queue, counters, session: session.clone() };
-        let roamer =
-            Roamer::new((roaming, shown, servers), datapath, manager, orders, config, reached);
+        let (signals, heard) = Signals::new();
+        let Minds { manager, course, orders } = minds;
+        course.begin(server.key());
+        let mut roamer = Roamer::new(
+            (roaming, shown, servers),
+            datapath,
+            manager,
+            orders,
+            (config, signals),
+            reached,
+        );
+        let mover = Mover::new(self, server.clone(), course, heard);
+        let earlier = before.take();
+        let (moved, remains) = match earlier {
+            Some(Before { server: from, name, silent_since, reason, remains }) => {
+                let moved = (from != server.key()).then_some((name, silent_since, reason));
+                (moved, remains)
+            }
+            None => (None, None),
+        };
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
@@ -267,23 +349,57 @@ impl Client {
                 "connected"
             );
             self.shown.connected(line, &candidate);
+            if let Some((from, silent_since, reason)) = moved {
+                let now = clock::now();
+                let gap = now.saturating_duration_since(silent_since.unwrap_or(now));
+                self.shown.moved(from, server.name().into(), reason, gap);
+            }
             self.servers.all().iter().for_each(|server| server.attempts.clear());
-            let deliver = |batch: &mut Vec<Packet>| self.deliver(batch);
-            let downlink = pump::downlink(&connection, &self.counters, session, deliver);
             tokio::select! {
-                lost = apart(pump::uplink(&connection, &self.queue, &self.counters, session)) => {
-                    Ended::Lost(lost)
-                }
-                lost = apart(downlink) => {
-                    Ended::Lost(lost)
-                }
+                lost = &mut pumps => Ended::Lost(lost),
                 ended = apart(self.follow_host(host)) => ended.end(&connection),
             }
         };
+        let left = tokio::select! {
+            ended = apart(carry) => Ok((Left::Ended(ended), MoveReason::Ended)),
+            forgotten = apart(roamer.run()) => {
+                forgotten.map(|it| (Left::Ended(Ended::Forgotten(it)), MoveReason::Ended))
+            }
+            Moved { reached, why } = apart(mover.run()) => Ok((Left::Moved(reached), why)),
+            () = self.removed(server.key()) => Ok((Left::Ended(Ended::Removed), MoveReason::Ended)),
+            never = apart(finish(remains)) => match never {},
+        };
+        let (left, reason) = left?;
+        let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
+        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
+            minds.course.leave(is_preferred, clock::now().duration_since(begun));
+        }
+        let (underlay, unheard_since) = roamer.end();
+        let (name, remains, silent_since) = match &left {
+            Left::Ended(_) => (server.name(), None, unheard_since.or(Some(clock::now()))),
+            Left::Moved(_) => {
+                session.retire();
+                let remains = async move {
+                    let _ = tokio::time::timeout(GRACE, pumps).await;
+                    connection.close(close::GOODBYE, b"the client moved to another server");
+                    drop(underlay);
+                };
+                let silent_since = unheard_since.filter(|_| reason == MoveReason::Silent);
+                (server.name(), Some(remains.boxed()), silent_since)
+            }
+        };
+        let (server, name) = (server.key(), name.into());
+        *before = Some(Before { server, name, silent_since, reason, remains });
+        Ok(left)
+    }
+
+    /// Carries packets over a connection until it ends.
+    async fn pump(&self, connection: Connection, session: Arc<pump::Session>) -> ConnectionError {
+        let deliver = |batch: &mut Vec<Packet>| self.deliver(batch);
+        let downlink = pump::downlink(&connection, &self.counters, &session, deliver);
         tokio::select! {
-            ended = apart(carry) => Ok(ended),
-            forgotten = apart(roamer.run()) => forgotten.map(Ended::Forgotten),
-            () = self.removed(server.key()) => Ok(Ended::Removed),
+            lost = apart(pump::uplink(&connection, &self.queue, &self.counters, &session)) => lost,
+            lost = apart(downlink) => lost,
         }
     }
 
@@ -298,6 +414,73 @@ impl Client {
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
         egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
+    }
+}
+
+/// What stays from session to session and decides what is done, and who may have a say.
+struct Minds<'a> {
+    manager: &'a mut Manager,
+    course: &'a mut Course,
+    orders: &'a mut mpsc::Receiver<Order>,
+}
+
+/// How a session was left.
+enum Left {
+    Ended(Ended),
+    /// There is one with another server.
+    Moved(Reached),
+}
+
+/// The session before, as far as the next one takes its place.
+struct Before<'a> {
+    server: PublicKey,
+    name: String,
+    /// Since when its server was not heard.
+    silent_since: Option<Instant>,
+    reason: MoveReason,
+    /// Its connection, whose packets under way still arrive.
+    remains: Option<BoxFuture<'a, ()>>,
+}
+
+/// Waits for ever, while the remains of a session end.
+async fn finish(remains: Option<BoxFuture<'_, ()>>) -> Infallible {
+    if let Some(remains) = remains {
+        remains.await;
+    }
+    std::future::pending().await
+}
+
+/// Packets that go with the first packet of a handshake. Those that did not arrive are in the queue again.
+struct Early<'a> {
+    client: &'a Client,
+    taken: Option<Taken>,
+}
+
+impl<'a> Early<'a> {
+    /// Takes so many bytes at most.
+    fn take(client: &'a Client, limit: usize) -> Self {
+        let (taken, dropped) = client.queue.take_early(limit);
+        client.counters.dropped_by_queue(dropped);
+        Self { client, taken: Some(taken) }
+    }
+
+    fn datagrams(&self) -> Arc<[Bytes]> {
+        self.taken.as_ref().map(Taken::datagrams).unwrap_or_default()
+    }
+
+    fn arrived(mut self) {
+        let early = self.datagrams();
+        let bytes = early.iter().map(|packet| packet.len() as u64).sum();
+        self.client.counters.sent.add(early.len() as u64, bytes);
+        self.taken = None;
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            self.client.queue.put_back(taken);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use super::{
     command::{Inquiries, Inquiry, Order, What, no_way},
     greeting::Reached,
     migration::MigratingConnection,
+    moving::{Signals, Wish},
     paths::{Departure, PathTable},
     reload::InForce,
     servers::{RemoteServer, Servers},
@@ -55,7 +56,7 @@ use crate::{
     },
     task,
     tunnel::{counters::Counters, pump, queue::Queue},
-    wire::message::Message,
+    wire::message::{GoAway, Message},
 };
 
 /// From one look at links and routes to the next, at least.
@@ -93,6 +94,7 @@ pub(super) struct Roamer<'a> {
     messages: MessageStream,
     orders: &'a mut mpsc::Receiver<Order>,
     config: InForce,
+    signals: Signals,
     inquiries: Inquiries,
     servers: Vec<SocketAddr>,
     renamed: watch::Receiver<Vec<SocketAddr>>,
@@ -125,7 +127,7 @@ impl<'a> Roamer<'a> {
         datapath: Datapath<'a>,
         manager: &'a mut Manager,
         orders: &'a mut mpsc::Receiver<Order>,
-        config: InForce,
+        (config, signals): (InForce, Signals),
         Reached { server, connected, messages, .. }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
@@ -142,6 +144,7 @@ impl<'a> Roamer<'a> {
             messages,
             orders,
             config,
+            signals,
             inquiries: Inquiries::default(),
             known,
             servers: server.names.known(),
@@ -174,7 +177,7 @@ impl<'a> Roamer<'a> {
 
     /// Watches, asks and switches, for as long as it is polled and the server knows the connection. Returns the path
     /// over which the server answered that it does not.
-    pub(super) async fn run(mut self) -> anyhow::Result<Candidate> {
+    pub(super) async fn run(&mut self) -> anyhow::Result<Candidate> {
         let mut hints = self.roaming.network.hints();
         self.refresh_candidates().await;
         self.handle_event(Event::Connected(self.first));
@@ -198,6 +201,8 @@ impl<'a> Roamer<'a> {
             self.use_standby(false);
             let is_silent = is_suspected && !self.datapath.session.has_standby();
             self.datapath.queue.hold(is_silent || active.is_none());
+            let is_unreachable = is_suspected || active.is_none() || self.manager.is_in_doubt();
+            self.signals.tell(is_unreachable, self.connection.rtt(), self.manager.dialing());
             let deadline = self.manager.next_deadline().map(time::Instant::from_std);
             let look = self.quality.next_look().map(time::Instant::from_std);
             let warm = self.warm_at.map(time::Instant::from_std);
@@ -238,6 +243,13 @@ impl<'a> Roamer<'a> {
         // To say goodbye to a server that knows us after all would end what the next connection takes over.
         self.underlay.socket().close_all();
         Ok(answered)
+    }
+
+    /// The connection's endpoint with its sockets as they are, and since when nothing was heard of the server although it was
+    /// sent to.
+    pub(super) fn end(self) -> (Underlay, Option<Instant>) {
+        let unheard_since = self.underlay.socket().unheard_since();
+        (self.underlay, unheard_since)
     }
 
     /// An answer of a probe came, or it failed.
@@ -282,8 +294,9 @@ impl<'a> Roamer<'a> {
     /// What the server says after its welcome.
     fn heed(&self, message: Message) {
         match message {
-            // There is one server, and its goodbye is the sign to look for it again.
-            Message::GoAway(_) => debug!("the server will stop"),
+            Message::GoAway(GoAway { within }) => {
+                self.signals.wish(Wish::GoAway(Duration::from_millis(within.into())));
+            }
             Message::Hello(_) | Message::Welcome(_) => self.messages.refuse(),
         }
     }
@@ -323,7 +336,9 @@ impl<'a> Roamer<'a> {
 
     fn obey(&mut self, Order { what, reply }: Order) {
         let reply_with = match what {
+            What::Server { name } => return self.signals.wish(Wish::Go { name, reply }),
             What::Auto => {
+                self.signals.wish(Wish::Auto);
                 self.handle_event(Event::Choose(None));
                 Reply::Done(vec!["the best path is chosen again".into()])
             }

@@ -11,14 +11,15 @@ use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
 use tracing::{debug, info};
 
-use super::Client;
+use super::{Client, servers::RemoteServer};
 use crate::{
     clock,
     daemon::{
         events::{Event, Events},
         status::{
-            self, ClientState, ClientStatus, Gaps, PathStatus, QuicStatus, RecentStatus,
-            SessionStatus, Status, SwitchStatus, UnusedLink,
+            self, ClientState, ClientStatus, Gaps, MoveReason, MoveStatus, PathStatus, QuicStatus,
+            RecentStatus, RemoteState, RemoteStatus, SessionStatus, Status, SwitchStatus,
+            UnusedLink,
         },
         systemd,
     },
@@ -68,6 +69,10 @@ struct State {
     /// Of the path in use.
     figures: Figures,
     copies: Copies,
+    /// The next server, when it last answered, and the round trip of the answer.
+    reserve: Option<ShownReserve>,
+    moves: VecDeque<(Instant, MoveStatus)>,
+    moves_by_reason: BTreeMap<MoveReason, u64>,
     switches: VecDeque<(Instant, SwitchStatus)>,
     by_reason: BTreeMap<Reason, u64>,
     gaps: Gaps,
@@ -88,6 +93,9 @@ struct Copies {
     /// When the last was seen, and the link that was late.
     last: Option<(Instant, String)>,
 }
+
+/// The key of the reserve, when it last answered, and the round trip of the answer.
+type ShownReserve = (PublicKey, Option<Instant>, Option<Duration>);
 
 /// A path of the connection of the day.
 #[derive(Debug)]
@@ -130,6 +138,9 @@ impl Shown {
             paths: Vec::new(),
             figures: Figures::default(),
             copies: Copies::default(),
+            reserve: None,
+            moves: VecDeque::new(),
+            moves_by_reason: BTreeMap::new(),
             switches: VecDeque::new(),
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
@@ -299,6 +310,48 @@ impl Shown {
         });
     }
 
+    /// The state of the next server, if there is one.
+    pub(super) fn reserve(&self, reserve: Option<ShownReserve>) {
+        self.with(|state| state.reserve = reserve);
+    }
+
+    /// The session moved from one server to another.
+    pub(super) fn moved(&self, from: String, to: String, reason: MoveReason, gap: Duration) {
+        info!(from, to, %reason, gap = %milliseconds(gap), "another server");
+        let gap = status::milliseconds(gap);
+        let (from_name, to_name) = (from.clone(), to.clone());
+        self.events.tell(Event::ServerChanged { from: from_name, to: to_name, reason, gap });
+        self.with(|state| {
+            if state.moves.len() == SWITCHES {
+                state.moves.pop_front();
+            }
+            *state.moves_by_reason.entry(reason).or_default() += 1;
+            let shown = MoveStatus { ago: 0.0, from, to, reason, gap };
+            state.moves.push_back((clock::now(), shown));
+        });
+    }
+
+    /// What this server is to the client.
+    fn remote_status(&self, server: &RemoteServer) -> RemoteStatus {
+        let (in_use, reserve) =
+            self.with(|state| (state.line.as_ref().map(|line| line.server.0), state.reserve));
+        let key = server.key();
+        let reserve = reserve.filter(|(reserve, ..)| in_use.is_some() && *reserve == key);
+        let (answered, rtt) = reserve.map_or((None, None), |(_, at, rtt)| (at, rtt));
+        RemoteStatus {
+            name: server.name().into(),
+            public_key: key.to_string(),
+            addresses: server.peer.addresses.iter().map(ToString::to_string).collect(),
+            state: match reserve {
+                _ if in_use == Some(key) => RemoteState::InUse,
+                Some(_) => RemoteState::Reserve,
+                None => RemoteState::Unused,
+            },
+            answered: answered.map(since),
+            rtt: rtt.map(status::milliseconds),
+        }
+    }
+
     /// A captive portal is suspected on this link.
     pub(super) fn portal(&self, link: &str) {
         let is_new = self.with(|state| state.portal.replace(link.into()).as_deref() != Some(link));
@@ -382,6 +435,13 @@ impl Shown {
                 .map(|path| path.status(state.line.as_ref(), state.figures))
                 .collect(),
             unused_links: Vec::new(),
+            servers: Vec::new(),
+            moves: state
+                .moves
+                .iter()
+                .map(|(at, it)| MoveStatus { ago: since(*at), ..it.clone() })
+                .collect(),
+            moves_by_reason: state.moves_by_reason.clone(),
             switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
             switches_by_reason: state.by_reason.clone(),
             gaps: state.gaps.clone(),
@@ -407,6 +467,7 @@ impl Client {
         let server = servers.iter().find(|it| Some(it.key()) == in_use).or(servers.first());
         let addresses = server.iter().flat_map(|it| &it.peer.addresses);
         status.server = addresses.map(ToString::to_string).collect();
+        status.servers = servers.iter().map(|it| self.shown.remote_status(it)).collect();
         if status.state != ClientState::Connected {
             let now = clock::now();
             status.paths = servers.iter().flat_map(|it| it.attempts.status(now)).collect();
@@ -562,7 +623,11 @@ fn share(lost: u64, sent: u64) -> Option<f64> {
 }
 
 fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
-    SwitchStatus { ago: status::rounded(clock::now().duration_since(at)), ..switch.clone() }
+    SwitchStatus { ago: since(at), ..switch.clone() }
+}
+
+fn since(at: Instant) -> f64 {
+    status::rounded(clock::now().duration_since(at))
 }
 
 /// A duration as people read it, without micro- and nanoseconds.

@@ -67,7 +67,12 @@ pub(crate) enum Request {
         /// Stay there even when the link fails.
         pin: bool,
     },
-    /// Choose the link by itself again.
+    /// Move to a server.
+    SwitchServer {
+        /// Its name.
+        name: String,
+    },
+    /// Choose link and server by itself again.
     Auto,
     /// Ask the server over a link now, or over all.
     Probe {

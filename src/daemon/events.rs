@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::status::SCHEMA;
+use super::status::{MoveReason, SCHEMA};
 use crate::{clock, link::candidate::Transport, path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
@@ -74,6 +74,17 @@ pub(crate) enum Event {
         /// Milliseconds without a sign of the server.
         gap: f64,
     },
+    /// Client: the session moved to another server.
+    ServerChanged {
+        /// The name of the old server.
+        from: String,
+        /// That of the new one.
+        to: String,
+        /// Why.
+        reason: MoveReason,
+        /// Milliseconds without a sign of a server.
+        gap: f64,
+    },
     /// Server: a peer has a session.
     PeerConnected {
         /// Its name.
@@ -130,6 +141,9 @@ impl Event {
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),
+            Self::ServerChanged { from, to, reason, gap } => {
+                format!("moved from server {from} to {to} ({reason}), {gap:.0} ms without a sign")
+            }
             Self::Switched { from, from_transport, to, to_transport, reason, gap } => {
                 let to = to_transport.mark(to);
                 match from.as_ref().map(|from| from_transport.mark(from)) {

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
@@ -88,6 +89,15 @@ pub(crate) struct ClientStatus {
     /// The links that carry no path.
     #[serde(default)]
     pub unused_links: Vec<UnusedLink>,
+    /// The servers of the configuration, the preferred one first.
+    #[serde(default)]
+    pub servers: Vec<RemoteStatus>,
+    /// The last changes of server, oldest first.
+    #[serde(default)]
+    pub moves: Vec<MoveStatus>,
+    /// How often the server changed since the daemon started, by reason.
+    #[serde(default)]
+    pub moves_by_reason: BTreeMap<MoveReason, u64>,
     /// The last changes of path, oldest first.
     pub switches: Vec<SwitchStatus>,
     /// How often the path changed since the daemon started, by reason.
@@ -207,6 +217,80 @@ pub(crate) struct UnusedLink {
     pub link: String,
     /// Why, in words.
     pub why: String,
+}
+
+/// A server as a client knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct RemoteStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its key.
+    pub public_key: String,
+    /// Its names and addresses, as they are configured.
+    pub addresses: Vec<String>,
+    /// What it is to this client.
+    pub state: RemoteState,
+    /// Seconds since it last answered as the reserve; none if it did not, or has failed since.
+    pub answered: Option<f64>,
+    /// The round-trip time of that answer, in milliseconds.
+    pub rtt: Option<f64>,
+}
+
+/// What a server is to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RemoteState {
+    /// It has the session.
+    InUse,
+    /// It is asked now and then, and used when the one in use fails.
+    Reserve,
+    /// It is used when those before it fail.
+    Unused,
+}
+
+/// A change of server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct MoveStatus {
+    /// Seconds since it was over.
+    pub ago: f64,
+    /// The name of the old server.
+    pub from: String,
+    /// That of the new one.
+    pub to: String,
+    /// Why.
+    pub reason: MoveReason,
+    /// Milliseconds from the last sign of the old server, if it was silent, to the first of the new one.
+    pub gap: f64,
+}
+
+/// Why a session moved to another server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum MoveReason {
+    /// A person chose the server.
+    Chosen,
+    /// The old server said that it will stop.
+    GoesAway,
+    /// No path reached the old server, and the new one answered.
+    Silent,
+    /// The new server is preferred, and answers again.
+    Preferred,
+    /// The session with the old server ended.
+    Ended,
+}
+
+impl fmt::Display for MoveReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Chosen => "somebody chose it",
+            Self::GoesAway => "the old one will stop",
+            Self::Silent => "the old one is silent",
+            Self::Preferred => "it is preferred",
+            Self::Ended => "the session with the old one ended",
+        })
+    }
 }
 
 /// A change of path.

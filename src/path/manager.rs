@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// How much more rarely a standby is asked where traffic costs money.
-const METERED: u32 = 20;
+pub(crate) const METERED: u32 = 20;
 /// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
 /// route often comes a moment before the network behind it.
 const SHORTEST_RETRY: Duration = Duration::from_millis(500);
@@ -189,7 +189,7 @@ struct Path {
 }
 
 /// The number of failures of a path that count, and the time of the last one.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Failures {
     count: u32,
     last: Option<Instant>,
@@ -234,7 +234,7 @@ impl Settings {
 }
 
 /// What decides in which order links are dialed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Dialing {
     choice: Option<Choice>,
     /// The failures of paths that are gone, for when they return.

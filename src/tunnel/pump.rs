@@ -6,7 +6,10 @@ mod standby;
 mod uplink;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -23,6 +26,7 @@ pub(crate) use self::{
 use super::{
     acks::Thinning,
     pool::Share,
+    queue::Queue,
     repair::{Exchanges, Moment, Receiver, Sender},
 };
 use crate::{
@@ -36,10 +40,18 @@ use crate::{
 pub(crate) struct Session {
     unchecked: bool,
     repair: Option<Repair>,
+    /// Whether another session takes the packets of the queue.
+    is_retired: AtomicBool,
+    retired: Notify,
 }
 
 /// Before the greeting nothing is negotiated.
-pub(crate) static UNGREETED: Session = Session { unchecked: false, repair: None };
+pub(crate) static UNGREETED: Session = Session {
+    unchecked: false,
+    repair: None,
+    is_retired: AtomicBool::new(false),
+    retired: Notify::const_new(),
+};
 
 #[derive(Debug)]
 struct Repair {
@@ -81,7 +93,25 @@ impl Session {
         let Terms { unchecked, repair, copies } = terms;
         congestion.trust_requests(repair);
         let repair = repair.then(|| Repair::new(share, congestion.clone(), copies));
-        Self { unchecked, repair }
+        let (is_retired, retired) = (AtomicBool::new(false), Notify::new());
+        Self { unchecked, repair, is_retired, retired }
+    }
+
+    /// Another session takes the packets of the queue from here on. What this one has sent is still repaired.
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Relaxed);
+        self.retired.notify_one();
+    }
+
+    /// Waits until the queue has packets for this session. Cancel safe.
+    async fn supplied(&self, queue: &Queue) {
+        while !self.is_retired.load(Relaxed) {
+            tokio::select! {
+                () = queue.ready() => return,
+                () = self.retired.notified() => {}
+            }
+        }
+        std::future::pending().await
     }
 
     fn standby(&self) -> Option<&Standby> {

@@ -42,7 +42,8 @@ impl Pausing {
         let Self { client, network, manager, ordered, .. } = self;
         let begun = clock::now();
         let pause = async {
-            client.sleep_or_change(PAUSE, manager, ordered).await;
+            let course = &mut Course::default();
+            client.sleep_or_change(PAUSE, Minds { manager, course, orders: ordered }).await;
             since(begun)
         };
         let happens = async {

@@ -116,7 +116,9 @@ struct Uplink<'a> {
 impl Uplink<'_> {
     /// Waits for packets in the queue. Meanwhile it sends what the other side misses, and tells of the last packet.
     async fn ready(&mut self) {
-        let Some(repair) = &self.session.repair else { return self.queue.ready().await };
+        let Some(repair) = &self.session.repair else {
+            return self.session.supplied(self.queue).await;
+        };
         loop {
             self.budget = usize::MAX;
             let kept = repair.standby.as_ref().and_then(|standby| standby.keep(clock::now()));
@@ -125,7 +127,7 @@ impl Uplink<'_> {
             tokio::select! {
                 biased;
                 () = repair.wanted.notified() => {}
-                () = self.queue.ready() => return,
+                () = self.session.supplied(self.queue) => return,
                 () = self.alarm.wait(deadline) => {}
             }
         }
