@@ -69,7 +69,7 @@ impl Hole {
             (Self::None, _) => false,
             (Self::Everything, _) => true,
             (Self::Uplink, side) => matches!(side, Side::Client { .. }),
-            (Self::Downlink, side) => matches!(side, Side::Server),
+            (Self::Downlink, side) => matches!(side, Side::Server | Side::Other(_)),
         }
     }
 }
@@ -149,6 +149,10 @@ struct Inner {
     links: Vec<Link>,
     servers: [SocketAddr; 2],
     server: Weak<SimSocket>,
+    /// Further servers.
+    others: HashMap<SocketAddr, Weak<SimSocket>>,
+    /// Servers that nothing reaches and that reach nobody.
+    cut: HashSet<SocketAddr>,
     /// The client's sockets by link and port.
     clients: HashMap<(usize, u16), Weak<SimSocket>>,
     next_port: u16,
@@ -176,8 +180,13 @@ pub(crate) struct SimSocket {
 
 #[derive(Clone, Copy, Debug)]
 enum Side {
-    Client { link: usize, local: SocketAddr },
+    Client {
+        link: usize,
+        local: SocketAddr,
+    },
     Server,
+    /// A further server at this address.
+    Other(SocketAddr),
 }
 
 #[derive(Default)]
@@ -269,6 +278,8 @@ impl World {
                 links,
                 servers,
                 server: Weak::new(),
+                others: HashMap::new(),
+                cut: HashSet::new(),
                 clients: HashMap::new(),
                 next_port: 1024,
                 ambush: None,
@@ -345,6 +356,23 @@ impl World {
         socket
     }
 
+    /// The socket of a further server, in place of the one before at that address.
+    pub(crate) fn listen_at(&self, address: SocketAddr) -> Arc<SimSocket> {
+        let socket = SimSocket::new(&self.myself, Side::Other(address));
+        self.lock().others.insert(address, Arc::downgrade(&socket));
+        socket
+    }
+
+    /// Cuts a server off without a word, or ends that.
+    pub(crate) fn cut(&self, server: SocketAddr, is_cut: bool) {
+        let cut = &mut self.lock().cut;
+        if is_cut {
+            cut.insert(server)
+        } else {
+            cut.remove(&server)
+        };
+    }
+
     /// Sockets of the client that are open, by link and port.
     pub(crate) fn open_sockets(&self) -> Vec<(usize, u16)> {
         let inner = self.lock();
@@ -393,7 +421,7 @@ impl World {
                 }
                 (link, SocketAddr::new(public, outside))
             }
-            Side::Server => {
+            Side::Server | Side::Other(_) => {
                 let Some(link) = inner.links.iter().position(|link| link.public == to.ip()) else {
                     return Ok(());
                 };
@@ -401,11 +429,20 @@ impl World {
                     return Ok(());
                 }
                 let of_family = |server: &&SocketAddr| server.is_ipv4() == to.is_ipv4();
-                let from = *inner.servers.iter().find(of_family).unwrap();
+                let from = match side {
+                    Side::Other(at) => at,
+                    Side::Client { .. } | Side::Server => {
+                        *inner.servers.iter().find(of_family).unwrap()
+                    }
+                };
                 (link, from)
             }
         };
+        let server = if matches!(side, Side::Client { .. }) { to } else { from };
         inner.links[link].sent += bytes.len() + 28;
+        if inner.cut.contains(&server) {
+            return Ok(());
+        }
         let Link { up, hole, loss, mtu, .. } = inner.links[link];
         if !up || hole.swallows(side) || bytes.len() > mtu || inner.random.f64() < loss {
             return Ok(());
@@ -427,8 +464,11 @@ impl World {
     fn arrive(&self, from: Side, link: usize, mut datagram: Datagram) {
         let inner = &mut *self.lock();
         let socket = match from {
-            Side::Client { .. } => inner.server.upgrade(),
-            Side::Server => {
+            Side::Client { .. } => {
+                let other = inner.others.get(&datagram.to);
+                other.unwrap_or(&inner.server).upgrade()
+            }
+            Side::Server | Side::Other(_) => {
                 let now = clock::now();
                 let port = datagram.to.port();
                 let inside = inner.links[link].nat.iter().find(|(_, (outside, used))| {
@@ -577,7 +617,7 @@ impl AsyncUdpSocket for SimSocket {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(match self.side {
             Side::Client { local, .. } => local,
-            Side::Server => "[::]:4433".parse().unwrap(),
+            Side::Server | Side::Other(_) => "[::]:4433".parse().unwrap(),
         })
     }
 }

@@ -1,0 +1,428 @@
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::*;
+use crate::{
+    client::{
+        command::{Order, What},
+        tests::{FakeHost, SERVER, config},
+    },
+    config::{ClientConfig, Dns, HostPort, Peer, Preference, ServerConfig, ServerPeer, ServerTun},
+    daemon::{
+        events::Event,
+        status::{ClientState, ClientStatus, RemoteState},
+    },
+    host::Reports,
+    identity::PrivateKey,
+    server::Server,
+    tests::simulation::world::{Hole, Link, World},
+    wire::packet::{Packet, tests::packet},
+};
+
+const OTHER: ([u8; 4], u16) = ([192, 0, 2, 2], 4433);
+const WIFI: usize = 0;
+const LTE: usize = 1;
+const BERLIN: usize = 0;
+const PARIS: usize = 1;
+/// Between two packets.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Numbers of packets.
+type Seen = Arc<Mutex<BTreeSet<u32>>>;
+
+/// A client with two servers and a program that sends to them; both echo what comes.
+struct Fleet {
+    world: Arc<World>,
+    client: Arc<Client>,
+    host: FakeHost,
+    orders: mpsc::Sender<Order>,
+    keys: [PrivateKey; 3],
+    tasks: Vec<JoinHandle<()>>,
+    servers: [Option<JoinHandle<()>>; 2],
+    /// The packets that were sent, and those whose echo came.
+    sent: Seen,
+    came: Seen,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for task in self.tasks.iter().chain(self.servers.iter().flatten()) {
+            task.abort();
+        }
+    }
+}
+
+impl Fleet {
+    /// Both servers run, and the client has a session with the first one.
+    async fn new(change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let mut fleet = Self::without_servers(change);
+        fleet.start(BERLIN);
+        fleet.start(PARIS);
+        sleep(Duration::from_secs(3)).await;
+        assert_eq!(fleet.in_use(), "berlin");
+        fleet
+    }
+
+    fn without_servers(change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let links = vec![
+            Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
+            Link::new("lte0", "10.0.2.2", "198.51.100.2", 200),
+        ];
+        let world = World::new(links, [SERVER.into(), ([0; 16], 0).into()], 7);
+        let keys = [(); 3].map(|()| PrivateKey::generate().unwrap());
+        let peer = |name: &str, at: ([u8; 4], u16), key: &PrivateKey| ServerPeer {
+            name: name.into(),
+            addresses: vec![HostPort { host: SocketAddr::from(at).ip().to_string(), port: at.1 }],
+            public_key: key.public_key(),
+            tcp_port: None,
+            proxy: None,
+            relay: None,
+        };
+        let servers = vec![peer("berlin", SERVER, &keys[0]), peer("paris", OTHER, &keys[1])];
+        let mut config = ClientConfig { private_key: keys[2].clone(), servers, ..config() };
+        change(&mut config);
+        let (device, mut delivered) = mpsc::channel::<Packet>(4096);
+        let network = world.clone();
+        let client = Client::new(config.into(), network, Box::new(device), Reports::default());
+        let client = Arc::new(client.unwrap());
+        let (host, (orders, mut ordered)) = (FakeHost::default(), mpsc::channel(1));
+        let (typed, source) = mpsc::channel::<Packet>(4096);
+        let (sent, came) = (Seen::default(), Seen::default());
+        let running = {
+            let (client, mut host) = (client.clone(), host.clone());
+            async move {
+                let ended = client.carry(source, &mut host, &mut ordered).await;
+                panic!("the client ended: {ended:?}");
+            }
+        };
+        let typing = {
+            let sent = sent.clone();
+            async move {
+                for number in 0.. {
+                    if typed.try_send(numbered(true, number)).is_ok() {
+                        sent.lock().unwrap().insert(number);
+                    }
+                    sleep(PACE).await;
+                }
+            }
+        };
+        let reading = {
+            let came = came.clone();
+            async move {
+                while let Some(packet) = delivered.recv().await {
+                    came.lock().unwrap().insert(number(&packet));
+                }
+            }
+        };
+        let tasks = vec![tokio::spawn(running), tokio::spawn(typing), tokio::spawn(reading)];
+        let servers = [None, None];
+        Self { world, client, host, orders, keys, tasks, servers, sent, came }
+    }
+
+    /// Starts a server; one that runs vanishes.
+    fn start(&mut self, which: usize) {
+        self.stop(which);
+        self.world.cut([SERVER, OTHER][which].into(), false);
+        let us = Peer {
+            name: "laptop".into(),
+            public_key: self.keys[2].public_key(),
+            addresses: vec!["10.66.0.2".parse().unwrap()],
+        };
+        let ClientConfig { quic, log, .. } = config();
+        let config = ServerConfig {
+            private_key: self.keys[which].clone(),
+            listen: vec![SERVER.into()],
+            listen_tcp: None,
+            tun: ServerTun {
+                offload: true,
+                name: "roam0".into(),
+                mtu: 1400,
+                addresses: vec!["10.66.0.1/24".parse().unwrap()],
+                routes: Vec::new(),
+                dns: Dns::default(),
+                nat: false,
+            },
+            peers: vec![us],
+            quic,
+            log,
+            metrics: None,
+        };
+        let socket = match which {
+            BERLIN => self.world.listen(),
+            _ => self.world.listen_at(OTHER.into()),
+        };
+        let (to_device, mut delivered) = mpsc::channel::<Packet>(4096);
+        let (from_device, source) = mpsc::channel::<Packet>(4096);
+        let nothing = watch::Sender::default().subscribe();
+        let (server, endpoint) =
+            Server::new(config, vec![socket], Box::new(to_device), nothing).unwrap();
+        let echoing = async move {
+            while let Some(packet) = delivered.recv().await {
+                let _ = from_device.try_send(numbered(false, number(&packet)));
+            }
+        };
+        self.servers[which] = Some(tokio::spawn(async move {
+            tokio::select! {
+                _ = server.carry(source, &endpoint) => {}
+                () = echoing => {}
+            }
+        }));
+    }
+
+    /// A server is gone without a word.
+    fn kill(&mut self, which: usize) {
+        self.world.cut([SERVER, OTHER][which].into(), true);
+        self.stop(which);
+    }
+
+    /// A server says goodbye.
+    fn stop(&mut self, which: usize) {
+        if let Some(server) = self.servers[which].take() {
+            server.abort();
+        }
+    }
+
+    fn status(&self) -> ClientStatus {
+        self.client.status()
+    }
+
+    /// The name of the server in use, or "" without one.
+    fn in_use(&self) -> String {
+        let servers = self.status().servers.into_iter();
+        let in_use = servers.filter(|it| it.state == RemoteState::InUse).map(|it| it.name);
+        in_use.collect()
+    }
+
+    /// The servers to which the session moved, with reasons.
+    fn moves(&self) -> Vec<(String, MoveReason)> {
+        self.status().moves.into_iter().map(|it| (it.to, it.reason)).collect()
+    }
+
+    /// The longest gap of a move in milliseconds.
+    fn gap(&self) -> f64 {
+        self.status().moves.iter().map(|it| it.gap).fold(0.0, f64::max)
+    }
+
+    /// Packets that were sent so far without an echo, after those under way have come.
+    async fn lost(&self) -> Vec<u32> {
+        let sent = self.sent.lock().unwrap().clone();
+        sleep(Duration::from_secs(2)).await;
+        let came = self.came.lock().unwrap();
+        sent.into_iter().filter(|number| !came.contains(number)).collect()
+    }
+
+    async fn order(&self, what: What) -> Result<Vec<String>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order { what, reply }).await.unwrap();
+        match answer.await {
+            Ok(Reply::Done(lines)) => Ok(lines),
+            Ok(Reply::Error(why)) => Err(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn choose(&self, name: &str) -> Result<Vec<String>, String> {
+        self.order(What::Server { name: name.into() }).await
+    }
+}
+
+/// A packet of UDP with this number.
+fn numbered(from_client: bool, number: u32) -> Packet {
+    let (client, server) = ("10.66.0.2".parse().unwrap(), "10.66.0.1".parse().unwrap());
+    let (source, destination) = if from_client { (client, server) } else { (server, client) };
+    let mut bytes = packet(source, destination, 80);
+    bytes[9] = 17;
+    bytes[40..44].copy_from_slice(&number.to_be_bytes());
+    bytes.into()
+}
+
+fn number(packet: &Packet) -> u32 {
+    u32::from_be_bytes(packet.ip()[40..44].try_into().unwrap())
+}
+
+fn nothing(_: &mut ClientConfig) {}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_gone_without_a_word_is_left_for_the_next_within_a_second() {
+    let mut fleet = Fleet::new(nothing).await;
+    let mut events = fleet.client.events.listen();
+    fleet.kill(BERLIN);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(fleet.in_use(), "paris");
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Silent)]);
+    assert!(fleet.gap() < 1000.0, "{}", fleet.gap());
+    let told = std::iter::from_fn(|| events.try_recv().ok())
+        .any(|it| matches!(it, Event::ServerChanged { from, to, .. } if from == "berlin" && to == "paris"));
+    assert!(told);
+    let lost = fleet.lost().await;
+    assert!(lost.len() < 50, "{lost:?}");
+    // The host is as it was.
+    let wishes = fleet.host.wishes();
+    assert!(wishes.iter().all(|it| it.servers.len() == 2), "both are let through");
+    assert!(wishes.windows(2).all(|it| it[0] == it[1]), "{wishes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_and_a_link_that_die_together_are_both_left() {
+    let mut fleet = Fleet::new(nothing).await;
+    fleet.world.change(WIFI, |wifi| wifi.hole = Hole::Everything);
+    fleet.kill(BERLIN);
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Silent)]);
+    let status = fleet.status();
+    assert_eq!(status.paths.iter().find(|it| it.last_heard.is_some()).unwrap().link, "lte0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_no_network_works_the_session_stays_and_goes_on_with_its_server() {
+    let fleet = Fleet::new(nothing).await;
+    for link in [WIFI, LTE] {
+        fleet.world.change(link, |it| it.hole = Hole::Everything);
+    }
+    sleep(Duration::from_secs(10)).await;
+    for link in [WIFI, LTE] {
+        fleet.world.change(link, |it| it.hole = Hole::None);
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((fleet.in_use().as_str(), fleet.moves()), ("berlin", vec![]));
+    assert_eq!(fleet.status().sessions, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_link_that_dies_is_no_reason_to_leave_the_server() {
+    let fleet = Fleet::new(nothing).await;
+    fleet.world.change(WIFI, |wifi| wifi.hole = Hole::Everything);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((fleet.in_use().as_str(), fleet.moves()), ("berlin", vec![]));
+    assert_eq!(fleet.status().switches.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_session_returns_to_the_preferred_server_and_loses_nothing() {
+    let mut fleet = Fleet::new(nothing).await;
+    fleet.kill(BERLIN);
+    sleep(Duration::from_secs(3)).await;
+    let lost = fleet.lost().await.len();
+    fleet.start(BERLIN);
+    sleep(Duration::from_secs(25)).await;
+    assert_eq!(fleet.in_use(), "paris", "it may be gone in a moment");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.in_use(), "berlin");
+    assert_eq!(fleet.moves()[1..], [("berlin".into(), MoveReason::Preferred)]);
+    assert_eq!(fleet.status().moves[1].gap, 0.0);
+    assert_eq!(fleet.lost().await.len(), lost, "nothing more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_fails_again_and_again_is_returned_to_ever_later() {
+    let mut fleet = Fleet::new(nothing).await;
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        fleet.kill(BERLIN);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fleet.in_use(), "paris");
+        fleet.start(BERLIN);
+        let begun = clock::now();
+        while fleet.in_use() != "berlin" {
+            sleep(Duration::from_secs(1)).await;
+        }
+        waits.push((clock::now() - begun).as_secs());
+    }
+    assert!(waits[0] >= 60 && waits[1] >= 120 && waits[2] >= 240, "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_moves_the_session_and_nothing_is_lost() {
+    let mut fleet = Fleet::new(nothing).await;
+    assert_eq!(fleet.choose("paris").await.unwrap(), ["paris: in use, until it fails"]);
+    assert_eq!(fleet.in_use(), "paris");
+    let why = "no server is named rome; there are: berlin, paris";
+    assert_eq!(fleet.choose("rome").await.unwrap_err(), why);
+    // The preferred one answers all the time.
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Chosen)]);
+    assert_eq!(fleet.lost().await, [0; 0]);
+    fleet.order(What::Auto).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.in_use(), "berlin");
+    assert_eq!(fleet.lost().await, [0; 0]);
+    fleet.kill(PARIS);
+    let why = fleet.choose("paris").await.unwrap_err();
+    assert!(why.starts_with("no answer from 192.0.2.2:4433"), "{why}");
+    assert_eq!(fleet.in_use(), "berlin");
+    assert_eq!(fleet.lost().await, [0; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_session_the_next_server_is_tried_a_moment_later() {
+    let mut fleet = Fleet::without_servers(nothing);
+    fleet.start(PARIS);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((fleet.in_use().as_str(), fleet.status().sessions), ("paris", 1));
+    let state =
+        |status: &ClientStatus| status.servers.iter().map(|it| it.state).collect::<Vec<_>>();
+    assert_eq!(state(&fleet.status()), [RemoteState::Reserve, RemoteState::InUse]);
+    fleet.kill(PARIS);
+    sleep(Duration::from_secs(60)).await;
+    assert_ne!(fleet.status().state, ClientState::Connected);
+    fleet.start(BERLIN);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(fleet.in_use(), "berlin");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_goodbye_is_left_at_once() {
+    let mut fleet = Fleet::new(nothing).await;
+    sleep(Duration::from_secs(10)).await;
+    fleet.stop(BERLIN);
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Ended)]);
+    assert!(fleet.gap() < 100.0, "{}", fleet.gap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reserve_is_asked_over_the_best_link_that_is_not_metered() {
+    let metered = |config: &mut ClientConfig| {
+        let link = |link: &str| Preference { link: link.into(), metered: true };
+        config.paths.prefer = vec![link("wifi*"), link("lte*")];
+    };
+    let answered = |fleet: &Fleet| fleet.status().servers[1].answered.is_some();
+    let fleet = Fleet::new(nothing).await;
+    assert!(answered(&fleet));
+    let fleet = Fleet::new(metered).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(!answered(&fleet));
+    let fleet = Fleet::new(|config| {
+        metered(config);
+        config.paths.metered_reserve = true;
+    })
+    .await;
+    assert!(answered(&fleet));
+    // One that was never asked is used all the same.
+    let mut fleet = Fleet::new(metered).await;
+    fleet.kill(BERLIN);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(fleet.in_use(), "paris");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_taken_out_of_the_configuration_is_left() {
+    let fleet = Fleet::new(nothing).await;
+    let before = fleet.client.config.borrow().clone();
+    let mut new = before.reloaded(config());
+    new.servers = before.servers[1..].to_vec();
+    fleet.client.servers.renew(&new).unwrap();
+    fleet.client.config.send_replace(new.into());
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(fleet.in_use(), "paris");
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Ended)]);
+}
