@@ -10,8 +10,9 @@ use anstyle::{AnsiColor, Style};
 use super::paint::Paint;
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, PathStatus, PeerStatus, RecentStatus, Role, ServerStatus,
-        SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
+        ClientState, ClientStatus, MoveStatus, PathStatus, PeerStatus, RecentStatus, RemoteState,
+        RemoteStatus, Role, ServerStatus, SessionStatus, Status, SwitchStatus, TcpStatus,
+        UnusedLink,
     },
     host::interface::LeftOut,
     path::Condition,
@@ -63,6 +64,10 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
             }
         }
     }
+    if client.servers.len() > 1 {
+        let servers: Vec<_> = client.servers.iter().map(ToString::to_string).collect();
+        writeln!(f, "servers      {}", servers.join("; "))?;
+    }
     write!(f, "interface    {}, MTU {}", client.interface, client.mtu)?;
     for address in &client.addresses {
         write!(f, ", {address}")?;
@@ -92,6 +97,12 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         writeln!(f)?;
         let mut rows = vec![head(["MOVED", "FROM", "TO", "GAP", "WHY"])];
         rows.extend(client.switches.iter().rev().map(switch_row));
+        table(f, &rows, paint)?;
+    }
+    if !client.moves.is_empty() {
+        writeln!(f)?;
+        let mut rows = vec![head(["SERVER", "FROM", "TO", "GAP", "WHY"])];
+        rows.extend(client.moves.iter().rev().map(move_row));
         table(f, &rows, paint)?;
     }
     Ok(())
@@ -257,6 +268,31 @@ impl Display for RecentStatus {
         };
         let (up, down) = (Bits(rate_up), Bits(rate_down));
         write!(f, "{up} up{}; {down} down{}", lost(loss_up), lost(loss_down))
+    }
+}
+
+fn move_row(MoveStatus { ago, from, to, reason, gap }: &MoveStatus) -> [Cell; 5] {
+    [
+        (PLAIN, format!("{} ago", Span(*ago))),
+        (PLAIN, from.clone()),
+        (PLAIN, to.clone()),
+        (PLAIN, format!("{gap:.0} ms")),
+        (PLAIN, reason.to_string()),
+    ]
+}
+
+impl Display for RemoteStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match (self.state, self.answered) {
+            (RemoteState::InUse, _) => f.write_str(" in use"),
+            (RemoteState::Reserve, Some(ago)) => {
+                write!(f, " answered {} ago", Span(ago))?;
+                self.rtt.map_or(Ok(()), |rtt| write!(f, ", {rtt:.1} ms"))
+            }
+            (RemoteState::Reserve, None) => f.write_str(" has not answered"),
+            (RemoteState::Unused, _) => f.write_str(" unused"),
+        }
     }
 }
 

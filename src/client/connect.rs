@@ -31,6 +31,7 @@ use crate::{
     daemon::{control::Reply, status::MoveReason, systemd},
     host::Setup,
     identity::PublicKey,
+    link::candidate::Candidate,
     path::{
         handshake::HandshakeError,
         manager::{self, Choice, Dialing, Manager, Settings},
@@ -38,7 +39,7 @@ use crate::{
     quic::close,
     task::apart,
     tunnel::{egress, pump, queue::Taken},
-    wire::packet::Packet,
+    wire::{message::Welcome, packet::Packet},
 };
 
 /// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
@@ -273,7 +274,7 @@ impl Client {
             let session = self.session(host, &mut minds, config.clone(), reached, before);
             match session.await? {
                 Left::Ended(ended) => return Ok(ended),
-                Left::Moved(next) => reached = next,
+                Left::Moved(next) => reached = *next,
             }
             // What its actions would close was the roamer's, and is closed.
             let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
@@ -293,15 +294,7 @@ impl Client {
         let (connected, welcome) = (&reached.connected, reached.welcome.clone());
         let server = reached.server.clone();
         let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
-        let line = Line {
-            connection: connection.clone(),
-            endpoint: connected.underlay.endpoint().clone(),
-            socket: connected.underlay.socket().clone(),
-            congestion: server.congestion.clone(),
-            server: (server.key(), server.name().into()),
-            software: welcome.software.clone(),
-            since: clock::wall(),
-        };
+        let line = Line::of(&reached);
         let resumed = connected.early_arrived;
         let terms = pump::Terms {
             unchecked: welcome.unchecked,
@@ -325,36 +318,13 @@ impl Client {
             reached,
         );
         let mover = Mover::new(self, server.clone(), course, heard);
-        let earlier = before.take();
-        let (moved, remains) = match earlier {
-            Some(Before { server: from, name, silent_since, reason, remains }) => {
-                let moved = (from != server.key()).then_some((name, silent_since, reason));
-                (moved, remains)
-            }
-            None => (None, None),
-        };
+        let (former, remains) = before.take().map(Before::split).unwrap_or_default();
+        let former = former.filter(|former| former.server != server.key());
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
             }
-            let rtt = server.congestion.shortest_round_trip();
-            info!(
-                link = candidate.link,
-                local = %candidate.source,
-                server = %candidate.server,
-                rtt = %milliseconds(rtt.unwrap_or_else(|| connection.rtt())),
-                resumed,
-                name = %welcome.name,
-                addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
-                "connected"
-            );
-            self.shown.connected(line, &candidate);
-            if let Some((from, silent_since, reason)) = moved {
-                let now = clock::now();
-                let gap = now.saturating_duration_since(silent_since.unwrap_or(now));
-                self.shown.moved(from, server.name().into(), reason, gap);
-            }
-            self.servers.all().iter().for_each(|server| server.attempts.clear());
+            self.begun(line, &candidate, &welcome, resumed, former);
             tokio::select! {
                 lost = &mut pumps => Ended::Lost(lost),
                 ended = apart(self.follow_host(host)) => ended.end(&connection),
@@ -365,7 +335,7 @@ impl Client {
             forgotten = apart(roamer.run()) => {
                 forgotten.map(|it| (Left::Ended(Ended::Forgotten(it)), MoveReason::Ended))
             }
-            Moved { reached, why } = apart(mover.run()) => Ok((Left::Moved(reached), why)),
+            Moved { reached, why } = apart(mover.run()) => Ok((Left::Moved(reached.into()), why)),
             () = self.removed(server.key()) => Ok((Left::Ended(Ended::Removed), MoveReason::Ended)),
             never = apart(finish(remains)) => match never {},
         };
@@ -375,22 +345,53 @@ impl Client {
             minds.course.leave(is_preferred, clock::now().duration_since(begun));
         }
         let (underlay, unheard_since) = roamer.end();
-        let (name, remains, silent_since) = match &left {
-            Left::Ended(_) => (server.name(), None, unheard_since.or(Some(clock::now()))),
+        let (mut silent_since, mut remains) = (unheard_since, None);
+        match &left {
+            Left::Ended(_) => silent_since = silent_since.or(Some(clock::now())),
             Left::Moved(_) => {
                 session.retire();
-                let remains = async move {
+                let ends = async move {
                     let _ = tokio::time::timeout(GRACE, pumps).await;
                     connection.close(close::GOODBYE, b"the client moved to another server");
                     drop(underlay);
                 };
-                let silent_since = unheard_since.filter(|_| reason == MoveReason::Silent);
-                (server.name(), Some(remains.boxed()), silent_since)
+                remains = Some(ends.boxed());
+                silent_since = silent_since.filter(|_| reason == MoveReason::Silent);
             }
-        };
-        let (server, name) = (server.key(), name.into());
-        *before = Some(Before { server, name, silent_since, reason, remains });
+        }
+        let (server, name) = (server.key(), server.name().into());
+        *before = Some(Before { former: Former { server, name, silent_since, reason }, remains });
         Ok(left)
+    }
+
+    /// Tells that a session began, which took the place of the `former` one if that was with another server.
+    fn begun(
+        &self,
+        line: Line,
+        candidate: &Candidate,
+        welcome: &Welcome,
+        resumed: bool,
+        former: Option<Former>,
+    ) {
+        let rtt = line.congestion.shortest_round_trip();
+        info!(
+            link = candidate.link,
+            local = %candidate.source,
+            server = %candidate.server,
+            rtt = %milliseconds(rtt.unwrap_or_else(|| line.connection.rtt())),
+            resumed,
+            name = %welcome.name,
+            addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
+            "connected"
+        );
+        let server = line.server.1.clone();
+        self.shown.connected(line, candidate);
+        if let Some(Former { name, silent_since, reason, .. }) = former {
+            let now = clock::now();
+            let gap = now.saturating_duration_since(silent_since.unwrap_or(now));
+            self.shown.moved(name, server, reason, gap);
+        }
+        self.servers.all().iter().for_each(|server| server.attempts.clear());
     }
 
     /// Carries packets over a connection until it ends.
@@ -428,18 +429,29 @@ struct Minds<'a> {
 enum Left {
     Ended(Ended),
     /// There is one with another server.
-    Moved(Reached),
+    Moved(Box<Reached>),
 }
 
 /// The session before, as far as the next one takes its place.
 struct Before<'a> {
+    former: Former,
+    /// Its connection, whose packets under way still arrive.
+    remains: Option<BoxFuture<'a, ()>>,
+}
+
+/// With which server it was, and how it was left.
+struct Former {
     server: PublicKey,
     name: String,
     /// Since when its server was not heard.
     silent_since: Option<Instant>,
     reason: MoveReason,
-    /// Its connection, whose packets under way still arrive.
-    remains: Option<BoxFuture<'a, ()>>,
+}
+
+impl<'a> Before<'a> {
+    fn split(self) -> (Option<Former>, Option<BoxFuture<'a, ()>>) {
+        (Some(self.former), self.remains)
+    }
 }
 
 /// Waits for ever, while the remains of a session end.

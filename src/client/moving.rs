@@ -208,8 +208,7 @@ impl<'a> Mover<'a> {
         let mut attempt: Option<Attempt<'a>> = None;
         loop {
             let (now, unreachable) = (clock::now(), self.unreachable());
-            // The server in use answers again.
-            attempt.take_if(|(why, _)| *why == MoveReason::Silent && unreachable.is_none());
+            attempt.take_if(|(why, _)| self.is_void(*why));
             if attempt.is_none() {
                 attempt = self.due(now).map(|why| (why, self.race(why)));
             }
@@ -234,6 +233,13 @@ impl<'a> Mover<'a> {
                 () = sleep_until(deadline) => {}
             }
         }
+    }
+
+    /// Whether an attempt for this reason is not wanted any more: the server in use answers again, or a person chose.
+    fn is_void(&self, why: MoveReason) -> bool {
+        let answers = why == MoveReason::Silent && self.unreachable().is_none();
+        let is_chosen = self.wanted.as_ref().is_some_and(|it| it.why == MoveReason::Chosen);
+        answers || (is_chosen && why != MoveReason::Chosen)
     }
 
     fn unreachable(&self) -> Option<(Instant, Duration)> {
@@ -296,8 +302,8 @@ impl<'a> Mover<'a> {
             let is_due = since + patience <= now && reserve.has_answered_since(since);
             return is_due.then_some(MoveReason::Silent);
         }
-        let steady = reserve.steady_since().filter(|_| self.returns());
-        steady.filter(|since| *since + self.course.steady() <= now).map(|_| MoveReason::Preferred)
+        let is_steady = reserve.steady_for().is_some_and(|it| it >= self.course.steady());
+        (is_steady && self.returns()).then_some(MoveReason::Preferred)
     }
 
     /// When something may be due.
@@ -307,9 +313,7 @@ impl<'a> Mover<'a> {
             self.reserve.as_ref().is_some_and(|reserve| reserve.has_answered_since(*since))
         });
         let silent = silent.map(|(since, patience)| since + patience);
-        let steady = self.reserve.as_ref().and_then(Reserve::steady_since);
-        let steady = steady.filter(|_| self.returns()).map(|since| since + self.course.steady());
-        let next = [wanted, silent, steady].into_iter().flatten().min();
+        let next = wanted.into_iter().chain(silent).min();
         next.map(|at| at.max(self.not_before))
     }
 

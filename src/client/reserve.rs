@@ -153,9 +153,9 @@ impl Reserve {
         self.answered.is_some_and(|(answered, _)| answered >= at)
     }
 
-    /// Since when it has answered each question.
-    pub(super) fn steady_since(&self) -> Option<Instant> {
-        self.steady_since
+    /// How long it had answered each question when it last did.
+    pub(super) fn steady_for(&self) -> Option<Duration> {
+        self.answered.zip(self.steady_since).map(|((at, _), since)| at.duration_since(since))
     }
 
     /// When it answered last, unless it has failed since.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
 use tracing::{debug, info};
 
-use super::{Client, servers::RemoteServer};
+use super::{Client, greeting::Reached, servers::RemoteServer};
 use crate::{
     clock,
     daemon::{
@@ -563,6 +563,18 @@ impl ShownPath {
 }
 
 impl Line {
+    pub(super) fn of(Reached { server, connected, welcome, .. }: &Reached) -> Self {
+        Self {
+            connection: connected.connection.clone(),
+            endpoint: connected.underlay.endpoint().clone(),
+            socket: connected.underlay.socket().clone(),
+            congestion: server.congestion.clone(),
+            server: (server.key(), server.name().into()),
+            software: welcome.software.clone(),
+            since: clock::wall(),
+        }
+    }
+
     fn session(&self, paths: &[ShownPath]) -> Option<SessionStatus> {
         let rtt = status::milliseconds(self.rtt().unwrap_or_else(|| self.connection.rtt()));
         Some(SessionStatus {

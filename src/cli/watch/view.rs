@@ -66,7 +66,9 @@ fn draw_client(
 ) {
     let paths = (client.paths.len() as u16 * ROW).max(1) + 2;
     let repaired = repairs(&client.traffic).map(|repairs| format!("repaired {repairs}"));
-    let told = [repaired, copies(&client.traffic)].into_iter().flatten();
+    let servers = client.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let servers = Some(format!("servers {servers}")).filter(|_| client.servers.len() > 1);
+    let told = [servers, repaired, copies(&client.traffic)].into_iter().flatten();
     let told: Vec<_> = told.map(|words| Line::from(words).dark_gray()).collect();
     let [head, paths, traffic, switches] = Layout::vertical([
         Constraint::Length(2 + told.len() as u16),

@@ -11,8 +11,8 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, Role, ServerStatus,
-        Status, TcpStatus,
+        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, RemoteState, RemoteStatus,
+        Role, ServerStatus, Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -150,6 +150,18 @@ fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::R
             &buckets,
             None,
         )?;
+    let moves = client.moves_by_reason.iter();
+    let moves = moves.map(|(reason, count)| (vec![("reason", word(reason))], *count));
+    families.counter("roamd_server_changes", "Changes of server", moves)?;
+    let labels = |server: &RemoteStatus| vec![("server", server.name.clone())];
+    let is = |holds: fn(&RemoteStatus) -> bool| {
+        let value = move |it: &RemoteStatus| (labels(it), f64::from(u8::from(holds(it))));
+        client.servers.iter().map(value)
+    };
+    let in_use = is(|it| it.state == RemoteState::InUse);
+    families.gauge("roamd_server_in_use", "Whether the server has the session", in_use)?;
+    let answers = is(|it| it.answered.is_some());
+    families.gauge("roamd_server_answers", "Whether the server answers as the reserve", answers)?;
     path_families(families, &client.paths)
 }
 
