@@ -234,7 +234,7 @@ impl Client {
         hurries: bool,
         silent: &(dyn Fn(&HandshakeError) + Sync),
     ) -> Result<Reached, Ended> {
-        let early = Early::take(self, if hurries { EARLY } else { 0 });
+        let early = Early::take(self, hurries);
         let round = Round {
             servers,
             dialing: dialing.clone(),
@@ -469,11 +469,14 @@ struct Early<'a> {
 }
 
 impl<'a> Early<'a> {
-    /// Takes so many bytes at most.
-    fn take(client: &'a Client, limit: usize) -> Self {
-        let (taken, dropped) = client.queue.take_early(limit);
-        client.counters.dropped_by_queue(dropped);
-        Self { client, taken: Some(taken) }
+    /// Takes what there is, if it `hurries`.
+    fn take(client: &'a Client, hurries: bool) -> Self {
+        let taken = hurries.then(|| {
+            let (taken, dropped) = client.queue.take_early(EARLY);
+            client.counters.dropped_by_queue(dropped);
+            taken
+        });
+        Self { client, taken }
     }
 
     fn datagrams(&self) -> Arc<[Bytes]> {

@@ -291,13 +291,10 @@ impl<'a> Mover<'a> {
 
     /// Why a session with another server is due.
     fn due(&self, now: Instant) -> Option<MoveReason> {
-        if now < self.not_before {
-            return None;
-        }
+        let reserve = self.reserve.as_ref().filter(|_| self.not_before <= now)?;
         if let Some(wanted) = self.wanted.as_ref().filter(|wanted| wanted.at <= now) {
             return Some(wanted.why);
         }
-        let reserve = self.reserve.as_ref()?;
         if let Some((since, patience)) = self.unreachable() {
             let is_due = since + patience <= now && reserve.has_answered_since(since);
             return is_due.then_some(MoveReason::Silent);
@@ -308,10 +305,9 @@ impl<'a> Mover<'a> {
 
     /// When something may be due.
     fn next_deadline(&self) -> Option<Instant> {
+        let reserve = self.reserve.as_ref()?;
         let wanted = self.wanted.as_ref().map(|wanted| wanted.at);
-        let silent = self.unreachable().filter(|(since, _)| {
-            self.reserve.as_ref().is_some_and(|reserve| reserve.has_answered_since(*since))
-        });
+        let silent = self.unreachable().filter(|(since, _)| reserve.has_answered_since(*since));
         let silent = silent.map(|(since, patience)| since + patience);
         let next = wanted.into_iter().chain(silent).min();
         next.map(|at| at.max(self.not_before))

@@ -37,7 +37,7 @@ pub(super) enum Pace {
         /// Whether the server is to be used again once it answers steadily: then it is also asked over a metered link.
         returns: bool,
     },
-    /// Over each link, at once: the server in use is silent.
+    /// Over each link and by each transport, at once: the server in use is silent.
     Urgent,
 }
 
@@ -47,8 +47,10 @@ pub(super) struct Reserve {
     prober: Prober,
     events: mpsc::Receiver<Event>,
     probes: BTreeMap<PathKey, Probe>,
-    /// Questions in a row that were not answered: each is asked over another path.
-    failures: usize,
+    /// The paths over which it could be asked, the best first.
+    paths: Vec<PathKey>,
+    /// Which of them has its turn: after a question that was not answered it is the next one.
+    turn: usize,
     /// Since when each question was answered.
     steady_since: Option<Instant>,
     /// The last answer, and its round trip.
@@ -65,16 +67,21 @@ impl Reserve {
             server,
             events: answers,
             probes: BTreeMap::new(),
-            failures: 0,
+            paths: Vec::new(),
+            turn: 0,
             steady_since: None,
             answered: None,
             next: Some(clock::now()),
         }
     }
 
-    /// Asks the server over the links that `pinned` leaves.
+    /// Asks the server over the links that `pinned` leaves, unless standbys are never asked and there is no hurry.
     pub(super) async fn ask(&mut self, pace: Pace, paths: &Paths, pinned: Option<&str>) {
         let now = clock::now();
+        if pace != Pace::Urgent && paths.standby_check.is_none() {
+            self.next = None;
+            return;
+        }
         let known = self.server.names.known();
         if known.is_empty() {
             let server = self.server.clone();
@@ -97,10 +104,15 @@ impl Reserve {
             (Some(_), check) => check.map(|check| now + check),
         };
         let chosen: Vec<_> = if is_urgent {
-            let mut links = HashSet::new();
-            found.into_iter().filter(|(it, _)| links.insert(it.index)).collect()
+            // A network may let only TCP out.
+            let mut ways = HashSet::new();
+            found.into_iter().filter(|(it, _)| ways.insert((it.index, it.transport))).collect()
         } else {
-            let turn = self.failures % found.len().max(1);
+            let known = found.iter().map(|(it, _)| PathKey::from(it)).collect();
+            if self.paths != known {
+                (self.paths, self.turn) = (known, 0);
+            }
+            let turn = self.turn % found.len().max(1);
             found.into_iter().skip(turn).take(1).collect()
         };
         let keys: HashSet<_> = chosen.iter().map(|(it, _)| PathKey::from(it)).collect();
@@ -132,7 +144,6 @@ impl Reserve {
         let now = clock::now();
         match event {
             Event::Answered(_, rtt) => {
-                self.failures = 0;
                 self.steady_since.get_or_insert(now);
                 self.answered = Some((now, rtt.or_else(|| self.rtt())));
             }
@@ -141,7 +152,7 @@ impl Reserve {
                 let is_unheard = self.answered.is_none_or(|(at, _)| at + URGENT < now);
                 if is_unheard || self.probes.is_empty() {
                     (self.steady_since, self.answered) = (None, None);
-                    self.failures += 1;
+                    self.turn += 1;
                 }
             }
             _ => {}

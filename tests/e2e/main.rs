@@ -45,6 +45,7 @@ mod roaming;
 mod rogue;
 mod routing;
 mod seal;
+mod servers;
 mod service;
 mod ssh;
 mod stop;
