@@ -39,7 +39,7 @@ use ipnet::IpNet;
 
 use crate::identity::{PrivateKey, PublicKey};
 
-pub(crate) use check::{MIN_MTU, is_domain};
+pub(crate) use check::{MIN_MTU, is_domain, is_name};
 pub use congestion::Congestion;
 pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};
@@ -389,6 +389,21 @@ impl ServerConfig {
             metrics: self.metrics.clone(),
         }
     }
+}
+
+/// etcd, as this host reaches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Etcd {
+    /// The URLs of its members, at least one; all with `https://` or all with `http://`.
+    pub endpoints: Vec<String>,
+    /// What the names of all keys begin with.
+    pub prefix: String,
+    /// The certificates of who signs the members'; there if they are reached by `https://`.
+    pub ca: Option<PathBuf>,
+    /// This host's certificate, where etcd asks for one.
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
 }
 
 /// A server's TUN device.

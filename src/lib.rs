@@ -15,6 +15,7 @@
 //! - [`link`]: what the kernel tells of the machine's networks.
 //! - [`host`]: what of this machine belongs to a tunnel: device, interface, rules, firewall, resolver.
 //! - [`client`], [`server`]: the two roles.
+//! - [`fleet`]: what several servers of the same peers share.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - [`config`], [`cli`]: what people write and type.
 //! - [`clock`], [`task`]: the one clock, and background tasks.
@@ -31,6 +32,8 @@ mod clock;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod config;
 mod daemon;
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
+mod fleet;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 mod host;

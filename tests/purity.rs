@@ -19,6 +19,7 @@ const PURE: &[&str] = &[
     "client::chance",
     "client::offer",
     "client::plan",
+    "fleet::record",
     "path::forgotten",
     "path::manager",
     "path::preference",
@@ -88,6 +89,7 @@ const ROOMS: &[&[&str]] = &[
     &["host"],
     &["config"],
     &["daemon"],
+    &["fleet"],
     &["client", "server"],
     &["cli"],
 ];

@@ -15,6 +15,7 @@
 mod address;
 pub mod emulator;
 mod error;
+pub mod etcd;
 mod link;
 mod namespace;
 mod offload;

@@ -92,7 +92,7 @@ pub(super) fn elements<T: Clone>(key: &str, list: &List<T>) -> Vec<(String, T)> 
 }
 
 /// Whether this is a name for people.
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.chars().count()) && !name.contains(char::is_control)
 }
 

@@ -1,0 +1,65 @@
+//! etcd for tests: members of one cluster, each with a folder and ports of its own.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A member of a cluster of etcd.
+#[derive(Clone, Debug)]
+pub struct Member {
+    name: String,
+    folder: PathBuf,
+    clients: SocketAddr,
+    peers: SocketAddr,
+}
+
+impl Member {
+    /// A member that keeps its data below `folder` and has two ports at `address`.
+    #[must_use]
+    pub fn new(name: &str, folder: &Path, clients: SocketAddr, peers: SocketAddr) -> Self {
+        Self { name: name.into(), folder: folder.join(name), clients, peers }
+    }
+
+    /// The same with ports that nobody else has at the moment.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has none.
+    pub fn at(name: &str, folder: &Path, address: IpAddr) -> std::io::Result<Self> {
+        // Both at once, so that they differ.
+        let [clients, peers] = [(); 2].map(|()| TcpListener::bind((address, 0)));
+        Ok(Self::new(name, folder, clients?.local_addr()?, peers?.local_addr()?))
+    }
+
+    /// Where clients find it.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.clients)
+    }
+
+    /// Its data.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What runs it, as one of `cluster`. A cluster that was once begun goes on.
+    #[must_use]
+    pub fn command(&self, cluster: &[Self]) -> Command {
+        let all: Vec<_> =
+            cluster.iter().map(|it| format!("{}=http://{}", it.name, it.peers)).collect();
+        let (clients, peers) = (self.endpoint(), format!("http://{}", self.peers));
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", &self.name, "--data-dir"])
+            .arg(&self.folder)
+            .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &all.join(","), "--log-level", "error"])
+            // Without fsync it would be no etcd; a test's is on a slow disk all the same.
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
+        command
+    }
+}

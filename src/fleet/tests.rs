@@ -1,0 +1,236 @@
+//! The store against a real etcd, as Debian has it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::process::CommandExt as _,
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+use roamd_lab::etcd::Member;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+use super::etcd::{Change, Compare, Follow, News, Snapshot, Store, StoreError, Write};
+use crate::{clock, config::Etcd};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A cluster of etcd on this machine, which ends with this.
+pub(super) struct Cluster {
+    pub(super) members: Vec<Member>,
+    running: Vec<Option<Child>>,
+    _folder: TempDir,
+}
+
+impl Cluster {
+    /// Runs so many members, and waits until they answer.
+    pub(super) async fn of(count: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let member = |n| Member::at(&format!("m{n}"), folder.path(), local).unwrap();
+        let members = (0..count).map(member).collect();
+        let mut cluster =
+            Self { members, running: (0..count).map(|_| None).collect(), _folder: folder };
+        for member in 0..count {
+            cluster.start(member);
+        }
+        let store = cluster.store();
+        while store.read("").await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        cluster
+    }
+
+    pub(super) fn start(&mut self, member: usize) {
+        let mut command = self.members[member].command(&self.members);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // SAFETY: prctl(2) allocates nothing and takes no lock.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        self.running[member] = Some(command.spawn().unwrap());
+    }
+
+    /// Ends a member as a power cut does.
+    pub(super) fn kill(&mut self, member: usize) {
+        if let Some(mut child) = self.running[member].take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(super) fn signal(&self, member: usize, signal: Signal) {
+        let pid = self.running[member].as_ref().unwrap().id();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+
+    pub(super) fn access(&self) -> Etcd {
+        Etcd {
+            endpoints: self.members.iter().map(Member::endpoint).collect(),
+            prefix: "/roamd/home".into(),
+            ca: None,
+            cert: None,
+            key: None,
+        }
+    }
+
+    pub(super) fn store(&self) -> Store {
+        Store::new(&self.access())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for member in 0..self.members.len() {
+            self.kill(member);
+        }
+    }
+}
+
+pub(super) fn put(key: &str, value: &str) -> Write {
+    Write::Put { key: key.into(), value: value.into(), lease: 0 }
+}
+
+async fn next(follow: &mut Follow) -> News {
+    timeout(PATIENCE, follow.next()).await.expect("nothing is told")
+}
+
+async fn all(follow: &mut Follow) -> Snapshot {
+    loop {
+        match next(follow).await {
+            News::All(snapshot) => return snapshot,
+            News::Away(_) => {}
+            News::Changes(changes) => panic!("{changes:?}"),
+        }
+    }
+}
+
+async fn changes(follow: &mut Follow) -> Vec<Change> {
+    match next(follow).await {
+        News::Changes(changes) => changes,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn pairs(snapshot: &Snapshot) -> Vec<(&str, &str)> {
+    let text = |bytes| std::str::from_utf8(bytes).unwrap();
+    snapshot.entries.iter().map(|it| (it.key.as_str(), text(&it.value))).collect()
+}
+
+#[tokio::test]
+async fn what_is_written_is_read_and_told() {
+    let cluster = Cluster::of(1).await;
+    let store = cluster.store();
+    let other = Store::new(&Etcd { prefix: "/roamd/home2".into(), ..cluster.access() });
+    other.transact([], [put("peers/x", "another fleet's")]).await.unwrap();
+    let mut follow = store.follow("peers/");
+    assert_eq!(pairs(&all(&mut follow).await), []);
+
+    let absent = Compare::Modified("peers/a".into(), 0);
+    let writes = [put("peers/a", "1"), put("peers/b", "2"), put("tickets", "3")];
+    let revision = store.transact([absent.clone()], writes).await.unwrap().unwrap();
+    let told = changes(&mut follow).await;
+    let [Change::Put(a), Change::Put(b)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((a.key.as_str(), b.key.as_str()), ("peers/a", "peers/b"));
+    assert_eq!((a.created, a.modified), (revision, revision));
+    assert_eq!(store.transact([absent], [put("peers/a", "4")]).await.unwrap(), None);
+    let snapshot = store.read("peers/").await.unwrap();
+    assert_eq!(pairs(&snapshot), [("peers/a", "1"), ("peers/b", "2")]);
+    assert_eq!(snapshot.revision, revision);
+    assert_eq!(pairs(&store.read("tickets").await.unwrap()), [("tickets", "3")]);
+
+    let held = Compare::Modified("peers/a".into(), revision);
+    let revision = store.transact([held], [Write::Delete("peers/a".into())]).await.unwrap();
+    let gone = Change::Deleted { key: "peers/a".into(), revision: revision.unwrap() };
+    assert_eq!(changes(&mut follow).await, [gone]);
+}
+
+#[tokio::test]
+async fn a_large_directory_is_read_in_pages_of_one_moment() {
+    let cluster = Cluster::of(1).await;
+    let store = cluster.store();
+    for from in (0..5000).step_by(100) {
+        let writes = (from..from + 100).map(|n| put(&format!("peers/{n:05}"), &n.to_string()));
+        store.transact([], writes).await.unwrap();
+    }
+    let snapshot = store.read("peers/").await.unwrap();
+    assert_eq!(snapshot.entries.len(), 5000);
+    assert!(snapshot.entries.is_sorted_by(|a, b| a.key < b.key));
+}
+
+#[tokio::test]
+async fn a_follower_is_told_that_etcd_is_away_and_all_when_it_is_back() {
+    let mut cluster = Cluster::of(1).await;
+    let store = cluster.store();
+    let mut follow = store.follow("peers/");
+    let before = all(&mut follow).await;
+    cluster.kill(0);
+    assert!(matches!(next(&mut follow).await, News::Away(StoreError::Away(_))));
+    let begun = clock::now();
+    assert!(matches!(store.read("peers/").await, Err(StoreError::Away(_))));
+    assert!(matches!(store.transact([], [put("peers/a", "0")]).await, Err(StoreError::Away(_))));
+    assert!(clock::now() - begun < Duration::from_secs(6));
+    cluster.start(0);
+    let after = all(&mut follow).await;
+    assert_eq!((after.cluster, after.revision), (before.cluster, before.revision));
+    store.transact([], [put("peers/a", "1")]).await.unwrap();
+    assert_eq!(changes(&mut follow).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_member_that_falls_silent_is_left_for_another() {
+    let cluster = Cluster::of(3).await;
+    let store = cluster.store();
+    let mut follow = store.follow("peers/");
+    all(&mut follow).await;
+    // The first one is the one that is asked.
+    cluster.signal(0, Signal::SIGSTOP);
+    let begun = clock::now();
+    assert!(matches!(next(&mut follow).await, News::All(_)), "another one answers at once");
+    assert!(clock::now() - begun < Duration::from_secs(8));
+    store.transact([], [put("peers/a", "1")]).await.unwrap();
+    assert_eq!(changes(&mut follow).await.len(), 1);
+    cluster.signal(0, Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn a_lease_lasts_while_it_is_kept_and_takes_its_keys_along() {
+    let mut cluster = Cluster::of(1).await;
+    let store = cluster.store();
+    let mut follow = store.follow("sessions/");
+    all(&mut follow).await;
+    let lease = store.lease(Duration::from_secs(2)).await.unwrap();
+    let session = Write::Put { key: "sessions/a".into(), value: b"1".to_vec(), lease: lease.id() };
+    store.transact([], [session.clone()]).await.unwrap();
+    assert!(matches!(&changes(&mut follow).await[..], [Change::Put(it)] if it.lease == lease.id()));
+    let first = lease.ends();
+    sleep(Duration::from_secs(4)).await;
+    assert!(lease.ends() > first && lease.ends() > clock::now());
+    lease.revoke().await.unwrap();
+    assert!(matches!(&changes(&mut follow).await[..], [Change::Deleted { .. }]));
+
+    let lease = store.lease(Duration::from_secs(2)).await.unwrap();
+    cluster.kill(0);
+    timeout(Duration::from_secs(3), lease.lost()).await.expect("it is over by our own clock");
+    assert!(lease.ends() <= clock::now());
+}
+
+#[tokio::test]
+async fn a_key_that_others_can_read_is_refused_and_a_missing_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| Some(folder.path().join(name));
+    fs::write(folder.path().join("ca.pem"), "").unwrap();
+    let mut access = Etcd {
+        endpoints: vec!["https://127.0.0.1:1".into()],
+        prefix: "/roamd/home".into(),
+        ca: file("ca.pem"),
+        cert: file("ca.pem"),
+        key: file("none.pem"),
+    };
+    let why = Store::new(&access).read("").await.unwrap_err().to_string();
+    assert!(why.contains("none.pem: cannot read it: No such file"), "{why}");
+    access.key = file("ca.pem");
+    let why = Store::new(&access).read("").await.unwrap_err().to_string();
+    assert!(why.contains("ca.pem: has mode 0644, so others can use the key"), "{why}");
+}
