@@ -16,6 +16,7 @@
 mod check;
 mod client;
 mod congestion;
+mod directory;
 mod filter;
 mod host_port;
 mod keys;
@@ -39,7 +40,9 @@ use ipnet::IpNet;
 
 use crate::identity::{PrivateKey, PublicKey};
 
-pub(crate) use check::{MIN_MTU, is_domain, is_name};
+#[cfg(feature = "etcd")]
+pub(crate) use check::is_name;
+pub(crate) use check::{MIN_MTU, is_domain};
 pub use congestion::Congestion;
 pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};
@@ -47,10 +50,18 @@ pub(crate) use problem::Problem;
 pub use problem::{ConfigErrors, Origin};
 pub(crate) use proxy::Proxy;
 pub(crate) use relay::Relay;
+pub(crate) use server::misplaced;
 
 /// Reads and checks the file at `path`, with this process's environment over it.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     Ok(Loaded::new(path, process_environment())?.config)
+}
+
+/// Reads what the file at `path` says of the directory, with this process's environment over it.
+pub(crate) fn load_directory(path: &Path) -> Result<DirectoryFile, ConfigErrors> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| ConfigErrors::Unreadable { path: path.into(), error })?;
+    read::load_directory(path, &text, process_environment())
 }
 
 /// The variables of this process's environment; what is not UTF-8 is made so, to be refused.
@@ -335,7 +346,7 @@ pub enum LogFormat {
 }
 
 /// A host to which clients keep tunnels.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// This host's key, from `private-key-file`.
     pub private_key: PrivateKey,
@@ -347,6 +358,8 @@ pub struct ServerConfig {
     pub tun: ServerTun,
     /// Who may connect.
     pub peers: Vec<Peer>,
+    /// Where more of them are, if anywhere.
+    pub directory: Option<Directory>,
     /// Every connection.
     pub quic: Quic,
     /// What to log.
@@ -368,6 +381,7 @@ impl ServerConfig {
             ("tun.offload", self.tun.offload != new.tun.offload),
             ("tun.addresses", self.tun.addresses != new.tun.addresses),
             ("tun.nat", self.tun.nat != new.tun.nat),
+            ("directory", self.directory != new.directory),
             ("quic", self.quic != new.quic),
             ("log.format", self.log.format != new.log.format),
             ("metrics.listen", self.metrics != new.metrics),
@@ -384,6 +398,7 @@ impl ServerConfig {
             listen_tcp: self.listen_tcp,
             tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
             peers: new.peers,
+            directory: self.directory.clone(),
             quic: self.quic.clone(),
             log: Log { format: self.log.format, ..new.log },
             metrics: self.metrics.clone(),
@@ -391,9 +406,29 @@ impl ServerConfig {
     }
 }
 
+/// Where several servers have their peers together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// What the other servers know this one by.
+    pub name: String,
+    /// Where it is.
+    pub etcd: Etcd,
+}
+
+/// A file that names a directory.
+#[derive(Debug, Default)]
+pub(crate) struct DirectoryFile {
+    /// The directory; none if the file does not name one.
+    pub(crate) directory: Option<Directory>,
+    /// A server's inner addresses with the networks that the peers share.
+    pub(crate) networks: Vec<IpNet>,
+    /// The server, if the file is one's.
+    pub(crate) server: Option<ServerConfig>,
+}
+
 /// etcd, as this host reaches it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Etcd {
+pub struct Etcd {
     /// The URLs of its members, at least one; all with `https://` or all with `http://`.
     pub endpoints: Vec<String>,
     /// What the names of all keys begin with.

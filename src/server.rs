@@ -26,7 +26,7 @@ mod view;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -54,6 +54,7 @@ use crate::{
         signals,
         systemd::{self, Heart},
     },
+    fleet::directory::Directory,
     host::{
         device::TunDevice,
         interface::{self, Interface, LeftOut},
@@ -78,6 +79,8 @@ pub(crate) struct Server {
     acceptor: Acceptor,
     /// The configuration in force, see [`reload`].
     configured: watch::Sender<Configured>,
+    /// Held while another one takes its place.
+    renewing: Mutex<()>,
     events: Events,
     tun: Box<dyn PacketSink>,
     interface: String,
@@ -112,11 +115,22 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
             .with_context(|| format!("cannot listen on {listen} (TCP)"))
     });
     let port = port.transpose()?;
+    let directory = Directory::open(
+        config.directory.as_ref(),
+        &daemon.instance,
+        config.private_key.public_key(),
+        &tun.addresses,
+    );
+    let known = directory.await.map(|directory| (directory.known(), directory));
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let key = config.private_key.public_key();
     #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
+    let (known, _directory) = known.unzip();
+    if let Some(known) = &known {
+        server.heed(known.borrow().clone());
+    }
     let daemon = Arc::new(daemon);
     let _control = control::serve(&daemon.instance, server.events.clone(), {
         let (server, daemon) = (server.clone(), daemon.clone());
@@ -155,6 +169,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         failed = apart(daemon.hangups(|| std::future::ready(server.reload(&daemon)))) => {
             failed.map(|never| match never {})
         }
+        never = apart(server.follow(known)) => match never {},
         never = apart(systemd::watchdog(&heart)) => match never {},
         never = apart(beat(&heart, &endpoint)) => match never {},
         never = apart(interface.keep(monitor.hints())) => match never {},
@@ -210,6 +225,7 @@ impl Server {
         let server = Self {
             acceptor,
             configured,
+            renewing: Mutex::default(),
             events: Events::default(),
             tun: device,
             interface,

@@ -58,7 +58,6 @@ impl Member {
             .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
             .args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers])
             .args(["--initial-cluster", &all.join(","), "--log-level", "error"])
-            // Without fsync it would be no etcd; a test's is on a slow disk all the same.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
         command
     }

@@ -1,10 +1,12 @@
 //! `roamd peer add`, `list` and `remove`: the server's file, edited as a person would, and the client's file
-//! that goes with it.
+//! that goes with it; or the directory that several servers share.
 
 mod client;
+mod directory;
 mod file;
 
 use std::{
+    collections::HashSet,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -52,14 +54,25 @@ pub enum PeerCommand {
         #[command(flatten)]
         which: Which,
     },
+    /// Say that the directory is right as it is, after etcd was restored from a backup
+    Confirm {
+        /// A configuration that names the directory
+        #[arg(short, long, value_name = "FILE")]
+        directory: PathBuf,
+    },
 }
 
-/// The server's file.
+/// Where the peers are.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
 pub struct Which {
-    /// The server's configuration
+    /// The server's configuration, which has them
     #[arg(short, long, value_name = "FILE")]
-    pub server: PathBuf,
+    pub server: Option<PathBuf>,
+    /// A configuration that names the directory which has them: a server's, or one with [directory] and tun.addresses
+    /// alone
+    #[arg(short, long, value_name = "FILE")]
+    pub directory: Option<PathBuf>,
 }
 
 /// A new peer.
@@ -94,9 +107,34 @@ pub struct Add {
 /// Does it.
 pub(crate) fn peer(command: PeerCommand) -> anyhow::Result<()> {
     match command {
-        PeerCommand::Add(add) => add.run(),
-        PeerCommand::List(which) => list(&which.server),
-        PeerCommand::Remove { name, which } => remove(&name, &which.server),
+        PeerCommand::Add(add) => match add.which.place()? {
+            Place::File(path) => add.run(&path),
+            Place::Directory(path) => directory::add(&add, &path),
+        },
+        PeerCommand::List(which) => match which.place()? {
+            Place::File(path) => list(&path),
+            Place::Directory(path) => directory::list(&path),
+        },
+        PeerCommand::Remove { name, which } => match which.place()? {
+            Place::File(path) => remove(&name, &path),
+            Place::Directory(path) => directory::remove(&name, &path),
+        },
+        PeerCommand::Confirm { directory } => directory::confirm(&directory),
+    }
+}
+
+enum Place {
+    File(PathBuf),
+    Directory(PathBuf),
+}
+
+impl Which {
+    fn place(&self) -> anyhow::Result<Place> {
+        match (&self.server, &self.directory) {
+            (Some(path), _) => Ok(Place::File(path.clone())),
+            (None, Some(path)) => Ok(Place::Directory(path.clone())),
+            (None, None) => bail!("neither --server nor --directory"),
+        }
     }
 }
 
@@ -111,35 +149,25 @@ fn server(path: &Path) -> anyhow::Result<ServerConfig> {
 }
 
 impl Add {
-    fn run(self) -> anyhow::Result<()> {
-        let path = &self.which.server;
+    fn run(self, path: &Path) -> anyhow::Result<()> {
         let lock = Lock::of(path)?;
         let server = server(path)?;
         let taken = server.peers.iter().find(|peer| peer.name == self.name);
         ensure!(taken.is_none(), "{} has a peer called {} already", path.display(), self.name);
-        let key = match self.public_key {
-            Some(_) => None,
-            None => Some(PrivateKey::generate()?),
-        };
-        let public_key = self
-            .public_key
-            .or_else(|| key.as_ref().map(PrivateKey::public_key))
-            .context("no key")?;
+        let (key, public_key) = self.key()?;
         let addresses = match self.address.is_empty() {
-            true => free_addresses(&server)?,
+            true => free_addresses(&server.tun.addresses, &addresses_of(&server))?,
             false => self.address.clone(),
         };
         let peer = Peer { name: self.name.clone(), public_key, addresses };
         let mut file = ServerFile::open(path)?;
         file.add(&peer);
-        let text = client::toml(&self.endpoint, &server, key.as_ref(), &self.route);
+        let text = client::toml(&self.endpoint, Some(&server), key.as_ref(), &self.route);
         // The client's file first: with half of it done, nobody is let in.
         let checked = file.check(path)?;
         match &self.output {
             Some(output) => client::write_new(output, &text)?,
-            #[cfg(feature = "qr")]
-            None if self.qr => client::show_qr(&text)?,
-            None => io::stdout().lock().write_all(text.as_bytes())?,
+            None => self.print(&text)?,
         }
         if let Err(error) = checked.replace() {
             if let Some(output) = &self.output {
@@ -149,17 +177,43 @@ impl Add {
         }
         drop(lock);
         let mut stderr = io::stderr().lock();
-        let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
-        writeln!(stderr, "{} has {} in {}", peer.name, addresses.join(", "), path.display())?;
+        self.say(&peer, &path.display().to_string(), &mut stderr)?;
         tell_daemon(path, &mut stderr)
+    }
+
+    /// The client's key pair; of a client that has one already, the public half.
+    fn key(&self) -> anyhow::Result<(Option<PrivateKey>, PublicKey)> {
+        if let Some(public) = self.public_key {
+            return Ok((None, public));
+        }
+        let key = PrivateKey::generate()?;
+        let public = key.public_key();
+        Ok((Some(key), public))
+    }
+
+    /// Shows the client's configuration.
+    fn print(&self, text: &str) -> anyhow::Result<()> {
+        #[cfg(feature = "qr")]
+        if self.qr {
+            return client::show_qr(text);
+        }
+        Ok(io::stdout().lock().write_all(text.as_bytes())?)
+    }
+
+    fn say(&self, peer: &Peer, place: &str, stderr: &mut impl io::Write) -> io::Result<()> {
+        let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
+        writeln!(stderr, "{} has {} in {place}", peer.name, addresses.join(", "))
     }
 }
 
 fn list(path: &Path) -> anyhow::Result<()> {
-    let server = server(path)?;
-    let width = server.peers.iter().map(|peer| peer.name.chars().count()).max().unwrap_or(0);
+    show(&server(path)?.peers)
+}
+
+fn show(peers: &[Peer]) -> anyhow::Result<()> {
+    let width = peers.iter().map(|peer| peer.name.chars().count()).max().unwrap_or(0);
     let mut stdout = io::stdout().lock();
-    for peer in &server.peers {
+    for peer in peers {
         let addresses: Vec<_> = peer.addresses.iter().map(ToString::to_string).collect();
         let (name, key) = (&peer.name, peer.public_key);
         writeln!(stdout, "{name:width$}  {key}  {}", addresses.join(", "))?;
@@ -196,17 +250,15 @@ fn tell_daemon(path: &Path, stderr: &mut impl io::Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first free address of each of the server's networks.
-fn free_addresses(server: &ServerConfig) -> anyhow::Result<Vec<IpAddr>> {
-    let taken: Vec<_> = server
-        .peers
-        .iter()
-        .flat_map(|peer| peer.addresses.iter().copied())
-        .chain(server.tun.addresses.iter().map(IpNet::addr))
-        .collect();
-    server
-        .tun
-        .addresses
+/// All addresses that a server's file gives to somebody.
+fn addresses_of(server: &ServerConfig) -> HashSet<IpAddr> {
+    let peers = server.peers.iter().flat_map(|peer| peer.addresses.iter().copied());
+    peers.chain(server.tun.addresses.iter().map(IpNet::addr)).collect()
+}
+
+/// The first free address of each network.
+fn free_addresses(networks: &[IpNet], taken: &HashSet<IpAddr>) -> anyhow::Result<Vec<IpAddr>> {
+    networks
         .iter()
         .map(|net| {
             let mut hosts = hosts(net);

@@ -10,9 +10,9 @@ use anstyle::{AnsiColor, Style};
 use super::paint::Paint;
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, MoveStatus, PathStatus, PeerStatus, RecentStatus, RemoteState,
-        RemoteStatus, Role, ServerStatus, SessionStatus, Status, SwitchStatus, TcpStatus,
-        UnusedLink,
+        ClientState, ClientStatus, DirectoryState, DirectoryStatus, MoveStatus, PassedOverStatus,
+        PathStatus, PeerStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus,
+        SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
     },
     host::interface::LeftOut,
     path::Condition,
@@ -172,6 +172,9 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
             "tcp          listening on {listen}, {connections} connections, {refused} refused, {dismissed} dismissed"
         )?;
     }
+    if let Some(directory) = &server.directory {
+        show_directory(f, directory, paint)?;
+    }
     if server.refused_keys > 0 {
         writeln!(f, "refused      {} connections with an unknown key", server.refused_keys)?;
     }
@@ -208,6 +211,41 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
                 "{name}: another machine with the same key is at {rival}; give it a key of its own"
             )?;
         }
+    }
+    Ok(())
+}
+
+/// Records that are not used and shown: all of them are in the log.
+const MOST_PASSED_OVER: usize = 8;
+
+fn show_directory(
+    f: &mut fmt::Formatter<'_>,
+    directory: &DirectoryStatus,
+    paint: Paint,
+) -> fmt::Result {
+    let DirectoryStatus { prefix, peers, revision, .. } = directory;
+    let (style, state) = match directory.state {
+        DirectoryState::Unasked => (UNSURE, "not heard of yet"),
+        DirectoryState::Current => (GOOD, "current"),
+        DirectoryState::Away => (BAD, "away"),
+        DirectoryState::Old => (BAD, "has lost changes"),
+    };
+    let state = format!("{state} for {}", Span(directory.since));
+    write!(f, "directory    {prefix}, {}", paint.paint(style, state))?;
+    let force = if directory.state == DirectoryState::Current { "" } else { " in force" };
+    write!(f, ", {peers} peers of revision {revision}{force}")?;
+    match &directory.reason {
+        Some(reason) => writeln!(f, ": {reason}")?,
+        None => writeln!(f)?,
+    }
+    if let Some(why) = &directory.unsaved {
+        writeln!(f, "not on disk  {why}")?;
+    }
+    for PassedOverStatus { record, reason } in directory.passed_over.iter().take(MOST_PASSED_OVER) {
+        writeln!(f, "not used     {record}: {reason}")?;
+    }
+    if let Some(more) = directory.passed_over.len().checked_sub(MOST_PASSED_OVER + 1) {
+        writeln!(f, "and {} more records that are not used", more + 1)?;
     }
     Ok(())
 }

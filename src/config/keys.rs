@@ -142,6 +142,34 @@ const KEYS: &[Key] = &[
         r#"a domain that is looked up inside the tunnel, such as "corp.example""#,
     ),
     key("tun.nat", SERVER, Kind::Flag, "true or false"),
+    key("directory", SERVER, Kind::Table, "a table: [directory]"),
+    key(
+        "directory.name",
+        SERVER,
+        Kind::Text,
+        "this server's name for the others: 1 to 64 characters, no control characters",
+    ),
+    key(
+        "directory.etcd",
+        SERVER,
+        Kind::Table,
+        r#"a table such as { endpoints = ["https://10.0.0.1:2379"], prefix = "/roamd/home", ca = "ca.pem" }"#,
+    ),
+    key(
+        "directory.etcd.endpoints",
+        SERVER,
+        Kind::List,
+        r#"the URL of a member of etcd, such as "https://10.0.0.1:2379", without a path"#,
+    ),
+    key(
+        "directory.etcd.prefix",
+        SERVER,
+        Kind::Text,
+        r#"what the names of all keys begin with, such as "/roamd/home": a slash first and none at the end, 200 bytes at most"#,
+    ),
+    key("directory.etcd.ca", SERVER, Kind::Text, PEM),
+    key("directory.etcd.cert", SERVER, Kind::Text, PEM),
+    key("directory.etcd.key", SERVER, Kind::Text, PEM),
     key("peer", SERVER, Kind::Tables, "a list of tables, each headed by [[peer]]"),
     key(
         "peer.name",
@@ -214,11 +242,15 @@ const KEYS: &[Key] = &[
     ),
 ];
 
+/// The paths of files. In the environment they start from where the shell stands.
+pub(super) const FILES: [&str; 4] =
+    ["private-key-file", "directory.etcd.ca", "directory.etcd.cert", "directory.etcd.key"];
 /// A secret that only a file may hold.
 pub(super) const PRIVATE_KEY: &str = "private-key";
 /// It may hold a password.
 pub(super) const PROXY: &str = "server.proxy";
 const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";
+const PEM: &str = "the path of a PEM file";
 const LINK: &str =
     r#"a link's name, in which * and ? are wildcards, such as "docker*" (no white space, no "/")"#;
 
@@ -272,6 +304,7 @@ const FEATURES: &[(&str, Option<Role>, &str, bool)] = &[
     ("metrics.listen", None, "metrics", cfg!(feature = "metrics")),
     ("tun.dns", CLIENT, "dbus", cfg!(feature = "dbus")),
     ("tun.search-domains", CLIENT, "dbus", cfg!(feature = "dbus")),
+    ("directory.etcd", SERVER, "etcd", cfg!(feature = "etcd")),
 ];
 
 /// The feature that this build would need for the key.

@@ -90,6 +90,7 @@ pub(super) struct RawServer {
     pub(super) quic: Option<RawQuic>,
     pub(super) log: Option<RawLog>,
     pub(super) metrics: Option<RawMetrics>,
+    pub(super) directory: Option<RawDirectory>,
     pub(super) peer: List<RawPeer>,
 }
 
@@ -165,6 +166,23 @@ pub(super) struct RawServerTun {
     pub(super) dns: List<IpAddr>,
     pub(super) search_domains: List<String>,
     pub(super) nat: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawDirectory {
+    pub(super) name: Option<String>,
+    pub(super) etcd: Option<RawEtcd>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawEtcd {
+    pub(super) endpoints: List<String>,
+    pub(super) prefix: Option<String>,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    Config, client,
+    Config, DirectoryFile, client,
     keys::{self, Kind, Role},
     lines::join,
     problem::{ConfigErrors, Problems},
@@ -31,6 +31,44 @@ pub(super) fn load(
     let mut source = Source::merge(path, text, environment, &mut problems)?;
     match read(&mut source.tree, &file, &outside, &mut problems) {
         Some(loaded) if problems.is_empty() => Ok(loaded),
+        _ => Err(ConfigErrors::Problems {
+            path: path.into(),
+            problems: problems.into_vec(|key| source.origin(key)),
+        }),
+    }
+}
+
+/// What a file says of the directory: the whole of a server's, or one with the sections `[directory]` and `[tun]`
+/// alone, without a private key.
+pub(super) fn load_directory(
+    path: &Path,
+    text: &str,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<DirectoryFile, ConfigErrors> {
+    let environment: Vec<_> = environment.into_iter().collect();
+    let file =
+        absolute(path).map_err(|error| ConfigErrors::Unreadable { path: path.into(), error })?;
+    let mut problems = Problems::default();
+    let mut source = Source::merge(path, text, environment.clone(), &mut problems)?;
+    let is_short = |tree: &Map<String, Value>| {
+        tree.keys().all(|key| ["role", "directory", "tun"].contains(&key.as_str()))
+    };
+    if !source.tree.as_object().is_some_and(is_short) {
+        return match load(path, text, environment)?.0 {
+            Config::Server(server) => Ok(DirectoryFile {
+                directory: server.directory.clone(),
+                networks: server.tun.addresses.clone(),
+                server: Some(server),
+            }),
+            Config::Client(_) => Ok(DirectoryFile::default()),
+        };
+    }
+    let tree = &mut source.tree;
+    prune_table(tree, "", Role::Server, &mut problems);
+    let raw: Option<RawServer> = deserialize(tree, &mut problems);
+    let found = raw.map(|mut raw| server::directory_file(&mut raw, &file, &mut problems));
+    match found {
+        Some(found) if problems.is_empty() => Ok(found),
         _ => Err(ConfigErrors::Problems {
             path: path.into(),
             problems: problems.into_vec(|key| source.origin(key)),
@@ -171,7 +209,7 @@ fn text(value: &Value) -> String {
 mod tests {
     use super::*;
     use crate::config::Origin;
-    use crate::config::raw::{RawPaths, RawPeer, RawPreference, Secret};
+    use crate::config::raw::{RawDirectory, RawPaths, RawPeer, RawPreference, Secret};
     use crate::identity::PrivateKey;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
@@ -217,6 +255,7 @@ mod tests {
             quic: Some(Default::default()),
             log: Some(Default::default()),
             metrics: Some(Default::default()),
+            directory: Some(RawDirectory { etcd: Some(Default::default()), ..Default::default() }),
             private_key: Some(Secret(String::new().into())),
             peer: Some(vec![Some(RawPeer::default())]),
             ..Default::default()

@@ -6,8 +6,9 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::{
-    Peer, ServerConfig, ServerTun,
+    DirectoryFile, Peer, ServerConfig, ServerTun,
     check::{self, Unique, elements, is_name},
+    directory,
     problem::Problems,
     raw::{List, RawPeer, RawServer, RawServerTun},
 };
@@ -25,12 +26,7 @@ pub(super) fn build(
     let private_key =
         check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let listen = listen(&raw.listen, problems);
-    let mut taken = Taken {
-        names: Unique::new(),
-        keys: Unique::new(),
-        addresses: Unique::new(),
-        networks: Vec::new(),
-    };
+    let mut taken = Taken::new();
     if let Some(key) = &private_key {
         taken.keys.claim(key.public_key(), "this server itself", problems);
     }
@@ -39,16 +35,31 @@ pub(super) fn build(
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());
     let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
+    let directory = raw.directory.as_mut().map(|raw| directory::build(raw, file, problems));
     Some(ServerConfig {
         private_key: private_key?,
         listen,
         listen_tcp: raw.listen_tcp,
         tun: tun?,
         peers,
+        directory: directory.flatten(),
         quic: quic?,
         log: log?,
         metrics,
     })
+}
+
+/// What a file without a private key says of the directory.
+pub(super) fn directory_file(
+    raw: &mut RawServer,
+    file: &Path,
+    problems: &mut Problems,
+) -> DirectoryFile {
+    let mut taken = Taken::new();
+    let tun = tun(raw.tun.get_or_insert_default(), &mut taken, problems);
+    let directory = raw.directory.as_mut().and_then(|raw| directory::build(raw, file, problems));
+    let networks = tun.map(|tun| tun.addresses).unwrap_or_default();
+    DirectoryFile { directory, networks, server: None }
 }
 
 /// The UDP ports; none if they have been reported.
@@ -75,6 +86,17 @@ struct Taken {
     keys: Unique<PublicKey>,
     addresses: Unique<IpAddr>,
     networks: Vec<IpNet>,
+}
+
+impl Taken {
+    fn new() -> Self {
+        Self {
+            names: Unique::new(),
+            keys: Unique::new(),
+            addresses: Unique::new(),
+            networks: Vec::new(),
+        }
+    }
 }
 
 fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option<ServerTun> {
@@ -153,16 +175,23 @@ fn peer_addresses(
 
 /// Reports an address that no host in any of these networks can have.
 fn check_host(key: &str, address: IpAddr, networks: &[IpNet], problems: &mut Problems) {
-    let reason = match networks.iter().find(|network| network.contains(&address)) {
-        // Without a network, it is the network that has been reported.
-        None if networks.is_empty() => return,
-        None => format!("is outside of every network in tun.addresses ({})", listed(networks)),
-        Some(network) => match reserved(address, network) {
-            Some(what) => format!("is the {what} of {}, which no host can have", network.trunc()),
-            None => return,
-        },
+    // Without a network, it is the network that has been reported.
+    let reason = misplaced(address, networks).filter(|_| !networks.is_empty());
+    if let Some(reason) = reason {
+        problems.add(key, Some(address.to_string()), reason);
+    }
+}
+
+/// Why no host in any of these networks can have the address.
+pub(crate) fn misplaced(address: IpAddr, networks: &[IpNet]) -> Option<String> {
+    let Some(network) = networks.iter().find(|network| network.contains(&address)) else {
+        return Some(format!(
+            "is outside of every network in tun.addresses ({})",
+            listed(networks)
+        ));
     };
-    problems.add(key, Some(address.to_string()), reason);
+    let what = reserved(address, network)?;
+    Some(format!("is the {what} of {}, which no host can have", network.trunc()))
 }
 
 fn listed(networks: &[IpNet]) -> String {

@@ -93,7 +93,7 @@ fn value_of(key: &str, text: &str, problems: &mut Problems) -> Option<Value> {
         }
         Kind::List => Some(text.split(',').map(str::trim).collect::<Vec<_>>().into()),
         Kind::Number => Some(text.parse::<i64>().map_or_else(|_| text.into(), Into::into)),
-        Kind::Text | Kind::Flag if key == "private-key-file" => Some(from_here(text).into()),
+        Kind::Text | Kind::Flag if keys::FILES.contains(&key) => Some(from_here(text).into()),
         Kind::Text | Kind::Flag => Some(text.into()),
     }
 }

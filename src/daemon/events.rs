@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::status::{MoveReason, SCHEMA};
+use super::status::{DirectoryState, MoveReason, SCHEMA};
 use crate::{clock, link::candidate::Transport, path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
@@ -99,6 +99,15 @@ pub(crate) enum Event {
         /// Why, in words that the peer may have chosen.
         reason: Foreign,
     },
+    /// Server: the directory is heard of, or not any more.
+    Directory {
+        /// What etcd says of itself.
+        state: DirectoryState,
+        /// Its peers that can be used.
+        peers: usize,
+        /// Why, unless it is current.
+        reason: Option<Foreign>,
+    },
     /// The configuration was read again.
     Reloaded {
         /// Keys whose change takes a restart.
@@ -155,6 +164,16 @@ impl Event {
             }
             Self::PeerConnected { peer, remote } => format!("{peer} connected from {remote}"),
             Self::PeerDisconnected { peer, reason } => format!("{peer} disconnected: {reason}"),
+            Self::Directory { state, peers, reason } => {
+                let said = match state {
+                    DirectoryState::Unasked => "the directory was not asked yet",
+                    DirectoryState::Current => "the directory is current",
+                    DirectoryState::Away => "the directory is away, its peers stay",
+                    DirectoryState::Old => "the directory is old, its peers stay as they were",
+                };
+                let reason = reason.as_ref().map(|it| format!(": {it}")).unwrap_or_default();
+                format!("{said} ({peers} peers){reason}")
+            }
             Self::Reloaded { restart_needed } if restart_needed.is_empty() => {
                 "configuration reloaded".into()
             }

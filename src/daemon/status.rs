@@ -357,6 +357,9 @@ pub(crate) struct ServerStatus {
     /// The TCP port, if it has one.
     #[serde(default)]
     pub tcp: Option<TcpStatus>,
+    /// The directory, if it has one.
+    #[serde(default)]
+    pub directory: Option<DirectoryStatus>,
 }
 
 impl ServerStatus {
@@ -369,6 +372,52 @@ impl ServerStatus {
     pub(crate) fn listening(&self) -> String {
         self.listens_on().map(|it| it.to_string()).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// What a server knows of the directory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct DirectoryStatus {
+    /// What etcd says of itself.
+    pub state: DirectoryState,
+    /// Seconds since that is so.
+    pub since: f64,
+    /// Why, unless it is current.
+    pub reason: Option<Foreign>,
+    /// Where it is in etcd.
+    pub prefix: String,
+    /// etcd's revision of what is in force; 0 if etcd was never heard of.
+    pub revision: i64,
+    /// Its peers that can be used.
+    pub peers: usize,
+    /// Its records that are not used.
+    pub passed_over: Vec<PassedOverStatus>,
+    /// Why what is known is not on disk.
+    pub unsaved: Option<Foreign>,
+}
+
+/// What etcd says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DirectoryState {
+    /// It was not heard of since the daemon started.
+    Unasked,
+    /// What it tells is in force.
+    Current,
+    /// It does not answer; what was known before is in force.
+    Away,
+    /// It has lost changes; what was known before is in force.
+    Old,
+}
+
+/// A record of the directory that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct PassedOverStatus {
+    /// The peer's name, or the key of etcd.
+    pub record: Foreign,
+    /// Why.
+    pub reason: Foreign,
 }
 
 /// A server's TCP port.

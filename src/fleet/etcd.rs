@@ -178,7 +178,21 @@ impl Store {
 
     /// What there is below `prefix`, such as `peers/`; a name without a slash at its end is that of one key.
     pub(crate) async fn read(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let mut snapshot = Snapshot { cluster: 0, revision: 0, entries: Vec::new() };
+        self.read_from(prefix, 0).await
+    }
+
+    /// What a key was at a revision. etcd refuses one that it does not have any more, or not yet.
+    pub(crate) async fn read_at(
+        &self,
+        key: &str,
+        revision: i64,
+    ) -> Result<Option<Entry>, StoreError> {
+        Ok(self.read_from(key, revision).await?.entries.pop())
+    }
+
+    /// Revision 0 is the present one.
+    async fn read_from(&self, prefix: &str, revision: i64) -> Result<Snapshot, StoreError> {
+        let mut snapshot = Snapshot { cluster: 0, revision, entries: Vec::new() };
         let (mut from, end) = (self.key(prefix), end_of(&self.key(prefix)));
         loop {
             let options = GetOptions::new()
@@ -192,8 +206,9 @@ impl Store {
             });
             let mut answer = asked.await?;
             let header = answer.header().ok_or_else(no_header)?;
+            snapshot.cluster = header.cluster_id();
             if snapshot.revision == 0 {
-                (snapshot.cluster, snapshot.revision) = (header.cluster_id(), header.revision());
+                snapshot.revision = header.revision();
             }
             let more = answer.more();
             let entries = answer.take_kvs();
@@ -227,7 +242,7 @@ impl Store {
         let transaction =
             Txn::new().when(compares.collect::<Vec<_>>()).and_then(operations.collect::<Vec<_>>());
         let end = clock::now() + CALL;
-        for _ in &self.shared.access.endpoints {
+        for _ in 0..=self.shared.access.endpoints.len() {
             let Member { number, mut client } = self.member().await?;
             match within(end, client.txn(transaction.clone())).await {
                 Ok(answer) => {
@@ -247,6 +262,7 @@ impl Store {
     }
 
     /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tenure of sessions needs it"))]
     pub(crate) async fn lease(&self, lasts: Duration) -> Result<Lease, StoreError> {
         let seconds = lasts.as_secs().max(1);
         let asked = clock::now();
@@ -288,7 +304,8 @@ impl Store {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let end = clock::now() + CALL;
-        let mut left = self.shared.access.endpoints.len();
+        // The connection at hand may be one to a member that was restarted.
+        let mut left = self.shared.access.endpoints.len() + 1;
         loop {
             let member = self.member().await?;
             let why = match within(end, question(member.client)).await {
@@ -353,6 +370,11 @@ pub(crate) struct Follow {
 }
 
 impl Follow {
+    /// One that waits already.
+    pub(crate) fn try_next(&mut self) -> Option<News> {
+        self.news.try_recv().ok()
+    }
+
     /// The next. It may be dropped before there is one, and none is lost.
     pub(crate) async fn next(&mut self) -> News {
         match self.news.recv().await {
@@ -411,7 +433,7 @@ impl Store {
         snapshot: Snapshot,
         news: &mpsc::Sender<News>,
     ) -> Result<(), Foreign> {
-        let Member { number, client } = self.member().await.map_err(|error| Foreign::of(error))?;
+        let Member { number, client } = self.member().await.map_err(Foreign::of)?;
         let key = self.key(prefix);
         let options =
             WatchOptions::new().with_range(end_of(&key)).with_start_revision(snapshot.revision + 1);
@@ -485,6 +507,7 @@ pub(crate) struct Lease {
     renewing: Task,
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the tenure of sessions needs it"))]
 impl Lease {
     /// Its number, for [`Write::Put`].
     pub(crate) fn id(&self) -> i64 {

@@ -7,23 +7,29 @@
 use std::{collections::HashSet, fmt, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ipnet::IpNet;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     config::{Peer, is_name},
-    identity::PublicKey,
+    identity::{KeyError, PublicKey},
     wire::foreign::Foreign,
 };
 
 /// The version of all schemas.
 const VERSION: u64 = 1;
 /// The size of a value in bytes at most.
-const MOST_BYTES: usize = 4096;
+pub(crate) const MOST_BYTES: usize = 4096;
 /// The addresses of one peer at most.
 const MOST_ADDRESSES: usize = 16;
 
 /// Where the peers are: `peers/`, and the public key in base64 that is safe in URLs, without padding.
 pub(crate) const PEERS: &str = "peers/";
+/// What changes with each change of a peer that roamd makes: a [`Mark`].
+pub(crate) const MARK: &str = "peers/directory";
+/// Where servers say who they are: `servers/`, and the public key as for peers.
+pub(crate) const SERVERS: &str = "servers/";
 
 /// Why a record cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +90,34 @@ pub(crate) fn public_key(name: &str) -> Result<PublicKey, Unusable> {
         URL_SAFE_NO_PAD.decode(name).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reason = "the key's name is no public key: 43 characters of base64 that is safe in URLs";
     bytes.map(PublicKey::from).ok_or_else(|| Unusable::new(reason))
+}
+
+/// The value at [`MARK`]: which of its histories this directory has. Two that once were one differ here from the first
+/// change on that only one of them has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// Larger than before when a person says that all of the directory is right as it is.
+    pub(crate) generation: u64,
+    /// Random, another one for each change.
+    pub(crate) change: String,
+}
+
+impl Mark {
+    /// The mark of the next change.
+    pub(crate) fn next(&self) -> Result<Self, KeyError> {
+        let mut bytes = [0; 12];
+        SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Random)?;
+        Ok(Self { generation: self.generation, change: URL_SAFE_NO_PAD.encode(bytes) })
+    }
+}
+
+/// The value at `servers/KEY`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServerRecord {
+    /// For people.
+    pub(crate) name: String,
+    /// Its own addresses inside the tunnel, which no peer can have.
+    pub(crate) addresses: Vec<IpNet>,
 }
 
 /// The value at `peers/KEY`.

@@ -1,20 +1,32 @@
 //! The store against a real etcd, as Debian has it.
 
 use std::{
+    collections::HashSet,
     fs,
     net::{IpAddr, Ipv4Addr},
     os::unix::process::CommandExt as _,
-    process::{Child, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use roamd_lab::etcd::Member;
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
-use super::etcd::{Change, Compare, Follow, News, Snapshot, Store, StoreError, Write};
-use crate::{clock, config::Etcd};
+use super::{
+    Known, Standing, admin,
+    cache::Cache,
+    directory::Directory,
+    etcd::{Change, Compare, Follow, News, Snapshot, Store, StoreError, Write},
+    record::ServerRecord,
+};
+use crate::{clock, config::Etcd, identity::PublicKey};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -233,4 +245,172 @@ async fn a_key_that_others_can_read_is_refused_and_a_missing_one_is_named() {
     access.key = file("ca.pem");
     let why = Store::new(&access).read("").await.unwrap_err().to_string();
     assert!(why.contains("ca.pem: has mode 0644, so others can use the key"), "{why}");
+}
+
+/// A server's directory with its cache in `folder`, and what is known of it.
+async fn directory(access: &Etcd, folder: &Path) -> (Directory, watch::Receiver<Arc<Known>>) {
+    let cache = Cache::at(folder.join("home.directory"), &access.prefix);
+    let addresses = vec!["10.66.0.1/24".parse().unwrap()];
+    let record = ServerRecord { name: "berlin".into(), addresses };
+    let key = PublicKey::from([1; 32]);
+    let directory = Directory::with(Store::new(access), cache, key, record).await;
+    let known = directory.known();
+    (directory, known)
+}
+
+fn names(known: &Known) -> Vec<&str> {
+    known.peers.iter().map(|peer| peer.name.as_str()).collect()
+}
+
+async fn until(
+    known: &mut watch::Receiver<Arc<Known>>,
+    right: impl Fn(&Known) -> bool,
+) -> Arc<Known> {
+    let now = known.clone();
+    match timeout(PATIENCE, known.wait_for(|known| right(known))).await {
+        Ok(known) => known.unwrap().clone(),
+        Err(_) => panic!("it stays so: {:?}", now.borrow()),
+    }
+}
+
+/// The first free address of 10.66.0.0/16.
+fn free(taken: &HashSet<IpAddr>) -> anyhow::Result<Vec<IpAddr>> {
+    let all = (1..=u16::MAX).map(|n| IpAddr::from([10, 66, (n >> 8) as u8, n as u8]));
+    Ok(all.filter(|it| !taken.contains(it)).take(1).collect())
+}
+
+async fn add(admin: &admin::Directory, name: &str) -> IpAddr {
+    let mut key = [0; 32];
+    fastrand::fill(&mut key);
+    admin.add(name, PublicKey::from(key), free).await.unwrap().addresses[0]
+}
+
+#[tokio::test]
+async fn a_change_is_known_at_once_and_a_bad_record_hurts_nobody() {
+    let (cluster, folder) = (Cluster::of(1).await, tempfile::tempdir().unwrap());
+    let admin = admin::Directory::new(&cluster.access());
+    let (_directory, mut known) = directory(&cluster.access(), folder.path()).await;
+    assert_eq!(
+        (known.borrow().standing.clone(), names(&known.borrow()).len()),
+        (Standing::Current, 0)
+    );
+    let store = cluster.store();
+    while store.read("servers/").await.unwrap().entries.is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let address = add(&admin, "laptop").await;
+    assert_eq!(address.to_string(), "10.66.0.2", "the first one is the server's");
+    until(&mut known, |known| names(known) == ["laptop"]).await;
+    store.transact([], [put("peers/laptop", "{}"), put("peers/x/y", "\u{1b}[2J")]).await.unwrap();
+    add(&admin, "phone").await;
+    let now = until(&mut known, |known| names(known) == ["laptop", "phone"]).await;
+    assert_eq!(now.passed_over.len(), 2, "{:?}", now.passed_over);
+    assert_eq!(admin.remove("laptop").await.unwrap(), "laptop");
+    until(&mut known, |known| names(known) == ["phone"]).await;
+
+    let wrong = Etcd { prefix: "/roamd/hoem".into(), ..cluster.access() };
+    let (_directory, known) = directory(&wrong, folder.path()).await;
+    assert_eq!(
+        (known.borrow().standing.clone(), known.borrow().peers.len()),
+        (Standing::Current, 0)
+    );
+}
+
+#[tokio::test]
+async fn a_server_starts_without_etcd_with_what_it_knew() {
+    let (mut cluster, folder) = (Cluster::of(1).await, tempfile::tempdir().unwrap());
+    let admin = admin::Directory::new(&cluster.access());
+    let (first, mut known) = directory(&cluster.access(), folder.path()).await;
+    for name in ["laptop", "phone", "nas"] {
+        add(&admin, name).await;
+    }
+    admin.remove("phone").await.unwrap();
+    until(&mut known, |known| names(known) == ["laptop", "nas"]).await;
+    cluster.kill(0);
+    let away = until(&mut known, |known| matches!(known.standing, Standing::Away(_))).await;
+    assert_eq!(names(&away), ["laptop", "nas"]);
+    drop(first);
+
+    let (_directory, mut known) = directory(&cluster.access(), folder.path()).await;
+    let away = until(&mut known, |known| matches!(known.standing, Standing::Away(_))).await;
+    assert_eq!(names(&away), ["laptop", "nas"]);
+    cluster.start(0);
+    until(&mut known, |known| known.standing == Standing::Current).await;
+    admin.remove("nas").await.unwrap();
+    until(&mut known, |known| names(known) == ["laptop"]).await;
+}
+
+#[tokio::test]
+async fn an_etcd_with_old_data_brings_nobody_back_and_loses_nobody() {
+    let (mut cluster, folder) = (Cluster::of(1).await, tempfile::tempdir().unwrap());
+    let admin = admin::Directory::new(&cluster.access());
+    let (_directory, mut known) = directory(&cluster.access(), folder.path()).await;
+    for name in ["laptop", "phone"] {
+        add(&admin, name).await;
+    }
+    until(&mut known, |known| names(known) == ["laptop", "phone"]).await;
+    let (data, backup) = (cluster.members[0].folder().to_owned(), folder.path().join("backup"));
+    let copy = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+    };
+    cluster.kill(0);
+    until(&mut known, |known| matches!(known.standing, Standing::Away(_))).await;
+    copy(&data, &backup);
+    cluster.start(0);
+    until(&mut known, |known| known.standing == Standing::Current).await;
+    admin.remove("phone").await.unwrap();
+    add(&admin, "nas").await;
+    until(&mut known, |known| names(known) == ["laptop", "nas"]).await;
+
+    cluster.kill(0);
+    until(&mut known, |known| matches!(known.standing, Standing::Away(_))).await;
+    copy(&backup, &data);
+    cluster.start(0);
+    let old = until(&mut known, |known| matches!(known.standing, Standing::Old(_))).await;
+    assert_eq!(names(&old), ["laptop", "nas"]);
+    // Now it has come farther than the server has seen.
+    for name in ["a", "b", "c"] {
+        add(&admin, name).await;
+    }
+    let second = tempfile::tempdir().unwrap();
+    copy(&folder.path().join("home.directory"), &second.path().join("home.directory"));
+    let (_second, mut after_restart) = directory(&cluster.access(), second.path()).await;
+    let old = until(&mut after_restart, |known| matches!(known.standing, Standing::Old(_))).await;
+    assert!(!names(&old).contains(&"phone"), "{old:?}");
+
+    assert_eq!(admin.confirm().await.unwrap(), 5);
+    for known in [&mut known, &mut after_restart] {
+        until(known, |known| names(known) == ["laptop", "phone", "a", "b", "c"]).await;
+    }
+}
+
+#[tokio::test]
+async fn two_admins_at_once_lose_no_peer_and_give_no_address_twice() {
+    let mut cluster = Cluster::of(3).await;
+    let access = cluster.access();
+    let work = async |who: &str| {
+        let admin = admin::Directory::new(&access);
+        for n in 0..100 {
+            add(&admin, &format!("{who}{n}")).await;
+        }
+    };
+    let kill = async {
+        sleep(Duration::from_millis(300)).await;
+        cluster.kill(0);
+    };
+    tokio::join!(work("anna"), work("ben"), kill);
+    let (peers, passed_over) = admin::Directory::new(&access).list().await.unwrap();
+    assert_eq!((peers.len(), passed_over.len()), (200, 0));
+    let addresses: HashSet<_> = peers.iter().map(|peer| peer.addresses[0]).collect();
+    let names: HashSet<_> = peers.iter().map(|peer| &peer.name).collect();
+    assert_eq!((addresses.len(), names.len()), (200, 200));
+
+    let admin = admin::Directory::new(&access);
+    let again = admin.add("anna7", PublicKey::from([9; 32]), free).await.unwrap_err().to_string();
+    assert_eq!(again, "/roamd/home has a peer called anna7 already");
+    let again = admin.add("carl", peers[0].public_key, free).await.unwrap_err().to_string();
+    assert!(again.starts_with("/roamd/home has this key already, as "), "{again}");
+    let nobody = admin.remove("carl").await.unwrap_err().to_string();
+    assert!(nobody.starts_with("/roamd/home has no peer called carl, but "), "{nobody}");
 }

@@ -1,47 +1,142 @@
-//! The configuration in force, and how another one takes its place while the server runs.
+//! The configuration in force with the directory's peers, and how others take their place while the server runs.
 //!
 //! ```text
-//!  file ─▶ reload ─▶ renew ─▶ watch ─▶ datapath, handshakes, welcomes, status   read it at each use
-//!                      └─▶ peers that are gone or have changed: cut off
+//!  file ─────▶ reload ─▶ renew ─┐
+//!                               ├▶ join ─▶ watch ─▶ datapath, handshakes, welcomes, status   read it at each use
+//!  directory ─────────▶ heed ───┘    └─▶ peers that are gone or have changed: cut off
 //! ```
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    future::pending,
+    sync::{Arc, PoisonError},
+};
 
-use tracing::info;
+use tokio::sync::watch;
+use tracing::{info, warn};
 
 use super::{
     Server,
     peers::{Peer, Peers},
+    view,
 };
 use crate::{
-    config::{Config, ServerConfig},
+    config::{self, Config, ServerConfig},
     daemon::{Daemon, events::Event},
+    fleet::{Known, PassedOver, Taken},
     quic::close,
 };
 
-/// The configuration in force, and its peers: those that stay the same keep their sessions.
+/// The configuration in force, and all peers: those that stay the same keep their sessions.
 pub(super) struct Configured {
     pub(super) config: ServerConfig,
+    /// What the directory has.
+    pub(super) shared: Arc<Known>,
     pub(super) peers: Peers,
+    /// What this server does not use of it.
+    pub(super) passed_over: Vec<PassedOver>,
 }
 
 impl Configured {
     pub(super) fn new(config: ServerConfig) -> Self {
-        Self { peers: Peers::new(&config.peers), config }
+        let peers = Peers::new(&config.peers);
+        Self { config, shared: Arc::default(), peers, passed_over: Vec::new() }
     }
 
-    fn reloaded(&self, new: ServerConfig) -> Self {
-        Self { peers: self.peers.renewed(&new.peers), config: self.config.reloaded(new) }
+    fn renewed(&self, new: ServerConfig, shared: Arc<Known>) -> Self {
+        let config = self.config.reloaded(new);
+        let (peers, passed_over) = join(&config, &shared);
+        Self { config, shared, peers: self.peers.renewed(&peers), passed_over }
     }
+}
+
+/// All peers, those of the file first, and the records of the directory that are not used: the file wins.
+fn join(config: &ServerConfig, shared: &Known) -> (Vec<config::Peer>, Vec<PassedOver>) {
+    let networks = &config.tun.addresses;
+    let own_key = config.private_key.public_key();
+    let in_file: HashMap<_, _> = config.peers.iter().map(|peer| (peer.public_key, peer)).collect();
+    let mut taken = Taken::default();
+    let mut peers = Vec::with_capacity(config.peers.len() + shared.peers.len());
+    let mut passed_over = shared.passed_over.clone();
+    for peer in &config.peers {
+        // The configuration is checked.
+        let _ = taken.claim(peer);
+        peers.push(peer.clone());
+    }
+    for peer in &shared.peers {
+        if in_file.get(&peer.public_key).is_some_and(|same| *same == peer) {
+            continue;
+        }
+        let misplaced = peer.addresses.iter().find_map(|address| {
+            if networks.iter().any(|network| network.addr() == *address) {
+                return Some(format!("{address} is this server's own"));
+            }
+            Some(format!("{address} {}", config::misplaced(*address, networks)?))
+        });
+        let problem = match misplaced {
+            _ if peer.public_key == own_key => Some("has this server's own key".to_owned()),
+            None => {
+                let taken = taken.claim(peer).err();
+                taken.map(|reason| format!("{reason}, in this server's file, which wins"))
+            }
+            misplaced => misplaced,
+        };
+        match problem {
+            Some(reason) => passed_over.push(PassedOver::new(&peer.name, reason)),
+            None => peers.push(peer.clone()),
+        }
+    }
+    (peers, passed_over)
 }
 
 impl Server {
     /// Takes over a changed configuration; what takes a restart stays as it was and is named. Peers that are
     /// not in it any more, or have other addresses, are cut off; all others notice nothing.
     pub(super) fn renew(&self, new: ServerConfig) -> Vec<&'static str> {
-        let stays = self.configured.borrow().config.takes_restart(&new);
-        let now = self.configured.borrow().reloaded(new);
+        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stays, now) = {
+            let before = self.configured.borrow();
+            (before.config.takes_restart(&new), before.renewed(new, before.shared.clone()))
+        };
+        self.put_in_force(now);
+        stays
+    }
+
+    /// Takes over what the directory has now.
+    pub(super) fn heed(&self, shared: Arc<Known>) {
+        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.configured.borrow().shared.clone();
+        if before.standing != shared.standing {
+            self.events.tell(view::directory_event(&shared));
+        }
+        if (&before.peers, &before.passed_over) == (&shared.peers, &shared.passed_over) {
+            self.configured.send_modify(|configured| configured.shared = shared);
+            return;
+        }
+        let now = {
+            let before = self.configured.borrow();
+            before.renewed(before.config.clone(), shared)
+        };
+        self.put_in_force(now);
+    }
+
+    /// Takes over what the directory has, each time that it changes.
+    pub(super) async fn follow(
+        &self,
+        directory: Option<watch::Receiver<Arc<Known>>>,
+    ) -> Infallible {
+        let Some(mut directory) = directory else { return pending().await };
+        while directory.changed().await.is_ok() {
+            let shared = directory.borrow_and_update().clone();
+            self.heed(shared);
+        }
+        pending().await
+    }
+
+    fn put_in_force(&self, now: Configured) {
         let before = self.configured.send_replace(now);
+        self.warn_of_new(&before.passed_over);
         for peer in before.peers.iter().filter(|peer| !self.has(peer)) {
             let is_changed = self.configured.borrow().peers.with_key(peer.key).is_some();
             info!(peer = peer.name, is_changed, "cut off: the configuration changed");
@@ -53,7 +148,18 @@ impl Server {
             peer.cut_off(code, reason);
         }
         self.acceptor.tls.forget_strangers();
-        stays
+    }
+
+    /// Names each record that is not used, once.
+    fn warn_of_new(&self, before: &[PassedOver]) {
+        let pair = |it: &PassedOver| (it.record.to_string(), it.reason.to_string());
+        let known: HashSet<_> = before.iter().map(pair).collect();
+        for new in
+            self.configured.borrow().passed_over.iter().filter(|it| !known.contains(&pair(it)))
+        {
+            let PassedOver { record, reason } = new;
+            warn!(%record, %reason, "a record of the directory is not used");
+        }
     }
 
     /// Whether the configuration in force still has `peer`, unchanged.

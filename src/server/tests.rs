@@ -27,7 +27,8 @@ use crate::{
     clock,
     config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
     daemon::status::Role,
-    identity::PrivateKey,
+    fleet::{Known, PassedOver},
+    identity::{PrivateKey, PublicKey},
     path::udp::UdpSocket,
     quic::{
         self, close,
@@ -133,6 +134,7 @@ impl Site {
                 nat: false,
             },
             peers: peers.iter().map(peer).collect(),
+            directory: None,
             quic: quic_settings(),
             log: Log { level: Filter::default(), format: LogFormat::Text },
             metrics: None,
@@ -270,6 +272,59 @@ async fn a_removed_peers_probe_connections_end_with_its_session() {
     assert!(answers(&probe).await);
     site.forget_laptop();
     assert_eq!(closed(&probe).await, close::UNKNOWN_KEY);
+}
+
+#[tokio::test]
+async fn a_peer_of_the_directory_has_a_session_until_it_is_removed_there() {
+    let site = Site::new();
+    let nas = PrivateKey::generate().unwrap();
+    let peer = |name: &str, key: PublicKey, address: &str| config::Peer {
+        name: name.into(),
+        public_key: key,
+        addresses: vec![address.parse().unwrap()],
+    };
+    let heed = |peers: Vec<config::Peer>| {
+        site.server.heed(Arc::new(Known { peers, ..Known::default() }));
+    };
+    let other = |n: u8| PublicKey::from([n; 32]);
+    heed(vec![
+        peer("nas", nas.public_key(), "10.66.0.3"),
+        // The same as in the file.
+        peer("laptop", site.laptop.public_key(), "10.66.0.2"),
+        peer("laptop", other(1), "10.66.0.4"),
+        peer("phone", other(2), "10.66.0.2"),
+        peer("far", other(3), "10.67.0.2"),
+        peer("us", other(4), "10.66.0.1"),
+        peer("we", site.key.public_key(), "10.66.0.5"),
+    ]);
+    {
+        let configured = site.server.configured.borrow();
+        let names: Vec<_> = configured.peers.iter().map(|peer| peer.name.as_str()).collect();
+        assert_eq!(names, ["laptop", "nas"]);
+        let said = |it: &PassedOver| format!("{}: {}", it.record, it.reason);
+        let said: Vec<_> = configured.passed_over.iter().map(said).collect();
+        assert_eq!(
+            said,
+            [
+                "laptop: another peer has the same name, in this server's file, which wins",
+                "phone: has the address 10.66.0.2 of laptop, in this server's file, which wins",
+                "far: 10.67.0.2 is outside of every network in tun.addresses (10.66.0.1/24)",
+                "us: 10.66.0.1 is this server's own",
+                "we: has this server's own key",
+            ]
+        );
+    }
+    let connection = site.connect(&nas, tls::TUNNEL).await;
+    let _session = session::open(&connection, true, 1).await.unwrap();
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let _other_session = session::open(&laptop, true, 2).await.unwrap();
+    heed(vec![peer("phone", other(2), "10.66.0.6")]);
+    assert_eq!(closed(&connection).await, close::UNKNOWN_KEY);
+    assert!(laptop.close_reason().is_none(), "the others notice nothing");
+    // The file is read again, and what the directory has stays.
+    site.server.renew(Site::config(&site.key, &[&site.laptop]));
+    assert!(site.server.configured.borrow().peers.with_key(other(2)).is_some());
+    assert!(laptop.close_reason().is_none());
 }
 
 #[tokio::test]

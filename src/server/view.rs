@@ -2,8 +2,19 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::Server;
-use crate::daemon::status::{self, PeerStatus, ServerStatus, Status};
+use super::{Server, reload::Configured};
+use crate::{
+    clock,
+    daemon::{
+        events::Event,
+        status::{
+            self, DirectoryState, DirectoryStatus, PassedOverStatus, PeerStatus, ServerStatus,
+            Status,
+        },
+    },
+    fleet::{Known, PassedOver, Standing},
+    wire::foreign::Foreign,
+};
 
 impl Server {
     pub(super) fn status(&self) -> Status {
@@ -45,6 +56,41 @@ impl Server {
                     dropped: streams.dropped(),
                 },
             ),
+            directory: directory(&configured),
         })
+    }
+}
+
+fn directory(configured: &Configured) -> Option<DirectoryStatus> {
+    let etcd = &configured.config.directory.as_ref()?.etcd;
+    let shared = &configured.shared;
+    let (state, reason) = standing(shared);
+    let passed_over = configured.passed_over.iter().cloned();
+    Some(DirectoryStatus {
+        state,
+        since: status::seconds_ago(shared.since.unwrap_or_else(clock::wall)),
+        reason,
+        prefix: etcd.prefix.clone(),
+        revision: shared.revision,
+        peers: shared.peers.len(),
+        passed_over: passed_over
+            .map(|PassedOver { record, reason }| PassedOverStatus { record, reason })
+            .collect(),
+        unsaved: shared.unsaved.clone(),
+    })
+}
+
+/// What listeners are told of the directory.
+pub(super) fn directory_event(shared: &Known) -> Event {
+    let (state, reason) = standing(shared);
+    Event::Directory { state, peers: shared.peers.len(), reason }
+}
+
+fn standing(shared: &Known) -> (DirectoryState, Option<Foreign>) {
+    match &shared.standing {
+        Standing::Unasked => (DirectoryState::Unasked, None),
+        Standing::Current => (DirectoryState::Current, None),
+        Standing::Away(why) => (DirectoryState::Away, Some(why.clone())),
+        Standing::Old(why) => (DirectoryState::Old, Some(why.clone())),
     }
 }

@@ -426,6 +426,7 @@ impl Hosts {
                 public_key: self.client.public_key(),
                 addresses: vec!["10.66.0.2".parse().unwrap()],
             }],
+            directory: None,
             quic: quic_settings(),
             log: log(),
             metrics: None,

@@ -16,6 +16,8 @@
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
 mod counsel;
+#[cfg(feature = "etcd")]
+mod directory;
 #[cfg(feature = "metrics")]
 mod doors;
 mod edges;

@@ -51,8 +51,10 @@ impl Fleet {
         };
         let laptop = join("laptop", "wifi", "w0", "10.71.1", 100);
         attach(&internet, &laptop, "lte", "l0", "10.71.2", 200);
-        let servers = [("berlin", "s0", "10.72.1"), ("paris", "s1", "10.72.2")]
-            .map(|(name, there, net)| Host::new(name, join(name, "eth0", there, net, 100), folder.path()));
+        let servers =
+            [("berlin", "s0", "10.72.1"), ("paris", "s1", "10.72.2")].map(|(name, there, net)| {
+                Host::new(name, join(name, "eth0", there, net, 100), folder.path())
+            });
         let laptop = Host::new("laptop", laptop, folder.path());
         let mut toml = String::from("role = \"client\"\n");
         let named = [("berlin", "10.72.1.2"), ("paris", "10.72.2.2")];
@@ -128,14 +130,7 @@ impl Fleet {
 }
 
 /// A link of a host to the internet, with a default route.
-fn attach(
-    internet: &Namespace,
-    host: &Namespace,
-    link: &str,
-    there: &str,
-    net: &str,
-    metric: u32,
-) {
+fn attach(internet: &Namespace, host: &Namespace, link: &str, there: &str, net: &str, metric: u32) {
     veth(host, link, internet, there).unwrap();
     for (namespace, link, last) in [(host, link, 2), (internet, there, 1)] {
         namespace.set_up(link).unwrap();
@@ -146,9 +141,8 @@ fn attach(
 
 /// Answers each packet, for as long as the test lasts.
 fn echo(server: &Host) {
-    let socket = server.namespace.run(|| {
-        eventually("the inner address", || UdpSocket::bind(ECHO).ok())
-    });
+    let socket =
+        server.namespace.run(|| eventually("the inner address", || UdpSocket::bind(ECHO).ok()));
     let socket = socket.unwrap();
     spawn(move || {
         let mut buffer = [0; 64];
@@ -173,7 +167,8 @@ impl Stream {
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let (is_over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let sending = spawn({
-            let (socket, is_over, sent) = (socket.try_clone().unwrap(), is_over.clone(), sent.clone());
+            let (socket, is_over, sent) =
+                (socket.try_clone().unwrap(), is_over.clone(), sent.clone());
             move || {
                 let mut next = Instant::now();
                 while !is_over.load(Relaxed) {
@@ -229,7 +224,10 @@ fn left(what: &str, happens: impl FnOnce(&mut Fleet)) {
     sleep(Duration::from_secs(2));
     let (gap, reason) = fleet.last_move();
     let (lost, sent, pause) = stream.end();
-    shown((what, format!("gap {gap} ms, lost {lost} of {sent}, longest pause {pause:?}, {reason}")));
+    shown((
+        what,
+        format!("gap {gap} ms, lost {lost} of {sent}, longest pause {pause:?}, {reason}"),
+    ));
     assert!(gap <= 1500.0 && pause <= Duration::from_millis(1700), "{gap}, {pause:?}");
     assert!(lost <= 170, "{lost}");
     assert_eq!(fleet.host(), before);

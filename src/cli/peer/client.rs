@@ -23,10 +23,10 @@ use crate::{
     identity::PrivateKey,
 };
 
-/// The whole file.
+/// The whole file; a server that is not known is left for a person to fill in.
 pub(super) fn toml(
     endpoints: &[HostPort],
-    server: &ServerConfig,
+    server: Option<&ServerConfig>,
     key: Option<&PrivateKey>,
     routes: &[String],
 ) -> Zeroizing<String> {
@@ -47,7 +47,10 @@ pub(super) fn toml(
     let addresses: Vec<_> =
         endpoints.iter().flat_map(|endpoint| with_ports(endpoint, server)).collect();
     let addresses = quoted(addresses.iter().map(ToString::to_string).collect());
-    let public_key = server.private_key.public_key();
+    let public_key = match server {
+        Some(server) => server.private_key.public_key().to_string(),
+        None => "the server's key, as roamd pubkey prints it there".into(),
+    };
     text.push_str(&format!("\n[server]\naddress = {addresses}\npublic-key = \"{public_key}\"\n"));
     if !routes.is_empty() {
         text.push_str(&format!("\n[tun]\nroutes = {}\n", quoted(routes.to_vec())));
@@ -56,10 +59,10 @@ pub(super) fn toml(
 }
 
 /// An endpoint that names no port is there at all UDP ports of the server: some network lets only one of them out.
-fn with_ports(endpoint: &HostPort, server: &ServerConfig) -> Vec<HostPort> {
+fn with_ports(endpoint: &HostPort, server: Option<&ServerConfig>) -> Vec<HostPort> {
+    let listen = server.map_or(&[][..], |server| &server.listen);
     // Port 0 stands for one that the kernel chooses.
-    let mut ports: Vec<_> =
-        server.listen.iter().map(SocketAddr::port).filter(|port| *port != 0).collect();
+    let mut ports: Vec<_> = listen.iter().map(SocketAddr::port).filter(|port| *port != 0).collect();
     let mut seen = HashSet::new();
     ports.retain(|port| seen.insert(*port));
     if endpoint.port != DEFAULT_PORT || ports.is_empty() {

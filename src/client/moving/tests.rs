@@ -151,6 +151,7 @@ impl Fleet {
                 dns: Dns::default(),
                 nat: false,
             },
+            directory: None,
             peers: vec![us],
             quic,
             log,

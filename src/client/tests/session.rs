@@ -94,6 +94,7 @@ impl Tunnel {
                 nat: false,
             },
             peers: if knows_us { vec![us] } else { Vec::new() },
+            directory: None,
             quic,
             log,
             metrics: None,

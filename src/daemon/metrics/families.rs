@@ -288,6 +288,7 @@ mod tests {
             refused_keys: 0,
             refused_protocols: 0,
             tcp,
+            directory: None,
         });
         text(&status).unwrap()
     }
