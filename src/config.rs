@@ -381,6 +381,7 @@ impl ServerConfig {
             ("tun.offload", self.tun.offload != new.tun.offload),
             ("tun.addresses", self.tun.addresses != new.tun.addresses),
             ("tun.nat", self.tun.nat != new.tun.nat),
+            ("tun.peer-routes", self.tun.peer_routes != new.tun.peer_routes),
             ("directory", self.directory != new.directory),
             ("quic", self.quic != new.quic),
             ("log.format", self.log.format != new.log.format),
@@ -458,6 +459,8 @@ pub struct ServerTun {
     pub dns: Dns,
     /// Whether peers reach other networks with this host's addresses.
     pub nat: bool,
+    /// Whether this host has a route to each inner address of a peer whose session is here.
+    pub peer_routes: bool,
 }
 
 /// A client, as the server knows it.

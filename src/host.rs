@@ -20,6 +20,7 @@ pub(crate) mod interface;
 pub(crate) mod metered;
 pub(crate) mod nat;
 pub(crate) mod nft;
+pub(crate) mod peer_routes;
 pub(crate) mod record;
 #[cfg(feature = "dbus")]
 pub(crate) mod resolver;

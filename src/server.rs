@@ -59,6 +59,7 @@ use crate::{
         device::TunDevice,
         interface::{self, Interface, LeftOut},
         nat::Nat,
+        peer_routes::{Held, PeerRoutes},
     },
     link::{monitor::Monitor, netlink::Netlink},
     path::udp::UdpSocket,
@@ -86,6 +87,8 @@ pub(crate) struct Server {
     interface: String,
     /// What the kernel refuses to the interface.
     left_out: watch::Receiver<Vec<LeftOut>>,
+    /// The addresses that this host has routes to, if it is to have such.
+    held: Option<Held>,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
     /// Connections that were refused since they offered another protocol.
@@ -131,6 +134,9 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     if let Some(known) = &known {
         server.heed(known.borrow().clone());
     }
+    // Without any wanted it removes those of an earlier run.
+    let held = server.held.clone().unwrap_or_default();
+    let mut routes = PeerRoutes::new(Netlink::open_strict()?, index, held).await;
     let daemon = Arc::new(daemon);
     let _control = control::serve(&daemon.instance, server.events.clone(), {
         let (server, daemon) = (server.clone(), daemon.clone());
@@ -173,6 +179,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         never = apart(systemd::watchdog(&heart)) => match never {},
         never = apart(beat(&heart, &endpoint)) => match never {},
         never = apart(interface.keep(monitor.hints())) => match never {},
+        never = apart(routes.run(monitor.hints())), if server.held.is_some() => match never {},
         deleted = apart(interface::deleted(index, monitor.hints())) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))
@@ -182,10 +189,13 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         signal = stop.inspect(|_| endpoint.close(close::GOODBYE, b"the server stops")) => {
             info!(signal, "stopping");
             systemd::stopping();
-            let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
+            let goodbye = tokio::time::timeout(GOODBYE, endpoint.wait_idle());
+            // What is sent to the peers from here on may go to another server at once.
+            let (_, ()) = tokio::join!(goodbye, routes.remove());
             Ok(())
         }
     };
+    routes.remove().await;
     nat.remove().await;
     ended
 }
@@ -206,6 +216,7 @@ impl Server {
         device: Box<dyn PacketSink>,
         left_out: watch::Receiver<Vec<LeftOut>>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
+        let held = config.tun.peer_routes.then(Held::default);
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let (private_key, interface) = (private_key.clone(), tun.name.clone());
         let (mtu, quic) = (tun.mtu, quic.clone());
@@ -230,6 +241,7 @@ impl Server {
             tun: device,
             interface,
             left_out,
+            held,
             socket,
             handshakes: HandshakeLimiter::default(),
             other_protocols: AtomicU64::default(),

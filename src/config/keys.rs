@@ -142,6 +142,7 @@ const KEYS: &[Key] = &[
         r#"a domain that is looked up inside the tunnel, such as "corp.example""#,
     ),
     key("tun.nat", SERVER, Kind::Flag, "true or false"),
+    key("tun.peer-routes", SERVER, Kind::Flag, "true or false"),
     key("directory", SERVER, Kind::Table, "a table: [directory]"),
     key(
         "directory.name",

@@ -166,6 +166,7 @@ pub(super) struct RawServerTun {
     pub(super) dns: List<IpAddr>,
     pub(super) search_domains: List<String>,
     pub(super) nat: Option<bool>,
+    pub(super) peer_routes: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -266,6 +267,7 @@ impl Default for RawServerTun {
             dns: Some(Vec::new()),
             search_domains: Some(Vec::new()),
             nat: Some(false),
+            peer_routes: Some(false),
         }
     }
 }

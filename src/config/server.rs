@@ -126,6 +126,7 @@ fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option
         routes,
         dns,
         nat: raw.nat?,
+        peer_routes: raw.peer_routes?,
     })
 }
 

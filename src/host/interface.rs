@@ -28,6 +28,7 @@ use crate::link::{
 };
 pub(crate) use left_out::{LeftOut, log};
 pub(crate) use route::Destination;
+pub(super) use route::{all_through, oif};
 
 /// Why the interface cannot be set up.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::SystemTime,
 };
 
@@ -20,6 +23,7 @@ use super::{
 };
 use crate::{
     clock, config,
+    host::peer_routes::Held,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -67,6 +71,8 @@ pub struct Peers {
     by_key: HashMap<PublicKey, Arc<Peer>>,
     by_address: JointPrefixMap<IpNet, Arc<Peer>>,
     in_order: Vec<Arc<Peer>>,
+    /// Whether the host's routes say where a peer is that has no session here: perhaps at another server.
+    by_routes: bool,
     memory: Memory,
 }
 
@@ -91,6 +97,8 @@ pub struct Peer {
     pub(super) probes: BoundedConnections,
     /// Its connections that have not sent a hello.
     pub(super) silent: BoundedConnections,
+    /// Whether it has a session, for the datapath.
+    is_here: AtomicBool,
     place: Mutex<Place>,
 }
 
@@ -138,6 +146,12 @@ impl Peers {
         )
     }
 
+    /// The same, where the host's routes say where a peer is that has no session here.
+    #[must_use]
+    pub(super) fn by_routes(self, by_routes: bool) -> Self {
+        Self { by_routes, ..self }
+    }
+
     /// The peers of a changed configuration. An unchanged peer keeps its queue, counters and session.
     #[must_use]
     pub fn renewed(&self, configured: &[config::Peer]) -> Self {
@@ -150,7 +164,7 @@ impl Peers {
         let renewed = (free..).zip(configured).map(|(sender, peer)| {
             kept(peer).unwrap_or_else(|| Peer::new(peer, sender, &self.memory).into())
         });
-        Self::of(renewed.collect(), self.memory.clone())
+        Self::of(renewed.collect(), self.memory.clone()).by_routes(self.by_routes)
     }
 
     fn of(in_order: Vec<Arc<Peer>>, memory: Memory) -> Self {
@@ -161,7 +175,7 @@ impl Peers {
                 by_address.insert(IpNet::from(*address), peer.clone());
             }
         }
-        Self { by_key, by_address, in_order, memory }
+        Self { by_key, by_address, in_order, by_routes: false, memory }
     }
 
     /// The peer with this key.
@@ -216,6 +230,9 @@ impl Peers {
 
     /// Delivers packets that came from `from`: those for other peers are queued for them, those for the server's
     /// side go to `device`, and those that `from` must not send are dropped.
+    ///
+    /// With [`Self::by_routes`] those for a peer without a session here go to `device` as well: the kernel sends them to
+    /// the server that has it, or gives them back, and [`Self::route`] queues them.
     pub fn deliver(&self, from: &Peer, batch: &mut Vec<Packet>, device: &dyn PacketSink) {
         let mut run = Run::from(from.sender);
         egress::deliver(batch, device, &from.counters, |addresses, packet| {
@@ -223,6 +240,7 @@ impl Peers {
                 return Verdict::Refuse(DropReason::ForeignSource);
             }
             match run.find(self, addresses.destination) {
+                Some(to) if self.by_routes && !to.is_here() => Verdict::Deliver,
                 Some(to) => {
                     let small = packet.size() <= SMALL;
                     run.add(to, if small { packet.detached() } else { packet.clone() });
@@ -247,6 +265,7 @@ impl Peer {
             counters: Counters::default(),
             probes: BoundedConnections::new(PROBES),
             silent: BoundedConnections::new(SILENT),
+            is_here: AtomicBool::default(),
             place: Mutex::default(),
         }
     }
@@ -282,6 +301,7 @@ impl Peer {
     pub fn attach(&self, session: PeerSession, socket: &ServerSocket) {
         let mut place = self.place();
         self.queue.hold(false);
+        self.is_here.store(true, Relaxed);
         let (newer, instance) = (address(&session.connection, socket), session.instance);
         let Some(old) = place.session.replace(session) else {
             place.rivals.take_over(instance, None);
@@ -311,7 +331,12 @@ impl Peer {
             |session: &mut PeerSession| session.connection.stable_id() == connection.stable_id();
         if current.take_if(is_ended).is_some() {
             self.queue.hold(true);
+            self.is_here.store(false, Relaxed);
         }
+    }
+
+    fn is_here(&self) -> bool {
+        self.is_here.load(Relaxed)
     }
 
     /// Closes all connections of the peer.
@@ -352,10 +377,15 @@ impl Peer {
 pub(super) struct Attached<'a> {
     pub(super) peer: &'a Peer,
     pub(super) connection: &'a Connection,
+    /// The addresses that this host has routes to, if it has such.
+    pub(super) held: Option<&'a Held>,
 }
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
+        if let Some(held) = self.held {
+            held.remove(&self.peer.addresses, self.connection.stable_id());
+        }
         self.peer.detach(self.connection);
     }
 }
@@ -469,6 +499,25 @@ mod tests {
         let phone = peers.with_key(PublicKey::from([2; 32])).unwrap();
         assert_eq!(queued(phone), 1, "one peer's packet for another goes through");
         assert_eq!(laptop.counters.snapshot().received_packets, 2);
+    }
+
+    #[test]
+    fn where_routes_say_who_is_where_a_peer_at_another_server_is_reached_through_the_device() {
+        let peers = peers().by_routes(true);
+        let [laptop, phone] = [1, 2].map(|key| peers.with_key(PublicKey::from([key; 32])).unwrap());
+        phone.is_here.store(true, Relaxed);
+        let (device, mut delivered) = mpsc::channel(8);
+        peers.deliver(laptop, &mut vec![bytes("10.66.0.2", "10.66.0.3")], &device);
+        assert!(delivered.try_recv().is_err(), "the phone is here");
+        assert_eq!(queued(phone), 1);
+        phone.is_here.store(false, Relaxed);
+        let packet = bytes("10.66.0.2", "10.66.0.3");
+        peers.deliver(laptop, &mut vec![packet.clone()], &device);
+        assert_eq!(delivered.try_recv().unwrap(), packet);
+        assert_eq!(queued(phone), 0);
+        // The kernel knows no other server that has it, and gives the packet back.
+        peers.route(&mut vec![packet], &Counters::default());
+        assert_eq!(queued(phone), 1);
     }
 
     #[test]

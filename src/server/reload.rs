@@ -40,7 +40,7 @@ pub(super) struct Configured {
 
 impl Configured {
     pub(super) fn new(config: ServerConfig) -> Self {
-        let peers = Peers::new(&config.peers);
+        let peers = Peers::new(&config.peers).by_routes(config.tun.peer_routes);
         Self { config, shared: Arc::default(), peers, passed_over: Vec::new() }
     }
 

@@ -79,7 +79,10 @@ impl Server {
             datapath,
         };
         peer.attach(claim, &self.socket);
-        let attached = Attached { peer, connection };
+        if let Some(held) = &self.held {
+            held.add(&peer.addresses, connection.stable_id());
+        }
+        let attached = Attached { peer, connection, held: self.held.as_ref() };
         self.still_has(peer, connection);
         let remote = self.socket.shown(connection.remote_address());
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });

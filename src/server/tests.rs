@@ -132,6 +132,7 @@ impl Site {
                 routes: Vec::new(),
                 dns: Dns::default(),
                 nat: false,
+                peer_routes: false,
             },
             peers: peers.iter().map(peer).collect(),
             directory: None,
@@ -459,7 +460,7 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
                 datapath: Arc::new(pump::Session::new(pump::Terms::default(), &congestion)),
             };
             peer.attach(session, &site.server.socket);
-            let _attached = Attached { peer: &peer, connection: &connection };
+            let _attached = Attached { peer: &peer, connection: &connection, held: None };
             panic!("on purpose");
         }
     });

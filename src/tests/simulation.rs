@@ -420,6 +420,7 @@ impl Hosts {
                 routes: Vec::new(),
                 dns: Dns::default(),
                 nat: false,
+                peer_routes: false,
             },
             peers: vec![Peer {
                 name: "laptop".into(),

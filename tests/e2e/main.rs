@@ -35,6 +35,7 @@ mod metered;
 mod moving;
 mod names;
 mod offload;
+mod peer_routes;
 mod ports;
 mod proxy;
 mod quality;

@@ -92,6 +92,7 @@ impl Tunnel {
                 routes: Vec::new(),
                 dns: Dns::default(),
                 nat: false,
+                peer_routes: false,
             },
             peers: if knows_us { vec![us] } else { Vec::new() },
             directory: None,

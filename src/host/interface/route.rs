@@ -24,7 +24,7 @@ pub(crate) struct Destination {
 
 impl Destination {
     /// The route to it through the interface with this index.
-    pub(super) fn message(self, index: u32) -> RouteMessage {
+    pub(in crate::host) fn message(self, index: u32) -> RouteMessage {
         let (network, prefix) = (self.net.network(), self.net.prefix_len());
         let table = self.table.unwrap_or(RouteHeader::RT_TABLE_MAIN.into());
         match network {
@@ -43,7 +43,7 @@ impl Destination {
     }
 
     /// What the route leads to, if it is one through the interface with this index and not the kernel's.
-    pub(super) fn read(route: &RouteMessage, index: u32) -> Option<Self> {
+    pub(in crate::host) fn read(route: &RouteMessage, index: u32) -> Option<Self> {
         let mut address = match route.header.address_family {
             AddressFamily::Inet => IpAddr::from([0; 4]),
             AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -69,7 +69,7 @@ impl Destination {
 
 /// The question for all routes of a family through the interface with this index. On a socket with strict
 /// checks the kernel itself leaves out all others, however many there are.
-pub(super) fn all_through(index: u32, family: AddressFamily) -> RouteMessage {
+pub(in crate::host) fn all_through(index: u32, family: AddressFamily) -> RouteMessage {
     let mut question = RouteMessage::default();
     question.header.address_family = family;
     question.attributes.push(RouteAttribute::Oif(index));
@@ -93,7 +93,7 @@ pub(super) fn one_to(address: IpAddr) -> RouteMessage {
 }
 
 /// The index of the interface that a route leads through.
-pub(super) fn oif(route: &RouteMessage) -> Option<u32> {
+pub(in crate::host) fn oif(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
