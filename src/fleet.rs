@@ -20,6 +20,8 @@ pub(crate) mod directory;
 pub(crate) mod etcd;
 #[cfg(feature = "etcd")]
 pub(crate) mod record;
+#[cfg(feature = "etcd")]
+pub(crate) mod tenure;
 #[cfg(test)]
 #[cfg(feature = "etcd")]
 mod tests;

@@ -150,6 +150,7 @@ impl Fleet {
                 routes: Vec::new(),
                 dns: Dns::default(),
                 nat: false,
+                peer_routes: false,
             },
             directory: None,
             peers: vec![us],
