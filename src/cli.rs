@@ -20,6 +20,7 @@ mod watch;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -31,7 +32,7 @@ use import::wireguard;
 use keys::{genkey, pubkey};
 use peer::{PeerCommand, peer};
 use status::status;
-use tell::{events, probe, reload, switch};
+use tell::{cancel_drain, drain, events, probe, reload, switch};
 use unseal::unseal;
 #[cfg(feature = "watch")]
 use watch::watch;
@@ -156,6 +157,25 @@ Examples:
     Reload {
         /// The tunnel [default: the only one that runs]
         name: Option<String>,
+    },
+    /// Send a server's clients to another server, and stop it when they have gone
+    #[command(after_help = "\
+Only clients with another [[server]] are told and waited for; the server stops at once where there is none. The others
+hear the goodbye then. Waits until the server has ended; systemd does not start it again.
+
+Examples:
+  roamd drain
+  roamd drain --for 30s home && systemctl start roamd@home
+  roamd drain --cancel home")]
+    Drain {
+        /// The server [default: the only one that runs]
+        name: Option<String>,
+        /// How long clients may take
+        #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+        within: Duration,
+        /// Do not stop after all
+        #[arg(long, conflicts_with = "within")]
+        cancel: bool,
     },
     /// Let out what a tunnel that no longer runs holds back
     #[command(after_help = "\

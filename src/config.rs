@@ -354,6 +354,8 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// Where clients are awaited whose networks let no UDP out (TCP), if anywhere.
     pub listen_tcp: Option<SocketAddr>,
+    /// How long a stop waits for clients that have another server to go to.
+    pub drain: Duration,
     /// The TUN device.
     pub tun: ServerTun,
     /// Who may connect.
@@ -397,6 +399,7 @@ impl ServerConfig {
             private_key: self.private_key.clone(),
             listen: self.listen.clone(),
             listen_tcp: self.listen_tcp,
+            drain: new.drain,
             tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
             peers: new.peers,
             directory: self.directory.clone(),

@@ -8,6 +8,7 @@
 
 mod accept;
 mod bounded_connections;
+mod drain;
 pub(crate) mod fallback;
 mod gate;
 pub(crate) mod handshake;
@@ -38,6 +39,7 @@ use tracing::info;
 
 use self::{
     accept::{Acceptor, accept, quinn_config},
+    drain::Drain,
     handshake::HandshakeLimiter,
     reload::Configured,
     socket::ServerSocket,
@@ -51,7 +53,7 @@ use crate::{
         Daemon,
         control::{self, Reply, Request},
         events::Events,
-        signals,
+        signals::Stops,
         systemd::{self, Heart},
     },
     fleet::directory::Directory,
@@ -91,6 +93,7 @@ pub(crate) struct Server {
     held: Option<Held>,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
+    drain: Drain,
     /// Connections that were refused since they offered another protocol.
     other_protocols: AtomicU64,
     visitors: Visitors,
@@ -101,7 +104,7 @@ pub(crate) struct Server {
 
 /// Runs the server until the process is told to stop.
 pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<()> {
-    let stop = signals::stop()?;
+    let mut stops = Stops::listen()?;
     let monitor = Monitor::open().context("cannot hear of network changes")?;
     let tun = &config.tun;
     let TunDevice { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
@@ -157,16 +160,14 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     } else {
         nat.remove().await;
     }
-    let (first, further) = server.socket.addresses();
-    let listen = further.fold(first.to_string(), |listed, next| format!("{listed}, {next}"));
     info!(
-        %listen,
         interface = server.interface,
         peers = server.configured.borrow().peers.iter().count(),
         %key,
-        "listening"
+        "{}",
+        server.listening()
     );
-    systemd::ready(&format!("listening on {listen}"));
+    systemd::ready(&server.listening());
     // It outlives the connections, whose goodbyes go through it.
     let _port = port.map(|port| tcp::spawn(&server, port));
     let heart = Heart::default();
@@ -186,8 +187,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         }
         // The goodbye comes before the connections' tasks are dropped: a connection that nobody holds is closed
         // without a word.
-        signal = stop.inspect(|_| endpoint.close(close::GOODBYE, b"the server stops")) => {
-            info!(signal, "stopping");
+        () = apart(server.drained(&mut stops)).map(|()| endpoint.close(close::GOODBYE, b"the server stops")) => {
             systemd::stopping();
             let goodbye = tokio::time::timeout(GOODBYE, endpoint.wait_idle());
             // What is sent to the peers from here on may go to another server at once.
@@ -244,6 +244,7 @@ impl Server {
             held,
             socket,
             handshakes: HandshakeLimiter::default(),
+            drain: Drain::default(),
             other_protocols: AtomicU64::default(),
             visitors: Visitors::default(),
             counters: Counters::default(),
@@ -269,11 +270,19 @@ impl Server {
         }
     }
 
+    /// Where it listens, for people.
+    fn listening(&self) -> String {
+        let (first, further) = self.socket.addresses();
+        further.fold(format!("listening on {first}"), |listed, next| format!("{listed}, {next}"))
+    }
+
     /// Answers a request on the control socket.
     fn answer(&self, request: &Request, daemon: &Daemon) -> Reply {
         match request {
             Request::Status => Reply::Ok(Box::new(self.status())),
             Request::Reload => self.reload(daemon).map_or_else(Reply::Error, Reply::Done),
+            Request::Drain { seconds } => self.begin_drain(*seconds),
+            Request::DrainCancel => self.cancel_drain(),
             Request::Events
             | Request::Switch { .. }
             | Request::SwitchServer { .. }

@@ -96,7 +96,7 @@ fn what_takes_a_restart_stays_as_it_is_in_a_reload_and_the_rest_is_taken() {
     let now = before.reloaded(server("tests/data/valid/server-full.toml"));
     assert_eq!(before.takes_restart(&now), [""; 0]);
     assert_eq!(now.takes_restart(&new), named);
-    assert_eq!((&now.peers, &now.tun.dns), (&new.peers, &new.tun.dns));
+    assert_eq!((&now.peers, &now.tun.dns, now.drain), (&new.peers, &new.tun.dns, new.drain));
     assert_ne!(now.peers, before.peers);
 }
 
@@ -266,7 +266,7 @@ fn a_problem_with_a_variable_names_the_variable() {
     let result = directory.load(&fixture("tests/data/valid/client-least.toml"), &environment);
     assert_eq!(
         directory.message(result),
-        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, listen-tcp, tun, peer, paths, quic, log, metrics
+        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, listen-tcp, drain, tun, peer, paths, quic, log, metrics
 ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
 ROAMD_LOG: log is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug
 ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set

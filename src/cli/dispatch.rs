@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    Cli, Command, ImportFrom, check, doctor, events, exit::Exit, genkey, is_broken_pipe, panic,
-    peer, probe, pubkey, reload, status, switch, unseal, wireguard,
+    Cli, Command, ImportFrom, cancel_drain, check, doctor, drain, events, exit::Exit, genkey,
+    is_broken_pipe, panic, peer, probe, pubkey, reload, status, switch, unseal, wireguard,
 };
 use crate::{
     client,
@@ -56,6 +56,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         #[cfg(feature = "watch")]
         Command::Watch { name, once } => super::watch(name.as_deref(), once),
         Command::Reload { name } => reload(name.as_deref()),
+        Command::Drain { name, within, cancel: false } => drain(name.as_deref(), within),
+        Command::Drain { name, within: _, cancel: true } => cancel_drain(name.as_deref()),
         Command::Unseal { name } => unseal(name.as_deref()),
         Command::Events { name, follow } => events(name.as_deref(), follow),
         Command::Switch { link, server, pin, auto: _, tunnel } => {

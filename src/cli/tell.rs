@@ -1,4 +1,4 @@
-//! `roamd switch`, `roamd probe`, `roamd reload`, `roamd events`
+//! `roamd switch`, `roamd probe`, `roamd reload`, `roamd drain`, `roamd events`
 
 use std::{
     io::{self, Write as _},
@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
+use serde::Deserialize;
 
 use crate::{
     daemon::control::{ControlError, Request},
@@ -39,6 +40,39 @@ pub(crate) fn probe(tunnel: Option<&str>, link: Option<String>) -> anyhow::Resul
 /// Makes the daemon read its configuration again.
 pub(crate) fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Reload)
+}
+
+/// An event, as far as `roamd drain` shows it.
+#[derive(Deserialize)]
+struct Told {
+    event: String,
+    summary: String,
+}
+
+/// Makes a server send its clients elsewhere, and waits until it has ended.
+pub(crate) fn drain(tunnel: Option<&str>, within: Duration) -> anyhow::Result<()> {
+    let instance = Instance::find(tunnel)?;
+    // Before the request, so that no event is missed.
+    let events = instance.events()?;
+    let seconds = within.as_secs_f64().ceil() as u32;
+    instance.tell(&Request::Drain { seconds })?;
+    let mut stdout = io::stdout().lock();
+    // The daemon ends, and may reset the connection.
+    for line in events.map_while(Result::ok) {
+        let Ok(Told { event, summary }) = serde_json::from_str(&line) else { continue };
+        match event.as_str() {
+            "draining" => writeln!(stdout, "{summary}")?,
+            "drain-cancelled" => bail!(summary),
+            _ => {}
+        }
+    }
+    writeln!(stdout, "{} has ended", instance.name())?;
+    Ok(())
+}
+
+/// Makes a server serve on that was to end.
+pub(crate) fn cancel_drain(tunnel: Option<&str>) -> anyhow::Result<()> {
+    tell(tunnel, &Request::DrainCancel)
 }
 
 /// Prints what happens to the tunnel, until the daemon ends; with `follow` also what happens to the next one

@@ -163,6 +163,9 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         Span(server.uptime),
         server.peers.len()
     )?;
+    if let Some(draining) = &server.draining {
+        writeln!(f, "{}", paint.paint(UNSURE, draining))?;
+    }
     writeln!(f, "interface    {}", server.interface)?;
     left_out(f, &server.left_out)?;
     if let Some(tcp) = &server.tcp {

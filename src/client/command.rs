@@ -50,6 +50,9 @@ impl Client {
                 return done.map_or_else(Reply::Error, Reply::Done);
             }
             Request::Events => return Reply::Error("events come without end".into()),
+            Request::Drain { .. } | Request::DrainCancel => {
+                return Reply::Error("a client has nobody to drain; a server has".into());
+            }
             Request::Switch { link, pin } => What::Switch { link, pin },
             Request::SwitchServer { name } => What::Server { name },
             Request::Auto => What::Auto,

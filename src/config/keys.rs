@@ -96,6 +96,12 @@ const KEYS: &[Key] = &[
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
     key("listen", SERVER, Kind::List, r#"an IP address with a port, such as "[::]:4433""#),
     key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),
+    key(
+        "drain",
+        SERVER,
+        Kind::Text,
+        r#"a duration up to 1h, such as "5s", or "0s" for no time at all"#,
+    ),
     key("tun", None, Kind::Table, "a table: [tun]"),
     key(
         "tun.name",

@@ -79,13 +79,15 @@ pub(super) struct RawClient {
     pub(super) metrics: Option<RawMetrics>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RawServer {
     pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
     pub(super) listen: List<SocketAddr>,
     pub(super) listen_tcp: Option<SocketAddr>,
+    #[serde(with = "humantime_serde")]
+    pub(super) drain: Option<Duration>,
     pub(super) tun: Option<RawServerTun>,
     pub(super) quic: Option<RawQuic>,
     pub(super) log: Option<RawLog>,
@@ -240,6 +242,24 @@ pub(super) struct RawMetrics {
 
 const TUN_NAME: &str = "roam0";
 const TUN_MTU: u16 = 1400;
+
+impl Default for RawServer {
+    fn default() -> Self {
+        Self {
+            private_key: None,
+            private_key_file: None,
+            listen: None,
+            listen_tcp: None,
+            drain: Some(Duration::from_secs(5)),
+            tun: None,
+            quic: None,
+            log: None,
+            metrics: None,
+            directory: None,
+            peer: None,
+        }
+    }
+}
 
 impl Default for RawClientTun {
     fn default() -> Self {

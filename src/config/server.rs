@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -16,6 +17,8 @@ use crate::identity::PublicKey;
 
 /// UDP sockets, each with kernel buffers of 8 MB in each direction.
 const MOST_PORTS: usize = 8;
+/// Whoever stops a server for longer drains it first.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3600);
 
 /// Fills in every default in `raw`.
 pub(super) fn build(
@@ -36,10 +39,12 @@ pub(super) fn build(
     let log = check::log(raw.log.get_or_insert_default());
     let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     let directory = raw.directory.as_mut().map(|raw| directory::build(raw, file, problems));
+    let drain = problems.accept_duration("drain", raw.drain, |it| it <= LONGEST_DRAIN);
     Some(ServerConfig {
         private_key: private_key?,
         listen,
         listen_tcp: raw.listen_tcp,
+        drain: drain?,
         tun: tun?,
         peers,
         directory: directory.flatten(),

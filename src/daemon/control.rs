@@ -81,6 +81,13 @@ pub(crate) enum Request {
     },
     /// Read the configuration again.
     Reload,
+    /// Tell clients to go to another server, and stop when they have.
+    Drain {
+        /// How long they have.
+        seconds: u32,
+    },
+    /// Do not stop after all.
+    DrainCancel,
     /// Tell what happens from here on, see [`crate::daemon::events`].
     Events,
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::status::{DirectoryState, MoveReason, SCHEMA};
+use super::status::{DirectoryState, DrainingStatus, MoveReason, SCHEMA};
 use crate::{clock, link::candidate::Transport, path::Condition, wire::foreign::Foreign};
 
 /// Events that a slow listener may leave unread before it misses some.
@@ -108,6 +108,10 @@ pub(crate) enum Event {
         /// Why, unless it is current.
         reason: Option<Foreign>,
     },
+    /// Server: it will stop, and waits for clients to go elsewhere.
+    Draining(DrainingStatus),
+    /// Server: it serves on after all.
+    DrainCancelled,
     /// The configuration was read again.
     Reloaded {
         /// Keys whose change takes a restart.
@@ -174,6 +178,8 @@ impl Event {
                 let reason = reason.as_ref().map(|it| format!(": {it}")).unwrap_or_default();
                 format!("{said} ({peers} peers){reason}")
             }
+            Self::Draining(draining) => draining.to_string(),
+            Self::DrainCancelled => "draining was cancelled".into(),
             Self::Reloaded { restart_needed } if restart_needed.is_empty() => {
                 "configuration reloaded".into()
             }

@@ -4,16 +4,33 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal as listen};
 
-/// Waits for SIGINT or SIGTERM; gives its name. The handlers are in place when this returns.
-pub(crate) fn stop() -> io::Result<impl Future<Output = &'static str>> {
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    Ok(async move {
+/// SIGINT and SIGTERM.
+#[derive(Debug)]
+pub(crate) struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stops {
+    /// The handlers are in place when this returns.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+        Ok(Self { interrupt: listen(interrupt)?, terminate: listen(terminate)? })
+    }
+
+    /// Waits for the next one; gives its name. Cancel safe.
+    pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
         }
-    })
+    }
+}
+
+/// Waits for the first of them.
+pub(crate) fn stop() -> io::Result<impl Future<Output = &'static str>> {
+    let mut stops = Stops::listen()?;
+    Ok(async move { stops.next().await })
 }
 
 /// SIGHUP, which asks for the configuration to be read again.

@@ -360,6 +360,9 @@ pub(crate) struct ServerStatus {
     /// The directory, if it has one.
     #[serde(default)]
     pub directory: Option<DirectoryStatus>,
+    /// Whom the server waits for before it stops; none while it serves on.
+    #[serde(default)]
+    pub draining: Option<DrainingStatus>,
 }
 
 impl ServerStatus {
@@ -418,6 +421,18 @@ pub(crate) struct PassedOverStatus {
     pub record: Foreign,
     /// Why.
     pub reason: Foreign,
+}
+
+/// A server that will stop.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct DrainingStatus {
+    /// Sessions of clients with another server that were told to go away.
+    pub clients: usize,
+    /// Those of them that are still here.
+    pub here: usize,
+    /// Seconds until the server stops at the latest.
+    pub left: f64,
 }
 
 /// A server's TCP port.

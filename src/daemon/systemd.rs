@@ -90,6 +90,12 @@ pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
+/// Asks systemd to wait for `longer` from now on while the daemon ends (`EXTEND_TIMEOUT_USEC=` of sd_notify(3)).
+pub(crate) fn extend(longer: Duration) {
+    let longer = longer.as_micros().try_into().unwrap_or(u32::MAX);
+    notify(&[NotifyState::ExtendTimeoutUsec(longer)]);
+}
+
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         debug!(%error, "systemd could not be told");

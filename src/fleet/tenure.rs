@@ -205,7 +205,9 @@ enum Order {
 impl Hello {
     fn order(self, other: Self) -> Order {
         match (self.number, other.number) {
-            (Some(own), Some(other_number)) if self.process.is_some() && self.process == other.process => {
+            (Some(own), Some(other_number))
+                if self.process.is_some() && self.process == other.process =>
+            {
                 if own < other_number { Order::Earlier } else { Order::Later }
             }
             _ => Order::Unknown,
@@ -331,7 +333,8 @@ impl Tenure {
             actions.push(Action::Elsewhere { peer, holder });
         }
         (tenant.known, tenant.revision) = (known, revision);
-        if matches!(tenant.asking, Asking::Answered { revision: awaited, .. } if awaited <= revision) {
+        if matches!(tenant.asking, Asking::Answered { revision: awaited, .. } if awaited <= revision)
+        {
             tenant.asking = Asking::Nothing;
         }
         if let (Some(session), Some(known)) = (&mut tenant.session, &tenant.known) {
@@ -355,7 +358,8 @@ impl Tenure {
             Answer::Beaten => Asking::Answered { revision: after + 1, until },
             Answer::Unclear => Asking::Again { at: now + TICK },
         };
-        if matches!(tenant.asking, Asking::Answered { revision, .. } if revision <= tenant.revision) {
+        if matches!(tenant.asking, Asking::Answered { revision, .. } if revision <= tenant.revision)
+        {
             tenant.asking = Asking::Nothing;
             self.consider(peer, now, actions);
         }
@@ -425,7 +429,8 @@ impl Tenure {
         if let Some(lease) = lease.filter(|_| claims) {
             let epoch = 1 + tenant.known.as_ref().map_or(0, |known| known.claim.epoch);
             let (hello, client) = (session.hello, session.client);
-            let (holder, name, after) = (self.server, self.name.clone(), tenant.revision_of_claim());
+            let (holder, name, after) =
+                (self.server, self.name.clone(), tenant.revision_of_claim());
             let claim = Claim { holder, name, epoch, hello, client };
             tenant.asking = Asking::Asked { after: tenant.revision };
             actions.push(Action::Claim { peer, claim, after, lease });
@@ -459,7 +464,9 @@ impl Tenant {
             Order::Later => Standing::Later,
             Order::Earlier => Standing::Earlier,
             // One that left stays so.
-            Order::Unknown if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
+            Order::Unknown if session.is_claimed || session.leaves_at.is_some() => {
+                Standing::Earlier
+            }
             Order::Unknown if self.asking != Asking::Nothing => Standing::Unsettled,
             Order::Unknown if is_silent() => Standing::Earlier,
             Order::Unknown => Standing::Later,

@@ -269,8 +269,7 @@ impl PeerRoutes {
             let mut routes = self.netlink.handle().route().get(question).execute();
             while let Some(route) = routes.try_next().await? {
                 // A kernel without strict checks shows all others as well.
-                let is_ours =
-                    route.header.protocol == PROTOCOL && oif(&route) == Some(self.index);
+                let is_ours = route.header.protocol == PROTOCOL && oif(&route) == Some(self.index);
                 let destination = Destination::read(&route, self.index).filter(|_| is_ours);
                 found.extend(destination.and_then(|it| host(it.net)));
             }

@@ -198,7 +198,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         let idle_timeout = server.acceptor.quic.idle_timeout;
         if server.still_has(&peer, &connection) {
             tokio::select! {
-                () = answer_questions(&connection, &peer, PROBE_IDLE, idle_timeout) => {}
+                () = answer_questions(&connection, &peer, &server.drain, PROBE_IDLE, idle_timeout) => {}
                 never = fallback::watch(&connection, &congestion) => match never {},
             }
         }

@@ -1,12 +1,14 @@
 //! A peer's session, from its hello to the end of its connection.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use quinn::Connection;
 use tracing::{debug, info};
 
 use super::{
-    Server, fallback,
+    Server,
+    drain::Drain,
+    fallback,
     peers::{Attached, Peer, PeerSession},
     silence,
 };
@@ -21,10 +23,7 @@ use crate::{
     task::apart,
     tunnel::pump,
     wire::{
-        datagram::decode_offer,
-        foreign::Foreign,
-        message::{Hello, Message},
-        packet::Packet,
+        datagram::decode_offer, foreign::Foreign, message::Hello, packet::Packet,
         question::Question,
     },
 };
@@ -83,6 +82,7 @@ impl Server {
             held.add(&peer.addresses, connection.stable_id());
         }
         let attached = Attached { peer, connection, held: self.held.as_ref() };
+        let _movable = self.drain.attach(hello.moves);
         self.still_has(peer, connection);
         let remote = self.socket.shown(connection.remote_address());
         self.events.tell(Event::PeerConnected { peer: peer.name.clone(), remote });
@@ -91,7 +91,7 @@ impl Server {
         let reason = tokio::select! {
             reason = apart(pump::uplink(connection, &peer.queue, &peer.counters, &session)) => reason,
             reason = apart(pump::downlink(connection, &peer.counters, &session, admit)) => reason,
-            never = apart(listen(&mut messages)) => match never {},
+            never = apart(self.drain.converse(&mut messages, hello.moves)) => match never {},
             never = apart(silence::watch(connection, &peer.queue, &session, congestion)) => {
                 match never {}
             }
@@ -112,32 +112,30 @@ impl Server {
     }
 }
 
-/// Reads what a client says after its hello: nothing so far.
-async fn listen(messages: &mut MessageStream) -> Infallible {
-    loop {
-        match messages.received().await {
-            Message::Hello(_) | Message::Welcome(_) | Message::GoAway(_) => messages.refuse(),
-        }
-    }
-}
-
 /// Answers the questions of a probe until it ends, or says nothing for longer than `limit`. Copies of packets are for
 /// the session of the process that asked last; where the client wants some, and says something too rarely for the
-/// `idle_timeout` of connections, the server does.
+/// `idle_timeout` of connections, the server does. A process that has its session elsewhere is told that this server
+/// will stop.
 pub(super) async fn answer_questions(
     connection: &Connection,
     peer: &Peer,
+    drain: &Drain,
     limit: Duration,
     idle_timeout: Duration,
 ) {
     let (mut process, mut is_kept) = (None, false);
+    let go_away = || connection.close(close::GOODBYE, b"the server will stop");
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         let keep = silence::keep_alive(connection, idle_timeout / 3);
+        let is_elsewhere = process.is_some_and(|it| !peer.has_session_of(it));
         tokio::select! {
             question = question => match question {
                 Ok(Ok(datagram)) => {
                     process = Question::process(&datagram).or(process);
+                    if drain.is_draining() && process.is_some_and(|it| !peer.has_session_of(it)) {
+                        return go_away();
+                    }
                     if Question::may_be(&datagram) {
                         // What cannot be answered is asked again.
                         let answer = Question::answer(datagram, |process| peer.has_session_of(process));
@@ -153,6 +151,7 @@ pub(super) async fn answer_questions(
                 Err(_elapsed) => return connection.close(close::NOT_NEEDED, b"no question"),
             },
             never = keep, if is_kept => match never {},
+            () = drain.begun(), if is_elsewhere => return go_away(),
             _ = connection.accept_bi() => {
                 return connection.close(close::PROTOCOL, b"a probe has no streams");
             }

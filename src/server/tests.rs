@@ -1,5 +1,6 @@
 //! The whole server, apart from its device, against clients that do not play by the rules.
 
+mod draining;
 mod over_tcp;
 
 use std::{
@@ -124,6 +125,7 @@ impl Site {
             private_key: key.clone(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
+            drain: Duration::from_secs(5),
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),

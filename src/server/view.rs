@@ -47,6 +47,7 @@ impl Server {
             receive_errors: self.socket.receive_errors(),
             refused_keys: self.handshakes.refused(),
             refused_protocols: self.other_protocols.load(Relaxed),
+            draining: self.drain.status(),
             tcp: configured.config.listen_tcp.zip(self.socket.streams()).map(
                 |(listen, streams)| status::TcpStatus {
                     listen,

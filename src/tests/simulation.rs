@@ -412,6 +412,7 @@ impl Hosts {
             private_key: self.server.clone(),
             listen: vec!["[::]:4433".parse().unwrap()],
             listen_tcp: None,
+            drain: Duration::ZERO,
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),

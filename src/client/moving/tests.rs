@@ -142,6 +142,7 @@ impl Fleet {
             private_key: self.keys[which].clone(),
             listen: vec![SERVER.into()],
             listen_tcp: None,
+            drain: Duration::ZERO,
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),

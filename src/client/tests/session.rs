@@ -84,6 +84,7 @@ impl Tunnel {
             private_key: self.keys[1].clone(),
             listen: vec![SERVER.into()],
             listen_tcp: None,
+            drain: Duration::ZERO,
             tun: ServerTun {
                 offload: true,
                 name: "roam0".into(),

@@ -221,6 +221,11 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
         (vec![("direction", "receive".into())], server.receive_errors),
     ];
     families.counter("roamd_socket_errors", "Sends and receives that failed", errors)?;
+    let draining = f64::from(u8::from(server.draining.is_some()));
+    families.gauge("roamd_draining", "Whether the server will stop", [(none(), draining)])?;
+    let here = server.draining.map(|it| (none(), it.here as f64));
+    let help = "Sessions that the server waits for before it stops";
+    families.gauge("roamd_draining_sessions", help, here)?;
     if let Some(tcp) = &server.tcp {
         tcp_families(families, tcp)?;
     }
@@ -289,6 +294,7 @@ mod tests {
             refused_protocols: 0,
             tcp,
             directory: None,
+            draining: None,
         });
         text(&status).unwrap()
     }

@@ -686,7 +686,10 @@ impl World {
         let is_steady =
             |since: u64, reaches: bool| reaches && self.step >= since + settled.max(bound);
         if let Some(at) = self.at
-            && is_steady(self.moved.max(self.hosts[at].lacks_client_since), self.hosts[at].reaches_client)
+            && is_steady(
+                self.moved.max(self.hosts[at].lacks_client_since),
+                self.hosts[at].reaches_client,
+            )
             && self.hosts.iter().all(|host| is_steady(host.lacks_etcd_since, host.reaches_etcd))
         {
             for (number, host) in self.hosts.iter().enumerate() {
