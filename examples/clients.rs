@@ -52,9 +52,9 @@ fn main() -> anyhow::Result<()> {
 
 fn measure(number: usize) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (here, there) = rig::namespaces()?;
+    let (here, there, _) = rig::namespaces(Duration::ZERO)?;
     let keys: Vec<_> = (0..number).map(|_| PrivateKey::generate()).collect::<Result<_, _>>()?;
-    let (mut server, server_key) = start(&there, folder.path(), &keys)?;
+    let (mut server, server_key) = start(&rig::program()?, &there, folder.path(), &keys)?;
     let row = here.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(load(&server, server_key, &keys))

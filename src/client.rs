@@ -17,6 +17,7 @@ mod migration;
 mod moving;
 mod names;
 mod offer;
+pub(crate) mod pace;
 mod paths;
 mod pauses;
 mod plan;

@@ -2,6 +2,12 @@
 
 pub use crate::cli::Cli;
 
+pub mod client {
+    pub mod pace {
+        pub use crate::client::pace::pace;
+    }
+}
+
 pub mod config {
     pub use crate::config::{
         ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, Peer,

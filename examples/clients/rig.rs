@@ -21,19 +21,27 @@ use roamd::internals::{
         tls,
     },
 };
-use roamd_lab::{Namespace, Process, veth};
+use roamd_lab::{Emulator, LinkShape, Namespace, Process, veth};
 
-const SERVER: &str = "10.77.0.1:4433";
+pub(crate) const SERVER: &str = "10.77.0.1:4433";
 
-/// The clients' namespace and the server's.
-pub(crate) fn namespaces() -> anyhow::Result<(Namespace, Namespace)> {
+/// The clients' namespace, the server's, and what delays packets between them, each way, if anything does.
+pub(crate) fn namespaces(
+    delay: Duration,
+) -> anyhow::Result<(Namespace, Namespace, Option<Emulator>)> {
     let (here, there) = (Namespace::new("clients")?, Namespace::new("server")?);
-    veth(&here, "eth0", &there, "eth0")?;
+    let link = if delay.is_zero() {
+        veth(&here, "eth0", &there, "eth0")?;
+        None
+    } else {
+        let shape = LinkShape::delayed(delay);
+        Some(Emulator::connect((&here, "eth0"), (&there, "eth0"), shape)?)
+    };
     for (host, last) in [(&here, 2), (&there, 1)] {
         host.set_up("eth0")?;
         host.add_address("eth0", &format!("10.77.0.{last}/24"))?;
     }
-    Ok((here, there))
+    Ok((here, there, link))
 }
 
 /// The clients' end.
@@ -48,11 +56,12 @@ pub(crate) fn endpoint() -> anyhow::Result<Endpoint> {
 
 /// Starts the server with a peer for each key.
 pub(crate) fn start(
+    program: &Path,
     namespace: &Namespace,
     folder: &Path,
     keys: &[PrivateKey],
 ) -> anyhow::Result<(Process, PublicKey)> {
-    let output = std::process::Command::new(program()?)
+    let output = std::process::Command::new(program)
         .args(["genkey", "--output"])
         .arg(folder.join("server.key"))
         .output()?;
@@ -69,7 +78,7 @@ pub(crate) fn start(
     }
     let file = folder.join("server.toml");
     fs::write(&file, toml)?;
-    let mut command = namespace.command(program()?);
+    let mut command = namespace.command(program);
     command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", folder).env("ROAMD_LOG__LEVEL", "warn");
     let server = namespace.spawn("server", command, folder)?;
     Ok((server, PrivateKey::load(&folder.join("server.key"))?.public_key()))
@@ -132,7 +141,7 @@ pub(crate) fn resident(server: &Process) -> anyhow::Result<u64> {
 }
 
 /// The daemon, built beside this example.
-fn program() -> anyhow::Result<PathBuf> {
+pub(crate) fn program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let program = own.ancestors().nth(2).context("no folder")?.join("roamd");
     anyhow::ensure!(program.exists(), "{} is missing: cargo build --release", program.display());

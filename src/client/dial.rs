@@ -38,6 +38,7 @@ use super::{
     chance::fraction,
     ended::Ended,
     greeting::{Greeting, Reached, Terms},
+    pace::pace,
     reload::InForce,
     servers::RemoteServer,
 };
@@ -75,15 +76,6 @@ const CROWD: usize = 4;
 /// How long the further handshakes of an attempt may take. The first one may take longer, should the
 /// network be that slow.
 const FURTHER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How soon after the loss of the connection, and how often at most from then on, a handshake
-/// begins. Each costs some 2.5 kB, and the server half a millisecond: when it was started again, all its
-/// clients begin at once.
-const PACES: [(Duration, Duration); 3] = [
-    (Duration::ZERO, Duration::from_millis(250)),
-    (Duration::from_secs(2), Duration::from_secs(1)),
-    (Duration::from_secs(600), Duration::from_secs(5)),
-];
-
 /// Why a round of attempts reached no server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
@@ -723,13 +715,6 @@ fn is_forgotten(error: &SessionError) -> bool {
     }
 }
 
-/// The pause before a further handshake, when there has been no connection for as long as `outage` says: of
-/// the longest one half to all, by `chance`.
-fn pace(outage: Duration, chance: f32) -> Duration {
-    let slower = PACES.iter().rev().find(|(from, _)| *from <= outage);
-    slower.map_or(STAGGER, |(_, pace)| *pace).mul_f32(0.5 + chance / 2.0)
-}
-
 /// A server that answered wrongly tells more than one that did not answer.
 fn more_telling(before: Option<HandshakeError>, error: HandshakeError) -> HandshakeError {
     match before {
@@ -807,31 +792,6 @@ mod tests {
         assert_eq!(crowd.slowness() as usize, MAX_ATTEMPTS / CROWD);
         attempts.clear();
         assert_eq!(crowd.slowness(), 1);
-    }
-
-    /// Handshakes that a path begins in an outage that lasts `seconds`.
-    fn handshakes(seconds: u64) -> usize {
-        let (mut outage, mut count) = (Duration::ZERO, 0);
-        while outage < Duration::from_secs(seconds) {
-            outage += pace(outage, 0.5);
-            count += 1;
-        }
-        count
-    }
-
-    #[test]
-    fn handshakes_slow_down_after_the_first_few() {
-        assert!(handshakes(2) >= 8, "{}", handshakes(2));
-        assert!(handshakes(60) <= 100, "{}", handshakes(60));
-        let clients = [0.0, 0.3, 1.0].map(|chance| pace(Duration::from_secs(10), chance));
-        assert!(clients.is_sorted() && clients[0] < clients[2], "not all at once: {clients:?}");
-    }
-
-    #[test]
-    fn a_server_that_comes_back_is_found_within_a_second_in_the_first_ten_minutes() {
-        for outage in (0..600).map(Duration::from_secs) {
-            assert!(pace(outage, 1.0) <= Duration::from_secs(1));
-        }
     }
 
     /// How a round ends; the milliseconds that it lasts, and those until the server is called silent.

@@ -1,0 +1,386 @@
+//! A server died, and all its clients come to the next one at the same moment: `cargo build --release && cargo run
+//! --release --example crowd [NUMBER [PROGRAM]]`, as root; 5,000 clients if no number is given. `PROGRAM` is another roamd to
+//! compare with.
+//!
+//! ```text
+//!  crowd     NUMBER clients that begin at once ──20 ms──┐
+//!                                                       ├── server
+//!  inside    a client with a session, which pings ──────┘
+//! ```
+//! The server is the real daemon, in a process and a namespace of its own. The clients are connections of this process:
+//! each has a key, a UDP port, and the pace of roamd's client, from an address of its own or all from one, as behind a NAT.
+//! With two cores the crowd has one of them, and that bounds what the server is seen to take.
+#![expect(clippy::disallowed_methods, reason = "runs in real time")]
+#![expect(clippy::print_stdout, reason = "a table for people")]
+
+#[path = "clients/rig.rs"]
+mod rig;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use roamd::internals::{
+    client::pace::pace,
+    identity::{PrivateKey, PublicKey},
+    path::udp::UdpSocket,
+    quic::session::{self, MessageStream},
+};
+use roamd_lab::{Namespace, Process};
+use tokio::{
+    task::JoinSet,
+    time::{self, timeout},
+};
+
+const NUMBER: usize = 5000;
+/// As in client/dial.rs: the first handshake of a round, and those that follow.
+const FIRST: Duration = Duration::from_secs(10);
+const FURTHER: Duration = Duration::from_secs(3);
+/// How long a welcome may take.
+const GREETING: Duration = Duration::from_secs(3);
+/// After that the rest is given up.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// From one keystroke of the client inside to the next.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// Before the storm, and after it.
+const CALM: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug)]
+enum Addresses {
+    /// Each client has an address in a /24 of its own.
+    Own,
+    /// All have one: 10.77.0.2.
+    One,
+}
+
+fn main() -> anyhow::Result<()> {
+    let number = std::env::args().nth(1).map_or(Ok(NUMBER), |text| text.parse())?;
+    let program = std::env::args().nth(2).map_or_else(rig::program, |path| Ok(path.into()))?;
+    println!("{number} clients");
+    println!(
+        "{:<10}{:>8}{:>8}{:>8}{:>8}{:>8}{:>12}{:>10}{:>8}{:>10}{:>8}{:>8}{:>8}{:>8}",
+        "addresses",
+        "RTT ms",
+        "half s",
+        "90 % s",
+        "all s",
+        "absent",
+        "handshakes",
+        "CPU s",
+        "CPU %",
+        "peak MB",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "lost"
+    );
+    let wanted = std::env::args().nth(3);
+    for (addresses, delay) in
+        [(Addresses::Own, 0), (Addresses::Own, 20), (Addresses::One, 20), (Addresses::One, 100)]
+    {
+        let name = format!("{addresses:?}{}", 2 * delay).to_lowercase();
+        if wanted.as_ref().is_none_or(|wanted| *wanted == name) {
+            measure(&program, number, addresses, Duration::from_millis(delay))?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(
+    program: &Path,
+    number: usize,
+    addresses: Addresses,
+    delay: Duration,
+) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (here, there, _link) = rig::namespaces(delay)?;
+    // Each address of the crowd's belongs to it.
+    here.set_up("lo")?;
+    ip(&here, &["route", "add", "local", "10.128.0.0/9", "dev", "lo"])?;
+    ip(&there, &["route", "add", "10.128.0.0/9", "via", "10.77.0.2"])?;
+    let keys: Vec<_> = (0..=number).map(|_| PrivateKey::generate()).collect::<Result<_, _>>()?;
+    let (mut server, server_key) = rig::start(program, &there, folder.path(), &keys)?;
+
+    let back = Arc::new(Storm::default());
+    let (inside, crowd) = keys.split_last().context("no keys")?;
+    let pings = here.run(|| {
+        let ready = Instant::now();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let client = runtime.block_on(async {
+            loop {
+                let config = rig::config(inside, server_key)?;
+                match rig::connect(rig::endpoint()?, config).await {
+                    Ok(client) => return anyhow::Ok(client),
+                    Err(error) if ready.elapsed() > FIRST => return Err(error),
+                    Err(_) => time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        })?;
+        let took = ready.elapsed();
+        let resident = rig::resident(&server)?;
+        let reloaded = reload(program, folder.path())?;
+        println!(
+            "  start {:.2} s, {:.1} MB; reload {:.2} s, then {:.1} MB",
+            took.as_secs_f64(),
+            resident as f64 / 1000.0,
+            reloaded.as_secs_f64(),
+            rig::resident(&server)? as f64 / 1000.0
+        );
+        anyhow::Ok((runtime, client))
+    })??;
+    let (runtime, client) = pings;
+    let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Pings::default())));
+    let pinging = {
+        let (stop, heard) = (stop.clone(), heard.clone());
+        let own = rig::inner(number);
+        thread::spawn(move || runtime.block_on(ping(&client, own, &heard, &stop)))
+    };
+    thread::sleep(CALM);
+    heard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    let (cpu, begun) = (cpu(&server)?, Instant::now());
+    let storm = {
+        let (back, crowd) = (back.clone(), crowd.to_vec());
+        here.thread("crowd", move || {
+            nice()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(storm(addresses, &crowd, server_key, &back))
+        })?
+    };
+    while !storm.is_finished() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let used = self::cpu(&server)? - cpu;
+    let took = begun.elapsed();
+    let _sessions = storm.join().map_err(|_| anyhow::anyhow!("the crowd panicked"))???;
+    stop.store(true, Relaxed);
+    let _ = pinging.join();
+    let mut times = back.times();
+    times.sort();
+    let at = |share: f64| {
+        let wanted = (share * number as f64).ceil() as usize;
+        times.get(wanted.max(1) - 1).map_or("-".into(), |it| format!("{:.2}", it.as_secs_f64()))
+    };
+    println!(
+        "{:<10}{:>8}{:>8}{:>8}{:>8}{:>8}{:>12}{used:>10.2}{:>8.0}{:>10.1}{}",
+        format!("{addresses:?}").to_lowercase(),
+        2 * delay.as_millis(),
+        at(0.5),
+        at(0.9),
+        at(1.0),
+        number - times.len(),
+        back.begun.load(Relaxed),
+        100.0 * used / took.as_secs_f64(),
+        peak(&server)? as f64 / 1000.0,
+        heard.lock().unwrap_or_else(PoisonError::into_inner).row()
+    );
+    server.stop()?;
+    Ok(())
+}
+
+/// What becomes of the crowd.
+#[derive(Default)]
+struct Storm {
+    /// Handshakes begun.
+    begun: AtomicUsize,
+    back: Mutex<Vec<Duration>>,
+}
+
+impl Storm {
+    fn times(&self) -> Vec<Duration> {
+        self.back.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// All clients at once, until each has a session or the time is over; the sessions.
+async fn storm(
+    addresses: Addresses,
+    keys: &[PrivateKey],
+    server: PublicKey,
+    storm: &Arc<Storm>,
+) -> anyhow::Result<Vec<(Connection, MessageStream)>> {
+    let mut ready = Vec::new();
+    for (number, key) in keys.iter().enumerate() {
+        ready.push((endpoint(addresses, number)?, rig::config(key, server)?));
+    }
+    let (mut clients, begun) = (JoinSet::new(), Instant::now());
+    for (endpoint, config) in ready {
+        let storm = storm.clone();
+        clients.spawn(async move {
+            let session = return_to(endpoint, config, begun, &storm).await;
+            storm.back.lock().unwrap_or_else(PoisonError::into_inner).push(begun.elapsed());
+            session
+        });
+    }
+    let mut sessions = Vec::new();
+    let _ = timeout(PATIENCE, async {
+        while let Some(session) = clients.join_next().await {
+            sessions.extend(session);
+        }
+    })
+    .await;
+    Ok(sessions)
+}
+
+fn endpoint(addresses: Addresses, number: usize) -> anyhow::Result<Endpoint> {
+    let local = match addresses {
+        Addresses::One => SocketAddr::from(([10, 77, 0, 2], 0)),
+        Addresses::Own => {
+            let [.., high, low] = (number as u32).to_be_bytes();
+            SocketAddr::from(([10, 128 + high, low, 7], 40_000))
+        }
+    };
+    let mut small = EndpointConfig::default();
+    small.max_udp_payload_size(1500)?;
+    let udp = UdpSocket::bind(local, None, 0, None)?;
+    Ok(Endpoint::new_with_abstract_socket(small, None, udp, Arc::new(TokioRuntime))?)
+}
+
+/// A client that lost its session at `lost`, as client/dial.rs has it: rounds of handshakes at its pace, the first
+/// to complete asks for a session.
+async fn return_to(
+    endpoint: Endpoint,
+    config: quinn::ClientConfig,
+    lost: Instant,
+    storm: &Arc<Storm>,
+) -> (Connection, MessageStream) {
+    loop {
+        let round = Instant::now();
+        let mut handshakes = JoinSet::new();
+        let begin = |handshakes: &mut JoinSet<_>, limit| {
+            let (endpoint, config) = (endpoint.clone(), config.clone());
+            storm.begun.fetch_add(1, Relaxed);
+            handshakes.spawn(async move {
+                let connecting = endpoint.connect_with(config, rig::SERVER.parse()?, "roamd")?;
+                anyhow::Ok(timeout(limit, connecting).await??)
+            });
+        };
+        begin(&mut handshakes, FIRST);
+        while round.elapsed() < FIRST {
+            tokio::select! {
+                Some(ended) = handshakes.join_next() => if let Ok(Ok(connection)) = ended {
+                    let opened = timeout(GREETING, session::open(&connection, true, 1)).await;
+                    if let Ok(Ok((messages, _))) = opened {
+                        return (connection, messages);
+                    }
+                },
+                () = time::sleep(pace(lost.elapsed(), fastrand::f32())) => {
+                    begin(&mut handshakes, FURTHER);
+                }
+            }
+        }
+    }
+}
+
+/// Keystrokes of the client inside, and their echoes.
+#[derive(Default)]
+struct Pings {
+    sent: usize,
+    /// In milliseconds.
+    answers: Vec<f64>,
+}
+
+impl Pings {
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn row(&mut self) -> String {
+        self.answers.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let at = (self.answers.len().saturating_sub(1)) as f64 * share;
+            self.answers.get(at as usize).copied().unwrap_or(f64::NAN)
+        };
+        let lost = self.sent.saturating_sub(self.answers.len());
+        format!("{:>8.1}{:>8.1}{:>8.1}{lost:>8}", at(0.5), at(0.99), at(1.0))
+    }
+}
+
+/// Sends echo requests (RFC 792) with the time in them, until it is told to stop.
+async fn ping(
+    (connection, _messages): &(Connection, MessageStream),
+    own: [u8; 4],
+    pings: &Mutex<Pings>,
+    stop: &AtomicBool,
+) {
+    let begun = Instant::now();
+    let locked = || pings.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut ticks = time::interval(INTERVAL);
+    while !stop.load(Relaxed) {
+        tokio::select! {
+            datagram = connection.read_datagram() => {
+                let Ok(datagram) = datagram else { return };
+                if datagram.get(9) == Some(&1)
+                    && datagram.get(20) == Some(&0)
+                    && let Some(sent) = datagram.get(28..).and_then(|rest| rest.first_chunk())
+                {
+                    let sent = Duration::from_micros(u64::from_be_bytes(*sent));
+                    let trip = begun.elapsed().saturating_sub(sent);
+                    locked().answers.push(trip.as_secs_f64() * 1000.0);
+                }
+            }
+            _ = ticks.tick() => {
+                let now = begun.elapsed().as_micros() as u64;
+                let mut icmp = [[8, 0, 0, 0, 0, 0, 0, 0], now.to_be_bytes()].concat();
+                let sum = rig::checksum(&icmp);
+                icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+                locked().sent += 1;
+                let request = rig::ipv4(own, [10, 66, 0, 1], 1, &icmp);
+                if connection.send_datagram(request.into()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Lets the server and the client inside go before this thread.
+fn nice() -> anyhow::Result<()> {
+    let thread = fs::read_link("/proc/thread-self")?;
+    let thread = thread.file_name().context("no thread id")?.to_owned();
+    let output = Command::new("renice").args(["-n", "10", "-p"]).arg(thread).output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn reload(program: &Path, folder: &Path) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let output = Command::new(program)
+        .args(["reload", "server"])
+        .env("ROAMD_RUNTIME_DIR", folder)
+        .output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(begun.elapsed())
+}
+
+fn ip(namespace: &Namespace, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = namespace.command("ip").args(arguments).output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Seconds of CPU that the server has used.
+fn cpu(server: &Process) -> anyhow::Result<f64> {
+    const TICK: f64 = 0.01;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid()))?;
+    let after_name = stat.rsplit(')').next().context("stat without a name")?;
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
+}
+
+/// The most that it had in memory, in kB (VmHWM of proc_pid_status(5)).
+fn peak(server: &Process) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
