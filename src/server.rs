@@ -10,7 +10,7 @@ mod accept;
 mod bounded_connections;
 mod drain;
 pub(crate) mod fallback;
-mod gate;
+pub(crate) mod gate;
 pub(crate) mod handshake;
 mod offer;
 pub(crate) mod peers;
