@@ -28,6 +28,12 @@ pub(crate) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// The present time of day in seconds since 1970, for what several hosts must agree on: it may jump.
+#[must_use]
+pub(crate) fn unix() -> u64 {
+    wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Where [`AtomicInstant`]s count from: a day before the first one is set. Simulated clocks of the same process
 /// start at different moments, and none of them may be before this one.
 static ORIGIN: LazyLock<Instant> = LazyLock::new(|| {

@@ -29,7 +29,7 @@ use crate::{
     link::candidate::{Candidate, Transport},
     quic::{
         self, close,
-        tls::{self, ClientTls, TlsError, WrongServerKey},
+        tls::{self, ClientTls, Resuming, Servers, TlsError, WrongServerKey},
     },
     task,
     wire::foreign::Foreign,
@@ -188,31 +188,50 @@ pub struct Connected {
 #[derive(Clone)]
 pub struct Handshake {
     endpoint: fn() -> EndpointConfig,
-    resuming: quinn::ClientConfig,
-    fresh: quinn::ClientConfig,
+    transport: Arc<TransportConfig>,
+    name: Arc<str>,
+    fresh: Arc<QuicClientConfig>,
+    resuming: Arc<Resuming>,
     expected: PublicKey,
     wrong: WrongServerKey,
 }
 
 impl Handshake {
-    /// Handshakes with the server that has the key `server`, for the purpose `alpn`.
+    /// Handshakes with the one server of a client, which has the key `server`, for the purpose `alpn`.
     pub fn new(
         key: &PrivateKey,
         server: PublicKey,
         alpn: &[u8],
         transport: TransportConfig,
     ) -> Result<Self, TlsError> {
-        let ClientTls { resuming, fresh, wrong } = tls::client(key, server, alpn)?;
-        let transport = Arc::new(transport);
-        let config = |crypto: QuicClientConfig| {
-            let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-            config.transport_config(transport.clone());
-            config
-        };
-        let (resuming, fresh) = (config(resuming), config(fresh));
+        Self::with(&Servers::new(key)?, server, alpn, transport)
+    }
+
+    /// Handshakes with that of the `servers` of a client which has the key `server`.
+    pub(crate) fn with(
+        servers: &Servers,
+        server: PublicKey,
+        alpn: &[u8],
+        transport: TransportConfig,
+    ) -> Result<Self, TlsError> {
+        let ClientTls { name, fresh, resuming, wrong } = servers.with(server, alpn)?;
         let is_probe = alpn == tls::PROBE;
-        let endpoint = if is_probe { quic::probe_endpoint } else { quic::client_endpoint };
-        Ok(Self { endpoint, resuming, fresh, expected: server, wrong })
+        Ok(Self {
+            endpoint: if is_probe { quic::probe_endpoint } else { quic::client_endpoint },
+            transport: Arc::new(transport),
+            name: name.into(),
+            fresh: Arc::new(fresh),
+            resuming: Arc::new(resuming),
+            expected: server,
+            wrong,
+        })
+    }
+
+    fn config(&self, resumes: bool) -> Result<quinn::ClientConfig, TlsError> {
+        let crypto = if resumes { Arc::new(self.resuming.once()?) } else { self.fresh.clone() };
+        let mut config = quinn::ClientConfig::new(crypto);
+        config.transport_config(self.transport.clone());
+        Ok(config)
     }
 
     /// Connects over `candidate` within `limit`. `early` packets are sent with the first flight if there is a
@@ -236,10 +255,10 @@ impl Handshake {
         let begun = clock::now();
         let (mut underlay, path) = Underlay::open(network, &candidate, (self.endpoint)())
             .map_err(|error| unreachable(&error))?;
-        let config = if early.is_some() { &self.resuming } else { &self.fresh };
+        let config = self.config(early.is_some()).map_err(|error| unreachable(&error))?;
         let connecting = underlay
             .endpoint
-            .connect_with(config.clone(), VIRTUAL_SERVER, "roamd")
+            .connect_with(config, VIRTUAL_SERVER, &self.name)
             .map_err(|error| unreachable(&error))?;
         let completed = tokio::select! {
             completed = time::timeout(limit, complete(connecting, early)) => completed,

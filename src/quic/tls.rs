@@ -4,31 +4,33 @@
 //! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
 //! rustls does not ask its verifier again on resumption.
 
+mod client;
 mod connection;
+mod sealed;
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use quinn::crypto::rustls::{
-    HandshakeData, NoInitialCipherSuite, QuicClientConfig, QuicServerConfig,
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
 };
+
+use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
 use rustls::{
-    CertificateError, CipherSuite, DigitallySignedStruct, Error, NamedGroup, SignatureScheme,
-    client::{
-        AlwaysResolvesClientRawPublicKeys, ClientSessionMemoryCache, ClientSessionStore,
-        Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
+    CipherSuite, DigitallySignedStruct, Error,
+    client::danger::HandshakeSignatureValid,
     crypto::{
         CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, ring,
         verify_tls13_signature_with_raw_key,
     },
-    pki_types::{
-        CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-    },
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer},
     sign::CertifiedKey,
 };
 
-use self::connection::{ConnectionTls, ServerTickets};
+pub use self::client::client;
+use self::connection::{ConnectionTls, ServerTickets, TICKETS_A_SESSION};
+pub(crate) use self::{
+    client::{ClientTls, Resuming, Servers},
+    sealed::{TicketKey, TicketKeys},
+};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// The ALPN (RFC 7301) of a tunnel's connection.
@@ -60,67 +62,9 @@ pub enum TlsError {
 /// The key that a server presented, if it was not the expected one.
 pub(crate) type WrongServerKey = Arc<Mutex<Option<PublicKey>>>;
 
-/// Tickets of past sessions that a client keeps. Each is used once, and a server hands out several.
-const CLIENT_TICKETS: usize = 8;
-/// Tickets for one session. A client that races its links needs one for each.
-const TICKETS_A_SESSION: usize = 4;
-
-/// TLS for a client.
-pub struct ClientTls {
-    /// Resumes an earlier session if it has a ticket, so that the first flight can carry data (0-RTT, RFC 8446
-    /// §2.3).
-    pub resuming: QuicClientConfig,
-    /// Uses no ticket.
-    pub fresh: QuicClientConfig,
-    /// Set when a server presents another key than the expected one.
-    pub wrong: WrongServerKey,
-}
-
-/// TLS for a client that accepts only the server key `server`, with the ALPN `alpn`.
-pub fn client(key: &PrivateKey, server: PublicKey, alpn: &[u8]) -> Result<ClientTls, TlsError> {
-    let (mut config, wrong) = rustls_client(key, server, alpn)?;
-    let tickets = Arc::new(ClientSessionMemoryCache::new(CLIENT_TICKETS));
-    let resumption = |gives| Resumption::store(Arc::new(Tickets { store: tickets.clone(), gives }));
-    config.resumption = resumption(false);
-    let fresh = QuicClientConfig::try_from(config.clone())?;
-    config.resumption = resumption(true);
-    config.enable_early_data = true;
-    Ok(ClientTls { resuming: QuicClientConfig::try_from(config)?, fresh, wrong })
-}
-
-/// A store that always keeps tickets, and gives them out only if `gives` is set.
-#[derive(Debug)]
-struct Tickets {
-    store: Arc<ClientSessionMemoryCache>,
-    gives: bool,
-}
-
-impl ClientSessionStore for Tickets {
-    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
-        self.store.set_kx_hint(server, group);
-    }
-
-    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
-        self.store.kx_hint(server)
-    }
-
-    /// QUIC has no TLS 1.2 (RFC 9001 §4.2).
-    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
-
-    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        None
-    }
-
-    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
-
-    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
-        self.store.insert_tls13_ticket(server, ticket);
-    }
-
-    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        self.gives.then(|| self.store.take_tls13_ticket(server)).flatten()
-    }
-}
+/// How long tickets are used at most after the full handshake that they go back to. Without an end, whoever once has what
+/// resumes a session could resume it for ever, without either private key (RFC 8446 §4.6.1).
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// TLS for a server; any client that proves its key completes the handshake.
 #[derive(Debug)]
@@ -148,7 +92,12 @@ impl ServerTls {
         Ok(QuicServerConfig::try_from(self.rustls()?)?)
     }
 
-    /// Deletes the tickets of unknown keys.
+    /// The keys of tickets that a fleet shares.
+    pub(crate) fn ticket_keys(&self) -> &Arc<TicketKeys> {
+        &self.tickets.keys
+    }
+
+    /// Deletes the tickets of unknown keys. Sealed ones are nowhere kept, and opened for known keys only.
     pub fn forget_strangers(&self) {
         self.tickets.forget_strangers();
     }
@@ -162,36 +111,13 @@ impl ServerTls {
             .with_client_cert_verifier(connection.clone())
             .with_cert_resolver(connection.clone());
         config.alpn_protocols = vec![TUNNEL.to_vec(), PROBE.to_vec()];
-        config.session_storage = connection;
+        config.session_storage = connection.clone();
+        config.ticketer = connection;
         config.send_tls13_tickets = TICKETS_A_SESSION;
         // The only other value that QUIC allows is zero (RFC 9001 §4.6.1).
         config.max_early_data_size = u32::MAX;
         Ok(config)
     }
-}
-
-fn rustls_client(
-    key: &PrivateKey,
-    server: PublicKey,
-    alpn: &[u8],
-) -> Result<(rustls::ClientConfig, WrongServerKey), Error> {
-    let provider = provider();
-    let wrong = WrongServerKey::default();
-    let verifier = Verifier {
-        expected: server,
-        wrong: wrong.clone(),
-        algorithms: provider.signature_verification_algorithms,
-    };
-    let mut config = rustls::ClientConfig::builder_with_provider(provider.into())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
-            certified_key(key)?,
-        )));
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config.enable_sni = false;
-    Ok((config, wrong))
 }
 
 /// The key that the peer of an established connection proved.
@@ -275,160 +201,5 @@ fn check_signature(
     verify_tls13_signature_with_raw_key(message, &spki, signature, algorithms)
 }
 
-/// Checks that a server has the expected key and owns it.
-#[derive(Debug)]
-struct Verifier {
-    expected: PublicKey,
-    wrong: WrongServerKey,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let shown = public_key(end_entity)
-            .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        if shown != self.expected {
-            *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
-            return Err(Error::InvalidCertificate(
-                CertificateError::ApplicationVerificationFailure,
-            ));
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        check_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::connection::SHARE;
-    use super::*;
-
-    /// Both ends of one connection, without QUIC; the client reads its tickets.
-    fn meet(
-        client: rustls::ClientConfig,
-        server: &ServerTls,
-    ) -> (rustls::ClientConnection, rustls::ServerConnection) {
-        let name = ServerName::try_from("roamd").unwrap();
-        let mut client = rustls::ClientConnection::new(client.into(), name).unwrap();
-        let mut server = rustls::ServerConnection::new(server.rustls().unwrap().into()).unwrap();
-        let mut is_done = false;
-        while !is_done {
-            is_done = !client.is_handshaking() && !server.is_handshaking();
-            let mut wire = Vec::new();
-            while client.wants_write() {
-                client.write_tls(&mut wire).unwrap();
-            }
-            let mut unread = wire.as_slice();
-            while !unread.is_empty() {
-                server.read_tls(&mut unread).unwrap();
-                server.process_new_packets().unwrap();
-            }
-            let mut wire = Vec::new();
-            while server.wants_write() {
-                server.write_tls(&mut wire).unwrap();
-            }
-            let mut unread = wire.as_slice();
-            while !unread.is_empty() {
-                client.read_tls(&mut unread).unwrap();
-                client.process_new_packets().unwrap();
-            }
-        }
-        (client, server)
-    }
-
-    fn keys() -> (PrivateKey, PrivateKey) {
-        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap())
-    }
-
-    #[test]
-    fn the_key_exchange_is_post_quantum() {
-        let (here, there) = keys();
-        let (config, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
-        let (client, server) = meet(config, &ServerTls::new(&there, |_| true).unwrap());
-        let group = client.negotiated_key_exchange_group().unwrap();
-        assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
-        assert_eq!(
-            server.peer_certificates().and_then(|keys| public_key(&keys[0])),
-            Some(here.public_key())
-        );
-    }
-
-    fn resumes(client: &rustls::ClientConfig, server: &ServerTls) -> bool {
-        let (client, _) = meet(client.clone(), server);
-        client.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
-    }
-
-    #[test]
-    fn strangers_and_probes_do_not_cost_a_known_client_its_tickets() {
-        let (here, there) = keys();
-        let known = here.public_key();
-        let server = ServerTls::new(&there, move |key| key == known).unwrap();
-        let client =
-            |key: &PrivateKey, alpn| rustls_client(key, there.public_key(), alpn).unwrap().0;
-        let returning = client(&here, TUNNEL);
-        assert!(!resumes(&returning, &server));
-        let stranger = PrivateKey::generate().unwrap();
-        for _ in 0..1100 {
-            meet(client(&stranger, TUNNEL), &server);
-        }
-        for _ in 0..SHARE {
-            meet(client(&here, PROBE), &server);
-        }
-        let returning_stranger = client(&stranger, TUNNEL);
-        assert!(!resumes(&returning_stranger, &server));
-        assert!(!resumes(&returning_stranger, &server), "a stranger has no ticket");
-        assert!(resumes(&returning, &server));
-    }
-
-    #[test]
-    fn a_ticket_dies_with_its_key() {
-        let (here, there) = keys();
-        let is_known = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let server = ServerTls::new(&there, {
-            let is_known = is_known.clone();
-            move |_| is_known.load(std::sync::atomic::Ordering::Relaxed)
-        })
-        .unwrap();
-        let (returning, _) = rustls_client(&here, there.public_key(), TUNNEL).unwrap();
-        assert!(!resumes(&returning, &server));
-        assert!(resumes(&returning, &server));
-        is_known.store(false, std::sync::atomic::Ordering::Relaxed);
-        assert!(!resumes(&returning, &server));
-        server.forget_strangers();
-        is_known.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(!resumes(&returning, &server), "forgotten");
-        assert!(resumes(&returning, &server));
-    }
-}
+mod tests;

@@ -35,7 +35,7 @@ use crate::{
         self, close,
         congestion::CongestionHandle,
         session,
-        tls::{self, ClientTls},
+        tls::{self, ClientTls, Servers, TicketKey},
     },
     task::Task,
     tunnel::pump,
@@ -86,7 +86,11 @@ fn quic_settings() -> Quic {
 impl Site {
     /// A server with one peer, a laptop.
     fn new() -> Self {
-        let (key, laptop) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        Self::of(PrivateKey::generate().unwrap())
+    }
+
+    fn of(laptop: PrivateKey) -> Self {
+        let key = PrivateKey::generate().unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
         let (to_device, delivered) = mpsc::channel(1024);
         let (_device, source) = mpsc::channel::<Packet>(1);
@@ -472,31 +476,38 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
 
 /// A laptop that has tickets and comes back.
 struct Returning {
-    config: quinn::ClientConfig,
+    tls: ClientTls,
     endpoint: Endpoint,
 }
 
 impl Returning {
     async fn new(site: &Site) -> Self {
-        let ClientTls { resuming, .. } = site.tls(&site.laptop, tls::TUNNEL);
-        let mut config = quinn::ClientConfig::new(Arc::new(resuming));
+        let laptop = Self { tls: site.tls(&site.laptop, tls::TUNNEL), endpoint: client() };
+        laptop.visit(site.address).await;
+        laptop
+    }
+
+    /// Has a session for a moment, and gets tickets.
+    async fn visit(&self, to: SocketAddr) {
+        let connection = timeout(PATIENCE, self.connect(to)).await.unwrap().unwrap();
+        let _session = session::open(&connection, true, 1).await.unwrap();
+        connection.close(close::GOODBYE, b"");
+    }
+
+    fn connect(&self, to: SocketAddr) -> quinn::Connecting {
+        let mut config = quinn::ClientConfig::new(Arc::new(self.tls.resuming.once().unwrap()));
         config.transport_config(Arc::new(quic::transport(
             &quic_settings(),
             1400,
             CongestionHandle::default(),
         )));
-        let endpoint = client();
-        let connecting = endpoint.connect_with(config.clone(), site.address, "roamd").unwrap();
-        let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
-        let _session = session::open(&connection, true, 1).await.unwrap();
-        connection.close(close::GOODBYE, b"");
-        Self { config, endpoint }
+        self.endpoint.connect_with(config, to, &self.tls.name).unwrap()
     }
 
     /// Begins a connection with a ticket, and sends a packet along.
     fn come_back(&self, to: SocketAddr) -> (Connection, quinn::ZeroRttAccepted) {
-        let connecting = self.endpoint.connect_with(self.config.clone(), to, "roamd").unwrap();
-        let (connection, accepted) = connecting.into_0rtt().map_err(|_| "no ticket").unwrap();
+        let connecting = self.connect(to).into_0rtt();
+        let (connection, accepted) = connecting.map_err(|_| "no ticket").unwrap();
         connection.send_datagram(from_laptop()).unwrap();
         (connection, accepted)
     }
@@ -515,6 +526,34 @@ async fn a_ticket_of_a_removed_key_lets_nobody_in() {
     assert_eq!(closed(&removed).await, close::UNKNOWN_KEY);
     assert!(!accepted.await);
     assert!(!site.delivers().await);
+}
+
+#[tokio::test]
+async fn at_another_server_of_the_fleet_packets_go_after_the_handshake_and_arrive_once() {
+    let here = Site::new();
+    let mut there = Site::of(here.laptop.clone());
+    let shared = TicketKey::generate(clock::unix()).unwrap();
+    for site in [&here, &there] {
+        site.server.acceptor.tls.ticket_keys().set(vec![shared.clone()]);
+    }
+    let servers = Servers::new(&here.laptop).unwrap();
+    let to = |site: &Site| {
+        let tls = servers.with(site.key.public_key(), tls::TUNNEL).unwrap();
+        Returning { tls, endpoint: client() }
+    };
+    let (to_here, to_there) = (to(&here), to(&there));
+    to_here.visit(here.address).await;
+    let connecting = to_there.connect(there.address).into_0rtt();
+    let connecting = connecting.map(|_| "early data").unwrap_err();
+    let connection = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    connection.send_datagram(from_laptop()).unwrap();
+    assert!(there.delivers().await);
+    assert!(!there.delivers().await, "once");
+    connection.close(close::GOODBYE, b"");
+    let (connection, accepted) = to_there.come_back(there.address);
+    assert!(accepted.await, "with a ticket of its own");
+    assert!(there.delivers().await);
+    connection.close(close::GOODBYE, b"");
 }
 
 /// Takes a client's first flight, and withholds it from the server.

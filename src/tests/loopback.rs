@@ -276,9 +276,10 @@ async fn a_returning_client_sends_packets_with_its_first_flight() {
     let endpoint = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());
     let client = Client::new(&client_key, server_key.public_key(), endpoint.local_addr().unwrap());
     let tls = tls::client(&client_key, server_key.public_key(), tls::TUNNEL).unwrap();
-    let resuming = quinn::ClientConfig::new(Arc::new(tls.resuming));
-    let connect =
-        || client.endpoint.connect_with(resuming.clone(), VIRTUAL_SERVER, "roamd").unwrap();
+    let connect = || {
+        let resuming = quinn::ClientConfig::new(Arc::new(tls.resuming.once().unwrap()));
+        client.endpoint.connect_with(resuming, VIRTUAL_SERVER, "roamd").unwrap()
+    };
     let accept = async || endpoint.accept().await.unwrap().accept().unwrap().into_0rtt().unwrap();
 
     let connecting = connect().into_0rtt().map(|_| ()).unwrap_err();
