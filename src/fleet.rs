@@ -3,7 +3,8 @@
 //! ```text
 //!  etcd ─▶ etcd::Store ─▶ Follow ─▶ belief ─▶ Directory ─▶ Known ─▶ the server's peers
 //!             │                       └─▶ cache: a file, for a start without etcd
-//!             └──▶ admin: roamd peer --directory
+//!             ├──▶ admin: roamd peer --directory
+//!             └──▶ tickets: the keys of tickets that every server opens
 //! ```
 //!
 //! Nothing here is on the datapath, and nothing waits for etcd that a client waits for.
@@ -25,6 +26,8 @@ pub(crate) mod tenure;
 #[cfg(test)]
 #[cfg(feature = "etcd")]
 mod tests;
+#[cfg(feature = "etcd")]
+pub(crate) mod tickets;
 #[cfg(not(feature = "etcd"))]
 mod without_etcd;
 

@@ -17,8 +17,11 @@ pub struct FilterError;
 
 impl Filter {
     /// The filter that tracing applies.
+    ///
+    /// rustls logs where the feature `etcd` is on. What it says of handshakes, anybody can have said as often as he likes,
+    /// so it stays silent unless the user names it.
     pub fn to_env_filter(&self) -> EnvFilter {
-        EnvFilter::new(&self.0)
+        EnvFilter::new(format!("rustls=off,{}", self.0))
     }
 }
 
@@ -70,12 +73,31 @@ impl From<Filter> for String {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
 
     #[test]
     fn levels_and_directives_are_accepted() {
         for text in ["error", "warn", "info", "debug", "trace", "off", "info,roamd::path=debug"] {
             assert_eq!(text.parse::<Filter>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn rustls_is_silent_unless_it_is_asked() {
+        for (filter, expected) in
+            [("info", [true, false]), ("trace", [true, false]), ("off,rustls=warn", [false, true])]
+        {
+            let filter = filter.parse::<Filter>().unwrap().to_env_filter();
+            let subscriber = tracing_subscriber::registry().with(filter);
+            let enabled = tracing::subscriber::with_default(subscriber, || {
+                [
+                    tracing::enabled!(target: "roamd::server", tracing::Level::WARN),
+                    tracing::enabled!(target: "rustls::server::tls13", tracing::Level::WARN),
+                ]
+            });
+            assert_eq!(enabled, expected);
         }
     }
 

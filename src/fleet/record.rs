@@ -36,7 +36,7 @@ pub(crate) const SERVERS: &str = "servers/";
 pub(crate) struct Unusable(Foreign);
 
 impl Unusable {
-    fn new(reason: impl fmt::Display) -> Self {
+    pub(super) fn new(reason: impl fmt::Display) -> Self {
         Self(Foreign::of(reason))
     }
 }

@@ -6,7 +6,7 @@
 
 mod client;
 mod connection;
-mod sealed;
+pub(crate) mod sealed;
 
 use std::{
     sync::{Arc, Mutex},
@@ -26,11 +26,8 @@ use rustls::{
 };
 
 pub use self::client::client;
+pub(crate) use self::client::{ClientTls, Resuming, Servers};
 use self::connection::{ConnectionTls, ServerTickets, TICKETS_A_SESSION};
-pub(crate) use self::{
-    client::{ClientTls, Resuming, Servers},
-    sealed::{TicketKey, TicketKeys},
-};
 use crate::identity::{PrivateKey, PublicKey};
 
 /// The ALPN (RFC 7301) of a tunnel's connection.
@@ -93,7 +90,8 @@ impl ServerTls {
     }
 
     /// The keys of tickets that a fleet shares.
-    pub(crate) fn ticket_keys(&self) -> &Arc<TicketKeys> {
+    #[cfg(any(test, feature = "etcd"))]
+    pub(crate) fn ticket_keys(&self) -> &Arc<sealed::TicketKeys> {
         &self.tickets.keys
     }
 

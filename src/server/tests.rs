@@ -35,7 +35,7 @@ use crate::{
         self, close,
         congestion::CongestionHandle,
         session,
-        tls::{self, ClientTls, Servers, TicketKey},
+        tls::{self, ClientTls, Servers, sealed::TicketKey},
     },
     task::Task,
     tunnel::pump,

@@ -8,7 +8,9 @@
 //! Nobody remembers which of them were used. They resume a session and never carry early data, which somebody could
 //! record and send again: that is for the tickets that a server keeps (RFC 8446 §8.1).
 
-use std::{fmt, sync::Arc};
+use std::fmt;
+#[cfg(any(test, feature = "etcd"))]
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use ring::{
@@ -26,6 +28,8 @@ pub(crate) const ID: usize = 16;
 pub(crate) const KEY: usize = 32;
 /// How long a key seals tickets, in seconds. It opens them for [`TICKET_LIFE`] longer.
 pub(crate) const SEALS: u64 = 12 * 3600;
+/// How far ahead another server's clock may be, in seconds.
+const SKEW: u64 = 600;
 /// Length of the longest ticket, in bytes: four times as long as ours are.
 const LONGEST: usize = 1024;
 /// Length of a client's key and of the time, in bytes.
@@ -40,9 +44,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Whether tickets still stand for the proof.
+    /// Whether tickets still stand for the proof. Nobody proved anything in the future, also not who has stolen a key of
+    /// tickets and says so.
     pub(super) fn is_proved(&self, now: u64) -> bool {
-        now.saturating_sub(self.proved) < TICKET_LIFE.as_secs()
+        let is_past = self.proved <= now.saturating_add(SKEW);
+        is_past && now.saturating_sub(self.proved) < TICKET_LIFE.as_secs()
     }
 }
 
@@ -64,6 +70,7 @@ impl fmt::Debug for TicketKey {
 
 impl TicketKey {
     /// A new key; `None` if the system has no random bytes to give.
+    #[cfg(any(test, feature = "etcd"))]
     pub(crate) fn generate(from: u64) -> Option<Self> {
         let (mut id, mut secret) = ([0; ID], Zeroizing::new([0; KEY]));
         SystemRandom::new().fill(&mut id).ok()?;
@@ -93,7 +100,14 @@ impl fmt::Debug for TicketKeys {
 }
 
 impl TicketKeys {
+    /// The keys in force.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn get(&self) -> Arc<Vec<TicketKey>> {
+        self.0.load_full()
+    }
+
     /// Puts other keys in force.
+    #[cfg(any(test, feature = "etcd"))]
     pub(crate) fn set(&self, keys: Vec<TicketKey>) {
         self.0.store(Arc::new(keys));
     }
@@ -102,17 +116,9 @@ impl TicketKeys {
     pub(super) fn seal(&self, client: Client, state: &[u8], now: u64) -> Option<Vec<u8>> {
         let keys = self.0.load();
         let key = keys.iter().filter(|key| key.seals(now)).max_by_key(|key| key.from)?;
-        let mut nonce = [0; NONCE_LEN];
-        SystemRandom::new().fill(&mut nonce).ok()?;
         let proved = client.proved.to_be_bytes();
-        let mut text = Zeroizing::new([client.key.as_bytes().as_slice(), &proved, state].concat());
-        let nonce_used = Nonce::assume_unique_for_key(nonce);
-        let tag = cipher(&key.secret).seal_in_place_separate_tag(
-            nonce_used,
-            Aad::from(key.id),
-            &mut text,
-        );
-        let ticket = [key.id.as_slice(), &nonce, &text, tag.ok()?.as_ref()].concat();
+        let text = Zeroizing::new([client.key.as_bytes().as_slice(), &proved, state].concat());
+        let ticket = [&key.id, seal(&key.secret, &key.id, &text)?.as_slice()].concat();
         (ticket.len() <= LONGEST).then_some(ticket)
     }
 
@@ -121,13 +127,10 @@ impl TicketKeys {
         if ticket.len() > LONGEST {
             return None;
         }
-        let (id, rest) = ticket.split_first_chunk::<ID>()?;
-        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let (id, sealed) = ticket.split_first_chunk::<ID>()?;
         let keys = self.0.load();
         let key = keys.iter().find(|key| key.id == *id && key.opens(now))?;
-        let mut text = Zeroizing::new(sealed.to_vec());
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let text = cipher(&key.secret).open_in_place(nonce, Aad::from(key.id), &mut text).ok()?;
+        let text = open(&key.secret, id, sealed)?;
         let (head, state) = text.split_first_chunk::<HEAD>()?;
         let (client, proved) = head.split_first_chunk::<32>()?;
         let proved = u64::from_be_bytes(proved.try_into().ok()?);
@@ -136,9 +139,28 @@ impl TicketKeys {
     }
 }
 
-fn cipher(secret: &[u8; KEY]) -> LessSafeKey {
-    let key = UnboundKey::new(&CHACHA20_POLY1305, secret).expect("the length is right");
-    LessSafeKey::new(key)
+/// Encrypts `text`, and authenticates it together with `also`, under a nonce of its own, which comes first.
+pub(crate) fn seal(secret: &[u8; KEY], also: &[u8], text: &[u8]) -> Option<Vec<u8>> {
+    let mut nonce = [0; NONCE_LEN];
+    SystemRandom::new().fill(&mut nonce).ok()?;
+    let mut text = Zeroizing::new(text.to_vec());
+    let (also, unique) = (Aad::from(also), Nonce::assume_unique_for_key(nonce));
+    let tag = cipher(secret)?.seal_in_place_separate_tag(unique, also, &mut text).ok()?;
+    Some([nonce.as_slice(), &text, tag.as_ref()].concat())
+}
+
+/// Undoes [`seal`]; `None` for what it did not make.
+pub(crate) fn open(secret: &[u8; KEY], also: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
+    let mut text = Zeroizing::new(sealed.to_vec());
+    let (also, nonce) = (Aad::from(also), Nonce::assume_unique_for_key(*nonce));
+    let length = cipher(secret)?.open_in_place(nonce, also, &mut text).ok()?.len();
+    text.truncate(length);
+    Some(text)
+}
+
+fn cipher(secret: &[u8; KEY]) -> Option<LessSafeKey> {
+    UnboundKey::new(&CHACHA20_POLY1305, secret).map(LessSafeKey::new).ok()
 }
 
 #[cfg(test)]
@@ -165,10 +187,15 @@ mod tests {
         let keys = keys(&[NOW]);
         let ticket = keys.seal(client(), STATE, NOW + 3600).unwrap();
         let day = TICKET_LIFE.as_secs();
-        for now in [NOW + 3600, NOW + day - 1, NOW - 3600] {
+        for now in [NOW + 3600, NOW + day - 1, NOW - SKEW] {
             assert_eq!(keys.open(&ticket, now), Some((client(), STATE.to_vec())), "{now}");
         }
-        assert_eq!(keys.open(&ticket, NOW + day), None);
+        for now in [NOW + day, NOW - SKEW - 1] {
+            assert_eq!(keys.open(&ticket, now), None, "{now}");
+        }
+        let forged = Client { proved: u64::MAX, ..client() };
+        let ticket = keys.seal(forged, STATE, NOW).unwrap();
+        assert_eq!(keys.open(&ticket, NOW), None);
     }
 
     #[test]

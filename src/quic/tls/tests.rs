@@ -9,7 +9,11 @@ use rustls::{
     pki_types::ServerName,
 };
 
-use super::{connection::SHARE, sealed::SEALS, *};
+use super::{
+    connection::SHARE,
+    sealed::{SEALS, TicketKey},
+    *,
+};
 use crate::clock;
 
 /// What became of a handshake.
@@ -252,6 +256,22 @@ fn a_server_knows_a_client_that_another_one_has_seen() {
     assert_eq!(client.handshake_kind(), Some(HandshakeKind::Resumed));
     let seen = server.peer_certificates().and_then(|keys| public_key(&keys[0]));
     assert_eq!(seen, Some(fleet.client_key));
+}
+
+/// Without one, whoever takes the keys of tickets could read what he has recorded.
+#[test]
+fn every_session_that_is_resumed_has_a_key_exchange_of_its_own() {
+    let fleet = Fleet::new();
+    assert_eq!(fleet.meet(0), FULL);
+    for (tls, server) in fleet.to.iter().zip(&fleet.servers) {
+        let (client, server, _) = connect(tls.resuming.rustls(), &tls.name, server);
+        assert_eq!(client.handshake_kind(), Some(HandshakeKind::Resumed));
+        for group in
+            [client.negotiated_key_exchange_group(), server.negotiated_key_exchange_group()]
+        {
+            assert_eq!(group.map(|group| group.name()), Some(NamedGroup::X25519MLKEM768));
+        }
+    }
 }
 
 /// rustls asks in an order of its own whether a server keeps its tickets. If it ever asks in another one, this fails.
