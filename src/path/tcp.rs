@@ -11,6 +11,7 @@
 //! The connection is made in the background; until it stands, a few packets wait for it. Its end is an error of the
 //! socket, which carries nothing from then on: whoever uses it knows whether and when another one is worth a try.
 
+mod congestion;
 mod connect;
 pub(crate) mod http2;
 mod limited;
@@ -39,6 +40,7 @@ use tracing::debug;
 #[cfg(test)]
 pub(crate) use self::connect::{client, wrap};
 pub(crate) use self::{
+    congestion::Received,
     connect::{HTTP_1, HTTP_2, PATH, UPGRADE, is_answer, settle},
     outbox::Outbox,
     stream::{AnyIo, Stream, Taker, carry},

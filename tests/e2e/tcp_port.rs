@@ -110,13 +110,15 @@ fn a_keystroke_over_tcp_waits_neither_behind_an_upload_nor_behind_a_download() {
         let done = AtomicBool::new(false);
         let took = std::thread::scope(|scope| {
             let typing = scope.spawn(|| type_until(&client, &server, &done));
-            transfer(from, to, address, 6_000_000);
+            transfer(from, to, address, 8_000_000);
             done.store(true, Relaxed);
             typing.join().unwrap()
         });
-        let typical = took[took.len() / 2];
-        shown((address, took.len(), typical, took[took.len() * 99 / 100]));
+        let [typical, late] = [50, 98].map(|percent| took[took.len() * percent / 100]);
+        shown((address, took.len(), typical, late));
         // The link alone takes 41 ms.
         assert!(typical < Duration::from_millis(120), "to {address}: {took:?}");
+        // 72 ms measured; 230 to 290 when BBR below stopped for a moment each ten seconds.
+        assert!(late < Duration::from_millis(180), "to {address}: {took:?}");
     }
 }

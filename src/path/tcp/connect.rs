@@ -30,7 +30,7 @@ use tokio::net::TcpSocket;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    http2,
+    congestion, http2,
     limited::{Limited, LimitedStream},
     stream::{AnyIo, Io, Stream},
     way::{Proxy, Way},
@@ -62,9 +62,6 @@ pub(super) const HEADER: usize = 8192;
 /// Bytes that the kernel takes before it has sent those before: about a full batch of TLS. What waits here is not in the
 /// tunnel's queue.
 const UNSENT: u32 = 16 * 1024;
-/// TCP's congestion controller. QUIC above has one of its own, which looks at delay. One below that takes every loss for
-/// congestion keeps it from what the path can carry: 3 instead of 20 Mbit/s of 50, at 40 ms and 1 % loss.
-const CONGESTION: &[u8] = b"bbr";
 /// How long the other side may leave bytes unacknowledged (TCP_USER_TIMEOUT of tcp(7)). After that a new connection may
 /// find a way that this one has not: where a NAT forgot it, or its server was started again.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
@@ -95,8 +92,7 @@ pub(crate) fn settle(socket: &impl AsFd, is_ipv4: bool, dscp: u8) -> io::Result<
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    // Not every kernel has it; the default works, too.
-    let _ = socket.set_tcp_congestion(CONGESTION);
+    congestion::choose(&socket);
     if dscp != 0 {
         let class = u32::from(dscp << 2);
         if is_ipv4 {

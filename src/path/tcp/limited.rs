@@ -13,11 +13,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, Join, ReadBuf, join},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    net::{TcpStream, tcp::OwnedWriteHalf},
 };
+
+use super::congestion::Received;
 
 /// Bytes until the answer: two certificate chains and two headers, several times over.
 const MOST: usize = 64 * 1024;
@@ -28,7 +27,7 @@ pub(super) type LimitedStream = Join<Limited, OwnedWriteHalf>;
 /// What is read of a TCP connection: it ends after [`MOST`] bytes, unless the limit is lifted.
 #[derive(Debug)]
 pub(super) struct Limited {
-    reader: OwnedReadHalf,
+    reader: Received,
     left: usize,
     is_lifted: Arc<AtomicBool>,
 }
@@ -47,6 +46,7 @@ impl Limited {
     pub(super) fn of(stream: TcpStream) -> (LimitedStream, Limit) {
         let is_lifted = Arc::<AtomicBool>::default();
         let (reader, writer) = stream.into_split();
+        let reader = Received::of(reader);
         let limited = Self { reader, left: MOST, is_lifted: is_lifted.clone() };
         (join(limited, writer), Limit(is_lifted))
     }

@@ -14,14 +14,11 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, Join, ReadBuf, join},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    net::{TcpStream, tcp::OwnedWriteHalf},
     time::{Sleep, sleep},
 };
 
-use crate::clock;
+use crate::{clock, path::tcp::Received};
 
 /// Bytes that are read at once: TLS, a request, and QUIC's handshake several times over.
 const BURST: f64 = 32.0 * 1024.0;
@@ -50,7 +47,7 @@ impl Meter {
 /// What is read of a client under a [`Meter`].
 #[derive(Debug)]
 pub(super) struct Metered {
-    reader: OwnedReadHalf,
+    reader: Received,
     meter: Arc<Meter>,
     /// Bytes that may be read; negative after more were.
     level: f64,
@@ -62,6 +59,7 @@ impl Metered {
     /// A TCP connection that is read in this way.
     pub(super) fn of(stream: TcpStream, meter: Arc<Meter>) -> Join<Self, OwnedWriteHalf> {
         let (reader, writer) = stream.into_split();
+        let reader = Received::of(reader);
         join(Self { reader, meter, level: BURST, at: clock::now(), pause: None }, writer)
     }
 
