@@ -16,6 +16,7 @@ mod connect;
 pub(crate) mod http2;
 mod limited;
 mod outbox;
+mod patience;
 mod stream;
 mod way;
 
@@ -139,8 +140,10 @@ impl Life {
     async fn run(self, socket: net::TcpSocket) {
         let Self { to, way, outbox, arrived, failure } = self;
         let carried = async {
-            let connected = time::timeout(PATIENCE, connect::connect(socket, to, &way));
-            carry(connected.await??, &outbox, to, &arrived).await
+            way.check()?;
+            let connected = time::timeout(PATIENCE, connect::connect(socket, to, &way)).await;
+            way.tried(to, matches!(connected, Ok(Ok(_))));
+            carry(connected??, &outbox, to, &arrived).await
         };
         let Err(error) = carried.await;
         debug!(server = %to, %error, "TCP connection ended");

@@ -123,7 +123,8 @@ impl Network for KernelNetwork {
     }
 
     fn lead_to(&self, server: &ServerPeer, detours: Arc<Detours>) {
-        self.ways.store(Some(Arc::new(Ways::new(server, detours))));
+        let before = self.ways.load_full();
+        self.ways.store(Some(Arc::new(Ways::new(server, detours, before.as_deref()))));
     }
 
     fn hints(&self) -> Hints {

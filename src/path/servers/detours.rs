@@ -7,7 +7,7 @@ use crate::{config::ServerPeer, path::network::Detour};
 /// Maximum of addresses that one answer adds.
 const MOST: usize = 4;
 /// Maximum of addresses of each of them. The resolver may be a captive portal's, so that earlier ones stay behind those
-/// of the last answer: one of them may be in use.
+/// of the last answer, first of all the one that worked last: it may be in use.
 const KEPT: usize = 6;
 /// Maximum of them that are known, with those of earlier configurations.
 const REMEMBERED: usize = 4;
@@ -26,6 +26,8 @@ pub(crate) struct Known {
     at: HostPort,
     /// The likeliest first.
     addresses: Vec<SocketAddr>,
+    /// The one that worked last.
+    worked: Option<SocketAddr>,
 }
 
 /// Who leads to the server, with the transport to get there.
@@ -75,6 +77,18 @@ impl Detours {
         this.map(|it| it.addresses.clone()).unwrap_or_default()
     }
 
+    /// Whether a connection to an address of one of them came about. One that failed comes after those that are not tried:
+    /// only a few are tried at a time. That is news to nobody but whoever asks next.
+    pub(crate) fn tried(&self, transport: Transport, at: &HostPort, to: SocketAddr, works: bool) {
+        self.known.send_if_modified(|known| {
+            let this = known.iter_mut().find(|it| it.transport == transport && it.at == *at);
+            if let Some(this) = this {
+                this.tried(to, works);
+            }
+            false
+        });
+    }
+
     /// Notifies of changes of the addresses.
     #[must_use]
     pub(crate) fn changes(&self) -> watch::Receiver<Vec<Known>> {
@@ -90,28 +104,19 @@ impl Detours {
     /// Finds the addresses behind the names. A name that cannot be resolved stands for what it stood for.
     pub(crate) async fn resolve(&self, server: &ServerPeer) {
         let names = all(server).filter(|(_, at)| !is_address(at));
-        let resolved =
-            names.map(|(transport, at)| async move { (transport, at, resolve(at).await) });
-        let mut found = Vec::new();
-        for (transport, at, answer) in join_all(resolved).await {
-            let before = self.addresses(transport, at);
-            let mut addresses = match answer {
-                Ok(answer) => choose(Vec::new(), vec![answer], &before),
-                Err(error) => {
-                    debug!(%error, "the addresses of who leads to the server stay as they were");
-                    Vec::new()
-                }
-            };
-            addresses.truncate(MOST);
-            let earlier: Vec<_> = before.into_iter().filter(|it| !addresses.contains(it)).collect();
-            addresses.extend(earlier);
-            addresses.truncate(KEPT);
-            found.push(Known { transport, at: at.clone(), addresses });
-        }
+        let answers = join_all(names.map(|(transport, at)| async move {
+            let answer = resolve(at).await.unwrap_or_else(|error| {
+                debug!(%error, "the addresses of who leads to the server stay as they were");
+                Vec::new()
+            });
+            (transport, at, answer)
+        }));
+        let answers = answers.await;
         if let Some(admission) = self.admission.get() {
             // What stands for others, too: a slow answer for an earlier configuration takes nothing back.
-            let known = self.known.borrow().clone();
-            let known = found.iter().chain(&known).flat_map(|it| it.addresses.iter().copied());
+            let before = self.known.borrow().clone();
+            let after = updated(before.clone(), &answers);
+            let known = after.iter().chain(&before).flat_map(|it| it.addresses.iter().copied());
             let mut admitted = Vec::new();
             for address in written_down(server).map(|(_, address)| address).chain(known) {
                 if !admitted.contains(&address) {
@@ -121,16 +126,59 @@ impl Detours {
             admit(admission, admitted).await;
         }
         self.known.send_if_modified(|known| {
-            let before = known.clone();
-            // Beside it another configuration's may be resolved.
-            let is_found = |it: &Known| {
-                found.iter().any(|new| (new.transport, &new.at) == (it.transport, &it.at))
-            };
-            known.retain(|it| !is_found(it));
-            known.splice(0..0, found.iter().cloned());
-            known.truncate(REMEMBERED);
-            *known != before
+            let after = updated(known.clone(), &answers);
+            let has_changed = after != *known;
+            *known = after;
+            has_changed
         });
+    }
+}
+
+/// What is known after these answers. Beside it another configuration's may be resolved.
+fn updated(
+    mut known: Vec<Known>,
+    answers: &[(Transport, &HostPort, Vec<SocketAddr>)],
+) -> Vec<Known> {
+    let mut after = Vec::new();
+    for (transport, at, answer) in answers {
+        let place = known.iter().position(|it| it.transport == *transport && it.at == **at);
+        let mut this = place.map_or_else(
+            || Known {
+                transport: *transport,
+                at: HostPort::clone(at),
+                addresses: Vec::new(),
+                worked: None,
+            },
+            |place| known.remove(place),
+        );
+        this.resolved(answer.clone());
+        after.push(this);
+    }
+    after.extend(known);
+    after.truncate(REMEMBERED);
+    after
+}
+
+impl Known {
+    fn resolved(&mut self, answer: Vec<SocketAddr>) {
+        let mut addresses = choose(Vec::new(), vec![answer], &self.addresses);
+        addresses.truncate(MOST);
+        self.addresses.retain(|it| !addresses.contains(it));
+        self.addresses.sort_by_key(|it| Some(*it) != self.worked);
+        addresses.append(&mut self.addresses);
+        addresses.truncate(KEPT);
+        self.addresses = addresses;
+    }
+
+    fn tried(&mut self, to: SocketAddr, works: bool) {
+        let Some(place) = self.addresses.iter().position(|it| *it == to) else { return };
+        if works {
+            self.worked = Some(to);
+        } else {
+            self.worked.take_if(|it| *it == to);
+            let failed = self.addresses.remove(place);
+            self.addresses.push(failed);
+        }
     }
 }
 
@@ -187,11 +235,37 @@ mod tests {
         let (local, detours) = (behind("localhost:3128"), Detours::new());
         let before = "192.0.2.8:3128".parse().unwrap();
         let at = local.proxy.as_ref().unwrap().at.clone();
-        let known = Known { transport: Transport::Proxy, at, addresses: vec![before] };
+        let addresses = vec![before];
+        let known = Known { transport: Transport::Proxy, at, addresses, worked: None };
         detours.known.send_replace(vec![known]);
         detours.resolve(&local).await;
         let known = detours.known(&local);
         assert!(known.len() > 1, "{known:?}");
         assert_eq!(known.last(), Some(&(Transport::Proxy, before)));
+    }
+
+    #[test]
+    fn addresses_that_failed_come_last_and_the_one_that_worked_stays() {
+        let numbered =
+            |from: u8| [0, 1, 2, 3].map(|at| SocketAddr::from(([192, 0, 2, from + at], 3128)));
+        let (local, detours, old) = (behind("proxy:3128"), Detours::new(), numbered(1));
+        let at = local.proxy.as_ref().unwrap().at.clone();
+        let answer = |addresses: &[SocketAddr]| {
+            detours.known.send_modify(|known| {
+                let answers = [(Transport::Proxy, &at, addresses.to_vec())];
+                *known = updated(std::mem::take(known), &answers);
+            });
+        };
+        let tried = |to, works| detours.tried(Transport::Proxy, &at, to, works);
+        let known = || detours.addresses(Transport::Proxy, &at);
+        answer(&old);
+        let [a, b, c, d] = old;
+        (tried(a, false), tried(c, false), tried(d, true));
+        assert_eq!(known(), [b, d, a, c]);
+        answer(&old);
+        assert_eq!(known(), [b, d, a, c], "the next answer changes nothing of that");
+        answer(&numbered(11));
+        assert_eq!(known()[..4], numbered(11));
+        assert_eq!(known()[4..], [d, b]);
     }
 }

@@ -1,20 +1,15 @@
 //! From a candidate to a stream of capsules: TCP, TLS 1.3, and a request for datagrams (RFC 9298 §3). A proxy is asked for
 //! the server's TCP port before (CONNECT, RFC 9110 §9.3.6).
 
-use std::{
-    error::Error as _,
-    io,
-    net::SocketAddr,
-    os::fd::AsFd,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{error::Error as _, io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
     Request, Response, StatusCode, Uri,
     client::conn::http1,
-    header::{CONNECTION, HOST, HeaderName, PROXY_AUTHORIZATION, UPGRADE as UPGRADE_HEADER},
+    header::{
+        CONNECTION, HOST, HeaderName, PROXY_AUTHORIZATION, RETRY_AFTER, UPGRADE as UPGRADE_HEADER,
+    },
 };
 use hyper_util::rt::TokioIo;
 use rustls::{
@@ -36,7 +31,6 @@ use super::{
     way::{Proxy, Way},
 };
 use crate::{
-    clock,
     config::HostPort,
     quic::tls::{self, TlsError},
 };
@@ -111,11 +105,11 @@ pub(super) async fn connect(socket: TcpSocket, to: SocketAddr, way: &Way) -> io:
         Way::Direct => (Box::new(stream), to.into()),
         Way::Proxy(proxy) => (through(proxy, stream).await?, proxy.server.clone()),
         Way::Relay(relay) => {
-            let tls = TlsConnector::from(relay.tls.clone());
-            let stream = tls.connect(name_of(&relay.name)?, stream).await?;
-            let stream = ask_for_datagrams(stream, "the relay", relay.target.clone()).await?;
+            let stream = relay.tls.connect(stream).await?;
+            let answer = ask_for_datagrams(stream, "the relay", relay.target.clone()).await;
+            relay.leader.patience.answered(&answer);
             limit.lift();
-            return Ok(stream);
+            return answer;
         }
     };
     let stream = wrap(stream, &server).await?;
@@ -146,15 +140,8 @@ async fn ask_for_datagrams<S: Io>(
 
 /// Has a proxy connect to the server.
 async fn through(proxy: &Proxy, stream: LimitedStream) -> io::Result<AnyIo> {
-    if !proxy.may_be_asked() {
-        let status = StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-        let reason = "; it is asked again later".into();
-        return Err(io::Error::other(Refused { whom: "the proxy".into(), status, reason }));
-    }
     let stream: AnyIo = match &proxy.tls {
-        Some((name, tls)) => {
-            Box::new(TlsConnector::from(tls.clone()).connect(name_of(name)?, stream).await?)
-        }
+        Some(tls) => Box::new(tls.connect(stream).await?),
         None => Box::new(stream),
     };
     let server = proxy.server.to_string();
@@ -162,7 +149,11 @@ async fn through(proxy: &Proxy, stream: LimitedStream) -> io::Result<AnyIo> {
     if let Some(credentials) = &proxy.credentials {
         request = request.header(PROXY_AUTHORIZATION, credentials);
     }
+    let patience = &proxy.leader.patience;
+    let turn = if proxy.credentials.is_some() { patience.turn().await? } else { None };
     let answer = ask(stream, "the proxy", request, |it| it.is_success()).await;
+    patience.answered(&answer);
+    drop(turn);
     let Stream { io, begun } = answer.map_err(|error| proxy.told(error))?;
     if !begun.is_empty() {
         // The server has said nothing, for it waits for our TLS.
@@ -173,17 +164,9 @@ async fn through(proxy: &Proxy, stream: LimitedStream) -> io::Result<AnyIo> {
 }
 
 impl Proxy {
-    fn may_be_asked(&self) -> bool {
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner).is_over(clock::now())
-    }
-
     /// The error of an answer, without the secret that it may repeat.
     fn told(&self, error: io::Error) -> io::Error {
         let text = error.to_string();
-        let refused = error.get_ref().and_then(|it| it.downcast_ref::<Refused>());
-        if refused.is_some_and(|it| it.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED) {
-            self.patience.lock().unwrap_or_else(PoisonError::into_inner).refused(clock::now());
-        }
         let secret = self.credentials.as_ref().and_then(|it| it.to_str().ok()?.split_once(' '));
         let Some((_, secret)) = secret else { return error };
         let plain = STANDARD.decode(secret).unwrap_or_default();
@@ -228,11 +211,19 @@ async fn ask(
 /// An answer that is not the one that was wanted.
 #[derive(Debug, thiserror::Error)]
 #[error("{whom} answered with HTTP status {status}{reason}")]
-struct Refused {
+pub(super) struct Refused {
     whom: String,
-    status: StatusCode,
+    pub(super) status: StatusCode,
     /// What follows, such as its own words behind a colon.
     reason: String,
+    /// How long it wants not to be asked.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Refused {
+    pub(super) fn new(whom: &str, status: StatusCode, reason: String) -> Self {
+        Self { whom: whom.into(), status, reason, retry_after: None }
+    }
 }
 
 /// The error of an answer that is not the one that was wanted. One that may be another in a moment is no
@@ -243,7 +234,12 @@ pub(super) fn refused<B>(whom: &str, response: &Response<B>) -> io::Error {
     let kind = if may_pass { io::ErrorKind::ConnectionAborted } else { io::ErrorKind::Other };
     let reason = REASONS.iter().find_map(|name| response.headers().get(name)?.to_str().ok());
     let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-    io::Error::new(kind, Refused { whom: whom.into(), status, reason })
+    // It may be a date as well, which nobody's clock has to agree with.
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
+    let mut refused = Refused::new(whom, status, reason);
+    refused.retry_after =
+        retry_after.and_then(|it| it.trim().parse().ok()).map(Duration::from_secs);
+    io::Error::new(kind, refused)
 }
 
 /// The connection ended in the middle of HTTP, or what came was not HTTP.
@@ -269,7 +265,7 @@ pub(crate) async fn wrap<S: Io>(stream: S, server: &HostPort) -> io::Result<TlsS
 }
 
 /// The name that a certificate is for. An address is named to nobody.
-fn name_of(host: &str) -> io::Result<ServerName<'static>> {
+pub(super) fn name_of(host: &str) -> io::Result<ServerName<'static>> {
     ServerName::try_from(host.to_owned()).map_err(io::Error::other)
 }
 

@@ -207,22 +207,45 @@ async fn a_fresh_handshake_takes_the_place_of_one_that_stalls_but_not_of_the_fir
     assert_eq!(open, [0, 4, 5]);
 }
 
-/// A way through a proxy with user and password, to a server that only the proxy knows.
-fn by_proxy() -> Way {
+/// A server that only a proxy knows, which wants user and password.
+fn behind_proxy() -> ServerPeer {
     let credentials = Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==".parse().unwrap());
     let at = "192.0.2.8:3128".parse().unwrap();
-    let server = ServerPeer {
+    ServerPeer {
         name: "vpn".into(),
         addresses: vec!["vpn.example.net:4433".parse().unwrap()],
         tcp_port: Some(443),
         relay: None,
         proxy: Some(Box::new(Proxy { at, tls: false, credentials })),
         public_key: PrivateKey::generate().unwrap().public_key(),
-    };
-    let ways = Ways::new(&server, Arc::new(Detours::new()));
+    }
+}
+
+/// The way there.
+fn by_proxy() -> Way {
+    let ways = Ways::new(&behind_proxy(), Arc::new(Detours::new()), None);
     let over = |address: &str| ways.over(Transport::Proxy, address.parse().unwrap());
     assert!(over("192.0.2.9:3128").is_none(), "the password is not for everybody");
     over("192.0.2.8:3128").unwrap()
+}
+
+#[test]
+fn a_reload_asks_a_proxy_at_once_if_something_of_it_has_changed() {
+    let (server, detours) = (behind_proxy(), Arc::new(Detours::new()));
+    let before = Ways::new(&server, detours.clone(), None);
+    let is_kept = |change: fn(&mut ServerPeer)| {
+        let mut server = server.clone();
+        change(&mut server);
+        let after = Ways::new(&server, detours.clone(), Some(&before));
+        let over = |ways: &Ways| ways.over(Transport::Proxy, "192.0.2.8:3128".parse().unwrap());
+        match (over(&before), over(&after)) {
+            (Some(Way::Proxy(before)), Some(Way::Proxy(after))) => Arc::ptr_eq(&before, &after),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(is_kept(|server| server.addresses.push("192.0.2.1:4433".parse().unwrap())));
+    assert!(!is_kept(|server| server.tcp_port = Some(8443)));
+    assert!(!is_kept(|server| server.proxy.as_mut().unwrap().credentials = None));
 }
 
 /// A proxy that gives every request this answer, followed by `more` again and again.
@@ -413,4 +436,45 @@ async fn a_password_that_is_refused_is_not_sent_again_soon() {
         error.ends_with("407 Proxy Authentication Required; it is asked again later"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn of_many_attempts_at_the_same_time_one_sends_the_password() {
+    let (listener, candidate) = listen().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let serve = async move {
+        let mut streams = tokio::task::JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
+            streams.spawn(async move {
+                // Whoever gives up has asked nothing.
+                while stream.read_u8().await.is_ok_and(|byte| byte != b'\n') {}
+                if stream.read_u8().await.is_ok() {
+                    count.fetch_add(1, Relaxed);
+                    time::sleep(Duration::from_millis(100)).await;
+                    let refuse = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+                    let _ = stream.write_all(refuse).await;
+                }
+            });
+        }
+    };
+    let _proxy = Task::spawn("proxy", serve);
+    let way = by_proxy();
+    let attempts = (0..4).map(|_| failure_by(way.clone(), candidate.clone()));
+    for error in futures_util::future::join_all(attempts).await {
+        assert!(error.to_string().contains("407 Proxy Authentication Required"), "{error}");
+    }
+    assert_eq!(asked.load(Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_proxy_that_wants_to_be_left_alone_is() {
+    let busy = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 60\r\n\r\n";
+    let (way, (_busy, candidate)) = (by_proxy(), proxy(busy, b"").await);
+    let error = failure_by(way.clone(), candidate.clone()).await;
+    assert!(error.is_of_one_handshake(), "{error}");
+    let error = failure_by(way, candidate).await;
+    assert!(error.to_string().ends_with("503 Service Unavailable; it is asked again later"));
+    assert!(!error.is_of_one_handshake(), "{error}");
 }

@@ -1,27 +1,24 @@
 //! Who is at the other end of a TCP connection: the server, or somebody who leads there.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use hyper::{Uri, header::HeaderValue};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::{sync::OnceCell, task::spawn_blocking};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::warn;
 
-use super::connect::ALPN;
+use super::{
+    connect::{ALPN, name_of},
+    patience::Patience,
+    stream::Io,
+};
 use crate::{
     config::{self, HostPort, ServerPeer},
     link::candidate::Transport,
     path::servers::Detours,
     quic::tls,
 };
-
-/// How long a proxy is not asked after it refused user and password for the first time, and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(60);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Who is at the other end of a TCP connection.
 #[derive(Clone, Debug)]
@@ -37,105 +34,145 @@ pub(crate) enum Way {
 /// An HTTP proxy, and what it is asked for.
 #[derive(Debug)]
 pub(crate) struct Proxy {
+    pub(super) leader: Leader,
     /// The server's TCP port. The proxy looks up the name, for the network may know no names of the world outside.
     pub(super) server: HostPort,
-    /// The proxy's own name, and who vouches for it; without, it is asked in the clear.
-    pub(super) tls: Option<(String, Arc<ClientConfig>)>,
+    /// Without, it is asked in the clear.
+    pub(super) tls: Option<PublicTls>,
     pub(super) credentials: Option<HeaderValue>,
-    pub(super) patience: Mutex<Patience>,
 }
 
 /// A CONNECT-UDP relay, and what it is asked for.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    pub(super) leader: Leader,
     /// The server's UDP port, as the relay's template says it. The relay looks up the name.
     pub(super) target: Uri,
-    /// Its own name, and who vouches for it.
-    pub(super) name: String,
-    pub(super) tls: Arc<ClientConfig>,
+    pub(super) tls: PublicTls,
+}
+
+/// Somebody who leads to the server.
+#[derive(Debug)]
+pub(super) struct Leader {
+    transport: Transport,
+    at: HostPort,
+    detours: Arc<Detours>,
+    pub(super) patience: Patience,
+}
+
+impl Leader {
+    fn new(transport: Transport, at: &HostPort, detours: &Arc<Detours>) -> Self {
+        let patience = Patience::with(transport);
+        Self { transport, at: at.clone(), detours: detours.clone(), patience }
+    }
+}
+
+impl Way {
+    fn leader(&self) -> Option<&Leader> {
+        match self {
+            Self::Direct => None,
+            Self::Proxy(proxy) => Some(&proxy.leader),
+            Self::Relay(relay) => Some(&relay.leader),
+        }
+    }
+
+    /// An error while whoever leads there is not to be asked.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.leader().map_or(Ok(()), |leader| leader.patience.check())
+    }
+
+    /// Whether a connection to this address led there.
+    pub(super) fn tried(&self, to: SocketAddr, works: bool) {
+        if let Some(Leader { transport, at, detours, .. }) = self.leader() {
+            detours.tried(*transport, at, to, works);
+        }
+    }
 }
 
 /// The ways of one tunnel.
 #[derive(Debug)]
 pub(crate) struct Ways {
-    proxy: Option<(HostPort, Arc<Proxy>)>,
-    relay: Option<(HostPort, Arc<Relay>)>,
+    /// What they were made for.
+    server: ServerPeer,
+    proxy: Option<Arc<Proxy>>,
+    relay: Option<Arc<Relay>>,
     detours: Arc<Detours>,
 }
 
 impl Ways {
-    /// Those of a configuration; `detours` knows where they are. One that cannot be is told and left out.
-    pub(crate) fn new(server: &ServerPeer, detours: Arc<Detours>) -> Self {
-        let told = |error: io::Error| warn!(%error, "no way through others");
-        let proxy = proxy(server).map_err(told).ok().flatten();
-        let relay = relay(server).map_err(told).ok().flatten();
-        Self { proxy, relay, detours }
+    /// Those of a configuration; `detours` knows where they are. One that cannot be is told and left out. Those that
+    /// were in use `before` and have not changed stay, and with them what their ends asked for.
+    pub(crate) fn new(server: &ServerPeer, detours: Arc<Detours>, before: Option<&Self>) -> Self {
+        let before = before.filter(|before| {
+            let of = |it: &ServerPeer| (it.addresses.first().cloned(), it.tcp_port);
+            of(&before.server) == of(server)
+        });
+        let kept = before.filter(|it| it.server.proxy == server.proxy).map(|it| it.proxy.clone());
+        let proxy = kept.unwrap_or_else(|| proxy(server, &detours));
+        let kept = before.filter(|it| it.server.relay == server.relay).map(|it| it.relay.clone());
+        let relay = kept.unwrap_or_else(|| {
+            let told = |error: io::Error| warn!(%error, "no way through a relay");
+            relay(server, &detours).map_err(told).ok().flatten()
+        });
+        Self { server: server.clone(), proxy, relay, detours }
     }
 
     /// The way over a detour, if that is at this address: nobody gets what is meant for another.
     pub(crate) fn over(&self, transport: Transport, address: SocketAddr) -> Option<Way> {
-        let is_there = |at| self.detours.addresses(transport, at).contains(&address);
-        match transport {
-            Transport::Udp | Transport::Tcp => None,
-            Transport::Proxy => {
-                let found = self.proxy.as_ref().filter(|(at, _)| is_there(at));
-                found.map(|(_, proxy)| Way::Proxy(proxy.clone()))
-            }
-            Transport::Relay => {
-                let found = self.relay.as_ref().filter(|(at, _)| is_there(at));
-                found.map(|(_, relay)| Way::Relay(relay.clone()))
-            }
-        }
+        let way = match transport {
+            Transport::Udp | Transport::Tcp => return None,
+            Transport::Proxy => Way::Proxy(self.proxy.clone()?),
+            Transport::Relay => Way::Relay(self.relay.clone()?),
+        };
+        let at = &way.leader()?.at;
+        self.detours.addresses(transport, at).contains(&address).then_some(way)
     }
 }
 
-fn proxy(server: &ServerPeer) -> io::Result<Option<(HostPort, Arc<Proxy>)>> {
+fn proxy(server: &ServerPeer, detours: &Arc<Detours>) -> Option<Arc<Proxy>> {
     let ServerPeer { addresses, tcp_port, proxy, .. } = server;
-    let (Some(proxy), Some(first), Some(port)) = (proxy, addresses.first(), tcp_port) else {
-        return Ok(None);
-    };
-    let config::Proxy { at, tls, credentials } = &**proxy;
-    let tls = tls.then(public).transpose()?.map(|tls| (at.host.clone(), tls));
-    let server = HostPort { host: first.host.clone(), port: *port };
-    let (credentials, patience) = (credentials.clone(), Mutex::default());
-    Ok(Some((at.clone(), Arc::new(Proxy { server, tls, credentials, patience }))))
+    let config::Proxy { at, tls, credentials } = &**proxy.as_ref()?;
+    let server = HostPort { host: addresses.first()?.host.clone(), port: (*tcp_port)? };
+    let tls = tls.then(|| PublicTls::new(&at.host, &[]));
+    let (leader, credentials) = (Leader::new(Transport::Proxy, at, detours), credentials.clone());
+    Some(Arc::new(Proxy { leader, server, tls, credentials }))
 }
 
-fn relay(server: &ServerPeer) -> io::Result<Option<(HostPort, Arc<Relay>)>> {
+fn relay(server: &ServerPeer, detours: &Arc<Detours>) -> io::Result<Option<Arc<Relay>>> {
     let (Some(relay), Some(first)) = (&server.relay, server.addresses.first()) else {
         return Ok(None);
     };
-    let mut tls = ClientConfig::clone(&*public()?);
-    tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
     let target = relay.uri(first).ok_or(io::ErrorKind::InvalidInput)?;
-    let name = relay.at.host.clone();
-    Ok(Some((relay.at.clone(), Arc::new(Relay { target, name, tls: tls.into() }))))
+    let tls = PublicTls::new(&relay.at.host, &ALPN);
+    let leader = Leader::new(Transport::Relay, &relay.at, detours);
+    Ok(Some(Arc::new(Relay { leader, target, tls })))
 }
 
-/// How long a proxy is not asked that refused user and password: a directory locks an account after a few times.
-#[derive(Debug, Default)]
-pub(super) struct Patience {
-    refusals: u32,
-    until: Option<Instant>,
-}
-
-impl Patience {
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until <= now)
-    }
-
-    pub(super) fn refused(&mut self, now: Instant) {
-        if self.is_over(now) {
-            let pause = FIRST_PAUSE * (1 << self.refusals.min(6));
-            self.until = Some(now + pause.min(LONGEST_PAUSE));
-            self.refusals += 1;
-        }
-    }
-}
-
-/// TLS with those for whom this host's certificate authorities vouch, as its administrator and distribution say: a
+/// TLS with somebody for whom this host's certificate authorities vouch, as its administrator and distribution say: a
 /// company's proxy has a certificate of the company's own.
-fn public() -> io::Result<Arc<ClientConfig>> {
+#[derive(Debug)]
+pub(super) struct PublicTls {
+    name: String,
+    alpn: &'static [&'static [u8]],
+    /// What the authorities' files say, some hundred kilobytes: they are read when somebody is first asked.
+    config: OnceCell<Arc<ClientConfig>>,
+}
+
+impl PublicTls {
+    fn new(name: &str, alpn: &'static [&'static [u8]]) -> Self {
+        Self { name: name.to_owned(), alpn, config: OnceCell::new() }
+    }
+
+    pub(super) async fn connect<S: Io>(&self, stream: S) -> io::Result<TlsStream<S>> {
+        let alpn = self.alpn;
+        let read = async || spawn_blocking(move || public(alpn)).await.map_err(io::Error::other)?;
+        let config = self.config.get_or_try_init(read).await?;
+        TlsConnector::from(config.clone()).connect(name_of(&self.name)?, stream).await
+    }
+}
+
+/// Reads files, and must not be called where others wait.
+fn public(alpn: &[&[u8]]) -> io::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     let (added, _) = roots.add_parsable_certificates(found.certs);
@@ -143,11 +180,12 @@ fn public() -> io::Result<Arc<ClientConfig>> {
         let reason = found.errors.first().map_or_else(|| "none found".into(), ToString::to_string);
         return Err(io::Error::other(format!("certificate authorities of this host: {reason}")));
     }
-    let config = ClientConfig::builder_with_provider(tls::provider().into())
+    let mut config = ClientConfig::builder_with_provider(tls::provider().into())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|it| it.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
@@ -157,7 +195,13 @@ impl Way {
     pub(crate) fn unproven(target: &str, alpn: &[u8]) -> Self {
         let mut tls = super::connect::client().unwrap();
         tls.alpn_protocols = vec![alpn.to_vec()];
-        let (target, name) = (target.parse().unwrap(), "localhost".into());
-        Self::Relay(Arc::new(Relay { target, name, tls: tls.into() }))
+        let config = OnceCell::new_with(Some(tls.into()));
+        let tls = PublicTls { config, ..PublicTls::new("localhost", &[]) };
+        let leader = Leader::new(
+            Transport::Relay,
+            &"localhost:443".parse().unwrap(),
+            &Arc::new(Detours::new()),
+        );
+        Self::Relay(Arc::new(Relay { leader, target: target.parse().unwrap(), tls }))
     }
 }
