@@ -48,7 +48,7 @@ pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};
 pub(crate) use problem::Problem;
 pub use problem::{ConfigErrors, Origin};
-pub(crate) use proxy::Proxy;
+pub(crate) use proxy::{Proxy, unusable as unusable_proxy};
 pub(crate) use relay::Relay;
 pub(crate) use server::misplaced;
 
@@ -157,6 +157,17 @@ impl Config {
         match self {
             Self::Client(client) => &client.log,
             Self::Server(server) => &server.log,
+        }
+    }
+
+    /// What to say of a proxy of this process's environment that cannot be used.
+    pub(crate) fn unusable_proxy(&self) -> Option<String> {
+        match self {
+            Self::Client(client) => client
+                .servers
+                .iter()
+                .find_map(|server| unusable_proxy(server, process_environment())),
+            Self::Server(_) => None,
         }
     }
 }

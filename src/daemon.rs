@@ -15,7 +15,7 @@ use std::{convert::Infallible, io, path::PathBuf};
 
 use anyhow::Context as _;
 use nix::sys::prctl;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use self::logging::LogHandle;
 use crate::{
@@ -48,6 +48,9 @@ impl Daemon {
             key = %config.private_key().public_key(),
             "{SOFTWARE} starting"
         );
+        if let Some(said) = config.unusable_proxy() {
+            warn!("{said}");
+        }
         let instance = Instance::of_file(&file);
         let record = Record::open(&instance)?;
         Ok((Self { file, log, instance, record }, config))

@@ -196,6 +196,32 @@ fn check_prints_the_effective_configuration_and_the_public_key() {
 }
 
 #[test]
+fn check_tells_of_a_proxy_in_the_environment_that_cannot_be_used() {
+    let directory = directory();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/valid/client-least.toml");
+    let text = fs::read_to_string(data).unwrap();
+    let text = text.replace("[server]\n", "[server]\ntcp-port = 443\n");
+    write(&directory, "home.toml", &text, 0o644);
+    let checked = |proxy: &str| {
+        let mut command = command(directory.path());
+        Ended::from(
+            command.args(["check", "home.toml"]).env("HTTPS_PROXY", proxy).output().unwrap(),
+        )
+    };
+    let ended = checked("socks5://laptop:secret@192.0.2.8:1080");
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    assert!(
+        ended.stdout.contains("\n# HTTPS_PROXY of the environment is not used: "),
+        "{}",
+        ended.stdout
+    );
+    assert!(!ended.stdout.contains("secret"), "{}", ended.stdout);
+    let ended = checked("http://192.0.2.8:3128");
+    assert!(!ended.stdout.contains("# HTTPS_PROXY"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("proxy = \"http://192.0.2.8:3128\""), "{}", ended.stdout);
+}
+
+#[test]
 fn check_lists_every_problem_on_a_line_of_its_own() {
     let directory = directory();
     copy(&directory, "invalid/duplicate-peers.toml");

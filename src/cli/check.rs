@@ -14,6 +14,9 @@ pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "# {}: no problems; with every default it reads:", file.display())?;
     writeln!(stdout, "# this host's public key: {}", loaded.config.private_key().public_key())?;
+    if let Some(said) = loaded.config.unusable_proxy() {
+        writeln!(stdout, "# {said}")?;
+    }
     write!(stdout, "\n{toml}")?;
     Ok(())
 }

@@ -5,7 +5,13 @@ use std::path::Path;
 use hyper::{Uri, header::HeaderValue};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
-use super::{HostPort, check::keep_secret, keys, problem::Problems, raw::ProxyUrl};
+use super::{
+    HostPort, ServerPeer,
+    check::keep_secret,
+    keys::{self, PROXY},
+    problem::Problems,
+    raw::ProxyUrl,
+};
 
 /// An HTTP proxy. User and password are shown nowhere, [`Debug`] included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +27,8 @@ pub struct Proxy {
 /// What the environment says of proxies to all programs, as curl(1) reads it.
 #[derive(Default)]
 pub(super) struct Outside {
-    /// `HTTPS_PROXY`.
-    proxy: String,
+    /// `HTTPS_PROXY`, by the name that it has.
+    proxy: Option<(&'static str, String)>,
     /// `NO_PROXY`.
     no_proxy: String,
     /// Whether the environment replaces the file's proxy.
@@ -31,26 +37,58 @@ pub(super) struct Outside {
 
 impl Outside {
     pub(super) fn of(environment: &[(String, String)]) -> Self {
-        let value = |names: [&str; 2]| {
-            let of = |name| environment.iter().find(|(it, value)| it == name && !value.is_empty());
-            names.into_iter().find_map(of).map(|(_, value)| value.clone())
+        let value = |names: [&'static str; 2]| {
+            names.into_iter().find_map(|name| {
+                let of = |(it, value): &&(String, String)| it == name && !value.is_empty();
+                environment.iter().find(of).map(|(_, value)| (name, value.clone()))
+            })
         };
+        let no_proxy = value(["no_proxy", "NO_PROXY"]).map(|(_, value)| value).unwrap_or_default();
+        // curl(1) takes blanks for commas. A dot at the end says that a name is whole.
+        let no_proxy = no_proxy
+            .split(|at: char| at == ',' || at.is_whitespace())
+            .map(|name| name.trim_end_matches('.'))
+            .collect::<Vec<_>>();
         Self {
-            proxy: value(["https_proxy", "HTTPS_PROXY"]).unwrap_or_default(),
-            // curl(1) takes blanks for commas.
-            no_proxy: value(["no_proxy", "NO_PROXY"])
-                .unwrap_or_default()
-                .replace(char::is_whitespace, ","),
+            proxy: value(["https_proxy", "HTTPS_PROXY"]),
+            no_proxy: no_proxy.join(","),
             overrides: value(["ROAMD_SERVER__PROXY"; 2]).is_some(),
         }
     }
 
-    /// The environment's proxy for a server.
-    fn proxy(&self, server: &HostPort) -> Option<&str> {
-        let is_all = self.no_proxy.split(',').any(|it| it.trim() == "*");
-        let is_for_us = !self.proxy.is_empty() && !is_all;
-        (is_for_us && parse(&self.proxy, &self.no_proxy, server).is_some()).then_some(&self.proxy)
+    /// The environment's proxy for a server with these addresses.
+    fn proxy(&self, servers: &[HostPort]) -> Option<&str> {
+        let (_, url) = self.proxy.as_ref().filter(|_| !self.excepts(servers))?;
+        is_proxy(url).then_some(url)
     }
+
+    /// Whether the server is reached without, by whichever of its addresses.
+    fn excepts(&self, servers: &[HostPort]) -> bool {
+        const ANY: &str = "http://proxy";
+        self.no_proxy.split(',').any(|it| it == "*")
+            || servers.iter().any(|server| parse(ANY, &self.no_proxy, server).is_none())
+    }
+}
+
+/// Whether a URL is one of an HTTP proxy.
+fn is_proxy(url: &str) -> bool {
+    let anybody = HostPort { host: "localhost".into(), port: 443 };
+    parse(url, "", &anybody).is_some()
+}
+
+/// What to say of the environment's proxy if that would be used for this server and cannot be; never its URL, which may
+/// hold a password.
+pub(crate) fn unusable(
+    server: &ServerPeer,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Option<String> {
+    let outside = Outside::of(&environment.into_iter().collect::<Vec<_>>());
+    let is_wanted = server.tcp_port.is_some() && server.proxy.is_none();
+    let (name, url) = outside.proxy.as_ref().filter(|_| is_wanted)?;
+    let is_unusable = !outside.excepts(&server.addresses) && !is_proxy(url);
+    is_unusable.then(|| {
+        format!("{name} of the environment is not used: it must be {}", keys::accepted(PROXY))
+    })
 }
 
 /// The proxy that leads to the server's TCP port. Without that port there is nothing that it could lead to. `section` is
@@ -66,7 +104,7 @@ pub(super) fn of(
 ) -> Option<Proxy> {
     let server = servers.first()?;
     let Some(url) = written else {
-        let url = outside.proxy(server).filter(|_| tcp_port.is_some())?;
+        let url = outside.proxy(servers).filter(|_| tcp_port.is_some())?;
         *written = Some(ProxyUrl(url.to_owned().into()));
         return parse(url, "", server);
     };
@@ -93,6 +131,8 @@ fn parse(url: &str, no_proxy: &str, server: &HostPort) -> Option<Proxy> {
         return None;
     }
     let matcher = Matcher::builder().https(url.to_owned()).no(no_proxy.to_owned()).build();
+    let HostPort { host, port } = server;
+    let server = HostPort { host: host.trim_end_matches('.').to_owned(), port: *port };
     let server = format!("https://{server}/").parse::<Uri>().ok()?;
     let found = matcher.intercept(&server)?;
     let uri = found.uri();
@@ -165,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_environment_names_a_proxy_and_who_is_reached_without() {
-        let server = "vpn.example.net:4433".parse().unwrap();
+        let server = ["vpn.example.net:4433".parse().unwrap()];
         let outside = |variables: &[(&str, &str)]| {
             let own = |(name, value): &(&str, &str)| (String::from(*name), String::from(*value));
             Outside::of(&variables.iter().map(own).collect::<Vec<_>>())
@@ -175,15 +215,54 @@ mod tests {
             assert_eq!(outside(&[(variable, url)]).proxy(&server), Some(url));
         }
         assert_eq!(outside(&[("HTTP_PROXY", url)]).proxy(&server), None);
-        for none in ["*", "example.net", "localhost, .example.net", "localhost example.net"] {
+        for none in [
+            "*",
+            "example.net",
+            "example.net.",
+            "localhost, .example.net",
+            "localhost example.net",
+            "localhost .example.net.",
+        ] {
             let outside = outside(&[("HTTPS_PROXY", url), ("NO_PROXY", none)]);
             assert_eq!(outside.proxy(&server), None, "{none}");
         }
-        let address = "192.0.2.1:4433".parse().unwrap();
+        let address = ["192.0.2.1:4433".parse().unwrap()];
         for (none, is_used) in [("192.0.2.0/24", false), ("*", false), ("example.net", true)] {
             let outside = outside(&[("https_proxy", url), ("no_proxy", none)]);
             assert_eq!(outside.proxy(&address).is_some(), is_used, "{none}");
         }
+        let whole = ["vpn.example.net.:4433".parse().unwrap()];
+        let all = [whole.to_vec(), address.to_vec()].concat();
+        for none in ["vpn.example.net", "192.0.2.0/24", "other,192.0.2.1"] {
+            let outside = outside(&[("https_proxy", url), ("no_proxy", none)]);
+            assert_eq!(outside.proxy(&all), None, "{none}: one of its addresses is enough");
+        }
+    }
+
+    #[test]
+    fn a_proxy_of_the_environment_that_cannot_be_used_is_told_by_its_name() {
+        let server = |tcp_port| ServerPeer {
+            name: "vpn".into(),
+            addresses: vec!["vpn.example.net:4433".parse().unwrap()],
+            tcp_port,
+            relay: None,
+            proxy: None,
+            public_key: crate::identity::PrivateKey::generate().unwrap().public_key(),
+        };
+        let said = |port, name: &str, url: &str, none: &str| {
+            let variables = [(name, url), ("NO_PROXY", none)];
+            unusable(&server(port), variables.map(|(name, value)| (name.into(), value.into())))
+        };
+        let bad = "socks5://laptop:secret@proxy:1080";
+        for name in ["HTTPS_PROXY", "https_proxy"] {
+            let said = said(Some(443), name, bad, "").unwrap();
+            assert!(said.starts_with(&format!("{name} of the environment is not used")), "{said}");
+            assert!(!said.contains("secret"), "{said}");
+        }
+        assert_eq!(said(Some(443), "HTTPS_PROXY", bad, "example.net"), None);
+        assert_eq!(said(None, "HTTPS_PROXY", bad, ""), None);
+        assert_eq!(said(Some(443), "HTTPS_PROXY", "http://proxy:3128", ""), None);
+        assert_eq!(said(Some(443), "HTTP_PROXY", bad, ""), None);
     }
 
     #[test]
