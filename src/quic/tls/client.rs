@@ -6,7 +6,7 @@
 //!
 //! A session that is resumed proves no private key again. With a sealed ticket it proves that somebody has the keys of
 //! the fleet's tickets, or is the server that gave it. Tickets are therefore used for a day at most after the full
-//! handshake that they go back to, however often sessions were resumed since.
+//! handshake that they go back to, however often sessions were resumed since. Time asleep does not count.
 
 use std::{
     collections::HashMap,
@@ -154,7 +154,7 @@ struct Expected {
 #[derive(Debug)]
 struct Ticket {
     from: PublicKey,
-    /// When the full handshake began that it goes back to.
+    /// When the full handshake was that it goes back to.
     proved: Instant,
     is_sealed: bool,
     value: Tls13ClientSessionValue,
@@ -171,9 +171,11 @@ impl Known {
 
     /// Expects this `key` of the server that rustls calls `name`, until what this returns is dropped.
     fn expect(&self, name: &str, key: PublicKey) -> WrongServerKey {
-        let wrong = WrongServerKey::default();
+        let mut state = self.state();
+        let there = state.expected.get(name).and_then(|expected| expected.wrong.upgrade());
+        let wrong = there.unwrap_or_default();
         let expected = Expected { key, wrong: Arc::downgrade(&wrong) };
-        self.state().expected.insert(name.to_ascii_lowercase(), expected);
+        state.expected.insert(name.to_owned(), expected);
         wrong
     }
 }
@@ -225,7 +227,7 @@ struct Tickets {
 #[derive(Debug)]
 enum Resumes {
     Never,
-    /// One connection does. This is when the full handshake began that its ticket goes back to.
+    /// One connection does. This is when the full handshake was that its ticket goes back to.
     Once(Mutex<Option<Instant>>),
 }
 
@@ -295,7 +297,7 @@ impl ServerCertVerifier for Known {
         let shown = public_key(end_entity)
             .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
         let state = self.state();
-        let Some(expected) = state.expected.get(&name.to_str().to_ascii_lowercase()) else {
+        let Some(expected) = state.expected.get(&*name.to_str()) else {
             return Err(refused);
         };
         if shown == expected.key {

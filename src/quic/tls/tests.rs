@@ -342,6 +342,15 @@ fn a_client_forgets_the_tickets_of_a_server_that_it_has_no_more() {
 }
 
 #[test]
+fn a_server_is_expected_for_as_long_as_anything_of_it_is_kept() {
+    let fleet = Fleet::new();
+    drop(fleet.client.with(fleet.keys[0].public_key(), TUNNEL).unwrap());
+    assert_eq!(fleet.meet(0), FULL);
+    drop(fleet.client.with(fleet.keys[0].public_key(), TUNNEL).unwrap());
+    assert_eq!(fleet.meet(0), RESUMED_EARLY);
+}
+
+#[test]
 fn each_of_a_clients_servers_proves_its_own_key() {
     let fleet = Fleet::new();
     let server: Arc<rustls::ServerConfig> = fleet.servers[1].rustls().unwrap().into();
