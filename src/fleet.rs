@@ -5,6 +5,7 @@
 //!             │                       └─▶ cache: a file, for a start without etcd
 //!             ├──▶ admin: roamd peer --directory
 //!             └──▶ tickets: the keys of tickets that every server opens
+//!  sessions ─▶ keeper ─▶ tenure: who has whose session ─▶ routes, closing
 //! ```
 //!
 //! Nothing here is on the datapath, and nothing waits for etcd that a client waits for.
@@ -19,6 +20,8 @@ mod cache;
 pub(crate) mod directory;
 #[cfg(feature = "etcd")]
 pub(crate) mod etcd;
+#[cfg(feature = "etcd")]
+pub(crate) mod keeper;
 #[cfg(feature = "etcd")]
 pub(crate) mod record;
 #[cfg(feature = "etcd")]

@@ -12,6 +12,7 @@ mod drain;
 pub(crate) mod fallback;
 pub(crate) mod gate;
 pub(crate) mod handshake;
+mod holding;
 mod offer;
 pub(crate) mod peers;
 mod reload;
@@ -46,6 +47,8 @@ use self::{
     streams::Streams,
     tcp::{Port, Visitors},
 };
+#[cfg(feature = "etcd")]
+use crate::fleet::keeper::Keeper;
 use crate::{
     clock,
     config::ServerConfig,
@@ -91,6 +94,9 @@ pub(crate) struct Server {
     left_out: watch::Receiver<Vec<LeftOut>>,
     /// The addresses that this host has routes to, if it is to have such.
     held: Option<Held>,
+    /// Where several servers share their peers: which of them has whose session.
+    #[cfg(feature = "etcd")]
+    keeper: Option<Keeper>,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
     drain: Drain,
@@ -180,6 +186,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         never = apart(systemd::watchdog(&heart)) => match never {},
         never = apart(beat(&heart, &endpoint)) => match never {},
         never = apart(interface.keep(monitor.hints())) => match never {},
+        never = apart(server.keep_claims()) => match never {},
         never = apart(routes.run(monitor.hints())), if server.held.is_some() => match never {},
         deleted = apart(interface::deleted(index, monitor.hints())) => {
             deleted?;
@@ -217,6 +224,11 @@ impl Server {
         left_out: watch::Receiver<Vec<LeftOut>>,
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let held = config.tun.peer_routes.then(Held::default);
+        #[cfg(feature = "etcd")]
+        let keeper = config
+            .directory
+            .as_ref()
+            .map(|it| Keeper::new(config.private_key.public_key(), &it.name));
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let (private_key, interface) = (private_key.clone(), tun.name.clone());
         let (mtu, quic) = (tun.mtu, quic.clone());
@@ -242,6 +254,8 @@ impl Server {
             interface,
             left_out,
             held,
+            #[cfg(feature = "etcd")]
+            keeper,
             socket,
             handshakes: HandshakeLimiter::default(),
             drain: Drain::default(),

@@ -20,6 +20,7 @@ const PURE: &[&str] = &[
     "client::offer",
     "client::plan",
     "fleet::record",
+    "fleet::tenure",
     "path::forgotten",
     "path::manager",
     "path::preference",

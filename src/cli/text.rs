@@ -207,6 +207,9 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         }
     }
     for peer in &server.peers {
+        if let Some(holder) = peer.holder.as_ref().filter(|it| !it.here) {
+            writeln!(f, "{}: at the server {}", peer.name, holder.server)?;
+        }
         if let Some(rival) = peer.rival {
             let name = &peer.name;
             writeln!(

@@ -287,7 +287,7 @@ impl Default for RawServerTun {
             dns: Some(Vec::new()),
             search_domains: Some(Vec::new()),
             nat: Some(false),
-            peer_routes: Some(false),
+            peer_routes: None,
         }
     }
 }

@@ -33,7 +33,9 @@ pub(super) fn build(
     if let Some(key) = &private_key {
         taken.keys.claim(key.public_key(), "this server itself", problems);
     }
-    let tun = tun(raw.tun.get_or_insert_default(), &mut taken, problems);
+    let raw_tun = raw.tun.get_or_insert_default();
+    raw_tun.peer_routes.get_or_insert(raw.directory.is_some());
+    let tun = tun(raw_tun, &mut taken, problems);
     let peers = peers(raw.peer.get_or_insert_default(), &mut taken, problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());

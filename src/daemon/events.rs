@@ -112,6 +112,13 @@ pub(crate) enum Event {
     Draining(DrainingStatus),
     /// Server: it serves on after all.
     DrainCancelled,
+    /// Server: a peer that had a session here has one at another server.
+    PeerMoved {
+        /// Its name.
+        peer: String,
+        /// What the other server is called.
+        server: Foreign,
+    },
     /// The configuration was read again.
     Reloaded {
         /// Keys whose change takes a restart.
@@ -180,6 +187,7 @@ impl Event {
             }
             Self::Draining(draining) => draining.to_string(),
             Self::DrainCancelled => "draining was cancelled".into(),
+            Self::PeerMoved { peer, server } => format!("{peer} moved to the server {server}"),
             Self::Reloaded { restart_needed } if restart_needed.is_empty() => {
                 "configuration reloaded".into()
             }

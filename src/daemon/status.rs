@@ -466,12 +466,27 @@ pub(crate) struct PeerStatus {
     /// Where another machine with its key was seen lately; it has no session because a newer one does.
     #[serde(default)]
     pub rival: Option<IpAddr>,
+    /// Which of several servers has its session; none if that is not known, or nobody has it.
+    #[serde(default)]
+    pub holder: Option<HolderStatus>,
     /// Bytes that wait to be sent to it.
     pub queued_bytes: usize,
     /// How long the last packet that was sent had waited, in milliseconds.
     pub queue_delay: f64,
     /// Its datapath, as seen from the server.
     pub traffic: Snapshot,
+}
+
+/// Which of several servers has a peer's session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct HolderStatus {
+    /// What the server is called.
+    pub server: Foreign,
+    /// Grows from server to server.
+    pub epoch: u64,
+    /// Whether it is this one.
+    pub here: bool,
 }
 
 /// A session and the connection that carries it.

@@ -262,7 +262,6 @@ impl Store {
     }
 
     /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tenure of sessions needs it"))]
     pub(crate) async fn lease(&self, lasts: Duration) -> Result<Lease, StoreError> {
         let seconds = lasts.as_secs().max(1);
         let asked = clock::now();
@@ -507,7 +506,6 @@ pub(crate) struct Lease {
     renewing: Task,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the tenure of sessions needs it"))]
 impl Lease {
     /// Its number, for [`Write::Put`].
     pub(crate) fn id(&self) -> i64 {
@@ -526,6 +524,7 @@ impl Lease {
     }
 
     /// Ends it, and deletes the keys that were put with it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a lease that is not renewed lapses"))]
     pub(crate) async fn revoke(self) -> Result<(), StoreError> {
         drop(self.renewing);
         let id = self.id;

@@ -19,6 +19,7 @@
 mod tests;
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     net::IpAddr,
     time::{Duration, Instant},
@@ -90,7 +91,7 @@ pub(crate) enum Event {
     Changed { peer: PublicKey, revision: i64, known: Option<Known> },
     /// etcd does not say what changes any more.
     Away,
-    /// etcd answered to [`Action::Claim`] or [`Action::Release`].
+    /// etcd answered to a [`Request`].
     Answered(PublicKey, Answer),
     /// Some time has passed.
     Tick,
@@ -110,10 +111,24 @@ pub(crate) enum Answer {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
+    /// By etcd, which answers with [`Event::Answered`].
+    Ask(Request),
+    /// By this server.
+    Do(Order),
+}
+
+/// What etcd is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
     /// Put the claim, if what is there was put by the revision `after`; 0: if nothing is.
     Claim { peer: PublicKey, claim: Claim, after: i64, lease: i64 },
     /// Delete our claim, if it is still the one of this revision.
     Release { peer: PublicKey, revision: i64 },
+}
+
+/// What this server does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
     /// The session's routes go: another server has the peer.
     Withdraw { peer: PublicKey, session: SessionId },
     /// They come back.
@@ -122,6 +137,18 @@ pub(crate) enum Action {
     Close { peer: PublicKey, session: SessionId, why: Why },
     /// Another server has the peer's session, or none has any more.
     Elsewhere { peer: PublicKey, holder: Option<Claim> },
+}
+
+impl Order {
+    /// Whom it concerns.
+    pub(crate) fn peer(&self) -> PublicKey {
+        match self {
+            Self::Withdraw { peer, .. }
+            | Self::Restore { peer, .. }
+            | Self::Close { peer, .. }
+            | Self::Elsewhere { peer, .. } => *peer,
+        }
+    }
 }
 
 /// Why a session is closed.
@@ -135,15 +162,6 @@ pub(crate) enum Why {
     CutOff,
 }
 
-/// A peer's session as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    /// The last claim that is known.
-    pub(crate) claim: Option<Claim>,
-    /// Whether our own session, if there is one, has that claim.
-    pub(crate) is_ours: bool,
-}
-
 /// All peers' sessions, as one server sees them.
 #[derive(Debug)]
 pub(crate) struct Tenure {
@@ -155,6 +173,8 @@ pub(crate) struct Tenure {
     lease_ends: Instant,
     /// Whether etcd says what changes.
     is_in_step: bool,
+    /// The last revision that was heard of.
+    revision: i64,
 }
 
 /// A peer that has a session here, or a claim in etcd.
@@ -193,25 +213,11 @@ struct Session {
     leaves_at: Option<Instant>,
 }
 
-/// Which of two claims on one peer's session counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    Earlier,
-    Later,
-    /// The hellos do not say.
-    Unknown,
-}
-
 impl Hello {
-    fn order(self, other: Self) -> Order {
-        match (self.number, other.number) {
-            (Some(own), Some(other_number))
-                if self.process.is_some() && self.process == other.process =>
-            {
-                if own < other_number { Order::Earlier } else { Order::Later }
-            }
-            _ => Order::Unknown,
-        }
+    /// Which of the two is the later one, if they say.
+    fn order(self, other: Self) -> Option<Ordering> {
+        let is_same = self.process.is_some() && self.process == other.process;
+        self.number.zip(other.number).filter(|_| is_same).map(|(own, other)| own.cmp(&other))
     }
 
     /// Whether both are known to be of different processes.
@@ -224,7 +230,7 @@ impl Tenure {
     /// A server that has neither sessions nor a lease.
     pub(crate) fn new(server: PublicKey, name: Foreign, now: Instant) -> Self {
         let peers = HashMap::new();
-        Self { server, name, peers, lease: None, lease_ends: now, is_in_step: false }
+        Self { server, name, peers, lease: None, lease_ends: now, is_in_step: false, revision: 0 }
     }
 
     /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: the lease was not renewed for half
@@ -233,12 +239,18 @@ impl Tenure {
         self.lease_ends.saturating_duration_since(now) < LEASE / 2
     }
 
-    /// What is known of a peer's session.
-    pub(crate) fn seen(&self, peer: PublicKey) -> Option<Seen> {
-        let tenant = self.peers.get(&peer)?;
-        let claim = tenant.known.as_ref().map(|known| known.claim.clone());
-        let is_ours = claim.as_ref().is_some_and(|claim| claim.holder == self.server);
-        Some(Seen { claim, is_ours })
+    /// The claims that are known, and whether each is ours.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (PublicKey, &Claim, bool)> {
+        self.peers.iter().filter_map(|(peer, tenant)| {
+            let claim = &tenant.known.as_ref()?.claim;
+            Some((*peer, claim, claim.holder == self.server))
+        })
+    }
+
+    /// The claim of another server on the peer's session.
+    pub(crate) fn elsewhere(&self, peer: PublicKey) -> Option<&Claim> {
+        let known = self.peers.get(&peer)?.known.as_ref()?;
+        Some(&known.claim).filter(|claim| claim.holder != self.server)
     }
 
     /// Whether our lease lasts and etcd says what changes.
@@ -285,9 +297,15 @@ impl Tenure {
                 }
             }
             Event::All { revision, claims } => {
+                let has_lost = revision < self.revision;
                 for tenant in self.peers.values_mut() {
                     tenant.revision = tenant.revision.min(revision);
+                    // A claim that comes back is older than our own, which is lost: all sessions are claimed anew.
+                    if let Some(session) = tenant.session.as_mut().filter(|_| has_lost) {
+                        (session.is_claimed, session.heard) = (false, now);
+                    }
                 }
+                self.revision = revision;
                 let claims: HashMap<_, _> =
                     claims.into_iter().map(|(peer, put, known)| (peer, (put, known))).collect();
                 let without = self.peers.keys().filter(|peer| !claims.contains_key(peer));
@@ -301,6 +319,7 @@ impl Tenure {
                 self.consider_all(now, &mut actions);
             }
             Event::Changed { peer, revision, known } => {
+                self.revision = revision;
                 self.learn(peer, revision, known, &mut actions);
                 self.consider(peer, now, &mut actions);
             }
@@ -330,7 +349,7 @@ impl Tenure {
         };
         let (before, holder) = (elsewhere(&tenant.known), elsewhere(&known));
         if before != holder {
-            actions.push(Action::Elsewhere { peer, holder });
+            actions.push(Action::Do(Order::Elsewhere { peer, holder }));
         }
         (tenant.known, tenant.revision) = (known, revision);
         if matches!(tenant.asking, Asking::Answered { revision: awaited, .. } if awaited <= revision)
@@ -379,12 +398,12 @@ impl Tenure {
             let why = match session.leaves_at {
                 Some(at) if at <= now => Why::TakenOver,
                 None if is_cut_off && is_silent => {
-                    actions.push(Action::Withdraw { peer, session: session.id });
+                    actions.push(Action::Do(Order::Withdraw { peer, session: session.id }));
                     Why::CutOff
                 }
                 _ => continue,
             };
-            actions.push(Action::Close { peer, session: session.id, why });
+            actions.push(Action::Do(Order::Close { peer, session: session.id, why }));
             tenant.session = None;
             again.push(peer);
         }
@@ -410,7 +429,7 @@ impl Tenure {
                 (Some(known), Some(lease)) if known.lease == lease => {
                     let revision = tenant.revision;
                     tenant.asking = Asking::Asked { after: revision };
-                    actions.push(Action::Release { peer, revision });
+                    actions.push(Action::Ask(Request::Release { peer, revision }));
                 }
                 (None, _) if tenant.asking == Asking::Nothing => drop(self.peers.remove(&peer)),
                 _ => {}
@@ -424,7 +443,7 @@ impl Tenure {
         };
         let Some(session) = &mut tenant.session else { return };
         if session.leaves_at.take().is_some() {
-            actions.push(Action::Restore { peer, session: session.id });
+            actions.push(Action::Do(Order::Restore { peer, session: session.id }));
         }
         if let Some(lease) = lease.filter(|_| claims) {
             let epoch = 1 + tenant.known.as_ref().map_or(0, |known| known.claim.epoch);
@@ -433,7 +452,7 @@ impl Tenure {
                 (self.server, self.name.clone(), tenant.revision_of_claim());
             let claim = Claim { holder, name, epoch, hello, client };
             tenant.asking = Asking::Asked { after: tenant.revision };
-            actions.push(Action::Claim { peer, claim, after, lease });
+            actions.push(Action::Ask(Request::Claim { peer, claim, after, lease }));
         }
     }
 }
@@ -461,15 +480,13 @@ impl Tenant {
         }
         let is_silent = || now.saturating_duration_since(session.heard) >= LEASE;
         match session.hello.order(claim.hello) {
-            Order::Later => Standing::Later,
-            Order::Earlier => Standing::Earlier,
+            Some(Ordering::Greater) => Standing::Later,
+            Some(Ordering::Less) => Standing::Earlier,
             // One that left stays so.
-            Order::Unknown if session.is_claimed || session.leaves_at.is_some() => {
-                Standing::Earlier
-            }
-            Order::Unknown if self.asking != Asking::Nothing => Standing::Unsettled,
-            Order::Unknown if is_silent() => Standing::Earlier,
-            Order::Unknown => Standing::Later,
+            _ if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
+            _ if self.asking != Asking::Nothing => Standing::Unsettled,
+            _ if is_silent() => Standing::Earlier,
+            _ => Standing::Later,
         }
     }
 
@@ -480,10 +497,10 @@ impl Tenant {
             return;
         }
         let id = session.id;
-        actions.push(Action::Withdraw { peer, session: id });
+        actions.push(Action::Do(Order::Withdraw { peer, session: id }));
         if session.hello.is_of_another_process(known.claim.hello) {
             let why = Why::Displaced(known.claim.client);
-            actions.push(Action::Close { peer, session: id, why });
+            actions.push(Action::Do(Order::Close { peer, session: id, why }));
             self.session = None;
         } else {
             session.leaves_at = Some(now + GRACE);

@@ -9,7 +9,10 @@
 
 mod stream;
 
-use std::io;
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use quinn::{Connection, ConnectionError};
 use tracing::info;
@@ -23,6 +26,9 @@ use crate::wire::{
 
 /// Name and version of this program, as sent to the other side.
 pub(crate) const SOFTWARE: &str = concat!("roamd ", env!("CARGO_PKG_VERSION"));
+
+/// Hellos of this process, to whichever server.
+static HELLOS: AtomicU64 = AtomicU64::new(1);
 
 /// Why a session did not begin, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +93,7 @@ pub(crate) async fn open_as(
         repair: true,
         copies: true,
         moves,
+        number: Some(HELLOS.fetch_add(1, Relaxed)),
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU8, Ordering::Relaxed},
     },
     time::SystemTime,
 };
@@ -16,6 +16,7 @@ use quinn::{Connection, VarInt};
 use tracing::warn;
 
 use super::{
+    Server,
     bounded_connections::BoundedConnections,
     rivals::{Instance, Rivals},
     socket::ServerSocket,
@@ -23,7 +24,6 @@ use super::{
 };
 use crate::{
     clock, config,
-    host::peer_routes::Held,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -97,9 +97,23 @@ pub struct Peer {
     pub(super) probes: BoundedConnections,
     /// Its connections that have not sent a hello.
     pub(super) silent: BoundedConnections,
-    /// Whether it has a session, for the datapath.
-    is_here: AtomicBool,
+    /// A [`Whereabouts`], for the datapath.
+    whereabouts: AtomicU8,
     place: Mutex<Place>,
+}
+
+/// Where a peer's packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Whereabouts {
+    /// It has no session, as far as is known: they wait for it.
+    Away,
+    /// Its session is here.
+    Here,
+    /// It has another session at another server, and what still comes here goes to the one before.
+    Leaving,
+    /// Its session is at another server.
+    Elsewhere,
 }
 
 /// A peer's session, and the other machines that claim it.
@@ -107,6 +121,31 @@ pub struct Peer {
 struct Place {
     session: Option<PeerSession>,
     rivals: Rivals,
+    elsewhere: Option<Elsewhere>,
+    /// Whether the session gave its routes up.
+    is_leaving: bool,
+}
+
+/// A peer's session at another server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// What the server is called.
+    pub(super) server: Foreign,
+    /// The peer's process.
+    pub(super) process: Instance,
+    /// The peer's address when the session began.
+    pub(super) client: Option<IpAddr>,
+}
+
+impl Place {
+    fn whereabouts(&self) -> Whereabouts {
+        match (&self.session, &self.elsewhere) {
+            (Some(_), _) if self.is_leaving => Whereabouts::Leaving,
+            (Some(_), _) => Whereabouts::Here,
+            (None, Some(_)) => Whereabouts::Elsewhere,
+            (None, None) => Whereabouts::Away,
+        }
+    }
 }
 
 /// A connected peer's connection.
@@ -128,6 +167,11 @@ impl PeerSession {
     fn is_alive(&self) -> bool {
         self.connection.close_reason().is_none()
     }
+}
+
+/// An address that may be unknown.
+fn shown(address: Option<IpAddr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
 }
 
 fn address(connection: &Connection, socket: &ServerSocket) -> IpAddr {
@@ -219,6 +263,10 @@ impl Peers {
         for packet in batch.drain(..) {
             match packet.addresses() {
                 Some(addresses) => match run.find(self, addresses.destination) {
+                    // The kernel gave it to us: it knows no other way.
+                    Some(peer) if peer.whereabouts() == Whereabouts::Elsewhere => {
+                        peer.counters.dropped(DropReason::Elsewhere, 1);
+                    }
                     Some(peer) => run.add(peer, packet),
                     None => counters.dropped(DropReason::UnknownDestination, 1),
                 },
@@ -231,8 +279,9 @@ impl Peers {
     /// Delivers packets that came from `from`: those for other peers are queued for them, those for the server's
     /// side go to `device`, and those that `from` must not send are dropped.
     ///
-    /// With [`Self::by_routes`] those for a peer without a session here go to `device` as well: the kernel sends them to
-    /// the server that has it, or gives them back, and [`Self::route`] queues them.
+    /// Those for a peer at another server go to `device` as well: the kernel sends them there. With [`Self::by_routes`]
+    /// so do those for a peer without a session: perhaps the kernel knows where it is. If not it gives them back, and
+    /// [`Self::route`] queues them.
     pub fn deliver(&self, from: &Peer, batch: &mut Vec<Packet>, device: &dyn PacketSink) {
         let mut run = Run::from(from.sender);
         egress::deliver(batch, device, &from.counters, |addresses, packet| {
@@ -240,7 +289,7 @@ impl Peers {
                 return Verdict::Refuse(DropReason::ForeignSource);
             }
             match run.find(self, addresses.destination) {
-                Some(to) if self.by_routes && !to.is_here() => Verdict::Deliver,
+                Some(to) if to.is_reached_by_routes(self.by_routes) => Verdict::Deliver,
                 Some(to) => {
                     let small = packet.size() <= SMALL;
                     run.add(to, if small { packet.detached() } else { packet.clone() });
@@ -265,7 +314,7 @@ impl Peer {
             counters: Counters::default(),
             probes: BoundedConnections::new(PROBES),
             silent: BoundedConnections::new(SILENT),
-            is_here: AtomicBool::default(),
+            whereabouts: AtomicU8::new(Whereabouts::Away as u8),
             place: Mutex::default(),
         }
     }
@@ -284,15 +333,20 @@ impl Peer {
         socket: &ServerSocket,
     ) -> bool {
         let mut place = self.place();
-        let Some(current) = place.session.as_ref().filter(|it| it.is_alive()) else { return true };
-        if place.rivals.admit(instance, current.instance) {
+        let current = place.session.as_ref().filter(|it| it.is_alive());
+        let (current, newer) = match (current, &place.elsewhere) {
+            (Some(session), _) => (session.instance, Some(address(&session.connection, socket))),
+            (None, Some(elsewhere)) => (elsewhere.process, elsewhere.client),
+            (None, None) => return true,
+        };
+        if place.rivals.admit(instance, current) {
             return true;
         }
-        let (newer, older) = (address(&current.connection, socket), address(connection, socket));
+        let (newer, older) = (shown(newer), address(connection, socket));
         place.rivals.see(older, clock::now());
         drop(place);
-        warn!(peer = self.name, %newer, %older, "two machines use this key, the newer one keeps the session");
-        connection.close(close::DISPLACED, newer.to_string().as_bytes());
+        warn!(peer = self.name, newer, %older, "two machines use this key, the newer one keeps the session");
+        connection.close(close::DISPLACED, newer.as_bytes());
         false
     }
 
@@ -301,10 +355,13 @@ impl Peer {
     pub fn attach(&self, session: PeerSession, socket: &ServerSocket) {
         let mut place = self.place();
         self.queue.hold(false);
-        self.is_here.store(true, Relaxed);
         let (newer, instance) = (address(&session.connection, socket), session.instance);
-        let Some(old) = place.session.replace(session) else {
-            place.rivals.take_over(instance, None);
+        let old = place.session.replace(session);
+        place.is_leaving = false;
+        self.publish(&place);
+        let Some(old) = old else {
+            let elsewhere = place.elsewhere.as_ref().and_then(|it| it.process);
+            place.rivals.take_over(instance, elsewhere);
             return;
         };
         if !place.rivals.take_over(instance, old.instance) {
@@ -326,17 +383,69 @@ impl Peer {
 
     /// Ends the session of `connection`, unless another connection has taken it over.
     pub fn detach(&self, connection: &Connection) {
-        let current = &mut self.place().session;
+        let place = &mut *self.place();
         let is_ended =
             |session: &mut PeerSession| session.connection.stable_id() == connection.stable_id();
-        if current.take_if(is_ended).is_some() {
+        if place.session.take_if(is_ended).is_some() {
             self.queue.hold(true);
-            self.is_here.store(false, Relaxed);
+            place.is_leaving = false;
+            self.publish(place);
         }
     }
 
-    fn is_here(&self) -> bool {
-        self.is_here.load(Relaxed)
+    /// The session goes on without routes to the peer, or has them again; whether it is still there.
+    #[cfg(feature = "etcd")]
+    pub(super) fn set_leaving(&self, session: usize, is_leaving: bool) -> bool {
+        let place = &mut *self.place();
+        let current = place.session.as_ref().map(|it| it.connection.stable_id());
+        let is_there = current == Some(session);
+        if is_there {
+            place.is_leaving = is_leaving;
+            self.publish(place);
+        }
+        is_there
+    }
+
+    /// The peer has its session at another server, or has none there any more.
+    #[cfg(any(test, feature = "etcd"))]
+    pub(super) fn set_elsewhere(&self, elsewhere: Option<Elsewhere>) {
+        let place = &mut *self.place();
+        let session = place.session.as_ref().map(|session| session.instance);
+        let before = session.or_else(|| place.elsewhere.as_ref().map(|it| it.process));
+        if let Some(Elsewhere { process, .. }) = &elsewhere {
+            place.rivals.take_over(*process, before.flatten());
+        }
+        place.elsewhere = elsewhere;
+        self.publish(place);
+    }
+
+    /// The name of the other server that has its session.
+    pub(super) fn elsewhere(&self) -> Option<Foreign> {
+        self.place().elsewhere.as_ref().map(|it| it.server.clone())
+    }
+
+    /// Tells the datapath. What waits for a peer that has its session at another server does not reach it.
+    fn publish(&self, place: &Place) {
+        let whereabouts = place.whereabouts();
+        self.whereabouts.store(whereabouts as u8, Relaxed);
+        if whereabouts == Whereabouts::Elsewhere {
+            self.counters.dropped(DropReason::Elsewhere, self.queue.clear() as u64);
+        }
+    }
+
+    fn whereabouts(&self) -> Whereabouts {
+        use Whereabouts::{Away, Elsewhere, Here, Leaving};
+        let now = self.whereabouts.load(Relaxed);
+        [Here, Leaving, Elsewhere].into_iter().find(|it| *it as u8 == now).unwrap_or(Away)
+    }
+
+    /// Whether the kernel is asked for the way to it. `by_routes`: also if it has no session.
+    fn is_reached_by_routes(&self, by_routes: bool) -> bool {
+        match self.whereabouts() {
+            Whereabouts::Here => false,
+            Whereabouts::Leaving | Whereabouts::Elsewhere => true,
+            Whereabouts::Away => by_routes,
+        }
     }
 
     /// Closes all connections of the peer.
@@ -375,18 +484,15 @@ impl Peer {
 
 /// The claim of a connection on the session of `peer`; dropping it gives the session up.
 pub(super) struct Attached<'a> {
+    pub(super) server: &'a Server,
     pub(super) peer: &'a Peer,
     pub(super) connection: &'a Connection,
-    /// The addresses that this host has routes to, if it has such.
-    pub(super) held: Option<&'a Held>,
 }
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        if let Some(held) = self.held {
-            held.remove(&self.peer.addresses, self.connection.stable_id());
-        }
         self.peer.detach(self.connection);
+        self.server.ended(self.peer, self.connection);
     }
 }
 
@@ -505,12 +611,12 @@ mod tests {
     fn where_routes_say_who_is_where_a_peer_at_another_server_is_reached_through_the_device() {
         let peers = peers().by_routes(true);
         let [laptop, phone] = [1, 2].map(|key| peers.with_key(PublicKey::from([key; 32])).unwrap());
-        phone.is_here.store(true, Relaxed);
+        phone.whereabouts.store(Whereabouts::Here as u8, Relaxed);
         let (device, mut delivered) = mpsc::channel(8);
         peers.deliver(laptop, &mut vec![bytes("10.66.0.2", "10.66.0.3")], &device);
         assert!(delivered.try_recv().is_err(), "the phone is here");
         assert_eq!(queued(phone), 1);
-        phone.is_here.store(false, Relaxed);
+        phone.whereabouts.store(Whereabouts::Away as u8, Relaxed);
         let packet = bytes("10.66.0.2", "10.66.0.3");
         peers.deliver(laptop, &mut vec![packet.clone()], &device);
         assert_eq!(delivered.try_recv().unwrap(), packet);
@@ -518,6 +624,27 @@ mod tests {
         // The kernel knows no other server that has it, and gives the packet back.
         peers.route(&mut vec![packet], &Counters::default());
         assert_eq!(queued(phone), 1);
+    }
+
+    #[test]
+    fn what_comes_for_a_peer_at_another_server_is_sent_there_or_dropped_and_never_waits() {
+        let peers = peers();
+        let [laptop, phone] = [1, 2].map(|key| peers.with_key(PublicKey::from([key; 32])).unwrap());
+        let packet = bytes("10.66.0.2", "10.66.0.3");
+        peers.route(&mut vec![packet.clone()], &Counters::default());
+        let berlin = Elsewhere { server: "berlin".into(), process: Some(1), client: None };
+        phone.set_elsewhere(Some(berlin));
+        assert_eq!((queued(phone), phone.elsewhere()), (0, Some("berlin".into())));
+        peers.route(&mut vec![packet.clone()], &Counters::default());
+        assert_eq!(queued(phone), 0);
+        assert_eq!(phone.counters.snapshot().dropped, [(DropReason::Elsewhere, 2)].into());
+        let (device, mut delivered) = mpsc::channel(8);
+        peers.deliver(laptop, &mut vec![packet.clone()], &device);
+        assert_eq!(delivered.try_recv().unwrap(), packet);
+        phone.set_elsewhere(None);
+        peers.deliver(laptop, &mut vec![packet], &device);
+        assert!(delivered.try_recv().is_err());
+        assert_eq!(queued(phone), 1, "it waits again");
     }
 
     #[test]

@@ -137,6 +137,8 @@ impl Server {
     fn put_in_force(&self, now: Configured) {
         let before = self.configured.send_replace(now);
         self.warn_of_new(&before.passed_over);
+        #[cfg(feature = "etcd")]
+        self.place(&before.peers);
         for peer in before.peers.iter().filter(|peer| !self.has(peer)) {
             let is_changed = self.configured.borrow().peers.with_key(peer.key).is_some();
             info!(peer = peer.name, is_changed, "cut off: the configuration changed");

@@ -78,10 +78,8 @@ impl Server {
             datapath,
         };
         peer.attach(claim, &self.socket);
-        if let Some(held) = &self.held {
-            held.add(&peer.addresses, connection.stable_id());
-        }
-        let attached = Attached { peer, connection, held: self.held.as_ref() };
+        let attached = Attached { server: self, peer, connection };
+        self.began(peer, connection, &hello);
         let _movable = self.drain.attach(hello.moves);
         self.still_has(peer, connection);
         let remote = self.socket.shown(connection.remote_address());

@@ -21,7 +21,7 @@ use super::{
     Server,
     gate::RETRIES,
     handshake::PROOF_TIMEOUT,
-    peers::{Attached, PeerSession},
+    peers::{Attached, Elsewhere, PeerSession},
     tcp,
 };
 use crate::{
@@ -466,12 +466,38 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
                 datapath: Arc::new(pump::Session::new(pump::Terms::default(), &congestion)),
             };
             peer.attach(session, &site.server.socket);
-            let _attached = Attached { peer: &peer, connection: &connection, held: None };
+            let _attached = Attached { server: &site.server, peer: &peer, connection: &connection };
             panic!("on purpose");
         }
     });
     task.await.unwrap_err();
     assert!(peer.session().is_none());
+}
+
+#[tokio::test]
+async fn a_machine_that_another_server_displaced_is_refused_here() {
+    let site = Site::new();
+    let peer = site.server.configured.borrow().peers.with_key(site.laptop.public_key()).cloned();
+    let peer = peer.unwrap();
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let session = session::open(&laptop, true, 1).await.unwrap();
+    while peer.session().is_none() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let client = Some([192, 0, 2, 1].into());
+    peer.set_elsewhere(Some(Elsewhere { server: "berlin".into(), process: Some(2), client }));
+    laptop.close(close::GOODBYE, b"");
+    drop(session);
+    while peer.session().is_some() {
+        sleep(Duration::from_millis(5)).await;
+    }
+
+    let again = site.connect(&site.laptop, tls::TUNNEL).await;
+    assert!(session::open(&again, true, 1).await.is_err());
+    assert_eq!(closed(&again).await, close::DISPLACED);
+    assert!(peer.rival().is_some());
+    let newer = site.connect(&site.laptop, tls::TUNNEL).await;
+    session::open(&newer, true, 3).await.unwrap();
 }
 
 /// A laptop that has tickets and comes back.

@@ -19,6 +19,8 @@ use crate::{
 impl Server {
     pub(super) fn status(&self) -> Status {
         let (listen, further) = self.socket.addresses();
+        // Before the configuration is looked at: the keeper of the claims looks at it, too.
+        let mut holders = self.holders();
         let configured = self.configured.borrow();
         let peers = configured.peers.iter().map(|peer| PeerStatus {
             name: peer.name.clone(),
@@ -31,6 +33,7 @@ impl Server {
                 quic: status::QuicStatus::of(&session.connection),
             }),
             rival: peer.rival(),
+            holder: holders.remove(&peer.key),
             queued_bytes: peer.queue.bytes(),
             queue_delay: status::milliseconds(peer.queue.delay()),
             traffic: peer.counters.snapshot(),

@@ -42,6 +42,8 @@ drop_reasons! {
     ForeignSource = "with a foreign source",
     /// The inner destination address is nobody's in the tunnel, or, on a client, not one of its own.
     UnknownDestination = "for nobody in the tunnel",
+    /// The peer is at another server, and this host has no route there.
+    Elsewhere = "for a peer at another server",
     /// Too large for the connection even in pieces.
     TooLarge = "too large",
     /// The queue was full, and the flow with the most bytes in it gave way.

@@ -246,6 +246,16 @@ impl Queue {
         }
     }
 
+    /// Forgets all that waits; returns how many packets that was.
+    pub(crate) fn clear(&self) -> usize {
+        let waiting = &mut *self.lock();
+        let packets = waiting.again.len() + waiting.senders.packets();
+        (waiting.again, waiting.again_bytes) = (VecDeque::new(), 0);
+        waiting.senders = Senders::default();
+        waiting.take_share();
+        packets
+    }
+
     /// Pauses CoDel for one second: the connection has migrated and does not know the new path's rate yet,
     /// and senders must be ready when it does.
     pub fn be_patient(&self) {
@@ -384,6 +394,19 @@ mod tests {
         assert!(pop(&queue, 9).is_empty());
         queue.hold(false);
         assert_eq!(pop(&queue, 9), [41]);
+    }
+
+    #[test]
+    fn a_queue_that_forgets_has_its_memory_back() {
+        let pool = Pool::new(10_000);
+        let queue = Queue::sharing(pool.clone(), 10_000);
+        queue.push(&mut packets(&[41, 42, 43]));
+        let (early, _) = queue.take_early(42);
+        queue.put_back(early);
+        assert_eq!((queue.clear(), queue.bytes()), (3, 0));
+        queue.push(&mut packets(&[44]));
+        queue.hold(false);
+        assert_eq!(pop(&queue, 9), [44]);
     }
 
     #[test]

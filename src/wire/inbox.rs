@@ -62,6 +62,7 @@ mod tests {
             repair: false,
             copies: false,
             moves: false,
+            number: None,
         })
     }
 

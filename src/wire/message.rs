@@ -64,6 +64,9 @@ pub struct Hello {
     #[n(7)]
     #[cbor(default)]
     pub moves: bool,
+    /// Larger than in any hello that this process sent before, to whichever server: the session is where the last one went.
+    #[n(8)]
+    pub number: Option<u64>,
 }
 
 /// What the client must know to set up its side.
@@ -203,6 +206,7 @@ mod tests {
             repair: false,
             copies: false,
             moves: false,
+            number: None,
         }
     }
 
@@ -223,10 +227,10 @@ mod tests {
                 proptest::collection::vec(any::<u16>(), 0..4),
                 ".*",
                 any::<[bool; 3]>(),
-                any::<Option<u64>>()
+                any::<[Option<u64>; 2]>()
             )
                 .prop_map(
-                    |(versions, software, [unchecked, repair, moves], instance)| {
+                    |(versions, software, [unchecked, repair, moves], [instance, number])| {
                         let software = software.into();
                         Message::Hello(Hello {
                             versions,
@@ -236,6 +240,7 @@ mod tests {
                             repair,
                             copies: repair,
                             moves,
+                            number,
                         })
                     }
                 ),
@@ -319,9 +324,10 @@ mod tests {
             repair: true,
             copies: true,
             moves: false,
+            number: Some(3),
         });
         let shown =
-            b"\x00\x20\x82\x00\x81\xa7\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5\x07\xf4";
+            b"\x00\x22\x82\x00\x81\xa8\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5\x07\xf4\x08\x03";
         assert_eq!(hello.encode().unwrap()[..], shown[..]);
     }
 

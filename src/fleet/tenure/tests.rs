@@ -28,8 +28,8 @@ fn unnumbered(process: u64) -> Hello {
 struct Server {
     tenure: Tenure,
     now: Instant,
-    asked: Vec<Action>,
-    done: Vec<Action>,
+    asked: Vec<Request>,
+    done: Vec<Order>,
 }
 
 /// etcd for one key.
@@ -55,8 +55,8 @@ impl Server {
     fn handle(&mut self, event: Event) {
         for action in self.tenure.handle(event, self.now) {
             match action {
-                Action::Claim { .. } | Action::Release { .. } => self.asked.push(action),
-                _ => self.done.push(action),
+                Action::Ask(request) => self.asked.push(request),
+                Action::Do(order) => self.done.push(order),
             }
         }
     }
@@ -100,13 +100,13 @@ impl Server {
         }
     }
 
-    fn done(&mut self) -> Vec<Action> {
+    fn done(&mut self) -> Vec<Order> {
         std::mem::take(&mut self.done)
     }
 
     fn closed(&mut self) -> Vec<Why> {
         let why = |action| match action {
-            Action::Close { why, .. } => Some(why),
+            Order::Close { why, .. } => Some(why),
             _ => None,
         };
         self.done().into_iter().filter_map(why).collect()
@@ -114,13 +114,12 @@ impl Server {
 }
 
 impl Etcd {
-    fn asked(&mut self, action: &Action) -> Answer {
-        let (expected, known) = match action {
-            Action::Claim { claim, after, lease, .. } => {
+    fn asked(&mut self, request: &Request) -> Answer {
+        let (expected, known) = match request {
+            Request::Claim { claim, after, lease, .. } => {
                 (*after, Some(Known { claim: claim.clone(), lease: *lease }))
             }
-            Action::Release { revision, .. } => (*revision, None),
-            other => panic!("{other:?} is not for etcd"),
+            Request::Release { revision, .. } => (*revision, None),
         };
         if expected != if self.known.is_some() { self.put } else { 0 } {
             return Answer::Beaten;
@@ -152,7 +151,7 @@ fn two(hello: Hello) -> (Etcd, Server, Server) {
     first.ask(&mut etcd);
     second.hear(&etcd);
     assert_eq!(etcd.holder(), Some(first.tenure.server));
-    assert!(matches!(&second.done()[..], [Action::Elsewhere { holder: Some(_), .. }]));
+    assert!(matches!(&second.done()[..], [Order::Elsewhere { holder: Some(_), .. }]));
     assert_eq!(first.done(), []);
     (etcd, first, second)
 }
@@ -163,9 +162,9 @@ fn a_session_that_moves_is_withdrawn_at_once_and_closed_after_a_grace() {
     second.begin(20, hello(1, 2));
     second.ask(&mut etcd);
     assert_eq!((etcd.holder(), etcd.epoch()), (Some(second.tenure.server), 2));
-    assert_eq!(second.done(), [Action::Elsewhere { peer: peer(), holder: None }]);
+    assert_eq!(second.done(), [Order::Elsewhere { peer: peer(), holder: None }]);
     first.hear(&etcd);
-    let [Action::Elsewhere { .. }, Action::Withdraw { session: 10, .. }] = &first.done()[..] else {
+    let [Order::Elsewhere { .. }, Order::Withdraw { session: 10, .. }] = &first.done()[..] else {
         panic!("withdrawn at once")
     };
     first.wait(GRACE - TICK);
@@ -199,7 +198,7 @@ fn the_later_hello_counts_whichever_claim_comes_last() {
             }
         }
         assert_eq!(etcd.holder(), Some(second.tenure.server), "last: {first_asks_last}");
-        assert!(first.done().contains(&Action::Withdraw { peer: peer(), session: 10 }));
+        assert!(first.done().contains(&Order::Withdraw { peer: peer(), session: 10 }));
         assert_eq!(second.closed(), []);
     }
 }
@@ -243,7 +242,7 @@ fn a_session_comes_back_when_the_one_that_took_it_over_ends_at_once() {
     assert_eq!(etcd.holder(), None);
     first.done();
     first.hear(&etcd);
-    assert!(first.done().contains(&Action::Restore { peer: peer(), session: 10 }));
+    assert!(first.done().contains(&Order::Restore { peer: peer(), session: 10 }));
     first.ask(&mut etcd);
     assert_eq!(etcd.holder(), Some(first.tenure.server));
     first.wait(GRACE + TICK);
@@ -350,13 +349,26 @@ fn a_claim_that_nobody_answered_is_made_again() {
 }
 
 #[test]
-fn an_etcd_with_old_data_is_believed() {
-    let (_, mut server, _) = two(hello(1, 1));
-    let mut old = Etcd::default();
-    server.handle(Event::Away);
-    server.hear_all(&old);
-    server.ask(&mut old);
-    assert_eq!(old.holder(), Some(server.tenure.server));
+fn an_etcd_with_old_data_displaces_nobody() {
+    for claims_are_back in [false, true] {
+        // The second server had the session of an earlier process; then the first one claimed that of the next.
+        let mut etcd = Etcd::default();
+        let [mut first, mut second] = [1, 2].map(|number| Server::new(number, &etcd));
+        second.begin(20, hello(1, 1));
+        second.ask(&mut etcd);
+        let (known, put) = (etcd.known.clone(), etcd.put);
+        first.hear(&etcd);
+        first.begin(10, hello(2, 1));
+        first.ask(&mut etcd);
+        assert_eq!(etcd.holder(), Some(first.tenure.server));
+        first.done();
+        let mut old = Etcd { revision: put, known: known.filter(|_| claims_are_back), put };
+        first.handle(Event::Away);
+        first.hear_all(&old);
+        first.ask(&mut old);
+        assert_eq!(old.holder(), Some(first.tenure.server), "back: {claims_are_back}");
+        assert!(first.done().iter().all(|it| matches!(it, Order::Elsewhere { .. })));
+    }
 }
 
 #[test]
@@ -419,7 +431,7 @@ struct Host {
     renewed: u64,
     lease: i64,
     /// Requests that are under way, and whether etcd has done them.
-    requests: Vec<(u64, Action, Option<Answer>)>,
+    requests: Vec<(u64, Request, Option<Answer>)>,
 }
 
 struct World {
@@ -484,18 +496,18 @@ impl World {
         let now = host.began + STEP.mul_f64(step as f64 * host.rate);
         for action in host.tenure.handle(event, now) {
             match action {
-                Action::Claim { .. } | Action::Release { .. } => {
-                    host.requests.push((step + self.random.u64(0..4), action, None));
+                Action::Ask(request) => {
+                    host.requests.push((step + self.random.u64(0..4), request, None));
                 }
-                Action::Withdraw { session, .. } => {
+                Action::Do(Order::Withdraw { session, .. }) => {
                     assert_eq!(host.session, Some(session));
                     host.has_routes = false;
                 }
-                Action::Restore { session, .. } => {
+                Action::Do(Order::Restore { session, .. }) => {
                     assert_eq!(host.session, Some(session));
                     host.has_routes = true;
                 }
-                Action::Close { session, why, .. } => {
+                Action::Do(Order::Close { session, why, .. }) => {
                     assert_eq!(host.session, Some(session));
                     // A client never is kept out.
                     if self.at == Some(number) {
@@ -510,7 +522,7 @@ impl World {
                     host.session = None;
                     assert!(!host.has_routes, "routes outlive the session");
                 }
-                Action::Elsewhere { .. } => {}
+                Action::Do(Order::Elsewhere { .. }) => {}
             }
         }
     }
@@ -621,7 +633,7 @@ impl World {
                 None if reaches && self.step >= due => {
                     let revision = self.etcd.revision;
                     let answer = match &action {
-                        Action::Claim { lease, .. } if !self.leases.contains_key(lease) => {
+                        Request::Claim { lease, .. } if !self.leases.contains_key(lease) => {
                             Answer::Unclear
                         }
                         _ => self.etcd.asked(&action),

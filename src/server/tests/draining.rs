@@ -31,6 +31,7 @@ impl Bare {
             repair: false,
             copies: false,
             moves,
+            number: None,
         });
         send.write_all(&hello.encode().unwrap()).await.unwrap();
         let mut bare = Self { connection, receive, _send: send };

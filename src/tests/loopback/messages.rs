@@ -76,6 +76,7 @@ fn message(number: u64) -> Message {
         repair: true,
         copies: true,
         moves: false,
+        number: None,
     })
 }
 

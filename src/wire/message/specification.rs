@@ -58,6 +58,7 @@ fn samples() -> Vec<Message> {
             repair: true,
             copies: true,
             moves: true,
+            number: Some(1),
         }),
         Message::Welcome(Welcome {
             version: 1,
