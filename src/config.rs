@@ -428,6 +428,8 @@ pub struct Directory {
     pub name: String,
     /// Where it is.
     pub etcd: Etcd,
+    /// The file with what the keys of tickets are encrypted under there; without one, none are shared.
+    pub ticket_key_file: Option<PathBuf>,
 }
 
 /// A file that names a directory.

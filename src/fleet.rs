@@ -35,7 +35,7 @@ pub(crate) mod tickets;
 mod without_etcd;
 
 #[cfg(not(feature = "etcd"))]
-pub(crate) use without_etcd::{admin, directory};
+pub(crate) use without_etcd::{admin, directory, tickets};
 
 use std::{
     collections::{HashMap, HashSet},

@@ -59,7 +59,7 @@ use crate::{
         signals::Stops,
         systemd::{self, Heart},
     },
-    fleet::directory::Directory,
+    fleet::{directory::Directory, tickets},
     host::{
         device::TunDevice,
         interface::{self, Interface, LeftOut},
@@ -135,10 +135,12 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     );
     let known = directory.await.map(|directory| (directory.known(), directory));
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
+    let fleet = config.directory.clone();
     let key = config.private_key.public_key();
     #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
+    let _tickets = tickets::open(fleet.as_ref(), &server.acceptor.tls);
     let (known, _directory) = known.unzip();
     if let Some(known) = &known {
         server.heed(known.borrow().clone());

@@ -139,7 +139,7 @@ pub(super) fn private_key(
     match credential() {
         Some(credential) => {
             let key = PrivateKey::load_credential(named.insert(credential));
-            key.map_err(|error| unusable(&error, problems)).ok()
+            key.map_err(|error| unusable(KEY_FILE, &error, problems)).ok()
         }
         None => named_key(named, directory, problems),
     }
@@ -191,16 +191,17 @@ fn named_key(
         return None;
     }
     let path = named.insert(directory.join(written));
-    PrivateKey::load(path).map_err(|error| unusable(&error, problems)).ok()
+    PrivateKey::load(path).map_err(|error| unusable(KEY_FILE, &error, problems)).ok()
 }
 
-fn unusable(error: &KeyError, problems: &mut Problems) {
+/// Reports that the file which `key` names holds no private key.
+pub(super) fn unusable(key: &str, error: &KeyError, problems: &mut Problems) {
     let advice = match error {
         KeyError::Read { path, error } => rights::advice(path, error),
         KeyError::Exposed { .. } | KeyError::Content { .. } | KeyError::Random => None,
     };
     let advice = advice.map_or_else(String::new, |advice| format!(": {advice}"));
-    problems.add(KEY_FILE, None, format!("cannot be used: {error}{advice}"));
+    problems.add(key, None, format!("cannot be used: {error}{advice}"));
 }
 
 pub(super) fn tun_name(name: &Option<String>, problems: &mut Problems) -> Option<String> {

@@ -9,10 +9,12 @@ use nix::sys::utsname::uname;
 use super::{
     Directory, Etcd,
     check::{self, Unique, elements},
+    keys,
     problem::Problems,
     raw::{RawDirectory, RawEtcd},
     rights,
 };
+use crate::identity::PrivateKey;
 
 /// The length of a prefix in bytes at most.
 const MOST_PREFIX: usize = 200;
@@ -34,7 +36,9 @@ pub(super) fn build(
     let name = problems.accept("directory.name", name, |name| check::is_name(name));
     let etcd = problems.require("directory.etcd", raw.etcd.as_mut());
     let etcd = etcd.and_then(|raw| etcd_of(raw, file, problems));
-    Some(Directory { name: name?, etcd: etcd? })
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let ticket_key_file = ticket_key_file(&mut raw.ticket_key_file, folder, problems);
+    Some(Directory { name: name?, etcd: etcd?, ticket_key_file })
 }
 
 fn etcd_of(raw: &mut RawEtcd, file: &Path, problems: &mut Problems) -> Option<Etcd> {
@@ -73,6 +77,19 @@ fn etcd_of(raw: &mut RawEtcd, file: &Path, problems: &mut Problems) -> Option<Et
         _ => {}
     }
     Some(Etcd { endpoints, prefix: prefix?, ca, cert, key })
+}
+
+/// The absolute path of a file with a key that this process can read.
+fn ticket_key_file(
+    written: &mut Option<PathBuf>,
+    folder: &Path,
+    problems: &mut Problems,
+) -> Option<PathBuf> {
+    let path = folder.join(written.take()?);
+    if let Err(error) = PrivateKey::load(&path) {
+        check::unusable(keys::TICKET_KEY_FILE, &error, problems);
+    }
+    Some(written.insert(path).clone())
 }
 
 fn is_endpoint(url: &str) -> bool {

@@ -177,6 +177,7 @@ const KEYS: &[Key] = &[
     key("directory.etcd.ca", SERVER, Kind::Text, PEM),
     key("directory.etcd.cert", SERVER, Kind::Text, PEM),
     key("directory.etcd.key", SERVER, Kind::Text, PEM),
+    key(TICKET_KEY_FILE, SERVER, Kind::Text, "the path of a file that roamd genkey has written"),
     key("peer", SERVER, Kind::Tables, "a list of tables, each headed by [[peer]]"),
     key(
         "peer.name",
@@ -250,10 +251,17 @@ const KEYS: &[Key] = &[
 ];
 
 /// The paths of files. In the environment they start from where the shell stands.
-pub(super) const FILES: [&str; 4] =
-    ["private-key-file", "directory.etcd.ca", "directory.etcd.cert", "directory.etcd.key"];
+pub(super) const FILES: [&str; 5] = [
+    "private-key-file",
+    "directory.etcd.ca",
+    "directory.etcd.cert",
+    "directory.etcd.key",
+    TICKET_KEY_FILE,
+];
 /// A secret that only a file may hold.
 pub(super) const PRIVATE_KEY: &str = "private-key";
+/// A secret of all servers of a fleet.
+pub(super) const TICKET_KEY_FILE: &str = "directory.ticket-key-file";
 /// It may hold a password.
 pub(super) const PROXY: &str = "server.proxy";
 const PUBLIC_KEY: &str = "44 characters of base64, as roamd pubkey prints them";

@@ -176,6 +176,7 @@ pub(super) struct RawServerTun {
 pub(super) struct RawDirectory {
     pub(super) name: Option<String>,
     pub(super) etcd: Option<RawEtcd>,
+    pub(super) ticket_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

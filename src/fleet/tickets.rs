@@ -6,12 +6,10 @@
 //! ```
 //!
 //! Who sees that the next key is missing draws it; of several servers that do so at once etcd lets one win. The keys
-//! are encrypted under one that the servers' administrators gave to each and that is not in etcd. Somebody who reads
-//! etcd, or a copy of it, thus learns none; somebody who learns the administrators' key later finds none but those of
-//! the last days. They are written nowhere else.
+//! are encrypted under one that the servers' administrators gave to each and that is not in etcd: somebody who reads
+//! etcd, or a copy of it, learns none. They are written nowhere else.
 
-#[cfg(feature = "etcd")]
-pub(crate) mod share;
+mod share;
 
 use std::cmp::Reverse;
 
@@ -20,6 +18,7 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub(crate) use self::share::open;
 use super::record::{self, Unusable};
 use crate::{
     identity::PrivateKey,

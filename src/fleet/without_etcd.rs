@@ -27,6 +27,14 @@ pub(crate) mod directory {
     }
 }
 
+pub(crate) mod tickets {
+    use crate::{config, quic::tls::ServerTls, task::Task};
+
+    pub(crate) fn open(_: Option<&config::Directory>, _: &ServerTls) -> Option<Task> {
+        None
+    }
+}
+
 pub(crate) mod admin {
     use std::{collections::HashSet, net::IpAddr};
 

@@ -1,6 +1,7 @@
 //! TLS 1.3 with raw public keys (RFC 7250): each side proves its Ed25519 key, and there are no certificates.
 //!
-//! The client accepts exactly the server key of its configuration. The server lets every key prove
+//! The client accepts exactly the server key of its configuration, and of a fleet also what resumes another server's
+//! session, see [`client`](mod@client). The server lets every key prove
 //! itself and then decides in one place, [`crate::server`], for full and resumed handshakes alike:
 //! rustls does not ask its verifier again on resumption.
 

@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::{Wrapping, renewed};
 use crate::{
-    clock,
+    clock, config,
     fleet::{
         etcd::{Change, Compare, News, Store, Write},
         record::Unusable,
@@ -22,9 +22,15 @@ const TICKETS: &str = "tickets";
 /// How often a server looks whether the next key is missing. That is there twelve hours before it is needed.
 const LOOK: Duration = Duration::from_secs(600);
 
-/// Shares the ticket keys of `tls` with the servers whose administrators gave them the same key, for as long as what this
-/// returns is kept.
-pub(crate) fn spawn(store: Store, fleet: &PrivateKey, tls: &ServerTls) -> Task {
+/// Shares the ticket keys of `tls`, if the configuration has a key for that, for as long as what this returns is kept.
+pub(crate) fn open(config: Option<&config::Directory>, tls: &ServerTls) -> Option<Task> {
+    let config::Directory { etcd, ticket_key_file, .. } = config?;
+    let key = PrivateKey::load(ticket_key_file.as_ref()?);
+    let key = key.inspect_err(|error| warn!(%error, "the keys of tickets are not shared")).ok()?;
+    Some(spawn(Store::new(etcd), &key, tls))
+}
+
+fn spawn(store: Store, fleet: &PrivateKey, tls: &ServerTls) -> Task {
     Task::spawn("tickets", run(store, Wrapping::new(fleet), tls.ticket_keys().clone()))
 }
 
@@ -88,14 +94,14 @@ impl Shared {
             None => (Some(0), Vec::new(), None),
             Some((modified, value)) => match self.wrapping.read(value) {
                 Ok(keys) => (Some(modified), keys, None),
-                // Somebody else may be able to read it: it stays.
-                Err(why) => (None, Vec::new(), Some(why)),
+                // Somebody else may be able to read it: it stays, as do the keys that are known.
+                Err(why) => (None, self.keys.get().to_vec(), Some(why)),
             },
         };
         if let Some(why) = &told
             && self.told != told
         {
-            warn!(%why, "no ticket is good at another server");
+            warn!(%why, "cannot read the keys of tickets in etcd");
         }
         self.told = told;
         self.modified = modified;
@@ -107,6 +113,10 @@ impl Shared {
         let Some(modified) = self.modified else { return };
         let Some(keys) = renewed(&self.keys.get(), clock::unix()) else { return };
         let Some(value) = self.wrapping.write(&keys) else { return };
+        let before = self.keys.get();
+        if !before.is_empty() && !before.iter().any(|old| keys.iter().any(|key| key.id == old.id)) {
+            warn!("the keys of tickets in etcd are of another time: is a server's clock wrong?");
+        }
         let key = TICKETS.to_owned();
         let condition = Compare::Modified(key.clone(), modified);
         match self.store.transact([condition], [Write::Put { key, value, lease: 0 }]).await {
@@ -203,14 +213,10 @@ mod tests {
         let first = server.has_other_keys_than(&[]).await;
         let stranger = Server::new(cluster.store(), &PrivateKey::generate().unwrap());
         sleep(Duration::from_millis(500)).await;
-        assert_eq!((stranger.ids(), server.ids()), (Vec::new(), first));
+        assert_eq!((stranger.ids(), server.ids()), (Vec::new(), first.clone()));
         store.transact([], [put(TICKETS, r#"{"version":2}"#)]).await.unwrap();
-        let none = async {
-            while !server.ids().is_empty() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(PATIENCE, none).await.expect("no keys");
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(server.ids(), first, "what is known goes on");
         let there = store.read(TICKETS).await.unwrap();
         assert_eq!(there.entries[0].value, br#"{"version":2}"#);
     }

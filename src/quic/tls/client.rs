@@ -5,14 +5,14 @@
 //! if they are a fleet.
 //!
 //! A session that is resumed proves no private key again. With a sealed ticket it proves that somebody has the keys of
-//! the fleet's tickets, or is the server that gave it. Tickets are therefore used for a day at most after the full
-//! handshake that they go back to, however often sessions were resumed since. Time asleep does not count.
+//! the fleet's tickets, or is the server that gave it. So only servers that are trusted alike share tickets, and tickets
+//! are used for a day at most after the full handshake that they go back to, however often sessions were resumed since.
 
 use std::{
     collections::HashMap,
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -43,7 +43,8 @@ pub fn client(key: &PrivateKey, server: PublicKey, alpn: &[u8]) -> Result<Client
     Servers::new(key)?.named("roamd".into(), server, alpn)
 }
 
-/// TLS of a client with all its servers, which share their tickets.
+/// TLS of a client with the servers of a fleet. Each takes the sealed tickets of the others. Thereby each can be another
+/// one, on the path to that: they are trusted alike.
 pub(crate) struct Servers {
     key: Arc<AlwaysResolvesClientRawPublicKeys>,
     known: Arc<Known>,
@@ -57,8 +58,8 @@ impl Servers {
         Ok(Self { key, known })
     }
 
-    /// TLS that accepts only the server key `server`, with the ALPN `alpn`. The server's tickets are forgotten, and are
-    /// used at no other one, once all that was made for it is dropped.
+    /// TLS that accepts only the server key `server`, with the ALPN `alpn`. The server's tickets, and those that go back
+    /// to them, are forgotten once all that was made for it is dropped.
     pub(crate) fn with(&self, server: PublicKey, alpn: &[u8]) -> Result<ClientTls, TlsError> {
         self.named(name(server, alpn), server, alpn)
     }
@@ -72,7 +73,7 @@ impl Servers {
             .with_client_cert_resolver(self.key.clone());
         rustls.alpn_protocols = vec![alpn.to_vec()];
         rustls.enable_sni = false;
-        let tickets = Tickets::never(self.known.clone(), server, wrong.clone());
+        let tickets = Tickets { of: None, _expected: wrong.clone() };
         rustls.resumption = Resumption::store(Arc::new(tickets));
         let fresh = QuicClientConfig::try_from(rustls.clone())?;
         let (known, expected) = (self.known.clone(), wrong.clone());
@@ -121,7 +122,10 @@ impl Resuming {
     }
 
     pub(super) fn rustls(&self) -> rustls::ClientConfig {
-        let tickets = Tickets::once(self.known.clone(), self.server, self.expected.clone());
+        let Self { known, server, .. } = self;
+        let proof = Mutex::new(Proof { by: *server, at: now() });
+        let session = Session { known: known.clone(), server: *server, proof };
+        let tickets = Tickets { of: Some(session), _expected: self.expected.clone() };
         let mut rustls = self.rustls.clone();
         rustls.resumption = Resumption::store(Arc::new(tickets));
         rustls.enable_early_data = true;
@@ -154,10 +158,29 @@ struct Expected {
 #[derive(Debug)]
 struct Ticket {
     from: PublicKey,
-    /// When the full handshake was that it goes back to.
-    proved: Instant,
+    proof: Proof,
     is_sealed: bool,
     value: Tls13ClientSessionValue,
+}
+
+/// The full handshake that a session goes back to.
+#[derive(Clone, Copy, Debug)]
+struct Proof {
+    /// The server that proved its private key.
+    by: PublicKey,
+    /// When, by both clocks: the one stands still while the machine sleeps, the other may be set.
+    at: (Instant, u64),
+}
+
+impl Proof {
+    fn is_young(&self, (now, unix): (Instant, u64)) -> bool {
+        let age = now.saturating_duration_since(self.at.0);
+        age.max(Duration::from_secs(unix.saturating_sub(self.at.1))) < TICKET_LIFE
+    }
+}
+
+fn now() -> (Instant, u64) {
+    (clock::now(), clock::unix())
 }
 
 impl Known {
@@ -181,18 +204,18 @@ impl Known {
 }
 
 impl State {
-    /// Forgets servers that the client has no more, and tickets that are too old.
-    fn prune(&mut self, now: Instant) {
+    /// Forgets servers that the client has no more, all that goes back to them, and tickets that are too old.
+    fn prune(&mut self, now: (Instant, u64)) {
         let Self { expected, tickets } = self;
         expected.retain(|_, expected| expected.wrong.strong_count() > 0);
-        tickets.retain(|ticket| {
-            let is_young = now.saturating_duration_since(ticket.proved) < TICKET_LIFE;
-            is_young && expected.values().any(|expected| expected.key == ticket.from)
+        let is_expected = |key| expected.values().any(|expected| expected.key == key);
+        tickets.retain(|Ticket { from, proof, .. }| {
+            proof.is_young(now) && is_expected(*from) && is_expected(proof.by)
         });
     }
 
-    fn put(&mut self, ticket: Ticket, now: Instant) {
-        self.prune(now);
+    fn put(&mut self, ticket: Ticket) {
+        self.prune(now());
         let alike = |it: &Ticket| it.from == ticket.from && it.is_sealed == ticket.is_sealed;
         if self.tickets.iter().filter(|it| alike(it)).count() >= TICKETS
             && let Some(oldest) = self.tickets.iter().position(alike)
@@ -203,8 +226,8 @@ impl State {
     }
 
     /// The newest ticket for the server `at`: its own, else a sealed one of another server.
-    fn take(&mut self, at: PublicKey, now: Instant) -> Option<Ticket> {
-        self.prune(now);
+    fn take(&mut self, at: PublicKey) -> Option<Ticket> {
+        self.prune(now());
         let own = |ticket: &Ticket| ticket.from == at && !ticket.is_sealed;
         let others = |ticket: &Ticket| ticket.from != at && ticket.is_sealed;
         let place = self.tickets.iter().rposition(own);
@@ -213,34 +236,21 @@ impl State {
     }
 }
 
-/// The tickets as the connections of one configuration see them.
+/// The tickets as the connections of a configuration see them.
 #[derive(Debug)]
 struct Tickets {
-    known: Arc<Known>,
-    server: PublicKey,
-    resumes: Resumes,
+    /// The one connection that has tickets; all others have none.
+    of: Option<Session>,
     /// The server is expected as long as somebody has this.
     _expected: WrongServerKey,
 }
 
-/// Whether the sessions of earlier connections are resumed. Tickets are kept anyway.
 #[derive(Debug)]
-enum Resumes {
-    Never,
-    /// One connection does. This is when the full handshake was that its ticket goes back to.
-    Once(Mutex<Option<Instant>>),
-}
-
-impl Tickets {
-    /// For connections that resume no session.
-    fn never(known: Arc<Known>, server: PublicKey, expected: WrongServerKey) -> Self {
-        Self { known, server, resumes: Resumes::Never, _expected: expected }
-    }
-
-    /// For one connection, which resumes a session if there is a ticket.
-    fn once(known: Arc<Known>, server: PublicKey, expected: WrongServerKey) -> Self {
-        Self { known, server, resumes: Resumes::Once(Mutex::default()), _expected: expected }
-    }
+struct Session {
+    known: Arc<Known>,
+    server: PublicKey,
+    /// What it goes back to: itself, unless it takes a ticket.
+    proof: Mutex<Proof>,
 }
 
 impl ClientSessionStore for Tickets {
@@ -261,20 +271,16 @@ impl ClientSessionStore for Tickets {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
-        let now = clock::now();
-        let inherited = match &self.resumes {
-            Resumes::Never => None,
-            Resumes::Once(proved) => *lock(proved),
-        };
-        let (from, proved) = (self.server, inherited.unwrap_or(now));
+        let Some(Session { known, server, proof }) = &self.of else { return };
+        let (from, proof) = (*server, *lock(proof));
         let is_sealed = value.max_early_data_size() == 0;
-        self.known.state().put(Ticket { from, proved, is_sealed, value }, now);
+        known.state().put(Ticket { from, proof, is_sealed, value });
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let Resumes::Once(proved) = &self.resumes else { return None };
-        let ticket = self.known.state().take(self.server, clock::now())?;
-        *lock(proved) = Some(ticket.proved);
+        let Session { known, server, proof } = self.of.as_ref()?;
+        let ticket = known.state().take(*server)?;
+        *lock(proof) = ticket.proof;
         Some(ticket.value)
     }
 }

@@ -29,6 +29,7 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+use zeroize::Zeroizing;
 
 use super::{
     TICKET_LIFE, TUNNEL, check_signature, public_key,
@@ -59,7 +60,7 @@ pub(super) struct ServerTickets {
 
 #[derive(Default)]
 struct Kept {
-    by_name: HashMap<Vec<u8>, (Client, Vec<u8>)>,
+    by_name: HashMap<Vec<u8>, (Client, Zeroizing<Vec<u8>>)>,
     /// Their names, oldest first.
     by_key: HashMap<PublicKey, VecDeque<Vec<u8>>>,
 }
@@ -92,7 +93,7 @@ impl ServerTickets {
             by_name.remove(&oldest);
         }
         names.push_back(name.clone());
-        by_name.insert(name, (client, state));
+        by_name.insert(name, (client, state.into()));
         true
     }
 
@@ -103,16 +104,19 @@ impl ServerTickets {
             let (client, state) = self.keys.open(ticket, now)?;
             Some((Kind::Sealed, client, state))
         });
-        found.filter(|(_, client, _)| client.is_proved(now) && (self.knows)(client.key))
+        found.filter(|(_, client, _)| {
+            let is_void = client.by.is_some_and(|key| !self.keys.has(&key));
+            !is_void && client.is_proved(now) && (self.knows)(client.key)
+        })
     }
 
     fn take_kept(&self, name: &[u8]) -> Option<(Client, Vec<u8>)> {
         let Kept { by_name, by_key } = &mut *self.kept();
-        let found = by_name.remove(name)?;
-        if let Some(names) = by_key.get_mut(&found.0.key) {
+        let (client, mut state) = by_name.remove(name)?;
+        if let Some(names) = by_key.get_mut(&client.key) {
             names.retain(|other| other != name);
         }
-        Some(found)
+        Some((client, std::mem::take(&mut *state)))
     }
 
     fn seal(&self, client: Client, state: &[u8], now: u64) -> Option<Vec<u8>> {
@@ -257,7 +261,7 @@ impl ClientCertVerifier for ConnectionTls {
     ) -> Result<ClientCertVerified, Error> {
         let key = public_key(end_entity)
             .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        self.seen().client = Some(Client { key, proved: clock::unix() });
+        self.seen().client = Some(Client { key, proved: clock::unix(), by: None });
         Ok(ClientCertVerified::assertion())
     }
 
@@ -294,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_ticket_is_taken_once_and_each_key_has_a_share() {
-        let of = |key: u8| Client { key: PublicKey::from([key; 32]), proved: 1000 };
+        let of = |key: u8| Client { key: PublicKey::from([key; 32]), proved: 1000, by: None };
         let (key, other) = (of(1), of(2));
         let tickets = ServerTickets::new(Box::new(|_| true));
         assert!(tickets.put(other, b"other".to_vec(), b"its ticket".to_vec()));

@@ -41,6 +41,8 @@ pub(super) struct Client {
     pub(super) key: PublicKey,
     /// When it last proved that it has this key, in seconds since 1970. A session that is resumed inherits this time.
     pub(super) proved: u64,
+    /// The key of the sealed ticket that the session goes back to, if any.
+    pub(super) by: Option<[u8; ID]>,
 }
 
 impl Client {
@@ -118,8 +120,13 @@ impl TicketKeys {
         let key = keys.iter().filter(|key| key.seals(now)).max_by_key(|key| key.from)?;
         let proved = client.proved.to_be_bytes();
         let text = Zeroizing::new([client.key.as_bytes().as_slice(), &proved, state].concat());
-        let ticket = [&key.id, seal(&key.secret, &key.id, &text)?.as_slice()].concat();
+        let ticket = [&key.id, seal(&key.secret, &bound(&key.id), &text)?.as_slice()].concat();
         (ticket.len() <= LONGEST).then_some(ticket)
+    }
+
+    /// Whether this key is in force.
+    pub(super) fn has(&self, id: &[u8; ID]) -> bool {
+        self.0.load().iter().any(|key| key.id == *id)
     }
 
     /// The client that `ticket` was sealed for, and rustls' state; `None` if it is none of ours, or too old.
@@ -130,13 +137,20 @@ impl TicketKeys {
         let (id, sealed) = ticket.split_first_chunk::<ID>()?;
         let keys = self.0.load();
         let key = keys.iter().find(|key| key.id == *id && key.opens(now))?;
-        let text = open(&key.secret, id, sealed)?;
+        let text = open(&key.secret, &bound(id), sealed)?;
         let (head, state) = text.split_first_chunk::<HEAD>()?;
         let (client, proved) = head.split_first_chunk::<32>()?;
         let proved = u64::from_be_bytes(proved.try_into().ok()?);
-        let client = Client { key: PublicKey::from(*client), proved };
-        client.is_proved(now).then(|| (client, state.to_vec()))
+        let client = Client { key: PublicKey::from(*client), proved, by: Some(*id) };
+        // A key seals for no proof that comes after it has ceased to.
+        let is_of_its_time = proved < key.from.saturating_add(SEALS + SKEW);
+        (is_of_its_time && client.is_proved(now)).then(|| (client, state.to_vec()))
     }
+}
+
+/// What a ticket's encryption vouches for beside it.
+fn bound(id: &[u8; ID]) -> Vec<u8> {
+    [b"roamd ticket 1".as_slice(), id].concat()
 }
 
 /// Encrypts `text`, and authenticates it together with `also`, under a nonce of its own, which comes first.
@@ -179,7 +193,12 @@ mod tests {
     }
 
     fn client() -> Client {
-        Client { key: PublicKey::from([7; 32]), proved: NOW }
+        Client { key: PublicKey::from([7; 32]), proved: NOW, by: None }
+    }
+
+    fn opened(client: Client, ticket: &[u8]) -> Option<(Client, Vec<u8>)> {
+        let by = ticket.first_chunk().copied();
+        Some((Client { by, ..client }, STATE.to_vec()))
     }
 
     #[test]
@@ -188,7 +207,7 @@ mod tests {
         let ticket = keys.seal(client(), STATE, NOW + 3600).unwrap();
         let day = TICKET_LIFE.as_secs();
         for now in [NOW + 3600, NOW + day - 1, NOW - SKEW] {
-            assert_eq!(keys.open(&ticket, now), Some((client(), STATE.to_vec())), "{now}");
+            assert_eq!(keys.open(&ticket, now), opened(client(), &ticket), "{now}");
         }
         for now in [NOW + day, NOW - SKEW - 1] {
             assert_eq!(keys.open(&ticket, now), None, "{now}");
@@ -205,10 +224,14 @@ mod tests {
         let of = |place: usize| Some(keys.0.load()[place].id.to_vec());
         let times = [NOW - SEALS - 1, NOW - 1, NOW, NOW + SEALS - 1, NOW + SEALS, NOW + 2 * SEALS];
         assert_eq!(times.map(id), [None, of(1), of(0), of(0), of(2), None]);
-        let late = Client { proved: NOW + SEALS + TICKET_LIFE.as_secs(), ..client() };
-        let ticket = keys.seal(late, STATE, NOW).unwrap();
-        assert!(keys.open(&ticket, late.proved - 1).is_some());
-        assert_eq!(keys.open(&ticket, late.proved), None, "the key is too old");
+        // Whenever the client claims to have proved its key.
+        let end = NOW + SEALS + TICKET_LIFE.as_secs();
+        for (proved, is_good) in [(NOW + SEALS + SKEW - 1, true), (NOW + SEALS + SKEW, false)] {
+            let late = Client { proved, ..client() };
+            let ticket = keys.seal(late, STATE, NOW).unwrap();
+            assert_eq!(keys.open(&ticket, end - 1).is_some(), is_good);
+            assert_eq!(keys.open(&ticket, end), None, "the key is too old");
+        }
     }
 
     #[test]

@@ -341,6 +341,44 @@ fn a_client_forgets_the_tickets_of_a_server_that_it_has_no_more() {
     assert_eq!(fleet.meet(1), FULL);
 }
 
+/// Also in the name of another one.
+#[test]
+fn a_session_that_goes_back_to_a_server_that_a_client_has_no_more_is_not_resumed() {
+    let mut fleet = Fleet::new();
+    assert_eq!(fleet.meet(0), FULL);
+    assert_eq!(fleet.meet(1), RESUMED);
+    let other = PrivateKey::generate().unwrap().public_key();
+    fleet.to[0] = fleet.client.with(other, TUNNEL).unwrap();
+    assert_eq!(fleet.meet(1), FULL);
+    assert_eq!(fleet.meet(1), RESUMED_EARLY);
+}
+
+/// A forger may have used them, and what he was given is void as well.
+#[test]
+fn what_goes_back_to_a_key_that_is_in_force_no_more_is_void() {
+    let fleet = Fleet::new();
+    assert_eq!(fleet.meet(0), FULL);
+    assert_eq!(fleet.meet(1), RESUMED);
+    assert_eq!(fleet.meet(1), RESUMED_EARLY);
+    for server in &fleet.servers {
+        server.ticket_keys().set(vec![TicketKey::generate(clock::unix()).unwrap()]);
+    }
+    assert_eq!(fleet.meet(1), Met { is_resumed: false, early: Some(false) });
+    assert_eq!(fleet.meet(0), RESUMED_EARLY, "a full handshake was here");
+}
+
+#[test]
+fn only_servers_of_one_fleet_take_the_tickets_of_each_other() {
+    let mut fleet = Fleet::new();
+    let key = PrivateKey::generate().unwrap();
+    fleet.to = [0, 1].map(|server| {
+        let fleet_of_its_own = Servers::new(&key).unwrap();
+        fleet_of_its_own.with(fleet.keys[server].public_key(), TUNNEL).unwrap()
+    });
+    assert_eq!((fleet.meet(0), fleet.meet(1)), (FULL, FULL));
+    assert_eq!((fleet.meet(0), fleet.meet(1)), (RESUMED_EARLY, RESUMED_EARLY));
+}
+
 #[test]
 fn a_server_is_expected_for_as_long_as_anything_of_it_is_kept() {
     let fleet = Fleet::new();
