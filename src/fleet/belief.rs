@@ -32,6 +32,7 @@ pub(super) struct Belief {
     /// Records of removed peers that are there all the same.
     back: BTreeMap<String, i64>,
     old: Option<Foreign>,
+    removals: u64,
 }
 
 #[derive(Debug)]
@@ -81,6 +82,11 @@ impl Belief {
 
     pub(super) fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// How many peers were removed before this server's eyes.
+    pub(super) fn removals(&self) -> u64 {
+        self.removals
     }
 
     /// Why etcd is not believed.
@@ -146,9 +152,15 @@ impl Belief {
             // The mark stays to be missed.
             Change::Deleted { key, .. } if key == MARK => {}
             Change::Put(entry) => {
-                // It was made at this moment, whatever was removed before.
-                self.back.remove(&entry.key);
-                self.hold(entry);
+                // One that was made at this moment is new, whatever was removed before.
+                let is_new = entry.created == entry.modified;
+                match self.removed.get(&entry.key).filter(|at| !is_new && entry.created <= **at) {
+                    Some(at) => _ = self.back.insert(entry.key, *at),
+                    None => {
+                        self.back.remove(&entry.key);
+                        self.hold(entry);
+                    }
+                }
             }
             Change::Deleted { key, revision } => {
                 self.back.remove(&key);
@@ -178,6 +190,7 @@ impl Belief {
         if self.held.remove(key).is_none() {
             return;
         }
+        self.removals += 1;
         self.removed.insert(key.to_owned(), at);
         if self.removed.len() > MOST_REMOVED
             && let Some(first) = self.removed.iter().min_by_key(|(_, at)| **at)
@@ -198,6 +211,10 @@ impl Belief {
                 PassedOver::new(key, reason)
             })
             .collect();
+        let mark = self.mark.as_ref().map(|entry| record::read::<Mark>(&entry.value));
+        if let Some(Err(reason)) = mark {
+            passed_over.push(PassedOver::new(MARK, reason));
+        }
         let mut in_order: Vec<_> = self.held.values().collect();
         in_order
             .sort_by(|a, b| (a.entry.created, &a.entry.key).cmp(&(b.entry.created, &b.entry.key)));
@@ -338,6 +355,9 @@ mod tests {
             passed_over(&belief)[0]
                 .ends_with("was removed at revision 7, and is back with its old record")
         );
+        let changed = Entry { modified: 20, ..entry(&named(1), 2) };
+        belief.change(Change::Put(changed));
+        assert_eq!(names(&belief), Vec::<String>::new(), "a change makes it no new one");
         belief.hear(snapshot(20, &[new]), Past::Same);
         assert_eq!((names(&belief), passed_over(&belief)), (vec!["p1".into()], Vec::new()));
     }

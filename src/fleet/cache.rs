@@ -73,6 +73,14 @@ impl Cache {
         Ok(Saved { revision: content.revision, entries, removed: content.removed })
     }
 
+    /// Deletes the file, which takes no room on the disk.
+    pub(super) fn delete(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            deleted => deleted,
+        }
+    }
+
     /// Replaces the file at once. Blocks until the disk has it.
     pub(super) fn write(&self, saved: Saved) -> io::Result<()> {
         let line = |Entry { key, value, created, modified, .. }| Line {

@@ -1,9 +1,13 @@
 //! The peers of the directory as they are now: from etcd, or from the cache for as long as that does not answer.
 
-use std::{io, mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -21,6 +25,8 @@ use crate::{
 /// How long the start waits for etcd: a server that knows a peer too late refuses it, and a refused client waits long
 /// before it asks again.
 const START: Duration = Duration::from_secs(2);
+/// From one attempt to write the file to the next.
+const SAVE_AGAIN: Duration = Duration::from_secs(30);
 const SUFFIX: &str = "directory";
 
 /// Follows the directory for as long as it is kept.
@@ -60,6 +66,7 @@ impl Directory {
             store,
             cache,
             belief: Belief::from_saved(saved),
+            saved_removals: 0,
             known: Known { since: Some(clock::wall()), ..Known::default() },
         };
         keeper.tell();
@@ -81,6 +88,8 @@ struct Keeper {
     cache: Cache,
     belief: Belief,
     known: Known,
+    /// The removals that the file knows of, see [`Belief::removals`].
+    saved_removals: u64,
     record_key: String,
     record: ServerRecord,
 }
@@ -89,8 +98,12 @@ impl Keeper {
     async fn keep(mut self, sender: watch::Sender<Arc<Known>>) {
         let mut follow = self.store.follow(PEERS);
         loop {
-            let mut next = Some(follow.next().await);
-            let mut changed = false;
+            let is_unsaved = self.known.unsaved.is_some();
+            let mut next = tokio::select! {
+                news = follow.next() => Some(news),
+                () = sleep(SAVE_AGAIN), if is_unsaved => None,
+            };
+            let mut changed = next.is_none();
             while let Some(news) = next {
                 match news {
                     News::Away(why) => self.note(Standing::Away(Foreign::of(why))),
@@ -200,12 +213,26 @@ impl Keeper {
         self.known.standing = standing;
     }
 
-    /// Returns whether there is anything new to say about it.
+    /// Returns whether there is anything new to say about it. No file is better than one with peers that were removed.
     async fn save(&mut self) -> bool {
         let (cache, saved) = (self.cache.clone(), self.belief.to_save());
-        let written = spawn_blocking(move || cache.write(saved)).await;
-        let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let unsaved = written.err().map(Foreign::of);
+        let removals = self.belief.removals();
+        let is_outdated = removals != self.saved_removals;
+        let written = spawn_blocking(move || {
+            let Err(error) = cache.write(saved) else { return Ok(()) };
+            if !is_outdated {
+                return Err(error.to_string());
+            }
+            match cache.delete() {
+                Ok(()) => Err(format!("{error}; the old file is deleted, for a peer was removed")),
+                Err(_) => Err(format!("{error}; the old file still has a peer that was removed")),
+            }
+        });
+        let unsaved = written.await.unwrap_or_else(|error| Err(error.to_string())).err();
+        let unsaved = unsaved.map(Foreign::from);
+        if unsaved.is_none() {
+            self.saved_removals = removals;
+        }
         let is_new = unsaved != self.known.unsaved;
         if let Some(why) = unsaved.as_ref().filter(|_| is_new) {
             let path = self.cache.path().display();

@@ -4,13 +4,14 @@ use std::{
     collections::HashSet,
     fs,
     net::{IpAddr, Ipv4Addr},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use roamd_lab::etcd::Member;
 use tempfile::TempDir;
@@ -33,8 +34,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A cluster of etcd on this machine, which ends with this.
 pub(super) struct Cluster {
     pub(super) members: Vec<Member>,
-    running: Vec<Option<Child>>,
+    running: Vec<Option<Running>>,
     _folder: TempDir,
+}
+
+/// A process that ends as by a power cut when this is dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // SAFETY: prctl(2) allocates nothing and takes no lock.
+        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Cluster {
@@ -57,23 +77,17 @@ impl Cluster {
     }
 
     pub(super) fn start(&mut self, member: usize) {
-        let mut command = self.members[member].command(&self.members);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: prctl(2) allocates nothing and takes no lock.
-        unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
-        self.running[member] = Some(command.spawn().unwrap());
+        let command = self.members[member].command(&self.members);
+        self.running[member] = Some(Running::start(command));
     }
 
     /// Ends a member as a power cut does.
     pub(super) fn kill(&mut self, member: usize) {
-        if let Some(mut child) = self.running[member].take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.running[member] = None;
     }
 
     pub(super) fn signal(&self, member: usize, signal: Signal) {
-        let pid = self.running[member].as_ref().unwrap().id();
+        let pid = self.running[member].as_ref().unwrap().0.id();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal).unwrap();
     }
 
@@ -89,14 +103,6 @@ impl Cluster {
 
     pub(super) fn store(&self) -> Store {
         Store::new(&self.access())
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for member in 0..self.members.len() {
-            self.kill(member);
-        }
     }
 }
 
@@ -413,4 +419,96 @@ async fn two_admins_at_once_lose_no_peer_and_give_no_address_twice() {
     assert!(again.starts_with("/roamd/home has this key already, as "), "{again}");
     let nobody = admin.remove("carl").await.unwrap_err().to_string();
     assert!(nobody.starts_with("/roamd/home has no peer called carl, but "), "{nobody}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_does_not_keep_a_removed_peer() {
+    let (cluster, folder) = (Cluster::of(1).await, tempfile::tempdir().unwrap());
+    let admin = admin::Directory::new(&cluster.access());
+    let (_directory, mut known) = directory(&cluster.access(), folder.path()).await;
+    add(&admin, "laptop").await;
+    add(&admin, "phone").await;
+    let file = folder.path().join("home.directory");
+    let saved = async |name: &str| {
+        while !fs::read_to_string(&file).is_ok_and(|text| text.contains(name)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    saved("phone").await;
+    // Nothing can be put in the place of a folder, which can be deleted as little.
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    admin.remove("laptop").await.unwrap();
+    let said = until(&mut known, |known| known.unsaved.is_some()).await.unsaved.clone().unwrap();
+    assert!(said.as_str().ends_with("the old file still has a peer that was removed"), "{said}");
+    assert_eq!(names(&known.borrow()), ["phone"]);
+    fs::remove_dir(&file).unwrap();
+    admin.remove("phone").await.unwrap();
+    until(&mut known, |known| known.unsaved.is_none()).await;
+    saved("removed").await;
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+}
+
+#[tokio::test]
+async fn etcd_is_reached_by_tls_with_certificates_on_both_sides() {
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, text: String| {
+        fs::write(path(name), text).unwrap();
+        fs::set_permissions(path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let authority = |file: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        write(file, pem("CERTIFICATE", params.self_signed(&key).unwrap().der()));
+        Issuer::new(params, key)
+    };
+    let signed = |by: &Issuer<'_, KeyPair>, name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        params.extended_key_usages = vec![ServerAuth, ClientAuth];
+        write(
+            &format!("{name}.pem"),
+            pem("CERTIFICATE", params.signed_by(&key, by).unwrap().der()),
+        );
+        write(&format!("{name}.key"), pem("PRIVATE KEY", &key.serialize_der()));
+    };
+    let ours = authority("ca.pem");
+    signed(&ours, "member");
+    signed(&ours, "berlin");
+    signed(&authority("other.pem"), "stranger");
+
+    let member = Member::at("m0", folder.path(), Ipv4Addr::LOCALHOST.into()).unwrap();
+    let mut command = member.command(std::slice::from_ref(&member));
+    let secure = member.endpoint().replace("http:", "https:");
+    command.args(["--listen-client-urls", &secure, "--advertise-client-urls", &secure]);
+    command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(path("ca.pem"));
+    command.arg("--cert-file").arg(path("member.pem")).arg("--key-file").arg(path("member.key"));
+    let _running = Running::start(command);
+
+    let access = |ca: &str, who: &str| Etcd {
+        endpoints: vec![secure.clone()],
+        prefix: "/roamd/home".into(),
+        ca: Some(path(ca)),
+        cert: Some(path(&format!("{who}.pem"))),
+        key: Some(path(&format!("{who}.key"))),
+    };
+    let store = Store::new(&access("ca.pem", "berlin"));
+    while store.read("").await.is_err() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    store.transact([], [put("peers/a", "1")]).await.unwrap();
+    assert_eq!(pairs(&store.read("peers/").await.unwrap()), [("peers/a", "1")]);
+    let foreign =
+        Store::new(&access("other.pem", "berlin")).read("").await.unwrap_err().to_string();
+    assert!(foreign.contains("certificate"), "{foreign}");
+    assert!(Store::new(&access("ca.pem", "stranger")).read("").await.is_err());
 }
