@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     thread,
     time::Instant,
 };
@@ -146,6 +146,7 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
     site.net.server.daemon.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
     site.start_server();
     site.until_state("away");
+    eventually("a new session", || (site.net.clients[1].status()["sessions"] == 2).then_some(()));
     site.net.clients[1].connected();
     site.net.clients[1].assert_ping("10.66.0.1", &[]);
     site.net.clients[2].start();
@@ -173,7 +174,7 @@ fn twenty_commands_at_once_give_no_address_twice() {
                         let name = format!("{admin}{n}");
                         let mut add =
                             site.command(&["add", &name, "--endpoint", "vpn.example.net"]);
-                        add.spawn().unwrap()
+                        add.stdout(Stdio::null()).spawn().unwrap()
                     })
                     .collect();
                 for mut command in commands {
