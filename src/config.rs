@@ -120,6 +120,16 @@ impl Loaded {
         }
     }
 
+    /// The certificates and the key that etcd is reached with.
+    pub(crate) fn etcd_files(&self) -> impl Iterator<Item = &Path> {
+        let directory = match &self.config {
+            Config::Client(_) => None,
+            Config::Server(server) => server.directory.as_ref(),
+        };
+        let files = directory.map(|Directory { etcd, .. }| [&etcd.ca, &etcd.cert, &etcd.key]);
+        files.into_iter().flatten().filter_map(|file| file.as_deref())
+    }
+
     /// The effective configuration as TOML: every default filled in, no secrets.
     pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
         toml::to_string(&self.effective)

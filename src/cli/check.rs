@@ -10,6 +10,9 @@ use crate::config::{Loaded, process_environment, rights};
 pub(crate) fn check(file: &Path) -> anyhow::Result<()> {
     let loaded = Loaded::new(file, process_environment())?;
     rights::check(file, loaded.key_file())?;
+    for path in loaded.etcd_files() {
+        rights::check(file, Some(path))?;
+    }
     let toml = loaded.to_toml()?;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "# {}: no problems; with every default it reads:", file.display())?;

@@ -150,7 +150,7 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
     site.net.clients[1].connected();
     site.net.clients[1].assert_ping("10.66.0.1", &[]);
     site.net.clients[2].start();
-    eventually("it is refused", || refused(&site.net.clients[2]));
+    assert_eq!(site.net.clients[2].exit_code(), Some(69), "it is refused");
     let shown = site.net.server.tell(&["status", "roamd"]);
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(shown.contains("directory    /roamd/home, away for "), "{shown}");
