@@ -420,6 +420,7 @@ impl Peer {
     }
 
     /// The name of the other server that has its session.
+    #[cfg(any(test, feature = "etcd"))]
     pub(super) fn elsewhere(&self) -> Option<Foreign> {
         self.place().elsewhere.as_ref().map(|it| it.server.clone())
     }
