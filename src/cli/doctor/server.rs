@@ -51,7 +51,7 @@ pub(super) async fn examine(
                 format!("nft insert rule {chain} iifname {name} accept, and the same for oifname"),
             ));
         }
-    } else if !config.tun.routes.is_empty() {
+    } else if config.tun.peer_routes || !config.tun.routes.is_empty() {
         forwarding(tell);
     }
 }
