@@ -2,7 +2,9 @@
 
 use std::{
     convert::Infallible,
-    sync::Arc,
+    future,
+    sync::{Arc, atomic::AtomicBool},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -47,6 +49,8 @@ const EARLY: usize = 8 * 1024;
 /// How long the old connection goes on after a move to another server: longer than a packet is under way, and longer than
 /// the network behind the servers takes to send packets to the new one.
 const GRACE: Duration = Duration::from_secs(3);
+/// Connections that go on so at the same time.
+const MOST_REMAINS: usize = 2;
 /// After a session that lasted so long, the pauses begin anew.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -59,7 +63,7 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let (mut pauses, mut course) = (Pauses::default(), Course::default());
-        let (mut loss, mut before) = (Loss::none(), None);
+        let (mut loss, mut before) = (Loss::none(), Before::default());
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
@@ -75,15 +79,16 @@ impl Client {
             if self.shown.sessions() > sessions {
                 let in_use = self.shown.in_use();
                 let left = in_use.as_ref().filter(|_| ended.is_goodbye()).map(|it| it.server);
-                let (answered, server) = (ended.answered(in_use), self.shown.server());
+                let (answered, server) = (ended.answered(in_use), before.server());
                 loss = Loss { at: clock::now(), server, answered, left };
             }
-            let is_stable = clock::now().duration_since(begun) >= STABLE;
-            if is_stable {
+            let has_session = self.shown.sessions() > sessions;
+            if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();
             }
             let mut pause = pauses.after(&ended, refusal.as_ref());
-            if is_stable && self.shown.sessions() > sessions && self.servers.all().len() > 1 {
+            let is_alone = self.servers.all().len() == 1 || rival.is_some();
+            if has_session && before.lasted() >= STABLE && !is_alone {
                 // The others are not known to be gone.
                 pause = None;
             }
@@ -212,9 +217,16 @@ impl Client {
         };
         let mut changes = self.servers.changes();
         loop {
-            let servers = loss.order(&self.servers.all(), course.chosen);
+            let servers = loss.order(&self.servers.all(), course);
             tokio::select! {
-                reached = self.reach(servers, manager.dialing(), loss, true, &silent) => return reached,
+                reached = self.reach(
+                    servers,
+                    manager.dialing(),
+                    loss,
+                    true,
+                    Arc::default(),
+                    &silent,
+                ) => return reached,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
                     let _ = reply.send(self.choose(choice, manager, course).await);
                 }
@@ -223,7 +235,8 @@ impl Client {
         }
     }
 
-    /// Races these servers for a session. What waits goes with the first packet, if it `hurries`.
+    /// Races these servers for a session. What waits goes with the first packet, if it `hurries`. While a server is asked for
+    /// the session, `is_heard` is set.
     ///
     /// Cancel safe.
     pub(super) async fn reach(
@@ -232,6 +245,7 @@ impl Client {
         dialing: &Dialing,
         loss: &Loss,
         hurries: bool,
+        is_heard: Arc<AtomicBool>,
         silent: &(dyn Fn(&HandshakeError) + Sync),
     ) -> Result<Reached, Ended> {
         let early = Early::take(self, hurries);
@@ -241,6 +255,7 @@ impl Client {
             early: early.datagrams(),
             loss: loss.clone(),
             terms: Terms { moves: self.servers.all().len() > 1, ..self.terms },
+            is_heard,
             silent,
         };
         let reached = dial(round, self.config.subscribe()).await?;
@@ -257,7 +272,7 @@ impl Client {
         host: &mut impl Setup,
         mut minds: Minds<'_>,
         loss: &Loss,
-        before: &mut Option<Before<'a>>,
+        before: &mut Before<'a>,
     ) -> anyhow::Result<Ended> {
         self.shown.connecting();
         // A change during the dialing is news to the roamer.
@@ -265,6 +280,7 @@ impl Client {
         let dialed = tokio::select! {
             dialed = self.dial(&mut minds, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
+            never = before.remains.run() => match never {},
         };
         let mut reached = match dialed {
             Ok(reached) => reached,
@@ -288,7 +304,7 @@ impl Client {
         minds: &mut Minds<'_>,
         config: InForce,
         reached: Reached,
-        before: &mut Option<Before<'a>>,
+        before: &mut Before<'a>,
     ) -> anyhow::Result<Left> {
         let begun = clock::now();
         let (connected, welcome) = (&reached.connected, reached.welcome.clone());
@@ -309,6 +325,7 @@ impl Client {
         let (signals, heard) = Signals::new();
         let Minds { manager, course, orders } = minds;
         course.begin(server.key());
+        shown.serves(server.key());
         let mut roamer = Roamer::new(
             (roaming, shown, servers),
             datapath,
@@ -317,13 +334,14 @@ impl Client {
             (config, signals),
             reached,
         );
-        let mover = Mover::new(self, server.clone(), course, heard);
-        let (former, remains) = before.take().map(Before::split).unwrap_or_default();
-        let former = former.filter(|former| former.server != server.key());
+        let mut mover = Mover::new(self, server.clone(), course, heard);
+        let former = before.former.take().filter(|former| former.server != server.key());
+        let mut is_greeted = false;
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
             }
+            is_greeted = true;
             self.begun(line, &candidate, &welcome, resumed, former);
             tokio::select! {
                 lost = &mut pumps => Ended::Lost(lost),
@@ -337,30 +355,42 @@ impl Client {
             }
             Moved { reached, why } = apart(mover.run()) => Ok((Left::Moved(reached.into()), why)),
             () = self.removed(server.key()) => Ok((Left::Ended(Ended::Removed), MoveReason::Ended)),
-            never = apart(finish(remains)) => match never {},
+            never = apart(before.remains.run()) => match never {},
         };
-        let (left, reason) = left?;
-        let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
-        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
-            minds.course.leave(is_preferred, clock::now().duration_since(begun));
+        let (mut left, mut reason) = left?;
+        if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
+            && let Some(Moved { reached, why }) = mover.conclude().await
+        {
+            (left, reason) = (Left::Moved(reached.into()), why);
+        }
+        drop(mover);
+        let (now, course) = (clock::now(), &mut *minds.course);
+        let lasted = now.duration_since(begun);
+        if reason != MoveReason::Chosen && reason != MoveReason::Preferred {
+            let servers = self.servers.all();
+            course.leave(servers.first().is_some_and(|it| it.key() == server.key()), lasted);
+        }
+        if is_greeted && lasted >= STABLE {
+            course.succeed(server.key());
+        } else if let Left::Ended(ended) = &left {
+            course.fail(server.key(), ended.is_refusal());
         }
         let (underlay, unheard_since) = roamer.end();
-        let (mut silent_since, mut remains) = (unheard_since, None);
-        match &left {
-            Left::Ended(_) => silent_since = silent_since.or(Some(clock::now())),
-            Left::Moved(_) => {
-                session.retire();
-                let ends = async move {
-                    let _ = tokio::time::timeout(GRACE, pumps).await;
-                    connection.close(close::GOODBYE, b"the client moved to another server");
-                    drop(underlay);
-                };
-                remains = Some(ends.boxed());
-                silent_since = silent_since.filter(|_| reason == MoveReason::Silent);
-            }
+        let mut silent_since = now;
+        if !matches!(reason, MoveReason::Chosen | MoveReason::Preferred | MoveReason::GoesAway) {
+            silent_since = unheard_since.unwrap_or(now);
+        }
+        if let Left::Moved(_) = &left {
+            session.retire();
+            let ends = async move {
+                let _ = tokio::time::timeout(GRACE, pumps).await;
+                connection.close(close::GOODBYE, b"the client moved to another server");
+                drop(underlay);
+            };
+            before.remains.add(ends.boxed());
         }
         let (server, name) = (server.key(), server.name().into());
-        *before = Some(Before { former: Former { server, name, silent_since, reason }, remains });
+        before.former = Some(Former { server, name, silent_since, lasted, reason });
         Ok(left)
     }
 
@@ -387,8 +417,7 @@ impl Client {
         let server = line.server.1.clone();
         self.shown.connected(line, candidate);
         if let Some(Former { name, silent_since, reason, .. }) = former {
-            let now = clock::now();
-            let gap = now.saturating_duration_since(silent_since.unwrap_or(now));
+            let gap = clock::now().saturating_duration_since(silent_since);
             self.shown.moved(name, server, reason, gap);
         }
         self.servers.all().iter().for_each(|server| server.attempts.clear());
@@ -433,33 +462,52 @@ enum Left {
 }
 
 /// The session before, as far as the next one takes its place.
+#[derive(Default)]
 struct Before<'a> {
-    former: Former,
-    /// Its connection, whose packets under way still arrive.
-    remains: Option<BoxFuture<'a, ()>>,
+    former: Option<Former>,
+    remains: Remains<'a>,
 }
 
-/// With which server it was, and how it was left.
+/// With which server a session was, and how it was left.
 struct Former {
     server: PublicKey,
     name: String,
-    /// Since when its server was not heard.
-    silent_since: Option<Instant>,
+    /// Since when its server was not heard, or packets wait.
+    silent_since: Instant,
+    lasted: Duration,
     reason: MoveReason,
 }
 
-impl<'a> Before<'a> {
-    fn split(self) -> (Option<Former>, Option<BoxFuture<'a, ()>>) {
-        (Some(self.former), self.remains)
+impl Before<'_> {
+    fn server(&self) -> Option<PublicKey> {
+        self.former.as_ref().map(|former| former.server)
+    }
+
+    fn lasted(&self) -> Duration {
+        self.former.as_ref().map_or(Duration::ZERO, |former| former.lasted)
     }
 }
 
-/// Waits for ever, while the remains of a session end.
-async fn finish(remains: Option<BoxFuture<'_, ()>>) -> Infallible {
-    if let Some(remains) = remains {
-        remains.await;
+/// Connections to servers that were left, whose packets under way still arrive.
+#[derive(Default)]
+struct Remains<'a>(Vec<BoxFuture<'a, ()>>);
+
+impl<'a> Remains<'a> {
+    fn add(&mut self, remains: BoxFuture<'a, ()>) {
+        if self.0.len() == MOST_REMAINS {
+            drop(self.0.remove(0));
+        }
+        self.0.push(remains);
     }
-    std::future::pending().await
+
+    /// Runs for ever, while they end. Cancel safe.
+    async fn run(&mut self) -> Infallible {
+        future::poll_fn(|cx| {
+            self.0.retain_mut(|remains| remains.as_mut().poll(cx).is_pending());
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// Packets that go with the first packet of a handshake. Those that did not arrive are in the queue again.

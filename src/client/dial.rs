@@ -38,6 +38,7 @@ use super::{
     chance::fraction,
     ended::Ended,
     greeting::{Greeting, Reached, Terms},
+    moving::Course,
     pace::pace,
     reload::InForce,
     servers::RemoteServer,
@@ -126,16 +127,17 @@ impl Loss {
     }
 
     /// Sorts servers into the order in which to try them: one that answered that it does not know the connection first, then
-    /// the `chosen` one, one that said goodbye last.
+    /// the chosen one, and those last that said goodbye, will stop, or were of no use lately.
     pub(super) fn order(
         &self,
         servers: &[Arc<RemoteServer>],
-        chosen: Option<PublicKey>,
+        course: &Course,
     ) -> Vec<Arc<RemoteServer>> {
         let mut servers = servers.to_vec();
         servers.sort_by_key(|server| {
-            let Self { answered, left, .. } = self.of(server);
-            (answered.is_none(), left.is_some(), Some(server.key()) != chosen)
+            let (Self { answered, left, .. }, key) = (self.of(server), server.key());
+            let is_last = left.is_some() || course.is_last(key);
+            (answered.is_none(), is_last, Some(key) != course.chosen)
         });
         servers
     }
@@ -151,6 +153,8 @@ pub(super) struct Round<'a> {
     pub(super) early: Arc<[Bytes]>,
     pub(super) loss: Loss,
     pub(super) terms: Terms,
+    /// Is set while a server is asked for a session.
+    pub(super) is_heard: Arc<AtomicBool>,
     /// Hears that no server answers, which takes longer than it should.
     pub(super) silent: &'a (dyn Fn(&HandshakeError) + Sync),
 }
@@ -178,8 +182,6 @@ struct Race<'a> {
     completed: mpsc::Receiver<(usize, Connected)>,
     runner_up: Option<(usize, Connected)>,
     greeting: Option<Greeting>,
-    /// Whether a server is asked for a session.
-    is_heard: Arc<AtomicBool>,
     /// The number of greetings so far.
     greetings: u32,
     /// When the next search may start.
@@ -202,7 +204,6 @@ impl<'a> Race<'a> {
             completed,
             runner_up: None,
             greeting: None,
-            is_heard: Arc::default(),
             greetings: 0,
             next: clock::now(),
         }
@@ -220,9 +221,7 @@ impl<'a> Race<'a> {
             tokio::select! {
                 // It may be overdue, and the freshest handshake is the one whose path most likely works.
                 Some((server, connected)) = self.completed.recv() => {
-                    if self.ends[server].is_none() {
-                        self.runner_up = Some((server, connected));
-                    }
+                    self.complete(server, connected);
                 }
                 (server, ended) = Greeting::end(&mut self.greeting) => match self.judge(&server, ended) {
                     Some(reached) => return Ok(reached),
@@ -239,16 +238,21 @@ impl<'a> Race<'a> {
         }
     }
 
+    /// A handshake is complete. One with the server that is asked already does not take the place of another server's.
+    fn complete(&mut self, server: usize, connected: Connected) {
+        let asked = self.greeting.as_ref().map(|it| it.server().key());
+        let is_asked = |place: usize| asked == Some(self.round.servers[place].key());
+        let is_behind = self.runner_up.as_ref().is_some_and(|(other, _)| !is_asked(*other));
+        if self.ends[server].is_none() && !(is_behind && is_asked(server)) {
+            self.runner_up = Some((server, connected));
+        }
+    }
+
     /// Starts the search for the next server.
     fn start(&mut self) {
         let Some(place) = self.waiting.pop_front() else { return };
         self.next = clock::now() + SERVER_STAGGER;
-        let found = Found {
-            place,
-            complete: self.complete.clone(),
-            crowd: self.crowd.clone(),
-            is_heard: self.is_heard.clone(),
-        };
+        let found = Found { place, complete: self.complete.clone(), crowd: self.crowd.clone() };
         let search = Search::new(self.round, found, self.config.clone());
         self.searches.push((place, Box::pin(search.run())));
     }
@@ -265,7 +269,7 @@ impl<'a> Race<'a> {
             *greeting = Some(Greeting::begin(server, connected, round.terms, self.greetings));
             self.greetings += 1;
         }
-        self.is_heard.store(self.greeting.is_some(), Relaxed);
+        self.round.is_heard.store(self.greeting.is_some(), Relaxed);
     }
 
     /// The session of a greeting that ended, if it has one. A server that no longer knows the connection may know the next; one
@@ -342,8 +346,6 @@ struct Found {
     place: usize,
     complete: mpsc::Sender<(usize, Connected)>,
     crowd: Crowd,
-    /// Whether a server is asked for a session.
-    is_heard: Arc<AtomicBool>,
 }
 
 /// The attempts to reach one server in one round.
@@ -544,7 +546,7 @@ impl<'a> Search<'a> {
 
     /// Tells that the server is silent, unless one answered.
     fn tell(&mut self) {
-        if self.found.is_heard.load(Relaxed) {
+        if self.round.is_heard.load(Relaxed) {
             self.silence = clock::now() + SILENCE;
             return;
         }
@@ -825,6 +827,7 @@ mod tests {
             early: Arc::default(),
             loss: Loss { at: begun, server, answered, left: None },
             terms: client.terms,
+            is_heard: Arc::default(),
             silent: &tell,
         };
         let dialed = dial(round, client.config.subscribe()).await;

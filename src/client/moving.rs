@@ -11,7 +11,11 @@
 //! the packets that were held.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -50,10 +54,18 @@ const STEADY: Duration = Duration::from_secs(30);
 const MOST_DOUBLED: u32 = 6;
 /// A session with a preferred server that lasted so long was no mistake.
 const LASTING: Duration = Duration::from_secs(300);
-/// From one attempt that failed to the next.
+/// How long a server is left alone after an attempt that came to nothing, doubled with each further one; at least so long if it
+/// refused.
 const AGAIN: Duration = Duration::from_secs(1);
+const REFUSED: Duration = Duration::from_secs(60);
 /// The clients of a server that goes away leave it within this time, or a quarter of what it leaves them.
 const SPREAD: Duration = Duration::from_secs(2);
+/// What is added to the patience at most, by chance.
+const JITTER: Duration = Duration::from_millis(100);
+/// How long a server is believed that says that it will stop.
+const LONGEST_LEAVE: Duration = Duration::from_secs(3600);
+/// How long a session that is on its way is waited for when the present one ended.
+const CONCLUDE: Duration = Duration::from_secs(3);
 
 /// What stays from session to session.
 #[derive(Debug, Default)]
@@ -62,6 +74,10 @@ pub(super) struct Course {
     pub(super) chosen: Option<PublicKey>,
     /// Returns to a preferred server in a row that did not last.
     failures: u32,
+    /// Servers that said that they will stop, and until when they are believed.
+    leaving: BTreeMap<PublicKey, Instant>,
+    /// How often in a row an attempt at a server came to nothing, and until when it is left alone.
+    failed: BTreeMap<PublicKey, (u32, Instant)>,
 }
 
 impl Course {
@@ -78,6 +94,39 @@ impl Course {
         self.chosen.take_if(|chosen| *chosen != server);
     }
 
+    /// This server will stop after so long.
+    fn goes_away(&mut self, server: PublicKey, within: Duration) {
+        self.leaving.insert(server, clock::now() + within.clamp(STEADY, LONGEST_LEAVE));
+    }
+
+    /// There was no session with this server, or none of use. One that `refused` is left alone for longer.
+    pub(super) fn fail(&mut self, server: PublicKey, refused: bool) {
+        let (count, until) = self.failed.entry(server).or_insert((0, clock::now()));
+        let pause = AGAIN * 2u32.pow((*count).min(MOST_DOUBLED));
+        let pause = if refused { pause.max(REFUSED) } else { pause };
+        *until = clock::now() + pause.mul_f32(0.5 + fraction() / 2.0);
+        *count += 1;
+    }
+
+    /// A session with this server was of use.
+    pub(super) fn succeed(&mut self, server: PublicKey) {
+        self.failed.remove(&server);
+    }
+
+    /// Whether a server is tried after all others.
+    pub(super) fn is_last(&self, server: PublicKey) -> bool {
+        self.is_leaving(server) || self.left_alone_until(server).is_some()
+    }
+
+    fn is_leaving(&self, server: PublicKey) -> bool {
+        self.leaving.get(&server).is_some_and(|until| *until > clock::now())
+    }
+
+    fn left_alone_until(&self, server: PublicKey) -> Option<Instant> {
+        let (_, until) = self.failed.get(&server)?;
+        (*until > clock::now()).then_some(*until)
+    }
+
     /// How long a preferred server must have answered.
     fn steady(&self) -> Duration {
         STEADY * 2u32.pow(self.failures)
@@ -89,17 +138,17 @@ impl Course {
 pub(super) struct Signs {
     /// Since when no path reaches the server, and how long its paths are asked before another one takes its place.
     unreachable: Option<(Instant, Duration)>,
+    /// How long the server goes on, if it said that it will stop.
+    goes_away: Option<Duration>,
     dialing: Dialing,
 }
 
-/// What somebody wants.
+/// What a person wants.
 #[derive(Debug)]
 pub(super) enum Wish {
-    /// The server will stop after so long.
-    GoAway(Duration),
-    /// A person chose the server of this name.
+    /// The server of this name.
     Go { name: String, reply: oneshot::Sender<Reply> },
-    /// A person leaves the choice to us.
+    /// The choice is left to us.
     Auto,
 }
 
@@ -123,7 +172,8 @@ impl Signals {
         self.signs.send_if_modified(|signs| {
             let was_unreachable = signs.unreachable.is_some();
             if is_unreachable != was_unreachable {
-                let patience = PATIENCE.max(3 * rtt);
+                // Not all clients of a server leave it at the same moment.
+                let patience = PATIENCE.max(3 * rtt) + JITTER.mul_f32(fraction());
                 signs.unreachable = is_unreachable.then(|| (clock::now(), patience));
             }
             let is_other = signs.dialing != *dialing;
@@ -132,6 +182,11 @@ impl Signals {
             }
             is_other || is_unreachable != was_unreachable
         });
+    }
+
+    /// The server will stop after so long.
+    pub(super) fn goes_away(&self, within: Duration) {
+        self.signs.send_modify(|signs| signs.goes_away = Some(within));
     }
 
     /// Tells what somebody wants. Beyond a few of them it is lost, and whoever asked hears so.
@@ -153,32 +208,53 @@ pub(super) struct Moved {
     pub(super) why: MoveReason,
 }
 
-/// A move that is wanted.
-struct Wanted {
+/// A move that is wanted, now or later.
+struct Due {
     why: MoveReason,
-    /// When it may begin.
+    to: Vec<Arc<RemoteServer>>,
     at: Instant,
-    /// The server; without one any other.
-    to: Option<Arc<RemoteServer>>,
-    reply: Option<oneshot::Sender<Reply>>,
+}
+
+/// A race for a session.
+struct Attempt<'a> {
+    why: MoveReason,
+    to: Vec<Arc<RemoteServer>>,
+    /// Whether one of them is asked for a session.
+    is_heard: Arc<AtomicBool>,
+    race: BoxFuture<'a, Result<Reached, Ended>>,
+}
+
+/// What a person chose, until there is an answer.
+struct Asked {
+    to: Arc<RemoteServer>,
+    reply: oneshot::Sender<Reply>,
 }
 
 /// See the module's documentation.
 pub(super) struct Mover<'a> {
     client: &'a Client,
     current: Arc<RemoteServer>,
-    course: &'a mut Course,
+    pub(super) course: &'a mut Course,
     heard: Heard,
     servers: watch::Receiver<InOrder>,
     config: InForce,
-    reserve: Option<Reserve>,
-    wanted: Option<Wanted>,
-    /// After an attempt that failed the next one comes no sooner.
-    not_before: Instant,
+    /// All servers but the one in use, in order.
+    reserves: Vec<Reserve>,
+    /// When the server in use is left, which said that it will stop.
+    leave_at: Option<Instant>,
+    asked: Option<Asked>,
+    attempt: Option<Attempt<'a>>,
 }
 
-/// A race for a session.
-type Attempt<'a> = (MoveReason, BoxFuture<'a, Result<Reached, Ended>>);
+/// How urgent a reason is. A move for a more urgent one does not wait for an attempt at another server.
+fn rank(why: MoveReason) -> u8 {
+    match why {
+        MoveReason::Silent | MoveReason::Ended => 0,
+        MoveReason::Chosen => 1,
+        MoveReason::GoesAway => 2,
+        MoveReason::Preferred => 3,
+    }
+}
 
 impl<'a> Mover<'a> {
     pub(super) fn new(
@@ -188,7 +264,6 @@ impl<'a> Mover<'a> {
         heard: Heard,
     ) -> Self {
         let (servers, config) = (client.servers.changes(), client.config.subscribe());
-        let not_before = clock::now();
         Self {
             client,
             current,
@@ -196,183 +271,254 @@ impl<'a> Mover<'a> {
             heard,
             servers,
             config,
-            reserve: None,
-            wanted: None,
-            not_before,
+            reserves: Vec::new(),
+            leave_at: None,
+            asked: None,
+            attempt: None,
         }
     }
 
     /// Runs until there is a session with another server.
-    pub(super) async fn run(mut self) -> Moved {
-        self.choose_reserve();
-        let mut attempt: Option<Attempt<'a>> = None;
+    pub(super) async fn run(&mut self) -> Moved {
+        self.choose_reserves();
         loop {
-            let (now, unreachable) = (clock::now(), self.unreachable());
-            attempt.take_if(|(why, _)| self.is_void(*why));
-            if attempt.is_none() {
-                attempt = self.due(now).map(|why| (why, self.race(why)));
-            }
+            let unreachable = self.unreachable();
+            self.begin_attempt(clock::now());
             self.show();
-            let deadline = self.next_deadline().filter(|_| attempt.is_none());
-            let ask = self.reserve.as_ref().and_then(|reserve| reserve.next);
+            let now = clock::now();
+            let later = self.due().into_iter().map(|due| due.at).filter(|at| *at > now).min();
+            let ask = self.next_question();
             tokio::select! {
-                (why, ended) = finish(&mut attempt) => match ended {
-                    Ok(reached) => return self.arrive(reached, why),
-                    Err(ended) => self.fail(why, &ended),
+                (attempt, ended) = finish(&mut self.attempt) => match ended {
+                    Ok(reached) => return self.arrive(reached, attempt.why),
+                    Err(ended) => self.fail(&attempt, &ended),
                 },
                 Some(wish) = self.heard.wishes.recv() => self.take(wish),
                 Ok(()) = self.heard.signs.changed() => {
                     if self.unreachable().is_some() && self.unreachable() != unreachable {
                         self.be_urgent();
                     }
+                    self.heed_going_away();
                 }
-                Ok(()) = self.servers.changed() => self.choose_reserve(),
+                Ok(()) = self.servers.changed() => self.choose_reserves(),
                 Ok(()) = self.config.changed() => {}
-                () = hear(&mut self.reserve) => {}
-                () = sleep_until(ask) => self.ask().await,
-                () = sleep_until(deadline) => {}
+                () = hear(&mut self.reserves) => {}
+                () = sleep_until(ask.map(|(_, at)| at)) => self.ask(ask).await,
+                () = sleep_until(later) => {}
             }
         }
     }
 
-    /// Whether an attempt for this reason is not wanted any more: the server in use answers again, or a person chose.
-    fn is_void(&self, why: MoveReason) -> bool {
-        let answers = why == MoveReason::Silent && self.unreachable().is_none();
-        let is_chosen = self.wanted.as_ref().is_some_and(|it| it.why == MoveReason::Chosen);
-        answers || (is_chosen && why != MoveReason::Chosen)
+    /// The session with another server that is on its way, now that the present one ended.
+    pub(super) async fn conclude(&mut self) -> Option<Moved> {
+        self.attempt.as_ref()?;
+        let ended = time::timeout(CONCLUDE, finish(&mut self.attempt)).await;
+        match ended {
+            Ok((attempt, Ok(reached))) => Some(self.arrive(reached, attempt.why)),
+            Ok((attempt, Err(ended))) => {
+                self.fail(&attempt, &ended);
+                None
+            }
+            Err(_elapsed) => None,
+        }
     }
 
     fn unreachable(&self) -> Option<(Instant, Duration)> {
         self.heard.signs.borrow().unreachable
     }
 
-    /// The first of the other servers is the reserve.
-    fn choose_reserve(&mut self) {
+    fn choose_reserves(&mut self) {
         let servers = self.servers.borrow_and_update().clone();
-        let next = servers.iter().find(|server| server.key() != self.current.key());
-        match (next, &mut self.reserve) {
-            (Some(next), Some(reserve)) if reserve.server.key() == next.key() => {
-                reserve.server = next.clone();
+        let mut before = std::mem::take(&mut self.reserves);
+        for server in servers.iter().filter(|server| server.key() != self.current.key()) {
+            let known = before.iter().position(|it| it.server.key() == server.key());
+            let mut reserve = match known {
+                Some(place) => before.swap_remove(place),
+                None => Reserve::new(server.clone()),
+            };
+            // A resolver beyond the tunnel may not be there any more when the server is needed.
+            if known.is_none() && server.names.known().is_empty() {
+                server.resolve_apart();
             }
-            (next, reserve) => *reserve = next.cloned().map(Reserve::new),
+            reserve.server = server.clone();
+            self.reserves.push(reserve);
         }
     }
 
-    /// Whether the reserve is preferred to the server in use.
-    fn returns(&self) -> bool {
-        let Some(reserve) = &self.reserve else { return false };
-        let servers = self.servers.borrow();
-        let place = |key| servers.iter().position(|server| server.key() == key);
-        let is_chosen = self.course.chosen == Some(self.current.key());
-        !is_chosen && place(reserve.server.key()) < place(self.current.key())
+    /// The reserve that is asked next, and when: in order, one more for each that does not answer; all of them while the server
+    /// in use is silent.
+    fn next_question(&self) -> Option<(usize, Instant)> {
+        let is_urgent = self.unreachable().is_some();
+        let asked = self.reserves.iter().position(|it| !it.is_failing());
+        let count =
+            if is_urgent { self.reserves.len() } else { asked.map_or(usize::MAX, |it| it + 1) };
+        let next = self.reserves.iter().enumerate().take(count);
+        next.filter_map(|(place, it)| Some((place, it.next?))).min_by_key(|(_, at)| *at)
     }
 
-    /// The server in use is silent: the reserve is asked at once where that costs next to nothing, and over all links a moment
+    /// The server in use is silent: the others are asked at once where that costs next to nothing, and over all links a moment
     /// later.
     fn be_urgent(&mut self) {
-        if let Some(reserve) = &mut self.reserve {
+        for reserve in &mut self.reserves {
             reserve.hurry();
             reserve.next = Some(clock::now() + PATIENCE);
         }
     }
 
-    async fn ask(&mut self) {
-        let returns = self.returns();
+    async fn ask(&mut self, question: Option<(usize, Instant)>) {
         let unreachable = self.unreachable();
         let config = self.config.borrow().clone();
         let pinned = self.heard.signs.borrow().dialing.pinned().map(str::to_owned);
-        let Some(reserve) = &mut self.reserve else { return };
+        let Some(reserve) = question.and_then(|(place, _)| self.reserves.get_mut(place)) else {
+            return;
+        };
         let pace = match unreachable {
             Some((since, _)) if !reserve.has_answered_since(since) => Pace::Urgent,
-            _ => Pace::Warm { returns },
+            _ => Pace::Warm,
         };
         reserve.ask(pace, &config.paths, pinned.as_deref()).await;
     }
 
-    /// Why a session with another server is due.
-    fn due(&self, now: Instant) -> Option<MoveReason> {
-        let reserve = self.reserve.as_ref().filter(|_| self.not_before <= now)?;
-        if let Some(wanted) = self.wanted.as_ref().filter(|wanted| wanted.at <= now) {
-            return Some(wanted.why);
+    /// The server in use said that it will stop.
+    fn heed_going_away(&mut self) {
+        let goes_away = self.heard.signs.borrow().goes_away;
+        if let Some(within) = goes_away.filter(|_| self.leave_at.is_none()) {
+            info!(server = self.current.name(), "the server will stop");
+            self.course.goes_away(self.current.key(), within);
+            let spread = SPREAD.min(within / 4).mul_f32(fraction());
+            self.leave_at = Some(clock::now() + spread);
         }
-        if let Some((since, patience)) = self.unreachable() {
-            let is_due = since + patience <= now && reserve.has_answered_since(since);
-            return is_due.then_some(MoveReason::Silent);
-        }
-        let is_steady = reserve.steady_for().is_some_and(|it| it >= self.course.steady());
-        (is_steady && self.returns()).then_some(MoveReason::Preferred)
     }
 
-    /// When something may be due.
-    fn next_deadline(&self) -> Option<Instant> {
-        let reserve = self.reserve.as_ref()?;
-        let wanted = self.wanted.as_ref().map(|wanted| wanted.at);
-        let silent = self.unreachable().filter(|(since, _)| reserve.has_answered_since(*since));
-        let silent = silent.map(|(since, patience)| since + patience);
-        let next = wanted.into_iter().chain(silent).min();
-        next.map(|at| at.max(self.not_before))
+    /// All moves that are wanted, now or later, the most urgent one first.
+    fn due(&self) -> Vec<Due> {
+        let now = clock::now();
+        let others = || self.reserves.iter();
+        let server = |reserve: &Reserve| reserve.server.clone();
+        let silent = self.unreachable().and_then(|(since, patience)| {
+            let to = others().filter(|it| it.has_answered_since(since)).map(server).collect();
+            self.due_at(MoveReason::Silent, to, since + patience)
+        });
+        let asked = self.asked.as_ref();
+        let asked =
+            asked.map(|it| Due { why: MoveReason::Chosen, to: vec![it.to.clone()], at: now });
+        let stays = |it: &&Reserve| !self.course.is_leaving(it.server.key());
+        let goes_away = self.leave_at.and_then(|at| {
+            self.due_at(MoveReason::GoesAway, others().filter(stays).map(server).collect(), at)
+        });
+        let back = others().filter(stays).find(|it| self.is_preferred(it));
+        let back = back.and_then(|it| self.due_at(MoveReason::Preferred, vec![server(it)], now));
+        [silent, asked, goes_away, back].into_iter().flatten().collect()
     }
 
-    /// Races the servers that a move leads to.
-    fn race(&self, why: MoveReason) -> BoxFuture<'a, Result<Reached, Ended>> {
-        let to = self.wanted.as_ref().and_then(|wanted| wanted.to.clone());
-        let servers = match (why, to, &self.reserve) {
-            (MoveReason::Chosen, Some(to), _) => vec![to],
-            (MoveReason::Preferred, _, Some(reserve)) => vec![reserve.server.clone()],
-            _ => {
-                let all = self.servers.borrow().clone();
-                all.iter().filter(|it| it.key() != self.current.key()).cloned().collect()
-            }
+    /// A move to those of these servers that are not left alone, at this moment or when one is not.
+    fn due_at(&self, why: MoveReason, to: Vec<Arc<RemoteServer>>, at: Instant) -> Option<Due> {
+        let from =
+            |it: &RemoteServer| self.course.left_alone_until(it.key()).map_or(at, |it| it.max(at));
+        let at = to.iter().map(|it| from(it)).min()?;
+        let mut to: Vec<_> = to.iter().filter(|it| from(it) <= at).cloned().collect();
+        to.sort_by_key(|it| self.course.is_leaving(it.key()));
+        Some(Due { why, to, at })
+    }
+
+    /// Whether the session is to return to this server: it is preferred, and has just answered for long.
+    fn is_preferred(&self, reserve: &Reserve) -> bool {
+        let servers = self.servers.borrow();
+        let place = |key| servers.iter().position(|server| server.key() == key);
+        let is_chosen = self.course.chosen == Some(self.current.key());
+        let is_before = place(reserve.server.key()) < place(self.current.key());
+        !is_chosen
+            && is_before
+            && self.unreachable().is_none()
+            && reserve.is_steady(self.course.steady())
+    }
+
+    /// Begins the move that is due, unless one that is as urgent, or leads to the same server, is under way.
+    fn begin_attempt(&mut self, now: Instant) {
+        if let Some(attempt) = &self.attempt
+            && attempt.why == MoveReason::Silent
+            && self.unreachable().is_none()
+            && !attempt.is_heard.load(Relaxed)
+        {
+            // The server in use answers again.
+            self.attempt = None;
+        }
+        let Some(Due { why, to, .. }) = self.due().into_iter().find(|due| due.at <= now) else {
+            return;
         };
-        let names: Vec<_> = servers.iter().map(|server| server.name()).collect();
+        if let Some(attempt) = &self.attempt {
+            let leads_there = to.iter().any(|it| attempt.to.iter().any(|at| at.key() == it.key()));
+            let leads_there = leads_there && (why != MoveReason::Chosen || attempt.to.len() == 1);
+            if rank(attempt.why) <= rank(why) || leads_there {
+                return;
+            }
+        }
+        let is_for_all = why == MoveReason::Chosen
+            || self.asked.as_ref().is_none_or(|it| to.iter().any(|to| to.key() == it.to.key()));
+        if !is_for_all {
+            self.answer(Err("the server in use is silent: another one takes its place".into()));
+        }
+        let names: Vec<_> = to.iter().map(|server| server.name()).collect();
         debug!(%why, ?names, "a session with another server is wanted");
         let (client, dialing) = (self.client, self.heard.signs.borrow().dialing.clone());
-        Box::pin(async move {
-            client.reach(servers, &dialing, &Loss::none(), why == MoveReason::Silent, &|_| ()).await
-        })
+        let (servers, is_heard) = (to.clone(), Arc::<AtomicBool>::default());
+        let heard = is_heard.clone();
+        let race = Box::pin(async move {
+            let (loss, hurries) = (Loss::none(), why == MoveReason::Silent);
+            let reached = client.reach(servers, &dialing, &loss, hurries, heard, &|_| ()).await?;
+            client.check(&reached).await?;
+            Ok(reached)
+        });
+        self.attempt = Some(Attempt { why, to, is_heard, race });
+    }
+
+    /// Answers the person who asked for a server.
+    fn answer(&mut self, done: Result<String, String>) {
+        if let Some(Asked { reply, .. }) = self.asked.take() {
+            let _ = reply.send(done.map_or_else(Reply::Error, |line| Reply::Done(vec![line])));
+        }
     }
 
     /// A session with another server begins.
-    fn arrive(mut self, reached: Reached, why: MoveReason) -> Moved {
-        if let Some(Wanted { reply: Some(reply), .. }) = self.wanted.take() {
-            let done = until_it_fails(reached.server.name());
-            let _ = reply.send(Reply::Done(vec![done]));
-        }
-        if why == MoveReason::Chosen {
-            self.course.chosen = Some(reached.server.key());
+    fn arrive(&mut self, reached: Reached, mut why: MoveReason) -> Moved {
+        let server = reached.server.clone();
+        self.course.succeed(server.key());
+        match &self.asked {
+            Some(asked) if asked.to.key() == server.key() => {
+                why = MoveReason::Chosen;
+                self.course.chosen = Some(server.key());
+                self.answer(Ok(until_it_fails(server.name())));
+            }
+            Some(_) => self.answer(Err(format!("{} took the session meanwhile", server.name()))),
+            None => {}
         }
         Moved { reached, why }
     }
 
-    fn fail(&mut self, why: MoveReason, ended: &Ended) {
+    fn fail(&mut self, Attempt { why, to, .. }: &Attempt<'_>, ended: &Ended) {
         debug!(%why, reason = %ended, "no session with another server");
-        self.not_before = clock::now() + AGAIN;
-        match why {
-            MoveReason::Chosen => {
-                if let Some(Wanted { reply: Some(reply), .. }) = self.wanted.take() {
-                    let _ = reply.send(Reply::Error(ended.to_string()));
-                }
+        for server in to {
+            self.course.fail(server.key(), ended.is_refusal());
+        }
+        if let Some(asked) = &self.asked
+            && to.iter().any(|server| server.key() == asked.to.key())
+        {
+            self.answer(Err(ended.to_string()));
+        }
+        if *why == MoveReason::Preferred {
+            self.course.leave(true, Duration::ZERO);
+            // They have to answer for long again.
+            for reserve in &mut self.reserves {
+                reserve.begin_anew();
             }
-            MoveReason::Preferred => {
-                self.course.leave(true, Duration::ZERO);
-                // It has to answer for long again.
-                if let Some(reserve) = &mut self.reserve {
-                    *reserve = Reserve::new(reserve.server.clone());
-                }
-            }
-            MoveReason::GoesAway | MoveReason::Silent | MoveReason::Ended => {}
         }
     }
 
     fn take(&mut self, wish: Wish) {
-        let now = clock::now();
+        // What somebody chose before is not wanted any more.
+        self.answer(Err("somebody chose something else meanwhile".into()));
+        self.attempt.take_if(|attempt| rank(attempt.why) >= rank(MoveReason::Chosen));
         match wish {
-            Wish::GoAway(within) => {
-                info!(server = self.current.name(), "the server will stop");
-                let at = now + SPREAD.min(within / 4).mul_f32(fraction());
-                let (why, to, reply) = (MoveReason::GoesAway, None, None);
-                self.wanted.get_or_insert(Wanted { why, at, to, reply });
-            }
             Wish::Go { name, reply } => {
                 let servers = self.servers.borrow().clone();
                 match servers.iter().find(|server| server.name() == name) {
@@ -380,12 +526,7 @@ impl<'a> Mover<'a> {
                         self.course.chosen = Some(server.key());
                         let _ = reply.send(Reply::Done(vec![until_it_fails(&name)]));
                     }
-                    Some(server) => {
-                        let (why, to, reply) =
-                            (MoveReason::Chosen, Some(server.clone()), Some(reply));
-                        self.not_before = now;
-                        self.wanted = Some(Wanted { why, at: now, to, reply });
-                    }
+                    Some(server) => self.asked = Some(Asked { to: server.clone(), reply }),
                     None => {
                         let _ = reply.send(no_server(&name, &servers));
                     }
@@ -395,13 +536,12 @@ impl<'a> Mover<'a> {
         }
     }
 
-    /// Lets people see the state of the reserve.
+    /// Lets people see the state of the reserves.
     fn show(&self) {
-        let reserve = self
-            .reserve
-            .as_ref()
-            .map(|reserve| (reserve.server.key(), reserve.answered_at(), reserve.rtt()));
-        self.client.shown.reserve(reserve);
+        let is_asked = |place: usize| self.reserves[..place].iter().all(Reserve::is_failing);
+        let reserves = self.reserves.iter().enumerate().filter(|(place, _)| is_asked(*place));
+        let shown = reserves.map(|(_, it)| (it.server.key(), it.answered_at(), it.rtt()));
+        self.client.shown.reserves(shown.collect());
     }
 }
 
@@ -416,18 +556,24 @@ pub(super) fn no_server(name: &str, servers: &[Arc<RemoteServer>]) -> Reply {
 }
 
 /// Waits for the end of an attempt, which is taken out then; without one for ever. Cancel safe.
-async fn finish(attempt: &mut Option<Attempt<'_>>) -> (MoveReason, Result<Reached, Ended>) {
-    let Some((why, race)) = attempt else { return std::future::pending().await };
-    let (why, ended) = (*why, race.await);
-    *attempt = None;
-    (why, ended)
-}
-
-async fn hear(reserve: &mut Option<Reserve>) {
-    match reserve {
-        Some(reserve) => reserve.hear().await,
+async fn finish<'a>(attempt: &mut Option<Attempt<'a>>) -> (Attempt<'a>, Result<Reached, Ended>) {
+    let ended = match attempt {
+        Some(attempt) => (&mut attempt.race).await,
+        None => std::future::pending().await,
+    };
+    match attempt.take() {
+        Some(attempt) => (attempt, ended),
         None => std::future::pending().await,
     }
+}
+
+/// Takes in the next answer of any of them; without any it waits for ever. Cancel safe.
+async fn hear(reserves: &mut [Reserve]) {
+    if reserves.is_empty() {
+        return std::future::pending().await;
+    }
+    let answers = reserves.iter_mut().map(|reserve| Box::pin(reserve.hear()));
+    futures_util::future::select_all(answers).await;
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
@@ -37,18 +38,22 @@ impl Client {
             if !self.shown.is_connected() {
                 continue;
             }
-            for server in &*self.servers.all() {
-                let RemoteServer { names, detours, peer, .. } = &**server;
-                if Detours::can_change(peer) {
-                    detours.resolve(peer).await;
-                }
-                if can_change(&peer.addresses)
-                    && let Err(error) = names.resolve(&peer.addresses).await
-                {
-                    debug!(%error, server = peer.name, "the server's addresses stay as they were");
-                }
-            }
+            let servers = self.servers.all();
+            join_all(servers.iter().map(|server| look(server))).await;
         }
+    }
+}
+
+/// Looks at what can change of a server's addresses.
+async fn look(server: &RemoteServer) {
+    let RemoteServer { names, detours, peer, .. } = server;
+    if Detours::can_change(peer) {
+        detours.resolve(peer).await;
+    }
+    if can_change(&peer.addresses)
+        && let Err(error) = names.resolve(&peer.addresses).await
+    {
+        debug!(%error, server = peer.name, "the server's addresses stay as they were");
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tracing::debug;
 
 use super::servers::RemoteServer;
 use crate::{
@@ -19,7 +18,6 @@ use crate::{
         manager::{Event, METERED},
         probe::{Probe, Prober},
     },
-    task,
 };
 
 /// Answers of probes that wait to be read.
@@ -32,14 +30,16 @@ const RETRY: Duration = Duration::from_secs(5);
 /// How a server is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// Over the best link, now and then.
-    Warm {
-        /// Whether the server is to be used again once it answers steadily: then it is also asked over a metered link.
-        returns: bool,
-    },
+    /// Over the best link that is not metered, now and then.
+    Warm,
     /// Over each link and by each transport, at once: the server in use is silent.
     Urgent,
 }
+
+/// From one look at names that stand for nothing to the next.
+const RESOLVE: Duration = Duration::from_secs(10);
+/// An answer is fresh for so long.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// The probes of one server.
 pub(super) struct Reserve {
@@ -51,10 +51,14 @@ pub(super) struct Reserve {
     paths: Vec<PathKey>,
     /// Which of them has its turn: after a question that was not answered it is the next one.
     turn: usize,
-    /// Since when each question was answered.
-    steady_since: Option<Instant>,
-    /// The last answer, and its round trip.
+    /// When the first and the last of the echoes came that nothing failed between.
+    echoes: Option<(Instant, Instant)>,
+    /// The last sign of the server, and the last round trip.
     answered: Option<(Instant, Option<Duration>)>,
+    /// The last question was not answered.
+    is_failing: bool,
+    /// When its names are looked at again, if they stand for nothing.
+    resolve_at: Option<Instant>,
     /// When it is asked again.
     pub(super) next: Option<Instant>,
 }
@@ -69,8 +73,10 @@ impl Reserve {
             probes: BTreeMap::new(),
             paths: Vec::new(),
             turn: 0,
-            steady_since: None,
+            echoes: None,
             answered: None,
+            is_failing: false,
+            resolve_at: None,
             next: Some(clock::now()),
         }
     }
@@ -83,20 +89,15 @@ impl Reserve {
             return;
         }
         let known = self.server.names.known();
-        if known.is_empty() {
-            let server = self.server.clone();
-            task::detached("names", async move {
-                if let Err(error) = server.resolve().await {
-                    debug!(%error, "the next server's addresses are not known");
-                }
-            });
+        if known.is_empty() && self.resolve_at.is_none_or(|at| at <= now) {
+            self.resolve_at = Some(now + RESOLVE);
+            self.server.resolve_apart();
         }
         let mut found = self.server.find(&known, paths).await.unwrap_or_default();
         found.retain(|(candidate, _)| pinned.is_none_or(|link| link == candidate.link));
         found.sort_by_key(|(_, facts)| *facts);
         let is_urgent = pace == Pace::Urgent;
-        let returns = pace == Pace::Warm { returns: true };
-        found.retain(|(_, it)| !it.metered || is_urgent || returns || paths.metered_reserve);
+        found.retain(|(_, it)| !it.metered || is_urgent || paths.metered_reserve);
         self.next = match (found.first(), paths.standby_check) {
             (_, _) if is_urgent => Some(now + URGENT),
             (None, _) => Some(now + RETRY),
@@ -144,14 +145,20 @@ impl Reserve {
         let now = clock::now();
         match event {
             Event::Answered(_, rtt) => {
-                self.steady_since.get_or_insert(now);
+                self.is_failing = false;
                 self.answered = Some((now, rtt.or_else(|| self.rtt())));
+                // A handshake alone is no proof that the server serves.
+                if rtt.is_some() {
+                    let first = self.echoes.map_or(now, |(first, _)| first);
+                    self.echoes = Some((first, now));
+                }
             }
             Event::Refused(key) | Event::TimedOut(key) => {
                 self.probes.remove(&key);
                 let is_unheard = self.answered.is_none_or(|(at, _)| at + URGENT < now);
                 if is_unheard || self.probes.is_empty() {
-                    (self.steady_since, self.answered) = (None, None);
+                    self.begin_anew();
+                    self.is_failing = true;
                     self.turn += 1;
                 }
             }
@@ -164,9 +171,21 @@ impl Reserve {
         self.answered.is_some_and(|(answered, _)| answered >= at)
     }
 
-    /// How long it had answered each question when it last did.
-    pub(super) fn steady_for(&self) -> Option<Duration> {
-        self.answered.zip(self.steady_since).map(|((at, _), since)| at.duration_since(since))
+    /// Whether it has just answered, and each question before for so long.
+    pub(super) fn is_steady(&self, long: Duration) -> bool {
+        self.echoes.is_some_and(|(first, last)| {
+            last.duration_since(first) >= long && last + FRESH > clock::now()
+        })
+    }
+
+    /// Whether the last question was not answered.
+    pub(super) fn is_failing(&self) -> bool {
+        self.is_failing
+    }
+
+    /// Forgets what it answered.
+    pub(super) fn begin_anew(&mut self) {
+        (self.echoes, self.answered) = (None, None);
     }
 
     /// When it answered last, unless it has failed since.

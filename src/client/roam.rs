@@ -295,7 +295,7 @@ impl<'a> Roamer<'a> {
     fn heed(&self, message: Message) {
         match message {
             Message::GoAway(GoAway { within }) => {
-                self.signals.wish(Wish::GoAway(Duration::from_millis(within.into())));
+                self.signals.goes_away(Duration::from_millis(within.into()));
             }
             Message::Hello(_) | Message::Welcome(_) => self.messages.refuse(),
         }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, watch};
+use tracing::debug;
 
 use super::attempts::Attempts;
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
         congestion::CongestionHandle,
         tls::{self, TlsError},
     },
+    task,
 };
 
 /// What the client has of one server. All but the configuration stays as it is from session to session and through
@@ -94,6 +96,16 @@ impl RemoteServer {
         tokio::join!(servers, self.detours.resolve(&self.peer)).0
     }
 
+    /// The same in the background.
+    pub(super) fn resolve_apart(&self) {
+        let server = self.clone();
+        task::detached("names", async move {
+            if let Err(error) = server.resolve().await {
+                debug!(%error, server = server.name(), "the server's addresses stay as they were");
+            }
+        });
+    }
+
     fn admit_through(&self, requests: &mpsc::Sender<Admit>) {
         let through = |owner| Admission { owner, requests: requests.clone() };
         self.names.admit_through(through(Owner::Server(self.key())));
@@ -129,13 +141,19 @@ impl Servers {
     pub(super) fn renew(&self, config: &ClientConfig) -> Result<(), TlsError> {
         let mut all = Vec::new();
         for peer in config.servers.iter().cloned() {
-            let server = match self.of(peer.public_key) {
+            let known = self.of(peer.public_key);
+            let is_other = known.as_ref().is_some_and(|known| known.peer != peer);
+            let server = match known {
                 Some(known) => RemoteServer { peer, ..(*known).clone() },
                 None => RemoteServer::new(config, peer, &self.network, self.process)?,
             };
             server.network.lead_to(&server.peer, server.detours.clone());
             if let Some(requests) = self.admissions.get() {
                 server.admit_through(requests);
+            }
+            if is_other {
+                // What it had before was of other names.
+                server.resolve_apart();
             }
             all.push(Arc::new(server));
         }

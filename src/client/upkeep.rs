@@ -8,10 +8,13 @@ use tracing::warn;
 use super::{
     Client,
     desired::{ApplyError, Desired},
+    greeting::Reached,
+    offer::OfferError,
 };
 use crate::{
     host::{Layout, Setup},
     path::servers::{Admit, Owner},
+    quic::close,
     wire::message::Welcome,
 };
 
@@ -28,6 +31,18 @@ impl Client {
             desired.portal = false;
         })
         .await
+    }
+
+    /// Whether the session is of use, as the host is now. One that is not is closed.
+    pub(super) async fn check(&self, reached: &Reached) -> Result<(), OfferError> {
+        let mut desired = self.desired.lock().await.clone();
+        desired.facts = self.reports.facts.borrow().clone();
+        desired.welcome = Some(reached.welcome.clone());
+        desired.in_session = true;
+        desired.plan().map(drop).inspect_err(|error| {
+            let connection = &reached.connected.connection;
+            connection.close(close::PROTOCOL, error.to_string().as_bytes());
+        })
     }
 
     /// Takes the offer again whenever the host's networks have changed; returns when the session cannot be kept.

@@ -69,8 +69,10 @@ struct State {
     /// Of the path in use.
     figures: Figures,
     copies: Copies,
-    /// The next server, when it last answered, and the round trip of the answer.
-    reserve: Option<ShownReserve>,
+    /// The server that has the session, or had the last one.
+    server: Option<PublicKey>,
+    /// The servers that are asked now and then.
+    reserves: Vec<ShownReserve>,
     moves: VecDeque<(Instant, MoveStatus)>,
     moves_by_reason: BTreeMap<MoveReason, u64>,
     switches: VecDeque<(Instant, SwitchStatus)>,
@@ -138,7 +140,8 @@ impl Shown {
             paths: Vec::new(),
             figures: Figures::default(),
             copies: Copies::default(),
-            reserve: None,
+            server: None,
+            reserves: Vec::new(),
             moves: VecDeque::new(),
             moves_by_reason: BTreeMap::new(),
             switches: VecDeque::new(),
@@ -310,9 +313,14 @@ impl Shown {
         });
     }
 
-    /// The state of the next server, if there is one.
-    pub(super) fn reserve(&self, reserve: Option<ShownReserve>) {
-        self.with(|state| state.reserve = reserve);
+    /// The states of the servers that are asked now and then.
+    pub(super) fn reserves(&self, reserves: Vec<ShownReserve>) {
+        self.with(|state| state.reserves = reserves);
+    }
+
+    /// The server with this key has the session from here on.
+    pub(super) fn serves(&self, server: PublicKey) {
+        self.with(|state| state.server = Some(server));
     }
 
     /// The session moved from one server to another.
@@ -333,10 +341,12 @@ impl Shown {
 
     /// What this server is to the client.
     fn remote_status(&self, server: &RemoteServer) -> RemoteStatus {
-        let (in_use, reserve) =
-            self.with(|state| (state.line.as_ref().map(|line| line.server.0), state.reserve));
         let key = server.key();
-        let reserve = reserve.filter(|(reserve, ..)| in_use.is_some() && *reserve == key);
+        let (in_use, reserve) = self.with(|state| {
+            let reserve = state.reserves.iter().find(|(reserve, ..)| *reserve == key).copied();
+            (state.line.as_ref().map(|line| line.server.0), reserve)
+        });
+        let reserve = reserve.filter(|_| in_use.is_some());
         let (answered, rtt) = reserve.map_or((None, None), |(_, at, rtt)| (at, rtt));
         RemoteStatus {
             name: server.name().into(),
@@ -380,9 +390,9 @@ impl Shown {
         in_use.map(|candidate| candidate.server)
     }
 
-    /// The key of the server that is in use.
+    /// The key of the server that has the session, or had the last one.
     pub(super) fn server(&self) -> Option<PublicKey> {
-        self.with(|state| state.line.as_ref().map(|line| line.server.0))
+        self.with(|state| state.server)
     }
 
     /// Where the connection of the day leads.

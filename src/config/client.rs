@@ -1,5 +1,6 @@
 //! What a client's values mean.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,9 +71,14 @@ fn servers(
         }
     };
     let (mut names, mut keys, mut servers) = (Unique::new(), Unique::new(), Some(Vec::new()));
+    let mut addresses = Unique::new();
     for (section, raw) in sections {
         let server = server(&section, raw, own, file, outside, problems);
         if let Some(server) = &server {
+            let own: BTreeSet<_> = server.addresses.iter().map(ToString::to_string).collect();
+            for address in own {
+                addresses.claim(address, &format!("{section}.address"), problems);
+            }
             names.claim(server.name.clone(), &format!("{section}.name"), problems);
             keys.claim(server.public_key, &format!("{section}.public-key"), problems);
         }

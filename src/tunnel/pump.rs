@@ -103,12 +103,17 @@ impl Session {
         self.retired.notify_one();
     }
 
+    fn is_retired(&self) -> bool {
+        self.is_retired.load(Relaxed)
+    }
+
     /// Waits until the queue has packets for this session. Cancel safe.
     async fn supplied(&self, queue: &Queue) {
-        while !self.is_retired.load(Relaxed) {
+        while !self.is_retired() {
             tokio::select! {
-                () = queue.ready() => return,
+                biased;
                 () = self.retired.notified() => {}
+                () = queue.ready() => return,
             }
         }
         std::future::pending().await

@@ -57,7 +57,11 @@ pub(crate) async fn uplink(
     loop {
         uplink.ready().await;
         uplink.gather().await;
-        counters.dropped_by_queue(match uplink.room().await {
+        let room = uplink.room().await;
+        if session.is_retired() {
+            continue;
+        }
+        counters.dropped_by_queue(match room {
             Room::Bytes(room) => queue.pop(&mut batch, BATCH, room),
             Room::ForCopies(count) => queue.pop_sparse(&mut batch, count.min(BATCH)),
         });
