@@ -366,7 +366,7 @@ impl Client {
         drop(mover);
         let (now, course) = (clock::now(), &mut *minds.course);
         let lasted = now.duration_since(begun);
-        if reason != MoveReason::Chosen && reason != MoveReason::Preferred {
+        if matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended) {
             let servers = self.servers.all();
             course.leave(servers.first().is_some_and(|it| it.key() == server.key()), lasted);
         }
@@ -377,7 +377,7 @@ impl Client {
         }
         let (underlay, unheard_since) = roamer.end();
         let mut silent_since = now;
-        if !matches!(reason, MoveReason::Chosen | MoveReason::Preferred | MoveReason::GoesAway) {
+        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
             silent_since = unheard_since.unwrap_or(now);
         }
         if let Left::Moved(_) = &left {
@@ -433,13 +433,15 @@ impl Client {
         }
     }
 
-    /// Waits until the configuration does not have the server with this key any more.
+    /// Waits until the configuration does not have the server with this key any more, and a moment longer: a session with
+    /// another one may be on its way.
     async fn removed(&self, key: PublicKey) {
         let mut changes = self.servers.changes();
         let is_gone = |servers: &InOrder| servers.iter().all(|server| server.key() != key);
         if changes.wait_for(is_gone).await.is_err() {
-            std::future::pending::<()>().await;
+            future::pending::<()>().await;
         }
+        tokio::time::sleep(GRACE).await;
     }
 
     fn deliver(&self, batch: &mut Vec<Packet>) {

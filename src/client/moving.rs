@@ -249,7 +249,7 @@ pub(super) struct Mover<'a> {
 /// How urgent a reason is. A move for a more urgent one does not wait for an attempt at another server.
 fn rank(why: MoveReason) -> u8 {
     match why {
-        MoveReason::Silent | MoveReason::Ended => 0,
+        MoveReason::Silent | MoveReason::Removed | MoveReason::Ended => 0,
         MoveReason::Chosen => 1,
         MoveReason::GoesAway => 2,
         MoveReason::Preferred => 3,
@@ -406,9 +406,12 @@ impl<'a> Mover<'a> {
         let goes_away = self.leave_at.and_then(|at| {
             self.due_at(MoveReason::GoesAway, others().filter(stays).map(server).collect(), at)
         });
+        let is_there = self.servers.borrow().iter().any(|it| it.key() == self.current.key());
+        let removed = (!is_there).then(|| others().map(server).collect());
+        let removed = removed.and_then(|to| self.due_at(MoveReason::Removed, to, now));
         let back = others().filter(stays).find(|it| self.is_preferred(it));
         let back = back.and_then(|it| self.due_at(MoveReason::Preferred, vec![server(it)], now));
-        [silent, asked, goes_away, back].into_iter().flatten().collect()
+        [silent, removed, asked, goes_away, back].into_iter().flatten().collect()
     }
 
     /// A move to those of these servers that are not left alone, at this moment or when one is not.

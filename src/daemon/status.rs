@@ -277,6 +277,8 @@ pub(crate) enum MoveReason {
     Silent,
     /// The new server is preferred, and answers again.
     Preferred,
+    /// The configuration does not have the old server any more.
+    Removed,
     /// The session with the old server ended.
     Ended,
 }
@@ -288,6 +290,7 @@ impl fmt::Display for MoveReason {
             Self::GoesAway => "the old one will stop",
             Self::Silent => "the old one is silent",
             Self::Preferred => "it is preferred",
+            Self::Removed => "the old one is not in the configuration any more",
             Self::Ended => "the session with the old one ended",
         })
     }

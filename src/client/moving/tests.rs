@@ -35,7 +35,7 @@ const LTE: usize = 1;
 const BERLIN: usize = 0;
 const PARIS: usize = 1;
 /// Between two packets.
-const PACE: Duration = Duration::from_millis(20);
+const PACE: Duration = Duration::from_millis(50);
 
 /// Numbers of packets.
 type Seen = Arc<Mutex<BTreeSet<u32>>>;
@@ -441,7 +441,8 @@ async fn a_server_that_is_taken_out_of_the_configuration_is_left() {
     fleet.client.config.send_replace(new.into());
     sleep(Duration::from_secs(1)).await;
     assert_eq!(fleet.in_use(), "paris");
-    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Ended)]);
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Removed)]);
+    assert_eq!(fleet.lost().await, [0; 0]);
 }
 
 #[tokio::test(start_paused = true)]
