@@ -11,14 +11,15 @@ use super::problem::ConfigErrors;
 
 /// The line, from 1, of every key and every list element by its path.
 #[derive(Debug)]
-pub(super) struct Lines<'a> {
-    text: &'a str,
+pub(super) struct Lines {
+    /// Where each line of the file ends, in bytes from its beginning.
+    ends: Vec<usize>,
     lines: HashMap<String, usize>,
 }
 
-impl<'a> Lines<'a> {
+impl Lines {
     /// Parses `text`; gives what is in it as well.
-    pub(super) fn new(path: &Path, text: &'a str) -> Result<(Self, Table), ConfigErrors> {
+    pub(super) fn new(path: &Path, text: &str) -> Result<(Self, Table), ConfigErrors> {
         let syntax = |error: toml::de::Error| {
             let (line, column) = position(text, error.span());
             let message = one_line(error.message());
@@ -27,7 +28,8 @@ impl<'a> Lines<'a> {
         let root = DeTable::parse(text).map_err(syntax)?;
         // Numbers are looked into only here.
         let table = toml::from_str(text).map_err(syntax)?;
-        let mut lines = Self { text, lines: HashMap::new() };
+        let ends = text.match_indices('\n').map(|(end, _)| end).collect();
+        let mut lines = Self { ends, lines: HashMap::new() };
         lines.add_table("", root.get_ref());
         Ok((lines, table))
     }
@@ -68,7 +70,8 @@ impl<'a> Lines<'a> {
     }
 
     fn add(&mut self, path: String, span: Range<usize>) {
-        self.lines.insert(path, position(self.text, Some(span)).0);
+        let before = self.ends.partition_point(|end| *end < span.start);
+        self.lines.insert(path, before + 1);
     }
 }
 

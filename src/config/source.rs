@@ -20,17 +20,17 @@ const IN_TABLES: &str = "is in a list of tables, which only the file can set";
 
 /// The merged values, and where each came from.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
-    lines: Lines<'a>,
+pub(super) struct Source {
+    lines: Lines,
     /// Variables by the keys that they set.
     variables: HashMap<String, String>,
     pub(super) tree: Value,
 }
 
-impl<'a> Source<'a> {
+impl Source {
     pub(super) fn merge(
         path: &Path,
-        text: &'a str,
+        text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
         problems: &mut Problems,
     ) -> Result<Self, ConfigErrors> {
