@@ -9,6 +9,8 @@
 #![expect(clippy::disallowed_methods, reason = "runs in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
+#[path = "clients/echo.rs"]
+mod echo;
 #[path = "clients/rig.rs"]
 mod rig;
 
@@ -224,11 +226,8 @@ async fn ping(connection: Connection, own: [u8; 4], pings: Arc<Mutex<Pings>>) {
 
 async fn hear(connection: Connection, pings: Arc<Mutex<Pings>>) {
     while let Ok(datagram) = connection.read_datagram().await {
-        if datagram.get(9) == Some(&ICMP)
-            && datagram.get(20) == Some(&0)
-            && let Some(sent) = datagram.get(28..).and_then(|rest| rest.first_chunk())
-        {
-            let trip = now().saturating_sub(u64::from_be_bytes(*sent)) as f64 / 1000.0;
+        if let Some(sent) = echo::echo(&datagram) {
+            let trip = now().saturating_sub(sent) as f64 / 1000.0;
             pings.lock().unwrap_or_else(PoisonError::into_inner).answers.push(trip);
         }
     }

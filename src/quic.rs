@@ -13,7 +13,9 @@ mod transport;
 pub(crate) use self::{
     endpoint::probe_endpoint,
     ping::{ask, nudge, pad, ping},
-    transport::{HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER},
+    transport::{
+        HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER, SMALLEST_UDP_PAYLOAD,
+    },
 };
 pub use self::{
     endpoint::{client_endpoint, server_endpoint, token_key},

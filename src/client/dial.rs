@@ -669,11 +669,11 @@ async fn pursue(
     attempts: Arc<Attempts>,
 ) -> (Candidate, HandshakeError) {
     attempt.start(HANDSHAKE_TIMEOUT, Some(early));
-    let pause = |since| {
+    let pause = |since, attempt: &Attempt| {
         let outage = clock::now().saturating_duration_since(since);
-        pace(outage, fraction()) * crowd.slowness()
+        pace(outage, attempt.is_put_off(), fraction()) * crowd.slowness()
     };
-    let mut next = clock::now() + pause(since);
+    let mut next = clock::now() + pause(since, &attempt);
     let mut has_answered = false;
     loop {
         tokio::select! {
@@ -682,7 +682,7 @@ async fn pursue(
                     if !mem::replace(&mut has_answered, true) {
                         // The outage is over, but the greeting may be lost.
                         since = clock::now();
-                        next = next.min(since + pause(since));
+                        next = next.min(since + pause(since, &attempt));
                     }
                     // The race ends before its finish is gone.
                     let _ = complete.send((place, connected)).await;
@@ -697,7 +697,7 @@ async fn pursue(
             },
             () = time::sleep_until(next.into()) => {
                 attempt.start(FURTHER_TIMEOUT, None);
-                next = clock::now() + pause(since);
+                next = clock::now() + pause(since, &attempt);
             }
         }
     }

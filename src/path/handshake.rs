@@ -28,7 +28,7 @@ use crate::{
     identity::{PrivateKey, PublicKey},
     link::candidate::{Candidate, Transport},
     quic::{
-        self, close,
+        self, SMALLEST_UDP_PAYLOAD, close,
         tls::{self, ClientTls, Resuming, Servers, TlsError, WrongServerKey},
     },
     task,
@@ -245,39 +245,28 @@ impl Handshake {
         limit: Duration,
         early: Option<Arc<[Bytes]>>,
     ) -> Result<Connected, HandshakeError> {
-        let unreachable = |reason: &dyn std::fmt::Display| HandshakeError::Unreachable {
-            server: candidate.server,
-            link: candidate.link.clone(),
-            reason: Foreign::of(reason),
-        };
+        self.begin(network, candidate, early)?.end(limit).await
+    }
+
+    fn begin(
+        &self,
+        network: &dyn Network,
+        candidate: Candidate,
+        early: Option<Arc<[Bytes]>>,
+    ) -> Result<Begun, HandshakeError> {
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
         let begun = clock::now();
-        let (mut underlay, path) = Underlay::open(network, &candidate, (self.endpoint)())
-            .map_err(|error| unreachable(&error))?;
-        let config = self.config(early.is_some()).map_err(|error| unreachable(&error))?;
+        let (underlay, path) = Underlay::open(network, &candidate, (self.endpoint)())
+            .map_err(|error| unreachable(&candidate, &error))?;
+        let config =
+            self.config(early.is_some()).map_err(|error| unreachable(&candidate, &error))?;
         let connecting = underlay
             .endpoint
             .connect_with(config, VIRTUAL_SERVER, &self.name)
-            .map_err(|error| unreachable(&error))?;
-        let completed = tokio::select! {
-            completed = time::timeout(limit, complete(connecting, early)) => completed,
-            error = ended(&mut underlay.errors, candidate.transport) => {
-                return Err(not_connected(&candidate, &error));
-            }
-        };
-        match completed {
-            Ok(Ok((connection, early_arrived))) => {
-                Ok(Connected { connection, underlay, path, candidate, begun, early_arrived })
-            }
-            Ok(Err(error)) => {
-                let told = self.told(&candidate, &error);
-                Err(told.unwrap_or_else(|| unreachable(&error)))
-            }
-            Err(_elapsed) => {
-                Err(HandshakeError::TimedOut { server: server.to_string(), link: candidate.link })
-            }
-        }
+            .map_err(|error| unreachable(&candidate, &error))?;
+        let handshake = self.clone();
+        Ok(Begun { handshake, underlay, path, candidate, begun, connecting, early })
     }
 
     /// What it means that the handshake ended with this `error`.
@@ -308,6 +297,50 @@ impl Handshake {
             }
             _ => None,
         }
+    }
+}
+
+/// A handshake under way.
+struct Begun {
+    handshake: Handshake,
+    underlay: Underlay,
+    path: PathId,
+    candidate: Candidate,
+    begun: Instant,
+    connecting: Connecting,
+    early: Option<Arc<[Bytes]>>,
+}
+
+impl Begun {
+    async fn end(self, limit: Duration) -> Result<Connected, HandshakeError> {
+        let Self { handshake, mut underlay, path, candidate, begun, connecting, early } = self;
+        let completed = tokio::select! {
+            completed = time::timeout(limit, complete(connecting, early)) => completed,
+            error = ended(&mut underlay.errors, candidate.transport) => {
+                return Err(not_connected(&candidate, &error));
+            }
+        };
+        match completed {
+            Ok(Ok((connection, early_arrived))) => {
+                Ok(Connected { connection, underlay, path, candidate, begun, early_arrived })
+            }
+            Ok(Err(error)) => {
+                let told = handshake.told(&candidate, &error);
+                Err(told.unwrap_or_else(|| unreachable(&candidate, &error)))
+            }
+            Err(_elapsed) => {
+                let server = candidate.server.to_string();
+                Err(HandshakeError::TimedOut { server, link: candidate.link })
+            }
+        }
+    }
+}
+
+fn unreachable(candidate: &Candidate, reason: &dyn std::fmt::Display) -> HandshakeError {
+    HandshakeError::Unreachable {
+        server: candidate.server,
+        link: candidate.link.clone(),
+        reason: Foreign::of(reason),
     }
 }
 
@@ -344,7 +377,13 @@ pub(crate) struct Attempt {
     network: Arc<dyn Network>,
     candidate: Candidate,
     /// The oldest first.
-    under_way: VecDeque<BoxFuture<'static, Result<Connected, HandshakeError>>>,
+    under_way: VecDeque<UnderWay>,
+}
+
+struct UnderWay {
+    /// Its path; none if it could not be opened.
+    path: Option<(Arc<PathSocket>, PathId)>,
+    ends: BoxFuture<'static, Result<Connected, HandshakeError>>,
 }
 
 impl Attempt {
@@ -372,10 +411,21 @@ impl Attempt {
         if is_tcp && self.under_way.len() >= TCP_HANDSHAKES {
             self.under_way.remove(1);
         }
-        let (handshake, network) = (self.handshake.clone(), self.network.clone());
-        let candidate = self.candidate.clone();
-        let run = async move { handshake.run(&*network, candidate, limit, early).await };
-        self.under_way.push_back(Box::pin(run));
+        let begun = self.handshake.begin(&*self.network, self.candidate.clone(), early);
+        let path = begun.as_ref().ok().map(|begun| (begun.underlay.socket.clone(), begun.path));
+        let ends = Box::pin(async move { begun?.end(limit).await });
+        self.under_way.push_back(UnderWay { path, ends });
+    }
+
+    /// Whether the server has heard of a handshake and only asked for a proof of the client's address (RFC 9000 §8.1.2): it
+    /// is busy, and will hear of the same handshake again.
+    #[must_use]
+    pub(crate) fn is_put_off(&self) -> bool {
+        let is_retry = |received| (1..u64::from(SMALLEST_UDP_PAYLOAD)).contains(&received);
+        let paths = self.under_way.iter().filter_map(|it| it.path.as_ref());
+        let mut received =
+            paths.filter_map(|(socket, path)| Some(socket.stats(*path)?.received_bytes));
+        !self.candidate.transport.is_stream() && received.any(is_retry)
     }
 
     /// Returns the first handshake that completes, or an error that the others would end with as well. An error of
@@ -393,7 +443,7 @@ impl Attempt {
     async fn first_to_end(&mut self) -> Result<Connected, HandshakeError> {
         future::poll_fn(|cx| {
             for place in 0..self.under_way.len() {
-                if let Poll::Ready(ended) = self.under_way[place].as_mut().poll(cx) {
+                if let Poll::Ready(ended) = self.under_way[place].ends.as_mut().poll(cx) {
                     drop(self.under_way.remove(place));
                     return Poll::Ready(ended);
                 }
