@@ -1,4 +1,5 @@
 //! Client and server together.
 
+mod crowd;
 mod loopback;
 pub(crate) mod simulation;

@@ -13,7 +13,7 @@ use super::{
     session::answer_questions,
 };
 use crate::{
-    config,
+    clock, config,
     identity::PrivateKey,
     quic::{
         self, PROBE_IDLE, close,
@@ -172,6 +172,7 @@ pub(super) async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 
 /// One connection, from its first datagram to its end.
 async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: HandshakePermit) {
+    permit.begins();
     let congestion = CongestionHandle::default();
     let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, congestion.clone()));
     let proven = tokio::select! {
@@ -187,13 +188,14 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         }
         Err(_elapsed) => return debug!("handshake timed out"),
     };
-    if !permit.proven() {
+    let is_probe = tls::purpose(&connection).as_deref() == Some(tls::PROBE);
+    if !permit.proven(!is_probe && peer.returns(clock::now())) {
         return;
     }
     if let Some(streams) = server.socket.streams() {
         streams.proven(connection.remote_address(), peer.key);
     }
-    if tls::purpose(&connection).as_deref() == Some(tls::PROBE) {
+    if is_probe {
         let _place = peer.probes.admit(&connection);
         let idle_timeout = server.acceptor.quic.idle_timeout;
         if server.still_has(&peer, &connection) {

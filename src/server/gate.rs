@@ -13,6 +13,11 @@
 //! packets of all clients, so handshakes have a budget. *Good* sources, from which a known key was proven
 //! lately, may spend all of it. Other sources must leave one quarter for good ones, and up to three quarters
 //! after handshakes that proved no key. Memory does not grow with the number of sources.
+//!
+//! When a server died, all its clients come at once. Each that proves its key and has its session back lets two others
+//! begin, so that they get in as fast as the thread can let them in, and no faster: while tasks wait for it, only the
+//! budget is spent. Whoever has begun is not pushed out before a round trip can be over: they would push each other out, and
+//! none would get in.
 
 mod bucket;
 #[cfg(test)]
@@ -22,7 +27,7 @@ use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     net::IpAddr,
     num::NonZeroUsize,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -41,15 +46,24 @@ const SHARE: usize = 16;
 /// The same for a /24 (IPv4) or /48 (IPv6), which often has one owner.
 const WIDE_SHARE: usize = 64;
 
+/// How long a client with a validated address has for its handshake before a newer one may replace it: a long round trip
+/// and a busy server.
+const FAIR: Duration = Duration::from_millis(500);
+/// A task that waits for the thread for longer than this shows that the thread has enough to do: a keystroke waits as long.
+const LATE: Duration = Duration::from_millis(5);
+/// What a client that has come back gives to the budget: its own handshake, and another one.
+const GIVEN: f64 = 2.0;
+
 /// The budget of handshakes: 300 per second take about 15 % of one thread.
 const HANDSHAKES: Pace = Pace { per_second: 300.0, burst: 32.0 };
 /// The budget of Retry packets: each costs one twentieth of a handshake.
-pub(super) const RETRIES: Pace = Pace { per_second: 2000.0, burst: 256.0 };
+pub(super) const RETRIES: Pace = Pace { per_second: 8000.0, burst: 4096.0 };
 /// Handshakes without a known key after which a source has the lowest priority: a client races one
 /// handshake per link, and repeats them.
 const ATTEMPTS: Pace = Pace { per_second: 1.0 / 15.0, burst: 4.0 };
-/// The factor for a good source: an unknown client may share its address.
+/// The factor for a good source: an unknown client may share its address, and many clients may share a NAT.
 const GOOD_ATTEMPTS: f64 = 4.0;
+const GOOD_SHARES: usize = 4;
 /// Attempts on credit, in bursts: paid off in minutes.
 const CREDIT: f64 = GOOD_ATTEMPTS - 1.0;
 /// The fraction of a budget that a new source must leave for good ones, and that a source without attempts
@@ -60,7 +74,7 @@ const MOST_LEFT: f64 = 0.75;
 /// Sources whose attempts are counted: those of the last half minute at the rate of [`HANDSHAKES`].
 const SOURCES: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 /// Good sources that are kept. Only the owners of known keys can add one.
-const GOOD_SOURCES: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+const GOOD_SOURCES: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// The decision on a first packet.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,6 +110,8 @@ pub(crate) struct Gate {
     places: [Places; 3],
     next: u64,
     handshakes: Bucket,
+    /// Whether the thread is behind with its work.
+    is_late: bool,
     retries: Bucket,
     /// Remaining attempts by address block. Validated attempts are counted apart, because anybody can forge
     /// the others in the block's name.
@@ -117,6 +133,7 @@ struct UnderWay {
     blocks: Blocks,
     is_validated: bool,
     is_good: bool,
+    since: Instant,
 }
 
 /// The blocks of addresses that a source belongs to.
@@ -133,6 +150,7 @@ impl Gate {
             places: Default::default(),
             next: 0,
             handshakes: Bucket::full(HANDSHAKES, now),
+            is_late: false,
             retries: Bucket::full(RETRIES, now),
             sources: LruCache::new(SOURCES),
             good: LruCache::new(GOOD_SOURCES),
@@ -145,15 +163,19 @@ impl Gate {
         let blocks = Blocks::of(source);
         let left = self.must_leave(blocks, is_validated, now);
         let places = &self.places[Room::Quic as usize];
-        let share_is_full =
-            places.has(blocks.narrow) >= SHARE || places.has(blocks.wide) >= WIDE_SHARE;
+        let [narrow, wide] = self.shares(blocks);
+        let share_is_full = places.has(blocks.narrow) >= narrow || places.has(blocks.wide) >= wide;
         let is_busy = places.under_way.len() >= RETRY_FROM
             || self.handshakes.level(now) < 1.0 + MOST_LEFT * HANDSHAKES.burst;
-        if !is_validated && (share_is_full || is_busy && left > 0.0) {
-            let may_ask = self.retries.take(left.min(LEAST_LEFT), now);
-            return if may_ask { Verdict::Retry } else { Verdict::Ignore };
+        if is_validated || !share_is_full && (!is_busy || left == 0.0) {
+            let verdict = self.admit(Room::Quic, blocks, is_validated, left, now);
+            if is_validated || verdict != Verdict::Ignore {
+                return verdict;
+            }
         }
-        self.admit(Room::Quic, blocks, is_validated, left, now)
+        // Whoever gets an answer waits longer until the next handshake.
+        let may_ask = self.retries.take(left.min(LEAST_LEFT), now);
+        if may_ask { Verdict::Retry } else { Verdict::Ignore }
     }
 
     /// Decides on a TCP connection from `source`, whose address TCP's own handshake has proved.
@@ -171,26 +193,49 @@ impl Gate {
         left: f64,
         now: Instant,
     ) -> Verdict {
-        if !self.handshakes.take(left, now) {
+        let is_good = self.good.contains(&blocks.narrow);
+        let newcomer = UnderWay { blocks, is_validated, is_good, since: now };
+        let shares = self.shares(blocks);
+        let places = &mut self.places[room as usize];
+        // Over TCP a neighbour behind the same NAT would keep a client out.
+        let are_fresh = room == Room::Quic && places.are_fresh(&newcomer, shares);
+        if are_fresh || !self.handshakes.take(left, now) {
             return Verdict::Ignore;
         }
         for block in blocks.both() {
             let fresh = || Bucket::full(ATTEMPTS.times(blocks.size(block)), now);
             self.sources.get_or_insert_mut((block, is_validated), fresh).spend(CREDIT, now);
         }
-        let is_good = self.good.contains(&blocks.narrow);
         let id = self.next;
         self.next += 1;
-        let newcomer = UnderWay { blocks, is_validated, is_good };
-        Verdict::Admit { id, give_way: self.places[room as usize].add(id, newcomer) }
+        Verdict::Admit { id, give_way: places.add(id, newcomer, shares) }
+    }
+
+    /// How many may be under way from each of the blocks.
+    fn shares(&self, blocks: Blocks) -> [usize; 2] {
+        let factor = if self.good.contains(&blocks.narrow) { GOOD_SHARES } else { 1 };
+        [SHARE * factor, WIDE_SHARE * factor]
+    }
+
+    /// A handshake that began waited so long for the thread.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.is_late = time > LATE;
+    }
+
+    /// A client that had no session has one again.
+    pub(crate) fn returned(&mut self) {
+        if !self.is_late {
+            self.handshakes.give(GIVEN);
+        }
     }
 
     /// A TCP connection asked for datagrams. Returns those that give way to it in its new room; none if it had to give
     /// way itself.
     pub(crate) fn asked_for_datagrams(&mut self, id: u64) -> Vec<u64> {
         let moved = self.places[Room::Tcp as usize].leave(id);
-        let room = &mut self.places[Room::Datagrams as usize];
-        moved.map_or_else(Vec::new, |moved| room.add(id, moved))
+        let Some(moved) = moved else { return Vec::new() };
+        let shares = self.shares(moved.blocks);
+        self.places[Room::Datagrams as usize].add(id, moved, shares)
     }
 
     /// A handshake proved a known key; `false` if a newer one has replaced it.
@@ -228,13 +273,28 @@ impl Gate {
 
 impl Places {
     /// Adds one. Returns those that give way to it.
-    fn add(&mut self, id: u64, newcomer: UnderWay) -> Vec<u64> {
-        let give_way = self.make_room(newcomer.blocks);
+    fn add(&mut self, id: u64, newcomer: UnderWay, shares: [usize; 2]) -> Vec<u64> {
+        let mut give_way = Vec::new();
+        for (block, most) in limits(newcomer.blocks, shares) {
+            if let Some((id, _)) = self.first_to_leave(block, most) {
+                self.leave(id);
+                give_way.push(id);
+            }
+        }
         self.under_way.insert(id, newcomer);
         for block in newcomer.blocks.both() {
             *self.shares.entry(block).or_default() += 1;
         }
         give_way
+    }
+
+    /// Whether somebody with a validated address would have to give way to `newcomer` who has hardly begun.
+    fn are_fresh(&self, newcomer: &UnderWay, shares: [usize; 2]) -> bool {
+        limits(newcomer.blocks, shares).into_iter().any(|(block, most)| {
+            self.first_to_leave(block, most).is_some_and(|(_, oldest)| {
+                oldest.is_validated && newcomer.since.saturating_duration_since(oldest.since) < FAIR
+            })
+        })
     }
 
     fn leave(&mut self, id: u64) -> Option<UnderWay> {
@@ -250,33 +310,29 @@ impl Places {
         Some(left)
     }
 
-    /// Makes room for one more: wherever a limit is reached, the oldest one leaves, those without a validated address
-    /// first, and those of good sources last.
-    fn make_room(&mut self, blocks: Blocks) -> Vec<u64> {
-        let mut give_way = Vec::new();
-        for (block, most) in
-            [(Some(blocks.narrow), SHARE), (Some(blocks.wide), WIDE_SHARE), (None, MOST)]
-        {
-            let count = block.map_or(self.under_way.len(), |block| self.has(block));
-            if count < most {
-                continue;
-            }
-            let sharing = self.under_way.iter().filter(|(_, other)| {
-                block.is_none_or(|block| other.blocks.both().contains(&block))
-            });
-            let oldest =
-                sharing.min_by_key(|(id, other)| (other.is_validated, other.is_good, **id));
-            if let Some((&id, _)) = oldest {
-                self.leave(id);
-                give_way.push(id);
-            }
+    /// Who gives way to one more in the block, or anywhere, where there may be so many: the oldest, those without a validated
+    /// address first, and those of good sources last.
+    fn first_to_leave(&self, block: Option<IpNet>, most: usize) -> Option<(u64, UnderWay)> {
+        let count = block.map_or(self.under_way.len(), |block| self.has(block));
+        if count < most {
+            return None;
         }
-        give_way
+        let sharing = self
+            .under_way
+            .iter()
+            .filter(|(_, other)| block.is_none_or(|block| other.blocks.both().contains(&block)));
+        let oldest = sharing.min_by_key(|(id, other)| (other.is_validated, other.is_good, **id));
+        oldest.map(|(id, other)| (*id, *other))
     }
 
     fn has(&self, block: IpNet) -> usize {
         self.shares.get(&block).copied().unwrap_or_default()
     }
+}
+
+/// How many may be under way in each block, and altogether.
+fn limits(blocks: Blocks, [narrow, wide]: [usize; 2]) -> [(Option<IpNet>, usize); 3] {
+    [(Some(blocks.narrow), narrow), (Some(blocks.wide), wide), (None, MOST)]
 }
 
 impl Blocks {

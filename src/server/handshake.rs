@@ -43,6 +43,7 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct HandshakePermit {
     id: u64,
+    since: Instant,
     inner: Arc<Mutex<Inner>>,
     stays: oneshot::Receiver<Infallible>,
 }
@@ -126,7 +127,8 @@ impl HandshakeLimiter {
                 inner.give_way(&give_way);
                 let (holds, stays) = oneshot::channel();
                 inner.stays.insert(id, holds);
-                Ok(HandshakePermit { id, inner: self.inner.clone(), stays })
+                let (since, inner) = (clock::now(), self.inner.clone());
+                Ok(HandshakePermit { id, since, inner, stays })
             }
             Verdict::Retry => Err(Refusal::Retry),
             Verdict::Ignore => Err(Refusal::Ignore),
@@ -171,10 +173,21 @@ impl HandshakePermit {
         inner.give_way(&give_way);
     }
 
-    /// The client proved a known key; `false` if a newer handshake has replaced this one.
+    /// The handshake's own task runs: as long as it had to wait, a packet of a session waits as well.
+    pub(crate) fn begins(&self) {
+        lock(&self.inner).gate.waited(clock::now().saturating_duration_since(self.since));
+    }
+
+    /// The client proved a known key, and `returns` says whether it comes back after it had no session; `false` if a newer
+    /// handshake has replaced this one.
     #[must_use]
-    pub(crate) fn proven(self) -> bool {
-        lock(&self.inner).gate.proven(self.id)
+    pub(crate) fn proven(self, returns: bool) -> bool {
+        let gate = &mut lock(&self.inner).gate;
+        let stays = gate.proven(self.id);
+        if stays && returns {
+            gate.returned();
+        }
+        stays
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipnet::IpNet;
@@ -23,7 +23,8 @@ use super::{
     streams::is_virtual,
 };
 use crate::{
-    clock, config,
+    clock::{self, AtomicInstant},
+    config,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -53,6 +54,9 @@ const SILENT: usize = 8;
 /// A packet from one peer for another is copied up to this size in bytes. It would otherwise keep the whole
 /// receive buffer of 64 KB in memory while a slow peer does not take it.
 const SMALL: usize = 512;
+
+/// A peer that comes and goes counts as back no more often than this: each time it lets others in.
+const RETURNS: Duration = Duration::from_secs(30);
 
 /// Maximum memory in bytes for what is kept for the repairs of all sessions together, in both directions: as much as
 /// sixteen sessions take at most, and some thousand ordinary ones.
@@ -100,6 +104,8 @@ pub struct Peer {
     /// A [`Whereabouts`], for the datapath.
     whereabouts: AtomicU8,
     place: Mutex<Place>,
+    /// When it last came back, see [`Self::returns`].
+    returned: AtomicInstant,
 }
 
 /// Where a peer's packets go.
@@ -316,7 +322,19 @@ impl Peer {
             silent: BoundedConnections::new(SILENT),
             whereabouts: AtomicU8::new(Whereabouts::Away as u8),
             place: Mutex::default(),
+            returned: AtomicInstant::default(),
         }
+    }
+
+    /// Whether the peer, which has proved its key, comes back after it had no session; once in [`RETURNS`] at most.
+    pub(super) fn returns(&self, now: Instant) -> bool {
+        let is_lately =
+            self.returned.get().is_some_and(|last| now.saturating_duration_since(last) < RETURNS);
+        let returns = !is_lately && !self.session().is_some_and(|session| session.is_alive());
+        if returns {
+            self.returned.set(now);
+        }
+        returns
     }
 
     /// A part of the memory for repairs.

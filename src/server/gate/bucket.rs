@@ -49,6 +49,11 @@ impl Bucket {
         is_there
     }
 
+    /// Puts tokens in.
+    pub(super) fn give(&mut self, tokens: f64) {
+        self.level = self.pace.burst.min(self.level + tokens);
+    }
+
     /// Takes one token, on credit if needed, of so many bursts at most.
     pub(super) fn spend(&mut self, credit: f64, now: Instant) {
         self.level = (self.level(now) - 1.0).max(-credit * self.pace.burst);

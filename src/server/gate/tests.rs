@@ -146,6 +146,71 @@ fn a_new_handshake_replaces_the_oldest_one_of_its_source() {
 }
 
 #[test]
+fn whoever_has_hardly_begun_is_not_pushed_out() {
+    let begun = Instant::now();
+    let mut gate = Gate::new(begun);
+    for id in 0..SHARE as u32 {
+        let verdict = gate.enter(honest(), true, begun + 5 * id * MILLISECOND);
+        assert_eq!(verdict, Verdict::Admit { id: id.into(), give_way: Vec::new() });
+    }
+    let almost = begun + FAIR - MILLISECOND;
+    assert_eq!(gate.enter(honest(), true, almost), Verdict::Ignore);
+    let verdict = gate.enter(honest(), true, begun + FAIR);
+    assert_eq!(verdict, Verdict::Admit { id: SHARE as u64, give_way: vec![0] });
+}
+
+#[test]
+fn an_address_from_which_a_key_was_proven_has_room_for_more() {
+    let begun = Instant::now();
+    let mut gate = Gate::new(begun);
+    let id = admitted(&gate.enter(honest(), true, begun)).unwrap();
+    assert!(gate.proven(id));
+    let mut begins = |at: u32| admitted(&gate.enter(honest(), true, begun + at * MILLISECOND));
+    let count = (0..400).step_by(4).filter(|at| begins(*at).is_some()).count();
+    assert_eq!(count, SHARE * GOOD_SHARES);
+}
+
+/// How many of a crowd begin in a second, each from a network of its own and at once, and prove their keys when so many
+/// others have begun.
+fn back_in_a_second(is_back: impl Fn(&mut Gate)) -> u32 {
+    const UNDER_WAY: usize = 8;
+    let begun = Instant::now();
+    let (mut gate, mut now, mut under_way, mut back) = (Gate::new(begun), begun, Vec::new(), 0);
+    for number in 0.. {
+        if now >= begun + Duration::from_secs(1) {
+            break;
+        }
+        match admitted(&gate.enter(stranger(number), true, now)) {
+            Some(id) => under_way.push(id),
+            None => now += MILLISECOND,
+        }
+        if under_way.len() > UNDER_WAY {
+            assert!(gate.proven(under_way.remove(0)));
+            is_back(&mut gate);
+            back += 1;
+            // What a handshake costs.
+            now += MILLISECOND / 2;
+        }
+    }
+    back
+}
+
+#[test]
+fn each_client_that_comes_back_lets_others_begin_unless_the_thread_is_behind() {
+    let budget = (HANDSHAKES.per_second + HANDSHAKES.burst) as u32;
+    let within = |back| back <= budget && back + 50 >= budget;
+    let keeping_up = back_in_a_second(Gate::returned);
+    assert!(keeping_up >= 1900, "the thread is not busy: {keeping_up}");
+    let behind = back_in_a_second(|gate| {
+        gate.waited(2 * LATE);
+        gate.returned();
+    });
+    assert!(within(behind), "{behind}");
+    let unknown = back_in_a_second(|_| {});
+    assert!(within(unknown), "{unknown}");
+}
+
+#[test]
 fn neither_silence_over_tcp_nor_garbage_pushes_out_those_that_are_farther() {
     let begun = Instant::now();
     let mut now = begun;
@@ -325,7 +390,7 @@ proptest! {
                         }
                         open.insert(id, (address, is_validated));
                         let same = open.values().filter(|(other, _)| *other == address);
-                        prop_assert!(same.count() <= SHARE);
+                        prop_assert!(same.count() <= SHARE * GOOD_SHARES);
                     }
                 }
                 Step::End { which, proven } => {
