@@ -260,7 +260,9 @@ mod tests {
         let known = || detours.addresses(Transport::Proxy, &at);
         answer(&old);
         let [a, b, c, d] = old;
-        (tried(a, false), tried(c, false), tried(d, true));
+        tried(a, false);
+        tried(c, false);
+        tried(d, true);
         assert_eq!(known(), [b, d, a, c]);
         answer(&old);
         assert_eq!(known(), [b, d, a, c], "the next answer changes nothing of that");

@@ -68,6 +68,11 @@ impl Patience {
         self.check().map(|()| turn)
     }
 
+    /// Ends the pause. The next one is as long as if it had ended by itself.
+    pub(super) fn end(&self) {
+        self.pause().until = None;
+    }
+
     /// What came of a question.
     pub(super) fn answered<T>(&self, answer: &io::Result<T>) {
         let mut pause = self.pause();
@@ -160,6 +165,11 @@ mod tests {
         assert!(patience.turn().await.unwrap_err().to_string().ends_with("asked again later"));
         time::advance(FIRST_PAUSE).await;
         assert!(patience.check().is_err(), "two minutes");
+        patience.end();
+        patience.check().unwrap();
+        patience.answered(&answer);
+        time::advance(3 * FIRST_PAUSE).await;
+        assert!(patience.check().is_err(), "four minutes");
         patience.answered(&Ok(()));
         patience.check().unwrap();
     }

@@ -230,7 +230,7 @@ fn by_proxy() -> Way {
 }
 
 #[test]
-fn a_reload_asks_a_proxy_at_once_if_something_of_it_has_changed() {
+fn a_reload_forgets_what_a_proxy_refused_if_something_of_it_has_changed() {
     let (server, detours) = (behind_proxy(), Arc::new(Detours::new()));
     let before = Ways::new(&server, detours.clone(), None);
     let is_kept = |change: fn(&mut ServerPeer)| {

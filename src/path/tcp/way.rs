@@ -100,8 +100,8 @@ pub(crate) struct Ways {
 }
 
 impl Ways {
-    /// Those of a configuration; `detours` knows where they are. One that cannot be is told and left out. Those that
-    /// were in use `before` and have not changed stay, and with them what their ends asked for.
+    /// Those of a configuration; `detours` knows where they are. One that cannot be is told and left out. Whoever led there
+    /// `before` and has not changed is asked once more at once, and its pauses go on growing.
     pub(crate) fn new(server: &ServerPeer, detours: Arc<Detours>, before: Option<&Self>) -> Self {
         let before = before.filter(|before| {
             let of = |it: &ServerPeer| (it.addresses.first().cloned(), it.tcp_port);
@@ -114,6 +114,8 @@ impl Ways {
             let told = |error: io::Error| warn!(%error, "no way through a relay");
             relay(server, &detours).map_err(told).ok().flatten()
         });
+        let leaders = proxy.iter().map(|it| &it.leader).chain(relay.iter().map(|it| &it.leader));
+        leaders.for_each(|leader| leader.patience.end());
         Self { server: server.clone(), proxy, relay, detours }
     }
 
