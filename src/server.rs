@@ -169,11 +169,11 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         nat.remove().await;
     }
     info!(
+        listen = server.addresses(),
         interface = server.interface,
         peers = server.configured.borrow().peers.iter().count(),
         %key,
-        "{}",
-        server.listening()
+        "listening"
     );
     systemd::ready(&server.listening());
     // It outlives the connections, whose goodbyes go through it.
@@ -286,10 +286,15 @@ impl Server {
         }
     }
 
-    /// Where it listens, for people.
-    fn listening(&self) -> String {
+    /// Where it listens.
+    fn addresses(&self) -> String {
         let (first, further) = self.socket.addresses();
-        further.fold(format!("listening on {first}"), |listed, next| format!("{listed}, {next}"))
+        further.fold(first.to_string(), |listed, next| format!("{listed}, {next}"))
+    }
+
+    /// What it tells systemd while it serves.
+    fn listening(&self) -> String {
+        format!("listening on {}", self.addresses())
     }
 
     /// Answers a request on the control socket.

@@ -181,6 +181,7 @@ impl Server {
                 LONGEST.as_secs()
             ));
         }
+        info!(seconds, "draining");
         self.drain.begin(clock::now() + within);
         Reply::Done(self.drain.status().iter().map(ToString::to_string).collect())
     }
@@ -207,7 +208,7 @@ impl Server {
                 systemd::extend(5 * REPORT);
                 let counts = (draining.clients, draining.here);
                 if before.replace(counts) != Some(counts) {
-                    info!("{draining}");
+                    info!(clients = draining.clients, here = draining.here, "clients leave");
                     self.events.tell(Event::Draining(draining));
                 }
                 tokio::select! {
