@@ -125,7 +125,11 @@ fn there(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::config::Origin;
 
     #[test]
     fn endpoints_are_urls_without_a_path() {
@@ -145,5 +149,59 @@ mod tests {
         for bad in ["", "/", "roamd", "/roamd/", "/a//b", "/a b", "/ä", &"/a".repeat(101)] {
             assert!(!is_prefix(bad), "{bad}");
         }
+    }
+
+    /// What is said of these values; `key.pem` can be read by others.
+    fn said(etcd: RawEtcd) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, mode) in [("ca.pem", 0o644), ("key.pem", 0o644), ("own.pem", 0o600)] {
+            fs::write(folder.path().join(name), "").unwrap();
+            fs::set_permissions(folder.path().join(name), Permissions::from_mode(mode)).unwrap();
+        }
+        let mut problems = Problems::default();
+        let mut raw = RawDirectory { name: Some("berlin".into()), etcd: Some(etcd) };
+        let found = build(&mut raw, &folder.path().join("home.toml"), &mut problems);
+        let problems = problems.into_vec(|_| (Origin::File { line: None }, true));
+        assert!(found.is_some() || !problems.is_empty());
+        problems.iter().map(|it| format!("{} {}", it.key, it.reason)).collect()
+    }
+
+    fn etcd(endpoints: &[&str], [ca, cert, key]: [&str; 3]) -> RawEtcd {
+        let file = |name: &str| (!name.is_empty()).then(|| name.into());
+        RawEtcd {
+            endpoints: Some(endpoints.iter().map(|url| Some((*url).to_owned())).collect()),
+            prefix: Some("/roamd/home".into()),
+            ca: file(ca),
+            cert: file(cert),
+            key: file(key),
+        }
+    }
+
+    #[test]
+    fn certificates_and_urls_belong_together() {
+        const HTTPS: &str = "https://10.0.0.1:2379";
+        const HTTP: &str = "http://10.0.0.2:2379";
+        let all = ["ca.pem", "ca.pem", "own.pem"];
+        for (endpoints, files) in
+            [(&[HTTPS][..], all), (&[HTTPS], ["ca.pem", "", ""]), (&[HTTP], [""; 3])]
+        {
+            assert_eq!(said(etcd(endpoints, files)), Vec::<String>::new(), "{endpoints:?}");
+        }
+        for (endpoints, files, expected) in [
+            (&[HTTPS][..], [""; 3], "directory.etcd.ca is missing"),
+            (&[HTTP], ["ca.pem", "", ""], "directory.etcd.ca needs endpoints with https://"),
+            (&[HTTPS, HTTP], all, "directory.etcd.endpoints has both"),
+            (&[HTTPS, HTTPS], all, "directory.etcd.endpoints[1] is already used"),
+            (&[HTTPS], ["ca.pem", "ca.pem", ""], "directory.etcd.key is missing"),
+            (&[HTTPS], ["ca.pem", "", "own.pem"], "directory.etcd.cert is missing"),
+            (&[HTTPS], ["ca.pem", "ca.pem", "key.pem"], "directory.etcd.key can be read by others"),
+            (&[HTTPS], ["none.pem", "", ""], "directory.etcd.ca cannot be used: "),
+            (&[], [""; 3], "directory.etcd.endpoints must hold at least one element"),
+        ] {
+            let said = said(etcd(endpoints, files));
+            assert!(said.len() == 1 && said[0].starts_with(expected), "{expected}: {said:?}");
+        }
+        let without_prefix = RawEtcd { prefix: None, ..etcd(&[HTTP], [""; 3]) };
+        assert!(said(without_prefix)[0].starts_with("directory.etcd.prefix "));
     }
 }

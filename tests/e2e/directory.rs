@@ -164,7 +164,9 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
 
 #[test]
 fn twenty_commands_at_once_give_no_address_twice() {
-    let site = Site::new(1);
+    let mut site = Site::new(1);
+    site.start_server();
+    site.until_state("current");
     thread::scope(|scope| {
         for admin in ["anna", "ben"] {
             let site = &site;
@@ -189,4 +191,21 @@ fn twenty_commands_at_once_give_no_address_twice() {
         listed.lines().map(|line| line.rsplit_once("  ").unwrap().1).collect();
     assert_eq!((listed.lines().count(), addresses.len()), (20, 20), "{listed}");
     assert!(!listed.contains("10.66.0.1,") && !listed.contains("10.66.0.2,"), "{listed}");
+
+    // An admin's file has no key.
+    let short = site.net.server.folder().join("admin.toml");
+    let endpoint = site.etcd.endpoint();
+    let text = format!(
+        "[directory]\netcd = {{ endpoints = \"{endpoint}\", prefix = \"/roamd/home\" }}\n\
+         [tun]\naddresses = \"10.66.0.253/24\"\n"
+    );
+    fs::write(&short, text).unwrap();
+    let mut add = site.net.server.namespace.command(PROGRAM);
+    add.args(["peer", "add", "nas", "--endpoint", "vpn.example.net", "--directory"]).arg(&short);
+    let output = add.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // The server has told its own address. The next one is in its file alone, which the admin's does not know.
+    assert_eq!(said, "nas has 10.66.0.2 in /roamd/home\n");
+    let client = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(client.contains("public-key = \"the server's key, as roamd pubkey"), "{client}");
 }
