@@ -266,7 +266,7 @@ fn a_problem_with_a_variable_names_the_variable() {
     let result = directory.load(&fixture("tests/data/valid/client-least.toml"), &environment);
     assert_eq!(
         directory.message(result),
-        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, listen-tcp, drain, tun, peer, paths, quic, log, metrics
+        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, listen-tcp, drain, tun, directory, peer, paths, quic, log, metrics
 ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
 ROAMD_LOG: log is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug
 ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set
