@@ -19,6 +19,7 @@ const PURE: &[&str] = &[
     "client::chance",
     "client::offer",
     "client::plan",
+    "fleet::belief",
     "fleet::record",
     "fleet::tenure",
     "path::forgotten",

@@ -5,6 +5,7 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time::sleep;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     clock,
     config::{Etcd, Peer},
-    identity::PublicKey,
+    identity::{KeyError, PublicKey},
 };
 
 /// How long others may be faster.
@@ -166,7 +167,9 @@ impl Directory {
         write: Write,
         made: T,
     ) -> anyhow::Result<Attempt<T>> {
-        let mark = record::write(&listing.mark()?.next()?);
+        let mut random = [0; 12];
+        SystemRandom::new().fill(&mut random).map_err(|_| KeyError::Random)?;
+        let mark = record::write(&listing.mark()?.next(random));
         let mark = Write::Put { key: MARK.into(), value: mark, lease: 0 };
         let done = self.store.transact([listing.unchanged(), unchanged], [write, mark]).await;
         outcome(done, made)

@@ -8,12 +8,11 @@ use std::{collections::HashSet, fmt, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ipnet::IpNet;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     config::{Peer, is_name},
-    identity::{KeyError, PublicKey},
+    identity::PublicKey,
     wire::foreign::Foreign,
 };
 
@@ -103,11 +102,9 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// The mark of the next change.
-    pub(crate) fn next(&self) -> Result<Self, KeyError> {
-        let mut bytes = [0; 12];
-        SystemRandom::new().fill(&mut bytes).map_err(|_| KeyError::Random)?;
-        Ok(Self { generation: self.generation, change: URL_SAFE_NO_PAD.encode(bytes) })
+    /// The mark of the next change, of which `random` is another one each time.
+    pub(crate) fn next(&self, random: [u8; 12]) -> Self {
+        Self { generation: self.generation, change: URL_SAFE_NO_PAD.encode(random) }
     }
 }
 
