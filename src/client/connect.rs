@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future,
+    future, mem,
     sync::{Arc, atomic::AtomicBool},
     task::Poll,
     time::{Duration, Instant},
@@ -63,7 +63,7 @@ impl Client {
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
         let (mut pauses, mut course) = (Pauses::default(), Course::default());
-        let (mut loss, mut before) = (Loss::none(), Before::default());
+        let (mut loss, mut before, mut is_goodbye) = (Loss::none(), Before::default(), false);
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
         loop {
             let begun = clock::now();
@@ -87,8 +87,10 @@ impl Client {
                 pauses = Pauses::default();
             }
             let mut pause = pauses.after(&ended, refusal.as_ref());
+            let was_goodbye = mem::replace(&mut is_goodbye, ended.is_goodbye());
+            let is_sudden = before.lasted() < STABLE && (was_goodbye || !is_goodbye);
             let is_alone = self.servers.all().len() == 1 || rival.is_some();
-            if has_session && before.lasted() >= STABLE && !is_alone {
+            if has_session && !is_sudden && !is_alone {
                 // The others are not known to be gone.
                 pause = None;
             }
