@@ -320,7 +320,7 @@ impl Client {
             copies: welcome.copies,
         };
         let session = Arc::new(pump::Session::new(terms, &server.congestion));
-        let mut pumps = Box::pin(self.pump(connection.clone(), session.clone()));
+        let mut pumps = Box::pin(self.pump(connection.clone(), session.clone()).fuse());
         // From here on the path is watched: the host may take its time.
         let Self { roaming, shown, servers, queue, counters, .. } = self;
         let datapath = Datapath { queue, counters, session: session.clone() };

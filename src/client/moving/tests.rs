@@ -525,3 +525,21 @@ async fn a_server_that_was_about_to_be_returned_to_when_all_networks_fail_is_ret
     sleep(Duration::from_secs(90)).await;
     assert_eq!(fleet.in_use(), "berlin");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_goodbye_while_another_one_is_reached_does_not_end_that() {
+    let mut fleet = Fleet::new(nothing).await;
+    for link in [WIFI, LTE] {
+        fleet.world.change(link, |it| it.delay = Duration::from_millis(100));
+    }
+    let (reply, answer) = oneshot::channel();
+    let what = What::Server { name: "paris".into() };
+    fleet.orders.send(Order { what, reply }).await.unwrap();
+    sleep(Duration::from_millis(250)).await;
+    fleet.stop(BERLIN);
+    sleep(Duration::from_secs(10)).await;
+    assert!(matches!(answer.await, Ok(Reply::Done(_))));
+    assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Chosen)]);
+    assert!(fleet.gap() < 500.0, "{}", fleet.gap());
+    assert_eq!(fleet.status().sessions, 2);
+}
