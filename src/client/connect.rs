@@ -338,7 +338,7 @@ impl Client {
         );
         let mut mover = Mover::new(self, server.clone(), course, heard);
         let former = before.former.take().filter(|former| former.server != server.key());
-        let mut is_greeted = false;
+        let (mut is_greeted, is_return) = (false, former.is_some());
         let carry = async {
             if let Err(error) = self.greeted(host, &welcome).await {
                 return error.end(&connection);
@@ -368,9 +368,10 @@ impl Client {
         drop(mover);
         let (now, course) = (clock::now(), &mut *minds.course);
         let lasted = now.duration_since(begun);
-        if matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended) {
-            let servers = self.servers.all();
-            course.leave(servers.first().is_some_and(|it| it.key() == server.key()), lasted);
+        let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
+        let fails = matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended);
+        if is_return && is_preferred && fails {
+            course.leave(lasted);
         }
         if is_greeted && lasted >= STABLE {
             course.succeed(server.key());

@@ -81,12 +81,10 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// A session with a server ended after so long; it was the most preferred one or not.
-    pub(super) fn leave(&mut self, was_preferred: bool, lasted: Duration) {
-        if was_preferred {
-            let failures = (self.failures + 1).min(MOST_DOUBLED);
-            self.failures = if lasted < LASTING { failures } else { 0 };
-        }
+    /// A session ended after so long that began as a return to the most preferred server.
+    pub(super) fn leave(&mut self, lasted: Duration) {
+        let failures = (self.failures + 1).min(MOST_DOUBLED);
+        self.failures = if lasted < LASTING { failures } else { 0 };
     }
 
     /// A session with this server began.
@@ -507,7 +505,7 @@ impl<'a> Mover<'a> {
             self.answer(Err(ended.to_string()));
         }
         if *why == MoveReason::Preferred {
-            self.course.leave(true, Duration::ZERO);
+            self.course.leave(Duration::ZERO);
             // They have to answer for long again.
             for reserve in &mut self.reserves {
                 reserve.begin_anew();

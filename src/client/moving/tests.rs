@@ -354,7 +354,8 @@ async fn a_server_that_fails_again_and_again_is_returned_to_ever_later() {
         }
         waits.push((clock::now() - begun).as_secs());
     }
-    assert!(waits[0] >= 60 && waits[1] >= 120 && waits[2] >= 240, "{waits:?}");
+    assert!((30..60).contains(&waits[0]), "{waits:?}");
+    assert!(waits[1] >= 60 && waits[2] >= 120, "{waits:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -513,7 +514,7 @@ async fn a_server_that_was_about_to_be_returned_to_when_all_networks_fail_is_ret
     fleet.kill(BERLIN);
     sleep(Duration::from_secs(3)).await;
     fleet.start(BERLIN);
-    sleep(Duration::from_secs(45)).await;
+    sleep(Duration::from_secs(25)).await;
     for link in [WIFI, LTE] {
         fleet.world.change(link, |it| it.up = false);
     }
