@@ -159,7 +159,8 @@ mod tests {
             fs::set_permissions(folder.path().join(name), Permissions::from_mode(mode)).unwrap();
         }
         let mut problems = Problems::default();
-        let mut raw = RawDirectory { name: Some("berlin".into()), etcd: Some(etcd) };
+        let mut raw =
+            RawDirectory { name: Some("berlin".into()), etcd: Some(etcd), ticket_key_file: None };
         let found = build(&mut raw, &folder.path().join("home.toml"), &mut problems);
         let problems = problems.into_vec(|_| (Origin::File { line: None }, true));
         assert!(found.is_some() || !problems.is_empty());

@@ -19,9 +19,10 @@ impl Filter {
     /// The filter that tracing applies.
     ///
     /// rustls logs where the feature `etcd` is on. What it says of handshakes, anybody can have said as often as he likes,
-    /// so it stays silent unless the user names it. tonic and tower have ten lines for each attempt to reach etcd.
+    /// so it stays silent unless the user names it. tonic and tower have ten lines for each attempt to reach etcd, and
+    /// netlink_proto warns of each question that was given up before its answer.
     pub fn to_env_filter(&self) -> EnvFilter {
-        EnvFilter::new(format!("rustls=off,tonic=off,tower=off,{}", self.0))
+        EnvFilter::new(format!("rustls=off,tonic=off,tower=off,netlink_proto=error,{}", self.0))
     }
 }
 
