@@ -406,7 +406,9 @@ fn deeds() -> impl Strategy<Value = Vec<(Deed, u16)>> {
         2 => server.clone().prop_map(Deed::Client),
         3 => server.prop_map(Deed::Move),
     ];
-    proptest::collection::vec((deed, 0..250u16), 1..40)
+    // Often at once, while claims and news are under way.
+    let wait = prop_oneof![0..8u16, 0..250u16];
+    proptest::collection::vec((deed, wait), 1..60)
 }
 
 const SERVERS: usize = 3;
@@ -424,6 +426,9 @@ struct Host {
     lacks_client_since: u64,
     session: Option<SessionId>,
     has_routes: bool,
+    /// Whether the client was there since the last tick, and when it was there last.
+    has_answered: bool,
+    last_there: u64,
     /// Where in etcd's history it is.
     heard: usize,
     is_following: bool,
@@ -469,6 +474,8 @@ impl World {
                 lacks_client_since: 0,
                 session: None,
                 has_routes: false,
+                has_answered: false,
+                last_there: 0,
                 heard: 0,
                 is_following: false,
                 renewed: 0,
@@ -514,7 +521,7 @@ impl World {
                         assert_eq!(why, Why::CutOff, "closed where the client is");
                         assert!(!host.reaches_client, "the client was there");
                         // It was asked all the time since half of the lease was over.
-                        let silent = step - host.lacks_client_since.max(self.moved);
+                        let silent = step - host.last_there;
                         let asked = steps(LEASE.mul_f64(0.98 / 2.0));
                         assert!(silent + 2 * steps(TICK) >= asked, "{silent}");
                         self.at = None;
@@ -556,7 +563,7 @@ impl World {
                 self.moved = self.step;
                 self.hellos += 1;
                 let (session, number) = (self.hellos, self.hellos as u64);
-                self.hosts[to].session = Some(session);
+                (self.hosts[to].session, self.hosts[to].last_there) = (Some(session), self.step);
                 self.hosts[to].has_routes = true;
                 let hello = hello(1, number);
                 self.handle(to, Event::Began { peer: peer(), session, hello, client: None });
@@ -584,11 +591,16 @@ impl World {
             let host = &self.hosts[number];
             let now = host.began + STEP.mul_f64(self.step as f64 * host.rate);
             let is_tick = self.step.is_multiple_of(steps(TICK));
+            let wants_signs = host.tenure.wants_signs(now);
+            let is_there = self.at == Some(number) && host.reaches_client;
+            if is_there {
+                (self.hosts[number].has_answered, self.hosts[number].last_there) =
+                    (true, self.step);
+            }
             if is_tick
-                && let Some(session) = host.session
-                && host.reaches_client
-                && self.at == Some(number)
-                && host.tenure.wants_signs(now)
+                && std::mem::take(&mut self.hosts[number].has_answered)
+                && wants_signs
+                && let Some(session) = self.hosts[number].session
             {
                 self.handle(number, Event::Heard { peer: peer(), session });
             }
