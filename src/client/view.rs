@@ -488,7 +488,12 @@ impl Client {
     /// The status with what the kernel says of links that carry no path.
     pub(super) async fn whole_status(&self) -> Status {
         let mut status = self.status();
-        let (servers, config) = (self.servers.addresses(), self.config.borrow().clone());
+        let (mut servers, config) = (self.servers.addresses(), self.config.borrow().clone());
+        // A link to a proxy is of use although nobody knows where the server is.
+        for server in &*self.servers.all() {
+            let detours = server.detours.known(&server.peer);
+            servers.extend(detours.into_iter().map(|(_, at)| at));
+        }
         match self.roaming.network.unusable(&servers, &config.paths).await {
             Ok(links) => {
                 let unused =

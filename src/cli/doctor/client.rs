@@ -8,7 +8,7 @@ use super::{
     machine, routes, ways,
 };
 use crate::{
-    config::{ClientConfig, HostPort, ServerPeer},
+    config::{self, ClientConfig, ServerPeer, process_environment},
     link::{monitor::Hints, netlink::Netlink},
     path::{
         network::{self, Network, kernel::KernelNetwork},
@@ -24,7 +24,7 @@ const AROUND: u16 = 80;
 pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)) {
     let mut servers = Vec::new();
     for server in &config.servers {
-        servers.push((server, names(&server.addresses, tell).await));
+        servers.push((server, names(server, tell).await));
     }
     machine::ipv6("what the server says of IPv6 is left out", tell);
     if let Some(wanted) = &config.tun.routes {
@@ -46,11 +46,12 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
         let own = all.iter().find(|link| link.name == config.tun.name).map_or(0, |it| it.index);
         let network = KernelNetwork::new(Netlink::open()?, own, config.quic.dscp, Hints::none());
         let network: Arc<dyn Network> = Arc::new(network);
-        let mut found = Vec::new();
+        let (mut found, mut leads_on) = (Vec::new(), false);
         for (server, addresses) in &servers {
             let detours = detours(server, tell).await;
             let known = detours.known(server);
             let network = network.towards().unwrap_or_else(|| network.clone());
+            leads_on |= !known.is_empty();
             network.lead_to(server, detours);
             let there = network::find(&*network, server, addresses, &known, &config.paths);
             let mut candidates = there.await?;
@@ -58,19 +59,21 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
             let candidates: Vec<_> = candidates.into_iter().map(|(it, _)| it).collect();
             found.push((*server, network, candidates));
         }
-        anyhow::Ok((netlink, all, found))
+        anyhow::Ok((netlink, all, found, leads_on))
     };
-    let (netlink, mut links, found) = match found.await {
+    let (netlink, mut links, found, leads_on) = match found.await {
         Ok(found) => found,
         Err(error) => {
             return tell(Finding::bad("links", format!("{error:#}"), "netlink must be allowed"));
         }
     };
     let candidates: Vec<_> = found.iter().flat_map(|(.., candidates)| candidates).collect();
-    if candidates.is_empty() && servers.iter().any(|(_, addresses)| !addresses.is_empty()) {
+    let is_somewhere = leads_on || servers.iter().any(|(_, addresses)| !addresses.is_empty());
+    if candidates.is_empty() && is_somewhere {
         let advice = "ip route get SERVER oif LINK shows whether a link has a route; links in \
                       paths.ignore are not looked at";
-        tell(Finding::bad("links", "no link has a route to the server", advice));
+        let whom = if leads_on { "the server, a proxy or a relay" } else { "the server" };
+        tell(Finding::bad("links", format!("no link has a route to {whom}"), advice));
     }
     let links_in_use: HashSet<_> = candidates.iter().map(|candidate| &candidate.link).collect();
     links.retain(|link| links_in_use.contains(&link.name));
@@ -99,12 +102,21 @@ async fn detours(server: &ServerPeer, tell: &mut dyn FnMut(Finding)) -> Arc<Deto
             Finding::good(transport.to_string(), format!("{at} is {}", found.join(", ")))
         });
     }
+    if let Some(said) = config::unusable_proxy(server, process_environment()) {
+        let advice = "server.proxy counts before the environment";
+        tell(Finding::poor("proxy", said, advice));
+    }
+    if server.proxy.as_ref().is_some_and(|it| !it.tls && it.credentials.is_some()) {
+        let found = "every network in which somebody answers at its address gets user and password in the clear";
+        let advice = "an https:// proxy has to prove its name first; paths.ignore keeps links out";
+        tell(Finding::poor("proxy", found, advice));
+    }
     resolved.into()
 }
 
-async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
+async fn names(server: &ServerPeer, tell: &mut dyn FnMut(Finding)) -> Vec<SocketAddr> {
     let mut all = Vec::new();
-    for server in servers {
+    for server in &server.addresses {
         match ServerAddresses::new(&[]).resolve(std::slice::from_ref(server)).await {
             Ok(addresses) => {
                 let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
@@ -119,8 +131,16 @@ async fn names(servers: &[HostPort], tell: &mut dyn FnMut(Finding)) -> Vec<Socke
         }
     }
     if all.is_empty() {
-        let advice = "resolvectl query NAME, or a network without a captive portal";
-        tell(Finding::bad("server", "none of its addresses is known", advice));
+        let (found, advice) = (
+            "none of its addresses is known",
+            "resolvectl query NAME, or a network without a captive portal",
+        );
+        tell(if detours::all(server).next().is_some() {
+            let found = format!("{found}; whoever leads to it may know them");
+            Finding::poor("server", found, advice)
+        } else {
+            Finding::bad("server", found, advice)
+        });
     }
     all
 }
