@@ -38,7 +38,7 @@ pub(super) struct RemoteServer {
     pub(super) network: Arc<dyn Network>,
     pub(super) names: Arc<ServerAddresses>,
     pub(super) detours: Arc<Detours>,
-    /// Handshakes for a session, with the tickets of this server.
+    /// Handshakes for a session.
     pub(super) tunnel: Handshake,
     pub(super) probes: Probes,
     /// Observes the connections to it.
@@ -52,20 +52,20 @@ impl RemoteServer {
         config: &ClientConfig,
         peer: ServerPeer,
         network: &Arc<dyn Network>,
+        tickets: &tls::Servers,
         process: u64,
     ) -> Result<Self, TlsError> {
         let ClientConfig { private_key, tun, quic, .. } = config;
-        let congestion = CongestionHandle::default();
-        let handshake =
-            |alpn, transport| Handshake::new(private_key, peer.public_key, alpn, transport);
+        let (congestion, key) = (CongestionHandle::default(), peer.public_key);
         let transport = quic::transport(quic, tun.mtu, congestion.clone());
-        let probes = Probes { handshake: handshake(tls::PROBE, quic::probe_transport())?, process };
+        let tunnel = Handshake::with(tickets, key, tls::TUNNEL, transport)?;
+        let handshake = Handshake::new(private_key, key, tls::PROBE, quic::probe_transport())?;
         Ok(Self {
             network: network.towards().unwrap_or_else(|| network.clone()),
             names: ServerAddresses::new(&peer.addresses).into(),
             detours: Detours::new().into(),
-            tunnel: handshake(tls::TUNNEL, transport)?,
-            probes,
+            tunnel,
+            probes: Probes { handshake, process },
             congestion,
             attempts: Arc::default(),
             peer,
@@ -120,6 +120,8 @@ pub(super) type InOrder = Arc<[Arc<RemoteServer>]>;
 pub(super) struct Servers {
     all: watch::Sender<InOrder>,
     network: Arc<dyn Network>,
+    /// What one server of a fleet gave is good at the others.
+    tickets: tls::Servers,
     process: u64,
     admissions: OnceLock<mpsc::Sender<Admit>>,
 }
@@ -132,7 +134,8 @@ impl Servers {
         process: u64,
     ) -> Result<Self, TlsError> {
         let (all, admissions) = (watch::Sender::new(Vec::new().into()), OnceLock::new());
-        let servers = Self { all, network, process, admissions };
+        let tickets = tls::Servers::new(&config.private_key)?;
+        let servers = Self { all, network, tickets, process, admissions };
         servers.renew(config)?;
         Ok(servers)
     }
@@ -145,7 +148,9 @@ impl Servers {
             let is_other = known.as_ref().is_some_and(|known| known.peer != peer);
             let server = match known {
                 Some(known) => RemoteServer { peer, ..(*known).clone() },
-                None => RemoteServer::new(config, peer, &self.network, self.process)?,
+                None => {
+                    RemoteServer::new(config, peer, &self.network, &self.tickets, self.process)?
+                }
             };
             server.network.lead_to(&server.peer, server.detours.clone());
             if let Some(requests) = self.admissions.get() {
