@@ -405,7 +405,8 @@ impl<'a> Mover<'a> {
         let is_there = self.servers.borrow().iter().any(|it| it.key() == self.current.key());
         let removed = (!is_there).then(|| others().map(server).collect());
         let removed = removed.and_then(|to| self.due_at(MoveReason::Removed, to, now));
-        let back = others().filter(stays).find(|it| self.is_preferred(it));
+        // One that still drains closes the reserve's connection, so one that answers steadily was started again.
+        let back = others().find(|it| self.is_preferred(it));
         let back = back.and_then(|it| self.due_at(MoveReason::Preferred, vec![server(it)], now));
         [silent, removed, asked, goes_away, back].into_iter().flatten().collect()
     }
