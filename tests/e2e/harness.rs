@@ -118,6 +118,7 @@ impl Host {
             .arg("run")
             .arg(self.file())
             .env("ROAMD_RUNTIME_DIR", &self.folder)
+            .env("STATE_DIRECTORY", &self.folder)
             .env("ROAMD_LOG__LEVEL", "debug");
         self.starts += 1;
         let name = format!("{}-{}", self.name, self.starts);
@@ -319,9 +320,13 @@ pub(crate) fn inner_v6(number: usize) -> String {
 
 /// Sends `length` bytes over TCP from one host to another and checks their digest on arrival.
 pub(crate) fn transfer(from: &Host, to: &Host, address: &str, length: usize) {
+    transfer_to(&from.namespace, (&to.namespace, address), length);
+}
+
+/// The same between namespaces.
+pub(crate) fn transfer_to(from: &Namespace, (to, address): (&Namespace, &str), length: usize) {
     let address: std::net::IpAddr = address.parse().unwrap();
-    let listener =
-        to.namespace.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap()).unwrap();
+    let listener = to.run(|| TcpListener::bind(SocketAddr::new(address, 0)).unwrap()).unwrap();
     let target = listener.local_addr().unwrap();
     let receiver = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -338,7 +343,7 @@ pub(crate) fn transfer(from: &Host, to: &Host, address: &str, length: usize) {
             }
         }
     });
-    let mut stream = from.namespace.run(|| TcpStream::connect(target).unwrap()).unwrap();
+    let mut stream = from.run(|| TcpStream::connect(target).unwrap()).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     let mut context = digest::Context::new(&digest::SHA256);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

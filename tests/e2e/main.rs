@@ -21,6 +21,8 @@ mod directory;
 #[cfg(feature = "metrics")]
 mod doors;
 mod edges;
+#[cfg(feature = "etcd")]
+mod fleet;
 #[path = "../../examples/forger.rs"]
 mod forger;
 mod forgery;

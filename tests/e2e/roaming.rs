@@ -6,7 +6,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd_lab::{Access, LinkShape, Scene, emulator::Direction};
+use roamd_lab::{Access, LinkShape, Namespace, Scene, emulator::Direction};
 use serde_json::Value;
 
 use crate::harness::{Host, client_toml, eventually, transfer};
@@ -80,13 +80,23 @@ impl Laptop {
     }
 }
 
-/// Sends packets through the tunnel for `duration`, with `event` after a second; the longest
-/// time without an echo, and how many packets had none.
+/// [`stream_to`] the server's own inner address.
 pub(crate) fn stream(scene: &Scene, duration: Duration, event: impl FnOnce() + Send) -> Stream {
-    let echo = scene.server().run(|| UdpSocket::bind("10.66.0.1:7000").unwrap()).unwrap();
+    stream_to((scene.server(), "10.66.0.1:7000"), scene.client(), duration, event)
+}
+
+/// Sends packets through the tunnel from `client` to an echo at `address` for `duration`, with `event` after a second; the
+/// longest time without an echo, and how many packets had none.
+pub(crate) fn stream_to(
+    (host, address): (&Namespace, &str),
+    client: &Namespace,
+    duration: Duration,
+    event: impl FnOnce() + Send,
+) -> Stream {
+    let echo = host.run(|| UdpSocket::bind(address).unwrap()).unwrap();
     echo.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    let socket = scene.client().run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
-    socket.connect("10.66.0.1:7000").unwrap();
+    let socket = client.run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
+    socket.connect(address).unwrap();
     let end = Instant::now() + duration;
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd_lab::{Access, Process};
+use roamd_lab::{Access, Namespace, Process};
 use tempfile::TempDir;
 
 use crate::{
@@ -18,14 +18,20 @@ use crate::{
 
 const SSHD: &str = "/usr/sbin/sshd";
 
-/// A real sshd on the tunnel's server, and the key to log in.
-struct Sshd {
+/// A real sshd behind the tunnel, and the key to log in.
+pub(crate) struct Sshd {
     folder: TempDir,
     daemon: Process,
+    address: &'static str,
 }
 
 impl Sshd {
+    /// On the tunnel's server.
     fn start(server: &Host) -> Self {
+        Self::start_at(&server.namespace, "10.66.0.1")
+    }
+
+    pub(crate) fn start_at(host: &Namespace, address: &'static str) -> Self {
         assert!(Path::new(SSHD).exists(), "no {SSHD}: apt-get install openssh-server");
         fs::create_dir_all("/run/sshd").unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -34,29 +40,29 @@ impl Sshd {
         keygen(&at("user"));
         fs::copy(at("user.pub"), at("authorized")).unwrap();
         let config = format!(
-            "ListenAddress 10.66.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
+            "ListenAddress {address}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
              StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n",
             at("host").display(),
             at("authorized").display()
         );
         fs::write(at("sshd_config"), config).unwrap();
-        let mut command = server.namespace.command(SSHD);
+        let mut command = host.command(SSHD);
         command.args(["-D", "-e", "-f"]).arg(at("sshd_config"));
-        let daemon = server.namespace.spawn("sshd", command, folder.path()).unwrap();
+        let daemon = host.spawn("sshd", command, folder.path()).unwrap();
         let listens = || daemon.log().unwrap().contains("Server listening").then_some(());
         eventually("sshd listens", listens);
-        Self { folder, daemon }
+        Self { folder, daemon, address }
     }
 
-    /// An ssh that runs `script` on the server.
-    fn ssh(&self, client: &Host, script: &str) -> Command {
+    /// An ssh that runs `script` there.
+    pub(crate) fn ssh(&self, client: &Host, script: &str) -> Command {
         let mut command = client.namespace.command("ssh");
         command.arg("-i").arg(self.folder.path().join("user"));
         for option in ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes"]
         {
             command.args(["-o", option]);
         }
-        command.args(["root@10.66.0.1", script]);
+        command.arg(format!("root@{}", self.address)).arg(script);
         command
     }
 }

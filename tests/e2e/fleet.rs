@@ -1,0 +1,174 @@
+//! Two servers, one etcd, BIRD, and a host behind both servers; the scene is drawn in `site`.
+
+mod bird;
+mod site;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use self::site::{LAPTOP, OFFICE, Site};
+use crate::{
+    harness::{eventually, transfer_to},
+    roaming::shown,
+    ssh::Sshd,
+};
+
+/// How long a client is without its server if that dies or falls silent.
+const FAILOVER: Duration = Duration::from_millis(1500);
+/// The same where nothing has died: a round trip over wifi takes 10 ms. 25 to 180 ms measured on two busy cores.
+const MOVE: Duration = Duration::from_millis(400);
+/// Until a server that comes back has heard that its session is elsewhere: 22 to 620 ms measured.
+const MOMENT: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(6);
+
+/// The longest time in which an ssh through the tunnel printed nothing while `event` happened, a second after its start.
+fn ssh_stall(site: &Site, sshd: &Sshd, event: impl FnOnce() + Send) -> Duration {
+    let script = "for i in $(seq 300); do echo $i; sleep 0.02; done; exit 7";
+    let mut ssh =
+        sshd.ssh(&site.client, script).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(ssh.stdout.take().unwrap()).lines();
+    std::thread::scope(|scope| {
+        let (mut last, mut stall) = (None::<Instant>, Duration::ZERO);
+        let mut event = Some(event);
+        for (number, line) in (1..).zip(lines) {
+            assert_eq!(line.unwrap(), number.to_string());
+            if number == 50 {
+                scope.spawn(event.take().unwrap());
+            }
+            stall = stall.max(last.map_or(Duration::ZERO, |last| last.elapsed()));
+            last = Some(Instant::now());
+        }
+        assert_eq!(ssh.wait().unwrap().code(), Some(7));
+        shown(stall)
+    })
+}
+
+#[test]
+fn a_server_that_is_killed_costs_ssh_and_a_stream_a_moment() {
+    let mut site = Site::connected();
+    let sshd = Sshd::start_at(&site.office, OFFICE);
+    let berlin = site.servers[0].daemon.take().unwrap();
+    let stream = site.stream(LONG, || berlin.signal(Signal::SIGKILL).unwrap());
+    assert!(stream.gap < FAILOVER + stream.stall, "{stream:?}");
+    site.until_server("paris");
+    site.servers[0].start();
+    site.until_returned();
+    let berlin = site.servers[0].daemon.take().unwrap();
+    let stall = ssh_stall(&site, &sshd, || berlin.signal(Signal::SIGKILL).unwrap());
+    assert!(stall < FAILOVER, "{stall:?}");
+    site.until_server("paris");
+}
+
+#[test]
+fn a_server_whose_power_is_cut_costs_ssh_and_a_stream_a_moment() {
+    let site = Site::connected();
+    let sshd = Sshd::start_at(&site.office, OFFICE);
+    let stall = std::thread::scope(|scope| {
+        let ssh = scope.spawn(|| ssh_stall(&site, &sshd, || ()));
+        let stream = site.stream(LONG, || site.power(0, false));
+        assert!(stream.gap < FAILOVER + stream.stall, "{stream:?}");
+        ssh.join().unwrap()
+    });
+    assert!(stall < FAILOVER + Duration::from_millis(500), "{stall:?}");
+    site.until_server("paris");
+    // It still thinks that it has the session, and has routes until it hears of the claim.
+    let back = site.stream(LONG, || site.power(0, true));
+    assert!(back.gap < MOMENT + back.stall, "{back:?}");
+}
+
+#[test]
+fn a_drained_server_loses_nothing_and_nor_does_the_way_back() {
+    let mut site = Site::connected();
+    let drained = site.stream(LONG, || {
+        let output = site.servers[0].tell(&["drain", "roamd"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    });
+    assert_eq!(drained.lost, 0, "{drained:?}");
+    assert!(drained.gap < MOVE + drained.stall, "{drained:?}");
+    site.until_server("paris");
+    site.servers[0].daemon = None;
+    site.servers[0].start();
+    let back = site.stream(Duration::from_secs(42), || ());
+    assert_eq!(site.server_in_use().as_deref(), Some("berlin"));
+    assert_eq!(back.lost, 0, "{back:?}");
+    assert!(back.gap < MOVE + back.stall, "{back:?}");
+}
+
+#[test]
+fn a_rolling_restart_under_bulk_costs_no_connection() {
+    let mut site = Site::connected();
+    let client = site.client.namespace.clone();
+    std::thread::scope(|scope| {
+        let office = &site.office;
+        let bulk = scope.spawn(move || transfer_to(&client, (office, OFFICE), 60_000_000));
+        for server in &mut site.servers {
+            std::thread::sleep(Duration::from_secs(1));
+            let mut daemon = server.daemon.take().unwrap();
+            daemon.signal(Signal::SIGTERM).unwrap();
+            assert!(daemon.wait(Duration::from_secs(10)).unwrap().unwrap().success());
+            server.start();
+            eventually("the server listens", || server.try_status());
+        }
+        bulk.join().unwrap();
+    });
+}
+
+#[test]
+fn a_person_chooses_the_server() {
+    let site = Site::connected();
+    let moved = site.stream(LONG, || {
+        assert!(site.client.tell(&["switch", "--server", "paris"]).status.success());
+    });
+    assert_eq!(site.server_in_use().as_deref(), Some("paris"));
+    assert_eq!(moved.lost, 0, "{moved:?}");
+    let output = site.client.tell(&["switch", "--server", "rome"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("berlin") && said.contains("paris"),
+        "{said}"
+    );
+}
+
+#[test]
+fn without_etcd_everything_goes_on_and_a_server_starts_with_what_it_knew() {
+    let mut site = Site::connected();
+    let mut etcd = site.etcd.take().unwrap();
+    let gone = site.stream(LONG, || etcd.signal(Signal::SIGKILL).unwrap());
+    assert_eq!(gone.lost, 0, "{gone:?}");
+    etcd.wait(Duration::from_secs(5)).unwrap();
+    // A server dies meanwhile: the other one serves the client all the same.
+    let mut berlin = site.servers[0].daemon.take().unwrap();
+    let died = site.stream(LONG, || berlin.signal(Signal::SIGKILL).unwrap());
+    assert!(died.gap < FAILOVER + died.stall, "{died:?}");
+    berlin.wait(Duration::from_secs(5)).unwrap();
+    // One that starts without etcd has what it knew.
+    site.servers[0].start();
+    eventually("the peer is known", || {
+        let status = site.servers[0].try_status()?;
+        let mut peers = status["peers"].as_array()?.iter();
+        peers.any(|peer| peer["name"] == "laptop").then_some(())
+    });
+    site.start_etcd();
+    site.until_returned();
+    let back = site.stream(LONG, || ());
+    assert_eq!(back.lost, 0, "{back:?}");
+}
+
+#[test]
+fn the_office_keeps_its_connection_to_the_laptop() {
+    let site = Site::connected();
+    assert_eq!(site.route_of_laptop().as_deref(), Some("berlin"));
+    let (office, laptop) = (site.office.clone(), site.client.namespace.clone());
+    std::thread::scope(|scope| {
+        let bulk = scope.spawn(|| transfer_to(&office, (&laptop, LAPTOP), 40_000_000));
+        std::thread::sleep(Duration::from_secs(1));
+        site.power(0, false);
+        bulk.join().unwrap();
+    });
+    assert_eq!(site.route_of_laptop().as_deref(), Some("paris"));
+}

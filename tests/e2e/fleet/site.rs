@@ -1,0 +1,233 @@
+//! A laptop, two servers on the internet, and a site behind both of them.
+//!
+//! ```text
+//!           wifi0 ◀── 5 ms ──▶ wifi ◀──▶┐              ┌▶ eth0 berlin lan0 ◀─┐
+//!  laptop                               internet ◀──▶ ─┤                     office 10.78.0.10, etcd
+//!           lte0  ◀── 25 ms ─▶ lte  ◀──▶┘              └▶ eth0 paris  lan0 ◀─┘
+//!
+//!  berlin   eth0  10.77.9.2   lan0  10.78.1.1   roam0  10.66.0.1
+//!  paris    eth0  10.77.8.2   lan0  10.78.2.1   roam0  10.66.0.1
+//!  office   berlin 10.78.1.2  paris 10.78.2.2   lo 10.78.0.10
+//! ```
+//! The servers give the laptop the same inner address, 10.66.0.2. BIRD on both of them tells the office which one has its
+//! session.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use roamd_lab::{Namespace, Process, Scene, etcd::Member, veth};
+use tempfile::TempDir;
+
+use super::bird;
+use crate::{
+    harness::{Host, eventually},
+    roaming::{Stream, stream_to},
+};
+
+/// The office's address.
+pub(crate) const OFFICE: &str = "10.78.0.10";
+/// The preferred server answers for half a minute before it is used again.
+const RETURN: Duration = Duration::from_secs(60);
+/// The laptop's inner address.
+pub(crate) const LAPTOP: &str = "10.66.0.2";
+/// The servers by name and outer address. The first one is preferred.
+pub(crate) const SERVERS: [(&str, &str); 2] = [("berlin", "10.77.9.2"), ("paris", "10.77.8.2")];
+
+/// See the module's documentation.
+pub(crate) struct Site {
+    pub(crate) scene: Scene,
+    pub(crate) client: Host,
+    pub(crate) servers: [Host; 2],
+    pub(crate) office: Namespace,
+    pub(crate) etcd: Option<Process>,
+    member: Member,
+    _birds: Vec<Process>,
+    folder: TempDir,
+}
+
+impl Site {
+    /// All that stands before a daemon runs: links, routes, BIRD, etcd with no peer, and configurations.
+    fn new() -> Self {
+        let scene = Scene::new().unwrap();
+        let paris = Namespace::new("paris").unwrap();
+        let office = Namespace::new("office").unwrap();
+        let internet = scene.internet();
+        veth(internet, "paris", &paris, "eth0").unwrap();
+        internet.add_address("paris", "10.77.8.1/24").unwrap();
+        paris.add_address("eth0", "10.77.8.2/24").unwrap();
+        paris.add_route("0.0.0.0/0", Some("10.77.8.1"), "eth0", 0).unwrap();
+        office.add_address("lo", &format!("{OFFICE}/32")).unwrap();
+        let namespaces = [scene.server().clone(), paris];
+        for (number, ((name, _), server)) in (1..).zip(SERVERS.iter().zip(&namespaces)) {
+            veth(server, "lan0", &office, name).unwrap();
+            server.add_address("lan0", &format!("10.78.{number}.1/24")).unwrap();
+            office.add_address(name, &format!("10.78.{number}.2/24")).unwrap();
+            let gateway = format!("10.78.{number}.2");
+            server.add_route(&format!("{OFFICE}/32"), Some(&gateway), "lan0", 0).unwrap();
+            server.forward(true).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let birds = bird::start(&namespaces, &office, folder.path());
+        let at = |port| SocketAddr::new(OFFICE.parse().unwrap(), port);
+        let member = Member::new("etcd", folder.path(), at(2379), at(2380));
+        let mut hosts = SERVERS.iter().zip(namespaces);
+        let servers = std::array::from_fn(|_| {
+            let ((name, _), namespace) = hosts.next().unwrap();
+            Host::new(name, namespace, folder.path())
+        });
+        let client = Host::new("laptop", scene.client().clone(), folder.path());
+        let mut site =
+            Self { scene, client, servers, office, etcd: None, member, _birds: birds, folder };
+        site.start_etcd();
+        site.configure();
+        site
+    }
+
+    fn configure(&self) {
+        for ((name, _), server) in SERVERS.iter().zip(&self.servers) {
+            let directory = format!(
+                "[directory]\nname = \"{name}\"\netcd = {{ endpoints = [\"http://{OFFICE}:2379\"], \
+                 prefix = \"/roamd/home\" }}\n"
+            );
+            server.configure(&format!(
+                "role = \"server\"\nlisten = \"[::]:4433\"\n{directory}\
+                 [tun]\nname = \"roam0\"\naddresses = [\"10.66.0.1/24\"]\nroutes = [\"10.78.0.0/16\"]\n"
+            ));
+        }
+        let mut toml = "role = \"client\"\n".to_owned();
+        for ((name, address), server) in SERVERS.iter().zip(&self.servers) {
+            toml += &format!(
+                "[[server]]\nname = \"{name}\"\naddress = [\"{address}:4433\"]\npublic-key = \"{}\"\n",
+                server.key()
+            );
+        }
+        self.client.configure(&format!(
+            "{toml}[tun]\nname = \"roam0\"\n[paths]\nstandby-check = \"5s\"\n"
+        ));
+    }
+
+    /// A site whose laptop has a session with the preferred server, and whose office can reach it.
+    pub(crate) fn connected() -> Self {
+        let mut site = Self::new();
+        site.add_peer("laptop", &site.client.key(), LAPTOP);
+        for server in &mut site.servers {
+            server.start();
+            eventually("the server listens", || server.try_status());
+        }
+        site.client.start();
+        site.client.connected();
+        site.until_server("berlin");
+        site.until_reserve();
+        site
+    }
+
+    /// Starts etcd, on the data that it left.
+    pub(crate) fn start_etcd(&mut self) {
+        let command = self.member.command(std::slice::from_ref(&self.member));
+        self.etcd = Some(self.office.spawn("etcd", command, self.folder.path()).unwrap());
+        let at = self.member.endpoint();
+        eventually("etcd is healthy", || {
+            let mut etcdctl = self.office.command("etcdctl");
+            etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &at, "endpoint", "health"]);
+            let output = etcdctl.output();
+            let output = output.expect("etcdctl cannot be run: apt-get install etcd-client");
+            output.status.success().then_some(())
+        });
+    }
+
+    /// Adds a peer to the directory, as an admin on the first server does.
+    pub(crate) fn add_peer(&self, name: &str, key: &str, address: &str) {
+        let file = self.servers[0].file();
+        let file = file.to_str().unwrap();
+        let arguments = [
+            "peer",
+            "add",
+            name,
+            "--directory",
+            file,
+            "--endpoint",
+            SERVERS[0].1,
+            "--public-key",
+            key,
+            "--address",
+            address,
+        ];
+        let output = self.servers[0].tell(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Waits until the laptop's session is with this server, and the office reaches it.
+    pub(crate) fn until_server(&self, name: &str) {
+        eventually(name, || (self.server_in_use()? == name).then_some(()));
+        eventually("the office reaches the laptop", || {
+            let mut ping = self.office.command("ping");
+            ping.args(["-n", "-c", "1", "-W", "1", "-I", OFFICE, LAPTOP]);
+            ping.output().unwrap().status.success().then_some(())
+        });
+    }
+
+    /// Waits until the preferred server, which answers again, has been believed for long enough.
+    pub(crate) fn until_returned(&self) {
+        let begun = Instant::now();
+        while self.server_in_use().as_deref() != Some("berlin") {
+            assert!(begun.elapsed() < RETURN, "not back within {RETURN:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.until_server("berlin");
+    }
+
+    /// The name of the server that has the session.
+    pub(crate) fn server_in_use(&self) -> Option<String> {
+        let status = self.client.try_status()?;
+        let in_use = status["servers"].as_array()?.iter().find(|it| it["state"] == "in-use")?;
+        Some(in_use["name"].as_str()?.to_owned())
+    }
+
+    /// Waits until the reserve is warm.
+    pub(crate) fn until_reserve(&self) {
+        eventually("a warm reserve", || {
+            let status = self.client.try_status()?;
+            let servers = status["servers"].as_array()?.clone();
+            servers
+                .iter()
+                .any(|it| it["state"] == "reserve" && it["answered"].is_f64())
+                .then_some(())
+        });
+    }
+
+    /// A hundred packets a second each way between laptop and office for `duration`, with `event` after a second.
+    pub(crate) fn stream(&self, duration: Duration, event: impl FnOnce() + Send) -> Stream {
+        let echo = format!("{OFFICE}:7000");
+        stream_to((&self.office, &echo), self.scene.client(), duration, event)
+    }
+
+    /// Cuts a server off from everybody, or lets it back, without a word to anybody: nothing loses its carrier.
+    pub(crate) fn power(&self, server: usize, on: bool) {
+        let namespace = &self.servers[server].namespace;
+        let commands: &[&str] = if on {
+            &["delete table inet power"]
+        } else {
+            &[
+                "add table inet power",
+                "add chain inet power in { type filter hook prerouting priority -300; }",
+                "add chain inet power out { type filter hook output priority -300; }",
+                "add rule inet power in iifname != { lo, roam0 } drop",
+                "add rule inet power out oifname != { lo, roam0 } drop",
+            ]
+        };
+        for command in commands {
+            assert!(namespace.command("nft").arg(command).status().unwrap().success(), "{command}");
+        }
+    }
+
+    /// Which server the office sends to for the laptop, if there is one.
+    pub(crate) fn route_of_laptop(&self) -> Option<String> {
+        let mut command = self.office.command("ip");
+        let output = command.args(["-o", "route", "get", LAPTOP]).output().unwrap();
+        let text = String::from_utf8(output.stdout).ok()?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "dev");
+        words.nth(1).map(ToOwned::to_owned)
+    }
+}
