@@ -58,7 +58,7 @@ pub(crate) struct Claim {
     pub(crate) holder: PublicKey,
     /// What the server is called.
     pub(crate) name: Foreign,
-    /// Grows with each claim on this peer's session.
+    /// Grows with each claim on this peer's session, as far as the server that makes it knows.
     pub(crate) epoch: u64,
     /// What the client said.
     #[serde(flatten)]
@@ -175,6 +175,8 @@ pub(crate) struct Tenure {
     is_in_step: bool,
     /// The last revision that was heard of.
     revision: i64,
+    /// The largest epoch of claims that have ended, of all peers.
+    last_epoch: u64,
 }
 
 /// A peer that has a session here, or a claim in etcd.
@@ -230,7 +232,16 @@ impl Tenure {
     /// A server that has neither sessions nor a lease.
     pub(crate) fn new(server: PublicKey, name: Foreign, now: Instant) -> Self {
         let peers = HashMap::new();
-        Self { server, name, peers, lease: None, lease_ends: now, is_in_step: false, revision: 0 }
+        Self {
+            server,
+            name,
+            peers,
+            lease: None,
+            lease_ends: now,
+            is_in_step: false,
+            revision: 0,
+            last_epoch: 0,
+        }
     }
 
     /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: the lease was not renewed for half
@@ -351,6 +362,11 @@ impl Tenure {
         if before != holder {
             actions.push(Action::Do(Order::Elsewhere { peer, holder }));
         }
+        if let Some(before) = &tenant.known
+            && known.as_ref().is_none_or(|known| known.claim.epoch < before.claim.epoch)
+        {
+            self.last_epoch = self.last_epoch.max(before.claim.epoch);
+        }
         (tenant.known, tenant.revision) = (known, revision);
         if matches!(tenant.asking, Asking::Answered { revision: awaited, .. } if awaited <= revision)
         {
@@ -374,7 +390,7 @@ impl Tenure {
         let until = now + LEASE;
         tenant.asking = match answer {
             Answer::Done(revision) => Asking::Answered { revision, until },
-            Answer::Beaten => Asking::Answered { revision: after + 1, until },
+            Answer::Beaten => Asking::Answered { revision: after.saturating_add(1), until },
             Answer::Unclear => Asking::Again { at: now + TICK },
         };
         if matches!(tenant.asking, Asking::Answered { revision, .. } if revision <= tenant.revision)
@@ -446,7 +462,8 @@ impl Tenure {
             actions.push(Action::Do(Order::Restore { peer, session: session.id }));
         }
         if let Some(lease) = lease.filter(|_| claims) {
-            let epoch = 1 + tenant.known.as_ref().map_or(0, |known| known.claim.epoch);
+            let before = tenant.known.as_ref().map_or(0, |known| known.claim.epoch);
+            let epoch = before.max(self.last_epoch).saturating_add(1);
             let (hello, client) = (session.hello, session.client);
             let (holder, name, after) =
                 (self.server, self.name.clone(), tenant.revision_of_claim());

@@ -230,6 +230,57 @@ fn a_client_that_does_not_number_its_hellos_is_where_the_last_claim_is() {
 }
 
 #[test]
+fn of_equal_hellos_the_one_that_was_claimed_last_counts_and_nobody_claims_again() {
+    let (mut etcd, mut first, mut second) = two(hello(1, 1));
+    second.begin(20, hello(1, 1));
+    for _ in 0..3 {
+        second.ask(&mut etcd);
+        first.hear(&etcd);
+        first.ask(&mut etcd);
+        second.hear(&etcd);
+        first.wait(TICK);
+        second.wait(TICK);
+    }
+    assert_eq!((etcd.holder(), etcd.epoch()), (Some(second.tenure.server), 2));
+    assert_eq!(first.closed(), [Why::TakenOver]);
+    assert_eq!(second.closed(), []);
+}
+
+#[test]
+fn an_epoch_grows_when_the_claim_before_has_ended_or_is_back_from_old_data() {
+    let (mut etcd, mut first, mut second) = two(hello(1, 1));
+    let old = Etcd { revision: etcd.revision, known: etcd.known.clone(), put: etcd.put };
+    second.begin(20, hello(1, 2));
+    second.ask(&mut etcd);
+    first.hear(&etcd);
+    first.end(10);
+    // The second one loses its lease.
+    etcd.change(None);
+    first.hear(&etcd);
+    second.end(20);
+    first.begin(11, hello(1, 3));
+    first.ask(&mut etcd);
+    assert_eq!((etcd.holder(), etcd.epoch()), (Some(first.tenure.server), 3));
+    etcd = old;
+    first.hear_all(&etcd);
+    first.ask(&mut etcd);
+    assert_eq!((etcd.holder(), etcd.epoch()), (Some(first.tenure.server), 4));
+}
+
+#[test]
+fn the_largest_epoch_that_there_is_keeps_nobody_from_claiming() {
+    let (mut etcd, mut first, mut second) = two(hello(1, 1));
+    let mut known = etcd.known.clone().unwrap();
+    known.claim.epoch = u64::MAX;
+    etcd.change(Some(known));
+    first.hear(&etcd);
+    second.hear(&etcd);
+    second.begin(20, hello(1, 2));
+    second.ask(&mut etcd);
+    assert_eq!((etcd.holder(), etcd.epoch()), (Some(second.tenure.server), u64::MAX));
+}
+
+#[test]
 fn a_session_comes_back_when_the_one_that_took_it_over_ends_at_once() {
     let (mut etcd, mut first, mut second) = two(hello(1, 1));
     second.begin(20, hello(1, 2));
