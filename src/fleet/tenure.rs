@@ -34,6 +34,9 @@ use crate::{identity::PublicKey, wire::foreign::Foreign};
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How long a session that the client has left is served on: packets that routers still send here reach it.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
+/// How long this server has to run, since it began or stood still, before it gives up a session that is not heard:
+/// what the client has sent meanwhile, and its answer, count.
+const AWAKE: Duration = Duration::from_secs(2);
 /// How often [`Event::Tick`] comes, and the wait before a request to etcd that failed is made again.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
@@ -173,6 +176,9 @@ pub(crate) struct Tenure {
     lease_ends: Instant,
     /// Whether etcd says what changes.
     is_in_step: bool,
+    /// When the last tick came, and since when they come one by one.
+    ticked: Instant,
+    awake_since: Instant,
     /// The last revision that was heard of.
     revision: i64,
     /// The largest epoch of claims that have ended, of all peers.
@@ -239,6 +245,8 @@ impl Tenure {
             lease: None,
             lease_ends: now,
             is_in_step: false,
+            ticked: now,
+            awake_since: now,
             revision: 0,
             last_epoch: 0,
         }
@@ -401,7 +409,13 @@ impl Tenure {
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let (is_cut_off, mut again) = (!self.has_lease(now), Vec::new());
+        // This process or the whole machine stood still: no client was asked, and none was heard.
+        if now.saturating_duration_since(self.ticked) > 2 * TICK {
+            self.awake_since = now;
+        }
+        self.ticked = now;
+        let is_awake = now.saturating_duration_since(self.awake_since) >= AWAKE;
+        let (is_cut_off, mut again) = (is_awake && !self.has_lease(now), Vec::new());
         for (&peer, tenant) in &mut self.peers {
             if let Asking::Answered { until: at, .. } | Asking::Again { at } = tenant.asking
                 && at <= now

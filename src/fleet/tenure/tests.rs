@@ -339,6 +339,24 @@ fn a_server_is_cut_off_when_its_lease_is_over_and_not_before() {
 }
 
 #[test]
+fn a_server_that_stood_still_asks_its_clients_before_it_gives_them_up() {
+    for is_heard in [true, false] {
+        let (_, mut server, _) = two(hello(1, 1));
+        server.now += LEASE + 2 * TICK;
+        server.handle(Event::Tick);
+        assert!(server.tenure.wants_signs(server.now));
+        assert_eq!(server.done(), []);
+        server.wait(TICK);
+        if is_heard {
+            server.handle(Event::Heard { peer: peer(), session: 10 });
+        }
+        server.wait(TICK);
+        let expected = if is_heard { vec![] } else { vec![Why::CutOff] };
+        assert_eq!(server.closed(), expected);
+    }
+}
+
+#[test]
 fn after_an_outage_of_etcd_a_session_is_claimed_with_the_new_lease() {
     let (mut etcd, mut server, _) = two(hello(1, 1));
     server.handle(Event::Away);
@@ -446,6 +464,8 @@ enum Deed {
     /// The way between a server and etcd, or a server and the client, breaks or is mended.
     Etcd(usize),
     Client(usize),
+    /// A server stands still for so many steps.
+    Stall(usize, u64),
     /// The client says hello to a server, and closes its session before if it can.
     Move(usize),
 }
@@ -455,6 +475,7 @@ fn deeds() -> impl Strategy<Value = Vec<(Deed, u16)>> {
     let deed = prop_oneof![
         2 => server.clone().prop_map(Deed::Etcd),
         2 => server.clone().prop_map(Deed::Client),
+        1 => (server.clone(), 1..150u64).prop_map(|(server, steps)| Deed::Stall(server, steps)),
         3 => server.prop_map(Deed::Move),
     ];
     // Often at once, while claims and news are under way.
@@ -472,6 +493,8 @@ struct Host {
     began: Instant,
     reaches_etcd: bool,
     reaches_client: bool,
+    /// It stands still until then.
+    awake_at: u64,
     /// Since when it does not.
     lacks_etcd_since: u64,
     lacks_client_since: u64,
@@ -521,6 +544,7 @@ impl World {
                 began,
                 reaches_etcd: true,
                 reaches_client: true,
+                awake_at: 0,
                 lacks_etcd_since: 0,
                 lacks_client_since: 0,
                 session: None,
@@ -573,7 +597,10 @@ impl World {
                         assert!(!host.reaches_client, "the client was there");
                         // It was asked all the time since half of the lease was over.
                         let silent = step - host.last_there;
-                        let asked = steps(LEASE.mul_f64(0.98 / 2.0));
+                        // One that stood still asks for two seconds more.
+                        let has_stood = step < host.awake_at + steps(LEASE);
+                        let asked = if has_stood { TICK } else { LEASE.mul_f64(0.98 / 2.0) };
+                        let asked = steps(asked);
                         assert!(silent + 2 * steps(TICK) >= asked, "{silent}");
                         self.at = None;
                     }
@@ -609,7 +636,8 @@ impl World {
                 host.reaches_client = !host.reaches_client;
                 host.lacks_client_since = self.step;
             }
-            Deed::Move(to) if self.hosts[to].reaches_client => {
+            Deed::Stall(number, steps) => self.hosts[number].awake_at = self.step + steps,
+            Deed::Move(to) if self.hosts[to].reaches_client && self.is_awake(to) => {
                 let from = self.at.replace(to).filter(|from| *from != to);
                 self.moved = self.step;
                 self.hellos += 1;
@@ -618,12 +646,19 @@ impl World {
                 self.hosts[to].has_routes = true;
                 let hello = hello(1, number);
                 self.handle(to, Event::Began { peer: peer(), session, hello, client: None });
-                if let Some(from) = from.filter(|from| self.hosts[*from].reaches_client) {
+                // It hears of the end when it is awake again; until then its idle timeout stands for that.
+                if let Some(from) =
+                    from.filter(|it| self.hosts[*it].reaches_client && self.is_awake(*it))
+                {
                     self.end(from);
                 }
             }
             Deed::Move(_) => {}
         }
+    }
+
+    fn is_awake(&self, number: usize) -> bool {
+        self.step >= self.hosts[number].awake_at
     }
 
     /// One step of the time.
@@ -636,6 +671,14 @@ impl World {
             self.change(None);
         }
         for number in 0..SERVERS {
+            if !self.is_awake(number) {
+                // What the client sends waits in the socket.
+                if self.at == Some(number) && self.hosts[number].reaches_client {
+                    (self.hosts[number].has_answered, self.hosts[number].last_there) =
+                        (true, self.step);
+                }
+                continue;
+            }
             self.renew(number);
             self.request(number);
             self.follow(number);
@@ -750,7 +793,7 @@ impl World {
             };
             // A server cut off from both is fenced.
             let is_cut_off = !host.reaches_etcd && !is_there;
-            let since = left.max(host.lacks_etcd_since);
+            let since = left.max(host.lacks_etcd_since).max(host.awake_at);
             assert!(
                 !is_cut_off || self.step <= since + bound,
                 "server {number} has routes, and reaches nobody for {} steps",
@@ -762,10 +805,13 @@ impl World {
             |since: u64, reaches: bool| reaches && self.step >= since + settled.max(bound);
         if let Some(at) = self.at
             && is_steady(
-                self.moved.max(self.hosts[at].lacks_client_since),
+                self.moved.max(self.hosts[at].lacks_client_since).max(self.hosts[at].awake_at),
                 self.hosts[at].reaches_client,
             )
-            && self.hosts.iter().all(|host| is_steady(host.lacks_etcd_since, host.reaches_etcd))
+            && self
+                .hosts
+                .iter()
+                .all(|host| is_steady(host.lacks_etcd_since.max(host.awake_at), host.reaches_etcd))
         {
             for (number, host) in self.hosts.iter().enumerate() {
                 assert_eq!(host.has_routes, number == at, "server {number}, client at {at}");
