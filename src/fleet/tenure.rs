@@ -176,6 +176,8 @@ pub(crate) struct Tenure {
     lease_ends: Instant,
     /// Whether etcd says what changes.
     is_in_step: bool,
+    /// Since when it does not.
+    away_since: Instant,
     /// When the last tick came, and since when they come one by one.
     ticked: Instant,
     awake_since: Instant,
@@ -245,6 +247,7 @@ impl Tenure {
             lease: None,
             lease_ends: now,
             is_in_step: false,
+            away_since: now,
             ticked: now,
             awake_since: now,
             revision: 0,
@@ -252,10 +255,10 @@ impl Tenure {
         }
     }
 
-    /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: the lease was not renewed for half
-    /// of its time.
+    /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: half of the time is over
+    /// that a server goes on with what it knows.
     pub(crate) fn wants_signs(&self, now: Instant) -> bool {
-        self.lease_ends.saturating_duration_since(now) < LEASE / 2
+        self.trusted_until().saturating_duration_since(now) < LEASE / 2
     }
 
     /// The claims that are known, and whether each is ours.
@@ -342,7 +345,12 @@ impl Tenure {
                 self.learn(peer, revision, known, &mut actions);
                 self.consider(peer, now, &mut actions);
             }
-            Event::Away => self.is_in_step = false,
+            Event::Away => {
+                // It may be said again.
+                if std::mem::take(&mut self.is_in_step) {
+                    self.away_since = now;
+                }
+            }
             Event::Answered(peer, answer) => self.answered(peer, answer, now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
         }
@@ -351,6 +359,15 @@ impl Tenure {
 
     fn has_lease(&self, now: Instant) -> bool {
         self.lease.is_some() && now < self.lease_ends
+    }
+
+    /// Until when what is known is what etcd has, or was lately. A lease that is well does not help a server that is
+    /// not told of claims.
+    fn trusted_until(&self) -> Instant {
+        match self.is_in_step {
+            true => self.lease_ends,
+            false => self.lease_ends.min(self.away_since + LEASE),
+        }
     }
 
     /// Notes what etcd has since this revision.
@@ -415,7 +432,7 @@ impl Tenure {
         }
         self.ticked = now;
         let is_awake = now.saturating_duration_since(self.awake_since) >= AWAKE;
-        let (is_cut_off, mut again) = (is_awake && !self.has_lease(now), Vec::new());
+        let (is_cut_off, mut again) = (is_awake && now >= self.trusted_until(), Vec::new());
         for (&peer, tenant) in &mut self.peers {
             if let Asking::Answered { until: at, .. } | Asking::Again { at } = tenant.asking
                 && at <= now

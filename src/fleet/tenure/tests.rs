@@ -339,6 +339,33 @@ fn a_server_is_cut_off_when_its_lease_is_over_and_not_before() {
 }
 
 #[test]
+fn a_server_with_a_lease_that_is_not_told_of_claims_is_cut_off_from_a_client_that_is_silent() {
+    for is_heard in [true, false] {
+        let (etcd, mut server, _) = two(hello(1, 1));
+        server.handle(Event::Away);
+        for second in 1..15 {
+            server.renew(1);
+            server.wait(TICK);
+            assert_eq!(server.tenure.wants_signs(server.now), second > 5, "{second} s");
+            if is_heard && second > 5 {
+                server.handle(Event::Heard { peer: peer(), session: 10 });
+            }
+            if second == 3 {
+                // It is refused again, for another reason.
+                server.handle(Event::Away);
+            }
+            if second == 9 {
+                assert_eq!(server.done(), []);
+            }
+        }
+        let expected = if is_heard { vec![] } else { vec![Why::CutOff] };
+        assert_eq!(server.closed(), expected);
+        server.hear_all(&etcd);
+        assert!(!server.tenure.wants_signs(server.now));
+    }
+}
+
+#[test]
 fn a_server_that_stood_still_asks_its_clients_before_it_gives_them_up() {
     for is_heard in [true, false] {
         let (_, mut server, _) = two(hello(1, 1));
