@@ -92,6 +92,11 @@ impl Held {
         self.0.changed.notify_one();
     }
 
+    #[cfg(test)]
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.lock().held.contains_key(&address)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Addresses> {
         self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }

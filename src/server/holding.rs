@@ -1,9 +1,11 @@
 //! What a session has beyond its connection: the routes to its peer and, where several servers share their peers, the
 //! claim that other servers see.
 
-use std::{collections::HashMap, convert::Infallible, future::pending};
+use std::{collections::HashMap, convert::Infallible, future::pending, time::Duration};
 
+use bytes::Bytes;
 use quinn::Connection;
+use tokio::time;
 
 use super::{Server, peers::Peer};
 #[cfg(feature = "etcd")]
@@ -11,7 +13,17 @@ use crate::fleet::{
     etcd::Store,
     tenure::{Claim, Event, Hello},
 };
-use crate::{daemon::status::HolderStatus, identity::PublicKey, wire::message};
+use crate::{
+    clock,
+    daemon::status::HolderStatus,
+    identity::PublicKey,
+    quic::congestion::CongestionHandle,
+    wire::{datagram::PADDING, message},
+};
+
+/// Between two looks at what the client has acknowledged: a quarter of the round trip within these bounds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 impl Server {
     /// The connection has the peer's session, which has attached it.
@@ -30,6 +42,28 @@ impl Server {
             let client = Some(self.socket.shown(connection.remote_address()).ip().to_canonical());
             keeper.tell(self, Event::Began { peer: peer.key, session, hello, client });
         }
+    }
+
+    /// The same for a session that another server has. That one is closed when it hears of the claim, so the client has
+    /// to be sure to know of this session: nothing happens before it acknowledges what was sent to it after the welcome.
+    pub(super) async fn take_over(
+        &self,
+        peer: &Peer,
+        connection: &Connection,
+        hello: &message::Hello,
+        congestion: &CongestionHandle,
+    ) -> Infallible {
+        let welcomed = clock::now();
+        // The client may have nothing to send.
+        let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+        let pause = (connection.rtt() / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        while congestion.newest_acknowledged().is_none_or(|sent| sent < welcomed) {
+            time::sleep(pause).await;
+        }
+        if connection.close_reason().is_none() {
+            self.began(peer, connection, hello);
+        }
+        pending().await
     }
 
     /// Keeps the claims of this server's sessions in etcd, for ever.

@@ -438,7 +438,6 @@ impl Peer {
     }
 
     /// The name of the other server that has its session.
-    #[cfg(any(test, feature = "etcd"))]
     pub(super) fn elsewhere(&self) -> Option<Foreign> {
         self.place().elsewhere.as_ref().map(|it| it.server.clone())
     }

@@ -79,7 +79,10 @@ impl Server {
         };
         peer.attach(claim, &self.socket);
         let attached = Attached { server: self, peer, connection };
-        self.began(peer, connection, &hello);
+        let takes_over = peer.elsewhere().is_some();
+        if !takes_over {
+            self.began(peer, connection, &hello);
+        }
         let _movable = self.drain.attach(hello.moves);
         self.still_has(peer, connection);
         let remote = self.socket.shown(connection.remote_address());
@@ -94,6 +97,9 @@ impl Server {
                 match never {}
             }
             never = apart(fallback::watch(connection, congestion)) => match never {},
+            never = apart(self.take_over(peer, connection, &hello, congestion)), if takes_over => {
+                match never {}
+            }
             never = apart(silence::keep_alive(connection, self.acceptor.quic.keep_alive)) => {
                 match never {}
             }

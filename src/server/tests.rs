@@ -138,7 +138,7 @@ impl Site {
                 routes: Vec::new(),
                 dns: Dns::default(),
                 nat: false,
-                peer_routes: false,
+                peer_routes: true,
             },
             peers: peers.iter().map(peer).collect(),
             directory: None,
@@ -498,6 +498,63 @@ async fn a_machine_that_another_server_displaced_is_refused_here() {
     assert!(peer.rival().is_some());
     let newer = site.connect(&site.laptop, tls::TUNNEL).await;
     session::open(&newer, true, 3).await.unwrap();
+}
+
+/// Passes on what one client sends to `server`, and what comes back for as long as `answers` says so; where it listens.
+async fn relay(server: SocketAddr, answers: watch::Receiver<bool>) -> SocketAddr {
+    let [near, far] = [(); 2].map(|()| tokio::net::UdpSocket::bind("127.0.0.1:0"));
+    let (near, far) = (near.await.unwrap(), far.await.unwrap());
+    let address = near.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut client, mut there, mut back) = (None, [0; 2048], [0; 2048]);
+        loop {
+            tokio::select! {
+                Ok((size, from)) = near.recv_from(&mut there) => {
+                    client = Some(from);
+                    far.send_to(&there[..size], server).await.unwrap();
+                }
+                Ok((size, _)) = far.recv_from(&mut back) => {
+                    if let Some(client) = client.filter(|_| *answers.borrow()) {
+                        near.send_to(&back[..size], client).await.unwrap();
+                    }
+                }
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_session_that_is_at_another_server_stays_there_until_the_client_hears_the_welcome() {
+    let site = Site::new();
+    let peer = site.server.configured.borrow().peers.with_key(site.laptop.public_key()).cloned();
+    let peer = peer.unwrap();
+    let has_begun = || site.server.held.as_ref().unwrap().has(peer.addresses[0]);
+    peer.set_elsewhere(Some(Elsewhere { server: "berlin".into(), process: Some(1), client: None }));
+    let answers = watch::Sender::new(true);
+    let relay = relay(site.address, answers.subscribe()).await;
+    let config = quinn::ClientConfig::new(Arc::new(site.tls(&site.laptop, tls::TUNNEL).fresh));
+    let connecting = client().connect_with(config, relay, "roamd").unwrap();
+    let laptop = timeout(PATIENCE, connecting).await.unwrap().unwrap();
+    // What was under way arrives, so that nothing but the welcome is missed.
+    sleep(WHILE).await;
+    answers.send_replace(false);
+    let opening = tokio::spawn({
+        let laptop = laptop.clone();
+        async move { session::open(&laptop, true, 1).await }
+    });
+    while peer.session().is_none() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(WHILE).await;
+    assert!(!has_begun(), "the client may be at the other server");
+    answers.send_replace(true);
+    let _session = timeout(PATIENCE, opening).await.unwrap().unwrap().unwrap();
+    let begun = clock::now();
+    while !has_begun() {
+        assert!(clock::now() - begun < PATIENCE);
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// A laptop that has tickets and comes back.
