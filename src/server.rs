@@ -200,7 +200,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
             systemd::stopping();
             let goodbye = tokio::time::timeout(GOODBYE, endpoint.wait_idle());
             // What is sent to the peers from here on may go to another server at once.
-            let (_, ()) = tokio::join!(goodbye, routes.remove());
+            let (_, (), ()) = tokio::join!(goodbye, routes.remove(), server.give_up_claims());
             Ok(())
         }
     };

@@ -271,7 +271,12 @@ impl Store {
         let (id, lasts) = (granted.id(), Duration::from_secs(granted.ttl().max(0) as u64));
         let (renewed, ends) = watch::channel(asked + lasts);
         let renew = renew(self.clone(), id, lasts, renewed);
-        Ok(Lease { store: self.clone(), id, ends, renewing: Task::spawn("lease", renew) })
+        Ok(Lease { id, ends, _renewing: Task::spawn("lease", renew) })
+    }
+
+    /// Ends a lease that nobody renews any more, and deletes the keys that were put with it.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
+        self.ask(|mut client| async move { client.lease_revoke(lease).await }).await.map(|_| ())
     }
 
     /// Hears of all that is below `prefix`, for as long as what this returns is kept.
@@ -500,10 +505,9 @@ async fn heart(client: &Client, key: &[u8]) -> Failure {
 
 /// A lease, renewed for as long as this is kept. It lapses when it is dropped.
 pub(crate) struct Lease {
-    store: Store,
     id: i64,
     ends: watch::Receiver<Instant>,
-    renewing: Task,
+    _renewing: Task,
 }
 
 impl Lease {
@@ -521,14 +525,6 @@ impl Lease {
     pub(crate) async fn lost(&self) {
         let mut ends = self.ends.clone();
         while ends.changed().await.is_ok() {}
-    }
-
-    /// Ends it, and deletes the keys that were put with it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a lease that is not renewed lapses"))]
-    pub(crate) async fn revoke(self) -> Result<(), StoreError> {
-        drop(self.renewing);
-        let id = self.id;
-        self.store.ask(|mut client| async move { client.lease_revoke(id).await }).await.map(|_| ())
     }
 }
 

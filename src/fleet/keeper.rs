@@ -106,6 +106,16 @@ impl Keeper {
         }
     }
 
+    /// Gives up all claims, when [`Self::run`] goes on no more: other servers need not wait for the end of the lease.
+    pub(crate) async fn leave(&self, store: &Store) {
+        let lease = self.state().tenure.lease();
+        if let Some(lease) = lease
+            && let Err(error) = store.revoke(lease).await
+        {
+            debug!(%error, "the lease in etcd lapses");
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -376,6 +386,19 @@ mod tests {
         paris.keeper.tell(&*paris.hall, Event::Ended { peer: peer(), session: 2 });
         berlin.until("released", || berlin.keeper.claims().is_empty()).await;
         assert!(!paris.is_closed());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_leaves_no_claims() {
+        let cluster = Cluster::of(1).await;
+        let berlin = Server::new("berlin", 1, &cluster).await;
+        berlin.begin(1, 1);
+        berlin.holds(1).await;
+        let (keeper, store) = (berlin.keeper.clone(), cluster.store());
+        drop(berlin);
+        assert_eq!(store.read(SESSIONS).await.unwrap().entries.len(), 1);
+        keeper.leave(&store).await;
+        assert_eq!(store.read(SESSIONS).await.unwrap().entries, []);
     }
 
     #[tokio::test]

@@ -269,6 +269,11 @@ impl Tenure {
         })
     }
 
+    /// Our last lease.
+    pub(crate) fn lease(&self) -> Option<i64> {
+        self.lease
+    }
+
     /// The claim of another server on the peer's session.
     pub(crate) fn elsewhere(&self, peer: PublicKey) -> Option<&Claim> {
         let known = self.peers.get(&peer)?.known.as_ref()?;

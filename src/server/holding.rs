@@ -11,6 +11,7 @@ use super::{Server, peers::Peer};
 #[cfg(feature = "etcd")]
 use crate::fleet::{
     etcd::Store,
+    keeper::Keeper,
     tenure::{Claim, Event, Hello},
 };
 use crate::{
@@ -24,6 +25,9 @@ use crate::{
 /// Between two looks at what the client has acknowledged: a quarter of the round trip within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// How long a server that stops tries to give up its claims.
+#[cfg(feature = "etcd")]
+const GIVING_UP: Duration = Duration::from_secs(1);
 
 impl Server {
     /// The connection has the peer's session, which has attached it.
@@ -69,13 +73,27 @@ impl Server {
     /// Keeps the claims of this server's sessions in etcd, for ever.
     pub(super) async fn keep_claims(&self) -> Infallible {
         #[cfg(feature = "etcd")]
-        if let Some(keeper) = &self.keeper {
-            let directory = self.configured.borrow().config.directory.clone();
-            if let Some(directory) = directory {
-                return keeper.run(&Store::new(&directory.etcd), self).await;
-            }
+        if let Some((keeper, store)) = self.claims() {
+            return keeper.run(&store, self).await;
         }
         pending().await
+    }
+
+    /// Gives up all claims, when nobody keeps them any more.
+    #[cfg_attr(not(feature = "etcd"), expect(clippy::unused_async, reason = "as it is with etcd"))]
+    pub(super) async fn give_up_claims(&self) {
+        #[cfg(feature = "etcd")]
+        if let Some((keeper, store)) = self.claims() {
+            // A server stops without etcd, too.
+            let _ = time::timeout(GIVING_UP, keeper.leave(&store)).await;
+        }
+    }
+
+    #[cfg(feature = "etcd")]
+    fn claims(&self) -> Option<(&Keeper, Store)> {
+        let configured = self.configured.borrow();
+        let directory = configured.config.directory.as_ref()?;
+        Some((self.keeper.as_ref()?, Store::new(&directory.etcd)))
     }
 
     /// Which server has the session of whom, if this one knows.
