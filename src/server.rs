@@ -115,6 +115,8 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     let tun = &config.tun;
     let TunDevice { tun: device, .. } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let mut interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
+    // Routes of an earlier run are removed before anything else can fail: routers send packets along them.
+    let mut routes = PeerRoutes::new(Netlink::open_strict()?, interface.index()).await;
     interface.set(tun.mtu, &tun.addresses, &[]).await?;
     let (index, left_out) = (interface.index(), interface.left_out());
     let mut udp: Vec<Arc<dyn AsyncUdpSocket>> = Vec::new();
@@ -145,9 +147,9 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     if let Some(known) = &known {
         server.heed(known.borrow().clone());
     }
-    // Without any wanted it removes those of an earlier run.
-    let held = server.held.clone().unwrap_or_default();
-    let mut routes = PeerRoutes::new(Netlink::open_strict()?, index, held).await;
+    if let Some(held) = &server.held {
+        routes.set_held(held.clone());
+    }
     let daemon = Arc::new(daemon);
     let _control = control::serve(&daemon.instance, server.events.clone(), {
         let (server, daemon) = (server.clone(), daemon.clone());

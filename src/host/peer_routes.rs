@@ -142,12 +142,17 @@ pub(crate) struct PeerRoutes {
 }
 
 impl PeerRoutes {
-    /// Routes through the interface with this index to what is `held`. Those of an earlier run are removed.
-    pub(crate) async fn new(netlink: Netlink, index: u32, held: Held) -> Self {
-        let (installed, refused) = (HashSet::new(), HashSet::new());
+    /// Routes through the interface with this index. Those of an earlier run are removed.
+    pub(crate) async fn new(netlink: Netlink, index: u32) -> Self {
+        let (held, installed, refused) = (Held::default(), HashSet::new(), HashSet::new());
         let mut routes = Self { netlink, index, held, installed, refused };
         routes.remove().await;
         routes
+    }
+
+    /// What there are to be routes to: nothing before.
+    pub(crate) fn set_held(&mut self, held: Held) {
+        self.held = held;
     }
 
     /// Gives the kernel the routes to what is held, and takes away the others, for as long as it is polled.

@@ -59,6 +59,12 @@ fn the_host_has_routes_to_the_peers_that_are_connected_and_to_no_others() {
     assert_eq!(net.server.exit_code(), None);
     stop(&mut net.clients[1]);
     assert_eq!(routed(&net.server).len(), 2, "nobody removed what was left");
+    let taken =
+        net.server.namespace.run(|| std::net::UdpSocket::bind("[::]:4433").unwrap()).unwrap();
+    net.server.start();
+    assert_ne!(net.server.exit_code(), Some(0));
+    assert_eq!(routed(&net.server), [""; 0], "a start that fails removes it, too");
+    drop(taken);
     net.server.start();
     until_routed(&net.server, &[]);
 
