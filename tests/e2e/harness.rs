@@ -102,7 +102,7 @@ impl Host {
     /// Starts it with more variables in its environment.
     pub(crate) fn start_with(&mut self, variables: &[(&str, &str)]) {
         let mut command = self.namespace.command(PROGRAM);
-        command.envs(variables.iter().copied());
+        command.env("STATE_DIRECTORY", &self.folder).envs(variables.iter().copied());
         self.run(command);
     }
 
@@ -118,7 +118,6 @@ impl Host {
             .arg("run")
             .arg(self.file())
             .env("ROAMD_RUNTIME_DIR", &self.folder)
-            .env("STATE_DIRECTORY", &self.folder)
             .env("ROAMD_LOG__LEVEL", "debug");
         self.starts += 1;
         let name = format!("{}-{}", self.name, self.starts);
