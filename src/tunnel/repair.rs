@@ -17,6 +17,7 @@
 
 mod exchange;
 mod gaps;
+mod proof;
 mod receiver;
 mod sender;
 

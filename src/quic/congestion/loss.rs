@@ -25,11 +25,16 @@
 //! Meanwhile the window does not grow while more is lost than is usual, so that a full bottleneck stays at a few
 //! per cent, whoever shares it; slow start goes on at a quarter of its pace.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+mod bursts;
+mod places;
 
+use std::time::{Duration, Instant};
+
+pub(super) use self::bursts::Count;
+use self::{
+    bursts::{Bursts, variance},
+    places::Places,
+};
 use super::control::LEFT;
 
 /// The share of packets that may be lost by chance.
@@ -80,104 +85,12 @@ const LONG_HIGH: u8 = 3;
 const SHORTEST_ROUND: Duration = Duration::from_millis(20);
 /// Rounds have so many packets more for each by which bursts are longer than one: one of them is too much for few packets.
 const FEW_PACKETS: f64 = 40.0;
-/// Losses with a known place in the queue that make a verdict, of [`REMEMBERED`].
-const EVIDENCE: u32 = 8;
-const REMEMBERED: u32 = 16;
-/// A loss is at a full queue if its neighbour waited for so much of the longest wait of late.
-const FULL: f64 = 0.75;
-/// The longest wait that is no accident, as a percentile.
-const LONG: usize = 90;
-/// A queue that is never longer than this says nothing.
-const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
 /// Where more than this share is lost, their place does not matter.
 const FEW_LOSSES: f64 = 0.03;
-/// The mean length of bursts of lost packets is that of so many of late, and not believed if it is longer.
-const BURSTS: f64 = 16.0;
-const LONGEST_BURST: f64 = 8.0;
-/// Before so many are known they may have this length.
-const FEW_BURSTS: f64 = 4.0;
-const UNKNOWN_BURST: f64 = 3.0;
 /// Packets of one burst are sent within so many packets' time, and within a millisecond at the least: quinn sends
 /// several at one moment.
 const GAP: f64 = 2.0;
 const SHORTEST_GAP: Duration = Duration::from_millis(1);
-/// Round trips that are remembered, two of each round, and how many are enough.
-const WAITS: usize = 128;
-const FEW_WAITS: usize = 16;
-/// So many neighbours of lost packets are remembered of each round trip, and so many in all: a loss is found two round
-/// trips after the packet was sent at the latest, but for the end of what is sent.
-const NEIGHBOURS: u32 = 64;
-const MOST_NEIGHBOURS: usize = 256;
-
-/// Bytes that arrived and that did not.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Count {
-    pub(super) arrived: u64,
-    pub(super) lost: u64,
-}
-
-impl Count {
-    pub(super) fn share(self) -> f64 {
-        self.lost as f64 / (self.arrived + self.lost).max(1) as f64
-    }
-
-    fn packets(self, mtu: u16) -> f64 {
-        (self.arrived + self.lost) as f64 / f64::from(mtu)
-    }
-
-    /// Whether more was lost than chance explains where the share `usual` is lost in bursts of mean length `burst`.
-    fn exceeds(self, usual: f64, burst: f64, mtu: u16) -> bool {
-        let usual = self.packets(mtu) * usual;
-        let deviation = (usual * variance(burst)).sqrt();
-        self.lost as f64 > (usual + 3.0 * deviation + 2.0 * burst) * f64::from(mtu)
-    }
-}
-
-/// How much larger the variance of the number of lost packets is where they are lost in bursts than where each is lost by
-/// itself: their length is distributed geometrically (Gilbert and Elliott's model).
-fn variance(burst: f64) -> f64 {
-    2.0 * burst - 1.0
-}
-
-/// How many packets are lost together.
-#[derive(Clone, Copy, Debug)]
-struct Bursts {
-    mean: f64,
-    /// How many say so.
-    number: f64,
-    /// The present one in packets, and when the last of its packets was sent.
-    length: f64,
-    newest: Option<Instant>,
-}
-
-impl Default for Bursts {
-    fn default() -> Self {
-        Self { mean: 1.0, number: 0.0, length: 0.0, newest: None }
-    }
-}
-
-impl Bursts {
-    /// So many packets are lost, the last of which was sent at `sent`; those of one burst are sent within `gap`.
-    fn on_loss(&mut self, sent: Instant, packets: f64, gap: Duration) {
-        let is_same = self.newest.is_some_and(|newest| sent <= newest + gap);
-        self.newest = self.newest.max(Some(sent));
-        if is_same {
-            self.length += packets;
-            return;
-        }
-        if self.length > 0.0 {
-            self.number = (self.number + 1.0).min(BURSTS);
-            self.mean += (self.length.min(2.0 * LONGEST_BURST) - self.mean) / self.number;
-        }
-        self.length = packets;
-    }
-
-    /// The mean length. A first few may be of any.
-    fn mean(&self) -> f64 {
-        let mean = if self.number < FEW_BURSTS { self.mean.max(UNKNOWN_BURST) } else { self.mean };
-        mean.clamp(1.0, LONGEST_BURST)
-    }
-}
 
 /// The judge. Sizes are in bytes.
 #[derive(Clone, Debug, Default)]
@@ -392,7 +305,7 @@ impl LossJudge {
 
     /// The mean length of bursts. What overflows is lost together, too, and must not pass for chance.
     fn burst(&self) -> f64 {
-        let overflows = self.places.losses >= EVIDENCE && self.places.verdict(true);
+        let overflows = self.places.are_known() && self.places.verdict(true);
         if overflows { 1.0 } else { self.bursts.mean() }
     }
 
@@ -403,7 +316,7 @@ impl LossJudge {
 
     /// The share that is lost where a queue is full; a policer has none.
     pub(super) fn overflow(&self) -> f64 {
-        let is_queue = self.places.losses >= EVIDENCE && self.places.verdict(true);
+        let is_queue = self.places.are_known() && self.places.verdict(true);
         if is_queue { self.long.share() } else { 0.0 }
     }
 
@@ -489,145 +402,5 @@ impl LossJudge {
         }
         self.next_trial = Some(now + self.pause);
         Some(outcome)
-    }
-}
-
-/// Where in the queue losses happen.
-#[derive(Clone, Debug)]
-struct Places {
-    /// Round trips of late in microseconds.
-    waits: [u32; WAITS],
-    samples: usize,
-    sampled: Option<Instant>,
-    /// When some packets of the last round trips were sent, in order, and how long they took.
-    neighbours: VecDeque<(Instant, Duration)>,
-    /// A bit for each loss, the newest lowest: whether it was at a full queue.
-    history: u32,
-    losses: u32,
-    /// Losses of the same moment are one.
-    judged: Option<Instant>,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        Self {
-            waits: [0; WAITS],
-            samples: 0,
-            sampled: None,
-            neighbours: VecDeque::new(),
-            history: 0,
-            losses: 0,
-            judged: None,
-        }
-    }
-}
-
-impl Places {
-    fn sample(&mut self, now: Instant, rtt: Duration) {
-        let Some(sent) = now.checked_sub(rtt) else { return };
-        let newest = self.neighbours.back().map(|(newest, _)| *newest);
-        if newest.is_none_or(|newest| sent >= newest + rtt / NEIGHBOURS) {
-            if self.neighbours.len() == MOST_NEIGHBOURS {
-                self.neighbours.pop_front();
-            }
-            self.neighbours.push_back((sent, rtt));
-        }
-        if self.sampled.is_none_or(|at| now.saturating_duration_since(at) >= rtt / 2) {
-            self.sampled = Some(now);
-            self.waits[self.samples % WAITS] = rtt.as_micros().min(u128::from(u32::MAX)) as u32;
-            self.samples += 1;
-        }
-    }
-
-    /// How long the neighbour took of a packet that was sent at `sent`.
-    fn neighbour(&self, sent: Instant) -> Option<Duration> {
-        let after = self.neighbours.partition_point(|(at, _)| *at < sent);
-        let near = self.neighbours.range(after.saturating_sub(1)..).take(2);
-        near.min_by_key(|(at, _)| at.max(&sent).duration_since(*at.min(&sent))).map(|(_, rtt)| *rtt)
-    }
-
-    /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue.
-    fn judge(&mut self, sent: Instant, base: Duration) -> bool {
-        let mut waits = self.waits;
-        let waits = &mut waits[..self.samples.min(WAITS)];
-        let long = waits.len() * LONG / 100;
-        let Some(took) = self.neighbour(sent).filter(|_| !waits.is_empty()) else { return false };
-        let (_, longest, _) = waits.select_nth_unstable(long);
-        let longest = Duration::from_micros(u64::from(*longest)).saturating_sub(base);
-        let is_full =
-            longest >= SHORTEST_QUEUE && took.saturating_sub(base) >= longest.mul_f64(FULL);
-        let is_new = self.judged.is_none_or(|at| sent > at + took / 2);
-        if self.samples >= FEW_WAITS && is_new {
-            self.judged = Some(sent);
-            self.history = self.history << 1 | u32::from(is_full);
-            self.losses = (self.losses + 1).min(REMEMBERED);
-        }
-        is_full
-    }
-
-    /// Whether losses are taken for overflows: after enough evidence, or at once beside somebody who fills the
-    /// queue until there is evidence to the contrary.
-    fn verdict(&self, competes: bool) -> bool {
-        let full = (self.history & ((1 << REMEMBERED) - 1)).count_ones();
-        if self.losses < EVIDENCE {
-            competes
-        } else if competes {
-            2 * full >= self.losses
-        } else {
-            4 * full >= 3 * self.losses
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn the_mean_length_of_bursts_is_measured_and_bounded() {
-        let (mut bursts, start) = (Bursts::default(), Instant::now());
-        assert_eq!(bursts.mean(), UNKNOWN_BURST);
-        let lose = |bursts: &mut Bursts, from: u32, length: u32| {
-            for burst in from..from + 40 {
-                for packet in 0..length {
-                    bursts.on_loss(start + burst * 50 * MS + packet * MS, 1.0, 2 * MS);
-                }
-            }
-        };
-        lose(&mut bursts, 0, 4);
-        assert!((3.8..4.2).contains(&bursts.mean()), "{bursts:?}");
-        lose(&mut bursts, 40, 20);
-        assert_eq!(bursts.mean(), LONGEST_BURST);
-        lose(&mut bursts, 80, 1);
-        assert!(bursts.mean() < 2.5, "{bursts:?}");
-    }
-
-    #[test]
-    fn what_is_lost_of_a_burst_is_told_in_any_order_and_together() {
-        let (mut bursts, start) = (Bursts::default(), Instant::now());
-        bursts.on_loss(start + 3 * MS, 2.0, MS);
-        bursts.on_loss(start, 1.0, MS);
-        bursts.on_loss(start + 100 * MS, 1.0, MS);
-        assert_eq!(bursts.mean(), 3.0);
-    }
-
-    #[test]
-    fn more_is_left_to_chance_where_packets_are_lost_in_bursts() {
-        let count = Count { arrived: 1_350_000, lost: 56_000 };
-        assert!(count.exceeds(0.02, 1.0, 1400), "40 of 1004");
-        assert!(!count.exceeds(0.02, 4.0, 1400));
-    }
-
-    #[test]
-    fn the_neighbour_of_a_lost_packet_was_sent_at_about_the_same_time() {
-        let (mut places, start) = (Places::default(), Instant::now());
-        for (sent, rtt) in [(0, 40), (10, 48), (20, 56), (15, 90), (30, 41)] {
-            places.sample(start + (sent + rtt) * MS, rtt * MS);
-        }
-        for (sent, rtt) in [(0, 40), (11, 48), (19, 56), (29, 41), (99, 41)] {
-            assert_eq!(places.neighbour(start + sent * MS), Some(rtt * MS), "{sent}");
-        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::Moment;
+use super::{Moment, proof::Proof};
 use crate::{
     tunnel::{
         chunks::Chunks,
@@ -36,15 +36,12 @@ const KEPT_ROUND_TRIPS: u32 = 3;
 const KEPT_LONGER: Duration = Duration::from_millis(30);
 /// While nobody asks, a packet is kept for half a round trip and this: the first request finds it, and what a fast
 /// network does not lose stays in the processor's cache.
-const KEPT_UNASKED: Duration = Duration::from_millis(5);
+pub(super) const KEPT_UNASKED: Duration = Duration::from_millis(5);
 /// How long after a request the next one is expected.
 const ASKING: Duration = Duration::from_secs(30);
 /// A packet is kept for so long at most once something that was sent no earlier has arrived, or a silence has ended: it
 /// takes a while to learn that a path has died. A datagram is of use to nobody after that.
-const LONGEST: Duration = Duration::from_secs(3);
-/// While nothing arrives at all, a packet is kept for so long, as a connection is: TCP sends it again by itself more and
-/// more rarely, and would wait for seconds after an outage.
-const OUTAGE: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(3);
 /// The most that is added to how long packets are kept because some were asked for too late.
 const OVERTAKEN: Duration = Duration::from_millis(375);
 /// Where nothing new was acknowledged for so long, and for two round trips, and what is acknowledged then leaves out as
@@ -67,9 +64,6 @@ const COPIES: u8 = 3;
 const LEAST_REPEATED: usize = 64;
 /// Numbers that are looked at in one round trip: twice as many as an honest receiver misses at once.
 const LOOKS: usize = 2 * 4096;
-/// The most paths before the present one whose packets are told apart: a network that comes and goes has several begin
-/// before anything arrives.
-const MOST_PATHS: usize = 16;
 /// Bytes that QUIC puts around a datagram, rounded up.
 const AROUND: usize = 48;
 /// The size of a packet that was asked for and is not in the ring any more, in bytes.
@@ -145,63 +139,6 @@ impl Sent {
             Kind::Stream => true,
             Kind::Datagram => now.saturating_duration_since(self.at) < LONGEST,
             Kind::BareAck => false,
-        }
-    }
-}
-
-/// What is known to have arrived. Acknowledgements of what was sent over the present path say nothing of the ones before.
-#[derive(Debug, Default)]
-struct Proof {
-    /// When the newest packet that was acknowledged was sent.
-    newest: Option<Instant>,
-    /// Paths that came before the present one, or that were silent: when the next one began, and `newest` of then. What
-    /// was sent before the first is proven by it alone, and so forth.
-    earlier: VecDeque<(Instant, Option<Instant>)>,
-    /// When the present path began. What the one before lost is no congestion here.
-    moved: Option<Instant>,
-    /// When something new was acknowledged last.
-    at: Option<Instant>,
-    /// When that was for the first time after a silence.
-    again: Option<Instant>,
-}
-
-impl Proof {
-    /// When the present path began.
-    fn began(&self) -> Option<Instant> {
-        Some(self.earlier.back()?.0)
-    }
-
-    /// The next path begins, or has been silent until now: packets that were sent until `began` are proven by `newest`.
-    fn begin(&mut self, began: Instant, newest: Option<Instant>) {
-        if self.earlier.len() == MOST_PATHS {
-            self.earlier.pop_front();
-        }
-        self.earlier.push_back((began, newest));
-    }
-
-    /// When the newest packet that went the same way as one sent at `at`, and arrived, was sent.
-    fn of(&self, at: Instant) -> Option<Instant> {
-        let earlier = self.earlier.iter().find(|(next, _)| at <= *next);
-        earlier.map_or(self.newest, |(_, newest)| *newest)
-    }
-
-    /// Whether what was sent at `at` went over the present path.
-    fn is_of_this_path(&self, at: Option<Instant>) -> bool {
-        at >= self.moved
-    }
-
-    /// Whether a packet sent at `at` may be lost with its path.
-    fn leaves_open(&self, at: Instant, rtt: Duration) -> bool {
-        self.of(at).is_none_or(|newest| at + rtt / 2 + KEPT_UNASKED >= newest)
-    }
-
-    /// Until when a packet sent at `at` is kept at most.
-    fn end(&self, at: Instant) -> Instant {
-        let outage = at + OUTAGE;
-        if self.newest < Some(at) {
-            outage
-        } else {
-            outage.min(self.again.max(Some(at)).unwrap_or(at) + LONGEST)
         }
     }
 }
