@@ -25,7 +25,11 @@
 //! and the failures of links outlive the connection: the manager lives as long as the client, and while there is
 //! no connection it gives the order in which to dial.
 
+mod dialing;
+mod event;
 mod inspection;
+mod preference;
+mod state;
 mod why;
 
 use std::{
@@ -34,22 +38,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::inspection::Quality;
-use super::{
-    Condition, PathKey, Reason,
-    quality::{Burst, Fault, Grade, Sample, Symptoms},
-    rank::{Facts, LinkFacts, Verdict, compare},
+pub(crate) use self::{
+    dialing::Dialing,
+    event::{Action, Choice, Event, METERED, Settings},
 };
-use crate::{
-    config::Paths,
-    link::candidate::{Candidate, Transport},
+use self::{
+    preference::is_allowed,
+    state::{Check, Path, State, Turn},
 };
+use super::{Condition, PathKey, Reason, rank::LinkFacts};
+use crate::link::candidate::{Candidate, Transport};
 
-/// How much more rarely a standby is asked where traffic costs money.
-pub(crate) const METERED: u32 = 20;
-/// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
-/// route often comes a moment before the network behind it.
-const SHORTEST_RETRY: Duration = Duration::from_millis(500);
+/// The longest pause between the probes of a path that fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// The longest pause while no path is known to work: the user is waiting.
 const DESPERATE_RETRY: Duration = Duration::from_secs(1);
@@ -58,142 +58,8 @@ const DESPERATE_RETRY: Duration = Duration::from_secs(1);
 const SILENT_RETRY: Duration = Duration::from_millis(100);
 /// How much earlier UDP is asked than TCP over the same link: more than most round trips, less than anybody notices.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(300);
-/// How long a path must work after a failure before it is preferred again, doubled with each failure up to
-/// `LONGEST_DWELL`.
-const SHORTEST_DWELL: Duration = Duration::from_secs(2);
-const LONGEST_DWELL: Duration = Duration::from_secs(120);
-/// The same after a lone failure: a wifi that was left behind and is back.
-const BRIEF_DWELL: Duration = Duration::from_millis(500);
-/// What fails twice within this time has one fault: the kernel refuses to send a moment before it says that a link is gone.
-const SAME_FAULT: Duration = Duration::from_millis(300);
-/// The same for a path that was measured to be better than an active one that works badly.
-const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
-/// The time without a failure after which the earlier failures of a path no longer count.
-const FORGIVENESS: Duration = Duration::from_secs(600);
-/// While the active path is silent and another server answers, which does not have our session, the server that has it
-/// may take so long to answer, too: enough for two nudges, as a network that comes back is heard of by all at once.
-const LAST_CHANCE: Duration = Duration::from_millis(600);
 /// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
 const SHORTEST_GRACE: Duration = Duration::from_millis(100);
-
-/// Input of the manager.
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    /// The complete list of candidates. A path that is not in it is gone.
-    Candidates(Vec<(Candidate, LinkFacts)>),
-    /// The tunnel's connection was established on this path.
-    Connected(PathKey),
-    /// The server that answers on this path said whether it has our session: another machine has not, nor has a
-    /// server that was started again.
-    HasSession(PathKey, bool),
-    /// The tunnel's connection is lost, and the probes of all paths are closed.
-    Disconnected,
-    /// A probe of this path was answered, with the round-trip time if it was measured.
-    Answered(PathKey, Option<Duration>),
-    /// The round-trip time of the tunnel's own packets on the active path.
-    Measured(PathKey, Duration),
-    /// What the tunnel's own packets show of the active path; see [`Manager::minds`].
-    Symptoms(PathKey, Symptoms),
-    /// The result of a burst over this path; `None` if nothing came back.
-    Sampled(PathKey, Option<Sample>),
-    /// A probe of this path failed before its timeout: it was refused, or its socket failed.
-    Refused(PathKey),
-    /// A probe of this path was not answered in time.
-    TimedOut(PathKey),
-    /// Packets were sent on the active path, and an answer is overdue.
-    Silent(PathKey),
-    /// The server was heard again on the active path.
-    Heard(PathKey),
-    /// The kernel refused to send on this path.
-    SendFailed(PathKey),
-    /// A captive portal seems to answer on this path, which failed.
-    Portal(PathKey),
-    /// The machine was suspended or this process was stopped: the state of every path is unknown.
-    Woke,
-    /// The user chose a link, or with `None` cancelled the choice.
-    Choose(Option<Choice>),
-    /// The user asks whether the paths over this link work, or with `None` all paths.
-    Check(Option<String>),
-}
-
-/// The user's choice of a link.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Choice {
-    /// The link's name. The index of a modem changes when it is unplugged and plugged in again.
-    pub link: String,
-    /// Whether other links are never used. Otherwise the choice ends when the link fails.
-    pub pinned: bool,
-}
-
-/// Output of the manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Probe this path; [`Event::Answered`], [`Event::Refused`] or [`Event::TimedOut`] follows. It replaces an
-    /// earlier probe of the same path.
-    Ask(PathKey),
-    /// Make a burst of echoes over this path; [`Event::Sampled`] should follow.
-    Sample(PathKey, Burst),
-    /// Stop probing this path, and close its sockets unless it is the active path.
-    Forget(PathKey),
-    /// Make this path the active one.
-    Switch(PathKey, Reason),
-    /// Begin a new session over this path: its server does not have the present one.
-    BeginAnew(PathKey),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Waiting,
-    Probing { deadline: Instant },
-    Standby { since: Instant, check: Option<Check> },
-    Failed { retry_at: Instant },
-}
-
-/// The periodic probe of a standby.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Check {
-    At(Instant),
-    AnswerBy(Instant),
-}
-
-/// When a path may be probed. Declared with the soonest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Turn {
-    Now,
-    After(Instant),
-    /// Another one that is better works.
-    Never,
-}
-
-impl Turn {
-    fn has_come(self, now: Instant) -> bool {
-        self <= Self::After(now)
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Path {
-    /// The link's name.
-    link: String,
-    facts: LinkFacts,
-    /// A captive portal seems to answer; cleared when the path works.
-    portal: bool,
-    /// Its server does not have our session.
-    is_stranger: bool,
-    rtt: Option<Duration>,
-    /// When it last answered a probe.
-    answered: Option<Instant>,
-    state: State,
-    failures: Failures,
-    quality: Quality,
-}
-
-/// The number of failures of a path that count, and the time of the last one.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Failures {
-    count: u32,
-    last: Option<Instant>,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Active {
@@ -209,66 +75,6 @@ enum Doubt {
     /// It did not answer; the first path to answer takes over, unless its server does not have our session. With the
     /// time of the first answer of such a server.
     Open(Option<Instant>),
-}
-
-/// The settings of a [`Manager`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    /// Timeout of a probe.
-    pub probe_timeout: Duration,
-    /// Interval between probes of a standby; `None` for none.
-    pub standby_check: Option<Duration>,
-    /// The same on a metered link.
-    pub metered_check: Option<Duration>,
-}
-
-impl Settings {
-    /// The settings that the configuration asks for.
-    pub(crate) fn new(paths: &Paths) -> Self {
-        Self {
-            probe_timeout: paths.probe_timeout,
-            standby_check: paths.standby_check,
-            metered_check: paths.standby_check.map(|check| METERED * check),
-        }
-    }
-}
-
-/// What decides in which order links are dialed.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Dialing {
-    choice: Option<Choice>,
-    /// The failures of paths that are gone, for when they return.
-    record: BTreeMap<PathKey, Failures>,
-}
-
-impl Dialing {
-    /// Sorts candidates into the order in which to dial, without those that a pinned link excludes. A link that
-    /// failed lately comes after those that did not.
-    #[must_use]
-    pub(crate) fn order(&self, found: Vec<(Candidate, LinkFacts)>, now: Instant) -> Vec<Candidate> {
-        let mut allowed: Vec<_> = found
-            .into_iter()
-            .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
-            .map(|(candidate, link)| {
-                let chosen = self.is_chosen(&candidate.link);
-                let failures = self.record.get(&PathKey::from(&candidate));
-                let failed_lately = failures.is_some_and(|failures| failures.are_recent(now));
-                ((!chosen, failed_lately, link), candidate)
-            })
-            .collect();
-        allowed.sort_by_key(|(place, _)| *place);
-        allowed.into_iter().map(|(_, candidate)| candidate).collect()
-    }
-
-    /// The link that the user pinned.
-    #[must_use]
-    pub(crate) fn pinned(&self) -> Option<&str> {
-        self.choice.as_ref().filter(|choice| choice.pinned).map(|choice| choice.link.as_str())
-    }
-
-    fn is_chosen(&self, link: &str) -> bool {
-        self.choice.as_ref().is_some_and(|choice| choice.link == link)
-    }
 }
 
 /// The policy; see the module's documentation.
@@ -660,23 +466,9 @@ impl Manager {
         }
     }
 
-    fn is_allowed(&self, path: &Path) -> bool {
-        is_allowed(self.dialing.choice.as_ref(), path)
-    }
-
-    fn is_chosen(&self, link: &str) -> bool {
-        self.dialing.is_chosen(link)
-    }
-
     /// The choice of `link` is over, unless it is pinned.
     fn end_choice(&mut self, link: &str) {
         self.dialing.choice.take_if(|choice| !choice.pinned && choice.link == link);
-    }
-
-    /// What decides between `path` and another one.
-    fn facts(&self, path: &Path) -> Facts {
-        let Path { facts: link, portal, rtt, quality: Quality { fault, .. }, .. } = *path;
-        Facts { chosen: self.is_chosen(&path.link), portal, fault, link, rtt }
     }
 
     /// Suspects the active path and probes all others, including those that failed.
@@ -772,117 +564,6 @@ impl Manager {
         }
     }
 
-    /// Moves to a better standby from an active path that works.
-    fn prefer(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if !self.works() {
-            return;
-        }
-        let better = self
-            .paths
-            .iter()
-            .filter(|(_, path)| self.ready_at(path).is_some_and(|ready| ready <= now))
-            .filter_map(|(key, path)| {
-                Some(((path.is_stranger, self.facts(path), *key), self.improves(*key)?))
-            })
-            .min_by_key(|(place, _)| *place);
-        if let Some(((.., key), reason)) = better {
-            self.switch(key, reason, now, actions);
-        }
-    }
-
-    /// How the path `key` compares with the active one; `None` without an active path, or if it is that.
-    fn compare(&self, key: PathKey) -> Option<Verdict> {
-        let active = self.paths.get(&self.active()?)?;
-        let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
-        Some(compare(&self.facts(active), &self.facts(path)))
-    }
-
-    /// Why the path `key` would be better than the active one, if it would and may be used.
-    fn improves(&self, key: PathKey) -> Option<Reason> {
-        let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
-        let Verdict::Better(reason) = self.compare(key)? else { return None };
-        let is_good = path.quality.fault.is_none() && !self.shares_fault(key, path);
-        let active = self.active().and_then(|key| self.paths.get(&key))?;
-        match reason {
-            Reason::Chosen if path.is_stranger && self.may_have_session(&path.link) => None,
-            Reason::Chosen => Some(reason),
-            // A session is given up for a link that somebody chose, but for no other gain.
-            _ if path.is_stranger => None,
-            // A path that works badly is no improvement.
-            Reason::Preferred if is_good || is_lesser_evil(path, active) => Some(reason),
-            Reason::Preferred | Reason::Faster => is_good.then_some(reason),
-            // It likely has the same fault, whatever a burst says.
-            Reason::Lossy | Reason::Slow | Reason::Narrow
-                if path.link == active.link && self.has_good_standby_beside(&path.link) =>
-            {
-                None
-            }
-            Reason::Lossy | Reason::Slow | Reason::Narrow => {
-                if path.quality.cures(active.quality.fault?) {
-                    return Some(reason);
-                }
-                // What would be better than the active path without its fault is so with it.
-                let without = Facts { fault: None, ..self.facts(active) };
-                match compare(&without, &self.facts(path)) {
-                    Verdict::Better(reason) if is_good => Some(reason),
-                    Verdict::Better(_) | Verdict::Same | Verdict::Worse(_) => None,
-                }
-            }
-            // These are not found by a comparison.
-            Reason::Gone | Reason::Silent | Reason::SendFailed => None,
-        }
-    }
-
-    /// Whether another standby over the same link has a fault: that is mostly the link's.
-    fn shares_fault(&self, key: PathKey, path: &Path) -> bool {
-        self.paths.iter().any(|(other, it)| {
-            *other != key
-                && !self.is_active(*other)
-                && it.link == path.link
-                && it.quality.fault.is_some()
-                && matches!(it.state, State::Standby { .. })
-                // Nobody measures the path to a stranger again.
-                && !it.is_stranger
-        })
-    }
-
-    /// Whether a standby over another link than this one has no known fault.
-    fn has_good_standby_beside(&self, link: &str) -> bool {
-        let is_good = |path: &Path| {
-            path.link != link
-                && path.quality.fault.is_none()
-                && matches!(path.state, State::Standby { .. })
-                && !path.is_stranger
-        };
-        self.best_of(is_good).is_some()
-    }
-
-    /// Whether a path over this link may lead to the session, or is still being asked.
-    fn may_have_session(&self, link: &str) -> bool {
-        self.paths.values().any(|path| {
-            path.link == link && !path.is_stranger && !matches!(path.state, State::Failed { .. })
-        })
-    }
-
-    /// The time from which a path may replace one that works; `None` unless it is a standby that is not being
-    /// probed.
-    fn ready_at(&self, path: &Path) -> Option<Instant> {
-        let State::Standby { since, check } = path.state else { return None };
-        if self.is_chosen(&path.link) {
-            return Some(since);
-        }
-        if matches!(check, Some(Check::AnswerBy(_))) {
-            return None;
-        }
-        let dwell = match path.failures.count(since) {
-            1 => BRIEF_DWELL,
-            _ => path.failures.dwell(since),
-        };
-        let fault = self.active().and_then(|active| self.fault(active));
-        let is_cure = fault.is_some_and(|fault| path.quality.cures(fault));
-        Some(since + if is_cure { dwell.min(LONGEST_DWELL_OF_CURE) } else { dwell })
-    }
-
     fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for transport in Transport::ALL {
             let is_due = |(_, path): &(&PathKey, &Path)| {
@@ -934,46 +615,6 @@ impl Manager {
         turn
     }
 
-    fn best_standby(&self) -> Option<PathKey> {
-        self.best_of(|path| matches!(path.state, State::Standby { .. }) && !path.is_stranger)
-    }
-
-    fn last_chance(&self) -> Duration {
-        let known = self.paths.values().filter(|path| !path.is_stranger);
-        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
-        LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
-    }
-
-    /// The best path whose server does not have our session, and that has answered since then.
-    fn stranger(&self, since: Instant) -> Option<PathKey> {
-        self.best_of(|path| path.is_stranger && path.answered >= Some(since))
-    }
-
-    /// The best standby whose server has our session, on another link than the active path if there is one; and
-    /// whether it is metered.
-    pub(crate) fn backup(&self) -> Option<(PathKey, bool)> {
-        let is_standby =
-            |path: &Path| matches!(path.state, State::Standby { .. }) && !path.is_stranger;
-        let link = self.active().and_then(|active| self.paths.get(&active)).map(|path| &path.link);
-        let elsewhere = self.best_of(|path| is_standby(path) && Some(&path.link) != link);
-        let key = elsewhere.or_else(|| self.best_standby())?;
-        Some((key, self.paths.get(&key)?.facts.metered))
-    }
-
-    /// Whether another path works, even one that may not be used.
-    fn has_standby(&self) -> bool {
-        let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });
-        self.paths.iter().any(|(key, path)| !self.is_active(*key) && is_standby(path))
-    }
-
-    fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<PathKey> {
-        self.paths
-            .iter()
-            .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(path) && fits(path))
-            .min_by_key(|(key, path)| (path.is_stranger, self.facts(path), **key))
-            .map(|(key, _)| *key)
-    }
-
     fn switch(&mut self, key: PathKey, reason: Reason, now: Instant, actions: &mut Vec<Action>) {
         if self.paths.get(&key).is_some_and(|path| path.is_stranger) {
             (self.connected, self.active) = (false, None);
@@ -1009,82 +650,6 @@ impl Manager {
             self.fail(old.key, now, actions);
         }
     }
-}
-
-/// Whether a path that is preferred but loses some packets is used all the same, as the active one carries too little.
-fn is_lesser_evil(path: &Path, active: &Path) -> bool {
-    let is_lossy = |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
-    matches!(active.quality.fault, Some(Fault::Narrow(_)))
-        && path.quality.fault.is_some_and(is_lossy)
-}
-
-/// Whether the user's choice allows `path` to be used.
-fn is_allowed(choice: Option<&Choice>, path: &Path) -> bool {
-    choice.is_none_or(|choice| !choice.pinned || choice.link == path.link)
-}
-
-impl Path {
-    fn new(link: String, facts: LinkFacts, failures: Failures) -> Self {
-        Self {
-            link,
-            facts,
-            portal: false,
-            is_stranger: false,
-            rtt: None,
-            answered: None,
-            state: State::Waiting,
-            failures,
-            quality: Quality::default(),
-        }
-    }
-
-    fn retry_later(&mut self, now: Instant, longest: Duration) {
-        let retry = doubled(SHORTEST_RETRY, self.failures.count(now)).min(longest);
-        self.state = State::Failed { retry_at: now + retry };
-    }
-
-    /// Starts to wait for an answer until `deadline`. A standby stays a standby meanwhile.
-    fn ask(&mut self, deadline: Instant) {
-        self.state = match self.state {
-            State::Standby { since, .. } => {
-                State::Standby { since, check: Some(Check::AnswerBy(deadline)) }
-            }
-            State::Waiting | State::Failed { .. } | State::Probing { .. } => {
-                State::Probing { deadline }
-            }
-        };
-    }
-}
-
-impl Failures {
-    fn count(&self, now: Instant) -> u32 {
-        let recent = |last: Instant| now.saturating_duration_since(last) <= FORGIVENESS;
-        if self.last.is_some_and(recent) { self.count } else { 0 }
-    }
-
-    fn add(&mut self, now: Instant) {
-        if self.last.is_some_and(|last| now < last + SAME_FAULT) {
-            return;
-        }
-        *self = Self { count: self.count(now) + 1, last: Some(now) };
-    }
-
-    /// Whether the last failure is more recent than [`Self::dwell`].
-    fn are_recent(&self, now: Instant) -> bool {
-        self.last.is_some_and(|last| now < last + self.dwell(now))
-    }
-
-    /// How long the path must work before it is preferred again.
-    fn dwell(&self, now: Instant) -> Duration {
-        match self.count(now) {
-            0 => Duration::ZERO,
-            count => doubled(SHORTEST_DWELL, count - 1).min(LONGEST_DWELL),
-        }
-    }
-}
-
-fn doubled(duration: Duration, times: u32) -> Duration {
-    duration.saturating_mul(1 << times.min(16))
 }
 
 #[cfg(test)]

@@ -9,8 +9,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Action, Check, Manager, Path, PathKey, State};
+use super::{
+    Action, Manager,
+    state::{Check, Path, State},
+};
 use crate::path::{
+    PathKey,
     quality::{Burst, Fault, Finding, Sample, Symptoms, fast_again, is_over, standby_fault},
     rank::{Facts, Verdict, compare},
 };

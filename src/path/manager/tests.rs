@@ -3,7 +3,12 @@ mod tcp;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    preference::{BRIEF_DWELL, LAST_CHANCE},
+    state::{SAME_FAULT, SHORTEST_DWELL, SHORTEST_RETRY},
+    *,
+};
+use crate::path::quality::{Burst, Fault, Sample, Symptoms};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(15);

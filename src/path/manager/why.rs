@@ -2,8 +2,17 @@
 
 use std::time::Instant;
 
-use super::{Active, Manager, Path, PathKey, State, Turn, Verdict};
-use crate::{link::candidate::Transport, path::rank::PORTAL};
+use super::{
+    Active, Manager,
+    state::{Path, State, Turn},
+};
+use crate::{
+    link::candidate::Transport,
+    path::{
+        PathKey,
+        rank::{PORTAL, Verdict},
+    },
+};
 
 impl Manager {
     /// Why a path is used or is not, in words.

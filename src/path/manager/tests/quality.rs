@@ -1,7 +1,6 @@
 //! Paths that work badly.
 
 use super::*;
-use crate::path::quality::Fault;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// A burst takes so long.

@@ -1,0 +1,201 @@
+//! Which path is the best, and whether it is better than the active one.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Action, Choice, Manager,
+    inspection::Quality,
+    state::{Check, Path, State},
+};
+use crate::path::{
+    PathKey, Reason,
+    quality::{Fault, Grade},
+    rank::{Facts, Verdict, compare},
+};
+
+/// How long a path must work after a lone failure before it is preferred again: a wifi that was left behind and is back.
+pub(super) const BRIEF_DWELL: Duration = Duration::from_millis(500);
+/// The longest such time for a path that was measured to be better than an active one that works badly.
+const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
+/// While the active path is silent and another server answers, which does not have our session, the server that has it
+/// may take so long to answer, too: enough for two nudges, as a network that comes back is heard of by all at once.
+pub(super) const LAST_CHANCE: Duration = Duration::from_millis(600);
+
+impl Manager {
+    pub(super) fn is_allowed(&self, path: &Path) -> bool {
+        is_allowed(self.dialing.choice.as_ref(), path)
+    }
+
+    pub(super) fn is_chosen(&self, link: &str) -> bool {
+        self.dialing.is_chosen(link)
+    }
+
+    /// What decides between `path` and another one.
+    pub(super) fn facts(&self, path: &Path) -> Facts {
+        let Path { facts: link, portal, rtt, quality: Quality { fault, .. }, .. } = *path;
+        Facts { chosen: self.is_chosen(&path.link), portal, fault, link, rtt }
+    }
+
+    /// Moves to a better standby from an active path that works.
+    pub(super) fn prefer(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if !self.works() {
+            return;
+        }
+        let better = self
+            .paths
+            .iter()
+            .filter(|(_, path)| self.ready_at(path).is_some_and(|ready| ready <= now))
+            .filter_map(|(key, path)| {
+                Some(((path.is_stranger, self.facts(path), *key), self.improves(*key)?))
+            })
+            .min_by_key(|(place, _)| *place);
+        if let Some(((.., key), reason)) = better {
+            self.switch(key, reason, now, actions);
+        }
+    }
+
+    /// How the path `key` compares with the active one; `None` without an active path, or if it is that.
+    pub(super) fn compare(&self, key: PathKey) -> Option<Verdict> {
+        let active = self.paths.get(&self.active()?)?;
+        let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
+        Some(compare(&self.facts(active), &self.facts(path)))
+    }
+
+    /// Why the path `key` would be better than the active one, if it would and may be used.
+    pub(super) fn improves(&self, key: PathKey) -> Option<Reason> {
+        let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
+        let Verdict::Better(reason) = self.compare(key)? else { return None };
+        let is_good = path.quality.fault.is_none() && !self.shares_fault(key, path);
+        let active = self.active().and_then(|key| self.paths.get(&key))?;
+        match reason {
+            Reason::Chosen if path.is_stranger && self.may_have_session(&path.link) => None,
+            Reason::Chosen => Some(reason),
+            // A session is given up for a link that somebody chose, but for no other gain.
+            _ if path.is_stranger => None,
+            // A path that works badly is no improvement.
+            Reason::Preferred if is_good || is_lesser_evil(path, active) => Some(reason),
+            Reason::Preferred | Reason::Faster => is_good.then_some(reason),
+            // It likely has the same fault, whatever a burst says.
+            Reason::Lossy | Reason::Slow | Reason::Narrow
+                if path.link == active.link && self.has_good_standby_beside(&path.link) =>
+            {
+                None
+            }
+            Reason::Lossy | Reason::Slow | Reason::Narrow => {
+                if path.quality.cures(active.quality.fault?) {
+                    return Some(reason);
+                }
+                // What would be better than the active path without its fault is so with it.
+                let without = Facts { fault: None, ..self.facts(active) };
+                match compare(&without, &self.facts(path)) {
+                    Verdict::Better(reason) if is_good => Some(reason),
+                    Verdict::Better(_) | Verdict::Same | Verdict::Worse(_) => None,
+                }
+            }
+            // These are not found by a comparison.
+            Reason::Gone | Reason::Silent | Reason::SendFailed => None,
+        }
+    }
+
+    /// Whether another standby over the same link has a fault: that is mostly the link's.
+    pub(super) fn shares_fault(&self, key: PathKey, path: &Path) -> bool {
+        self.paths.iter().any(|(other, it)| {
+            *other != key
+                && !self.is_active(*other)
+                && it.link == path.link
+                && it.quality.fault.is_some()
+                && matches!(it.state, State::Standby { .. })
+                // Nobody measures the path to a stranger again.
+                && !it.is_stranger
+        })
+    }
+
+    /// Whether a standby over another link than this one has no known fault.
+    pub(super) fn has_good_standby_beside(&self, link: &str) -> bool {
+        let is_good = |path: &Path| {
+            path.link != link
+                && path.quality.fault.is_none()
+                && matches!(path.state, State::Standby { .. })
+                && !path.is_stranger
+        };
+        self.best_of(is_good).is_some()
+    }
+
+    /// Whether a path over this link may lead to the session, or is still being asked.
+    pub(super) fn may_have_session(&self, link: &str) -> bool {
+        self.paths.values().any(|path| {
+            path.link == link && !path.is_stranger && !matches!(path.state, State::Failed { .. })
+        })
+    }
+
+    /// The time from which a path may replace one that works; `None` unless it is a standby that is not being
+    /// probed.
+    pub(super) fn ready_at(&self, path: &Path) -> Option<Instant> {
+        let State::Standby { since, check } = path.state else { return None };
+        if self.is_chosen(&path.link) {
+            return Some(since);
+        }
+        if matches!(check, Some(Check::AnswerBy(_))) {
+            return None;
+        }
+        let dwell = match path.failures.count(since) {
+            1 => BRIEF_DWELL,
+            _ => path.failures.dwell(since),
+        };
+        let fault = self.active().and_then(|active| self.fault(active));
+        let is_cure = fault.is_some_and(|fault| path.quality.cures(fault));
+        Some(since + if is_cure { dwell.min(LONGEST_DWELL_OF_CURE) } else { dwell })
+    }
+
+    pub(super) fn best_standby(&self) -> Option<PathKey> {
+        self.best_of(|path| matches!(path.state, State::Standby { .. }) && !path.is_stranger)
+    }
+
+    pub(super) fn last_chance(&self) -> Duration {
+        let known = self.paths.values().filter(|path| !path.is_stranger);
+        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
+        LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
+    }
+
+    /// The best path whose server does not have our session, and that has answered since then.
+    pub(super) fn stranger(&self, since: Instant) -> Option<PathKey> {
+        self.best_of(|path| path.is_stranger && path.answered >= Some(since))
+    }
+
+    /// The best standby whose server has our session, on another link than the active path if there is one; and
+    /// whether it is metered.
+    pub(crate) fn backup(&self) -> Option<(PathKey, bool)> {
+        let is_standby =
+            |path: &Path| matches!(path.state, State::Standby { .. }) && !path.is_stranger;
+        let link = self.active().and_then(|active| self.paths.get(&active)).map(|path| &path.link);
+        let elsewhere = self.best_of(|path| is_standby(path) && Some(&path.link) != link);
+        let key = elsewhere.or_else(|| self.best_standby())?;
+        Some((key, self.paths.get(&key)?.facts.metered))
+    }
+
+    /// Whether another path works, even one that may not be used.
+    pub(super) fn has_standby(&self) -> bool {
+        let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });
+        self.paths.iter().any(|(key, path)| !self.is_active(*key) && is_standby(path))
+    }
+
+    pub(super) fn best_of(&self, fits: impl Fn(&Path) -> bool) -> Option<PathKey> {
+        self.paths
+            .iter()
+            .filter(|(key, path)| !self.is_active(**key) && self.is_allowed(path) && fits(path))
+            .min_by_key(|(key, path)| (path.is_stranger, self.facts(path), **key))
+            .map(|(key, _)| *key)
+    }
+}
+
+/// Whether a path that is preferred but loses some packets is used all the same, as the active one carries too little.
+fn is_lesser_evil(path: &Path, active: &Path) -> bool {
+    let is_lossy = |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
+    matches!(active.quality.fault, Some(Fault::Narrow(_)))
+        && path.quality.fault.is_some_and(is_lossy)
+}
+
+/// Whether the user's choice allows `path` to be used.
+pub(super) fn is_allowed(choice: Option<&Choice>, path: &Path) -> bool {
+    choice.is_none_or(|choice| !choice.pinned || choice.link == path.link)
+}
