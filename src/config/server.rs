@@ -11,7 +11,7 @@ use super::{
     check::{self, Unique, elements, is_name},
     directory,
     problem::Problems,
-    raw::{List, RawPeer, RawServer, RawServerTun},
+    raw::{List, RawPeer, RawServer},
 };
 use crate::identity::PublicKey;
 
@@ -33,9 +33,7 @@ pub(super) fn build(
     if let Some(key) = &private_key {
         taken.keys.claim(key.public_key(), "this server itself", problems);
     }
-    let raw_tun = raw.tun.get_or_insert_default();
-    raw_tun.peer_routes.get_or_insert(raw.directory.is_some());
-    let tun = tun(raw_tun, &mut taken, problems);
+    let tun = tun(raw, &mut taken, problems);
     let peers = peers(raw.peer.get_or_insert_default(), &mut taken, problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());
@@ -63,7 +61,7 @@ pub(super) fn directory_file(
     problems: &mut Problems,
 ) -> DirectoryFile {
     let mut taken = Taken::new();
-    let tun = tun(raw.tun.get_or_insert_default(), &mut taken, problems);
+    let tun = tun(raw, &mut taken, problems);
     let directory = raw.directory.as_mut().and_then(|raw| directory::build(raw, file, problems));
     let networks = tun.map(|tun| tun.addresses).unwrap_or_default();
     DirectoryFile { directory, networks, server: None }
@@ -106,8 +104,11 @@ impl Taken {
     }
 }
 
-fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option<ServerTun> {
+fn tun(raw: &mut RawServer, taken: &mut Taken, problems: &mut Problems) -> Option<ServerTun> {
     const ADDRESSES: &str = "tun.addresses";
+    let is_one_of_several = raw.directory.is_some();
+    let raw = raw.tun.get_or_insert_default();
+    let peer_routes = *raw.peer_routes.get_or_insert(is_one_of_several);
     let name = check::tun_name(&raw.name, problems);
     let mtu = check::tun_mtu(raw.mtu, problems);
     let routes = check::tun_routes(&raw.routes, problems);
@@ -133,7 +134,7 @@ fn tun(raw: &RawServerTun, taken: &mut Taken, problems: &mut Problems) -> Option
         routes,
         dns,
         nat: raw.nat?,
-        peer_routes: raw.peer_routes?,
+        peer_routes,
     })
 }
 

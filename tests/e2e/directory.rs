@@ -144,6 +144,7 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
     site.net.clients[1].assert_ping("10.66.0.1", &[]);
 
     site.net.server.daemon.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
+    assert_eq!(site.net.server.exit_code(), None);
     site.start_server();
     site.until_state("away");
     eventually("a new session", || (site.net.clients[1].status()["sessions"] == 2).then_some(()));
