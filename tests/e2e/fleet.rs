@@ -102,6 +102,7 @@ fn a_drained_server_loses_nothing_and_nor_does_the_way_back() {
 #[test]
 fn a_rolling_restart_under_bulk_costs_no_connection() {
     let mut site = Site::connected();
+    site.slow_down();
     let client = site.client.namespace.clone();
     std::thread::scope(|scope| {
         let office = &site.office;
@@ -162,6 +163,7 @@ fn without_etcd_everything_goes_on_and_a_server_starts_with_what_it_knew() {
 #[test]
 fn the_office_keeps_its_connection_to_the_laptop() {
     let site = Site::connected();
+    site.slow_down();
     assert_eq!(site.route_of_laptop().as_deref(), Some("berlin"));
     let (office, laptop) = (site.office.clone(), site.client.namespace.clone());
     std::thread::scope(|scope| {

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use roamd_lab::{Namespace, Process, Scene, etcd::Member, veth};
+use roamd_lab::{Access, LinkShape, Namespace, Process, Scene, etcd::Member, veth};
 use tempfile::TempDir;
 
 use super::bird;
@@ -156,6 +156,13 @@ impl Site {
         ];
         let output = self.servers[0].tell(&arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Limits wifi to 50 Mbit/s, so that a transfer lasts.
+    pub(crate) fn slow_down(&self) {
+        let rate = Some(50_000_000);
+        let shape = LinkShape { rate, ..LinkShape::delayed(Duration::from_millis(5)) };
+        self.scene.air(Access::Wifi).set(shape);
     }
 
     /// Waits until the laptop's session is with this server, and the office reaches it.
