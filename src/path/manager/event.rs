@@ -31,7 +31,7 @@ pub(crate) enum Event {
     Answered(PathKey, Option<Duration>),
     /// The round-trip time of the tunnel's own packets on the active path.
     Measured(PathKey, Duration),
-    /// What the tunnel's own packets show of the active path; see [`Manager::minds`].
+    /// What the tunnel's own packets show of the active path; see [`Manager::minds`](super::Manager::minds).
     Symptoms(PathKey, Symptoms),
     /// The result of a burst over this path; `None` if nothing came back.
     Sampled(PathKey, Option<Sample>),
@@ -80,7 +80,7 @@ pub(crate) enum Action {
     BeginAnew(PathKey),
 }
 
-/// The settings of a [`Manager`].
+/// The settings of a [`Manager`](super::Manager).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     /// Timeout of a probe.
