@@ -633,14 +633,14 @@ fn no_route(dialing: &Dialing, servers: Vec<SocketAddr>) -> DialError {
     }
 }
 
-/// How many attempts are under way.
+/// How many attempts are under way: each holds a weak reference.
 #[derive(Clone, Default)]
 struct Crowd(Arc<()>);
 
 impl Crowd {
     /// How much slower each of them has to be.
     fn slowness(&self) -> u32 {
-        let attempts = Arc::strong_count(&self.0) - 1;
+        let attempts = Arc::weak_count(&self.0);
         attempts.div_ceil(CROWD).max(1) as u32
     }
 }
@@ -668,6 +668,7 @@ async fn pursue(
     crowd: Crowd,
     attempts: Arc<Attempts>,
 ) -> (Candidate, HandshakeError) {
+    let _one_of_them = Arc::downgrade(&crowd.0);
     attempt.start(HANDSHAKE_TIMEOUT, Some(early));
     let pause = |since, attempt: &Attempt| {
         let outage = clock::now().saturating_duration_since(since);
@@ -788,9 +789,11 @@ mod tests {
     #[test]
     fn many_parallel_attempts_send_no_more_than_a_few() {
         let crowd = Crowd::default();
-        let mut attempts = vec![crowd.clone(); CROWD];
+        let _searches = [crowd.clone(), crowd.clone()];
+        let attempt = Arc::downgrade(&crowd.0);
+        let mut attempts = vec![attempt; CROWD];
         assert_eq!(crowd.slowness(), 1);
-        attempts.resize(MAX_ATTEMPTS, crowd.clone());
+        attempts.resize(MAX_ATTEMPTS, Arc::downgrade(&crowd.0));
         assert_eq!(crowd.slowness() as usize, MAX_ATTEMPTS / CROWD);
         attempts.clear();
         assert_eq!(crowd.slowness(), 1);
@@ -884,6 +887,15 @@ mod tests {
         config.servers[0].tcp_port = Some(443);
         round(&network, config, None, None).await;
         assert_eq!(firsts(&network, begun), at(&[("wlan0", 0), ("wlan0 tcp", 0)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn four_attempts_are_not_slowed_down() {
+        let (network, begun) = (FakeNetwork::of(&["eth0", "eth1", "eth2", "eth3"]), clock::now());
+        round(&network, config(), None, None).await;
+        let bound = network.bound_since(begun);
+        let count = bound.iter().filter(|(_, at)| (1000..2000).contains(at)).count();
+        assert!(count >= 16, "{count} handshakes in the second second, four for each");
     }
 
     #[test]
