@@ -298,7 +298,7 @@ impl<'a> Mover<'a> {
                     self.heed_going_away();
                 }
                 Ok(()) = self.servers.changed() => self.choose_reserves(),
-                Ok(()) = self.config.changed() => {}
+                Ok(()) = self.config.changed() => self.renew(),
                 () = hear(&mut self.reserves) => {}
                 () = sleep_until(ask.map(|(_, at)| at)) => self.ask(ask).await,
                 () = sleep_until(later) => {}
@@ -317,6 +317,13 @@ impl<'a> Mover<'a> {
                 None
             }
             Err(_elapsed) => None,
+        }
+    }
+
+    /// The configuration changed: reserves that were never asked may be asked from here on.
+    fn renew(&mut self) {
+        for reserve in &mut self.reserves {
+            reserve.next.get_or_insert_with(clock::now);
         }
     }
 

@@ -433,6 +433,20 @@ async fn the_reserve_is_asked_over_the_best_link_that_is_not_metered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reload_that_lets_standbys_be_asked_has_the_reserve_asked() {
+    let answered = |fleet: &Fleet| fleet.status().servers[1].answered.is_some();
+    let fleet = Fleet::new(|config| config.paths.standby_check = None).await;
+    assert!(!answered(&fleet));
+    let before = fleet.client.config.borrow().clone();
+    let mut new = before.reloaded(config());
+    new.servers.clone_from(&before.servers);
+    new.paths.standby_check = Some(Duration::from_secs(15));
+    fleet.client.config.send_replace(new.into());
+    sleep(Duration::from_secs(1)).await;
+    assert!(answered(&fleet));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_is_taken_out_of_the_configuration_is_left() {
     let fleet = Fleet::new(nothing).await;
     let before = fleet.client.config.borrow().clone();
