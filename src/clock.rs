@@ -21,6 +21,16 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// Waits until then; without an instant for ever.
+///
+/// Cancel safe.
+pub(crate) async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The present time of day, for people: it may jump.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the one place that reads it")]

@@ -227,13 +227,13 @@ impl<'a> Race<'a> {
                     Some(reached) => return Ok(reached),
                     None => self.next = clock::now(),
                 },
-                () = sleep_until(due), if self.runner_up.is_some() => {}
-                () = sleep_until(due), if is_last && due.is_some() => return Err(self.lost()),
+                () = clock::sleep_until(due), if self.runner_up.is_some() => {}
+                () = clock::sleep_until(due), if is_last && due.is_some() => return Err(self.lost()),
                 (server, ended) = first_to_end(&mut self.searches) => {
                     self.ends[server] = Some(ended);
                     self.next = clock::now();
                 }
-                () = sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
+                () = clock::sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
             }
         }
     }
@@ -455,8 +455,8 @@ impl<'a> Search<'a> {
                     }
                     self.find().await?;
                 }
-                () = sleep_until(Some(end)), if !self.attempts.is_empty() => return Ok(()),
-                () = sleep_until(Some(self.silence)), if self.is_waiting_for_an_answer() => self.tell(),
+                () = clock::sleep_until(Some(end)), if !self.attempts.is_empty() => return Ok(()),
+                () = clock::sleep_until(Some(self.silence)), if self.is_waiting_for_an_answer() => self.tell(),
                 Ok(()) = moved.changed() => self.find().await?,
                 Ok(()) = renamed.changed() => {
                     self.servers = names.known();
@@ -467,8 +467,8 @@ impl<'a> Search<'a> {
                     self.since = clock::now();
                     time::sleep(SETTLE).await;
                 }
-                () = sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
-                () = sleep_until(self.due.front().map(|(at, _)| *at)) => {
+                () = clock::sleep_until(Some(self.next)), if !self.waiting.is_empty() => self.start(),
+                () = clock::sleep_until(self.due.front().map(|(at, _)| *at)) => {
                     if let Some((_, candidate)) = self.due.pop_front() {
                         self.attempt(candidate, clock::now());
                     }
@@ -617,13 +617,6 @@ fn one_of_each_family(found: Vec<Candidate>) -> impl Iterator<Item = Candidate> 
     found
         .into_iter()
         .filter(move |it| it.transport.is_detour() || seen.insert((it.index, it.server.is_ipv6())))
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    match due {
-        Some(at) => time::sleep_until(at.into()).await,
-        None => future::pending().await,
-    }
 }
 
 fn no_route(dialing: &Dialing, servers: Vec<SocketAddr>) -> DialError {

@@ -300,8 +300,8 @@ impl<'a> Mover<'a> {
                 Ok(()) = self.servers.changed() => self.choose_reserves(),
                 Ok(()) = self.config.changed() => self.renew(),
                 () = hear(&mut self.reserves) => {}
-                () = sleep_until(ask.map(|(_, at)| at)) => self.ask(ask).await,
-                () = sleep_until(later) => {}
+                () = clock::sleep_until(ask.map(|(_, at)| at)) => self.ask(ask).await,
+                () = clock::sleep_until(later) => {}
             }
         }
     }
@@ -581,13 +581,6 @@ async fn hear(reserves: &mut [Reserve]) {
     }
     let answers = reserves.iter_mut().map(|reserve| Box::pin(reserve.hear()));
     futures_util::future::select_all(answers).await;
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -203,9 +203,8 @@ impl<'a> Roamer<'a> {
             self.datapath.queue.hold(is_silent || active.is_none());
             let is_unreachable = is_suspected || active.is_none() || self.manager.is_in_doubt();
             self.signals.tell(is_unreachable, self.connection.rtt(), self.manager.dialing());
-            let deadline = self.manager.next_deadline().map(time::Instant::from_std);
-            let look = self.quality.next_look().map(time::Instant::from_std);
-            let warm = self.warm_at.map(time::Instant::from_std);
+            let (deadline, look) = (self.manager.next_deadline(), self.quality.next_look());
+            let warm = self.warm_at;
             tokio::select! {
                 () = hints.changed() => {
                     self.refresh_candidates().await;
@@ -235,9 +234,9 @@ impl<'a> Roamer<'a> {
                 () = self.connection.stirs(), if self.quality.is_resting() => {
                     self.quality.wake(clock::now());
                 }
-                () = sleep_until(look) => self.look(),
-                () = sleep_until(warm) => self.warm(),
-                () = sleep_until(deadline) => self.handle_event(None),
+                () = clock::sleep_until(look) => self.look(),
+                () = clock::sleep_until(warm) => self.warm(),
+                () = clock::sleep_until(deadline) => self.handle_event(None),
             }
         };
         // To say goodbye to a server that knows us after all would end what the next connection takes over.
@@ -668,13 +667,6 @@ impl<'a> Roamer<'a> {
 
 fn shown(Candidate { link, transport, .. }: &Candidate) -> String {
     transport.mark(link)
-}
-
-async fn sleep_until(deadline: Option<time::Instant>) {
-    match deadline {
-        Some(deadline) => time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
     convert::Infallible,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
@@ -164,7 +164,7 @@ impl PeerRoutes {
                 () = hints.changed() => {
                     look_at.get_or_insert_with(|| clock::now() + SETTLE);
                 }
-                () = until(look_at) => {
+                () = clock::sleep_until(look_at) => {
                     look_at = None;
                     self.look().await;
                 }
@@ -297,13 +297,6 @@ fn host(net: IpNet) -> Option<IpAddr> {
 fn is_passing(error: &Error) -> bool {
     let passing = [Errno::EBUSY, Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN, Errno::EINTR];
     os_error(error).is_some_and(|error| passing.contains(&Errno::from_raw(error)))
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

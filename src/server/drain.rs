@@ -121,7 +121,7 @@ impl Drain {
             tokio::select! {
                 _ = until.changed() => {}
                 _ = clients.wait_for(|it| it.here == 0), if end.is_some() => return,
-                () = sleep_until(end) => return,
+                () = clock::sleep_until(end) => return,
             }
         }
     }
@@ -131,13 +131,6 @@ impl Drain {
         let left = (*self.until.borrow())?.saturating_duration_since(clock::now());
         let Clients { here, told } = *self.clients.borrow();
         Some(DrainingStatus { clients: told, here, left: left.as_millis() as f64 / 1000.0 })
-    }
-}
-
-async fn sleep_until(end: Option<Instant>) {
-    match end {
-        Some(end) => time::sleep_until(end.into()).await,
-        None => std::future::pending().await,
     }
 }
 
