@@ -62,27 +62,28 @@ impl Client {
         host: &mut impl Setup,
         orders: &mut mpsc::Receiver<Order>,
     ) -> anyhow::Result<()> {
-        let (mut pauses, mut course) = (Pauses::default(), Course::default());
-        let (mut loss, mut before, mut is_goodbye) = (Loss::none(), Before::default(), false);
         let mut manager = Manager::new(Settings::new(&self.config.borrow().paths));
+        let mut course = Course::default();
+        let mut minds = Minds { manager: &mut manager, course: &mut course, orders };
+        let (mut loss, mut before, mut is_goodbye) = (Loss::none(), Before::default(), false);
+        let mut pauses = Pauses::default();
         loop {
             let begun = clock::now();
             let sessions = self.shown.sessions();
-            let minds = Minds { manager: &mut manager, course: &mut course, orders };
-            let ended = self.connect(host, minds, &loss, &mut before).await?;
+            let ended = self.connect(host, &mut minds, &loss, &mut before).await?;
             // What its actions would close was the roamer's, and is closed.
-            let _ = manager.handle(manager::Event::Disconnected, clock::now());
+            let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
             self.desired.lock().await.in_session = false;
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
-            if self.shown.sessions() > sessions {
+            let has_session = self.shown.sessions() > sessions;
+            if has_session {
                 let in_use = self.shown.in_use();
                 let left = in_use.as_ref().filter(|_| ended.is_goodbye()).map(|it| it.server);
                 let (answered, server) = (ended.answered(in_use), before.server());
                 loss = Loss { at: clock::now(), server, answered, left };
             }
-            let has_session = self.shown.sessions() > sessions;
             if clock::now().duration_since(begun) >= STABLE {
                 pauses = Pauses::default();
             }
@@ -114,8 +115,7 @@ impl Client {
                 self.give_way(false, host).await;
             }
             if let Some(pause) = pause {
-                let minds = Minds { manager: &mut manager, course: &mut course, orders };
-                self.sleep_or_change(pause, minds).await;
+                self.sleep_or_change(pause, &mut minds).await;
             }
         }
     }
@@ -134,7 +134,7 @@ impl Client {
     async fn sleep_or_change(
         &self,
         Pause { shortest, longest }: Pause,
-        Minds { manager, course, orders }: Minds<'_>,
+        Minds { manager, course, orders }: &mut Minds<'_>,
     ) {
         let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
         let chosen = Notify::new();
@@ -272,7 +272,7 @@ impl Client {
     async fn connect<'a>(
         &'a self,
         host: &mut impl Setup,
-        mut minds: Minds<'_>,
+        minds: &mut Minds<'_>,
         loss: &Loss,
         before: &mut Before<'a>,
     ) -> anyhow::Result<Ended> {
@@ -280,7 +280,7 @@ impl Client {
         // A change during the dialing is news to the roamer.
         let config = self.config.subscribe();
         let dialed = tokio::select! {
-            dialed = self.dial(&mut minds, loss) => dialed,
+            dialed = self.dial(minds, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
             never = before.remains.run() => match never {},
         };
@@ -289,10 +289,10 @@ impl Client {
             Err(ended) => return Ok(ended),
         };
         loop {
-            let session = self.session(host, &mut minds, config.clone(), reached, before);
+            let session = self.session(host, minds, config.clone(), reached, before);
             match session.await? {
                 Left::Ended(ended) => return Ok(ended),
-                Left::Moved(next) => reached = *next,
+                Left::Moved(moved) => reached = moved.reached,
             }
             // What its actions would close was the roamer's, and is closed.
             let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
@@ -351,21 +351,22 @@ impl Client {
             }
         };
         let left = tokio::select! {
-            ended = apart(carry) => Ok((Left::Ended(ended), MoveReason::Ended)),
+            ended = apart(carry) => Ok(Left::Ended(ended)),
             forgotten = apart(roamer.run()) => {
-                forgotten.map(|it| (Left::Ended(Ended::Forgotten(it)), MoveReason::Ended))
+                forgotten.map(|it| Left::Ended(Ended::Forgotten(it)))
             }
-            Moved { reached, why } = apart(mover.run()) => Ok((Left::Moved(reached.into()), why)),
-            () = self.removed(server.key()) => Ok((Left::Ended(Ended::Removed), MoveReason::Ended)),
+            moved = apart(mover.run()) => Ok(Left::Moved(moved.into())),
+            () = self.removed(server.key()) => Ok(Left::Ended(Ended::Removed)),
             never = apart(before.remains.run()) => match never {},
         };
-        let (mut left, mut reason) = left?;
+        let mut left = left?;
         if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
-            && let Some(Moved { reached, why }) = mover.conclude().await
+            && let Some(moved) = mover.conclude().await
         {
-            (left, reason) = (Left::Moved(reached.into()), why);
+            left = Left::Moved(moved.into());
         }
         drop(mover);
+        let reason = left.reason();
         let (now, course) = (clock::now(), &mut *minds.course);
         let lasted = now.duration_since(begun);
         let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
@@ -463,7 +464,16 @@ struct Minds<'a> {
 enum Left {
     Ended(Ended),
     /// There is one with another server.
-    Moved(Box<Reached>),
+    Moved(Box<Moved>),
+}
+
+impl Left {
+    fn reason(&self) -> MoveReason {
+        match self {
+            Self::Ended(_) => MoveReason::Ended,
+            Self::Moved(moved) => moved.why,
+        }
+    }
 }
 
 /// The session before, as far as the next one takes its place.

@@ -43,7 +43,7 @@ impl Pausing {
         let begun = clock::now();
         let pause = async {
             let course = &mut Course::default();
-            client.sleep_or_change(PAUSE, Minds { manager, course, orders: ordered }).await;
+            client.sleep_or_change(PAUSE, &mut Minds { manager, course, orders: ordered }).await;
             since(begun)
         };
         let happens = async {
