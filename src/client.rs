@@ -11,6 +11,7 @@ pub(crate) mod command;
 mod connect;
 mod desired;
 pub(crate) mod dial;
+mod early;
 pub(crate) mod ended;
 mod greeting;
 mod migration;
@@ -27,6 +28,7 @@ mod reserve;
 mod rival;
 mod roam;
 mod servers;
+mod session;
 mod upkeep;
 mod view;
 

@@ -1,58 +1,39 @@
 //! Connects, for ever: one session after the other, and the pauses between them.
 
 use std::{
-    convert::Infallible,
-    future, mem,
+    mem,
     sync::{Arc, atomic::AtomicBool},
-    task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{FutureExt as _, future::BoxFuture};
-use quinn::{Connection, ConnectionError};
 use tokio::sync::{Notify, mpsc};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     Client,
     command::{Chosen, Order, next_choice, no_way},
     dial::{Loss, Round, dial},
+    early::Early,
     ended::{Ended, Refusal},
     greeting::{Reached, Terms},
-    moving::{Course, Moved, Mover, Signals, no_server},
+    moving::{Course, no_server},
     pauses::{Pause, Pauses},
-    reload::InForce,
     rival::Rival,
-    roam::{Datapath, Roamer},
-    servers::{InOrder, RemoteServer},
-    view::{Line, milliseconds},
+    servers::RemoteServer,
+    session::{Before, Left},
 };
 use crate::{
     clock,
-    daemon::{control::Reply, status::MoveReason, systemd},
+    daemon::{control::Reply, systemd},
     host::Setup,
-    identity::PublicKey,
-    link::candidate::Candidate,
     path::{
         handshake::HandshakeError,
         manager::{self, Choice, Dialing, Manager, Settings},
     },
-    quic::close,
-    task::apart,
-    tunnel::{egress, pump, queue::Taken},
-    wire::{message::Welcome, packet::Packet},
 };
 
-/// Bytes of packets that go with the first flight of a handshake: less than a fresh window holds.
-const EARLY: usize = 8 * 1024;
-/// How long the old connection goes on after a move to another server: longer than a packet is under way, and longer than
-/// the network behind the servers takes to send packets to the new one.
-const GRACE: Duration = Duration::from_secs(3);
-/// Connections that go on so at the same time.
-const MOST_REMAINS: usize = 2;
 /// After a session that lasted so long, the pauses begin anew.
-const STABLE: Duration = Duration::from_secs(10);
+pub(super) const STABLE: Duration = Duration::from_secs(10);
 
 impl Client {
     /// Connects, for ever. Returns only errors of this machine and, to whoever started the client by hand, a
@@ -298,268 +279,13 @@ impl Client {
             let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
         }
     }
-
-    /// One session, until it ends or another server has the next one. It is kept in mind as the one `before` the next.
-    async fn session<'a>(
-        &'a self,
-        host: &mut impl Setup,
-        minds: &mut Minds<'_>,
-        config: InForce,
-        reached: Reached,
-        before: &mut Before<'a>,
-    ) -> anyhow::Result<Left> {
-        let begun = clock::now();
-        let (connected, welcome) = (&reached.connected, reached.welcome.clone());
-        let server = reached.server.clone();
-        let (connection, candidate) = (connected.connection.clone(), connected.candidate.clone());
-        let line = Line::of(&reached);
-        let resumed = connected.early_arrived;
-        let terms = pump::Terms {
-            unchecked: welcome.unchecked,
-            repair: welcome.repair,
-            copies: welcome.copies,
-        };
-        let session = Arc::new(pump::Session::new(terms, &server.congestion));
-        let mut pumps = Box::pin(self.pump(connection.clone(), session.clone()).fuse());
-        // From here on the path is watched: the host may take its time.
-        let Self { roaming, shown, servers, queue, counters, .. } = self;
-        let datapath = Datapath { queue, counters, session: session.clone() };
-        let (signals, heard) = Signals::new();
-        let Minds { manager, course, orders } = minds;
-        course.begin(server.key());
-        shown.serves(server.key());
-        let mut roamer = Roamer::new(
-            (roaming, shown, servers),
-            datapath,
-            manager,
-            orders,
-            (config, signals),
-            reached,
-        );
-        let mut mover = Mover::new(self, server.clone(), course, heard);
-        let former = before.former.take().filter(|former| former.server != server.key());
-        let (mut is_greeted, is_return) = (false, former.is_some());
-        let carry = async {
-            if let Err(error) = self.greeted(host, &welcome).await {
-                return error.end(&connection);
-            }
-            is_greeted = true;
-            self.begun(line, &candidate, &welcome, resumed, former);
-            tokio::select! {
-                lost = &mut pumps => Ended::Lost(lost),
-                ended = apart(self.follow_host(host)) => ended.end(&connection),
-            }
-        };
-        let left = tokio::select! {
-            ended = apart(carry) => Ok(Left::Ended(ended)),
-            forgotten = apart(roamer.run()) => {
-                forgotten.map(|it| Left::Ended(Ended::Forgotten(it)))
-            }
-            moved = apart(mover.run()) => Ok(Left::Moved(moved.into())),
-            () = self.removed(server.key()) => Ok(Left::Ended(Ended::Removed)),
-            never = apart(before.remains.run()) => match never {},
-        };
-        let mut left = left?;
-        if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
-            && let Some(moved) = mover.conclude().await
-        {
-            left = Left::Moved(moved.into());
-        }
-        drop(mover);
-        let reason = left.reason();
-        let (now, course) = (clock::now(), &mut *minds.course);
-        let lasted = now.duration_since(begun);
-        let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
-        let fails = matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended);
-        if is_return && is_preferred && fails {
-            course.leave(lasted);
-        }
-        if is_greeted && lasted >= STABLE {
-            course.succeed(server.key());
-        } else if let Left::Ended(ended) = &left {
-            course.fail(server.key(), ended.is_refusal());
-        }
-        let (underlay, unheard_since) = roamer.end();
-        let mut silent_since = now;
-        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
-            silent_since = unheard_since.unwrap_or(now);
-        }
-        if let Left::Moved(_) = &left {
-            session.retire();
-            let ends = async move {
-                let _ = tokio::time::timeout(GRACE, pumps).await;
-                connection.close(close::GOODBYE, b"the client moved to another server");
-                drop(underlay);
-            };
-            before.remains.add(ends.boxed());
-        }
-        let (server, name) = (server.key(), server.name().into());
-        before.former = Some(Former { server, name, silent_since, lasted, reason });
-        Ok(left)
-    }
-
-    /// Tells that a session began, which took the place of the `former` one if that was with another server.
-    fn begun(
-        &self,
-        line: Line,
-        candidate: &Candidate,
-        welcome: &Welcome,
-        resumed: bool,
-        former: Option<Former>,
-    ) {
-        let rtt = line.congestion.shortest_round_trip();
-        info!(
-            link = candidate.link,
-            local = %candidate.source,
-            server = %candidate.server,
-            rtt = %milliseconds(rtt.unwrap_or_else(|| line.connection.rtt())),
-            resumed,
-            name = %welcome.name,
-            addresses = ?welcome.addresses.iter().map(|net| net.0).collect::<Vec<_>>(),
-            "connected"
-        );
-        let server = line.server.1.clone();
-        self.shown.connected(line, candidate);
-        if let Some(Former { name, silent_since, reason, .. }) = former {
-            let gap = clock::now().saturating_duration_since(silent_since);
-            self.shown.moved(name, server, reason, gap);
-        }
-        self.servers.all().iter().for_each(|server| server.attempts.clear());
-    }
-
-    /// Carries packets over a connection until it ends.
-    async fn pump(&self, connection: Connection, session: Arc<pump::Session>) -> ConnectionError {
-        let deliver = |batch: &mut Vec<Packet>| self.deliver(batch);
-        let downlink = pump::downlink(&connection, &self.counters, &session, deliver);
-        tokio::select! {
-            lost = apart(pump::uplink(&connection, &self.queue, &self.counters, &session)) => lost,
-            lost = apart(downlink) => lost,
-        }
-    }
-
-    /// Waits until the configuration does not have the server with this key any more, and a moment longer: a session with
-    /// another one may be on its way.
-    async fn removed(&self, key: PublicKey) {
-        let mut changes = self.servers.changes();
-        let is_gone = |servers: &InOrder| servers.iter().all(|server| server.key() != key);
-        if changes.wait_for(is_gone).await.is_err() {
-            future::pending::<()>().await;
-        }
-        tokio::time::sleep(GRACE).await;
-    }
-
-    fn deliver(&self, batch: &mut Vec<Packet>) {
-        egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
-    }
 }
 
 /// What stays from session to session and decides what is done, and who may have a say.
-struct Minds<'a> {
-    manager: &'a mut Manager,
-    course: &'a mut Course,
-    orders: &'a mut mpsc::Receiver<Order>,
-}
-
-/// How a session was left.
-enum Left {
-    Ended(Ended),
-    /// There is one with another server.
-    Moved(Box<Moved>),
-}
-
-impl Left {
-    fn reason(&self) -> MoveReason {
-        match self {
-            Self::Ended(_) => MoveReason::Ended,
-            Self::Moved(moved) => moved.why,
-        }
-    }
-}
-
-/// The session before, as far as the next one takes its place.
-#[derive(Default)]
-struct Before<'a> {
-    former: Option<Former>,
-    remains: Remains<'a>,
-}
-
-/// With which server a session was, and how it was left.
-struct Former {
-    server: PublicKey,
-    name: String,
-    /// Since when its server was not heard, or packets wait.
-    silent_since: Instant,
-    lasted: Duration,
-    reason: MoveReason,
-}
-
-impl Before<'_> {
-    fn server(&self) -> Option<PublicKey> {
-        self.former.as_ref().map(|former| former.server)
-    }
-
-    fn lasted(&self) -> Duration {
-        self.former.as_ref().map_or(Duration::ZERO, |former| former.lasted)
-    }
-}
-
-/// Connections to servers that were left, whose packets under way still arrive.
-#[derive(Default)]
-struct Remains<'a>(Vec<BoxFuture<'a, ()>>);
-
-impl<'a> Remains<'a> {
-    fn add(&mut self, remains: BoxFuture<'a, ()>) {
-        if self.0.len() == MOST_REMAINS {
-            drop(self.0.remove(0));
-        }
-        self.0.push(remains);
-    }
-
-    /// Runs for ever, while they end. Cancel safe.
-    async fn run(&mut self) -> Infallible {
-        future::poll_fn(|cx| {
-            self.0.retain_mut(|remains| remains.as_mut().poll(cx).is_pending());
-            Poll::Pending
-        })
-        .await
-    }
-}
-
-/// Packets that go with the first packet of a handshake. Those that did not arrive are in the queue again.
-struct Early<'a> {
-    client: &'a Client,
-    taken: Option<Taken>,
-}
-
-impl<'a> Early<'a> {
-    /// Takes what there is, if it `hurries`.
-    fn take(client: &'a Client, hurries: bool) -> Self {
-        let taken = hurries.then(|| {
-            let (taken, dropped) = client.queue.take_early(EARLY);
-            client.counters.dropped_by_queue(dropped);
-            taken
-        });
-        Self { client, taken }
-    }
-
-    fn datagrams(&self) -> Arc<[Bytes]> {
-        self.taken.as_ref().map(Taken::datagrams).unwrap_or_default()
-    }
-
-    fn arrived(mut self) {
-        let early = self.datagrams();
-        let bytes = early.iter().map(|packet| packet.len() as u64).sum();
-        self.client.counters.sent.add(early.len() as u64, bytes);
-        self.taken = None;
-    }
-}
-
-impl Drop for Early<'_> {
-    fn drop(&mut self) {
-        if let Some(taken) = self.taken.take() {
-            self.client.queue.put_back(taken);
-        }
-    }
+pub(super) struct Minds<'a> {
+    pub(super) manager: &'a mut Manager,
+    pub(super) course: &'a mut Course,
+    pub(super) orders: &'a mut mpsc::Receiver<Order>,
 }
 
 #[cfg(test)]
