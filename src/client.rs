@@ -14,6 +14,7 @@ pub(crate) mod dial;
 mod early;
 pub(crate) mod ended;
 mod greeting;
+mod loss;
 mod migration;
 mod moving;
 mod names;

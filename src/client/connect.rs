@@ -12,10 +12,11 @@ use tracing::{debug, warn};
 use super::{
     Client,
     command::{Chosen, Order, next_choice, no_way},
-    dial::{Loss, Round, dial},
+    dial::{Round, dial},
     early::Early,
     ended::{Ended, Refusal},
     greeting::{Reached, Terms},
+    loss::Loss,
     moving::{Course, no_server},
     pauses::{Pause, Pauses},
     rival::Rival,

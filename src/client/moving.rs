@@ -29,9 +29,9 @@ use tracing::{debug, info};
 use super::{
     Client,
     chance::fraction,
-    dial::Loss,
     ended::Ended,
     greeting::Reached,
+    loss::Loss,
     reload::InForce,
     reserve::{Pace, Reserve},
     servers::{InOrder, RemoteServer},
