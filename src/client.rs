@@ -9,6 +9,7 @@ pub(crate) mod attempts;
 mod chance;
 pub(crate) mod command;
 mod connect;
+mod course;
 mod desired;
 pub(crate) mod dial;
 mod early;
@@ -30,6 +31,7 @@ mod rival;
 mod roam;
 mod servers;
 mod session;
+mod signs;
 mod upkeep;
 mod view;
 

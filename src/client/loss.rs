@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use super::{moving::Course, servers::RemoteServer};
+use super::{course::Course, servers::RemoteServer};
 use crate::{clock, identity::PublicKey, link::candidate::Candidate};
 
 /// How the last connection was lost.

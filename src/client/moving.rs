@@ -11,7 +11,6 @@
 //! the packets that were held.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,7 +20,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     time,
 };
 use tracing::{debug, info};
@@ -29,176 +28,24 @@ use tracing::{debug, info};
 use super::{
     Client,
     chance::fraction,
+    course::Course,
     ended::Ended,
     greeting::Reached,
     loss::Loss,
     reload::InForce,
     reserve::{Pace, Reserve},
     servers::{InOrder, RemoteServer},
+    signs::{Heard, PATIENCE, Wish},
 };
 use crate::{
     clock,
     daemon::{control::Reply, status::MoveReason},
-    identity::PublicKey,
-    path::manager::Dialing,
 };
 
-/// Wishes that wait.
-const WISHES: usize = 4;
-/// How long all paths to the server in use are asked, at least, before another one takes its place: three of its round trips
-/// if that is longer.
-const PATIENCE: Duration = Duration::from_millis(300);
-/// How long a server that is preferred must have answered before the session returns to it, doubled with each return
-/// that did not last, this often at most.
-const STEADY: Duration = Duration::from_secs(30);
-const MOST_DOUBLED: u32 = 6;
-/// A session with a preferred server that lasted so long was no mistake.
-const LASTING: Duration = Duration::from_secs(300);
-/// How long a server is left alone after an attempt that came to nothing, doubled with each further one; at least so long if it
-/// refused.
-const AGAIN: Duration = Duration::from_secs(1);
-const REFUSED: Duration = Duration::from_secs(60);
 /// The clients of a server that goes away leave it within this time, or a quarter of what it leaves them.
 const SPREAD: Duration = Duration::from_secs(2);
-/// What is added to the patience at most, by chance.
-const JITTER: Duration = Duration::from_millis(100);
-/// How long a server is believed that says that it will stop.
-const LONGEST_LEAVE: Duration = Duration::from_secs(3600);
 /// How long a session that is on its way is waited for when the present one ended.
 const CONCLUDE: Duration = Duration::from_secs(3);
-
-/// What stays from session to session.
-#[derive(Debug, Default)]
-pub(super) struct Course {
-    /// The server that a person chose, until it fails.
-    pub(super) chosen: Option<PublicKey>,
-    /// Returns to a preferred server in a row that did not last.
-    failures: u32,
-    /// Servers that said that they will stop, and until when they are believed.
-    leaving: BTreeMap<PublicKey, Instant>,
-    /// How often in a row an attempt at a server came to nothing, and until when it is left alone.
-    failed: BTreeMap<PublicKey, (u32, Instant)>,
-}
-
-impl Course {
-    /// A session ended after so long that began as a return to the most preferred server.
-    pub(super) fn leave(&mut self, lasted: Duration) {
-        let failures = (self.failures + 1).min(MOST_DOUBLED);
-        self.failures = if lasted < LASTING { failures } else { 0 };
-    }
-
-    /// A session with this server began.
-    pub(super) fn begin(&mut self, server: PublicKey) {
-        self.chosen.take_if(|chosen| *chosen != server);
-    }
-
-    /// This server will stop after so long.
-    fn goes_away(&mut self, server: PublicKey, within: Duration) {
-        self.leaving.insert(server, clock::now() + within.clamp(STEADY, LONGEST_LEAVE));
-    }
-
-    /// There was no session with this server, or none of use. One that `refused` is left alone for longer.
-    pub(super) fn fail(&mut self, server: PublicKey, refused: bool) {
-        let (count, until) = self.failed.entry(server).or_insert((0, clock::now()));
-        let pause = AGAIN * 2u32.pow((*count).min(MOST_DOUBLED));
-        let pause = if refused { pause.max(REFUSED) } else { pause };
-        *until = clock::now() + pause.mul_f32(0.5 + fraction() / 2.0);
-        *count += 1;
-    }
-
-    /// A session with this server was of use.
-    pub(super) fn succeed(&mut self, server: PublicKey) {
-        self.failed.remove(&server);
-    }
-
-    /// Whether a server is tried after all others.
-    pub(super) fn is_last(&self, server: PublicKey) -> bool {
-        self.is_leaving(server) || self.left_alone_until(server).is_some()
-    }
-
-    fn is_leaving(&self, server: PublicKey) -> bool {
-        self.leaving.get(&server).is_some_and(|until| *until > clock::now())
-    }
-
-    fn left_alone_until(&self, server: PublicKey) -> Option<Instant> {
-        let (_, until) = self.failed.get(&server)?;
-        (*until > clock::now()).then_some(*until)
-    }
-
-    /// How long a preferred server must have answered.
-    fn steady(&self) -> Duration {
-        STEADY * 2u32.pow(self.failures)
-    }
-}
-
-/// What the roamer sees.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Signs {
-    /// Since when no path reaches the server, and how long its paths are asked before another one takes its place.
-    unreachable: Option<(Instant, Duration)>,
-    /// How long the server goes on, if it said that it will stop.
-    goes_away: Option<Duration>,
-    dialing: Dialing,
-}
-
-/// What a person wants.
-#[derive(Debug)]
-pub(super) enum Wish {
-    /// The server of this name.
-    Go { name: String, reply: oneshot::Sender<Reply> },
-    /// The choice is left to us.
-    Auto,
-}
-
-/// The roamer's end.
-#[derive(Debug)]
-pub(super) struct Signals {
-    signs: watch::Sender<Signs>,
-    wishes: mpsc::Sender<Wish>,
-}
-
-impl Signals {
-    pub(super) fn new() -> (Self, Heard) {
-        let signs = watch::Sender::default();
-        let (wishes, wanted) = mpsc::channel(WISHES);
-        let heard = Heard { signs: signs.subscribe(), wishes: wanted };
-        (Self { signs, wishes }, heard)
-    }
-
-    /// Tells whether the server `is_unreachable`, and how links are dialed.
-    pub(super) fn tell(&self, is_unreachable: bool, rtt: Duration, dialing: &Dialing) {
-        self.signs.send_if_modified(|signs| {
-            let was_unreachable = signs.unreachable.is_some();
-            if is_unreachable != was_unreachable {
-                // Not all clients of a server leave it at the same moment.
-                let patience = PATIENCE.max(3 * rtt) + JITTER.mul_f32(fraction());
-                signs.unreachable = is_unreachable.then(|| (clock::now(), patience));
-            }
-            let is_other = signs.dialing != *dialing;
-            if is_other {
-                signs.dialing = dialing.clone();
-            }
-            is_other || is_unreachable != was_unreachable
-        });
-    }
-
-    /// The server will stop after so long.
-    pub(super) fn goes_away(&self, within: Duration) {
-        self.signs.send_modify(|signs| signs.goes_away = Some(within));
-    }
-
-    /// Tells what somebody wants. Beyond a few of them it is lost, and whoever asked hears so.
-    pub(super) fn wish(&self, wish: Wish) {
-        let _ = self.wishes.try_send(wish);
-    }
-}
-
-/// The mover's end.
-#[derive(Debug)]
-pub(super) struct Heard {
-    signs: watch::Receiver<Signs>,
-    wishes: mpsc::Receiver<Wish>,
-}
 
 /// A session with another server.
 pub(super) struct Moved {

@@ -25,10 +25,10 @@ use super::{
     command::{Inquiries, Inquiry, Order, What, no_way},
     greeting::Reached,
     migration::MigratingConnection,
-    moving::{Signals, Wish},
     paths::{Departure, PathTable},
     reload::InForce,
     servers::{RemoteServer, Servers},
+    signs::{Signals, Wish},
     view::{Shown, milliseconds},
 };
 use crate::{

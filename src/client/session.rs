@@ -17,10 +17,11 @@ use super::{
     connect::{Minds, STABLE},
     ended::Ended,
     greeting::Reached,
-    moving::{Moved, Mover, Signals},
+    moving::{Moved, Mover},
     reload::InForce,
     roam::{Datapath, Roamer},
     servers::InOrder,
+    signs::Signals,
     view::{Line, milliseconds},
 };
 use crate::{
