@@ -54,7 +54,6 @@ use crate::{
         liveness::{Liveness, Verdict, WATCH},
         session::MessageStream,
     },
-    task,
     tunnel::{counters::Counters, pump, queue::Queue},
     wire::message::{GoAway, Message},
 };
@@ -96,9 +95,11 @@ pub(super) struct Roamer<'a> {
     config: InForce,
     signals: Signals,
     inquiries: Inquiries,
-    servers: Vec<SocketAddr>,
+    /// Those of the server's names, and the one in use for as long as it works.
+    addresses: Vec<SocketAddr>,
+    /// Notifies of other addresses of the names.
     renamed: watch::Receiver<Vec<SocketAddr>>,
-    /// The same of those who lead to the server.
+    /// Notifies of other addresses of those who lead to the server.
     moved: watch::Receiver<Vec<Known>>,
     connection: MigratingConnection,
     underlay: Underlay,
@@ -147,7 +148,7 @@ impl<'a> Roamer<'a> {
             signals,
             inquiries: Inquiries::default(),
             known,
-            servers: server.names.known(),
+            addresses: server.names.known(),
             renamed: server.names.changes(),
             moved: server.detours.changes(),
             connection: MigratingConnection::new(connection, &underlay, congestion),
@@ -308,28 +309,23 @@ impl<'a> Roamer<'a> {
             self.server = server;
         }
         // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
-        let server = self.server.clone();
-        task::detached("names", async move {
-            if let Err(error) = server.resolve().await {
-                warn!(%error, "the server's addresses stay as they were");
-            }
-        });
+        self.server.resolve_apart();
         self.refresh_candidates().await;
     }
 
     /// The server's names stand for other addresses. The one in use stays for as long as it works: the
     /// resolver may be a captive portal's.
     async fn find_servers(&mut self) {
-        let mut servers = self.renamed.borrow_and_update().clone();
+        let mut addresses = self.renamed.borrow_and_update().clone();
         let in_use = self.manager.active().filter(|active| !active.transport.is_detour());
         let in_use = in_use.map(|active| active.server);
         if let Some(in_use) = in_use
-            && !servers.contains(&in_use)
+            && !addresses.contains(&in_use)
         {
-            servers.insert(0, in_use);
+            addresses.insert(0, in_use);
         }
-        info!(?servers, "the server's addresses changed");
-        self.servers = servers;
+        info!(servers = ?addresses, "the server's addresses changed");
+        self.addresses = addresses;
         self.refresh_candidates().await;
     }
 
@@ -392,7 +388,7 @@ impl<'a> Roamer<'a> {
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
         let active = self.manager.active().or(Some(self.first));
-        let found = match self.server.find(&self.servers, &config.paths).await {
+        let found = match self.server.find(&self.addresses, &config.paths).await {
             Ok(found) => choose_paths(found, active),
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
