@@ -8,13 +8,12 @@ use tracing::warn;
 use super::{
     Client,
     desired::{ApplyError, Desired},
+    ended::Ended,
     greeting::Reached,
-    offer::OfferError,
 };
 use crate::{
     host::{Layout, Setup},
     path::servers::{Admit, Owner},
-    quic::close,
     wire::message::Welcome,
 };
 
@@ -34,15 +33,13 @@ impl Client {
     }
 
     /// Whether the session is of use, as the host is now. One that is not is closed.
-    pub(super) async fn check(&self, reached: &Reached) -> Result<(), OfferError> {
+    pub(super) async fn check(&self, reached: &Reached) -> Result<(), Ended> {
         let mut desired = self.desired.lock().await.clone();
         desired.facts = self.reports.facts.borrow().clone();
         desired.welcome = Some(reached.welcome.clone());
         desired.in_session = true;
-        desired.plan().map(drop).inspect_err(|error| {
-            let connection = &reached.connected.connection;
-            connection.close(close::PROTOCOL, error.to_string().as_bytes());
-        })
+        let planned = desired.plan().map(drop).map_err(ApplyError::from);
+        planned.map_err(|error| error.end(&reached.connected.connection))
     }
 
     /// Takes the offer again whenever the host's networks have changed; returns when the session cannot be kept.
