@@ -10,9 +10,9 @@ use anstyle::{AnsiColor, Style};
 use super::paint::Paint;
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, DirectoryState, DirectoryStatus, MoveStatus, PassedOverStatus,
-        PathStatus, PeerStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus,
-        SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
+        ClientState, ClientStatus, DirectoryState, DirectoryStatus, PassedOverStatus, PathStatus,
+        PeerStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, SessionStatus,
+        Status, SwitchStatus, TcpStatus, UnusedLink,
     },
     host::interface::LeftOut,
     path::Condition,
@@ -96,13 +96,16 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
     if !client.switches.is_empty() {
         writeln!(f)?;
         let mut rows = vec![head(["MOVED", "FROM", "TO", "GAP", "WHY"])];
-        rows.extend(client.switches.iter().rev().map(switch_row));
+        let switches = client.switches.iter().rev();
+        rows.extend(switches.map(|it| change_row(it.ago, it.ways(), it.gap, it.reason.clone())));
         table(f, &rows, paint)?;
     }
     if !client.moves.is_empty() {
         writeln!(f)?;
         let mut rows = vec![head(["SERVER", "FROM", "TO", "GAP", "WHY"])];
-        rows.extend(client.moves.iter().rev().map(move_row));
+        rows.extend(client.moves.iter().rev().map(|it| {
+            change_row(it.ago, (it.from.clone(), it.to.clone()), it.gap, it.reason.to_string())
+        }));
         table(f, &rows, paint)?;
     }
     Ok(())
@@ -143,15 +146,10 @@ fn unused_row(unused: &UnusedLink) -> [Cell; 8] {
     [link, (FAINT, "not used".into()), dash(), dash(), dash(), dash(), dash(), why]
 }
 
-fn switch_row(switch: &SwitchStatus) -> [Cell; 5] {
-    let (from, to) = switch.ways();
-    [
-        (PLAIN, format!("{} ago", Span(switch.ago))),
-        (PLAIN, from),
-        (PLAIN, to),
-        (PLAIN, format!("{:.0} ms", switch.gap)),
-        (PLAIN, switch.reason.clone()),
-    ]
+/// A change of path or of server.
+fn change_row(ago: f64, (from, to): (String, String), gap: f64, why: String) -> [Cell; 5] {
+    let (ago, gap) = (format!("{} ago", Span(ago)), format!("{gap:.0} ms"));
+    [ago, from, to, gap, why].map(|text| (PLAIN, text))
 }
 
 fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) -> fmt::Result {
@@ -313,16 +311,6 @@ impl Display for RecentStatus {
         let (up, down) = (Bits(rate_up), Bits(rate_down));
         write!(f, "{up} up{}; {down} down{}", lost(loss_up), lost(loss_down))
     }
-}
-
-fn move_row(MoveStatus { ago, from, to, reason, gap }: &MoveStatus) -> [Cell; 5] {
-    [
-        (PLAIN, format!("{} ago", Span(*ago))),
-        (PLAIN, from.clone()),
-        (PLAIN, to.clone()),
-        (PLAIN, format!("{gap:.0} ms")),
-        (PLAIN, reason.to_string()),
-    ]
 }
 
 impl Display for RemoteStatus {
