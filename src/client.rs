@@ -1,7 +1,7 @@
 //! The client: one TUN device that stays, and the connection of the day.
 //!
 //! ```text
-//!  TUN ─▶ queue ─▶ pump::uplink ─▶ connection        Dialer: names, links, race ─▶ session
+//!  TUN ─▶ queue ─▶ pump::uplink ─▶ connection        dial: servers, links, race ─▶ session
 //!  TUN ◀────────── pump::downlink ◀─ connection      Ended: temporary or fatal?
 //! ```
 

@@ -15,7 +15,7 @@ const MOST_DOUBLED: u32 = 6;
 /// A session with a preferred server that lasted so long was no mistake.
 const LASTING: Duration = Duration::from_secs(300);
 /// How long a server is left alone after an attempt that came to nothing, doubled with each further one; at least so long if it
-/// refused.
+/// refused. Of that by chance a half to all.
 const AGAIN: Duration = Duration::from_secs(1);
 const REFUSED: Duration = Duration::from_secs(60);
 /// How long a server is believed that says that it will stop.
