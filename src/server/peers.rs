@@ -481,12 +481,6 @@ impl Peer {
         self.place().session.clone()
     }
 
-    /// Whether the peer's process with this number has the session.
-    #[must_use]
-    pub(super) fn has_session_of(&self, process: u64) -> bool {
-        self.datapath_of(process).is_some()
-    }
-
     /// What the pumps of the session share, if the process with this number has it.
     pub(super) fn datapath_of(&self, process: u64) -> Option<Arc<pump::Session>> {
         let place = self.place();

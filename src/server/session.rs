@@ -127,24 +127,25 @@ pub(super) async fn answer_questions(
     limit: Duration,
     idle_timeout: Duration,
 ) {
-    let (mut process, mut is_kept) = (None, false);
+    let (mut process, mut is_elsewhere, mut is_kept) = (None, false, false);
     let go_away = || connection.close(close::GOODBYE, b"the server will stop");
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
         let keep = silence::keep_alive(connection, idle_timeout / 3);
-        let is_elsewhere = process.is_some_and(|it| !peer.has_session_of(it));
         tokio::select! {
             question = question => match question {
                 Ok(Ok(datagram)) => {
                     process = Question::process(&datagram).or(process);
-                    if drain.is_draining() && process.is_some_and(|it| !peer.has_session_of(it)) {
+                    let session = process.and_then(|it| peer.datapath_of(it));
+                    is_elsewhere = process.is_some() && session.is_none();
+                    if is_elsewhere && drain.is_draining() {
                         return go_away();
                     }
                     if Question::may_be(&datagram) {
                         // What cannot be answered is asked again.
-                        let answer = Question::answer(datagram, |process| peer.has_session_of(process));
+                        let answer = Question::answer(datagram, |_process| session.is_some());
                         let _ = connection.send_datagram(answer);
-                    } else if let Some(session) = process.and_then(|it| peer.datapath_of(it)) {
+                    } else if let Some(session) = session {
                         session.take_copy_over(connection, &datagram);
                         if let Some(per_minute) = decode_offer(&datagram) {
                             is_kept = per_minute > 0 && idle_timeout < pump::KEPT;
