@@ -110,7 +110,12 @@ impl Session {
     /// Waits until the queue has packets for this session. Cancel safe.
     async fn supplied(&self, queue: &Queue) {
         while !self.is_retired() {
+            // A waiter would be entered into a list for each batch.
+            if queue.is_ready() {
+                return;
+            }
             tokio::select! {
+                // First: the session that follows gets the wake-up that this one leaves behind.
                 biased;
                 () = self.retired.notified() => {}
                 () = queue.ready() => return,

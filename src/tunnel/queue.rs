@@ -146,9 +146,15 @@ impl Queue {
 
     /// Waits until the queue has packets and is not held. Cancel safe.
     pub async fn ready(&self) {
-        while !self.lock().is_ready() {
+        while !self.is_ready() {
             self.ready.notified().await;
         }
+    }
+
+    /// Whether the queue has packets and is not held.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.lock().is_ready()
     }
 
     /// Moves packets to the end of `batch` unless the queue is held: at most `limit` packets, and none after
