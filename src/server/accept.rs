@@ -189,7 +189,7 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         Err(_elapsed) => return debug!("handshake timed out"),
     };
     let is_probe = tls::purpose(&connection).as_deref() == Some(tls::PROBE);
-    if !permit.proven(!is_probe && peer.returns(clock::now())) {
+    if !permit.proven(|| !is_probe && peer.returns(clock::now())) {
         return;
     }
     if let Some(streams) = server.socket.streams() {

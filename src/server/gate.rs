@@ -193,6 +193,10 @@ impl Gate {
         left: f64,
         now: Instant,
     ) -> Verdict {
+        // Before all that are under way are looked at: most of a flood ends here.
+        if !self.handshakes.has(left, now) {
+            return Verdict::Ignore;
+        }
         let is_good = self.good.contains(&blocks.narrow);
         let newcomer = UnderWay { blocks, is_validated, is_good, since: now };
         let shares = self.shares(blocks);

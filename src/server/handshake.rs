@@ -178,14 +178,13 @@ impl HandshakePermit {
         lock(&self.inner).gate.waited(clock::now().saturating_duration_since(self.since));
     }
 
-    /// The client proved a known key, and `returns` says whether it comes back after it had no session; `false` if a newer
-    /// handshake has replaced this one.
+    /// The client proved a known key; `false` if a newer handshake has replaced this one. If not, `returns` says whether
+    /// the client comes back after it had no session; it may take other locks.
     #[must_use]
-    pub(crate) fn proven(self, returns: bool) -> bool {
-        let gate = &mut lock(&self.inner).gate;
-        let stays = gate.proven(self.id);
-        if stays && returns {
-            gate.returned();
+    pub(crate) fn proven(self, returns: impl FnOnce() -> bool) -> bool {
+        let stays = lock(&self.inner).gate.proven(self.id);
+        if stays && returns() {
+            lock(&self.inner).gate.returned();
         }
         stays
     }

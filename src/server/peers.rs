@@ -330,7 +330,7 @@ impl Peer {
     pub(super) fn returns(&self, now: Instant) -> bool {
         let is_lately =
             self.returned.get().is_some_and(|last| now.saturating_duration_since(last) < RETURNS);
-        let returns = !is_lately && !self.session().is_some_and(|session| session.is_alive());
+        let returns = !is_lately && !self.place().session.as_ref().is_some_and(PeerSession::is_alive);
         if returns {
             self.returned.set(now);
         }

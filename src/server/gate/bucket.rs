@@ -40,9 +40,14 @@ impl Bucket {
         1.0 - self.level(now) / self.pace.burst
     }
 
+    /// Whether one token can be taken that leaves the fraction `left` of a full bucket.
+    pub(super) fn has(&mut self, left: f64, now: Instant) -> bool {
+        self.level(now) >= 1.0 + left * self.pace.burst
+    }
+
     /// Takes one token if that leaves the fraction `left` of a full bucket.
     pub(super) fn take(&mut self, left: f64, now: Instant) -> bool {
-        let is_there = self.level(now) >= 1.0 + left * self.pace.burst;
+        let is_there = self.has(left, now);
         if is_there {
             self.level -= 1.0;
         }
