@@ -9,7 +9,8 @@ use super::{
     Server,
     drain::Drain,
     fallback,
-    peers::{Attached, Peer, PeerSession},
+    holding::Attached,
+    peers::{Peer, PeerSession},
     silence,
 };
 use crate::{

@@ -21,7 +21,8 @@ use super::{
     Server,
     gate::RETRIES,
     handshake::PROOF_TIMEOUT,
-    peers::{Attached, Elsewhere, PeerSession},
+    holding::Attached,
+    peers::{Elsewhere, PeerSession},
     tcp,
 };
 use crate::{
