@@ -147,9 +147,6 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     if let Some(known) = &known {
         server.heed(known.borrow().clone());
     }
-    if let Some(held) = &server.held {
-        routes.set_held(held.clone());
-    }
     let daemon = Arc::new(daemon);
     let _control = control::serve(&daemon.instance, server.events.clone(), {
         let (server, daemon) = (server.clone(), daemon.clone());
@@ -191,7 +188,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         never = apart(beat(&heart, &endpoint)) => match never {},
         never = apart(interface.keep(monitor.hints())) => match never {},
         never = apart(server.keep_claims()) => match never {},
-        never = apart(routes.run(monitor.hints())), if server.held.is_some() => match never {},
+        never = apart(routes.run(server.held.as_ref(), monitor.hints())) => match never {},
         deleted = apart(interface::deleted(index, monitor.hints())) => {
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", server.interface))

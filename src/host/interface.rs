@@ -12,7 +12,6 @@ use std::{convert::Infallible, io, net::IpAddr};
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily,
     address::AddressAttribute,
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags},
 };
@@ -28,7 +27,7 @@ use crate::link::{
 };
 pub(crate) use left_out::{LeftOut, log};
 pub(crate) use route::Destination;
-pub(super) use route::{all_through, oif};
+pub(super) use route::through;
 
 /// Why the interface cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -286,15 +285,7 @@ impl Interface {
 
     /// The routes through the interface, without those that the kernel adds by itself.
     async fn found_routes(&self) -> Result<Vec<Destination>, rtnetlink::Error> {
-        let mut found = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let question = route::all_through(self.index, family);
-            let mut routes = self.netlink.handle().route().get(question).execute();
-            while let Some(route) = routes.try_next().await? {
-                found.extend(Destination::read(&route, self.index));
-            }
-        }
-        Ok(found)
+        route::through(&self.netlink, self.index, None).await
     }
 
     async fn found_addresses(&self) -> Result<Vec<IpNet>, rtnetlink::Error> {

@@ -16,19 +16,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
-use netlink_packet_route::{
-    AddressFamily,
-    route::{RouteMessage, RouteProtocol, RouteScope},
-};
+use netlink_packet_route::route::{RouteMessage, RouteProtocol, RouteScope};
 use nix::errno::Errno;
 use rtnetlink::Error;
 use tokio::{sync::Notify, time};
 use tracing::{info, warn};
 
 use super::{
-    interface::{Destination, all_through, oif},
+    interface::{Destination, through},
     rules::unless,
 };
 use crate::{
@@ -134,7 +130,6 @@ impl Held {
 pub(crate) struct PeerRoutes {
     netlink: Netlink,
     index: u32,
-    held: Held,
     /// What the kernel has of ours, as far as we know.
     installed: HashSet<IpAddr>,
     /// What it refuses, for a reason that does not pass by itself.
@@ -144,29 +139,25 @@ pub(crate) struct PeerRoutes {
 impl PeerRoutes {
     /// Routes through the interface with this index. Those of an earlier run are removed.
     pub(crate) async fn new(netlink: Netlink, index: u32) -> Self {
-        let (held, installed, refused) = (Held::default(), HashSet::new(), HashSet::new());
-        let mut routes = Self { netlink, index, held, installed, refused };
+        let (installed, refused) = (HashSet::new(), HashSet::new());
+        let mut routes = Self { netlink, index, installed, refused };
         routes.remove().await;
         routes
     }
 
-    /// What there are to be routes to: nothing before.
-    pub(crate) fn set_held(&mut self, held: Held) {
-        self.held = held;
-    }
-
-    /// Gives the kernel the routes to what is held, and takes away the others, for as long as it is polled.
-    pub(crate) async fn run(&mut self, mut hints: Hints) -> Infallible {
+    /// Gives the kernel the routes to what is `held`, and takes away the others, for as long as it is polled.
+    pub(crate) async fn run(&mut self, held: Option<&Held>, mut hints: Hints) -> Infallible {
+        let Some(held) = held else { return std::future::pending().await };
         let mut look_at = None;
         loop {
             tokio::select! {
-                () = self.held.changed() => self.apply().await,
+                () = held.changed() => self.apply(held).await,
                 () = hints.changed() => {
                     look_at.get_or_insert_with(|| clock::now() + SETTLE);
                 }
                 () = clock::sleep_until(look_at) => {
                     look_at = None;
-                    self.look().await;
+                    self.look(held).await;
                 }
             }
         }
@@ -188,11 +179,11 @@ impl PeerRoutes {
     }
 
     /// Makes the changes so far, and those that come while the kernel is too busy for them.
-    async fn apply(&mut self) {
+    async fn apply(&mut self, held: &Held) {
         let mut pause = *PAUSES.start();
         loop {
             let (mut busy, mut refused) = (Vec::new(), Vec::new());
-            for (address, is_held) in self.held.take_changes() {
+            for (address, is_held) in held.take_changes() {
                 self.refused.remove(&address);
                 let changed = match is_held {
                     true => self.add(address).await,
@@ -208,7 +199,7 @@ impl PeerRoutes {
             if busy.is_empty() {
                 return;
             }
-            self.held.repeat(busy);
+            held.repeat(busy);
             time::sleep(pause).await;
             pause = (2 * pause).min(*PAUSES.end());
         }
@@ -224,7 +215,7 @@ impl PeerRoutes {
     }
 
     /// Compares what the kernel has with what is held. What it refused is tried again without another word.
-    async fn look(&mut self) {
+    async fn look(&mut self, held: &Held) {
         match self.found().await {
             Ok(found) => {
                 let lost = self.installed.iter().filter(|it| !found.contains(*it)).count();
@@ -238,7 +229,7 @@ impl PeerRoutes {
                     }
                 }
                 let known = self.installed.union(&self.refused).copied().collect();
-                self.held.compare(&known);
+                held.compare(&known);
             }
             Err(error) => warn!(%error, "cannot look for routes to peers"),
         }
@@ -272,19 +263,8 @@ impl PeerRoutes {
 
     /// What the kernel has of ours.
     async fn found(&self) -> Result<HashSet<IpAddr>, Error> {
-        let mut found = HashSet::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut question = all_through(self.index, family);
-            question.header.protocol = PROTOCOL;
-            let mut routes = self.netlink.handle().route().get(question).execute();
-            while let Some(route) = routes.try_next().await? {
-                // A kernel without strict checks shows all others as well.
-                let is_ours = route.header.protocol == PROTOCOL && oif(&route) == Some(self.index);
-                let destination = Destination::read(&route, self.index).filter(|_| is_ours);
-                found.extend(destination.and_then(|it| host(it.net)));
-            }
-        }
-        Ok(found)
+        let found = through(&self.netlink, self.index, Some(PROTOCOL)).await?;
+        Ok(found.into_iter().filter_map(|it| host(it.net)).collect())
     }
 }
 

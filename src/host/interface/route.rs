@@ -2,12 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
 };
 use rtnetlink::RouteMessageBuilder;
+
+use crate::link::netlink::Netlink;
 
 /// IPv6 routes without a metric get 1024, more than the 256 of a link's own network: of two routes to the same
 /// network ours would not count. An IPv4 route without a metric has 0, the best.
@@ -43,7 +46,7 @@ impl Destination {
     }
 
     /// What the route leads to, if it is one through the interface with this index and not the kernel's.
-    pub(in crate::host) fn read(route: &RouteMessage, index: u32) -> Option<Self> {
+    fn read(route: &RouteMessage, index: u32) -> Option<Self> {
         let mut address = match route.header.address_family {
             AddressFamily::Inet => IpAddr::from([0; 4]),
             AddressFamily::Inet6 => IpAddr::from([0; 16]),
@@ -67,13 +70,29 @@ impl Destination {
     }
 }
 
-/// The question for all routes of a family through the interface with this index. On a socket with strict
-/// checks the kernel itself leaves out all others, however many there are.
-pub(in crate::host) fn all_through(index: u32, family: AddressFamily) -> RouteMessage {
-    let mut question = RouteMessage::default();
-    question.header.address_family = family;
-    question.attributes.push(RouteAttribute::Oif(index));
-    question
+/// The routes through the interface with this index, without those that the kernel adds by itself; with `protocol`
+/// only those that it has set. On a socket with strict checks the kernel itself leaves out all others, however many
+/// there are.
+pub(in crate::host) async fn through(
+    netlink: &Netlink,
+    index: u32,
+    protocol: Option<RouteProtocol>,
+) -> Result<Vec<Destination>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        question.header.protocol = protocol.unwrap_or_default();
+        question.attributes.push(RouteAttribute::Oif(index));
+        let mut routes = netlink.handle().route().get(question).execute();
+        while let Some(route) = routes.try_next().await? {
+            // A kernel without strict checks shows all others as well.
+            if protocol.is_none_or(|protocol| route.header.protocol == protocol) {
+                found.extend(Destination::read(&route, index));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The question for the route to `address`, as strict checks want it.
@@ -93,7 +112,7 @@ pub(super) fn one_to(address: IpAddr) -> RouteMessage {
 }
 
 /// The index of the interface that a route leads through.
-pub(in crate::host) fn oif(route: &RouteMessage) -> Option<u32> {
+pub(super) fn oif(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
