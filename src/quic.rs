@@ -12,7 +12,7 @@ mod transport;
 
 pub(crate) use self::{
     endpoint::probe_endpoint,
-    ping::{ask, nudge, pad, ping},
+    ping::{ask, nudge, pad, ping, touch},
     transport::{
         HANDSHAKE_TIMEOUT, MAX_UDP_PAYLOAD, PROBE_IDLE, SEND_BUFFER, SMALLEST_UDP_PAYLOAD,
     },

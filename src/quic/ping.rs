@@ -16,8 +16,13 @@ const PING: usize = 64;
 pub(crate) fn nudge(connection: &Connection, congestion: &CongestionHandle) {
     // Packets in flight are taken for lost and must not fill the window.
     congestion.restart_cold();
+    touch(connection);
+}
+
+/// Sends the smallest packet that must be acknowledged.
+pub(crate) fn touch(connection: &Connection) {
     // This fails only on a connection that has ended, which is noticed elsewhere.
-    let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+    let _ = connection.send_datagram(Bytes::from_static(&PADDING_PACKET[..1]));
 }
 
 /// Asks for an acknowledgement with a packet that is too long to be taken for a bare acknowledgement. It is small,

@@ -6,7 +6,6 @@ mod fleet;
 
 use std::{collections::HashMap, convert::Infallible, future::pending, time::Duration};
 
-use bytes::Bytes;
 use quinn::Connection;
 use tokio::time;
 
@@ -21,8 +20,8 @@ use crate::{
     clock,
     daemon::status::HolderStatus,
     identity::PublicKey,
-    quic::congestion::CongestionHandle,
-    wire::{datagram::PADDING, message},
+    quic::{congestion::CongestionHandle, touch},
+    wire::message,
 };
 
 /// Between two looks at what the client has acknowledged: a quarter of the round trip within these bounds.
@@ -76,7 +75,7 @@ impl Server {
     ) -> Infallible {
         let welcomed = clock::now();
         // The client may have nothing to send.
-        let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+        touch(connection);
         let pause = (connection.rtt() / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         while congestion.newest_acknowledged().is_none_or(|sent| sent < welcomed) {
             time::sleep(pause).await;

@@ -6,7 +6,6 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use bytes::Bytes;
 use quinn::Connection;
 use tokio::time;
 use tracing::debug;
@@ -16,10 +15,9 @@ use crate::{
     quic::{
         congestion::CongestionHandle,
         liveness::{Liveness, Signs, Verdict, WATCH, silence_limit},
-        nudge,
+        nudge, touch,
     },
     tunnel::{pump, queue::Queue},
-    wire::datagram::PADDING,
 };
 
 /// Holds `queue` whenever the peer behind `connection` was sent to and is silent for too long, unless `session` has a
@@ -75,7 +73,7 @@ pub(crate) async fn keep_alive(connection: &Connection, interval: Duration) -> I
         let heard = heard(connection);
         time::sleep(interval).await;
         if self::heard(connection) == heard {
-            let _ = connection.send_datagram(Bytes::from_static(&[PADDING]));
+            touch(connection);
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tracing::{info, warn};
 
 use crate::{
@@ -12,12 +11,12 @@ use crate::{
         tenure::{Claim, Order, SessionId, Why},
     },
     identity::PublicKey,
-    quic::close,
+    quic::{close, touch},
     server::{
         Server,
         peers::{Elsewhere, Peer, Peers},
     },
-    wire::{datagram::PADDING, foreign::Foreign},
+    wire::foreign::Foreign,
 };
 
 impl From<Claim> for Elsewhere {
@@ -106,7 +105,7 @@ impl Site for Server {
         let current = self.peer(peer).and_then(|peer| peer.session());
         if let Some(current) = current.filter(|it| it.connection.stable_id() == session) {
             // It is acknowledged, if the client is there.
-            let _ = current.connection.send_datagram(Bytes::from_static(&[PADDING]));
+            touch(&current.connection);
         }
     }
 }
