@@ -80,7 +80,7 @@ pub(crate) enum Standing {
 }
 
 /// A record that is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PassedOver {
     /// The peer's name, or the key of etcd.
     pub(crate) record: Foreign,

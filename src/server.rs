@@ -135,7 +135,8 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         config.private_key.public_key(),
         &tun.addresses,
     );
-    let known = directory.await.map(|directory| (directory.known(), directory));
+    let directory = directory.await;
+    let known = directory.as_ref().map(Directory::known);
     let (nat, tun) = (Nat::new(daemon.record.clone()), tun.clone());
     let fleet = config.directory.clone();
     let key = config.private_key.public_key();
@@ -143,7 +144,6 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
     let _tickets = tickets::open(fleet.as_ref(), &server.acceptor.tls);
-    let (known, _directory) = known.unzip();
     if let Some(known) = &known {
         server.heed(known.borrow().clone());
     }

@@ -154,11 +154,8 @@ impl Server {
 
     /// Names each record that is not used, once.
     fn warn_of_new(&self, before: &[PassedOver]) {
-        let pair = |it: &PassedOver| (it.record.to_string(), it.reason.to_string());
-        let known: HashSet<_> = before.iter().map(pair).collect();
-        for new in
-            self.configured.borrow().passed_over.iter().filter(|it| !known.contains(&pair(it)))
-        {
+        let known: HashSet<_> = before.iter().collect();
+        for new in self.configured.borrow().passed_over.iter().filter(|it| !known.contains(it)) {
             let PassedOver { record, reason } = new;
             warn!(%record, %reason, "a record of the directory is not used");
         }

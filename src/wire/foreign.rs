@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) const LIMIT: usize = 200;
 
 /// Printable text of at most [`LIMIT`] characters.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Foreign(String);
 
