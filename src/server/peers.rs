@@ -124,8 +124,6 @@ struct Place {
     session: Option<PeerSession>,
     rivals: Rivals,
     elsewhere: Option<Elsewhere>,
-    /// Whether the session gave its routes up.
-    is_leaving: bool,
 }
 
 /// A peer's session at another server.
@@ -142,7 +140,7 @@ pub(super) struct Elsewhere {
 impl Place {
     fn whereabouts(&self) -> Whereabouts {
         match (&self.session, &self.elsewhere) {
-            (Some(_), _) if self.is_leaving => Whereabouts::Leaving,
+            (Some(session), _) if session.is_leaving => Whereabouts::Leaving,
             (Some(_), _) => Whereabouts::Here,
             (None, Some(_)) => Whereabouts::Elsewhere,
             (None, None) => Whereabouts::Away,
@@ -163,6 +161,8 @@ pub struct PeerSession {
     pub instance: Option<u64>,
     /// What its pumps share.
     pub(super) datapath: Arc<pump::Session>,
+    /// Whether it gave its routes up.
+    pub(super) is_leaving: bool,
 }
 
 impl PeerSession {
@@ -327,7 +327,6 @@ impl Peer {
         self.queue.hold(false);
         let (newer, instance) = (address(&session.connection, socket), session.instance);
         let old = place.session.replace(session);
-        place.is_leaving = false;
         self.publish(&place);
         let Some(old) = old else {
             let elsewhere = place.elsewhere.as_ref().and_then(|it| it.process);
@@ -358,7 +357,6 @@ impl Peer {
             |session: &mut PeerSession| session.connection.stable_id() == connection.stable_id();
         if place.session.take_if(is_ended).is_some() {
             self.queue.hold(true);
-            place.is_leaving = false;
             self.publish(place);
         }
     }
@@ -367,13 +365,11 @@ impl Peer {
     #[cfg(feature = "etcd")]
     pub(super) fn set_leaving(&self, session: usize, is_leaving: bool) -> bool {
         let place = &mut *self.place();
-        let current = place.session.as_ref().map(|it| it.connection.stable_id());
-        let is_there = current == Some(session);
-        if is_there {
-            place.is_leaving = is_leaving;
-            self.publish(place);
-        }
-        is_there
+        let is_its = |it: &&mut PeerSession| it.connection.stable_id() == session;
+        let Some(current) = place.session.as_mut().filter(is_its) else { return false };
+        current.is_leaving = is_leaving;
+        self.publish(place);
+        true
     }
 
     /// The peer has its session at another server, or has none there any more.

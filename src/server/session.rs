@@ -77,6 +77,7 @@ impl Server {
             software: hello.software.clone(),
             instance: hello.instance,
             datapath,
+            is_leaving: false,
         };
         peer.attach(claim, &self.socket);
         let attached = Attached { server: self, peer, connection };
