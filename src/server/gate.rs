@@ -14,7 +14,7 @@
 //! lately, may spend all of it. Other sources must leave one quarter for good ones, and up to three quarters
 //! after handshakes that proved no key. Memory does not grow with the number of sources.
 //!
-//! When a server died, all its clients come at once. Each that proves its key and has its session back lets two others
+//! When a server died, all its clients come at once. Each that has no session and proves its key lets two others
 //! begin, so that they get in as fast as the thread can let them in, and no faster: while tasks wait for it, only the
 //! budget is spent. Whoever has begun is not pushed out before a round trip can be over: they would push each other out, and
 //! none would get in.
@@ -37,7 +37,7 @@ use self::bucket::Bucket;
 pub(super) use self::bucket::Pace;
 
 /// Maximum of handshakes under way in a room, about 40 kB each. At the rate of [`HANDSHAKES`] a handshake has 1.3 s
-/// before a newer one replaces it.
+/// before a newer one replaces it; when a crowd comes back, less, but [`FAIR`].
 const MOST: usize = 384;
 /// With this many handshakes under way, a client must validate its address first.
 const RETRY_FROM: usize = 32;
@@ -226,7 +226,7 @@ impl Gate {
         self.is_late = time > LATE;
     }
 
-    /// A client that had no session has one again.
+    /// A client without a session has proved its key.
     pub(crate) fn returned(&mut self) {
         if !self.is_late {
             self.handshakes.give(GIVEN);
@@ -292,7 +292,8 @@ impl Places {
         give_way
     }
 
-    /// Whether somebody with a validated address would have to give way to `newcomer` who has hardly begun.
+    /// Whether somebody with a validated address who has hardly begun would or might have to give way to `newcomer`: who
+    /// leaves for one limit may make room for the next, which is not looked at.
     fn are_fresh(&self, newcomer: &UnderWay, shares: [usize; 2]) -> bool {
         limits(newcomer.blocks, shares).into_iter().any(|(block, most)| {
             self.first_to_leave(block, most).is_some_and(|(_, oldest)| {

@@ -40,7 +40,7 @@ impl Peers {
     /// Delivers packets that came from `from`: those for other peers are queued for them, those for the server's
     /// side go to `device`, and those that `from` must not send are dropped.
     ///
-    /// Those for a peer at another server go to `device` as well: the kernel sends them there. With [`Self::by_routes`]
+    /// Those for a peer at another server, or on its way there, go to `device` as well: the kernel sends them there. With [`Self::by_routes`]
     /// so do those for a peer without a session: perhaps the kernel knows where it is. If not it gives them back, and
     /// [`Self::route`] queues them.
     pub fn deliver(&self, from: &Peer, batch: &mut Vec<Packet>, device: &dyn PacketSink) {
