@@ -48,7 +48,7 @@ use self::{
     tcp::{Port, Visitors},
 };
 #[cfg(feature = "etcd")]
-use crate::fleet::keeper::Keeper;
+use crate::fleet::{etcd::Store, keeper::Keeper};
 use crate::{
     clock,
     config::ServerConfig,
@@ -94,9 +94,10 @@ pub(crate) struct Server {
     left_out: watch::Receiver<Vec<LeftOut>>,
     /// The addresses that this host has routes to, if it is to have such.
     held: Option<Held>,
-    /// Where several servers share their peers: which of them has whose session.
+    /// Where several servers share their peers: which of them has whose session, and the etcd that tells. The store lasts
+    /// as long as the server, since it remembers which members do not answer.
     #[cfg(feature = "etcd")]
-    keeper: Option<Keeper>,
+    keeper: Option<(Keeper, Store)>,
     socket: Arc<ServerSocket>,
     handshakes: HandshakeLimiter,
     drain: Drain,
@@ -226,10 +227,10 @@ impl Server {
     ) -> anyhow::Result<(Arc<Self>, Endpoint)> {
         let held = config.tun.peer_routes.then(Held::default);
         #[cfg(feature = "etcd")]
-        let keeper = config
-            .directory
-            .as_ref()
-            .map(|it| Keeper::new(config.private_key.public_key(), &it.name));
+        let keeper = config.directory.as_ref().map(|it| {
+            let keeper = Keeper::new(config.private_key.public_key(), &it.name);
+            (keeper, Store::new(&it.etcd))
+        });
         let ServerConfig { private_key, tun, quic, .. } = &config;
         let (private_key, interface) = (private_key.clone(), tun.name.clone());
         let (mtu, quic) = (tun.mtu, quic.clone());

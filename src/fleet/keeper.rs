@@ -10,6 +10,7 @@ use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -29,6 +30,8 @@ use crate::{clock, identity::PublicKey, wire::foreign::Foreign};
 const SESSIONS: &str = "sessions/";
 /// Requests to etcd that are under way at once, of a server to which all clients come at once.
 const REQUESTS: usize = 64;
+/// How long a server that stops tries to give up its claims: it stops without etcd, too.
+const GIVING_UP: Duration = Duration::from_secs(1);
 
 /// The server whose sessions these are. It tells the keeper nothing while it is asked.
 pub(crate) trait Site: Sync {
@@ -107,12 +110,13 @@ impl Keeper {
     }
 
     /// Gives up all claims, when [`Self::run`] goes on no more: other servers need not wait for the end of the lease.
+    /// With the store of [`Self::run`], which knows a member that answers; one that does not takes more than the time.
     pub(crate) async fn leave(&self, store: &Store) {
-        let lease = self.state().tenure.lease();
-        if let Some(lease) = lease
-            && let Err(error) = store.revoke(lease).await
-        {
-            debug!(%error, "the lease in etcd lapses");
+        let Some(lease) = self.state().tenure.lease() else { return };
+        match time::timeout(GIVING_UP, store.revoke(lease)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the lease in etcd lapses"),
+            Err(_) => debug!("etcd does not answer: the lease lapses"),
         }
     }
 
@@ -268,7 +272,7 @@ fn changed(change: Change) -> Option<Event> {
 #[cfg(test)]
 #[expect(clippy::print_stdout, reason = "what a test measured")]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{net::TcpListener, sync::Arc};
 
     use nix::sys::signal::Signal;
 
@@ -320,10 +324,14 @@ mod tests {
 
     impl Server {
         async fn new(name: &str, number: u8, cluster: &Cluster) -> Self {
+            Self::with(name, number, cluster.store()).await
+        }
+
+        async fn with(name: &str, number: u8, store: Store) -> Self {
             let keeper = Arc::new(Keeper::new([number; 32].into(), name));
             let hall = Arc::new(Hall::default());
             let running = Task::spawn("keeper", {
-                let (keeper, hall, store) = (keeper.clone(), hall.clone(), cluster.store());
+                let (keeper, hall) = (keeper.clone(), hall.clone());
                 async move { keeper.run(&store, &*hall).await }
             });
             let server = Self { keeper, hall, _running: running };
@@ -399,6 +407,23 @@ mod tests {
         assert_eq!(store.read(SESSIONS).await.unwrap().entries.len(), 1);
         keeper.leave(&store).await;
         assert_eq!(store.read(SESSIONS).await.unwrap().entries, []);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_gives_up_its_claims_although_a_member_is_silent() {
+        let cluster = Cluster::of(1).await;
+        // Its connections are taken, and nobody answers.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut access = cluster.access();
+        access.endpoints.insert(0, format!("http://{}", silent.local_addr().unwrap()));
+        let store = Store::new(&access);
+        let berlin = Server::with("berlin", 1, store.clone()).await;
+        berlin.begin(1, 1);
+        berlin.holds(1).await;
+        let keeper = berlin.keeper.clone();
+        drop(berlin);
+        keeper.leave(&store).await;
+        assert_eq!(cluster.store().read(SESSIONS).await.unwrap().entries, []);
     }
 
     #[tokio::test]

@@ -11,11 +11,7 @@ use tokio::time;
 
 use super::{Server, peers::Peer};
 #[cfg(feature = "etcd")]
-use crate::fleet::{
-    etcd::Store,
-    keeper::Keeper,
-    tenure::{Claim, Event, Hello},
-};
+use crate::fleet::tenure::{Claim, Event, Hello};
 use crate::{
     clock,
     daemon::status::HolderStatus,
@@ -27,9 +23,6 @@ use crate::{
 /// Between two looks at what the client has acknowledged: a quarter of the round trip within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-/// How long a server that stops tries to give up its claims.
-#[cfg(feature = "etcd")]
-const GIVING_UP: Duration = Duration::from_secs(1);
 
 /// The claim of a connection on the session of `peer`; dropping it gives the session up.
 pub(super) struct Attached<'a> {
@@ -57,7 +50,7 @@ impl Server {
             held.add(&peer.addresses, session);
         }
         #[cfg(feature = "etcd")]
-        if let Some(keeper) = &self.keeper {
+        if let Some((keeper, _)) = &self.keeper {
             let hello = Hello { process: hello.instance, number: hello.number };
             let client = Some(self.socket.shown(connection.remote_address()).ip().to_canonical());
             keeper.tell(self, Event::Began { peer: peer.key, session, hello, client });
@@ -89,8 +82,8 @@ impl Server {
     /// Keeps the claims of this server's sessions in etcd, for ever.
     pub(super) async fn keep_claims(&self) -> Infallible {
         #[cfg(feature = "etcd")]
-        if let Some((keeper, store)) = self.claims() {
-            return keeper.run(&store, self).await;
+        if let Some((keeper, store)) = &self.keeper {
+            return keeper.run(store, self).await;
         }
         pending().await
     }
@@ -99,23 +92,15 @@ impl Server {
     #[cfg_attr(not(feature = "etcd"), expect(clippy::unused_async, reason = "as it is with etcd"))]
     pub(super) async fn give_up_claims(&self) {
         #[cfg(feature = "etcd")]
-        if let Some((keeper, store)) = self.claims() {
-            // A server stops without etcd, too.
-            let _ = time::timeout(GIVING_UP, keeper.leave(&store)).await;
+        if let Some((keeper, store)) = &self.keeper {
+            keeper.leave(store).await;
         }
-    }
-
-    #[cfg(feature = "etcd")]
-    fn claims(&self) -> Option<(&Keeper, Store)> {
-        let configured = self.configured.borrow();
-        let directory = configured.config.directory.as_ref()?;
-        Some((self.keeper.as_ref()?, Store::new(&directory.etcd)))
     }
 
     /// Which server has the session of whom, if this one knows.
     pub(super) fn holders(&self) -> HashMap<PublicKey, HolderStatus> {
         #[cfg(feature = "etcd")]
-        if let Some(keeper) = &self.keeper {
+        if let Some((keeper, _)) = &self.keeper {
             let status = |(peer, claim, here): (_, Claim, _)| {
                 (peer, HolderStatus { server: claim.name, epoch: claim.epoch, here })
             };
@@ -131,7 +116,7 @@ impl Server {
             held.remove(&peer.addresses, session);
         }
         #[cfg(feature = "etcd")]
-        if let Some(keeper) = &self.keeper {
+        if let Some((keeper, _)) = &self.keeper {
             keeper.tell(self, Event::Ended { peer: peer.key, session });
         }
     }

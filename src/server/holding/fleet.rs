@@ -32,7 +32,7 @@ impl Server {
 
     /// Tells peers that are new since `before` whether their sessions are at another server.
     pub(in crate::server) fn place(&self, before: &Peers) {
-        let Some(keeper) = &self.keeper else { return };
+        let Some((keeper, _)) = &self.keeper else { return };
         let is_new = |peer: &&Arc<Peer>| {
             before.with_key(peer.key).is_none_or(|before| !Arc::ptr_eq(before, peer))
         };
