@@ -241,24 +241,13 @@ impl Store {
         });
         let transaction =
             Txn::new().when(compares.collect::<Vec<_>>()).and_then(operations.collect::<Vec<_>>());
-        let end = clock::now() + CALL;
-        for _ in 0..=self.shared.access.endpoints.len() {
-            let Member { number, mut client } = self.member().await?;
-            match within(end, client.txn(transaction.clone())).await {
-                Ok(answer) => {
-                    let revision = answer.header().ok_or_else(no_header)?.revision();
-                    return Ok(answer.succeeded().then_some(revision));
-                }
-                Err(Failure::Refused(why)) => return Err(StoreError::Refused(why)),
-                Err(Failure::NotSent(_)) if clock::now() < end => self.leave(number),
-                Err(Failure::NotSent(why)) => return Err(StoreError::Away(why)),
-                Err(Failure::Silent(why)) => {
-                    self.leave(number);
-                    return Err(StoreError::Unclear(why));
-                }
-            }
-        }
-        Err(StoreError::Away("no member takes connections".into()))
+        let asked = self.call(false, |mut client| {
+            let transaction = transaction.clone();
+            async move { client.txn(transaction).await }
+        });
+        let answer = asked.await?;
+        let revision = answer.header().ok_or_else(no_header)?.revision();
+        Ok(answer.succeeded().then_some(revision))
     }
 
     /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
@@ -307,17 +296,34 @@ impl Store {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.call(true, question).await
+    }
+
+    /// Asks one member after the other. What may not be repeated goes to the next one only if the one before takes no
+    /// connections.
+    async fn call<T, F>(
+        &self,
+        may_repeat: bool,
+        question: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
         let end = clock::now() + CALL;
         // The connection at hand may be one to a member that was restarted.
         let mut left = self.shared.access.endpoints.len() + 1;
         loop {
             let member = self.member().await?;
-            let why = match within(end, question(member.client)).await {
+            let (why, was_sent) = match within(end, question(member.client)).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Refused(why)) => return Err(StoreError::Refused(why)),
-                Err(Failure::NotSent(why) | Failure::Silent(why)) => why,
+                Err(Failure::NotSent(why)) => (why, false),
+                Err(Failure::Silent(why)) => (why, true),
             };
             self.leave(member.number);
+            if was_sent && !may_repeat {
+                return Err(StoreError::Unclear(why));
+            }
             left -= 1;
             if left == 0 || clock::now() >= end {
                 return Err(StoreError::Away(why));
