@@ -19,6 +19,8 @@ mod cache;
 #[cfg(feature = "etcd")]
 pub(crate) mod directory;
 #[cfg(feature = "etcd")]
+mod entry;
+#[cfg(feature = "etcd")]
 pub(crate) mod etcd;
 #[cfg(feature = "etcd")]
 pub(crate) mod keeper;

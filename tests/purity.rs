@@ -20,6 +20,7 @@ const PURE: &[&str] = &[
     "client::offer",
     "client::plan",
     "fleet::belief",
+    "fleet::entry",
     "fleet::record",
     "fleet::tenure",
     "path::forgotten",

@@ -11,7 +11,8 @@ use tokio::time::sleep;
 use super::{
     PassedOver,
     belief::{Belief, Past},
-    etcd::{Compare, Entry, Store, StoreError, Write},
+    entry::Entry,
+    etcd::{Compare, Store, StoreError, Write},
     record::{self, MARK, Mark, PEERS, SERVERS, ServerRecord, Unusable},
 };
 use crate::{

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{
     PassedOver, Taken,
-    etcd::{Change, Entry, Snapshot},
+    entry::{Change, Entry, Snapshot},
     record::{self, MARK, MOST_BYTES, Mark, Unusable},
 };
 use crate::{config::Peer, wire::foreign::Foreign};

@@ -12,7 +12,7 @@ use std::{
 use nix::{libc, unistd::geteuid};
 use serde::{Deserialize, Serialize};
 
-use super::{belief::Saved, etcd::Entry};
+use super::{belief::Saved, entry::Entry};
 
 /// The version of the file.
 const VERSION: u32 = 1;

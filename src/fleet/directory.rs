@@ -14,7 +14,8 @@ use super::{
     Known, Standing,
     belief::{Belief, Past},
     cache::Cache,
-    etcd::{Change, Compare, Entry, News, Snapshot, Store, StoreError, Write},
+    entry::{Change, Entry, Snapshot},
+    etcd::{Compare, Store, StoreError, Write, follow::News},
     record::{self, MARK, PEERS, SERVERS, ServerRecord},
 };
 use crate::{

@@ -18,7 +18,8 @@ use tokio::{sync::Notify, time};
 use tracing::{debug, info, warn};
 
 use super::{
-    etcd::{Change, Compare, Entry, News, Store, Write},
+    entry::{Change, Entry},
+    etcd::{Compare, Store, Write, follow::News},
     record,
     tenure::{
         Action, Answer, Claim, Event, Hello, Known, LEASE, Order, Request, SessionId, TICK, Tenure,

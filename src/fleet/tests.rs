@@ -24,7 +24,11 @@ use super::{
     Known, Standing, admin,
     cache::Cache,
     directory::Directory,
-    etcd::{Change, Compare, Follow, News, Snapshot, Store, StoreError, Write},
+    entry::{Change, Snapshot},
+    etcd::{
+        Compare, Store, StoreError, Write,
+        follow::{Follow, News},
+    },
     record::ServerRecord,
 };
 use crate::{clock, config::Etcd, identity::PublicKey};

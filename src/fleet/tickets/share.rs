@@ -9,7 +9,8 @@ use super::{Wrapping, renewed};
 use crate::{
     clock, config,
     fleet::{
-        etcd::{Change, Compare, News, Store, Write},
+        entry::Change,
+        etcd::{Compare, Store, Write, follow::News},
         record::Unusable,
     },
     identity::PrivateKey,

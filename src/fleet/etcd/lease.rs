@@ -1,0 +1,81 @@
+//! Leases: what keys end with when their server is not heard any more.
+
+use std::time::{Duration, Instant};
+
+use tokio::{sync::watch, time::sleep};
+use tracing::debug;
+
+use super::{Store, StoreError, follow::SHORTEST};
+use crate::{clock, task::Task};
+
+impl Store {
+    /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
+    pub(crate) async fn lease(&self, lasts: Duration) -> Result<Lease, StoreError> {
+        let seconds = lasts.as_secs().max(1);
+        let asked = clock::now();
+        let granted =
+            self.ask(|mut client| async move { client.lease_grant(seconds as i64, None).await });
+        let granted = granted.await?;
+        let (id, lasts) = (granted.id(), Duration::from_secs(granted.ttl().max(0) as u64));
+        let (renewed, ends) = watch::channel(asked + lasts);
+        let renew = renew(self.clone(), id, lasts, renewed);
+        Ok(Lease { id, ends, _renewing: Task::spawn("lease", renew) })
+    }
+
+    /// Ends a lease that nobody renews any more, and deletes the keys that were put with it.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
+        self.ask(|mut client| async move { client.lease_revoke(lease).await }).await.map(|_| ())
+    }
+}
+
+/// A lease, renewed for as long as this is kept. It lapses when it is dropped.
+pub(crate) struct Lease {
+    id: i64,
+    ends: watch::Receiver<Instant>,
+    _renewing: Task,
+}
+
+impl Lease {
+    /// Its number, for [`Write::Put`](super::Write::Put).
+    pub(crate) fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Until when etcd keeps it at least, by this machine's clock, whatever happens to the network.
+    pub(crate) fn ends(&self) -> Instant {
+        *self.ends.borrow()
+    }
+
+    /// Waits until it has ended: it was not renewed in time, or etcd does not know it.
+    pub(crate) async fn lost(&self) {
+        let mut ends = self.ends.clone();
+        while ends.changed().await.is_ok() {}
+    }
+}
+
+/// Renews the lease three times in the time that it lasts. Returns when it has ended.
+async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Instant>) {
+    let mut pause = lasts / 3;
+    loop {
+        let end = *ends.borrow();
+        sleep(pause.min(end.saturating_duration_since(clock::now()))).await;
+        if clock::now() >= end {
+            return;
+        }
+        let asked = clock::now();
+        let renewed = store.ask(|mut client| async move { client.lease_keep_alive(id).await });
+        pause = match renewed.await {
+            Ok(_) => {
+                ends.send_replace(asked + lasts);
+                lasts / 3
+            }
+            Err(StoreError::Away(_) | StoreError::Unclear(_) | StoreError::Material { .. }) => {
+                SHORTEST
+            }
+            Err(StoreError::Refused(why)) => {
+                debug!(%why, "the lease is gone");
+                return;
+            }
+        };
+    }
+}
