@@ -15,6 +15,8 @@
 #![expect(clippy::disallowed_methods, reason = "tests in real time")]
 #![expect(clippy::print_stderr, reason = "a failing test shows the logs of its daemons")]
 
+#[cfg(feature = "etcd")]
+mod bird;
 mod counsel;
 #[cfg(feature = "etcd")]
 mod directory;

@@ -84,10 +84,8 @@ fn the_host_has_routes_to_the_peers_that_are_connected_and_to_no_others() {
 #[cfg(feature = "etcd")]
 mod fleet {
     use std::{
-        fs,
         io::{Read as _, Write as _},
         net::{SocketAddr, TcpListener, TcpStream},
-        path::Path,
         time::{Duration, Instant, SystemTime},
     };
 
@@ -96,7 +94,10 @@ mod fleet {
     use tempfile::TempDir;
 
     use super::run;
-    use crate::harness::{Host, PATIENCE, client_toml, eventually, inner_v4, inner_v6};
+    use crate::{
+        bird,
+        harness::{Host, PATIENCE, client_toml, eventually, inner_v4, inner_v6},
+    };
 
     struct Fleet {
         laptop: Host,
@@ -132,14 +133,6 @@ mod fleet {
         conf
     }
 
-    fn bird(namespace: &Namespace, name: &str, conf: &str, folder: &Path) -> Process {
-        let file = folder.join(format!("{name}-bird.conf"));
-        fs::write(&file, conf).unwrap();
-        let mut command = namespace.command("bird");
-        command.arg("-f").arg("-c").arg(&file).arg("-s").arg(folder.join(format!("{name}.ctl")));
-        namespace.spawn(&format!("{name}-bird"), command, folder).unwrap()
-    }
-
     impl Fleet {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
@@ -167,16 +160,14 @@ mod fleet {
                 }
                 let via = format!("10.10.{number}.1");
                 there.add_route("10.10.0.0/16", Some(&via), "lan", 100).unwrap();
-                // As it is shipped, but for the addresses.
-                let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/bird.conf");
-                let conf = fs::read_to_string(shipped).unwrap();
-                let conf = conf
-                    .replace("65001", &(65001 + number).to_string())
-                    .replace("10.10.0.", &format!("10.10.{number}."))
-                    .replace("fd10::", &format!("fd10:{number}::"));
-                birds.push(bird(there, NAMES[number], &conf, folder.path()));
+                let conf = bird::shipped(&[
+                    ("65001", (65001 + number).to_string()),
+                    ("10.10.0.", format!("10.10.{number}.")),
+                    ("fd10::", format!("fd10:{number}::")),
+                ]);
+                birds.push(bird::run(there, &conf, folder.path()));
             }
-            birds.push(bird(&router, "router", &router_conf(), folder.path()));
+            birds.push(bird::run(&router, &router_conf(), folder.path()));
             let member = Member::new(
                 "m0",
                 folder.path(),

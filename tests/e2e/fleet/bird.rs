@@ -1,23 +1,18 @@
-//! A real BIRD on the servers and on the site's router.
+//! BIRD on the servers and on the site's router.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use roamd_lab::{Namespace, Process};
 
-use crate::harness::eventually;
+use crate::{bird, harness::eventually};
 
 /// The shipped example with this site's addresses.
 fn server(number: usize) -> String {
-    let mut text = include_str!("../../../config/bird.conf").to_owned();
-    for (from, to) in [
+    bird::shipped(&[
         ("OWN_AS = 65001", format!("OWN_AS = 6500{number}")),
         ("ROUTER_V4 = 10.10.0.1", format!("ROUTER_V4 = 10.78.{number}.2")),
         ("router id 10.10.0.2", format!("router id 10.78.{number}.1")),
-    ] {
-        assert!(text.contains(from), "{text}");
-        text = text.replacen(from, &to, 1);
-    }
-    text
+    ])
 }
 
 /// The site's router, which believes both servers.
@@ -42,18 +37,8 @@ protocol bgp paris from fleet { neighbor 10.78.2.1 as 65002; }
 pub(super) fn start(servers: &[Namespace], router: &Namespace, folder: &Path) -> Vec<Process> {
     let texts = (1..).map(server).take(servers.len());
     let all = servers.iter().zip(texts).chain([(router, ROUTER.to_owned())]);
-    let birds: Vec<_> = all
-        .map(|(namespace, text)| {
-            let name = format!("bird-{}", namespace.label());
-            let file = folder.join(format!("{name}.conf"));
-            fs::write(&file, text).unwrap();
-            let mut command = namespace.command("bird");
-            command.arg("-f").arg("-c").arg(&file);
-            command.arg("-s").arg(folder.join(format!("{name}.ctl")));
-            namespace.spawn(&name, command, folder).unwrap()
-        })
-        .collect();
-    let socket = folder.join(format!("bird-{}.ctl", router.label()));
+    let birds = all.map(|(namespace, text)| bird::run(namespace, &text, folder)).collect();
+    let socket = bird::socket(router, folder);
     eventually("BGP is established", || {
         let mut birdc = router.command("birdc");
         let output = birdc.arg("-s").arg(&socket).args(["show", "protocols"]).output();
