@@ -10,7 +10,7 @@ use std::{
 use nix::sys::signal::Signal;
 use roamd_lab::{Process, etcd::Member};
 
-use crate::harness::{Host, Net, PROGRAM, eventually, inner_v4};
+use crate::harness::{Host, Net, PROGRAM, eventually, inner_v4, start_etcd};
 
 /// A net whose server has its first client in its file and nobody else, and an etcd on the server's host.
 struct Site {
@@ -40,10 +40,8 @@ impl Site {
     }
 
     fn start_etcd(&mut self) {
-        let command = self.etcd.command(std::slice::from_ref(&self.etcd));
         let server = &self.net.server;
-        self.running = Some(server.namespace.spawn("etcd", command, server.folder()).unwrap());
-        eventually("etcd answers", || self.peer(&["list"]).status.success().then_some(()));
+        self.running = Some(start_etcd(&self.etcd, &server.namespace, server.folder()));
     }
 
     fn kill_etcd(&mut self) {

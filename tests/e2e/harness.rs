@@ -10,6 +10,8 @@ use std::{
 };
 
 use ring::digest;
+#[cfg(feature = "etcd")]
+use roamd_lab::etcd::Member;
 use roamd_lab::{Namespace, Process, veth};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -37,6 +39,22 @@ pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> 
         assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Starts etcd as the only member of its cluster, on the data that it left, and waits until it answers.
+#[cfg(feature = "etcd")]
+pub(crate) fn start_etcd(member: &Member, namespace: &Namespace, folder: &Path) -> Process {
+    let command = member.command(std::slice::from_ref(member));
+    let etcd = namespace.spawn("etcd", command, folder).unwrap();
+    eventually("etcd is healthy", || {
+        let mut etcdctl = namespace.command("etcdctl");
+        let at = member.endpoint();
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &at, "endpoint", "health"]);
+        let output = etcdctl.output();
+        let output = output.expect("etcdctl cannot be run: apt-get install etcd-client");
+        output.status.success().then_some(())
+    });
+    etcd
 }
 
 /// One host: a namespace, a configuration and perhaps a running daemon.

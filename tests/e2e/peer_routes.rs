@@ -96,7 +96,7 @@ mod fleet {
     use super::run;
     use crate::{
         bird,
-        harness::{Host, PATIENCE, client_toml, eventually, inner_v4, inner_v6},
+        harness::{Host, PATIENCE, client_toml, eventually, inner_v4, inner_v6, start_etcd},
     };
 
     struct Fleet {
@@ -191,8 +191,7 @@ mod fleet {
         }
 
         fn start_etcd(&mut self) {
-            let command = self.member.command(std::slice::from_ref(&self.member));
-            self.etcd = Some(self.router.spawn("etcd", command, self.folder.path()).unwrap());
+            self.etcd = Some(start_etcd(&self.member, &self.router, self.folder.path()));
         }
 
         fn configure(&self, number: usize) {

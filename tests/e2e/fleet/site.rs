@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::bird;
 use crate::{
-    harness::{Host, eventually},
+    harness::{Host, eventually, start_etcd},
     roaming::{Stream, stream_to},
 };
 
@@ -88,8 +88,9 @@ impl Site {
     fn configure(&self) {
         for ((name, _), server) in SERVERS.iter().zip(&self.servers) {
             let directory = format!(
-                "[directory]\nname = \"{name}\"\netcd = {{ endpoints = [\"http://{OFFICE}:2379\"], \
-                 prefix = \"/roamd/home\" }}\n"
+                "[directory]\nname = \"{name}\"\netcd = {{ endpoints = [\"{}\"], \
+                 prefix = \"/roamd/home\" }}\n",
+                self.member.endpoint()
             );
             server.configure(&format!(
                 "role = \"server\"\nlisten = \"[::]:4433\"\n{directory}\
@@ -125,16 +126,7 @@ impl Site {
 
     /// Starts etcd, on the data that it left.
     pub(crate) fn start_etcd(&mut self) {
-        let command = self.member.command(std::slice::from_ref(&self.member));
-        self.etcd = Some(self.office.spawn("etcd", command, self.folder.path()).unwrap());
-        let at = self.member.endpoint();
-        eventually("etcd is healthy", || {
-            let mut etcdctl = self.office.command("etcdctl");
-            etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &at, "endpoint", "health"]);
-            let output = etcdctl.output();
-            let output = output.expect("etcdctl cannot be run: apt-get install etcd-client");
-            output.status.success().then_some(())
-        });
+        self.etcd = Some(start_etcd(&self.member, &self.office, self.folder.path()));
     }
 
     /// Adds a peer to the directory, as an admin on the first server does.
