@@ -94,7 +94,7 @@ fn a_drained_server_loses_nothing_and_nor_does_the_way_back() {
     site.servers[0].daemon = None;
     site.servers[0].start();
     let back = site.stream(Duration::from_secs(42), || ());
-    assert_eq!(site.server_in_use().as_deref(), Some("berlin"));
+    assert_eq!(site.client.server_in_use().as_deref(), Some("berlin"));
     assert_eq!(back.lost, 0, "{back:?}");
     assert!(back.gap < MOVE + back.stall, "{back:?}");
 }
@@ -125,7 +125,7 @@ fn a_person_chooses_the_server() {
     let moved = site.stream(LONG, || {
         assert!(site.client.tell(&["switch", "--server", "paris"]).status.success());
     });
-    assert_eq!(site.server_in_use().as_deref(), Some("paris"));
+    assert_eq!(site.client.server_in_use().as_deref(), Some("paris"));
     assert_eq!(moved.lost, 0, "{moved:?}");
     let output = site.client.tell(&["switch", "--server", "rome"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

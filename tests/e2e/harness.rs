@@ -41,6 +41,13 @@ pub(crate) fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// Changes the rules of a host.
+pub(crate) fn nft(namespace: &Namespace, commands: &[&str]) {
+    for command in commands {
+        assert!(namespace.command("nft").arg(command).status().unwrap().success(), "{command}");
+    }
+}
+
 /// Starts etcd as the only member of its cluster, on the data that it left, and waits until it answers.
 #[cfg(feature = "etcd")]
 pub(crate) fn start_etcd(member: &Member, namespace: &Namespace, folder: &Path) -> Process {
@@ -177,6 +184,13 @@ impl Host {
         status["paths"].as_array()?.iter().find(|path| path["state"] == "active").cloned()
     }
 
+    /// The name of the server that has the client's session.
+    pub(crate) fn server_in_use(&self) -> Option<String> {
+        let status = self.try_status()?;
+        let in_use = status["servers"].as_array()?.iter().find(|it| it["state"] == "in-use")?;
+        Some(in_use["name"].as_str()?.to_owned())
+    }
+
     /// Waits until the path in use has this `value`, such as the transport "tcp".
     pub(crate) fn until_path(&self, key: &str, value: &str) {
         eventually(value, || (self.path_in_use()?[key] == value).then_some(()));
@@ -233,10 +247,7 @@ pub(crate) struct Net {
 impl Net {
     /// Changes the rules of the server's host, which is also the network of its clients.
     pub(crate) fn nft(&self, commands: &[&str]) {
-        for command in commands {
-            let status = self.server.namespace.command("nft").arg(command).status().unwrap();
-            assert!(status.success(), "{command}");
-        }
+        nft(&self.server.namespace, commands);
     }
 
     /// Lets nothing of TCP and UDP through from the first client but to this TCP port, or again everything.

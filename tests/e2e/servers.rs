@@ -23,7 +23,7 @@ use roamd_lab::{Namespace, veth};
 use tempfile::TempDir;
 
 use crate::{
-    harness::{Host, eventually},
+    harness::{Host, eventually, nft},
     roaming::shown,
 };
 
@@ -89,25 +89,18 @@ impl Fleet {
     }
 
     fn until_in_use(&self, name: &str) {
-        eventually(name, || {
-            let status = self.laptop.try_status()?;
-            let servers = status["servers"].as_array()?.clone();
-            let in_use = servers.into_iter().find(|server| server["state"] == "in-use")?;
-            (in_use["name"] == name).then_some(())
-        });
+        eventually(name, || (self.laptop.server_in_use()? == name).then_some(()));
     }
 
     /// Cuts a server's link without a word.
     fn cut(&self, there: &str) {
-        for command in [
+        let commands = [
             "add table inet cut",
             "add chain inet cut forward { type filter hook forward priority 0; }",
             &format!("add rule inet cut forward iifname {there} drop"),
             &format!("add rule inet cut forward oifname {there} drop"),
-        ] {
-            let status = self.internet.command("nft").arg(command).status().unwrap();
-            assert!(status.success(), "{command}");
-        }
+        ];
+        nft(&self.internet, &commands);
     }
 
     /// What the kill switch and the routes of the laptop are like.

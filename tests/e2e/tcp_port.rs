@@ -10,22 +10,21 @@ use std::{
 use roamd_lab::{Access, LinkShape, Namespace, Scene};
 
 use crate::{
-    harness::{Host, Net, client_toml, eventually, transfer},
+    harness::{Host, Net, client_toml, eventually, nft, transfer},
     keystrokes::type_until,
     roaming::shown,
 };
 
 /// Drops UDP to the server, at the server or on the way there.
 fn drop_udp(at: &Namespace) {
-    for command in [
+    let commands = [
         "add table inet hotel",
         "add chain inet hotel input { type filter hook input priority -10; }",
         "add rule inet hotel input udp dport 4433 drop",
         "add chain inet hotel forward { type filter hook forward priority -10; }",
         "add rule inet hotel forward udp dport 4433 drop",
-    ] {
-        assert!(at.command("nft").arg(command).status().unwrap().success(), "{command}");
-    }
+    ];
+    nft(at, &commands);
 }
 
 fn without_udp() -> Net {

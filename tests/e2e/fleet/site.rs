@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::bird;
 use crate::{
-    harness::{Host, eventually, start_etcd},
+    harness::{Host, eventually, nft, start_etcd},
     roaming::{Stream, stream_to},
 };
 
@@ -159,7 +159,7 @@ impl Site {
 
     /// Waits until the laptop's session is with this server, and the office reaches it.
     pub(crate) fn until_server(&self, name: &str) {
-        eventually(name, || (self.server_in_use()? == name).then_some(()));
+        eventually(name, || (self.client.server_in_use()? == name).then_some(()));
         eventually("the office reaches the laptop", || {
             let mut ping = self.office.command("ping");
             ping.args(["-n", "-c", "1", "-W", "1", "-I", OFFICE, LAPTOP]);
@@ -170,18 +170,11 @@ impl Site {
     /// Waits until the preferred server, which answers again, has been believed for long enough.
     pub(crate) fn until_returned(&self) {
         let begun = Instant::now();
-        while self.server_in_use().as_deref() != Some("berlin") {
+        while self.client.server_in_use().as_deref() != Some("berlin") {
             assert!(begun.elapsed() < RETURN, "not back within {RETURN:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
         self.until_server("berlin");
-    }
-
-    /// The name of the server that has the session.
-    pub(crate) fn server_in_use(&self) -> Option<String> {
-        let status = self.client.try_status()?;
-        let in_use = status["servers"].as_array()?.iter().find(|it| it["state"] == "in-use")?;
-        Some(in_use["name"].as_str()?.to_owned())
     }
 
     /// Waits until the reserve is warm.
@@ -216,9 +209,7 @@ impl Site {
                 "add rule inet power out oifname != { lo, roam0 } drop",
             ]
         };
-        for command in commands {
-            assert!(namespace.command("nft").arg(command).status().unwrap().success(), "{command}");
-        }
+        nft(namespace, commands);
     }
 
     /// Which server the office sends to for the laptop, if there is one.
