@@ -17,6 +17,8 @@ mod check;
 mod client;
 mod congestion;
 mod directory;
+#[cfg(test)]
+mod fake;
 mod filter;
 mod host_port;
 mod keys;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{self, Congestion, Dns, Filter, Log, LogFormat, Quic, ServerConfig, ServerTun},
+    config::{self, Congestion, Quic, ServerConfig, ServerTun},
     daemon::status::Role,
     fleet::{Known, PassedOver},
     identity::{PrivateKey, PublicKey},
@@ -126,26 +126,14 @@ impl Site {
             public_key: peer.public_key(),
             addresses: vec!["10.66.0.2".parse().unwrap()],
         };
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let fake = ServerConfig::fake(key, listen, peers.iter().map(peer).collect());
         ServerConfig {
-            private_key: key.clone(),
-            listen: vec!["127.0.0.1:0".parse().unwrap()],
-            listen_tcp: Some("127.0.0.1:0".parse().unwrap()),
+            listen_tcp: Some(listen),
             drain: Duration::from_secs(5),
-            tun: ServerTun {
-                offload: true,
-                name: "roam0".into(),
-                mtu: 1400,
-                addresses: vec!["10.66.0.1/24".parse().unwrap()],
-                routes: Vec::new(),
-                dns: Dns::default(),
-                nat: false,
-                peer_routes: true,
-            },
-            peers: peers.iter().map(peer).collect(),
-            directory: None,
+            tun: ServerTun { peer_routes: true, ..fake.tun },
             quic: quic_settings(),
-            log: Log { level: Filter::default(), format: LogFormat::Text },
-            metrics: None,
+            ..fake
         }
     }
 

@@ -49,8 +49,8 @@ use crate::{
     client::Client,
     clock,
     config::{
-        ClientConfig, ClientTun, Congestion, Dns, Exclude, Filter, HostPort, Log, LogFormat, Paths,
-        Peer, Preference, Quic, ServerConfig, ServerPeer, ServerTun,
+        ClientConfig, ClientTun, Congestion, Exclude, Filter, HostPort, Log, LogFormat, Paths,
+        Peer, Preference, Quic, ServerConfig, ServerPeer,
     },
     daemon::status::PathStatus,
     host::{HostError, Layout, Reports, Setup},
@@ -408,31 +408,13 @@ impl Hosts {
     }
 
     fn server_config(&self) -> ServerConfig {
-        ServerConfig {
-            private_key: self.server.clone(),
-            listen: vec!["[::]:4433".parse().unwrap()],
-            listen_tcp: None,
-            drain: Duration::ZERO,
-            tun: ServerTun {
-                offload: true,
-                name: "roam0".into(),
-                mtu: 1400,
-                addresses: vec!["10.66.0.1/24".parse().unwrap()],
-                routes: Vec::new(),
-                dns: Dns::default(),
-                nat: false,
-                peer_routes: false,
-            },
-            peers: vec![Peer {
-                name: "laptop".into(),
-                public_key: self.client.public_key(),
-                addresses: vec!["10.66.0.2".parse().unwrap()],
-            }],
-            directory: None,
-            quic: quic_settings(),
-            log: log(),
-            metrics: None,
-        }
+        let laptop = Peer {
+            name: "laptop".into(),
+            public_key: self.client.public_key(),
+            addresses: vec!["10.66.0.2".parse().unwrap()],
+        };
+        let listen: SocketAddr = "[::]:4433".parse().unwrap();
+        ServerConfig::fake(&self.server, listen, vec![laptop])
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         command::{Order, What},
         tests::{FakeHost, SERVER, config},
     },
-    config::{ClientConfig, Dns, HostPort, Peer, Preference, ServerConfig, ServerPeer, ServerTun},
+    config::{ClientConfig, HostPort, Peer, Preference, ServerConfig, ServerPeer},
     daemon::{
         events::Event,
         status::{ClientState, ClientStatus, RemoteState},
@@ -151,28 +151,7 @@ impl Fleet {
             public_key: self.keys[3].public_key(),
             addresses: vec![self.inner[which].parse().unwrap()],
         };
-        let ClientConfig { quic, log, .. } = config();
-        let config = ServerConfig {
-            private_key: self.keys[which].clone(),
-            listen: vec![SERVER.into()],
-            listen_tcp: None,
-            drain: Duration::ZERO,
-            tun: ServerTun {
-                offload: true,
-                name: "roam0".into(),
-                mtu: 1400,
-                addresses: vec!["10.66.0.1/24".parse().unwrap()],
-                routes: Vec::new(),
-                dns: Dns::default(),
-                nat: false,
-                peer_routes: false,
-            },
-            directory: None,
-            peers: vec![us],
-            quic,
-            log,
-            metrics: None,
-        };
+        let config = ServerConfig::fake(&self.keys[which], SERVER, vec![us]);
         let socket = match which {
             BERLIN => self.world.listen(),
             _ => self.world.listen_at(SERVERS[which].into()),

@@ -5,7 +5,7 @@ use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use super::*;
 use crate::{
     client::command::{Order, What},
-    config::{Dns, Peer, ServerConfig, ServerTun},
+    config::{Peer, ServerConfig},
     daemon::{
         control::Reply,
         status::{ClientState, ClientStatus},
@@ -79,28 +79,8 @@ impl Tunnel {
             public_key: self.keys[0].public_key(),
             addresses: vec!["10.66.0.2".parse().unwrap()],
         };
-        let ClientConfig { quic, log, .. } = config();
-        let config = ServerConfig {
-            private_key: self.keys[1].clone(),
-            listen: vec![SERVER.into()],
-            listen_tcp: None,
-            drain: Duration::ZERO,
-            tun: ServerTun {
-                offload: true,
-                name: "roam0".into(),
-                mtu: 1400,
-                addresses: vec!["10.66.0.1/24".parse().unwrap()],
-                routes: Vec::new(),
-                dns: Dns::default(),
-                nat: false,
-                peer_routes: false,
-            },
-            peers: if knows_us { vec![us] } else { Vec::new() },
-            directory: None,
-            quic,
-            log,
-            metrics: None,
-        };
+        let peers = if knows_us { vec![us] } else { Vec::new() };
+        let config = ServerConfig::fake(&self.keys[1], SERVER, peers);
         let (socket, (device, source)) = (self.world.listen(), mpsc::channel(1));
         let left_out = watch::Sender::default().subscribe();
         let (server, endpoint) =
