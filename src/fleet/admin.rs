@@ -4,7 +4,6 @@
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::time::sleep;
 
@@ -12,7 +11,7 @@ use super::{
     PassedOver,
     belief::{Belief, Past},
     entry::Entry,
-    etcd::{Compare, Store, StoreError, Write},
+    etcd::{Compare, Store, StoreError, Write, pauses},
     record::{self, MARK, Mark, PEERS, SERVERS, ServerRecord, Unusable},
 };
 use crate::{
@@ -87,7 +86,7 @@ impl Directory {
             // A record that cannot be read may be there all the same.
             let before = listing.records.iter().find(|(entry, _)| entry.key == key);
             let before = before.map_or(0, |(entry, _)| entry.modified);
-            let write = Write::Put { key: key.clone(), value, lease: 0 };
+            let write = Write::put(key.clone(), value);
             self.attempt(&listing, Compare::Modified(key, before), write, peer).await
         })
         .await
@@ -129,7 +128,7 @@ impl Directory {
             let now = clock::wall().duration_since(std::time::UNIX_EPOCH)?.as_secs();
             let mut mark = listing.mark()?;
             mark.generation = now.max(mark.generation + 1);
-            let write = Write::Put { key: MARK.into(), value: record::write(&mark), lease: 0 };
+            let write = Write::put(MARK, record::write(&mark));
             outcome(self.store.transact([listing.unchanged()], [write]).await, count)
         })
         .await
@@ -141,13 +140,8 @@ impl Directory {
         attempt: impl AsyncFn(Listing, bool) -> anyhow::Result<Attempt<T>>,
     ) -> anyhow::Result<T> {
         let end = clock::now() + CONTEST;
-        let pauses = ExponentialBuilder::new()
-            .with_min_delay(SHORTEST)
-            .with_max_delay(LONGEST)
-            .with_jitter()
-            .without_max_times();
         let mut unclear = false;
-        for pause in pauses.build() {
+        for pause in pauses(SHORTEST, LONGEST) {
             match attempt(self.listing().await?, unclear).await? {
                 Attempt::Made(made) => return Ok(made),
                 Attempt::Again => {}
@@ -170,8 +164,7 @@ impl Directory {
     ) -> anyhow::Result<Attempt<T>> {
         let mut random = [0; 12];
         SystemRandom::new().fill(&mut random).map_err(|_| KeyError::Random)?;
-        let mark = record::write(&listing.mark()?.next(random));
-        let mark = Write::Put { key: MARK.into(), value: mark, lease: 0 };
+        let mark = Write::put(MARK, record::write(&listing.mark()?.next(random)));
         let done = self.store.transact([listing.unchanged(), unchanged], [write, mark]).await;
         outcome(done, made)
     }

@@ -180,7 +180,7 @@ impl Keeper {
         }
         let key = self.record_key.clone();
         let unchanged = Compare::Modified(key.clone(), found.map_or(0, |found| found.modified));
-        self.store.transact([unchanged], [Write::Put { key, value, lease: 0 }]).await.map(|_| ())
+        self.store.transact([unchanged], [Write::put(key, value)]).await.map(|_| ())
     }
 
     /// Puts what is believed where it can be seen.

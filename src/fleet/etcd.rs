@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use etcd_client::{Client, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp};
 use tokio::time::timeout;
 
@@ -74,6 +75,13 @@ pub(crate) enum Write {
     },
     /// Deletes a key, which may be absent.
     Delete(String),
+}
+
+impl Write {
+    /// Sets a key that ends with no lease.
+    pub(crate) fn put(key: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        Self::Put { key: key.into(), value: value.into(), lease: 0 }
+    }
 }
 
 /// etcd, as the configuration says. Clones share the connection.
@@ -339,6 +347,16 @@ fn causes(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
 
 fn no_header() -> StoreError {
     StoreError::Refused("an answer without a header".into())
+}
+
+/// From one attempt to the next, for ever: from `first`, doubled up to `longest`, with jitter.
+pub(super) fn pauses(first: Duration, longest: Duration) -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(first)
+        .with_max_delay(longest)
+        .with_jitter()
+        .without_max_times()
+        .build()
 }
 
 /// The first key after all that begin with `key`; after that one alone unless it ends with a slash.

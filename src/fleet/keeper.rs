@@ -438,18 +438,17 @@ mod tests {
         paris.holds(2).await;
         berlin.begin(3, 3);
         berlin.holds(3).await;
-        let server = &berlin;
         cluster.kill(0);
         paris.begin(4, 4);
         let cut_off = |it: &Order| matches!(it, Order::Close { why: Why::CutOff, .. });
         let fenced = paris.does("cut off", cut_off).await;
         println!("cut off after {fenced:?}");
         assert!(fenced < LEASE + 3 * TICK);
-        assert!(!server.is_closed());
+        assert!(!berlin.is_closed());
         cluster.start(0);
-        server.until("in step", || server.keeper.is_in_step()).await;
-        server.until("its claim", || !server.keeper.claims().is_empty()).await;
-        assert!(!server.is_closed());
+        berlin.until("in step", || berlin.keeper.is_in_step()).await;
+        berlin.until("its claim", || !berlin.keeper.claims().is_empty()).await;
+        assert!(!berlin.is_closed());
     }
 
     #[tokio::test]

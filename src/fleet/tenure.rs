@@ -223,6 +223,20 @@ struct Session {
     leaves_at: Option<Instant>,
 }
 
+impl Known {
+    /// The claim, if another server than this one holds it.
+    fn elsewhere(&self, server: PublicKey) -> Option<&Claim> {
+        Some(&self.claim).filter(|claim| claim.holder != server)
+    }
+}
+
+impl Session {
+    /// Whether its client was not heard for as long as a lease lasts.
+    fn is_silent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) >= LEASE
+    }
+}
+
 impl Hello {
     /// Which of the two is the later one, if they say.
     fn order(self, other: Self) -> Option<Ordering> {
@@ -276,8 +290,7 @@ impl Tenure {
 
     /// The claim of another server on the peer's session.
     pub(crate) fn elsewhere(&self, peer: PublicKey) -> Option<&Claim> {
-        let known = self.peers.get(&peer)?.known.as_ref()?;
-        Some(&known.claim).filter(|claim| claim.holder != self.server)
+        self.peers.get(&peer)?.known.as_ref()?.elsewhere(self.server)
     }
 
     /// Whether our lease lasts and etcd says what changes.
@@ -384,10 +397,7 @@ impl Tenure {
         actions: &mut Vec<Action>,
     ) {
         let tenant = self.peers.entry(peer).or_default();
-        let elsewhere = |known: &Option<Known>| {
-            let claim = known.as_ref().map(|known| &known.claim);
-            claim.filter(|claim| claim.holder != self.server).cloned()
-        };
+        let elsewhere = |known: &Option<Known>| known.as_ref()?.elsewhere(self.server).cloned();
         let (before, holder) = (elsewhere(&tenant.known), elsewhere(&known));
         if before != holder {
             actions.push(Action::Do(Order::Elsewhere { peer, holder }));
@@ -446,10 +456,9 @@ impl Tenure {
                 again.push(peer);
             }
             let Some(session) = &tenant.session else { continue };
-            let is_silent = now.saturating_duration_since(session.heard) >= LEASE;
             let why = match session.leaves_at {
                 Some(at) if at <= now => Why::TakenOver,
-                None if is_cut_off && is_silent => {
+                None if is_cut_off && session.is_silent(now) => {
                     actions.push(Action::Do(Order::Withdraw { peer, session: session.id }));
                     Why::CutOff
                 }
@@ -531,14 +540,13 @@ impl Tenant {
             let is_ours = claim.hello == session.hello;
             return if is_ours { Standing::Ours { lease: *lease } } else { Standing::Later };
         }
-        let is_silent = || now.saturating_duration_since(session.heard) >= LEASE;
         match session.hello.order(claim.hello) {
             Some(Ordering::Greater) => Standing::Later,
             Some(Ordering::Less) => Standing::Earlier,
             // One that left stays so.
             _ if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
             _ if self.asking != Asking::Nothing => Standing::Unsettled,
-            _ if is_silent() => Standing::Earlier,
+            _ if session.is_silent(now) => Standing::Earlier,
             _ => Standing::Later,
         }
     }

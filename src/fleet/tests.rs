@@ -111,7 +111,7 @@ impl Cluster {
 }
 
 pub(super) fn put(key: &str, value: &str) -> Write {
-    Write::Put { key: key.into(), value: value.into(), lease: 0 }
+    Write::put(key, value)
 }
 
 async fn next(follow: &mut Follow) -> News {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use etcd_client::{Client, EventType, GetOptions, WatchOptions, WatchResponse};
 use tokio::{sync::mpsc, time::sleep};
 use tracing::debug;
 
-use super::{ANSWER, CALL, Failure, MOST_ANSWER, Member, Store, StoreError, end_of, within};
+use super::{
+    ANSWER, CALL, Failure, MOST_ANSWER, Member, Store, StoreError, end_of, pauses, within,
+};
 use crate::{
     clock,
     fleet::entry::{Change, Snapshot},
@@ -58,7 +59,8 @@ impl Follow {
 
 /// Tells `news` of what is below `prefix` until nobody listens.
 async fn follow(store: Store, prefix: String, news: mpsc::Sender<News>) {
-    let mut pauses = pauses();
+    let begin = || pauses(SHORTEST, LONGEST);
+    let mut pauses = begin();
     let mut told = None;
     loop {
         let begun = clock::now();
@@ -70,7 +72,7 @@ async fn follow(store: Store, prefix: String, news: mpsc::Sender<News>) {
                     Err(why) => debug!(%why, prefix, "the watch has ended"),
                 }
                 if clock::now() - begun > LONGEST {
-                    pauses = self::pauses();
+                    pauses = begin();
                 }
             }
             Err(error) => {
@@ -85,15 +87,6 @@ async fn follow(store: Store, prefix: String, news: mpsc::Sender<News>) {
         }
         sleep(pauses.next().unwrap_or(LONGEST)).await;
     }
-}
-
-fn pauses() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(SHORTEST)
-        .with_max_delay(LONGEST)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 impl Store {

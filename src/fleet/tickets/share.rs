@@ -120,7 +120,7 @@ impl Shared {
         }
         let key = TICKETS.to_owned();
         let condition = Compare::Modified(key.clone(), modified);
-        match self.store.transact([condition], [Write::Put { key, value, lease: 0 }]).await {
+        match self.store.transact([condition], [Write::put(key, value)]).await {
             Ok(Some(revision)) => {
                 self.modified = Some(revision);
                 self.keys.set(keys);
