@@ -13,7 +13,7 @@ mod quinn;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -23,12 +23,10 @@ use std::{
 
 use anyhow::Context as _;
 use roamd::internals::identity::PrivateKey;
-use roamd_lab::{Namespace, Process, veth};
+use roamd_lab::{Namespace, Process, cpu_seconds, veth};
 
 /// How long each measurement takes, after a first second that does not count.
 const TIME: Duration = Duration::from_secs(4);
-/// A tick of the kernel's CPU accounting (USER_HZ, the same on all of Linux's architectures).
-const TICK: f64 = 0.01;
 
 struct Bench {
     client: Namespace,
@@ -70,7 +68,7 @@ fn main() -> anyhow::Result<()> {
     }
     println!("quinn alone, datagrams: {:.0} Mbit/s, {:.1} CPU s/GB", limit.0, limit.1);
     for daemon in &bench.daemons {
-        println!("{}: {} kB resident at most", daemon.name(), peak_memory(daemon)?);
+        println!("{}: {} kB resident at most", daemon.name(), daemon.memory("VmHWM")?);
     }
     Ok(())
 }
@@ -131,15 +129,15 @@ impl Bench {
 
     /// Seconds of CPU that the daemons have used.
     fn cpu(&self) -> anyhow::Result<f64> {
-        self.daemons.iter().map(|daemon| used(daemon.pid())).sum()
+        Ok(self.daemons.iter().map(Process::cpu).sum::<io::Result<f64>>()?)
     }
 
     /// Mbit/s of plain datagrams in a QUIC connection over the link, and seconds of both ends' CPU for 10^9 bytes.
     fn quinn(&self) -> anyhow::Result<(f64, f64)> {
-        let before = used(std::process::id())?;
+        let before = cpu_seconds(std::process::id())?;
         let to = SocketAddr::from(([10, 77, 0, 1], 4434));
         let (rate, bytes) = quinn::datagrams(&self.client, &self.server, to)?;
-        Ok((rate, (used(std::process::id())? - before) / (bytes as f64 / 1e9)))
+        Ok((rate, (cpu_seconds(std::process::id())? - before) / (bytes as f64 / 1e9)))
     }
 
     /// Mbit/s of payload, and bytes in all.
@@ -246,14 +244,6 @@ impl Bench {
     }
 }
 
-/// Seconds of CPU that a process has used.
-fn used(pid: impl std::fmt::Display) -> anyhow::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit(')').next().context("stat without a name")?;
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
-}
-
 /// What was counted in a second, after one that is left out.
 fn count(counting: &AtomicBool, counted: &AtomicU64) -> f64 {
     thread::sleep(Duration::from_secs(1));
@@ -282,11 +272,4 @@ fn program() -> anyhow::Result<PathBuf> {
     let program = own.ancestors().nth(2).context("no folder")?.join("roamd");
     anyhow::ensure!(program.exists(), "{} is missing: cargo build --release", program.display());
     Ok(program)
-}
-
-/// In kB, as /proc/PID/status has it (VmHWM of proc_pid_status(5)).
-fn peak_memory(daemon: &Process) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -10,10 +10,7 @@
 #[path = "clients/rig.rs"]
 mod rig;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -22,7 +19,7 @@ use roamd::internals::identity::{PrivateKey, PublicKey};
 use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 
-use self::rig::{config, connect, inner, resident, start};
+use self::rig::{config, connect, inner, start};
 
 /// Handshakes at a time: more, and the server asks for a Retry.
 const AT_ONCE: usize = 32;
@@ -30,8 +27,6 @@ const ACTIVE: usize = 100;
 /// Several keep-alives of each client.
 const IDLE: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(5);
-/// A tick of the kernel's CPU accounting (USER_HZ, the same on all of Linux's architectures).
-const TICK: f64 = 0.01;
 
 fn main() -> anyhow::Result<()> {
     let numbers: Result<Vec<usize>, _> =
@@ -78,13 +73,13 @@ async fn load(server: &Process, key: PublicKey, keys: &[PrivateKey]) -> anyhow::
         }
     }
     time::sleep(Duration::from_secs(2)).await;
-    let resident = resident(server)?;
+    let resident = server.memory("VmRSS")?;
     let idle = {
-        let before = cpu(server)?;
+        let before = server.cpu()?;
         time::sleep(IDLE).await;
-        (cpu(server)? - before) / IDLE.as_secs_f64() * 100.0
+        (server.cpu()? - before) / IDLE.as_secs_f64() * 100.0
     };
-    let (before, begun) = (cpu(server)?, Instant::now());
+    let (before, begun) = (server.cpu()?, Instant::now());
     let bytes: u64 = {
         let mut sending = JoinSet::new();
         for (number, (connection, _)) in clients.iter().enumerate().take(ACTIVE) {
@@ -92,7 +87,7 @@ async fn load(server: &Process, key: PublicKey, keys: &[PrivateKey]) -> anyhow::
         }
         sending.join_all().await.into_iter().sum()
     };
-    let (rate, used) = (bytes as f64 / begun.elapsed().as_secs_f64(), cpu(server)? - before);
+    let (rate, used) = (bytes as f64 / begun.elapsed().as_secs_f64(), server.cpu()? - before);
     let each = (resident - empty) as f64 / keys.len() as f64;
     Ok(format!(
         "{:>8}{resident:>12}{each:>14.1}{idle:>14.2}{:>12.0}{:>10.1}",
@@ -115,7 +110,7 @@ async fn memory(
             Ok((connection, _)) => {
                 connection.close(0_u32.into(), b"");
                 time::sleep(Duration::from_secs(1)).await;
-                return resident(server);
+                return Ok(server.memory("VmRSS")?);
             }
             Err(error) if begun.elapsed() > Duration::from_secs(10) => return Err(error),
             Err(_) => time::sleep(Duration::from_millis(100)).await,
@@ -134,12 +129,4 @@ async fn send(connection: Connection, source: [u8; 4], end: Instant) -> u64 {
         bytes += PAYLOAD as u64;
     }
     bytes
-}
-
-/// Seconds of CPU that the server has used.
-fn cpu(server: &Process) -> anyhow::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid()))?;
-    let after_name = stat.rsplit(')').next().context("stat without a name")?;
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
 }

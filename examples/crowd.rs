@@ -16,6 +16,8 @@
 #![expect(clippy::disallowed_methods, reason = "runs in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
+#[path = "clients/addresses.rs"]
+mod addresses;
 #[path = "clients/echo.rs"]
 mod echo;
 #[path = "clients/rig.rs"]
@@ -48,11 +50,12 @@ use roamd::internals::{
     path::udp::UdpSocket,
     quic::session::{self, MessageStream},
 };
-use roamd_lab::{Namespace, Process};
 use tokio::{
     task::JoinSet,
     time::{self, timeout},
 };
+
+use self::echo::Pings;
 
 const NUMBER: usize = 5000;
 /// As in client/dial.rs: the first handshake of a round, and those that follow.
@@ -62,8 +65,6 @@ const FURTHER: Duration = Duration::from_secs(3);
 const GREETING: Duration = Duration::from_secs(3);
 /// After that the rest is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// From one keystroke of the client inside to the next.
-const INTERVAL: Duration = Duration::from_millis(20);
 /// Before the storm, and after it.
 const CALM: Duration = Duration::from_secs(2);
 
@@ -123,10 +124,7 @@ fn measure(
 ) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let (here, there, _link) = rig::namespaces(delay)?;
-    // Each address of the crowd's belongs to it.
-    here.set_up("lo")?;
-    ip(&here, &["route", "add", "local", "10.128.0.0/9", "dev", "lo"])?;
-    ip(&there, &["route", "add", "10.128.0.0/9", "via", "10.77.0.2"])?;
+    addresses::give(&here, &there, "10.77.0.2")?;
     let keys: Vec<_> = (0..=number).map(|_| PrivateKey::generate()).collect::<Result<_, _>>()?;
     let (mut server, server_key) = rig::start(program, &there, folder.path(), &keys)?;
 
@@ -147,32 +145,33 @@ fn measure(
             }
         })?;
         let took = ready.elapsed();
-        let resident = rig::resident(&server)?;
+        let resident = server.memory("VmRSS")?;
         let reloaded = reload(program, folder.path())?;
         println!(
             "  start {:.2} s, {:.1} MB; reload {:.2} s, then {:.1} MB",
             took.as_secs_f64(),
             resident as f64 / 1000.0,
             reloaded.as_secs_f64(),
-            rig::resident(&server)? as f64 / 1000.0
+            server.memory("VmRSS")? as f64 / 1000.0
         );
         anyhow::Ok((runtime, client))
     })??;
     let (runtime, client) = pings;
     let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Pings::default())));
     let pinging = {
-        let (stop, heard) = (stop.clone(), heard.clone());
+        let (stop, heard, (client, messages)) = (stop.clone(), heard.clone(), client);
         let own = rig::inner(number);
         thread::spawn(move || {
             let thread = fs::read_link("/proc/thread-self")?;
             go_first(&thread.file_name().context("no thread id")?.to_string_lossy())?;
-            runtime.block_on(ping(&client, own, &heard, &stop));
+            runtime.block_on(echo::type_until(&stop, &client, own, &heard));
+            drop(messages);
             anyhow::Ok(())
         })
     };
     thread::sleep(CALM);
-    heard.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    let (cpu, begun) = (cpu(&server)?, Instant::now());
+    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Pings::default();
+    let (cpu, begun) = (server.cpu()?, Instant::now());
     let storm = {
         let (back, crowd) = (back.clone(), crowd.to_vec());
         here.thread("crowd", move || {
@@ -180,12 +179,9 @@ fn measure(
             runtime.block_on(storm(addresses, spread, &crowd, server_key, &back))
         })?
     };
-    while !storm.is_finished() {
-        thread::sleep(Duration::from_millis(50));
-    }
-    let used = self::cpu(&server)? - cpu;
-    let took = begun.elapsed();
     let _sessions = storm.join().map_err(|_| anyhow::anyhow!("the crowd panicked"))???;
+    let used = server.cpu()? - cpu;
+    let took = begun.elapsed();
     stop.store(true, Relaxed);
     pinging.join().map_err(|_| anyhow::anyhow!("the client inside panicked"))??;
     let mut times = back.times();
@@ -205,8 +201,8 @@ fn measure(
         number - times.len(),
         back.begun.load(Relaxed),
         100.0 * used / took.as_secs_f64(),
-        peak(&server)? as f64 / 1000.0,
-        heard.lock().unwrap_or_else(PoisonError::into_inner).row()
+        server.memory("VmHWM")? as f64 / 1000.0,
+        row(&mut heard.lock().unwrap_or_else(PoisonError::into_inner))
     );
     server.stop()?;
     Ok(())
@@ -262,10 +258,7 @@ async fn storm(
 fn endpoint(addresses: Addresses, number: usize) -> anyhow::Result<(Endpoint, Arc<Socket>)> {
     let local = match addresses {
         Addresses::One => SocketAddr::from(([10, 77, 0, 2], 0)),
-        Addresses::Own => {
-            let [.., high, low] = (number as u32).to_be_bytes();
-            SocketAddr::from(([10, 128 + high, low, 7], 40_000))
-        }
+        Addresses::Own => addresses::nth(number),
     };
     let mut small = EndpointConfig::default();
     small.max_udp_payload_size(1500)?;
@@ -353,63 +346,11 @@ async fn return_to(
     }
 }
 
-/// Keystrokes of the client inside, and their echoes.
-#[derive(Default)]
-struct Pings {
-    sent: usize,
-    /// In milliseconds.
-    answers: Vec<f64>,
-}
-
-impl Pings {
-    fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    fn row(&mut self) -> String {
-        self.answers.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let at = (self.answers.len().saturating_sub(1)) as f64 * share;
-            self.answers.get(at as usize).copied().unwrap_or(f64::NAN)
-        };
-        let lost = self.sent.saturating_sub(self.answers.len());
-        format!("{:>8.1}{:>8.1}{:>8.1}{lost:>8}", at(0.5), at(0.99), at(1.0))
-    }
-}
-
-/// Sends echo requests (RFC 792) with the time in them, until it is told to stop.
-async fn ping(
-    (connection, _messages): &(Connection, MessageStream),
-    own: [u8; 4],
-    pings: &Mutex<Pings>,
-    stop: &AtomicBool,
-) {
-    let begun = Instant::now();
-    let locked = || pings.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut ticks = time::interval(INTERVAL);
-    while !stop.load(Relaxed) {
-        tokio::select! {
-            datagram = connection.read_datagram() => {
-                let Ok(datagram) = datagram else { return };
-                if let Some(sent) = echo::echo(&datagram) {
-                    let sent = Duration::from_micros(sent);
-                    let trip = begun.elapsed().saturating_sub(sent);
-                    locked().answers.push(trip.as_secs_f64() * 1000.0);
-                }
-            }
-            _ = ticks.tick() => {
-                let now = begun.elapsed().as_micros() as u64;
-                let mut icmp = [[8, 0, 0, 0, 0, 0, 0, 0], now.to_be_bytes()].concat();
-                let sum = rig::checksum(&icmp);
-                icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-                locked().sent += 1;
-                let request = rig::ipv4(own, [10, 66, 0, 1], 1, &icmp);
-                if connection.send_datagram(request.into()).is_err() {
-                    return;
-                }
-            }
-        }
-    }
+/// The echoes of the client inside.
+fn row(pings: &mut Pings) -> String {
+    let [typical, late, latest] = pings.percentiles();
+    let lost = pings.sent.saturating_sub(pings.answers.len());
+    format!("{typical:>8.1}{late:>8.1}{latest:>8.1}{lost:>8}")
 }
 
 /// Lets a process or thread go before the crowd, whose members have machines of their own elsewhere.
@@ -427,26 +368,4 @@ fn reload(program: &Path, folder: &Path) -> anyhow::Result<Duration> {
         .output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(begun.elapsed())
-}
-
-fn ip(namespace: &Namespace, arguments: &[&str]) -> anyhow::Result<()> {
-    let output = namespace.command("ip").args(arguments).output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
-/// Seconds of CPU that the server has used.
-fn cpu(server: &Process) -> anyhow::Result<f64> {
-    const TICK: f64 = 0.01;
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid()))?;
-    let after_name = stat.rsplit(')').next().context("stat without a name")?;
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
-}
-
-/// The most that it had in memory, in kB (VmHWM of proc_pid_status(5)).
-fn peak(server: &Process) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -15,6 +15,9 @@
 #![expect(clippy::disallowed_methods, reason = "runs in real time")]
 #![expect(clippy::print_stdout, reason = "a table for people")]
 
+#[path = "clients/addresses.rs"]
+mod addresses;
+
 use std::{
     fs,
     io::{self, IoSliceMut},
@@ -57,8 +60,6 @@ const SILENCE: Duration = Duration::from_secs(12);
 const SPELL: Duration = Duration::from_secs(5);
 /// The newcomer gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A tick of the kernel's CPU accounting (USER_HZ, the same on all of Linux's architectures).
-const TICK: f64 = 0.01;
 const HOSTS: [&str; 3] = ["inside", "newcomer", "flood"];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -127,10 +128,7 @@ fn measure(program: &Path, kind: Kind, sources: usize) -> anyhow::Result<String>
         hosts.push(host);
     }
     let flood = hosts.pop().context("no flood")?;
-    // Each address of the flood's belongs to it.
-    flood.set_up("lo")?;
-    ip(&flood, &["route", "add", "local", "10.128.0.0/9", "dev", "lo"])?;
-    ip(&there, &["route", "add", "10.128.0.0/9", "via", "10.77.2.2"])?;
+    addresses::give(&flood, &there, "10.77.2.2")?;
 
     let server_key = key(program, folder.path(), "server")?;
     let mut toml = "role = \"server\"\nprivate-key-file = \"server.key\"\nlisten = \"[::]:4433\"\n\
@@ -156,7 +154,7 @@ fn measure(program: &Path, kind: Kind, sources: usize) -> anyhow::Result<String>
     let flooding = Flooding::start(&flood, kind, sources, server_key)?;
     thread::sleep(Duration::from_secs(1));
 
-    let (cpu_before, begun_before, begun) = (cpu(&server)?, flooding.begun(), Instant::now());
+    let (cpu_before, begun_before, begun) = (server.cpu()?, flooding.begun(), Instant::now());
     let pings = {
         let mut command = hosts[0].command("ping");
         let seconds = (2 * SPELL).as_secs().to_string();
@@ -169,8 +167,8 @@ fn measure(program: &Path, kind: Kind, sources: usize) -> anyhow::Result<String>
     let output = pings.join().map_err(|_| anyhow::anyhow!("ping panicked"))??;
     let seconds = begun.elapsed().as_secs_f64();
     let rate = (flooding.begun() - begun_before) as f64 / seconds;
-    let used = (cpu(&server)? - cpu_before) / seconds * 100.0;
-    let peak = peak(&server)?;
+    let used = (server.cpu()? - cpu_before) / seconds * 100.0;
+    let peak = server.memory("VmHWM")?;
     flooding.stop();
     for process in [&mut newcomer, &mut inside, &mut server] {
         process.stop()?;
@@ -217,7 +215,7 @@ impl Flooding {
     ) -> anyhow::Result<Self> {
         let (begun, stops) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counts, ends) = (begun.clone(), stops.clone());
-        let addresses: Vec<_> = (0..sources).map(address).collect();
+        let addresses: Vec<_> = (0..sources).map(addresses::nth).collect();
         let target = SocketAddr::from(([10, 77, 2, 1], 4433));
         let thread = flood.thread("flood", move || match kind {
             Kind::Quiet => Ok(()),
@@ -245,12 +243,6 @@ impl Flooding {
         // What went wrong there shows in the rate.
         let _ = self.thread.join();
     }
-}
-
-/// One of the flood's addresses, each in a /24 of its own.
-fn address(number: usize) -> SocketAddr {
-    let [.., high, low] = (number as u32).to_be_bytes();
-    SocketAddr::from(([10, 128 + high, low, 7], 40_000))
 }
 
 fn stranger(server: PublicKey) -> anyhow::Result<quinn::ClientConfig> {
@@ -388,12 +380,6 @@ impl AsyncUdpSocket for Deaf {
     }
 }
 
-fn ip(namespace: &Namespace, arguments: &[&str]) -> anyhow::Result<()> {
-    let output = namespace.command("ip").args(arguments).output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 fn key(program: &Path, folder: &Path, name: &str) -> anyhow::Result<PublicKey> {
     let file = folder.join(name).with_extension("key");
     let output =
@@ -436,21 +422,6 @@ fn connected(
         thread::sleep(Duration::from_millis(50));
     }
     Ok(None)
-}
-
-/// Seconds of CPU that the server has used.
-fn cpu(server: &Process) -> anyhow::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid()))?;
-    let after_name = stat.rsplit(')').next().context("stat without a name")?;
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
-}
-
-/// The most that it had in memory, in kB (VmHWM of proc_pid_status(5)).
-fn peak(server: &Process) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// The daemon, built beside this example.

@@ -29,18 +29,17 @@ use roamd::internals::identity::{PrivateKey, PublicKey};
 use roamd_lab::Process;
 use tokio::{task::JoinSet, time};
 
+use self::echo::{INTERVAL, Pings, SERVER};
+
 const HONEST: usize = 10;
 const HOSTILE: usize = HONEST;
 /// Peers that are configured and never come: the first of them, and how many.
 const OFFLINE: usize = HONEST + 1;
 const ABSENT: usize = 100;
 const PEERS: usize = OFFLINE + ABSENT;
-const SERVER: [u8; 4] = [10, 66, 0, 1];
 /// Only pings, then pings while all honest clients send.
 const PHASE: Duration = Duration::from_secs(5);
-const INTERVAL: Duration = Duration::from_millis(20);
 
-const ICMP: u8 = 1;
 const UDP: u8 = 17;
 
 #[derive(Clone, Copy, Debug)]
@@ -121,11 +120,13 @@ async fn live(
     let pings = Arc::new(Mutex::new(Pings::default()));
     let mut tasks = JoinSet::new();
     for (number, (connection, _)) in clients.iter().enumerate() {
-        tasks.spawn(ping(connection.clone(), rig::inner(number), pings.clone()));
-        tasks.spawn(hear(connection.clone(), pings.clone()));
+        let (connection, pings, stop) = (connection.clone(), pings.clone(), stop.clone());
+        tasks.spawn(async move {
+            echo::type_until(&stop, &connection, rig::inner(number), &pings).await;
+        });
     }
     time::sleep(PHASE).await;
-    let row = pings.lock().unwrap_or_else(PoisonError::into_inner).row();
+    let row = row(&mut pings.lock().unwrap_or_else(PoisonError::into_inner));
     let begun = Instant::now();
     let mut sending = JoinSet::new();
     for (number, (connection, _)) in clients.iter().enumerate() {
@@ -133,7 +134,7 @@ async fn live(
     }
     let bytes: u64 = sending.join_all().await.into_iter().sum();
     let megabits = bytes as f64 * 8.0 / begun.elapsed().as_secs_f64() / 1e6;
-    let resident = rig::resident(server)?;
+    let resident = server.memory("VmRSS")?;
     stop.store(true, Relaxed);
     drop((tasks, clients));
     let rate = sent.load(Relaxed) as f64 / (2.0 * PHASE.as_secs_f64());
@@ -189,54 +190,11 @@ fn udp(source: [u8; 4], destination: [u8; 4], port: u16, payload: usize) -> Vec<
     rig::ipv4(source, destination, UDP, &udp)
 }
 
-/// What the honest clients ask and hear.
-#[derive(Default)]
-struct Pings {
-    sent: usize,
-    /// In milliseconds.
-    answers: Vec<f64>,
-}
-
-impl Pings {
-    fn row(&mut self) -> String {
-        self.answers.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let at = (self.answers.len().saturating_sub(1)) as f64 * share;
-            self.answers.get(at as usize).copied().unwrap_or(f64::NAN)
-        };
-        let lost = 100.0 - 100.0 * self.answers.len() as f64 / self.sent.max(1) as f64;
-        format!("{:>10.1}{:>10.1}{:>10.1}{lost:>10.1}", at(0.5), at(0.99), at(1.0))
-    }
-}
-
-/// Sends an echo request (RFC 792) with the time in it.
-async fn ping(connection: Connection, own: [u8; 4], pings: Arc<Mutex<Pings>>) {
-    let mut ticks = time::interval(INTERVAL);
-    loop {
-        ticks.tick().await;
-        let mut icmp = [[8, 0, 0, 0, 0, 0, 0, 0], now().to_be_bytes()].concat();
-        let sum = rig::checksum(&icmp);
-        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        pings.lock().unwrap_or_else(PoisonError::into_inner).sent += 1;
-        if connection.send_datagram(rig::ipv4(own, SERVER, ICMP, &icmp).into()).is_err() {
-            return;
-        }
-    }
-}
-
-async fn hear(connection: Connection, pings: Arc<Mutex<Pings>>) {
-    while let Ok(datagram) = connection.read_datagram().await {
-        if let Some(sent) = echo::echo(&datagram) {
-            let trip = now().saturating_sub(sent) as f64 / 1000.0;
-            pings.lock().unwrap_or_else(PoisonError::into_inner).answers.push(trip);
-        }
-    }
-}
-
-/// Microseconds since the first call.
-fn now() -> u64 {
-    static BEGUN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    BEGUN.get_or_init(Instant::now).elapsed().as_micros() as u64
+/// The echoes of the honest clients.
+fn row(pings: &mut Pings) -> String {
+    let [typical, late, latest] = pings.percentiles();
+    let lost = 100.0 - 100.0 * pings.answers.len() as f64 / pings.sent.max(1) as f64;
+    format!("{typical:>10.1}{late:>10.1}{latest:>10.1}{lost:>10.1}")
 }
 
 /// Sends UDP packets to the server's discard port (RFC 863); the bytes of payload.

@@ -133,13 +133,6 @@ pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// In kB (VmRSS of proc_pid_status(5)).
-pub(crate) fn resident(server: &Process) -> anyhow::Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
 /// The daemon, built beside this example.
 pub(crate) fn program() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;

@@ -29,6 +29,6 @@ pub use emulator::{Emulator, LinkShape};
 pub use error::{Error, Result};
 pub use link::veth;
 pub use namespace::Namespace;
-pub use process::Process;
+pub use process::{Process, cpu_seconds};
 pub use scene::{Access, Scene};
 pub use user_namespace::enter_user_namespace;

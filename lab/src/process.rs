@@ -1,7 +1,7 @@
 //! A child process in a namespace, and the guard that never lets it outlive its owner.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -81,6 +81,21 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// Seconds of CPU that the process with this id has used (`utime` and `stime` of proc_pid_stat(5)).
+///
+/// # Errors
+///
+/// When there is none.
+pub fn cpu_seconds(pid: u32) -> io::Result<f64> {
+    /// The kernel's USER_HZ, the same on all of Linux's architectures.
+    const TICK: f64 = 0.01;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name may have blanks in it.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    Ok(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK)
+}
+
 impl Process {
     /// The name that it was given.
     #[must_use]
@@ -106,7 +121,34 @@ impl Process {
     ///
     /// When the file cannot be read.
     pub fn log(&self) -> io::Result<String> {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Seconds of CPU that it has used.
+    ///
+    /// # Errors
+    ///
+    /// When it has been waited for already.
+    pub fn cpu(&self) -> io::Result<f64> {
+        cpu_seconds(self.living()?)
+    }
+
+    /// What it has in memory, in kB: `field` is one of proc_pid_status(5), such as `VmRSS`.
+    ///
+    /// # Errors
+    ///
+    /// When it has been waited for already, or has no such field.
+    pub fn memory(&self, field: &str) -> io::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.living()?))?;
+        let value = |line: &str| line.strip_prefix(field)?.strip_prefix(':').map(str::to_owned);
+        let line = status.lines().find_map(value);
+        let kilobytes = line.and_then(|it| it.trim().strip_suffix(" kB")?.parse().ok());
+        kilobytes.ok_or_else(|| io::Error::other(format!("{} has no {field}", self.name)))
+    }
+
+    /// Its process id, unless that may be another process's.
+    fn living(&self) -> io::Result<u32> {
+        if self.ended.is_some() { Err(Errno::ESRCH.into()) } else { Ok(self.child.id()) }
     }
 
     /// Sends `signal` to the process, not to its children.

@@ -418,6 +418,22 @@ fn a_process_runs_in_its_namespace_and_its_output_is_kept() {
 }
 
 #[test]
+fn a_process_tells_what_it_has_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = Namespace::new("a").unwrap();
+    let busy = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo $$; sleep 1000";
+    let mut process = spawn(&namespace, folder.path(), busy);
+    first_number_in_log(&process);
+    let cpu = process.cpu().unwrap();
+    assert!(cpu > 0.0 && cpu < 60.0, "{cpu}");
+    let [now, most] = ["VmRSS", "VmHWM"].map(|field| process.memory(field).unwrap());
+    assert!(now > 0 && now <= most, "{now} kB, {most} kB at most");
+    assert!(process.memory("Vm").is_err() && process.memory("Threads").is_err());
+    process.stop().unwrap();
+    assert!(process.cpu().is_err() && process.memory("VmRSS").is_err());
+}
+
+#[test]
 fn a_dropped_process_is_gone_with_its_children() {
     let folder = tempfile::tempdir().unwrap();
     let namespace = Namespace::new("a").unwrap();

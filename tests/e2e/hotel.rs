@@ -120,10 +120,7 @@ fn a_tunnel_moves_to_tcp_when_udp_is_dropped_and_back_when_it_is_not() {
 
 /// The server's memory in KiB.
 fn resident(net: &Net) -> u64 {
-    let pid = net.server.daemon.as_ref().unwrap().pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    net.server.daemon.as_ref().unwrap().memory("VmRSS").unwrap()
 }
 
 #[test]
