@@ -434,6 +434,7 @@ mod tests {
         let paris = Server::new("paris", 2, &cluster).await;
         *berlin.hall.is_heard.lock().unwrap() = true;
         berlin.begin(1, 1);
+        berlin.holds(1).await;
         paris.begin(2, 2);
         paris.holds(2).await;
         berlin.begin(3, 3);
@@ -448,7 +449,7 @@ mod tests {
         cluster.start(0);
         berlin.until("in step", || berlin.keeper.is_in_step()).await;
         berlin.until("its claim", || !berlin.keeper.claims().is_empty()).await;
-        assert!(!berlin.is_closed());
+        assert!(!berlin.is_closed(), "{:?}", berlin.hall.done);
     }
 
     #[tokio::test]
