@@ -1,6 +1,7 @@
 //! `roamd doctor`: looks for what keeps a tunnel from working on this host, and says what to do about it.
 
 mod client;
+mod directory;
 mod finding;
 mod firewall;
 mod links;

@@ -87,6 +87,11 @@ impl Site {
         self.net.server.status()["directory"].clone()
     }
 
+    fn doctor(&self) -> String {
+        let output = self.net.server.tell(&["doctor", self.net.server.file().to_str().unwrap()]);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn until_state(&self, state: &str) {
         eventually(state, || (self.directory()["state"] == state).then_some(()));
     }
@@ -133,6 +138,8 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
     site.add(1);
     site.add(2);
     eventually("both are known", || (site.directory()["peers"] == 2).then_some(()));
+    let doctor = site.doctor();
+    assert!(doctor.contains("ok    directory: etcd answers, 2 may connect"), "{doctor}");
     site.done(&["remove", "client2"]);
     eventually("one is gone", || (site.directory()["peers"] == 1).then_some(()));
     site.net.clients[1].start();
@@ -140,6 +147,11 @@ fn a_server_goes_on_and_starts_again_without_etcd() {
     site.kill_etcd();
     site.until_state("away");
     site.net.clients[1].assert_ping("10.66.0.1", &[]);
+    let doctor = site.doctor();
+    assert!(
+        doctor.contains("bad   directory: etcd does not tell what is below /roamd/home: "),
+        "{doctor}"
+    );
 
     site.net.server.daemon.as_ref().unwrap().signal(Signal::SIGKILL).unwrap();
     assert_eq!(site.net.server.exit_code(), None);

@@ -114,11 +114,12 @@ fn other_users_are_refused_even_if_the_socket_mode_admits_them() {
     }
     let socket = folder.join("roamd.sock");
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666)).unwrap();
-    // A stranger needs a copy of the program that it may run.
+    // A stranger needs a copy of the program that it may run. Were it written by this process, the child of another
+    // test could still have it open for writing (execve(2), ETXTBSY).
     let program = tempfile::tempdir().unwrap();
     fs::set_permissions(program.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = program.path().join("roamd");
-    fs::copy(PROGRAM, &program).unwrap();
+    assert!(Command::new("cp").arg(PROGRAM).arg(&program).status().unwrap().success());
     let mut command = Command::new(&program);
     command.args(["status", "roamd"]).env("ROAMD_RUNTIME_DIR", &folder).uid(65534).gid(65534);
     let output = command.output().unwrap();

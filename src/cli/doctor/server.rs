@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
+    directory,
     finding::Finding,
     firewall::{self, Fate},
     machine, routes,
@@ -32,7 +33,12 @@ pub(super) async fn examine(
         machine::ipv6("the tunnel's IPv6 addresses are left out", tell);
     }
     routes::collisions("tun.addresses", &config.tun.addresses, &config.tun.name, tell).await;
-    if config.peers.is_empty() {
+    if let Some(directory) = &config.directory {
+        directory::examine(directory, tell).await;
+    }
+    if config.peers.is_empty() && config.directory.is_some() {
+        tell(Finding::good("peers", "none in the file, they are in the directory"));
+    } else if config.peers.is_empty() {
         let advice = "roamd peer add NAME --server FILE --endpoint HOST lets one in";
         tell(Finding::poor("peers", "nobody may connect", advice));
     } else {

@@ -11,8 +11,8 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, GAP_BOUNDS, PathStatus, RecentStatus, RemoteState, RemoteStatus,
-        Role, ServerStatus, Status, TcpStatus,
+        ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, PathStatus,
+        RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -229,6 +229,9 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
     if let Some(tcp) = &server.tcp {
         tcp_families(families, tcp)?;
     }
+    if let Some(directory) = &server.directory {
+        directory_families(families, directory)?;
+    }
     let label = |name: &str| vec![("peer", name.to_owned())];
     let connected = server
         .peers
@@ -266,6 +269,22 @@ fn tcp_families(families: &mut Families<'_>, tcp: &TcpStatus) -> fmt::Result {
     Ok(())
 }
 
+fn directory_families(families: &mut Families<'_>, directory: &DirectoryStatus) -> fmt::Result {
+    let current = f64::from(u8::from(directory.state == DirectoryState::Current));
+    for (name, help, value) in [
+        ("roamd_directory_current", "Whether what etcd has is in force", current),
+        ("roamd_directory_peers", "Peers of the directory", directory.peers as f64),
+        (
+            "roamd_directory_unused_records",
+            "Records of the directory that cannot be used",
+            directory.passed_over.len() as f64,
+        ),
+    ] {
+        families.gauge(name, help, [(Labels::new(), value)])?;
+    }
+    Ok(())
+}
+
 /// The word that JSON has for it.
 fn word(value: &impl serde::Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
@@ -277,8 +296,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::daemon::status::PassedOverStatus;
 
-    fn server(tcp: Option<TcpStatus>) -> String {
+    fn server(tcp: Option<TcpStatus>, directory: Option<DirectoryStatus>) -> String {
         let traffic = crate::tunnel::counters::Counters::default().snapshot();
         let status = Status::server(ServerStatus {
             listen: "[::]:4433".parse().unwrap(),
@@ -293,7 +313,7 @@ mod tests {
             refused_keys: 0,
             refused_protocols: 0,
             tcp,
-            directory: None,
+            directory,
             draining: None,
         });
         text(&status).unwrap()
@@ -303,9 +323,8 @@ mod tests {
     fn a_server_with_a_tcp_port_has_its_figures() {
         let listen = "[::]:443".parse().unwrap();
         let tcp = TcpStatus { listen, connections: 2, refused: 3, dismissed: 4, dropped: 5 };
-        let text = server(Some(tcp));
-        let figures: BTreeMap<_, _> =
-            text.lines().filter_map(|line| line.split_once(' ')).collect();
+        let text = server(Some(tcp), None);
+        let figures = figures(&text);
         for (name, value) in [
             ("roamd_tcp_connections", "2.0"),
             ("roamd_tcp_refused_total", "3"),
@@ -314,6 +333,38 @@ mod tests {
         ] {
             assert_eq!(figures.get(name), Some(&value), "{name} {text}");
         }
-        assert!(!server(None).contains("roamd_tcp"));
+        assert!(!server(None, None).contains("roamd_tcp"));
+    }
+
+    #[test]
+    fn a_server_with_a_directory_tells_whether_etcd_is_heard() {
+        let directory = |state, records: &[&str]| DirectoryStatus {
+            state,
+            since: 1.0,
+            reason: None,
+            prefix: "/roamd/home".into(),
+            revision: 7,
+            peers: 3,
+            passed_over: records
+                .iter()
+                .map(|record| PassedOverStatus { record: (*record).into(), reason: "odd".into() })
+                .collect(),
+            unsaved: None,
+        };
+        for (directory, current, unused) in [
+            (directory(DirectoryState::Current, &["anna"]), "1.0", "1.0"),
+            (directory(DirectoryState::Away, &[]), "0.0", "0.0"),
+        ] {
+            let text = server(None, Some(directory));
+            let figures = figures(&text);
+            assert_eq!(figures.get("roamd_directory_current"), Some(&current), "{text}");
+            assert_eq!(figures.get("roamd_directory_peers"), Some(&"3.0"), "{text}");
+            assert_eq!(figures.get("roamd_directory_unused_records"), Some(&unused), "{text}");
+        }
+        assert!(!server(None, None).contains("roamd_directory"));
+    }
+
+    fn figures(text: &str) -> BTreeMap<&str, &str> {
+        text.lines().filter_map(|line| line.split_once(' ')).collect()
     }
 }
