@@ -11,9 +11,11 @@ mod keys;
 pub(crate) mod paint;
 mod panic;
 mod peer;
+mod service;
 mod status;
 mod tell;
 mod text;
+mod tunnel;
 mod unseal;
 #[cfg(feature = "watch")]
 mod watch;
@@ -31,8 +33,10 @@ use doctor::doctor;
 use import::wireguard;
 use keys::{genkey, pubkey};
 use peer::{PeerCommand, peer};
+use service::{down, up};
 use status::status;
 use tell::{cancel_drain, drain, events, probe, reload, switch};
+use tunnel::Tunnel;
 use unseal::unseal;
 #[cfg(feature = "watch")]
 use watch::watch;
@@ -50,8 +54,12 @@ const EXAMPLES: &str = "\
 Examples:
   roamd genkey --output /etc/roamd/home.key    Make this host's key
   roamd pubkey /etc/roamd/home.key             Show the half that the other side needs
-  roamd check /etc/roamd/home.toml             Check a configuration before using it
-  roamd run /etc/roamd/home.toml               Bring the tunnel up
+  roamd check home                             Check /etc/roamd/home.toml before using it
+  roamd up home                                Start it, now and at every boot
+  roamd status                                 Show what it does
+
+A tunnel is named by NAME, for /etc/roamd/NAME.toml, or by the path of its FILE. Where there is only one it need not be
+named.
 
 The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-timeout.
 
@@ -84,11 +92,12 @@ Examples:
     /// Check a configuration: show it with every default filled in, or else every problem
     #[command(after_help = "\
 Examples:
-  roamd check /etc/roamd/home.toml
-  ROAMD_PRIVATE_KEY_FILE=test.key roamd check home.toml")]
+  roamd check home
+  ROAMD_PRIVATE_KEY_FILE=test.key roamd check ./home.toml")]
     Check {
-        /// The configuration
-        file: PathBuf,
+        /// The tunnel [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Let clients in, or not any more
     Peer {
@@ -108,19 +117,46 @@ Looks at kernel, permission, TUN device, names, links, filters and MTU, and asks
 Needs what the tunnel needs, so best as root. Fails if the tunnel cannot work.
 
 Examples:
-  roamd doctor /etc/roamd/home.toml")]
+  roamd doctor
+  roamd doctor home")]
     Doctor {
-        /// The configuration
-        file: PathBuf,
+        /// The tunnel [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
+    },
+    /// Start a tunnel's service, now and at every boot
+    #[command(after_help = "\
+The same as systemctl enable --now roamd@NAME, which shows the outcome as well; systemctl start does it once.
+
+Examples:
+  roamd up
+  roamd up home")]
+    Up {
+        /// The tunnel [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
+    },
+    /// Stop a tunnel's service, now and at every boot
+    #[command(after_help = "\
+The same as systemctl disable --now roamd@NAME; systemctl stop does it once.
+
+Examples:
+  roamd down
+  roamd down home")]
+    Down {
+        /// The tunnel [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Run a tunnel until it is told to stop
     #[command(after_help = "\
 Examples:
-  roamd run /etc/roamd/home.toml
-  ROAMD_LOG__LEVEL=debug roamd run home.toml")]
+  roamd run home
+  ROAMD_LOG__LEVEL=debug roamd run ./home.toml")]
     Run {
-        /// The configuration
-        file: PathBuf,
+        /// The tunnel [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Show what a running tunnel does
     #[command(after_help = "\
@@ -129,7 +165,8 @@ Examples:
   roamd status home --json")]
     Status {
         /// The tunnel [default: all that run; with --json the only one]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
@@ -142,7 +179,8 @@ Examples:
   roamd watch home --once")]
     Watch {
         /// The tunnel [default: the only one that runs]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
         /// Print one picture instead
         #[arg(long)]
         once: bool,
@@ -156,7 +194,8 @@ Examples:
   roamd reload home")]
     Reload {
         /// The tunnel [default: the only one that runs]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Send a server's clients to another server, and stop it when they have gone
     #[command(after_help = "\
@@ -169,7 +208,8 @@ Examples:
   roamd drain --cancel home")]
     Drain {
         /// The server [default: the only one that runs]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
         /// How long clients may take
         #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
         within: Duration,
@@ -188,7 +228,8 @@ Examples:
   roamd unseal home")]
     Unseal {
         /// The tunnel [default: all that do not run]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Print what happens to a running tunnel, one JSON object a line
     #[command(after_help = "\
@@ -197,25 +238,33 @@ Examples:
   roamd events --follow home | jq --unbuffered -r .summary | xargs -I{} notify-send roamd {}")]
     Events {
         /// The tunnel [default: the only one that runs]
-        name: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
         /// Go on with the next daemon of the name when this one ends
         #[arg(short, long)]
         follow: bool,
     },
     /// Move a client's tunnel to a link, or to another of its servers
-    #[command(after_help = "\
+    #[command(
+        override_usage = "\
+roamd switch [--pin] <LINK> [NAME|FILE]
+       roamd switch --server <SERVER> [NAME|FILE]
+       roamd switch --auto [NAME|FILE]",
+        after_help = "\
 Without --pin the choice of a link holds until the link fails; that of a server does so in any case.
 
 Examples:
   roamd switch wwan0
+  roamd switch wwan0 home
   roamd switch --server berlin
-  roamd switch --auto")]
+  roamd switch --auto"
+    )]
     Switch {
         /// The link, such as wlan0
-        #[arg(required_unless_present_any = ["auto", "server"], conflicts_with_all = ["auto", "server"])]
+        #[arg(required_unless_present_any = ["auto", "server"])]
         link: Option<String>,
         /// The server, by its name in the configuration
-        #[arg(long, value_name = "NAME", conflicts_with = "auto")]
+        #[arg(long, value_name = "SERVER", conflicts_with = "auto")]
         server: Option<String>,
         /// Use this link alone, even when it fails
         #[arg(long, conflicts_with_all = ["auto", "server"])]
@@ -224,20 +273,30 @@ Examples:
         #[arg(long)]
         auto: bool,
         /// The tunnel [default: the only one that runs]
-        #[arg(short, long, value_name = "NAME")]
-        tunnel: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Ask the server over a client's links now
-    #[command(after_help = "\
+    #[command(
+        override_usage = "\
+roamd probe
+       roamd probe <LINK> [NAME|FILE]
+       roamd probe --all [NAME|FILE]",
+        after_help = "\
 Examples:
   roamd probe
-  roamd probe wwan0")]
+  roamd probe wwan0
+  roamd probe --all home"
+    )]
     Probe {
         /// The link, such as wlan0 [default: all]
         link: Option<String>,
+        /// All links
+        #[arg(long)]
+        all: bool,
         /// The tunnel [default: the only one that runs]
-        #[arg(short, long, value_name = "NAME")]
-        tunnel: Option<String>,
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
     /// Watch a tunnel survive on this machine alone
     #[cfg(feature = "demo")]

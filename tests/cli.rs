@@ -319,7 +319,7 @@ fn a_demo_whose_picture_cannot_be_written_does_not_begin() {
 
 #[test]
 fn wrong_usage_has_a_status_of_its_own() {
-    for arguments in [&["frobnicate"][..], &["check"], &["status", "--jsno"], &[]] {
+    for arguments in [&["frobnicate"][..], &["pubkey", "a", "b"], &["status", "--jsno"], &[]] {
         let ended = roamd(&directory(), arguments);
         assert_eq!((ended.status, ended.stdout.as_str()), (64, ""), "{arguments:?}");
         assert!(ended.stderr.contains("Usage: roamd"), "{}", ended.stderr);

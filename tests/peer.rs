@@ -68,7 +68,7 @@ fn error(output: &Output) -> String {
 #[test]
 fn a_new_peer_gets_free_addresses_and_a_configuration_that_works() {
     let directory = directory();
-    let add = ["add", "laptop", "--server", "home.toml", "--endpoint", "vpn.example.net"];
+    let add = ["add", "laptop", "home.toml", "--endpoint", "vpn.example.net"];
     let output = peer(&directory, &[&add[..], &["--output", "laptop.toml"]].concat());
     assert!(output.status.success(), "{}", error(&output));
     assert_eq!(error(&output), "laptop has 10.66.0.3, fd66::3 in home.toml\n");
@@ -87,7 +87,7 @@ fn a_new_peer_gets_free_addresses_and_a_configuration_that_works() {
     assert!(server.contains(key.unwrap()), "{server}");
     assert!(!checked.contains(read(&directory, "laptop.toml").split('"').nth(3).unwrap()));
     assert!(roamd(&directory, &["check", "home.toml"]).status.success());
-    let list = String::from_utf8(peer(&directory, &["list", "-s", "home.toml"]).stdout).unwrap();
+    let list = String::from_utf8(peer(&directory, &["list", "home.toml"]).stdout).unwrap();
     assert_eq!(list.lines().count(), 2);
     assert!(list.starts_with("phone   ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=  10.66.0.2"));
 }
@@ -98,7 +98,7 @@ fn an_endpoint_without_a_port_is_at_all_ports_of_the_server() {
     let listen = "listen = [\"[::]:4433\", \"[::]:443\", \"192.0.2.1:443\"]";
     write(&directory, "home.toml", &SERVER.replace("listen = \"[::]:443\"", listen), 0o640);
     let address = |endpoint| {
-        let add = ["add", endpoint, "-s", "home.toml", "-e", endpoint];
+        let add = ["add", endpoint, "home.toml", "-e", endpoint];
         let text = String::from_utf8(peer(&directory, &add).stdout).unwrap();
         text.lines().find_map(|line| line.strip_prefix("address = ")).unwrap().to_owned()
     };
@@ -109,11 +109,11 @@ fn an_endpoint_without_a_port_is_at_all_ports_of_the_server() {
 #[test]
 fn a_removed_peer_leaves_the_others_and_their_comments() {
     let directory = directory();
-    let add = ["add", "laptop", "-s", "home.toml", "-e", "vpn.example.net"];
+    let add = ["add", "laptop", "home.toml", "-e", "vpn.example.net"];
     assert!(peer(&directory, &add).status.success());
-    assert!(peer(&directory, &["remove", "laptop", "-s", "home.toml"]).status.success());
+    assert!(peer(&directory, &["remove", "laptop", "home.toml"]).status.success());
     assert_eq!(read(&directory, "home.toml"), SERVER);
-    assert!(peer(&directory, &["remove", "phone", "-s", "home.toml"]).status.success());
+    assert!(peer(&directory, &["remove", "phone", "home.toml"]).status.success());
     assert!(read(&directory, "home.toml").contains("# often open"));
     assert!(!read(&directory, "home.toml").contains("phone"));
 }
@@ -122,7 +122,7 @@ fn a_removed_peer_leaves_the_others_and_their_comments() {
 #[test]
 fn a_qr_code_holds_the_whole_configuration() {
     let directory = directory();
-    let output = peer(&directory, &["add", "x", "-s", "home.toml", "-e", "192.0.2.1", "--qr"]);
+    let output = peer(&directory, &["add", "x", "home.toml", "-e", "192.0.2.1", "--qr"]);
     let drawn = String::from_utf8(output.stdout).unwrap();
     assert!(drawn.lines().count() > 20 && drawn.contains('█'), "{drawn}");
 }
@@ -138,20 +138,20 @@ fn an_impossible_peer_is_refused_and_changes_nothing() {
     write(&directory, "client.toml", "role = \"client\"\n", 0o600);
     let key = "ZlmK8YW1XZUsfdNDTUGuiHejX9tfnBnMg/U5g9+B0ZM=";
     for (arguments, status, word) in [
-        (vec!["add", "phone", "-s", "home.toml", "-e", "x"], 1, "a peer called phone already"),
-        (vec!["add", "new", "-s", "home.toml"], 64, "--endpoint"),
-        (vec!["add", "new", "-s", "home.toml", "-e", "a b"], 64, "a b"),
-        (add(&["-s", "home.toml", "-o", "taken"]), 73, "taken: File exists"),
-        (add(&["-s", "home.toml", "-r", "nonsense"]), 64, "must be a prefix such as"),
-        (add(&["-s", "home.toml", "-r", "10.1.2.3/8"]), 64, "it must be 10.0.0.0/8"),
-        (add(&["-s", "home.toml", "-a", "10.9.9.9"]), 78, "is outside of every network"),
-        (add(&["-s", "home.toml", "-a", "10.66.0.2"]), 78, "is already used by"),
-        (add(&["-s", "home.toml", "--public-key", key]), 78, "is already used by"),
-        (add(&["-s", "absent.toml"]), 66, "cannot read absent.toml"),
-        (add(&["-s", "client.toml"]), 78, "client.toml"),
-        (vec!["remove", "nobody", "-s", "home.toml"], 1, "has no peer called nobody, but phone"),
-        (vec!["list", "-s", "absent.toml"], 66, "cannot read absent.toml"),
-        (vec!["lend", "-s", "home.toml"], 64, "lend"),
+        (vec!["add", "phone", "home.toml", "-e", "x"], 1, "a peer called phone already"),
+        (vec!["add", "new", "home.toml"], 64, "--endpoint"),
+        (vec!["add", "new", "home.toml", "-e", "a b"], 64, "a b"),
+        (add(&["home.toml", "-o", "taken"]), 73, "taken: File exists"),
+        (add(&["home.toml", "-r", "nonsense"]), 64, "must be a prefix such as"),
+        (add(&["home.toml", "-r", "10.1.2.3/8"]), 64, "it must be 10.0.0.0/8"),
+        (add(&["home.toml", "-a", "10.9.9.9"]), 78, "is outside of every network"),
+        (add(&["home.toml", "-a", "10.66.0.2"]), 78, "is already used by"),
+        (add(&["home.toml", "--public-key", key]), 78, "is already used by"),
+        (add(&["absent.toml"]), 66, "cannot read absent.toml"),
+        (add(&["client.toml"]), 78, "client.toml"),
+        (vec!["remove", "nobody", "home.toml"], 1, "has no peer called nobody, but phone"),
+        (vec!["list", "absent.toml"], 66, "cannot read absent.toml"),
+        (vec!["lend", "home.toml"], 64, "lend"),
     ] {
         let output = peer(&directory, &arguments);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", error(&output));
@@ -170,7 +170,7 @@ fn peers_that_are_added_at_once_are_all_written() {
     let children: Vec<_> = (0..PEERS)
         .map(|number| {
             let name = format!("new{number}");
-            let add = ["peer", "add", &name, "-s", "home.toml", "-e", "x"];
+            let add = ["peer", "add", &name, "home.toml", "-e", "x"];
             command(&directory, &add).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
@@ -178,7 +178,7 @@ fn peers_that_are_added_at_once_are_all_written() {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", error(&output));
     }
-    let list = String::from_utf8(peer(&directory, &["list", "-s", "home.toml"]).stdout).unwrap();
+    let list = String::from_utf8(peer(&directory, &["list", "home.toml"]).stdout).unwrap();
     let addresses: HashSet<_> = list.lines().filter_map(|line| line.split("  ").last()).collect();
     assert_eq!((list.lines().count(), addresses.len()), (PEERS + 1, PEERS + 1), "{list}");
 }
@@ -188,11 +188,11 @@ fn a_network_that_is_full_is_named() {
     let directory = directory();
     for number in 3..=6 {
         let name = format!("peer{number}");
-        let output = peer(&directory, &["add", &name, "-s", "home.toml", "-e", "x"]);
+        let output = peer(&directory, &["add", &name, "home.toml", "-e", "x"]);
         assert!(output.status.success(), "{}", error(&output));
     }
     let before = read(&directory, "home.toml");
-    let output = peer(&directory, &["add", "more", "-s", "home.toml", "-e", "x"]);
+    let output = peer(&directory, &["add", "more", "home.toml", "-e", "x"]);
     assert!(
         error(&output).contains("every address of 10.66.0.0/29 is taken"),
         "{}",
@@ -227,4 +227,55 @@ fn every_other_command_says_what_is_wrong() {
         assert!(error(&output).contains(word), "{arguments:?}: {}", error(&output));
     }
     assert!(!Path::new("run").exists());
+}
+
+#[test]
+fn a_tunnel_is_named_in_the_same_way_everywhere() {
+    let directory = directory();
+    let roamd = |arguments: &[&str]| {
+        let mut command = command(&directory, arguments);
+        let output = command.env("ROAMD_CONFIG_DIR", directory.path()).output().unwrap();
+        let said = error(&output);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), said)
+    };
+    let file = directory.path().join("home.toml");
+    let file = file.to_str().unwrap();
+    let listed = roamd(&["peer", "list", file]);
+    assert_eq!((listed.0, listed.1.lines().count()), (Some(0), 1), "{}", listed.2);
+    for arguments in [&["peer", "list"][..], &["peer", "list", "home"]] {
+        assert_eq!(roamd(arguments), listed, "{arguments:?}");
+    }
+    for arguments in [&["check"][..], &["check", "home"], &["peer", "add", "nas", "-e", "x"]] {
+        let (code, _, error) = roamd(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {error}");
+    }
+    for arguments in [
+        &["status", "away"][..],
+        &["reload", "/srv/away.toml"],
+        &["switch", "wlan0", "away"],
+        &["switch", "--auto", "away"],
+        &["switch", "--server", "paris", "away"],
+        &["probe", "wlan0", "away"],
+        &["probe", "--all", "away"],
+        &["drain", "away"],
+        &["events", "away.toml"],
+    ] {
+        let (code, _, error) = roamd(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {error}");
+        assert!(error.contains("no roamd named away is running"), "{arguments:?}: {error}");
+    }
+    let (code, _, said) = roamd(&["switch", "--auto", "wlan0", "away"]);
+    assert!(code == Some(64) && said.contains("wlan0 is one word too many"), "{said}");
+    let (code, _, said) = roamd(&["up", "/srv/away.toml"]);
+    assert!(code == Some(64) && said.contains("install /srv/away.toml there"), "{said}");
+    for command in ["check", "run", "up"] {
+        let (code, _, said) = roamd(&[command, "away"]);
+        assert!(code == Some(66) && said.contains("/away.toml: No such file"), "{said}");
+    }
+    write(&directory, "berlin.toml", "", 0o600);
+    for arguments in [&["check"][..], &["run"], &["doctor"], &["up"], &["peer", "list"]] {
+        let (code, _, error) = roamd(arguments);
+        assert_eq!(code, Some(64), "{arguments:?}: {error}");
+        assert!(error.ends_with("name one: berlin, home\n"), "{arguments:?}: {error}");
+    }
 }

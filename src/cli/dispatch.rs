@@ -1,12 +1,14 @@
 //! The process: parses the command line, dispatches, and ends with a status that says why.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
+use anyhow::anyhow;
 use clap::Parser as _;
 
 use super::{
-    Cli, Command, ImportFrom, cancel_drain, check, doctor, drain, events, exit::Exit, genkey,
-    is_broken_pipe, panic, peer, probe, pubkey, reload, status, switch, unseal, wireguard,
+    Cli, Command, ImportFrom, Tunnel, cancel_drain, check, doctor, down, drain, events,
+    exit::Exit, genkey, is_broken_pipe, panic, peer, probe, pubkey, reload, status, switch, tunnel,
+    unseal, up, wireguard,
 };
 use crate::{
     client,
@@ -25,13 +27,14 @@ pub fn main() -> ExitCode {
         Err(error) => return end_usage(&error),
     };
     let tunnel = match &cli.command {
-        Command::Run { file } => Some(Instance::of_file(file)),
+        Command::Run { tunnel } => tunnel::file(tunnel.as_ref()).ok(),
         _ => None,
     };
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = end(&error);
+            let tunnel = tunnel.map(|file| Instance::of_file(&file));
             if let Some(tunnel) = tunnel.filter(record::is_sealed) {
                 let name = tunnel.name();
                 let _ = logging::complain(&format!(
@@ -47,29 +50,52 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Genkey { output } => genkey(output.as_deref()),
         Command::Pubkey { file } => pubkey(file.as_deref()),
-        Command::Check { file } => check(&file),
+        Command::Check { tunnel } => check(&tunnel::file(tunnel.as_ref())?),
         Command::Peer { command } => peer(command),
         Command::Import { from: ImportFrom::Wireguard { file } } => wireguard(&file),
-        Command::Doctor { file } => doctor(&file),
-        Command::Run { file } => run(file),
-        Command::Status { name, json } => status(name.as_deref(), json),
+        Command::Doctor { tunnel } => doctor(&tunnel::file(tunnel.as_ref())?),
+        Command::Up { tunnel } => up(tunnel.as_ref()),
+        Command::Down { tunnel } => down(tunnel.as_ref()),
+        Command::Run { tunnel } => run(&tunnel::file(tunnel.as_ref())?),
+        Command::Status { tunnel, json } => status(tunnel.as_ref(), json),
         #[cfg(feature = "watch")]
-        Command::Watch { name, once } => super::watch(name.as_deref(), once),
-        Command::Reload { name } => reload(name.as_deref()),
-        Command::Drain { name, within, cancel: false } => drain(name.as_deref(), within),
-        Command::Drain { name, within: _, cancel: true } => cancel_drain(name.as_deref()),
-        Command::Unseal { name } => unseal(name.as_deref()),
-        Command::Events { name, follow } => events(name.as_deref(), follow),
-        Command::Switch { link, server, pin, auto: _, tunnel } => {
-            switch(tunnel.as_deref(), link, server, pin)
+        Command::Watch { tunnel, once } => super::watch(tunnel.as_ref(), once),
+        Command::Reload { tunnel } => reload(tunnel.as_ref()),
+        Command::Drain { tunnel, within, cancel: false } => drain(tunnel.as_ref(), within),
+        Command::Drain { tunnel, within: _, cancel: true } => cancel_drain(tunnel.as_ref()),
+        Command::Unseal { tunnel } => unseal(tunnel.as_ref()),
+        Command::Events { tunnel, follow } => events(tunnel.as_ref(), follow),
+        Command::Switch { link, server, pin, auto, tunnel } => {
+            let (link, tunnel) = words(!auto && server.is_none(), link, tunnel)?;
+            switch(tunnel.as_ref(), link, server, pin)
         }
-        Command::Probe { link, tunnel } => probe(tunnel.as_deref(), link),
+        Command::Probe { link, all, tunnel } => {
+            let (link, tunnel) = words(!all, link, tunnel)?;
+            probe(tunnel.as_ref(), link)
+        }
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),
     }
 }
 
-fn run(file: PathBuf) -> anyhow::Result<()> {
+/// The link and the tunnel that one or two words name. The tunnel is the last of them; where an option says which
+/// links, it is the only one.
+fn words(
+    has_link: bool,
+    first: Option<String>,
+    second: Option<Tunnel>,
+) -> anyhow::Result<(Option<String>, Option<Tunnel>)> {
+    match (has_link, first, second) {
+        (true, link, tunnel) => Ok((link, tunnel)),
+        (false, tunnel, None) => Ok((None, tunnel.map(|name| OsString::from(name).into()))),
+        (false, Some(link), Some(_)) => Err(Exit::Usage.because(anyhow!(
+            "{link} is one word too many: only a tunnel goes with these options"
+        ))),
+        (false, None, Some(tunnel)) => Ok((None, Some(tunnel))),
+    }
+}
+
+fn run(file: &Path) -> anyhow::Result<()> {
     let ended = run_daemon(file);
     if let Err(error) = &ended {
         // systemctl status shows it beside the exit status. The journal has all of it.
@@ -78,8 +104,8 @@ fn run(file: PathBuf) -> anyhow::Result<()> {
     ended
 }
 
-fn run_daemon(file: PathBuf) -> anyhow::Result<()> {
-    let (daemon, config) = Daemon::load(file)?;
+fn run_daemon(file: &Path) -> anyhow::Result<()> {
+    let (daemon, config) = Daemon::load(file.to_owned())?;
     // One thread: on two cores the datapath is faster on one than shared between threads, because
     // packets then never wait for another thread to wake.
     let mut runtime = tokio::runtime::Builder::new_current_thread();

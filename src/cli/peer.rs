@@ -17,7 +17,10 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 
 use self::file::{Lock, ServerFile};
-use super::exit::Exit;
+use super::{
+    exit::Exit,
+    tunnel::{self, Tunnel},
+};
 use crate::{
     config::{self, Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
     daemon::control::{ControlError, Request},
@@ -30,10 +33,10 @@ The client's configuration holds its private key: send it over a safe way, and o
 --public-key the client keeps its own key, and writes private-key-file itself.
 
 Examples:
-  roamd peer add laptop --server /etc/roamd/home.toml --endpoint vpn.example.net > laptop.toml
-  roamd peer add nas --server home.toml --endpoint 192.0.2.1:443 --output nas.toml";
+  roamd peer add laptop --endpoint vpn.example.net > laptop.toml
+  roamd peer add nas home --endpoint 192.0.2.1:443 --output nas.toml";
 const QR_EXAMPLE: &str = if cfg!(feature = "qr") {
-    "\n  roamd peer add phone --server home.toml --endpoint vpn.example.net --qr"
+    "\n  roamd peer add tablet --endpoint vpn.example.net --qr"
 } else {
     ""
 };
@@ -49,6 +52,7 @@ pub enum PeerCommand {
     /// Let a client in no more
     Remove {
         /// The peer's name
+        #[arg(value_name = "PEER")]
         name: String,
         /// Where it is written
         #[command(flatten)]
@@ -56,29 +60,29 @@ pub enum PeerCommand {
     },
     /// Say that the directory is right as it is, after etcd was restored from a backup
     Confirm {
-        /// A configuration that names the directory
-        #[arg(short, long, value_name = "FILE")]
-        directory: PathBuf,
+        /// A tunnel whose file names the directory [default: the only one in /etc/roamd]
+        #[arg(value_name = "NAME|FILE")]
+        tunnel: Option<Tunnel>,
     },
 }
 
 /// Where the peers are.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 pub struct Which {
-    /// The server's configuration, which has them
-    #[arg(short, long, value_name = "FILE")]
-    pub server: Option<PathBuf>,
-    /// A configuration that names the directory which has them: a server's, or one with [directory] and tun.addresses
-    /// alone
-    #[arg(short, long, value_name = "FILE")]
-    pub directory: Option<PathBuf>,
+    /// The server [default: the only tunnel in /etc/roamd]
+    #[arg(value_name = "NAME|FILE")]
+    tunnel: Option<Tunnel>,
+    /// Peers in the directory that the server's file names, and not in the file itself. [directory] and
+    /// tun.addresses are all that this file needs
+    #[arg(short, long)]
+    directory: bool,
 }
 
 /// A new peer.
 #[derive(Debug, Args)]
 pub struct Add {
     /// A name for people
+    #[arg(value_name = "PEER")]
     name: String,
     #[command(flatten)]
     which: Which,
@@ -119,7 +123,7 @@ pub(crate) fn peer(command: PeerCommand) -> anyhow::Result<()> {
             Place::File(path) => remove(&name, &path),
             Place::Directory(path) => directory::remove(&name, &path),
         },
-        PeerCommand::Confirm { directory } => directory::confirm(&directory),
+        PeerCommand::Confirm { tunnel } => directory::confirm(&tunnel::file(tunnel.as_ref())?),
     }
 }
 
@@ -130,11 +134,8 @@ enum Place {
 
 impl Which {
     fn place(&self) -> anyhow::Result<Place> {
-        match (&self.server, &self.directory) {
-            (Some(path), _) => Ok(Place::File(path.clone())),
-            (None, Some(path)) => Ok(Place::Directory(path.clone())),
-            (None, None) => bail!("neither --server nor --directory"),
-        }
+        let path = tunnel::file(self.tunnel.as_ref())?;
+        Ok(if self.directory { Place::Directory(path) } else { Place::File(path) })
     }
 }
 

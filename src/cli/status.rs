@@ -2,12 +2,16 @@
 
 use std::io::{self, Write as _};
 
-use super::{paint::Paint, text::Text};
+use super::{
+    paint::Paint,
+    text::Text,
+    tunnel::{self, Tunnel},
+};
 use crate::host::instance::Instance;
 
-/// Prints what the daemon `name` does; without a name what all do, as text, or the only one as JSON.
-pub(crate) fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let running = if name.is_none() && !json { Instance::running()? } else { Vec::new() };
+/// Prints what the daemon of `tunnel` does; without one what all do, as text, or the only one as JSON.
+pub(crate) fn status(tunnel: Option<&Tunnel>, json: bool) -> anyhow::Result<()> {
+    let running = if tunnel.is_none() && !json { Instance::running()? } else { Vec::new() };
     let mut stdout = io::stdout().lock();
     if running.len() > 1 {
         for (number, instance) in running.iter().enumerate() {
@@ -18,7 +22,7 @@ pub(crate) fn status(name: Option<&str>, json: bool) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let status = Instance::find(name)?.status()?;
+    let status = tunnel::instance(tunnel)?.status()?;
     if json {
         serde_json::to_writer_pretty(&mut stdout, &status)?;
         writeln!(stdout)?;

@@ -9,17 +9,15 @@ use std::{
 use anyhow::bail;
 use serde::Deserialize;
 
-use crate::{
-    daemon::control::{ControlError, Request},
-    host::instance::Instance,
-};
+use super::tunnel::{self, Tunnel};
+use crate::daemon::control::{ControlError, Request};
 
 /// How often a daemon that ended is looked for.
 const FOLLOW_RETRY: Duration = Duration::from_millis(250);
 
 /// Moves the tunnel to `link`, or to a `server`, or without either lets it choose by itself again.
 pub(crate) fn switch(
-    tunnel: Option<&str>,
+    tunnel: Option<&Tunnel>,
     link: Option<String>,
     server: Option<String>,
     pin: bool,
@@ -33,12 +31,12 @@ pub(crate) fn switch(
 }
 
 /// Asks the server over `link`, or over all.
-pub(crate) fn probe(tunnel: Option<&str>, link: Option<String>) -> anyhow::Result<()> {
+pub(crate) fn probe(tunnel: Option<&Tunnel>, link: Option<String>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Probe { link })
 }
 
 /// Makes the daemon read its configuration again.
-pub(crate) fn reload(tunnel: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn reload(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Reload)
 }
 
@@ -50,8 +48,8 @@ struct Told {
 }
 
 /// Makes a server send its clients elsewhere, and waits until it has ended.
-pub(crate) fn drain(tunnel: Option<&str>, within: Duration) -> anyhow::Result<()> {
-    let instance = Instance::find(tunnel)?;
+pub(crate) fn drain(tunnel: Option<&Tunnel>, within: Duration) -> anyhow::Result<()> {
+    let instance = tunnel::instance(tunnel)?;
     // Before the request, so that no event is missed.
     let events = instance.events()?;
     let seconds = within.as_secs_f64().ceil() as u32;
@@ -71,15 +69,15 @@ pub(crate) fn drain(tunnel: Option<&str>, within: Duration) -> anyhow::Result<()
 }
 
 /// Makes a server serve on that was to end.
-pub(crate) fn cancel_drain(tunnel: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn cancel_drain(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
     tell(tunnel, &Request::DrainCancel)
 }
 
 /// Prints what happens to the tunnel, until the daemon ends; with `follow` also what happens to the next one
 /// of the name.
-pub(crate) fn events(tunnel: Option<&str>, follow: bool) -> anyhow::Result<()> {
+pub(crate) fn events(tunnel: Option<&Tunnel>, follow: bool) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    let instance = Instance::find(tunnel)?;
+    let instance = tunnel::instance(tunnel)?;
     let mut events = instance.events()?;
     loop {
         // A daemon that ends may reset the connection.
@@ -99,9 +97,9 @@ pub(crate) fn events(tunnel: Option<&str>, follow: bool) -> anyhow::Result<()> {
     }
 }
 
-fn tell(tunnel: Option<&str>, request: &Request) -> anyhow::Result<()> {
+fn tell(tunnel: Option<&Tunnel>, request: &Request) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    for line in Instance::find(tunnel)?.tell(request)? {
+    for line in tunnel::instance(tunnel)?.tell(request)? {
         writeln!(stdout, "{line}")?;
     }
     Ok(())

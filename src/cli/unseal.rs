@@ -2,15 +2,16 @@
 
 use std::io::{self, Write as _};
 
+use super::tunnel::{self, Tunnel};
 use crate::host::{
     instance::Instance,
     record::{self, RecordError, UndoError},
 };
 
-/// Lets out what tunnels that do not run hold back: the one called `name`, or all.
-pub(crate) fn unseal(name: Option<&str>) -> anyhow::Result<()> {
-    let names = match name {
-        Some(name) => vec![name.to_owned()],
+/// Lets out what tunnels that do not run hold back: this one, or all.
+pub(crate) fn unseal(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
+    let names = match tunnel {
+        Some(_) => vec![tunnel::instance(tunnel)?.name().to_owned()],
         None => record::names(&Instance::named("roamd")),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -12,7 +12,10 @@ use anyhow::{Context as _, bail};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
 use self::history::History;
-use super::exit::Exit;
+use super::{
+    exit::Exit,
+    tunnel::{self, Tunnel},
+};
 use crate::{clock, daemon::control::ControlError, host::instance::Instance};
 
 /// From one look at the daemon to the next.
@@ -20,8 +23,8 @@ const PACE: Duration = Duration::from_millis(500);
 
 /// Shows the tunnel until somebody presses q; with `once`, shows it after a few looks and leaves it on the
 /// screen.
-pub(crate) fn watch(name: Option<&str>, once: bool) -> anyhow::Result<()> {
-    let instance = Instance::find(name)?;
+pub(crate) fn watch(tunnel: Option<&Tunnel>, once: bool) -> anyhow::Result<()> {
+    let instance = tunnel::instance(tunnel)?;
     let mut history = History::default();
     if once {
         return print(&instance, &mut history);

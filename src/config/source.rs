@@ -15,7 +15,7 @@ use crate::identity::PrivateKey;
 const PREFIX: &str = "ROAMD_";
 
 /// Variables that start with [`PREFIX`] and are no configuration.
-const OTHER_VARIABLES: [&str; 1] = ["ROAMD_RUNTIME_DIR"];
+const OTHER_VARIABLES: [&str; 2] = ["ROAMD_CONFIG_DIR", "ROAMD_RUNTIME_DIR"];
 const IN_TABLES: &str = "is in a list of tables, which only the file can set";
 
 /// The merged values, and where each came from.
@@ -145,6 +145,7 @@ mod tests {
             ("ROAMD_QUIC__IDLE_TIMEOUT", Some("quic.idle-timeout")),
             ("ROAMD_PRIVATE_KEY_FILE", Some("private-key-file")),
             ("ROAMD_RUNTIME_DIR", None),
+            ("ROAMD_CONFIG_DIR", None),
             ("HOME", None),
         ] {
             assert_eq!(key_of(variable).as_deref(), key);

@@ -160,11 +160,6 @@ pub(crate) enum ControlError {
 
 /// How a daemon is asked.
 impl Instance {
-    /// The instance called `name`, or without a name the only one that runs.
-    pub(crate) fn find(name: Option<&str>) -> Result<Self, ControlError> {
-        name.map_or_else(Self::only, |name| Ok(Self::named(name)))
-    }
-
     /// The only one that runs.
     pub(crate) fn only() -> Result<Self, ControlError> {
         let mut running = Self::running()?;
@@ -177,6 +172,11 @@ impl Instance {
 
     /// All that run, by name.
     pub(crate) fn running() -> Result<Vec<Self>, ControlError> {
+        Ok(Self::candidates()?.into_iter().filter(|it| is_daemon(&it.socket())).collect())
+    }
+
+    /// Whatever has a socket where daemons have theirs, by name.
+    pub(crate) fn candidates() -> Result<Vec<Self>, ControlError> {
         let directory = directory();
         let entries = match fs::read_dir(&directory) {
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -184,14 +184,13 @@ impl Instance {
             }
             entries => entries.into_iter().flatten().flatten(),
         };
-        let mut running: Vec<_> = entries
+        let mut found: Vec<_> = entries
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
-            .filter(|path| is_daemon(path))
             .map(|path| Self::of_file(&path))
             .collect();
-        running.sort_by(|a, b| a.name().cmp(b.name()));
-        Ok(running)
+        found.sort_by(|a, b| a.name().cmp(b.name()));
+        Ok(found)
     }
 
     /// Asks for its status.

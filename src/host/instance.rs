@@ -6,6 +6,7 @@ use std::{
 };
 
 const DEFAULT_DIRECTORY: &str = "/run/roamd";
+const DEFAULT_CONFIGURATIONS: &str = "/etc/roamd";
 
 /// A daemon's name and runtime directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,4 +65,9 @@ impl Instance {
 /// `$ROAMD_RUNTIME_DIR`, or `/run/roamd`.
 pub(crate) fn directory() -> PathBuf {
     env::var_os("ROAMD_RUNTIME_DIR").map_or_else(|| DEFAULT_DIRECTORY.into(), PathBuf::from)
+}
+
+/// Where the configurations of tunnels are that are named without a path: `$ROAMD_CONFIG_DIR`, or `/etc/roamd`.
+pub(crate) fn configurations() -> PathBuf {
+    env::var_os("ROAMD_CONFIG_DIR").map_or_else(|| DEFAULT_CONFIGURATIONS.into(), PathBuf::from)
 }

@@ -254,7 +254,7 @@ fn the_status_without_a_session_shows_links_and_attempts() {
     for line in ["server       10.77.0.1:4433", "eth0     being probed", "wlan0    not used"] {
         assert!(text.contains(line), "{line} in {text}");
     }
-    let (code, text) = said(client, &["probe", "-t", "roamd"]);
+    let (code, text) = said(client, &["probe", "--all", "roamd"]);
     assert!(code == Some(1) && text.contains("not connected (still connecting)"), "{text}");
     net.server.start();
     net.clients[0].connected();

@@ -113,7 +113,7 @@ pub(super) async fn device(
             Finding::good(subject, format!("{name} is this tunnel's"))
         } else {
             let found = format!("{name} exists, and {}", holder(link));
-            Finding::bad(subject, found, "choose another tun.name")
+            Finding::bad(subject, found, "choose another tun.name, such as \"roam1\"")
         });
     }
     match Tun::create(name, 1400, offload).map(|tun| tun.offload()) {

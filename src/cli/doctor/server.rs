@@ -39,7 +39,7 @@ pub(super) async fn examine(
     if config.peers.is_empty() && config.directory.is_some() {
         tell(Finding::good("peers", "none in the file, they are in the directory"));
     } else if config.peers.is_empty() {
-        let advice = "roamd peer add NAME --server FILE --endpoint HOST lets one in";
+        let advice = "roamd peer add PEER --endpoint HOST lets one in";
         tell(Finding::poor("peers", "nobody may connect", advice));
     } else {
         tell(Finding::good("peers", format!("{} may connect", config.peers.len())));

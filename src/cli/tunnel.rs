@@ -1,0 +1,143 @@
+//! A tunnel as people name it.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::anyhow;
+
+use super::exit::Exit;
+use crate::{
+    daemon::control::ControlError,
+    host::instance::{Instance, configurations},
+};
+
+/// What every configuration's name ends with.
+const SUFFIX: &str = "toml";
+
+/// A tunnel by its name, such as `home` for `/etc/roamd/home.toml`, or by its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel(OsString);
+
+impl From<OsString> for Tunnel {
+    fn from(written: OsString) -> Self {
+        Self(written)
+    }
+}
+
+impl Tunnel {
+    /// Whether it is written as the path of a file.
+    fn is_path(&self) -> bool {
+        let path = Path::new(&self.0);
+        path.components().count() > 1 || path.is_absolute() || is_configuration(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        let mut name = self.0.clone();
+        if self.is_path() {
+            return name.into();
+        }
+        name.push(".");
+        name.push(SUFFIX);
+        configurations().join(name)
+    }
+}
+
+/// The tunnel's configuration; without a tunnel the only one in `/etc/roamd`.
+pub(crate) fn file(tunnel: Option<&Tunnel>) -> anyhow::Result<PathBuf> {
+    match tunnel {
+        Some(tunnel) => Ok(tunnel.file()),
+        None => only(&configurations()),
+    }
+}
+
+/// The tunnel's daemon; without a tunnel the only one that runs.
+pub(crate) fn instance(tunnel: Option<&Tunnel>) -> Result<Instance, ControlError> {
+    tunnel.map_or_else(Instance::only, |tunnel| Ok(Instance::of_file(&tunnel.file())))
+}
+
+/// The configurations in `folder`, by name.
+pub(crate) fn in_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    // What begins with a dot is half written.
+    let is_hidden =
+        |path: &Path| path.file_name().is_some_and(|it| it.as_encoded_bytes()[0] == b'.');
+    let files = entries.flatten().map(|entry| entry.path());
+    let mut files: Vec<_> =
+        files.filter(|path| is_configuration(path) && !is_hidden(path)).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn only(folder: &Path) -> anyhow::Result<PathBuf> {
+    let shown = folder.display();
+    let mut files = in_folder(folder).map_err(|error| {
+        let exit = match error.kind() {
+            io::ErrorKind::PermissionDenied => Exit::Permission,
+            _ => Exit::NoInput,
+        };
+        exit.because(anyhow!("cannot read {shown}, so name the tunnel: {error}"))
+    })?;
+    match files.len() {
+        0 => Err(Exit::NoInput.because(anyhow!("no tunnel is configured in {shown}: name a file"))),
+        1 => Ok(files.remove(0)),
+        _ => {
+            let names: Vec<_> =
+                files.iter().map(|file| Instance::of_file(file).name().to_owned()).collect();
+            let names = names.join(", ");
+            Err(Exit::Usage
+                .because(anyhow!("several tunnels are configured in {shown}, name one: {names}")))
+        }
+    }
+}
+
+/// Whether it is named as a configuration.
+pub(crate) fn is_configuration(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix == SUFFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_a_slash_or_the_suffix_is_a_file_and_anything_else_a_name() {
+        for (written, file, name) in [
+            ("home", "/etc/roamd/home.toml", "home"),
+            ("home.toml", "home.toml", "home"),
+            ("./home", "./home", "home"),
+            ("/srv/home.conf", "/srv/home.conf", "home"),
+            ("office.berlin", "/etc/roamd/office.berlin.toml", "office.berlin"),
+        ] {
+            let tunnel = Tunnel::from(OsString::from(written));
+            assert_eq!(tunnel.file(), Path::new(file), "{written}");
+            assert_eq!(instance(Some(&tunnel)).unwrap().name(), name, "{written}");
+        }
+    }
+
+    #[test]
+    fn without_a_name_the_only_configuration_is_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |folder: &Path| {
+            let error = only(folder).unwrap_err();
+            (Exit::of(&error).map(Exit::code), error.to_string())
+        };
+        let shown = folder.path().display();
+        let none = (Some(66), format!("no tunnel is configured in {shown}: name a file"));
+        assert_eq!(said(folder.path()), none);
+        assert_eq!(said(&folder.path().join("absent")).0, Some(66));
+        for name in ["home.toml", ".roamd-x.toml", "home.key"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(only(folder.path()).unwrap(), folder.path().join("home.toml"));
+        fs::write(folder.path().join("berlin.toml"), "").unwrap();
+        let several = "several tunnels are configured in";
+        let several = (Some(64), format!("{several} {shown}, name one: berlin, home"));
+        assert_eq!(said(folder.path()), several);
+    }
+}
