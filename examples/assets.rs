@@ -1,37 +1,64 @@
-//! Writes what packages need beside the program, made from its command line: manual pages and completions.
+//! Writes what packages need beside the program: manual pages, made from its command line and from
+//! docs/configuration.md, and completions.
 //!
 //! `cargo run --example assets -- target/assets`
 
-use std::{env, fs, path::PathBuf};
+#[path = "assets/command.rs"]
+mod command;
+#[path = "assets/configuration.rs"]
+mod configuration;
+#[path = "assets/markdown.rs"]
+mod markdown;
+#[path = "assets/page.rs"]
+mod page;
 
-use clap::{Command, CommandFactory as _};
-use clap_complete::{Shell, generate_to};
-use clap_mangen::Man;
+use std::{
+    env, fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::ensure;
+use clap::CommandFactory as _;
 use roamd::internals::Cli;
 
-/// System administration (man(1)).
-const SECTION: &str = "8";
+/// A shell asks the program itself what to offer. It gets the function for that from the program, too, so that both are
+/// of the same version; see src/cli/complete.rs.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("roamd.bash", "eval \"$(_ROAMD_COMPLETE=bash roamd)\"\n"),
+    ("roamd.fish", "_ROAMD_COMPLETE=fish roamd | source\n"),
+    (
+        "_roamd",
+        "#compdef roamd\neval \"$(_ROAMD_COMPLETE=zsh roamd)\"\n_clap_dynamic_completer_roamd \"$@\"\n",
+    ),
+];
+
+/// As Cargo.toml has it.
+const MAINTAINER: &str = "The roamd developers <roamd@lists.example.org>";
 
 fn main() -> anyhow::Result<()> {
-    let to = env::args_os().nth(1).map_or_else(|| "target/assets".into(), PathBuf::from);
-    fs::create_dir_all(&to)?;
-    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-        generate_to(shell, &mut Cli::command(), "roamd", &to)?;
+    let to = env::args_os().nth(1).unwrap_or_else(|| "target/assets".into());
+    let to = Path::new(&to);
+    fs::create_dir_all(to)?;
+    for (file, script) in COMPLETIONS {
+        fs::write(to.join(file), script)?;
     }
-    let mut command = Cli::command();
+    fs::write(to.join("changelog.Debian"), debian_changelog()?)?;
+    let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
-    pages(&command, "roamd", &to)
+    command::pages(&command, to)?;
+    configuration::page(Path::new(env!("CARGO_MANIFEST_DIR")), to)
 }
 
-/// A page for the command and for each of its own.
-fn pages(command: &Command, name: &str, to: &PathBuf) -> anyhow::Result<()> {
-    // What a page of its own says of itself.
-    let named: &'static str = name.to_owned().leak();
-    let mut page = Vec::new();
-    Man::new(command.clone().name(named)).section(SECTION).render(&mut page)?;
-    fs::write(to.join(format!("{name}.{SECTION}")), page)?;
-    for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
-        pages(inner, &format!("{name}-{}", inner.get_name()), to)?;
-    }
-    Ok(())
+/// An entry for this version; what has changed is in the upstream changelog, which lies beside it. Its date is
+/// `$SOURCE_DATE_EPOCH`, so that a package can be made again, or now.
+fn debian_changelog() -> anyhow::Result<String> {
+    let date =
+        env::var("SOURCE_DATE_EPOCH").map_or_else(|_| "now".into(), |time| format!("@{time}"));
+    let date = Command::new("date").args(["-uR", "-d", &date]).stderr(Stdio::inherit()).output()?;
+    ensure!(date.status.success(), "date does not know when this is");
+    let (date, version) = (String::from_utf8(date.stdout)?, env!("CARGO_PKG_VERSION"));
+    Ok(format!(
+        "roamd ({version}-1) unstable; urgency=medium\n\n  * Release {version}.\n\n -- {MAINTAINER}  {date}"
+    ))
 }

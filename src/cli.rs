@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod complete;
 #[cfg(feature = "demo")]
 mod demo;
 mod dispatch;
@@ -29,6 +30,7 @@ use clap::{Parser, Subcommand};
 pub use dispatch::main;
 
 use check::check;
+use complete::{configured, links, running, servers};
 use doctor::doctor;
 use import::wireguard;
 use keys::{genkey, pubkey};
@@ -96,7 +98,7 @@ Examples:
   ROAMD_PRIVATE_KEY_FILE=test.key roamd check ./home.toml")]
     Check {
         /// The tunnel [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Let clients in, or not any more
@@ -121,7 +123,7 @@ Examples:
   roamd doctor home")]
     Doctor {
         /// The tunnel [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Start a tunnel's service, now and at every boot
@@ -133,7 +135,7 @@ Examples:
   roamd up home")]
     Up {
         /// The tunnel [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Stop a tunnel's service, now and at every boot
@@ -145,7 +147,7 @@ Examples:
   roamd down home")]
     Down {
         /// The tunnel [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Run a tunnel until it is told to stop
@@ -155,7 +157,7 @@ Examples:
   ROAMD_LOG__LEVEL=debug roamd run ./home.toml")]
     Run {
         /// The tunnel [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Show what a running tunnel does
@@ -165,7 +167,7 @@ Examples:
   roamd status home --json")]
     Status {
         /// The tunnel [default: all that run; with --json the only one]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
         /// Print one JSON object instead of text
         #[arg(long)]
@@ -179,7 +181,7 @@ Examples:
   roamd watch home --once")]
     Watch {
         /// The tunnel [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
         /// Print one picture instead
         #[arg(long)]
@@ -194,7 +196,7 @@ Examples:
   roamd reload home")]
     Reload {
         /// The tunnel [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
     /// Send a server's clients to another server, and stop it when they have gone
@@ -208,7 +210,7 @@ Examples:
   roamd drain --cancel home")]
     Drain {
         /// The server [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
         /// How long clients may take
         #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
@@ -228,7 +230,7 @@ Examples:
   roamd unseal home")]
     Unseal {
         /// The tunnel [default: all that do not run]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
     /// Print what happens to a running tunnel, one JSON object a line
@@ -238,7 +240,7 @@ Examples:
   roamd events --follow home | jq --unbuffered -r .summary | xargs -I{} notify-send roamd {}")]
     Events {
         /// The tunnel [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
         /// Go on with the next daemon of the name when this one ends
         #[arg(short, long)]
@@ -261,10 +263,10 @@ Examples:
     )]
     Switch {
         /// The link, such as wlan0
-        #[arg(required_unless_present_any = ["auto", "server"])]
+        #[arg(required_unless_present_any = ["auto", "server"], add = links())]
         link: Option<String>,
         /// The server, by its name in the configuration
-        #[arg(long, value_name = "SERVER", conflicts_with = "auto")]
+        #[arg(long, value_name = "SERVER", conflicts_with = "auto", add = servers())]
         server: Option<String>,
         /// Use this link alone, even when it fails
         #[arg(long, conflicts_with_all = ["auto", "server"])]
@@ -273,7 +275,7 @@ Examples:
         #[arg(long)]
         auto: bool,
         /// The tunnel [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
     /// Ask the server over a client's links now
@@ -290,12 +292,13 @@ Examples:
     )]
     Probe {
         /// The link, such as wlan0 [default: all]
+        #[arg(add = links())]
         link: Option<String>,
         /// All links
         #[arg(long)]
         all: bool,
         /// The tunnel [default: the only one that runs]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
     /// Watch a tunnel survive on this machine alone

@@ -279,3 +279,22 @@ fn a_tunnel_is_named_in_the_same_way_everywhere() {
         assert!(error.ends_with("name one: berlin, home\n"), "{arguments:?}: {error}");
     }
 }
+
+#[test]
+fn a_shell_is_offered_the_tunnels_that_are_configured() {
+    let directory = directory();
+    write(&directory, "office.toml", "", 0o600);
+    let offered = |words: &[&str]| {
+        let mut command = command(&directory, &[&["--", "roamd"], words].concat());
+        command.env("ROAMD_CONFIG_DIR", directory.path()).env("_ROAMD_COMPLETE", "bash");
+        let output = command.env("_CLAP_COMPLETE_INDEX", words.len().to_string()).output().unwrap();
+        assert!(output.status.success(), "{}", error(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(offered(&["check", ""]), "home\noffice\n--help");
+    assert_eq!(offered(&["peer", "list", "o"]), "office");
+    assert_eq!(offered(&["check", "./of"]), "./office.toml");
+    // None runs.
+    assert_eq!(offered(&["switch", "w"]), "");
+    assert_eq!(offered(&["chec"]), "check");
+}

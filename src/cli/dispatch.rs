@@ -3,10 +3,10 @@
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use anyhow::anyhow;
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use super::{
-    Cli, Command, ImportFrom, Tunnel, cancel_drain, check, doctor, down, drain, events,
+    Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, events,
     exit::Exit, genkey, is_broken_pipe, panic, peer, probe, pubkey, reload, status, switch, tunnel,
     unseal, up, wireguard,
 };
@@ -22,6 +22,7 @@ use crate::{
 #[must_use]
 pub fn main() -> ExitCode {
     panic::end_process();
+    complete::answer(Cli::command);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return end_usage(&error),

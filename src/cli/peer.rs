@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use self::file::{Lock, ServerFile};
 use super::{
+    complete::{configured, peers},
     exit::Exit,
     tunnel::{self, Tunnel},
 };
@@ -52,7 +53,7 @@ pub enum PeerCommand {
     /// Let a client in no more
     Remove {
         /// The peer's name
-        #[arg(value_name = "PEER")]
+        #[arg(value_name = "PEER", add = peers())]
         name: String,
         /// Where it is written
         #[command(flatten)]
@@ -61,7 +62,7 @@ pub enum PeerCommand {
     /// Say that the directory is right as it is, after etcd was restored from a backup
     Confirm {
         /// A tunnel whose file names the directory [default: the only one in /etc/roamd]
-        #[arg(value_name = "NAME|FILE")]
+        #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
 }
@@ -70,7 +71,7 @@ pub enum PeerCommand {
 #[derive(Debug, Args)]
 pub struct Which {
     /// The server [default: the only tunnel in /etc/roamd]
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", add = configured())]
     tunnel: Option<Tunnel>,
     /// Peers in the directory that the server's file names, and not in the file itself. [directory] and
     /// tun.addresses are all that this file needs
