@@ -37,7 +37,7 @@ use keys::{genkey, pubkey};
 use peer::{PeerCommand, peer};
 use service::{down, up};
 use status::status;
-use tell::{cancel_drain, drain, events, probe, reload, switch};
+use tell::{cancel_drain, drain, events, pause, probe, reload, resume, switch};
 use tunnel::Tunnel;
 use unseal::unseal;
 #[cfg(feature = "watch")]
@@ -274,6 +274,33 @@ Examples:
         /// Let roamd choose again
         #[arg(long)]
         auto: bool,
+        /// The tunnel [default: the only one that runs]
+        #[arg(value_name = "NAME|FILE", add = running())]
+        tunnel: Option<Tunnel>,
+    },
+    /// Let a client send nothing for a while, so that traffic goes as if there was no tunnel
+    #[command(after_help = "\
+The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait.
+With tun.kill-switch nothing of what belongs into the tunnel leaves. A restart of the daemon ends the pause.
+
+Examples:
+  roamd pause
+  roamd pause --for 10m home
+  roamd resume")]
+    Pause {
+        /// The tunnel [default: the only one that runs]
+        #[arg(value_name = "NAME|FILE", add = running())]
+        tunnel: Option<Tunnel>,
+        /// How long [default: until roamd resume]
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        lasts: Option<Duration>,
+    },
+    /// End the pause of a client
+    #[command(after_help = "\
+Examples:
+  roamd resume
+  roamd resume home")]
+    Resume {
         /// The tunnel [default: the only one that runs]
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,

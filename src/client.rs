@@ -22,6 +22,7 @@ mod names;
 mod offer;
 pub(crate) mod pace;
 mod paths;
+mod paused;
 mod pauses;
 mod plan;
 mod portals;
@@ -50,6 +51,7 @@ use self::{
     command::Order,
     desired::Desired,
     greeting::{Terms, instance},
+    paused::Paused,
     roam::Roaming,
     servers::Servers,
     view::Shown,
@@ -72,7 +74,6 @@ use crate::{
     identity::PublicKey,
     link::{monitor::Monitor, netlink::Netlink},
     path::network::{Network, kernel::KernelNetwork},
-    quic::close,
     task::apart,
     tunnel::{
         counters::Counters,
@@ -112,6 +113,8 @@ pub(crate) struct Client {
     /// What the host is made like. Whoever changes the host holds this lock.
     desired: tokio::sync::Mutex<Desired>,
     pub(crate) events: Events,
+    /// The pause that a person wants, if any.
+    paused: watch::Sender<Option<Paused>>,
     interface: String,
     started: SystemTime,
     shown: Shown,
@@ -165,7 +168,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         signal = apart(stop) => {
             info!(signal, "stopping");
             systemd::stopping();
-            client.goodbye().await;
+            client.part(b"the client stops").await;
             Ok(())
         }
     };
@@ -197,6 +200,7 @@ impl Client {
             tun: device,
             queue: Queue::new(QUEUE),
             counters: Counters::default(),
+            paused: watch::Sender::default(),
             interface: tun.name.clone(),
             started: clock::wall(),
             shown: Shown::new(tun.mtu, events.clone()),
@@ -243,13 +247,6 @@ impl Client {
         tokio::time::sleep(START).await;
         self.shown.end_start();
         std::future::pending().await
-    }
-
-    async fn goodbye(&self) {
-        if let Some(line) = self.shown.take_line() {
-            line.connection.close(close::GOODBYE, b"the client stops");
-            let _ = tokio::time::timeout(GOODBYE, line.endpoint.wait_idle()).await;
-        }
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) struct Layout {
     pub dns: Dns,
     /// Whether the configuration leads all traffic into the tunnel; only one tunnel can.
     pub everything: bool,
-    /// Whether everything is let out to reach a captive portal.
+    /// Whether the tunnel leads nothing into itself for a while, but its own networks.
     pub is_open: bool,
     /// The servers' addresses: only there may go what carries the tunnel.
     pub servers: Vec<SocketAddr>,
@@ -100,12 +100,17 @@ impl Layout {
         self.routes.iter().any(|route| route.prefix_len() == 0)
     }
 
-    /// The same with nothing led into the tunnel and nothing held back.
+    /// The same with nothing led into the tunnel but its own networks. What is held back stays so.
+    #[must_use]
+    pub(crate) fn withdrawn(&self) -> Self {
+        let (routes, blocked, dns) = (Vec::new(), Vec::new(), Dns::default());
+        Self { routes, blocked, dns, is_open: true, ..self.clone() }
+    }
+
+    /// The same with nothing held back, either.
     #[must_use]
     pub(crate) fn opened(&self) -> Self {
-        let none = Vec::new;
-        let (routes, blocked, sealed, dns) = (none(), none(), none(), Dns::default());
-        Self { routes, blocked, sealed, dns, is_open: true, ..self.clone() }
+        Self { sealed: Vec::new(), ..self.withdrawn() }
     }
 
     /// The interface's routes.

@@ -308,7 +308,9 @@ impl Server {
             | Request::Switch { .. }
             | Request::SwitchServer { .. }
             | Request::Auto
-            | Request::Probe { .. } => {
+            | Request::Probe { .. }
+            | Request::Pause { .. }
+            | Request::Resume => {
                 Reply::Error("a server follows its clients, it has no paths to choose".into())
             }
         }

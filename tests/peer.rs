@@ -220,6 +220,9 @@ fn every_other_command_says_what_is_wrong() {
         (&["status", "home"], 1, "no roamd named home is running"),
         (&["switch", "wlan0"], 1, "no roamd is running"),
         (&["switch"], 64, "<LINK>"),
+        (&["pause", "--for", "soon"], 64, "--for"),
+        (&["pause", "home"], 1, "no roamd named home is running"),
+        (&["resume"], 1, "no roamd is running"),
         (&["probe"], 1, "no roamd is running"),
     ] {
         let output = roamd(&directory, arguments);

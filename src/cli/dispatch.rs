@@ -7,8 +7,8 @@ use clap::{CommandFactory as _, Parser as _};
 
 use super::{
     Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, events,
-    exit::Exit, genkey, is_broken_pipe, panic, peer, probe, pubkey, reload, status, switch, tunnel,
-    unseal, up, wireguard,
+    exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey, reload, resume, status,
+    switch, tunnel, unseal, up, wireguard,
 };
 use crate::{
     client,
@@ -74,6 +74,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             let (link, tunnel) = words(!all, link, tunnel)?;
             probe(tunnel.as_ref(), link)
         }
+        Command::Pause { tunnel, lasts } => pause(tunnel.as_ref(), lasts),
+        Command::Resume { tunnel } => resume(tunnel.as_ref()),
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),
     }

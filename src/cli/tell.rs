@@ -1,4 +1,4 @@
-//! `roamd switch`, `roamd probe`, `roamd reload`, `roamd drain`, `roamd events`
+//! `roamd switch`, `roamd probe`, `roamd pause`, `roamd reload`, `roamd drain`, `roamd events`
 
 use std::{
     io::{self, Write as _},
@@ -33,6 +33,17 @@ pub(crate) fn switch(
 /// Asks the server over `link`, or over all.
 pub(crate) fn probe(tunnel: Option<&Tunnel>, link: Option<String>) -> anyhow::Result<()> {
     tell(tunnel, &Request::Probe { link })
+}
+
+/// Makes the tunnel send nothing, for so long or until it is resumed.
+pub(crate) fn pause(tunnel: Option<&Tunnel>, lasts: Option<Duration>) -> anyhow::Result<()> {
+    let seconds = lasts.map(|lasts| lasts.as_secs_f64().ceil() as u32);
+    tell(tunnel, &Request::Pause { seconds })
+}
+
+/// Ends a pause.
+pub(crate) fn resume(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
+    tell(tunnel, &Request::Resume)
 }
 
 /// Makes the daemon read its configuration again.

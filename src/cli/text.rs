@@ -50,6 +50,7 @@ const MOST_UNUSED: usize = 8;
 fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) -> fmt::Result {
     let (style, state) = match (client.state, &client.portal) {
         (ClientState::Connected, _) => (GOOD, "connected".to_owned()),
+        (ClientState::Paused, _) => (UNSURE, paused(client)),
         (_, Some(link)) => (UNSURE, format!("captive portal on {link}: log in with a browser")),
         (ClientState::Connecting, None) => (UNSURE, "connecting".into()),
         (ClientState::Waiting, None) => (BAD, waiting(client)),
@@ -109,6 +110,13 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         table(f, &rows, paint)?;
     }
     Ok(())
+}
+
+fn paused(client: &ClientStatus) -> String {
+    match client.next_attempt {
+        Some(next) => format!("paused for another {}", Span(next.ceil())),
+        None => "paused, roamd resume ends it".into(),
+    }
 }
 
 fn waiting(client: &ClientStatus) -> String {

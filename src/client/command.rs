@@ -49,6 +49,8 @@ impl Client {
                 let done = self.reload(&daemon, host).await;
                 return done.map_or_else(Reply::Error, Reply::Done);
             }
+            Request::Pause { seconds } => return self.pause(seconds, &mut host.clone()).await,
+            Request::Resume => return self.resume(&mut host.clone()).await,
             Request::Events => return Reply::Error("events come without end".into()),
             Request::Drain { .. } | Request::DrainCancel => {
                 return Reply::Error("a client has nobody to drain; a server has".into());

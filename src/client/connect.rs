@@ -51,6 +51,7 @@ impl Client {
         let (mut loss, mut before, mut is_goodbye) = (Loss::none(), Before::default(), false);
         let mut pauses = Pauses::default();
         loop {
+            self.rest(host, &mut minds).await;
             let begun = clock::now();
             let sessions = self.shown.sessions();
             let ended = self.connect(host, &mut minds, &loss, &mut before).await?;
@@ -58,6 +59,11 @@ impl Client {
             let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
             self.desired.lock().await.in_session = false;
+            if matches!(ended, Ended::Paused) {
+                (loss, is_goodbye) = (Loss::none(), false);
+                before.forget();
+                continue;
+            }
             let refusal = ended.refusal(self.key);
             let rival = Rival::of(&ended);
             let has_session = self.shown.sessions() > sessions;
@@ -134,6 +140,7 @@ impl Client {
         loop {
             tokio::select! {
                 () = &mut pause => return,
+                () = self.until_paused() => return,
                 (choice, reply) = next_choice(orders, || self.why_not_connected()) => {
                     let answer = self.choose(choice, manager, course).await;
                     if matches!(answer, Reply::Done(_)) {
@@ -146,7 +153,12 @@ impl Client {
     }
 
     /// Remembers a person's choice for the connection to come.
-    async fn choose(&self, choice: Chosen, manager: &mut Manager, course: &mut Course) -> Reply {
+    pub(super) async fn choose(
+        &self,
+        choice: Chosen,
+        manager: &mut Manager,
+        course: &mut Course,
+    ) -> Reply {
         let (choice, done) = match choice {
             Chosen::Server(name) => {
                 let servers = self.servers.all();
@@ -266,6 +278,7 @@ impl Client {
             dialed = self.dial(minds, loss) => dialed,
             never = self.look_for_portals(host) => match never {},
             never = before.remains.run() => match never {},
+            () = self.until_paused() => return Ok(Ended::Paused),
         };
         let mut reached = match dialed {
             Ok(reached) => reached,

@@ -6,7 +6,8 @@
 //!  welcome ───────┤
 //!  host's facts ──┼─▶ Desired ─▶ Plan ─┬─▶ Layout ─▶ Host
 //!  server names ──┤                    └─▶ Inside ─▶ downlink
-//!  portals ───────┘
+//!  portals ───────┤
+//!  pause ─────────┘
 //! ```
 
 use std::{
@@ -46,6 +47,8 @@ pub(super) struct Desired {
     pub(super) facts: Facts,
     /// Whether a captive portal has to be reached.
     pub(super) portal: bool,
+    /// Whether a person paused the tunnel.
+    pub(super) paused: bool,
     /// Whether the host is like that, as far as we know.
     pub(super) is_applied: bool,
 }
@@ -104,6 +107,7 @@ impl Desired {
             in_session: false,
             facts: Facts::default(),
             portal: false,
+            paused: false,
             is_applied: false,
         }
     }
@@ -150,6 +154,9 @@ impl Desired {
         layout.tcp_ports.sort_unstable();
         layout.tcp_ports.dedup();
         layout.ignored.clone_from(&self.config.paths.ignore);
+        if self.paused {
+            layout = layout.withdrawn();
+        }
         let layout = if self.portal { layout.opened() } else { layout };
         Ok(Plan { layout, inside, taken })
     }

@@ -76,6 +76,9 @@ pub(crate) enum Ended {
     /// The configuration does not have the session's server any more.
     #[error("the configuration does not have this server any more")]
     Removed,
+    /// A person pauses the tunnel.
+    #[error("somebody paused the tunnel")]
+    Paused,
     /// The server answers, but nothing that the session's connection asks.
     #[error("the server does not know this connection any more")]
     Forgotten(Candidate),
@@ -131,6 +134,7 @@ impl Ended {
             | Self::Host(_)
             | Self::Lost(_)
             | Self::Removed
+            | Self::Paused
             | Self::Forgotten(_) => None,
         }
     }

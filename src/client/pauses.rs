@@ -85,6 +85,8 @@ impl Pauses {
             // The attempts had their own pace, or none was made since.
             Ended::Dial(DialError::Handshake(error)) if error.is_of_one_handshake() => None,
             Ended::NoGreeting
+            // The person says when.
+            | Ended::Paused
             // It answered just now.
             | Ended::Forgotten(_)
             | Ended::Lost(ConnectionError::TimedOut) => None,

@@ -100,6 +100,7 @@ impl Client {
                 forgotten.map(|it| Left::Ended(Ended::Forgotten(it)))
             }
             moved = apart(mover.run()) => Ok(Left::Moved(moved.into())),
+            () = self.until_paused() => Ok(Left::Ended(Ended::Paused)),
             () = self.removed(server.key()) => Ok(Left::Ended(Ended::Removed)),
             never = apart(before.remains.run()) => match never {},
         };
@@ -115,18 +116,26 @@ impl Client {
         let lasted = now.duration_since(begun);
         let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
         let fails = matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended);
-        if is_return && is_preferred && fails {
+        let is_paused = matches!(left, Left::Ended(Ended::Paused));
+        if is_return && is_preferred && fails && !is_paused {
             course.leave(lasted);
         }
         if is_greeted && lasted >= STABLE {
             course.succeed(server.key());
-        } else if let Left::Ended(ended) = &left {
+        } else if let Left::Ended(ended) = &left
+            && !is_paused
+        {
             course.fail(server.key(), ended.is_refusal());
         }
         let (underlay, unheard_since) = roamer.end();
         let mut silent_since = now;
         if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
             silent_since = unheard_since.unwrap_or(now);
+        }
+        if is_paused {
+            self.part(b"the client pauses").await;
+            // The next session takes the place of none.
+            return Ok(left);
         }
         if let Left::Moved(_) = &left {
             session.retire();
@@ -233,6 +242,11 @@ struct Former {
 impl Before<'_> {
     pub(super) fn server(&self) -> Option<PublicKey> {
         self.former.as_ref().map(|former| former.server)
+    }
+
+    /// The next session does not take its place.
+    pub(super) fn forget(&mut self) {
+        self.former = None;
     }
 
     pub(super) fn lasted(&self) -> Duration {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
 use tracing::{debug, info};
 
-use super::{Client, greeting::Reached, servers::RemoteServer};
+use super::{Client, greeting::Reached, paused::Paused, servers::RemoteServer};
 use crate::{
     clock,
     daemon::{
@@ -220,6 +220,34 @@ impl Shown {
             Some(words) => systemd::report(&words),
             None => {}
         }
+    }
+
+    /// The tunnel is paused.
+    pub(super) fn paused(&self, paused: Paused) {
+        let lasts = paused.lasts();
+        self.events.tell(Event::Paused { seconds: lasts.map(status::rounded) });
+        let words = self.with(|state| {
+            state.state = ClientState::Paused;
+            state.refused = None;
+            state.portal = None;
+            state.line = None;
+            state.paths.clear();
+            state.next_attempt = paused.until;
+            let words = match lasts {
+                Some(lasts) => format!("paused until {}", clock::local(clock::wall() + lasts)),
+                None => "paused".into(),
+            };
+            state.say(words)
+        });
+        // Whoever waits for it to start learns that it has.
+        if let Some(words) = words {
+            systemd::ready(&words);
+        }
+    }
+
+    /// The pause is over.
+    pub(super) fn resumed(&self) {
+        self.events.tell(Event::Resumed);
     }
 
     /// The server does not answer so far.

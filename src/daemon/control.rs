@@ -79,6 +79,13 @@ pub(crate) enum Request {
         /// Its name.
         link: Option<String>,
     },
+    /// Send nothing, and let traffic go directly.
+    Pause {
+        /// For how long; without it until it is resumed.
+        seconds: Option<u32>,
+    },
+    /// End the pause.
+    Resume,
     /// Read the configuration again.
     Reload,
     /// Tell clients to go to another server, and stop when they have.

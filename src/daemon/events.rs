@@ -3,7 +3,7 @@
 //!
 //! The schema has a version like that of the status, see [`crate::daemon::status`].
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
@@ -34,6 +34,13 @@ pub(crate) enum Event {
         /// Why.
         reason: String,
     },
+    /// Client: a person paused the tunnel, or changed for how long.
+    Paused {
+        /// Seconds until it goes on; none if a person says when.
+        seconds: Option<f64>,
+    },
+    /// Client: the pause is over.
+    Resumed,
     /// Client: a path came, went, or changed its state.
     Path {
         /// The link.
@@ -155,6 +162,12 @@ impl Event {
                 format!("connected to {server} over {link}, {rtt:.0} ms")
             }
             Self::Disconnected { reason } => format!("not connected: {reason}"),
+            Self::Paused { seconds: None } => "paused".into(),
+            Self::Paused { seconds: Some(seconds) } => {
+                let lasts = Duration::from_secs_f64(seconds.max(0.0).round());
+                format!("paused for {}", humantime::format_duration(lasts))
+            }
+            Self::Resumed => "resumed".into(),
             Self::Path { link, state: None, .. } => format!("{link} is gone"),
             Self::Path { link, state: Some(state), why, .. } => format!("{link} {state}: {why}"),
             Self::Portal { link } => format!("{link} wants a login: open a browser"),

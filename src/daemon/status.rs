@@ -54,7 +54,7 @@ pub(crate) enum Role {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct ClientStatus {
-    /// `connecting`, `connected` or `waiting` (for the next attempt).
+    /// `connecting`, `connected`, `waiting` (for the next attempt) or `paused`.
     pub state: ClientState,
     /// The server's names and addresses, as they are configured.
     #[serde(default)]
@@ -78,7 +78,8 @@ pub(crate) struct ClientStatus {
     pub last_error: Option<String>,
     /// Seconds since the server first refused this client, which no session has followed; none if it did not.
     pub refused_since: Option<f64>,
-    /// Seconds until the server is asked again; none while it is being asked or connected.
+    /// Seconds until the server is asked again; none while it is being asked or connected, or paused for a time that
+    /// nobody said.
     pub next_attempt: Option<f64>,
     /// The link on which a captive portal was suspected since the last session began.
     pub portal: Option<String>,
@@ -122,6 +123,8 @@ pub(crate) enum ClientState {
     Connected,
     /// Between two attempts.
     Waiting,
+    /// A person paused the tunnel.
+    Paused,
 }
 
 /// A path.

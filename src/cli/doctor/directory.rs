@@ -24,7 +24,7 @@ pub(super) async fn examine(config: &config::Directory, tell: &mut dyn FnMut(Fin
     };
     let known = format!("etcd answers, {} may connect", peers.len());
     tell(if peers.is_empty() {
-        let advice = "roamd peer add NAME --directory FILE lets one in; see to it that all servers have the same prefix";
+        let advice = "roamd peer add PEER --directory lets one in; see to it that all servers have the same prefix";
         Finding::poor(SUBJECT, format!("etcd answers, and has no peers below {prefix}"), advice)
     } else {
         Finding::good(SUBJECT, known)
@@ -34,7 +34,7 @@ pub(super) async fn examine(config: &config::Directory, tell: &mut dyn FnMut(Fin
         tell(Finding::poor(
             SUBJECT,
             format!("the record {record} is not used: {why}"),
-            "roamd peer remove takes it out, by this name",
+            "roamd peer remove --directory takes it out, by this name",
         ));
     }
 }

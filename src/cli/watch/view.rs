@@ -80,6 +80,7 @@ fn draw_client(
     let state = match (client.state, &client.portal) {
         _ if error.is_some() => gone(),
         (ClientState::Connected, _) => Span::from("connected").green(),
+        (ClientState::Paused, _) => Span::from("paused").yellow(),
         (_, Some(link)) => Span::from(format!("captive portal on {link}")).yellow(),
         (ClientState::Connecting, _) => Span::from("connecting").yellow(),
         (ClientState::Waiting, _) => Span::from("waiting for a network").red(),
