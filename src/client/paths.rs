@@ -317,13 +317,14 @@ impl PathTable {
         }
     }
 
-    /// A path as people see it; `why` explains its condition, and `portal` says that a captive portal is suspected.
+    /// A path as people see it; `why` explains its condition, and `portal` says that a captive portal is
+    /// suspected.
     pub(super) fn shown(
         &self,
         key: PathKey,
         condition: Condition,
         rtt: Option<Duration>,
-        portal: bool,
+        [metered, portal]: [bool; 2],
         why: String,
     ) -> Option<ShownPath> {
         let entry = self.entries.get(&key)?;
@@ -333,6 +334,7 @@ impl PathTable {
             rtt,
             socket: entry.socket,
             measured: entry.probe.as_ref().and_then(Probe::measured),
+            metered,
             portal,
             why,
         })

@@ -546,7 +546,8 @@ impl<'a> Roamer<'a> {
         self.paths.look_for_portals(conditions);
         let (manager, paths) = (&*self.manager, &self.paths);
         let shown = manager.paths().filter_map(|(key, condition, rtt)| {
-            paths.shown(key, condition, rtt, manager.is_behind_portal(key), manager.why(key, now))
+            let costs = [manager.is_metered(key), manager.is_behind_portal(key)];
+            paths.shown(key, condition, rtt, costs, manager.why(key, now))
         });
         self.shown.paths(shown.collect());
     }

@@ -107,6 +107,7 @@ pub(super) struct ShownPath {
     pub(super) rtt: Option<Duration>,
     pub(super) socket: Option<PathId>,
     pub(super) measured: Option<Measured>,
+    pub(super) metered: bool,
     pub(super) portal: bool,
     pub(super) why: String,
 }
@@ -660,6 +661,7 @@ impl ShownPath {
             mtu,
             loss,
             recent: line.filter(|_| in_use).map(|_| recent(figures)),
+            metered: self.metered,
             portal: self.portal,
             why: self.why.clone(),
             last_heard: stats.last_heard.map(|at| status::rounded(clock::now() - at)),

@@ -160,6 +160,9 @@ pub(crate) struct PathStatus {
     /// What it carries and loses at present; none unless it carries the tunnel.
     #[serde(default)]
     pub recent: Option<RecentStatus>,
+    /// Whether its link costs money by the amount.
+    #[serde(default)]
+    pub metered: bool,
     /// Whether a captive portal seems to answer in the server's place.
     pub portal: bool,
     /// Why it is used or is not, in words.
@@ -206,6 +209,7 @@ impl PathStatus {
             mtu: None,
             loss: None,
             recent: None,
+            metered: false,
             portal: false,
             why,
         }

@@ -208,6 +208,11 @@ impl Manager {
         self.paths.get(&key).is_some_and(|path| path.portal)
     }
 
+    /// Whether traffic over a path costs money.
+    pub(crate) fn is_metered(&self, key: PathKey) -> bool {
+        self.paths.get(&key).is_some_and(|path| path.facts.metered)
+    }
+
     /// Every path with its state and, if measured, its round-trip time.
     pub(crate) fn paths(&self) -> impl Iterator<Item = (PathKey, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))

@@ -35,6 +35,7 @@ fn path(link: &str, index: u32, condition: Condition) -> ShownPath {
         rtt: Some(Duration::from_millis(12)),
         socket: None,
         measured: None,
+        metered: false,
         portal: false,
         why: "because".into(),
     }
