@@ -278,6 +278,23 @@ Examples:
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
+    /// Show notifications and a tray icon on your desktop
+    #[cfg(feature = "desktop")]
+    #[command(after_help = "\
+Runs as you, in your desktop session: systemctl --user enable --now roamd-notify. You must be in the group roamd:
+sudo usermod -aG roamd $USER, and log in again.
+
+Examples:
+  roamd notify
+  roamd notify --no-tray home")]
+    Notify {
+        /// The tunnel [default: all]
+        #[arg(value_name = "NAME|FILE", add = running())]
+        tunnel: Option<Tunnel>,
+        /// Show no tray icon
+        #[arg(long)]
+        no_tray: bool,
+    },
     /// Let a client send nothing for a while, so that traffic goes as if there was no tunnel
     #[command(after_help = "\
 The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait.

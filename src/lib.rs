@@ -17,6 +17,7 @@
 //! - [`client`], [`server`]: the two roles.
 //! - [`fleet`]: what several servers of the same peers share.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
+//! - `desktop`: notifications and a tray icon, beside the daemons.
 //! - [`config`], [`cli`]: what people write and type.
 //! - [`clock`], [`task`]: the one clock, and background tasks.
 
@@ -32,6 +33,8 @@ mod clock;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod config;
 mod daemon;
+#[cfg(feature = "desktop")]
+mod desktop;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod fleet;
 #[cfg(any(test, fuzzing))]

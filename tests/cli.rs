@@ -356,6 +356,7 @@ fn help_names_the_commands_of_this_build_alone() {
     assert!(names("status"), "{help}");
     assert_eq!(names("demo"), cfg!(feature = "demo"), "{help}");
     assert_eq!(names("watch"), cfg!(feature = "watch"), "{help}");
+    assert_eq!(names("notify"), cfg!(feature = "desktop"), "{help}");
     let add = roamd(&directory(), &["peer", "add", "--help"]).stdout;
     assert_eq!(add.contains("--qr"), cfg!(feature = "qr"), "{add}");
 }

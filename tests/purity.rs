@@ -19,6 +19,10 @@ const PURE: &[&str] = &[
     "client::chance",
     "client::offer",
     "client::plan",
+    "desktop::icon",
+    "desktop::matters",
+    "desktop::menu",
+    "desktop::seen",
     "fleet::belief",
     "fleet::entry",
     "fleet::record",
@@ -93,7 +97,7 @@ const ROOMS: &[&[&str]] = &[
     &["config"],
     &["daemon"],
     &["fleet"],
-    &["client", "server"],
+    &["client", "desktop", "server"],
     &["cli"],
 ];
 

@@ -10,6 +10,8 @@ use super::{
     exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey, reload, resume, status,
     switch, tunnel, unseal, up, wireguard,
 };
+#[cfg(feature = "desktop")]
+use crate::config::{Filter, Log, LogFormat};
 use crate::{
     client,
     config::{Config, ConfigErrors},
@@ -76,6 +78,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Pause { tunnel, lasts } => pause(tunnel.as_ref(), lasts),
         Command::Resume { tunnel } => resume(tunnel.as_ref()),
+        #[cfg(feature = "desktop")]
+        Command::Notify { tunnel, no_tray } => notify(tunnel.as_ref(), !no_tray),
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),
     }
@@ -104,6 +108,19 @@ fn run(file: &Path) -> anyhow::Result<()> {
         // systemctl status shows it beside the exit status. The journal has all of it.
         systemd::report(format!("{error:#}").lines().next().unwrap_or_default());
     }
+    ended
+}
+
+/// Runs on one thread, without a configuration.
+#[cfg(feature = "desktop")]
+fn notify(tunnel: Option<&Tunnel>, has_tray: bool) -> anyhow::Result<()> {
+    let name = tunnel.map(|tunnel| Ok::<_, anyhow::Error>(tunnel::instance(Some(tunnel))?.name().to_owned()));
+    let name = name.transpose()?;
+    let _log = logging::init(&Log { level: Filter::default(), format: LogFormat::Text })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(crate::desktop::run(name, has_tray));
+    // A daemon may take its time to answer.
+    runtime.shutdown_background();
     ended
 }
 

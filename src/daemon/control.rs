@@ -217,7 +217,9 @@ impl Instance {
     }
 
     /// Listens to what happens there; one line of JSON for each event.
-    pub(crate) fn events(&self) -> Result<impl Iterator<Item = io::Result<String>>, ControlError> {
+    pub(crate) fn events(
+        &self,
+    ) -> Result<impl Iterator<Item = io::Result<String>> + use<>, ControlError> {
         let mut stream = self.connect()?;
         let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
         let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));

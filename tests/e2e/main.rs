@@ -18,6 +18,8 @@
 #[cfg(feature = "etcd")]
 mod bird;
 mod counsel;
+#[cfg(all(feature = "dbus", feature = "desktop"))]
+mod desktop;
 #[cfg(feature = "etcd")]
 mod directory;
 #[cfg(feature = "metrics")]

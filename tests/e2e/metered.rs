@@ -14,13 +14,13 @@ use zbus::{OwnedObjectPath, interface};
 use crate::{harness::eventually, roaming::Laptop};
 
 /// A message bus (dbus-daemon(1)), gone with the test.
-struct Bus {
+pub(crate) struct Bus {
     daemon: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Bus {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut command = Command::new("dbus-daemon");
         command.args(["--session", "--nofork", "--print-address"]).stdout(Stdio::piped());
         let mut daemon = command.spawn().expect("apt-get install dbus-daemon");

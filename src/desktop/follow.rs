@@ -1,0 +1,202 @@
+//! Follows the tunnels of this computer: looks at each when something happened there, and outlives their daemons.
+
+use std::{collections::HashMap, iter, thread, time::Duration};
+
+use serde::Deserialize;
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{matters::Budget, seen::Seen};
+use crate::{
+    daemon::{
+        control::{ControlError, Reply},
+        status::{Role, Status},
+    },
+    host::instance::Instance,
+    task::Task,
+    wire::foreign::Foreign,
+};
+
+/// From one look for new daemons to the next.
+const SEARCH: Duration = Duration::from_secs(2);
+/// From one look at a tunnel to the next, at least. One look is enough for all that happens meanwhile.
+const SETTLE: Duration = Duration::from_millis(500);
+/// The same at most: what makes no event is seen then.
+const PACE: Duration = Duration::from_secs(30);
+/// A socket that is no daemon's is asked again after so many searches.
+const STRANGER: u32 = 30;
+/// How long what listens to a socket may take to say that it is a daemon.
+const GREETING: Duration = Duration::from_secs(3);
+/// Events that wait to be read.
+const EVENTS: usize = 64;
+/// The first line that a daemon says.
+const FIRST: &str = "\"listening\"";
+
+/// What is new of the tunnel with this name.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) tunnel: String,
+    pub(super) what: What,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    /// How it is.
+    Is(Seen),
+    /// An event that no status tells of later.
+    Budget(Budget),
+    /// Its daemon has gone.
+    Gone,
+}
+
+/// An event of a daemon, as far as it is told of as such.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Event {
+    Budget {
+        level: String,
+        summary: Foreign,
+    },
+    #[serde(other)]
+    Other,
+}
+
+fn budget(line: &str) -> Option<Budget> {
+    match serde_json::from_str(line).ok()? {
+        Event::Budget { level, summary } => {
+            Some(Budget { is_used_up: level == "reached", words: summary })
+        }
+        Event::Other => None,
+    }
+}
+
+/// Follows all tunnels, or the one with this name, for ever.
+pub(super) async fn follow(name: Option<String>, news: mpsc::Sender<News>) {
+    let mut followed: HashMap<String, Task> = HashMap::new();
+    // Sockets that nothing came of, and for how many searches they are left alone.
+    let mut strangers: HashMap<String, u32> = HashMap::new();
+    let mut is_told = false;
+    loop {
+        followed.retain(|_, task| !task.is_finished());
+        strangers.retain(|_, left| left.checked_sub(1).map(|less| *left = less).is_some());
+        let found = Instance::candidates().unwrap_or_else(|error| {
+            complain(&error, &mut is_told);
+            Vec::new()
+        });
+        for instance in found {
+            let tunnel = instance.name().to_owned();
+            let is_meant = name.as_ref().is_none_or(|name| *name == tunnel);
+            if !is_meant || followed.contains_key(&tunnel) || strangers.contains_key(&tunnel) {
+                continue;
+            }
+            match listen(instance.clone()).await {
+                Ok(Some(events)) => {
+                    let task = follow_one(instance, events, news.clone());
+                    followed.insert(tunnel, Task::spawn("follow", task));
+                }
+                // It has ended, or is about to begin.
+                Err(ControlError::NotRunning { .. }) => {}
+                Ok(None) => drop(strangers.insert(tunnel, STRANGER)),
+                Err(error) => {
+                    complain(&error, &mut is_told);
+                    strangers.insert(tunnel, STRANGER);
+                }
+            }
+        }
+        sleep(SEARCH).await;
+    }
+}
+
+/// Says once why a tunnel cannot be asked.
+fn complain(error: &ControlError, is_told: &mut bool) {
+    if !std::mem::replace(is_told, true) {
+        warn!(%error, "cannot ask: sudo usermod -aG roamd $USER lets you, from the next login on");
+    }
+}
+
+/// The events of a daemon, a line each; none if what listens there is no daemon.
+async fn listen(instance: Instance) -> Result<Option<mpsc::Receiver<String>>, ControlError> {
+    let events = spawn_blocking(move || instance.events()).await;
+    let Ok(events) = events else { return Ok(None) };
+    let events = events?;
+    let (tell, mut told) = mpsc::channel(EVENTS);
+    // A read has no end that a task could wait for.
+    thread::spawn(move || {
+        let lines = events.map_while(Result::ok);
+        lines.map_while(|line| tell.blocking_send(line).ok()).for_each(drop);
+    });
+    let Ok(Some(first)) = timeout(GREETING, told.recv()).await else { return Ok(None) };
+    if first.contains(FIRST) {
+        return Ok(Some(told));
+    }
+    match serde_json::from_str(&first) {
+        Ok(Reply::Error(why)) => Err(ControlError::Refused(why)),
+        Ok(Reply::Ok(_) | Reply::Done(_)) | Err(_) => Ok(None),
+    }
+}
+
+/// Follows one tunnel until its daemon ends.
+async fn follow_one(
+    instance: Instance,
+    mut events: mpsc::Receiver<String>,
+    news: mpsc::Sender<News>,
+) {
+    let tunnel = instance.name().to_owned();
+    let is = |what| News { tunnel: tunnel.clone(), what };
+    let mut first = None;
+    loop {
+        // All others are in the status.
+        let heard = first.take().into_iter().chain(iter::from_fn(|| events.try_recv().ok()));
+        for budget in heard.filter_map(|line| budget(&line)).collect::<Vec<_>>() {
+            if news.send(is(What::Budget(budget))).await.is_err() {
+                return;
+            }
+        }
+        let asked = instance.clone();
+        let status = spawn_blocking(move || asked.status()).await;
+        match status {
+            Ok(Ok(Status { role: Role::Client(client), .. })) => {
+                if news.send(is(What::Is(Seen::of(&client)))).await.is_err() {
+                    return;
+                }
+            }
+            // A server has nothing for a desktop.
+            Ok(Ok(Status { role: Role::Server(_), .. })) => {
+                while events.recv().await.is_some() {}
+                return;
+            }
+            Ok(Err(error)) => info!(%error, "no status"),
+            Err(_stopped) => return,
+        }
+        sleep(SETTLE).await;
+        // Without an event it is looked at all the same.
+        match timeout(PACE, events.recv()).await {
+            Ok(Some(line)) => first = Some(line),
+            Ok(None) => break,
+            Err(_elapsed) => {}
+        }
+    }
+    let _ = news.send(is(What::Gone)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_events_budgets_are_told_of_as_such() {
+        let line = r#"{"schema":1,"time":"2026-11-29T15:00:00Z","event":"budget","link":"wwan0","level":"reached",
+            "used":2000000000,"of":2000000000,"summary":"wwan0 has used up its budget of 2 GB"}"#;
+        let budget = budget(line).unwrap();
+        assert!(budget.is_used_up);
+        assert_eq!(budget.words.as_str(), "wwan0 has used up its budget of 2 GB");
+        for line in [r#"{"event":"switched","summary":"x"}"#, r#"{"event":"budget"}"#, "GET /", ""]
+        {
+            assert!(super::budget(line).is_none(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::{
+    super::seen::tests::{path, seen},
+    *,
+};
+use crate::clock;
+
+/// A desk whose time passes second by second.
+struct Days {
+    desk: Desk,
+    begun: Instant,
+    now: Instant,
+    told: Vec<(u64, String)>,
+}
+
+impl Days {
+    fn new() -> Self {
+        let now = clock::now();
+        Self { desk: Desk::default(), begun: now, now, told: Vec::new() }
+    }
+
+    fn judge(&mut self) {
+        let at = (self.now - self.begun).as_secs();
+        for action in self.desk.judge(self.now) {
+            let words = match action {
+                Action::Show(_, note) | Action::Conclude(_, note) => note.title,
+                Action::Close((_, matter)) => format!("close {matter:?}"),
+            };
+            self.told.push((at, words));
+        }
+    }
+
+    /// The tunnel is like this for so many seconds.
+    fn is(&mut self, changes: Value, seconds: u64) -> &mut Self {
+        self.desk.see("home", seen(changes));
+        self.passes(seconds)
+    }
+
+    fn passes(&mut self, seconds: u64) -> &mut Self {
+        let end = self.now + Duration::from_secs(seconds);
+        self.judge();
+        while let Some(at) = self.desk.next_deadline().filter(|at| *at <= end) {
+            assert!(at > self.now, "a deadline that has passed was judged");
+            self.now = at;
+            self.judge();
+        }
+        self.now = end;
+        self
+    }
+
+    fn told(&mut self) -> Vec<(u64, String)> {
+        std::mem::take(&mut self.told)
+    }
+}
+
+fn words(told: &[(u64, &str)]) -> Vec<(u64, String)> {
+    told.iter().map(|(at, words)| (*at, (*words).to_owned())).collect()
+}
+
+fn lost() -> Value {
+    json!({"state": "waiting", "paths": [], "last-error": "no network link has a route"})
+}
+
+fn metered() -> Value {
+    json!({"paths": [path("wwan0", "active")]})
+}
+
+#[test]
+fn a_tunnel_that_works_and_switches_is_not_told_of() {
+    let mut days = Days::new();
+    for _ in 0..100 {
+        days.is(json!({}), 20).is(json!({"paths": [path("eth0", "active")]}), 20);
+        days.is(json!({"paths": [path("eth0", "suspect")]}), 3).is(lost(), 30);
+    }
+    assert_eq!(days.told(), []);
+}
+
+#[test]
+fn an_outage_is_told_of_after_a_minute_and_so_is_its_end() {
+    let mut days = Days::new();
+    days.is(json!({}), 10).is(lost(), 300).is(json!({}), 100);
+    let expected = [(70, "home: no connection for a minute"), (310, "home: connected again")];
+    assert_eq!(days.told(), words(&expected));
+}
+
+#[test]
+fn a_paused_tunnel_closes_what_was_told_and_tells_nothing() {
+    let mut days = Days::new();
+    days.is(lost(), 100).is(json!({"state": "paused", "paths": []}), 1000);
+    assert_eq!(
+        days.told(),
+        words(&[(60, "home: no connection for a minute"), (100, "close Away")])
+    );
+}
+
+#[test]
+fn a_portal_is_told_of_at_once_with_a_page_and_no_outage_beside_it() {
+    let mut days = Days::new();
+    days.is(json!({"state": "waiting", "portal": "wlan0", "paths": []}), 200).is(json!({}), 10);
+    assert_eq!(days.told(), words(&[(0, "home: wlan0 wants a login"), (200, "close Portal")]));
+    days.desk.see("home", seen(json!({"state": "waiting", "portal": "wlan0", "paths": []})));
+    let [Action::Show(_, note)] = &days.desk.judge(days.now)[..] else { panic!("not one") };
+    assert_eq!(note.page.as_deref(), Some("http://vpn.example.net/"));
+}
+
+#[test]
+fn a_refusal_is_told_of_once_for_as_long_as_it_lasts() {
+    let mut days = Days::new();
+    let why = "no [[peer]] of the server has this client's key";
+    let refused = json!({"state": "waiting", "paths": [], "refused-since": 1.0, "last-error": why});
+    for _ in 0..50 {
+        days.is(refused.clone(), 60);
+    }
+    days.is(json!({}), 1);
+    let expected = [(0, "home: the server refuses this computer"), (3000, "close Refused")];
+    assert_eq!(days.told(), words(&expected));
+}
+
+#[test]
+fn metered_data_are_told_of_unless_it_was_for_a_moment() {
+    let mut days = Days::new();
+    days.is(json!({}), 10).is(metered(), 4).is(json!({}), 10);
+    assert_eq!(days.told(), []);
+    days.is(metered(), 600).is(json!({}), 10);
+    assert_eq!(days.told(), words(&[(29, "home: on metered data"), (624, "close Metered")]));
+}
+
+#[test]
+fn matters_outlive_the_restart_of_a_daemon_and_end_with_it() {
+    let mut days = Days::new();
+    days.is(metered(), 10);
+    days.desk.gone("home", days.now);
+    days.passes(5).is(metered(), 10);
+    assert_eq!(days.told(), words(&[(5, "home: on metered data")]));
+    days.desk.gone("home", days.now);
+    days.passes(60);
+    assert_eq!(days.told(), words(&[(35, "close Metered")]));
+    assert!(days.desk.tunnels.is_empty());
+}
+
+#[test]
+fn each_word_on_a_budget_is_told_of_and_the_last_of_many() {
+    let (mut days, budget) =
+        (Days::new(), |words: &str, is_used_up| Budget { is_used_up, words: words.into() });
+    days.is(json!({}), 1);
+    days.desk.hear("home", budget("four fifths", false));
+    days.passes(100);
+    for number in 0..50 {
+        days.desk.hear("home", budget(&format!("all, {number}"), true));
+        days.passes(0);
+    }
+    days.passes(100);
+    let expected =
+        [(1, "home: data budget"), (101, "home: data budget"), (131, "home: data budget")];
+    assert_eq!(days.told(), words(&expected));
+    let shown = days.desk.tunnels["home"].matters[&Matter::Budget].shown.as_ref().unwrap();
+    assert_eq!((&*shown.body, shown.vanishes), ("all, 49", None));
+}
+
+fn any_status() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!({})),
+        Just(metered()),
+        Just(json!({"state": "paused", "paths": []})),
+        ("[a-z]{1,3}", any::<bool>()).prop_map(|(why, refused)| {
+            let refused = refused.then_some(1.0);
+            json!({"state": "waiting", "paths": [], "last-error": why, "refused-since": refused})
+        }),
+        "[a-z]{1,3}".prop_map(|link| json!({"state": "waiting", "portal": link, "paths": []})),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_storm_of_statuses_makes_two_notifications_of_a_matter_in_half_a_minute_at_most(
+        storm in prop::collection::vec((any_status(), 0u64..20_000, any::<bool>()), 1..300),
+    ) {
+        let (mut desk, mut now) = (Desk::default(), clock::now());
+        let mut shown: BTreeMap<Matter, Vec<Instant>> = BTreeMap::new();
+        for (status, milliseconds, is_gone) in storm {
+            if is_gone { desk.gone("home", now) } else { desk.see("home", seen(status)) }
+            let end = now + Duration::from_millis(milliseconds);
+            loop {
+                for action in desk.judge(now) {
+                    if let Action::Show((_, matter), _) | Action::Conclude((_, matter), _) = action {
+                        shown.entry(matter).or_default().push(now);
+                    }
+                }
+                let Some(at) = desk.next_deadline().filter(|at| *at <= end) else { break };
+                prop_assert!(at > now);
+                now = at;
+            }
+            now = end;
+        }
+        for (matter, times) in shown {
+            for window in times.windows(3) {
+                prop_assert!(window[2] - window[0] >= PACE, "{matter:?}: {window:?}");
+            }
+        }
+    }
+}
