@@ -85,6 +85,7 @@ pub(super) mod tests {
             server_addresses: Vec::new(),
             repair: true,
             copies: true,
+            holds_bulk: true,
         }
     }
 

@@ -297,7 +297,7 @@ impl<'a> Roamer<'a> {
             Message::GoAway(GoAway { within }) => {
                 self.signals.goes_away(Duration::from_millis(within.into()));
             }
-            Message::Hello(_) | Message::Welcome(_) => self.messages.refuse(),
+            Message::Hello(_) | Message::Welcome(_) | Message::Bulk(_) => self.messages.refuse(),
         }
     }
 

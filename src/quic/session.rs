@@ -117,7 +117,7 @@ async fn say_hello(
     match messages.next().await? {
         Message::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok((messages, welcome)),
         Message::Welcome(welcome) => Err(SessionError::Version { theirs: vec![welcome.version] }),
-        Message::Hello(_) | Message::GoAway(_) => Err(SessionError::Unexpected),
+        Message::Hello(_) | Message::GoAway(_) | Message::Bulk(_) => Err(SessionError::Unexpected),
     }
 }
 
@@ -139,7 +139,9 @@ async fn answer_hello(
     let mut messages = MessageStream::new(connection, connection.accept_bi().await?);
     let hello = match messages.next().await? {
         Message::Hello(hello) => hello,
-        Message::Welcome(_) | Message::GoAway(_) => return Err(SessionError::Unexpected),
+        Message::Welcome(_) | Message::GoAway(_) | Message::Bulk(_) => {
+            return Err(SessionError::Unexpected);
+        }
     };
     let Some(version) = VERSIONS.into_iter().find(|version| hello.versions.contains(version))
     else {

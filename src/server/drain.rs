@@ -23,7 +23,8 @@ use crate::{
     clock,
     daemon::{control::Reply, events::Event, signals::Stops, status::DrainingStatus, systemd},
     quic::session::MessageStream,
-    wire::message::{GoAway, Message},
+    tunnel::queue::Queue,
+    wire::message::{Bulk, GoAway, Message},
 };
 
 /// The longest time that clients may have.
@@ -80,8 +81,13 @@ impl Drain {
     }
 
     /// Holds the conversation after the welcome. A client that `moves` is told to go away, now or when draining begins,
-    /// and again when the time changes; a client has nothing to say so far.
-    pub(super) async fn converse(&self, messages: &mut MessageStream, moves: bool) -> Infallible {
+    /// and again when the time changes. What waits for the client is in `queue`, of which it may want no bulk.
+    pub(super) async fn converse(
+        &self,
+        messages: &mut MessageStream,
+        moves: bool,
+        queue: &Queue,
+    ) -> Infallible {
         let mut until = self.until.subscribe();
         until.mark_changed();
         loop {
@@ -94,6 +100,7 @@ impl Drain {
                     }
                 }
                 message = messages.received() => match message {
+                    Message::Bulk(Bulk { held }) => queue.hold_bulk(held),
                     Message::Hello(_) | Message::Welcome(_) | Message::GoAway(_) => messages.refuse(),
                 },
             }

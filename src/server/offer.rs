@@ -31,6 +31,7 @@ impl Server {
             server_addresses: tun.addresses.iter().map(|net| net.addr().to_string()).collect(),
             repair: true,
             copies: true,
+            holds_bulk: true,
         }
     }
 }

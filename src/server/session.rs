@@ -80,6 +80,8 @@ impl Server {
             is_leaving: false,
         };
         peer.attach(claim, &self.socket);
+        // What an earlier session wanted is of another link.
+        peer.queue.hold_bulk(false);
         let attached = Attached { server: self, peer, connection };
         let takes_over = peer.elsewhere().is_some();
         if !takes_over {
@@ -94,7 +96,9 @@ impl Server {
         let reason = tokio::select! {
             reason = apart(pump::uplink(connection, &peer.queue, &peer.counters, &session)) => reason,
             reason = apart(pump::downlink(connection, &peer.counters, &session, admit)) => reason,
-            never = apart(self.drain.converse(&mut messages, hello.moves)) => match never {},
+            never = apart(self.drain.converse(&mut messages, hello.moves, &peer.queue)) => {
+                match never {}
+            }
             never = apart(silence::watch(connection, &peer.queue, &session, congestion)) => {
                 match never {}
             }

@@ -183,6 +183,7 @@ fn welcome(version: u16) -> Welcome {
         server_addresses: Vec::new(),
         repair: true,
         copies: true,
+        holds_bulk: true,
     }
 }
 

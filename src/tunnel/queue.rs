@@ -14,6 +14,7 @@ mod fair;
 mod list;
 mod senders;
 mod sizes;
+mod thrift;
 
 use std::{
     collections::VecDeque,
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 
 use self::{
     codel::Tolerance,
-    fair::{OVERHEAD, is_stale},
+    fair::{OVERHEAD, Ready, is_stale},
     senders::Senders,
 };
 use super::{
@@ -131,7 +132,7 @@ impl Queue {
                 }
                 None => packet.detached(),
             });
-            let fair = waiting.senders.of(sender);
+            let fair = waiting.senders.of(sender, now);
             for (flow, length) in runs {
                 fair.push(flow, packets.by_ref().take(length), now, &mut dropped);
             }
@@ -144,14 +145,24 @@ impl Queue {
         dropped
     }
 
-    /// Waits until the queue has packets and is not held. Cancel safe.
+    /// Waits until the queue has packets that may leave. Cancel safe.
     pub async fn ready(&self) {
-        while !self.is_ready() {
-            self.ready.notified().await;
+        loop {
+            let ready = self.lock().ready_at();
+            let at = match ready {
+                Some(Ready::Now) => return,
+                Some(Ready::At(at)) if at <= clock::now() => return,
+                Some(Ready::At(at)) => Some(at),
+                None => None,
+            };
+            tokio::select! {
+                () = self.ready.notified() => {}
+                () = clock::sleep_until(at) => {}
+            }
         }
     }
 
-    /// Whether the queue has packets and is not held.
+    /// Whether the queue has packets that may leave.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.lock().is_ready()
@@ -252,12 +263,22 @@ impl Queue {
         }
     }
 
+    /// Holds bulk back, or not any more: each byte costs money. Flows that take little leave as ever, and what is held
+    /// back leaves at a trickle.
+    pub fn hold_bulk(&self, held: bool) {
+        let now = clock::now();
+        self.lock().senders.hold_bulk(held, now);
+        if !held {
+            self.ready.notify_one();
+        }
+    }
+
     /// Forgets all that waits; returns how many packets that was.
     pub(crate) fn clear(&self) -> usize {
         let waiting = &mut *self.lock();
         let packets = waiting.again.len() + waiting.senders.packets();
         (waiting.again, waiting.again_bytes) = (VecDeque::new(), 0);
-        waiting.senders = Senders::default();
+        waiting.senders = waiting.senders.emptied(clock::now());
         waiting.take_share();
         packets
     }
@@ -300,7 +321,19 @@ impl Queue {
 
 impl Waiting {
     fn is_ready(&self) -> bool {
-        !self.held && self.bytes() > 0
+        self.ready_at().is_some_and(|ready| match ready {
+            Ready::Now => true,
+            Ready::At(at) => at <= clock::now(),
+        })
+    }
+
+    /// When a packet may leave; none while there is none, or the queue is held.
+    fn ready_at(&self) -> Option<Ready> {
+        match self.held {
+            true => None,
+            false if !self.again.is_empty() => Some(Ready::Now),
+            false => self.senders.ready_at(),
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -501,6 +534,76 @@ mod tests {
             }
             assert_eq!(slow == 0, passes, "{slow}");
         }
+    }
+
+    /// Typing beside uploads of three senders, a packet each millisecond: bytes of bulk that left, and the longest wait of a
+    /// key.
+    async fn typing_beside_bulk(queue: &Queue, milliseconds: u32) -> (usize, Duration) {
+        let (mut bulk, mut longest, mut batch) = (0, Duration::ZERO, Vec::new());
+        let mut typed = None;
+        for at in 0..milliseconds {
+            if queue.bytes() < 200_000 {
+                for sender in 1..4 {
+                    queue.push_from(sender, &mut packets(&[1400; 10]));
+                }
+            }
+            if at % 100 == 0 {
+                queue.push_from(1, &mut vec![of_flow(false, TCP, 23, 100).into()]);
+                typed = Some(clock::now());
+            }
+            let _ = queue.pop(&mut batch, 1, usize::MAX);
+            for packet in batch.drain(..) {
+                if packet.size() == 100 {
+                    longest = longest.max(clock::now() - typed.take().unwrap());
+                } else {
+                    bulk += packet.size();
+                }
+            }
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(typed, None, "each key left before the next one came");
+        (bulk, longest)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn held_bulk_trickles_while_keys_pass_and_all_of_it_goes_on_at_once() {
+        let queue = queue(1 << 20);
+        let (bulk, longest) = typing_beside_bulk(&queue, 20_000).await;
+        assert!(bulk > 20_000 * 1300, "{bulk}");
+        assert!(longest <= Duration::from_millis(12), "{longest:?}");
+        queue.hold_bulk(true);
+        let _ = typing_beside_bulk(&queue, 1000).await;
+        let (bulk, longest) = typing_beside_bulk(&queue, 60_000).await;
+        // Each sender has its own trickle of 512 bytes a second.
+        assert!((60 * 3 * 400..=60 * 3 * 600).contains(&bulk), "{bulk}");
+        assert!(longest <= Duration::from_millis(2), "{longest:?}");
+        assert!(queue.bytes() > 100_000 && queue.delay() < Duration::from_millis(1));
+        queue.hold_bulk(false);
+        assert_eq!(pop(&queue, 3), [1400; 3]);
+        let (bulk, _) = typing_beside_bulk(&queue, 1000).await;
+        assert!(bulk > 1000 * 1300, "{bulk}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_woken_for_bulk_that_is_held() {
+        let queue = queue(1 << 20);
+        queue.hold_bulk(true);
+        queue.push(&mut packets(&[1400; 100]));
+        let left: usize = pop(&queue, 100).iter().sum();
+        assert!((32_000..38_000).contains(&left), "{left}");
+        let begun = clock::now();
+        for trickled in 1..5_u32 {
+            assert!(!queue.is_ready());
+            queue.ready().await;
+            assert_eq!(pop(&queue, 100), [1400]);
+            let expected = trickled * Duration::from_secs_f64(1400.0 / 512.0);
+            let waited = clock::now() - begun;
+            assert!(waited.abs_diff(expected) < Duration::from_millis(20), "{waited:?}");
+        }
+        let woken = tokio::time::timeout(Duration::from_secs(1), queue.ready()).await;
+        assert!(woken.is_err());
+        queue.push(&mut vec![of_flow(false, TCP, 23, 100).into()]);
+        assert_eq!(pop(&queue, 100), [100]);
     }
 
     #[tokio::test]

@@ -33,6 +33,9 @@ pub enum Message {
     /// Server to client, at any time: the server will stop, and serves this session until then.
     #[n(3)]
     GoAway(#[n(0)] GoAway),
+    /// Client to server, at any time: whether bulk has to wait.
+    #[n(4)]
+    Bulk(#[n(0)] Bulk),
 }
 
 /// What the client can do.
@@ -115,6 +118,10 @@ pub struct Welcome {
     #[n(12)]
     #[cbor(default)]
     pub copies: bool,
+    /// Whether the server holds bulk back when the client says so.
+    #[n(13)]
+    #[cbor(default)]
+    pub holds_bulk: bool,
 }
 
 /// The server will stop.
@@ -124,6 +131,15 @@ pub struct GoAway {
     /// How long it serves this session from here on, in milliseconds.
     #[n(0)]
     pub within: u32,
+}
+
+/// What becomes of bulk on its way to the client, whose link may be used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Bulk {
+    /// Whether it is held back from here on; at first it is not.
+    #[n(0)]
+    pub held: bool,
 }
 
 /// An address with its prefix length, on the wire as text: `10.66.0.2/24`.
@@ -245,6 +261,7 @@ mod tests {
                     }
                 ),
             any::<u32>().prop_map(|within| Message::GoAway(GoAway { within })),
+            any::<bool>().prop_map(|held| Message::Bulk(Bulk { held })),
             (any::<u16>(), ".*", ".*", nets(), nets(), any::<u16>(), any::<[bool; 2]>(), nets())
                 .prop_map(|(version, software, name, addresses, routes, mtu, flags, dns)| {
                     let [unchecked, repair] = flags;
@@ -261,6 +278,7 @@ mod tests {
                         server_addresses: vec!["10.66.0.1".into(); dns.len()],
                         repair,
                         copies: unchecked,
+                        holds_bulk: repair,
                     })
                 }),
         ]

@@ -46,6 +46,7 @@ pub(crate) fn welcome(addresses: &[&str], mtu: u16) -> Welcome {
         server_addresses: Vec::new(),
         repair: true,
         copies: true,
+        holds_bulk: true,
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     codel::{Codel, Tolerance},
     list::{Link, List, NONE, Slot},
     sizes::{self, Sizes},
+    thrift::Thrift,
 };
 use crate::{
     tunnel::{
@@ -53,6 +54,22 @@ pub struct Dropped {
     pub slow: u64,
 }
 
+/// When something may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ready {
+    Now,
+    At(Instant),
+}
+
+impl Ready {
+    pub(super) fn is_now(self, now: Instant) -> bool {
+        match self {
+            Self::Now => true,
+            Self::At(at) => at <= now,
+        }
+    }
+}
+
 /// Whether a packet that arrived at `since` has become useless.
 pub(super) fn is_stale(is_tcp: bool, since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) > if is_tcp { TCP_STALE } else { STALE }
@@ -64,9 +81,10 @@ pub(super) struct Fair {
     flows: Vec<FlowQueue>,
     /// The flow of each bucket; allocated with the first flow.
     buckets: Vec<Slot>,
-    /// Flows in their first turn, all other flows with packets, and free slots.
+    /// Flows in their first turn, all other flows with packets, those that are held back, and free slots.
     new: List,
     old: List,
+    bulk: List,
     spare: List,
     spares: usize,
     turns: Vec<Link>,
@@ -79,6 +97,8 @@ pub(super) struct Fair {
     packets: usize,
     bytes: usize,
     cost: usize,
+    /// While bulk is held back.
+    thrift: Option<Thrift>,
     /// How often a flow was examined.
     #[cfg(test)]
     steps: u64,
@@ -88,7 +108,7 @@ pub(super) struct Fair {
 struct FlowQueue {
     bucket: usize,
     is_tcp: bool,
-    is_new: bool,
+    turn: Turn,
     is_sparse: bool,
     size: u8,
     packets: VecDeque<Waiting>,
@@ -97,6 +117,15 @@ struct FlowQueue {
     copied: usize,
     credit: isize,
     codel: Codel,
+}
+
+/// On which list a flow waits for its turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    New,
+    Old,
+    Bulk,
 }
 
 #[derive(Debug)]
@@ -114,6 +143,7 @@ impl Default for Fair {
             buckets: Vec::new(),
             new: List::EMPTY,
             old: List::EMPTY,
+            bulk: List::EMPTY,
             spare: List::EMPTY,
             spares: 0,
             turns: Vec::new(),
@@ -124,6 +154,7 @@ impl Default for Fair {
             packets: 0,
             bytes: 0,
             cost: 0,
+            thrift: None,
             #[cfg(test)]
             steps: 0,
         }
@@ -192,6 +223,29 @@ impl Fair {
         self.cost
     }
 
+    /// Holds bulk back, or not any more; see [`Thrift`].
+    pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) {
+        if !held {
+            self.thrift = None;
+            while let Some(slot) = self.bulk.first() {
+                self.put(slot, Turn::Old);
+            }
+        } else if self.thrift.is_none() {
+            self.thrift = Some(Thrift::new(2 * BUCKETS, now));
+        }
+    }
+
+    /// When [`Self::pop`] may have something; none without packets.
+    pub(super) fn ready_at(&self) -> Option<Ready> {
+        match &self.thrift {
+            _ if self.packets == 0 => None,
+            Some(thrift) if self.new.is_empty() && self.old.is_empty() => {
+                Some(Ready::At(thrift.next()))
+            }
+            _ => Some(Ready::Now),
+        }
+    }
+
     /// Whether [`Self::pop_sparse`] may have something.
     pub(super) fn has_sparse(&self) -> bool {
         !self.sparse.is_empty()
@@ -231,24 +285,65 @@ impl Fair {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
-            let slot = self.new.first().or_else(|| self.old.first())?;
+            let Some(slot) = self.new.first().or_else(|| self.old.first()) else {
+                return self.pop_bulk(now, tolerance, dropped);
+            };
             let queue = &mut self.flows[usize::from(slot)];
+            if let Some(thrift) = &mut self.thrift
+                && !queue.packets.is_empty()
+                && thrift.is_bulk(queue.bucket, now)
+            {
+                self.put(slot, Turn::Bulk);
+                continue;
+            }
             if queue.credit <= 0 {
                 queue.credit += QUANTUM;
-                self.wait_behind(slot);
+                self.put(slot, Turn::Old);
                 continue;
             }
             let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
+            let queue = &self.flows[usize::from(slot)];
+            if let (Some((_, packet)), Some(thrift)) = (&packet, &mut self.thrift) {
+                thrift.took(queue.bucket, packet.size());
+            }
             if packet.is_some() {
                 return packet;
             }
-            if self.flows[usize::from(slot)].is_new && !self.old.is_empty() {
+            if queue.turn == Turn::New && !self.old.is_empty() {
                 // Gone at once it could come back as new and starve the others (RFC 8290 §4.2).
-                self.wait_behind(slot);
+                self.put(slot, Turn::Old);
             } else {
                 self.end(slot);
             }
         }
+    }
+
+    /// The next packet of a flow that is held back, once it may leave.
+    fn pop_bulk(
+        &mut self,
+        now: Instant,
+        tolerance: Tolerance,
+        dropped: &mut Dropped,
+    ) -> Option<(Instant, Packet)> {
+        while let Some(slot) = self.bulk.first()
+            && self.thrift.as_ref().is_some_and(|thrift| thrift.next() <= now)
+        {
+            let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
+            let queue = &self.flows[usize::from(slot)];
+            if let (Some((_, packet)), Some(thrift)) = (&packet, &mut self.thrift) {
+                thrift.trickled(queue.bucket, packet.size(), now);
+            }
+            if queue.packets.is_empty() {
+                self.end(slot);
+            } else {
+                self.put(slot, Turn::Bulk);
+            }
+            if let Some((_, packet)) = packet {
+                // It waited for its sender's sake; that says nothing of the path.
+                return Some((now, packet));
+            }
+        }
+        None
     }
 
     /// The slot of a flow: that of its bucket, or a new one.
@@ -271,7 +366,7 @@ impl Fair {
         *queue = FlowQueue {
             bucket,
             is_tcp,
-            is_new: true,
+            turn: Turn::New,
             credit: QUANTUM,
             packets,
             ..FlowQueue::default()
@@ -310,20 +405,28 @@ impl Fair {
         result
     }
 
-    /// Moves a flow to the end of its list.
-    fn wait_behind(&mut self, slot: Slot) {
+    /// Moves a flow to the end of a list.
+    fn put(&mut self, slot: Slot, turn: Turn) {
         #[cfg(test)]
         {
             self.steps += 1;
         }
         self.leave_turn(slot);
-        self.flows[usize::from(slot)].is_new = false;
-        self.old.push(&mut self.turns, slot);
+        self.flows[usize::from(slot)].turn = turn;
+        let list = match turn {
+            Turn::New => &mut self.new,
+            Turn::Old => &mut self.old,
+            Turn::Bulk => &mut self.bulk,
+        };
+        list.push(&mut self.turns, slot);
     }
 
     fn leave_turn(&mut self, slot: Slot) {
-        let is_new = self.flows[usize::from(slot)].is_new;
-        let list = if is_new { &mut self.new } else { &mut self.old };
+        let list = match self.flows[usize::from(slot)].turn {
+            Turn::New => &mut self.new,
+            Turn::Old => &mut self.old,
+            Turn::Bulk => &mut self.bulk,
+        };
         list.remove(&mut self.turns, slot);
     }
 
@@ -346,21 +449,26 @@ impl Fair {
     /// Moves all flows to the first slots and frees the others.
     fn give_places_back(&mut self) {
         let (mut flows, turns) = (std::mem::take(&mut self.flows), std::mem::take(&mut self.turns));
-        let lists = [&self.new, &self.old].map(|list| list.iter(&turns).collect::<Vec<_>>());
-        (self.new, self.old, self.spare, self.spares) = (List::EMPTY, List::EMPTY, List::EMPTY, 0);
+        let lists =
+            [&self.new, &self.old, &self.bulk].map(|list| list.iter(&turns).collect::<Vec<_>>());
+        (self.new, self.old, self.bulk) = (List::EMPTY, List::EMPTY, List::EMPTY);
+        (self.spare, self.spares) = (List::EMPTY, 0);
         (self.neighbours, self.sizes) = Default::default();
         (self.beside, self.sparse) = (Vec::new(), List::EMPTY);
         for slot in lists.into_iter().flatten() {
             let queue = std::mem::take(&mut flows[usize::from(slot)]);
-            let (bucket, is_tcp, is_new, size) =
-                (queue.bucket, queue.is_tcp, queue.is_new, queue.size);
+            let (bucket, is_tcp, turn, size) = (queue.bucket, queue.is_tcp, queue.turn, queue.size);
             let is_sparse = queue.is_sparse;
             let slot = self.add(queue);
             if is_sparse {
                 self.sparse.push(&mut self.beside, slot);
             }
             self.buckets[bucket] = slot;
-            let list = if is_new { &mut self.new } else { &mut self.old };
+            let list = match turn {
+                Turn::New => &mut self.new,
+                Turn::Old => &mut self.old,
+                Turn::Bulk => &mut self.bulk,
+            };
             list.push(&mut self.turns, slot);
             self.sizes[usize::from(is_tcp)].resize(&mut self.neighbours, slot, sizes::EMPTY, size);
         }
@@ -641,7 +749,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_packet_leaves_once_or_is_counted_and_flows_keep_their_order(
-            steps in proptest::collection::vec((0u64..6, 40usize..1500, any::<bool>(), 0u64..20), 1..300),
+            steps in proptest::collection::vec((0u64..7, 40usize..1500, any::<bool>(), 0u64..20), 1..300),
             capacity in 2000usize..60_000,
         ) {
             let (mut fair, mut now) = (Fair::default(), Instant::now());
@@ -656,6 +764,10 @@ mod tests {
             };
             for (hash, length, pop, pause) in steps {
                 now += Duration::from_millis(pause);
+                if hash == 6 {
+                    fair.hold_bulk(pop, now);
+                    now += Duration::from_secs(pause / 4);
+                }
                 let flow = Flow { hash, is_tcp: hash % 2 == 0 };
                 let mut bytes = vec![0; length];
                 bytes[..8].copy_from_slice(&hash.to_be_bytes());
@@ -674,13 +786,17 @@ mod tests {
                     prop_assert!(check(packet));
                 }
             }
+            let is_ready = fair.ready_at().is_some_and(|ready| ready.is_now(now));
+            prop_assert!(is_ready || fair.pop(now, usual(), &mut dropped).is_none());
+            fair.hold_bulk(false, now);
             while let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }
             prop_assert_eq!(pushed, popped + dropped.full + dropped.stale + dropped.slow);
             prop_assert_eq!((fair.packets, fair.bytes, fair.cost), (0, 0, 0));
-            prop_assert!(fair.new.is_empty() && fair.old.is_empty() && !fair.has_sparse());
+            prop_assert!(fair.new.is_empty() && fair.old.is_empty() && fair.bulk.is_empty());
+            prop_assert!(!fair.has_sparse());
             prop_assert!(fair.buckets.iter().all(|bucket| *bucket == NONE));
             prop_assert!(fair.sizes.iter().all(|sizes| sizes.largest().is_none()));
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{
     codel::Tolerance,
-    fair::{Dropped, Fair},
+    fair::{Dropped, Fair, Ready},
 };
 use crate::wire::packet::Packet;
 
@@ -25,6 +25,8 @@ pub(super) struct Senders {
     lanes: Vec<Lane>,
     /// The index of the sender whose turn it is.
     turn: usize,
+    /// Whether bulk is held back, of each sender by itself.
+    is_bulk_held: bool,
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +38,7 @@ struct Lane {
 
 impl Default for Senders {
     fn default() -> Self {
-        Self { lanes: vec![Lane::default()], turn: 0 }
+        Self { lanes: vec![Lane::default()], turn: 0, is_bulk_held: false }
     }
 }
 
@@ -56,8 +58,27 @@ impl Senders {
         self.lanes.iter().map(|lane| lane.fair.cost()).sum()
     }
 
+    /// Holds bulk back, or not any more.
+    pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) {
+        self.is_bulk_held = held;
+        self.lanes.iter_mut().for_each(|lane| lane.fair.hold_bulk(held, now));
+    }
+
+    /// The same without packets.
+    #[must_use]
+    pub(super) fn emptied(&self, now: Instant) -> Self {
+        let mut emptied = Self::default();
+        emptied.hold_bulk(self.is_bulk_held, now);
+        emptied
+    }
+
+    /// When [`Self::pop`] may have something; none without packets.
+    pub(super) fn ready_at(&self) -> Option<Ready> {
+        self.lanes.iter().filter_map(|lane| lane.fair.ready_at()).min()
+    }
+
     /// The flows of a sender.
-    pub(super) fn of(&mut self, sender: usize) -> &mut Fair {
+    pub(super) fn of(&mut self, sender: usize, now: Instant) -> &mut Fair {
         let sender = sender % LANES;
         let at = match self.lanes.iter().position(|lane| lane.sender == sender) {
             Some(at) => at,
@@ -69,6 +90,7 @@ impl Senders {
                     self.lanes.len() - 1
                 });
                 (self.lanes[at].sender, self.lanes[at].credit) = (sender, 0);
+                self.lanes[at].fair.hold_bulk(self.is_bulk_held, now);
                 at
             }
         };
@@ -136,13 +158,16 @@ impl Senders {
             }
             self.turn = (self.turn + 1) % count;
             let next = &mut self.lanes[self.turn];
-            if next.fair.packets() > 0 {
+            if next.fair.ready_at().is_some_and(|ready| ready.is_now(now)) {
                 (next.credit, idle) = (next.credit + QUANTUM, 0);
             } else {
                 (next.credit, idle) = (0, idle + 1);
             }
         }
-        self.lanes.truncate(SPARE);
+        // What is held back stays.
+        let kept =
+            self.lanes.iter().rposition(|lane| lane.fair.packets() > 0).map_or(0, |it| it + 1);
+        self.lanes.truncate(kept.max(SPARE));
         None
     }
 }
@@ -170,7 +195,12 @@ mod tests {
 
     fn push(senders: &mut Senders, from: usize, hash: u64, is_tcp: bool, length: usize) {
         let (flow, packet) = (Flow { hash, is_tcp }, packet(from, length));
-        senders.of(from).push(flow, once(packet), Instant::now(), &mut Dropped::default());
+        senders.of(from, Instant::now()).push(
+            flow,
+            once(packet),
+            Instant::now(),
+            &mut Dropped::default(),
+        );
     }
 
     fn drain(senders: &mut Senders, limit: usize) -> [usize; 16] {

@@ -73,8 +73,10 @@ fn samples() -> Vec<Message> {
             server_addresses: texts(),
             repair: true,
             copies: true,
+            holds_bulk: true,
         }),
         Message::GoAway(GoAway { within: 1 }),
+        Message::Bulk(Bulk { held: true }),
     ]
 }
 
@@ -84,6 +86,7 @@ fn name(message: &Message) -> &'static str {
         Message::Hello(_) => "hello",
         Message::Welcome(_) => "welcome",
         Message::GoAway(_) => "goaway",
+        Message::Bulk(_) => "bulk",
     }
 }
 
