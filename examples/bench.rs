@@ -101,6 +101,7 @@ impl Bench {
             fs::write(&file, toml)?;
             let mut command = namespace.command(program()?);
             command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", folder.path());
+            command.env("STATE_DIRECTORY", folder.path());
             daemons.push(namespace.spawn(name, command, folder.path())?);
         }
         let bench = Self { client, server, daemons, _folder: folder };

@@ -365,6 +365,7 @@ fn reload(program: &Path, folder: &Path) -> anyhow::Result<Duration> {
     let output = Command::new(program)
         .args(["reload", "server"])
         .env("ROAMD_RUNTIME_DIR", folder)
+        .env("STATE_DIRECTORY", folder)
         .output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(begun.elapsed())

@@ -399,6 +399,7 @@ fn start(
         .arg("run")
         .arg(folder.join(name).with_extension("toml"))
         .env("ROAMD_RUNTIME_DIR", folder)
+        .env("STATE_DIRECTORY", folder)
         .env("ROAMD_LOG__LEVEL", "warn");
     Ok(namespace.spawn(name, command, folder)?)
 }

@@ -18,6 +18,7 @@ mod tell;
 mod text;
 mod tunnel;
 mod unseal;
+mod usage;
 #[cfg(feature = "watch")]
 mod watch;
 
@@ -40,6 +41,7 @@ use status::status;
 use tell::{cancel_drain, drain, events, pause, probe, reload, resume, switch};
 use tunnel::Tunnel;
 use unseal::unseal;
+use usage::usage;
 #[cfg(feature = "watch")]
 use watch::watch;
 
@@ -172,6 +174,29 @@ Examples:
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+    },
+    /// Show what a client's links carried, by month and day
+    #[command(after_help = "\
+Counts IP packets of roamd on each link, as a provider does; STANDBY is the part that kept paths and servers warm.
+Asks the client, or reads what it wrote down if it does not run.
+
+Examples:
+  roamd usage
+  roamd usage home --days
+  roamd usage home --json")]
+    Usage {
+        /// The tunnel [default: the only one]
+        #[arg(value_name = "NAME|FILE", add = configured())]
+        tunnel: Option<Tunnel>,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+        /// Show every day [default: the last fourteen]
+        #[arg(long, conflicts_with = "months")]
+        days: bool,
+        /// Show months only
+        #[arg(long)]
+        months: bool,
     },
     /// Watch a running tunnel live: paths, throughput, queue, switches
     #[cfg(feature = "watch")]

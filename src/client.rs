@@ -34,6 +34,7 @@ mod servers;
 mod session;
 mod signs;
 mod upkeep;
+pub(crate) mod usage;
 mod view;
 
 use std::{
@@ -54,6 +55,7 @@ use self::{
     paused::Paused,
     roam::Roaming,
     servers::Servers,
+    usage::{Overdrawn, Store, Usages},
     view::Shown,
 };
 use crate::{
@@ -112,6 +114,8 @@ pub(crate) struct Client {
     reports: Reports,
     /// What the host is made like. Whoever changes the host holds this lock.
     desired: tokio::sync::Mutex<Desired>,
+    /// What the links carried.
+    usages: Arc<Usages>,
     pub(crate) events: Events,
     /// The pause that a person wants, if any.
     paused: watch::Sender<Option<Paused>>,
@@ -159,6 +163,11 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
         never = apart(client.keep_names()) => match never {},
         never = apart(client.admit(wish.clone(), admissions)) => match never {},
         never = apart(metered::watch(|found| links.meter(found))) => match never {},
+        never = apart(client.keep_usage(
+            links.meters(),
+            Store::at(daemon.instance.state_file(usage::SUFFIX)),
+            |stopped| links.stop(stopped),
+        )) => match never {},
         never = apart(client.end_start()) => match never {},
         never = apart(systemd::watchdog(&client.roaming.heart)) => match never {},
         deleted = apart(interface::deleted(index, monitor.hints())) => {
@@ -172,6 +181,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
             Ok(())
         }
     };
+    client.end_usage(links.meters());
     // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
     match &ended {
         Ok(()) if systemd::is_restarting().await => info!("leaving everything for the next run"),
@@ -195,7 +205,12 @@ impl Client {
         Ok(Self {
             key: private_key.public_key(),
             servers: Servers::new(&config, network.clone(), instance)?,
-            roaming: Roaming { network, heart: Heart::default(), silence: Notify::new() },
+            roaming: Roaming {
+                network,
+                heart: Heart::default(),
+                silence: Notify::new(),
+                overdrawn: watch::Sender::new(Overdrawn::default()),
+            },
             terms: Terms { unchecked, instance, moves: false },
             tun: device,
             queue: Queue::new(QUEUE),
@@ -208,6 +223,7 @@ impl Client {
             inside: ArcSwap::default(),
             reports,
             desired: tokio::sync::Mutex::new(Desired::new(config.clone())),
+            usages: Arc::default(),
             config: in_force,
         })
     }

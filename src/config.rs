@@ -13,6 +13,7 @@
 //! `ROAMD_QUIC__IDLE_TIMEOUT=45s` sets `quic.idle-timeout`. A list is separated by commas;
 //! an empty variable is as good as none; lists of tables are set in the file only.
 
+mod budget;
 mod check;
 mod client;
 mod congestion;
@@ -42,6 +43,7 @@ use ipnet::IpNet;
 
 use crate::identity::{PrivateKey, PublicKey};
 
+pub use budget::{Budget, OverBudget, Period};
 #[cfg(feature = "etcd")]
 pub(crate) use check::is_name;
 pub(crate) use check::{MIN_MTU, is_domain};
@@ -327,12 +329,14 @@ pub struct Paths {
 }
 
 /// A rank among links.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preference {
     /// The links' name, in which `*` and `?` are wildcards.
     pub link: String,
     /// Whether traffic costs money there.
     pub metered: bool,
+    /// How much each of them may carry.
+    pub budget: Option<Budget>,
 }
 
 /// The QUIC connection.

@@ -10,6 +10,7 @@ pub(crate) mod moderation;
 pub(crate) mod signals;
 pub(crate) mod status;
 pub(crate) mod systemd;
+pub(crate) mod usage;
 
 use std::{convert::Infallible, io, path::PathBuf};
 

@@ -14,6 +14,7 @@ mod dscp;
 pub(crate) mod forgotten;
 pub(crate) mod handshake;
 pub(crate) mod manager;
+pub(crate) mod meter;
 pub(crate) mod network;
 pub(crate) mod preference;
 pub(crate) mod probe;

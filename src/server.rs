@@ -304,6 +304,7 @@ impl Server {
             Request::Reload => self.reload(daemon).map_or_else(Reply::Error, Reply::Done),
             Request::Drain { seconds } => self.begin_drain(*seconds),
             Request::DrainCancel => self.cancel_drain(),
+            Request::Usage => Reply::Error("a server does not pay for links; a client does".into()),
             Request::Events
             | Request::Switch { .. }
             | Request::SwitchServer { .. }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use roamd::internals::config::{
-    ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, Preference,
-    ServerConfig,
+    Budget, ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, OverBudget,
+    Period, Preference, ServerConfig,
 };
 use tempfile::TempDir;
 
@@ -183,8 +183,17 @@ fn a_clients_values_arrive_where_they_are_used() {
     assert_eq!(client.paths.standby_check, None);
     assert_eq!(client.paths.metered_copies, 0);
     assert_eq!(client.paths.prefer.len(), 3);
-    assert_eq!(client.paths.prefer[0], Preference { link: "en*".to_owned(), metered: false });
-    assert_eq!(client.paths.prefer[2], Preference { link: "ww?n*".to_owned(), metered: true });
+    assert_eq!(
+        client.paths.prefer[0],
+        Preference { link: "en*".to_owned(), ..Preference::default() }
+    );
+    let budget = Budget {
+        bytes: 2_000_000_000,
+        period: Period::Month { first: 15 },
+        over: OverBudget::Stop,
+    };
+    let lte = Preference { link: "ww?n*".to_owned(), metered: true, budget: Some(budget) };
+    assert_eq!(client.paths.prefer[2], lte);
     assert_eq!(client.paths.ignore, ["docker*", "virbr0"]);
     assert_eq!((client.quic.congestion, client.quic.dscp), (Congestion::Bbr, 46));
     assert!(!client.tun.offload);

@@ -79,6 +79,7 @@ pub(crate) fn start(
     let file = folder.join("server.toml");
     fs::write(&file, toml)?;
     let mut command = namespace.command(program);
+    command.env("STATE_DIRECTORY", folder);
     command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", folder).env("ROAMD_LOG__LEVEL", "warn");
     let server = namespace.spawn("server", command, folder)?;
     Ok((server, PrivateKey::load(&folder.join("server.key"))?.public_key()))

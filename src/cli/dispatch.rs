@@ -8,7 +8,8 @@ use clap::{CommandFactory as _, Parser as _};
 use super::{
     Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, events,
     exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey, reload, resume, status,
-    switch, tunnel, unseal, up, wireguard,
+    switch, tunnel, unseal, up, usage,
+    usage::Days, wireguard,
 };
 #[cfg(feature = "desktop")]
 use crate::config::{Filter, Log, LogFormat};
@@ -61,6 +62,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Down { tunnel } => down(tunnel.as_ref()),
         Command::Run { tunnel } => run(&tunnel::file(tunnel.as_ref())?),
         Command::Status { tunnel, json } => status(tunnel.as_ref(), json),
+        Command::Usage { tunnel, json, days, months } => {
+            usage(tunnel.as_ref(), json, Days::of(days, months))
+        }
         #[cfg(feature = "watch")]
         Command::Watch { tunnel, once } => super::watch(tunnel.as_ref(), once),
         Command::Reload { tunnel } => reload(tunnel.as_ref()),

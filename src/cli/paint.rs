@@ -20,6 +20,12 @@ impl Paint {
         Self(io::stdout().is_terminal() && !refused)
     }
 
+    /// No colours.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self(false)
+    }
+
     /// The text in this style.
     pub(crate) fn paint(self, style: Style, text: impl Display) -> String {
         if self.0 { format!("{style}{text}{style:#}") } else { text.to_string() }

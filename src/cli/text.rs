@@ -8,11 +8,16 @@ use std::{
 use anstyle::{AnsiColor, Style};
 
 use super::paint::Paint;
+pub(super) use crate::daemon::usage::Bytes;
 use crate::{
-    daemon::status::{
-        ClientState, ClientStatus, DirectoryState, DirectoryStatus, PassedOverStatus, PathStatus,
-        PeerStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, SessionStatus,
-        Status, SwitchStatus, TcpStatus, UnusedLink,
+    config::OverBudget,
+    daemon::{
+        status::{
+            BulkState, ClientState, ClientStatus, DirectoryState, DirectoryStatus, LinkStatus,
+            PassedOverStatus, PathStatus, PeerStatus, RecentStatus, RemoteState, RemoteStatus,
+            Role, ServerStatus, SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
+        },
+        usage::{BudgetLevel, BudgetStatus, scaled},
     },
     host::interface::LeftOut,
     path::Condition,
@@ -39,11 +44,11 @@ impl Display for Text<'_> {
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const READY: Style = AnsiColor::Cyan.on_default();
-const UNSURE: Style = AnsiColor::Yellow.on_default();
+pub(super) const UNSURE: Style = AnsiColor::Yellow.on_default();
 const BAD: Style = AnsiColor::Red.on_default();
 const HEAD: Style = Style::new().bold();
 const FAINT: Style = Style::new().dimmed();
-const PLAIN: Style = Style::new();
+pub(super) const PLAIN: Style = Style::new();
 /// Rows of unused links: a host of containers has hundreds of links.
 const MOST_UNUSED: usize = 8;
 
@@ -79,6 +84,14 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
     }
     left_out(f, &client.left_out)?;
     traffic(f, &client.traffic, client.queued_bytes)?;
+    for LinkStatus { link, budget, .. } in &client.links {
+        if let Some(budget) = budget {
+            show_budget(f, link, budget, paint)?;
+        }
+    }
+    if client.bulk == BulkState::HeldUp {
+        writeln!(f, "{:13}the server is of a version that does not hold back what it sends", "")?;
+    }
     let recent = client.paths.iter().find_map(|path| path.recent);
     if let Some(recent) = recent.filter(|it| it.loss().is_some()) {
         writeln!(f, "lately       {recent}")?;
@@ -278,14 +291,14 @@ fn peer_row(peer: &PeerStatus) -> [Cell; 8] {
 }
 
 /// Text and its style.
-type Cell = (Style, String);
+pub(super) type Cell = (Style, String);
 
-fn head<const N: usize>(columns: [&str; N]) -> [Cell; N] {
+pub(super) fn head<const N: usize>(columns: [&str; N]) -> [Cell; N] {
     columns.map(|column| (HEAD, column.to_owned()))
 }
 
 /// Writes rows with their columns below each other.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     f: &mut fmt::Formatter<'_>,
     rows: &[[Cell; N]],
     paint: Paint,
@@ -333,6 +346,33 @@ impl Display for RemoteStatus {
             (RemoteState::Reserve, None) => f.write_str(" has not answered"),
             (RemoteState::Unused, _) => f.write_str(" unused"),
         }
+    }
+}
+
+impl Display for BudgetStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { used, of, since, .. } = self;
+        let percent = u128::from(*used) * 100 / u128::from((*of).max(1));
+        write!(f, "{} of {} ({percent} %) since {since}", Bytes(*used), Bytes(*of))
+    }
+}
+
+/// What is used of a link's budget, and what follows.
+pub(super) fn show_budget(
+    f: &mut fmt::Formatter<'_>,
+    link: &str,
+    budget: &BudgetStatus,
+    paint: Paint,
+) -> fmt::Result {
+    let style = if budget.level == BudgetLevel::Within { PLAIN } else { UNSURE };
+    writeln!(f, "budget       {link}: {}", paint.paint(style, budget))?;
+    match (budget.level, budget.over) {
+        (BudgetLevel::Reached, OverBudget::HoldBulk) => {
+            writeln!(f, "             large transfers wait while {link} is in use")
+        }
+        (BudgetLevel::Reached, OverBudget::Stop) => writeln!(f, "             {link} is not used"),
+        (BudgetLevel::Reached, OverBudget::Warn)
+        | (BudgetLevel::Within | BudgetLevel::Warned, _) => Ok(()),
     }
 }
 
@@ -432,30 +472,6 @@ impl Display for Span {
         };
         humantime::format_duration(whole).fmt(f)
     }
-}
-
-/// A number of bytes with a unit of powers of ten.
-pub(super) struct Bytes(pub(super) u64);
-
-impl Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        scaled(f, self.0, ["B", "kB", "MB", "GB", "TB"])
-    }
-}
-
-fn scaled(f: &mut fmt::Formatter<'_>, value: u64, units: [&str; 5]) -> fmt::Result {
-    if value < 1000 {
-        return write!(f, "{value} {}", units[0]);
-    }
-    let (mut scaled, mut unit) = (value as f64, units[0]);
-    for larger in &units[1..] {
-        if scaled < 1000.0 {
-            break;
-        }
-        scaled /= 1000.0;
-        unit = larger;
-    }
-    write!(f, "{scaled:.1} {unit}")
 }
 
 #[cfg(test)]

@@ -77,7 +77,11 @@ mod tests {
         let before = client.config.borrow().clone();
         let mut new = before.reloaded(config());
         new.tun = ClientTun { routes: Some(nets(routes)), kill_switch: true, ..new.tun };
-        new.paths.prefer.push(Preference { link: "wl*".into(), metered: false });
+        new.paths.prefer.push(Preference {
+            link: "wl*".into(),
+            metered: false,
+            ..Preference::default()
+        });
         new
     }
 

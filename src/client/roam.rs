@@ -29,11 +29,12 @@ use super::{
     reload::InForce,
     servers::{RemoteServer, Servers},
     signs::{Signals, Wish},
+    usage::Overdrawn,
     view::{Shown, milliseconds},
 };
 use crate::{
     clock,
-    daemon::{control::Reply, systemd::Heart},
+    daemon::{control::Reply, status::BulkState, systemd::Heart},
     link::{
         candidate::Candidate,
         monitor,
@@ -55,7 +56,7 @@ use crate::{
         session::MessageStream,
     },
     tunnel::{counters::Counters, pump, queue::Queue},
-    wire::message::{GoAway, Message},
+    wire::message::{Bulk, GoAway, Message},
 };
 
 /// From one look at links and routes to the next, at least.
@@ -74,6 +75,8 @@ pub(super) struct Roaming {
     pub(super) heart: Heart,
     /// Notified for as long as the server is silent: it may have moved.
     pub(super) silence: Notify,
+    /// Which links have used up their budgets.
+    pub(super) overdrawn: watch::Sender<Overdrawn>,
 }
 
 /// What carries the packets of a session, whatever its path.
@@ -120,6 +123,11 @@ pub(super) struct Roamer<'a> {
     answered: Option<Candidate>,
     /// When the best standby is asked, after a switch.
     warm_at: Option<Instant>,
+    /// Notifies of budgets that are used up, or not any more.
+    overdrawn: watch::Receiver<Overdrawn>,
+    /// Whether the server holds bulk back when it is told to, and what it was told last.
+    holds_bulk: bool,
+    is_bulk_held: bool,
 }
 
 impl<'a> Roamer<'a> {
@@ -129,7 +137,7 @@ impl<'a> Roamer<'a> {
         manager: &'a mut Manager,
         orders: &'a mut mpsc::Receiver<Order>,
         (config, signals): (InForce, Signals),
-        Reached { server, connected, messages, .. }: Reached,
+        Reached { server, connected, messages, welcome }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
         let (events, answers) = mpsc::channel(ANSWERS);
@@ -138,6 +146,7 @@ impl<'a> Roamer<'a> {
         let first = PathKey::from(&candidate);
         let session = datapath.session.clone();
         manager.set_settings(Settings::new(&config.borrow().paths));
+        shown.bulk(BulkState::Flows);
         Self {
             roaming,
             shown,
@@ -173,6 +182,9 @@ impl<'a> Roamer<'a> {
             first,
             answered: None,
             warm_at: None,
+            overdrawn: roaming.overdrawn.subscribe(),
+            holds_bulk: welcome.holds_bulk,
+            is_bulk_held: false,
         }
     }
 
@@ -202,6 +214,7 @@ impl<'a> Roamer<'a> {
             self.use_standby(false);
             let is_silent = is_suspected && !self.datapath.session.has_standby();
             self.datapath.queue.hold(is_silent || active.is_none());
+            self.spare();
             let is_unreachable = is_suspected || active.is_none() || self.manager.is_in_doubt();
             self.signals.tell(is_unreachable, self.connection.rtt(), self.manager.dialing());
             let (deadline, look) = (self.manager.next_deadline(), self.quality.next_look());
@@ -221,6 +234,8 @@ impl<'a> Roamer<'a> {
                 Some(order) = self.orders.recv() => self.obey(order),
                 message = self.messages.received() => self.heed(message),
                 Ok(()) = self.config.changed() => self.renew().await,
+                // The links that may not be used any more are no candidates.
+                Ok(()) = self.overdrawn.changed() => self.refresh_candidates().await,
                 () = self.roaming.heart.asked() => {}
                 // Whether it was a suspend is seen at the next turn of the loop.
                 jumped = jump.occurs() => jumped?,
@@ -298,6 +313,27 @@ impl<'a> Roamer<'a> {
                 self.signals.goes_away(Duration::from_millis(within.into()));
             }
             Message::Hello(_) | Message::Welcome(_) | Message::Bulk(_) => self.messages.refuse(),
+        }
+    }
+
+    /// Holds bulk back, here and at the server, while the link in use has used up its budget.
+    fn spare(&mut self) {
+        let in_use = self.manager.active().and_then(|active| self.paths.candidate(active));
+        let Some(Candidate { link, .. }) = in_use else { return };
+        let held = self.roaming.overdrawn.borrow().held.contains(link);
+        self.datapath.queue.hold_bulk(held);
+        if std::mem::replace(&mut self.is_bulk_held, held) == held {
+            return;
+        }
+        self.shown.bulk(match (held, self.holds_bulk) {
+            (false, _) => BulkState::Flows,
+            (true, true) => BulkState::Held,
+            (true, false) => BulkState::HeldUp,
+        });
+        if self.holds_bulk {
+            self.messages.tell(&Message::Bulk(Bulk { held }));
+        } else if held {
+            info!(link, "the server is of a version that does not hold back what it sends");
         }
     }
 

@@ -17,9 +17,9 @@ use crate::{
     daemon::{
         events::{Event, Events},
         status::{
-            self, ClientState, ClientStatus, Gaps, MoveReason, MoveStatus, PathStatus, QuicStatus,
-            RecentStatus, RemoteState, RemoteStatus, SessionStatus, Status, SwitchStatus,
-            UnusedLink,
+            self, BulkState, ClientState, ClientStatus, Gaps, MoveReason, MoveStatus, PathStatus,
+            QuicStatus, RecentStatus, RemoteState, RemoteStatus, SessionStatus, Status,
+            SwitchStatus, UnusedLink,
         },
         systemd,
     },
@@ -69,6 +69,7 @@ struct State {
     /// Of the path in use.
     figures: Figures,
     copies: Copies,
+    bulk: BulkState,
     /// The server that has the session, or had the last one.
     server: Option<PublicKey>,
     /// The servers that are asked now and then.
@@ -141,6 +142,7 @@ impl Shown {
             paths: Vec::new(),
             figures: Figures::default(),
             copies: Copies::default(),
+            bulk: BulkState::Flows,
             server: None,
             reserves: Vec::new(),
             moves: VecDeque::new(),
@@ -203,6 +205,7 @@ impl Shown {
             state.state = ClientState::Waiting;
             state.last_error = Some(reason.into());
             state.line = None;
+            state.bulk = BulkState::Flows;
             state.paths.clear();
             state.next_attempt = Some(clock::now() + pause);
             let words = if refused {
@@ -283,6 +286,11 @@ impl Shown {
     /// What the path in use carries and loses at present.
     pub(super) fn figures(&self, figures: Figures) {
         self.with(|state| state.figures = figures);
+    }
+
+    /// What becomes of flows that take much.
+    pub(super) fn bulk(&self, bulk: BulkState) {
+        self.with(|state| state.bulk = bulk);
     }
 
     /// The copies that were sent and used so far. They are told of together, later, and with the link that was in use when
@@ -474,6 +482,8 @@ impl Shown {
                 .map(|path| path.status(state.line.as_ref(), state.figures))
                 .collect(),
             unused_links: Vec::new(),
+            links: Vec::new(),
+            bulk: state.bulk,
             servers: Vec::new(),
             moves: state
                 .moves
@@ -501,6 +511,7 @@ impl Client {
         let delay = self.queue.delay();
         let mut status = self.shown.status(&self.interface, self.started, queued, delay, traffic);
         status.left_out.extend_from_slice(&self.reports.left_out.borrow());
+        status.links = self.links();
         let servers = self.servers.all();
         let in_use = self.shown.server();
         let server = servers.iter().find(|it| Some(it.key()) == in_use).or(servers.first());

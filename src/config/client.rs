@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    ClientConfig, ClientTun, Exclude, Paths, Preference, Relay, ServerPeer,
+    Budget, ClientConfig, ClientTun, Exclude, OverBudget, Paths, Period, Preference, Relay,
+    ServerPeer, budget,
     check::{self, Unique, elements, is_name},
     problem::Problems,
     proxy::{self, Outside},
-    raw::{List, RawClient, RawClientTun, RawPaths, RawServerPeer, RawServers},
+    raw::{List, RawClient, RawClientTun, RawPaths, RawPreference, RawServerPeer, RawServers},
 };
 use crate::identity::{PrivateKey, PublicKey};
 
@@ -173,12 +174,12 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
         .collect();
     let mut prefer = Vec::new();
     for (key, preference) in elements("paths.prefer", &raw.prefer) {
+        let budget = budget(&key, &preference, problems);
         let key = format!("{key}.link");
         let link = problems.require(&key, preference.link);
         let link = problems.accept(&key, link, |link| is_pattern(link));
-        prefer.extend(
-            link.zip(preference.metered).map(|(link, metered)| Preference { link, metered }),
-        );
+        let preference = link.zip(preference.metered);
+        prefer.extend(preference.map(|(link, metered)| Preference { link, metered, budget }));
     }
     Some(Paths {
         probe_timeout: probe_timeout?,
@@ -188,6 +189,34 @@ fn paths(raw: &RawPaths, problems: &mut Problems) -> Option<Paths> {
         prefer,
         ignore,
     })
+}
+
+/// The budget of the links in this element of `paths.prefer`.
+fn budget(element: &str, raw: &RawPreference, problems: &mut Problems) -> Option<Budget> {
+    let key = |name: &str| format!("{element}.{name}");
+    let day = problems.accept(&key("budget-day"), raw.budget_day, |day| (1..=31).contains(day));
+    let (day, over) = (day.unwrap_or(1), raw.over_budget.unwrap_or_default());
+    let Some(text) = &raw.budget else {
+        let is_other = over != OverBudget::default();
+        for (name, is_set) in [("budget-day", day != 1), ("over-budget", is_other)] {
+            if is_set {
+                problems.add(&key(name), None, "needs a budget beside it");
+            }
+        }
+        return None;
+    };
+    let Some((bytes, mut period)) = budget::parse(text) else {
+        problems.refuse(&key("budget"), text);
+        return None;
+    };
+    match (&mut period, day) {
+        (Period::Month { first }, day) => *first = day,
+        (Period::Day | Period::Week, 1) => {}
+        (Period::Day | Period::Week, _) => {
+            problems.add(&key("budget-day"), None, "needs a budget for each month");
+        }
+    }
+    Some(Budget { bytes, period, over })
 }
 
 fn is_pattern(link: &str) -> bool {

@@ -216,6 +216,24 @@ const KEYS: &[Key] = &[
     ),
     key("paths.prefer.link", CLIENT, Kind::Text, LINK),
     key("paths.prefer.metered", CLIENT, Kind::Flag, "true or false"),
+    key(
+        "paths.prefer.budget",
+        CLIENT,
+        Kind::Text,
+        r#"a size for each day, week or month from 1 MB to 1000 TB, such as "500 MB/day" or "2 GB/month" (units kB, MB, GB, TB of powers of ten, KiB, MiB, GiB, TiB of powers of two)"#,
+    ),
+    key(
+        "paths.prefer.budget-day",
+        CLIENT,
+        Kind::Number,
+        "the day from 1 to 31 on which a month of the budget begins, in shorter months the last one",
+    ),
+    key(
+        "paths.prefer.over-budget",
+        CLIENT,
+        Kind::Text,
+        r#""hold-bulk" (large transfers wait), "stop" (the link is not used) or "warn" (nothing but a warning)"#,
+    ),
     key("quic", None, Kind::Table, "a table: [quic]"),
     key(
         "quic.idle-timeout",

@@ -19,7 +19,7 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-use super::{Congestion, Filter, HostPort, LogFormat, proxy::without_credentials};
+use super::{Congestion, Filter, HostPort, LogFormat, OverBudget, proxy::without_credentials};
 use crate::identity::PublicKey;
 
 /// A list of which some elements may have been reported.
@@ -215,6 +215,9 @@ pub(super) struct RawPaths {
 pub(super) struct RawPreference {
     pub(super) link: Option<String>,
     pub(super) metered: Option<bool>,
+    pub(super) budget: Option<String>,
+    pub(super) budget_day: Option<u8>,
+    pub(super) over_budget: Option<OverBudget>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -308,7 +311,13 @@ impl Default for RawPaths {
 
 impl Default for RawPreference {
     fn default() -> Self {
-        Self { link: None, metered: Some(false) }
+        Self {
+            link: None,
+            metered: Some(false),
+            budget: None,
+            budget_day: Some(1),
+            over_budget: Some(OverBudget::default()),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
     door::{self, Door, Place},
     events::{Event, Events},
     status::Status,
+    usage::Usage,
 };
 use crate::{
     host::instance::{Instance, directory},
@@ -95,6 +96,8 @@ pub(crate) enum Request {
     },
     /// Do not stop after all.
     DrainCancel,
+    /// What its links carried.
+    Usage,
     /// Tell what happens from here on, see [`crate::daemon::events`].
     Events,
 }
@@ -105,6 +108,8 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// To [`Request::Status`].
     Ok(Box<Status>),
+    /// To [`Request::Usage`].
+    Usage(Box<Usage>),
     /// What was done, line by line.
     Done(Vec<String>),
     /// Why it was not done.
@@ -204,6 +209,14 @@ impl Instance {
     pub(crate) fn status(&self) -> Result<Status, ControlError> {
         match self.ask(&Request::Status)? {
             Reply::Ok(status) => Ok(*status),
+            other => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Asks what its links carried.
+    pub(crate) fn usage(&self) -> Result<Usage, ControlError> {
+        match self.ask(&Request::Usage)? {
+            Reply::Usage(usage) => Ok(*usage),
             other => Err(self.unexpected(&other)),
         }
     }

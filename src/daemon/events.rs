@@ -8,8 +8,13 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
-use super::status::{DirectoryState, DrainingStatus, MoveReason, SCHEMA};
-use crate::{clock, link::candidate::Transport, path::Condition, wire::foreign::Foreign};
+use super::{
+    status::{DirectoryState, DrainingStatus, MoveReason, SCHEMA},
+    usage::{BudgetLevel, Bytes},
+};
+use crate::{
+    clock, config::OverBudget, link::candidate::Transport, path::Condition, wire::foreign::Foreign,
+};
 
 /// Events that a slow listener may leave unread before it misses some.
 const BACKLOG: usize = 256;
@@ -56,6 +61,19 @@ pub(crate) enum Event {
     Portal {
         /// The link.
         link: String,
+    },
+    /// Client: a link has used up most of its budget, or all of it.
+    Budget {
+        /// The link.
+        link: String,
+        /// How far.
+        level: BudgetLevel,
+        /// Bytes that it carried in this period.
+        used: u64,
+        /// Bytes that it may carry.
+        of: u64,
+        /// What happens when it is used up.
+        over: OverBudget,
     },
     /// Client: the path in use was late for a while, and small packets went over a standby, too.
     Copies {
@@ -171,6 +189,17 @@ impl Event {
             Self::Path { link, state: None, .. } => format!("{link} is gone"),
             Self::Path { link, state: Some(state), why, .. } => format!("{link} {state}: {why}"),
             Self::Portal { link } => format!("{link} wants a login: open a browser"),
+            Self::Budget { link, level: BudgetLevel::Reached, of, over, .. } => {
+                let then = match over {
+                    OverBudget::HoldBulk => "large transfers wait",
+                    OverBudget::Stop => "it is not used any more",
+                    OverBudget::Warn => "it is used as before",
+                };
+                format!("{link} has used up its budget of {}: {then}", Bytes(*of))
+            }
+            Self::Budget { link, used, of, .. } => {
+                format!("{link} has carried {} of its {}", Bytes(*used), Bytes(*of))
+            }
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),

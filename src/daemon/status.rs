@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use quinn::Connection;
 use serde::{Deserialize, Serialize};
 
+use super::usage::{Amount, BudgetStatus};
 use crate::{
     host::interface::LeftOut,
     link::candidate::{Candidate, Transport},
@@ -90,6 +91,12 @@ pub(crate) struct ClientStatus {
     /// The links that carry no path.
     #[serde(default)]
     pub unused_links: Vec<UnusedLink>,
+    /// What links carried, and may carry.
+    #[serde(default)]
+    pub links: Vec<LinkStatus>,
+    /// Whether bulk waits, since the link in use has used up its budget.
+    #[serde(default)]
+    pub bulk: BulkState,
     /// The servers of the configuration, the preferred one first.
     #[serde(default)]
     pub servers: Vec<RemoteStatus>,
@@ -224,6 +231,32 @@ pub(crate) struct UnusedLink {
     pub link: String,
     /// Why, in words.
     pub why: String,
+}
+
+/// What a link carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct LinkStatus {
+    /// Its name.
+    pub link: String,
+    /// Since the daemon started.
+    #[serde(flatten)]
+    pub amount: Amount,
+    /// What it may carry, if the configuration says so.
+    pub budget: Option<BudgetStatus>,
+}
+
+/// What becomes of flows that take much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum BulkState {
+    /// They go on.
+    #[default]
+    Flows,
+    /// They wait, at both ends.
+    Held,
+    /// They wait at this end; the server does not know how to hold them.
+    HeldUp,
 }
 
 /// A server as a client knows it.

@@ -52,14 +52,16 @@ impl Instance {
 
     /// The instance's file with this suffix that outlives a restart of the machine: in the folder that systemd says
     /// (systemd.exec(5), `StateDirectory=`), or `/var/lib/roamd`.
-    #[cfg(feature = "etcd")]
     #[must_use]
     pub(crate) fn state_file(&self, suffix: &str) -> PathBuf {
-        const DEFAULT: &str = "/var/lib/roamd";
-        let folder = env::var_os("STATE_DIRECTORY");
-        let folder = folder.map_or_else(|| DEFAULT.into(), PathBuf::from);
-        folder.join(format!("{}.{suffix}", self.name))
+        state_directory().join(format!("{}.{suffix}", self.name))
     }
+}
+
+/// `$STATE_DIRECTORY`, or `/var/lib/roamd`.
+pub(crate) fn state_directory() -> PathBuf {
+    const DEFAULT: &str = "/var/lib/roamd";
+    env::var_os("STATE_DIRECTORY").map_or_else(|| DEFAULT.into(), PathBuf::from)
 }
 
 /// `$ROAMD_RUNTIME_DIR`, or `/run/roamd`.

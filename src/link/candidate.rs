@@ -133,6 +133,8 @@ pub enum Unusable {
     Name,
     /// The configuration excludes it (`paths.ignore`).
     Ignored,
+    /// It has used up its budget (`paths.prefer.budget`).
+    OverBudget,
 }
 
 impl fmt::Display for Unusable {
@@ -144,6 +146,7 @@ impl fmt::Display for Unusable {
             Self::NoRoute => "it has no route to the server",
             Self::Name => "its name is not printable",
             Self::Ignored => "paths.ignore names it",
+            Self::OverBudget => "its budget is used up",
         })
     }
 }

@@ -129,8 +129,10 @@ impl Underlay {
         network: &dyn Network,
         candidate: &Candidate,
         config: EndpointConfig,
+        is_probe: bool,
     ) -> io::Result<(Self, PathId)> {
-        let udp = network.bind(candidate)?;
+        let udp =
+            if is_probe { network.bind_probe(candidate)? } else { network.bind(candidate)? };
         let (reports, errors) = mpsc::channel(PATH_ERRORS);
         let socket = PathSocket::new(reports);
         let path = socket.open(udp, candidate.server);
@@ -188,6 +190,7 @@ pub struct Connected {
 #[derive(Clone)]
 pub struct Handshake {
     endpoint: fn() -> EndpointConfig,
+    is_probe: bool,
     transport: Arc<TransportConfig>,
     name: Arc<str>,
     fresh: Arc<QuicClientConfig>,
@@ -218,6 +221,7 @@ impl Handshake {
         let is_probe = alpn == tls::PROBE;
         Ok(Self {
             endpoint: if is_probe { quic::probe_endpoint } else { quic::client_endpoint },
+            is_probe,
             transport: Arc::new(transport),
             name: name.into(),
             fresh: Arc::new(fresh),
@@ -257,8 +261,9 @@ impl Handshake {
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
         let begun = clock::now();
-        let (underlay, path) = Underlay::open(network, &candidate, (self.endpoint)())
-            .map_err(|error| unreachable(&candidate, &error))?;
+        let (underlay, path) =
+            Underlay::open(network, &candidate, (self.endpoint)(), self.is_probe)
+                .map_err(|error| unreachable(&candidate, &error))?;
         let config =
             self.config(early.is_some()).map_err(|error| unreachable(&candidate, &error))?;
         let connecting = underlay

@@ -55,6 +55,11 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// A socket on the candidate's link and address alone.
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
+    /// The same for a probe, which does not carry the tunnel.
+    fn bind_probe(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.bind(candidate)
+    }
+
     /// Hints of changes after which [`Self::candidates`] is to be read again.
     fn hints(&self) -> Hints;
 }

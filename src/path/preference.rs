@@ -3,12 +3,15 @@
 use wildmatch::WildMatch;
 
 use super::rank::LinkFacts;
-use crate::{config::Paths, link::candidate::Candidate};
+use crate::{
+    config::{Budget, Paths, Preference},
+    link::candidate::Candidate,
+};
 
 /// The user's preferences.
 #[derive(Debug)]
 pub(crate) struct Preferences {
-    prefer: Vec<(WildMatch, bool)>,
+    prefer: Vec<(WildMatch, Preference)>,
     ignore: Vec<WildMatch>,
 }
 
@@ -20,7 +23,7 @@ impl Preferences {
             prefer: paths
                 .prefer
                 .iter()
-                .map(|preference| (WildMatch::new(&preference.link), preference.metered))
+                .map(|preference| (WildMatch::new(&preference.link), preference.clone()))
                 .collect(),
             ignore: paths.ignore.iter().map(|link| WildMatch::new(link)).collect(),
         }
@@ -32,6 +35,17 @@ impl Preferences {
         self.ignore.iter().any(|ignored| ignored.matches(link))
     }
 
+    /// How much this link may carry, if the configuration says so.
+    #[must_use]
+    pub(crate) fn budget(&self, link: &str) -> Option<Budget> {
+        self.line(link).and_then(|line| self.prefer[line].1.budget)
+    }
+
+    /// The first line that names this link.
+    fn line(&self, link: &str) -> Option<usize> {
+        self.prefer.iter().position(|(pattern, _)| pattern.matches(link))
+    }
+
     /// The facts by which the candidate's link is ranked; `None` if it must not be used. `is_metered` is what
     /// sources other than the configuration say.
     #[must_use]
@@ -40,8 +54,8 @@ impl Preferences {
         if self.ignores(link) {
             return None;
         }
-        let line = self.prefer.iter().position(|(pattern, _)| pattern.matches(link));
-        let metered = is_metered || line.is_some_and(|line| self.prefer[line].1);
+        let line = self.line(link);
+        let metered = is_metered || line.is_some_and(|line| self.prefer[line].1.metered);
         let preference = line.unwrap_or(self.prefer.len());
         Some(LinkFacts { transport: *transport, preference, metered, metric: *metric })
     }
@@ -52,7 +66,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Preference;
     use crate::link::candidate::Transport;
 
     fn preferences(prefer: &[(&str, bool)], ignore: &[&str]) -> Preferences {
@@ -63,7 +76,11 @@ mod tests {
             metered_reserve: false,
             prefer: prefer
                 .iter()
-                .map(|(link, metered)| Preference { link: (*link).into(), metered: *metered })
+                .map(|(link, metered)| Preference {
+                    link: (*link).into(),
+                    metered: *metered,
+                    budget: None,
+                })
                 .collect(),
             ignore: ignore.iter().map(|link| (*link).into()).collect(),
         })

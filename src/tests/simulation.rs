@@ -454,7 +454,11 @@ impl Day {
         let mut config = self.hosts.client_config();
         if self.is_metered {
             let prefer = [("wifi*", false), ("lte*", true)];
-            let prefer = prefer.map(|(link, metered)| Preference { link: link.into(), metered });
+            let prefer = prefer.map(|(link, metered)| Preference {
+                link: link.into(),
+                metered,
+                ..Preference::default()
+            });
             config.paths.prefer = prefer.into();
         }
         let config = Arc::new(config);

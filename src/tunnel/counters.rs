@@ -103,6 +103,11 @@ impl Counters {
         }
     }
 
+    /// Inner packets that crossed the tunnel so far, both ways.
+    pub(crate) fn crossed(&self) -> u64 {
+        [&self.sent, &self.received].iter().map(|it| it.packets.load(Relaxed)).sum()
+    }
+
     /// Counts what a queue dropped.
     pub fn dropped_by_queue(&self, dropped: Dropped) {
         self.dropped(DropReason::QueueFull, dropped.full);

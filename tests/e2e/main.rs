@@ -17,6 +17,7 @@
 
 #[cfg(feature = "etcd")]
 mod bird;
+mod budget;
 mod counsel;
 #[cfg(all(feature = "dbus", feature = "desktop"))]
 mod desktop;

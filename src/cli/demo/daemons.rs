@@ -62,7 +62,8 @@ impl Daemons {
             let runtime = folder.join(format!("run-{name}"));
             fs::create_dir(&runtime)?;
             let mut command = namespace.command(program);
-            command.arg("run").arg(file).env("ROAMD_RUNTIME_DIR", runtime);
+            command.arg("run").arg(file).env("STATE_DIRECTORY", &runtime);
+            command.env("ROAMD_RUNTIME_DIR", runtime);
             anyhow::Ok(namespace.spawn(name, command, folder)?)
         };
         let server = start("server", scene.server(), &configuration.server)?;

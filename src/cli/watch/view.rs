@@ -68,7 +68,9 @@ fn draw_client(
     let repaired = repairs(&client.traffic).map(|repairs| format!("repaired {repairs}"));
     let servers = client.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let servers = Some(format!("servers {servers}")).filter(|_| client.servers.len() > 1);
-    let told = [servers, repaired, copies(&client.traffic)].into_iter().flatten();
+    let budgets = client.links.iter();
+    let budgets = budgets.filter_map(|it| Some(format!("{}: {}", it.link, it.budget.as_ref()?)));
+    let told = [servers, repaired, copies(&client.traffic)].into_iter().flatten().chain(budgets);
     let told: Vec<_> = told.map(|words| Line::from(words).dark_gray()).collect();
     let [head, paths, traffic, switches] = Layout::vertical([
         Constraint::Length(2 + told.len() as u16),

@@ -133,7 +133,11 @@ fn pinned(link: &str) -> Option<Choice> {
 async fn attempts_begin_a_moment_apart_in_the_managers_order() {
     let (network, begun) = (FakeNetwork::of(&["eth0", "wlan0", "wwan0"]), clock::now());
     let mut config = config();
-    config.paths.prefer.push(Preference { link: "ww*".into(), metered: false });
+    config.paths.prefer.push(Preference {
+        link: "ww*".into(),
+        metered: false,
+        ..Preference::default()
+    });
     config.paths.ignore.push("eth0".into());
     round(&network, config, None, None).await;
     assert_eq!(firsts(&network, begun), at(&[("wwan0", 0), ("wlan0", 250)]));

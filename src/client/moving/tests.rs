@@ -389,7 +389,8 @@ async fn a_server_that_says_goodbye_is_left_at_once() {
 #[tokio::test(start_paused = true)]
 async fn the_reserve_is_asked_over_the_best_link_that_is_not_metered() {
     let metered = |config: &mut ClientConfig| {
-        let link = |link: &str| Preference { link: link.into(), metered: true };
+        let link =
+            |link: &str| Preference { link: link.into(), metered: true, ..Preference::default() };
         config.paths.prefer = vec![link("wifi*"), link("lte*")];
     };
     let answered = |fleet: &Fleet| fleet.status().servers[1].answered.is_some();

@@ -99,7 +99,7 @@ async fn a_probe_asks_over_every_path_that_is_not_in_use() {
 #[tokio::test(start_paused = true)]
 async fn another_preference_moves_the_tunnel_within_its_session() {
     let tunnel = Tunnel::connected().await;
-    let lte = Preference { link: "lte*".into(), metered: false };
+    let lte = Preference { link: "lte*".into(), metered: false, ..Preference::default() };
     reload(&tunnel, |config| config.paths.prefer.push(lte)).await;
     assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
     assert_eq!(moves(&tunnel), [("lte0".into(), Reason::Preferred.to_string())]);

@@ -119,6 +119,11 @@ impl Families<'_> {
     }
 }
 
+/// The labels of a figure of a link.
+fn link(link: &str, (key, value): (&'static str, &str)) -> Labels<'static> {
+    vec![("link", link.into()), (key, value.into())]
+}
+
 fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::Result {
     let none = Labels::new;
     let connected = f64::from(u8::from(client.state == ClientState::Connected));
@@ -130,6 +135,21 @@ fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::R
     let seconds = client.queue_delay / 1000.0;
     families.gauge("roamd_queue_delay_seconds", delay, [(none(), seconds)])?;
     families.datapaths(&[(none(), &client.traffic)])?;
+    let bytes = client.links.iter().flat_map(|it| {
+        let amount = it.amount;
+        let directions = [("up", amount.sent_bytes), ("down", amount.received_bytes)];
+        directions.map(|(direction, bytes)| (link(&it.link, ("direction", direction)), bytes))
+    });
+    families.counter("roamd_link_bytes", "Bytes that a link carried, with headers", bytes)?;
+    let upkeep =
+        client.links.iter().map(|it| (vec![("link", it.link.clone())], it.amount.upkeep_bytes));
+    families.counter("roamd_link_upkeep_bytes", "Those that kept paths warm", upkeep)?;
+    let budgets = client.links.iter().filter_map(|it| Some((it, it.budget.as_ref()?)));
+    let ratios = budgets.map(|(it, budget)| {
+        let ratio = budget.used as f64 / budget.of.max(1) as f64;
+        (link(&it.link, ("period", &budget.period)), ratio)
+    });
+    families.gauge("roamd_link_budget_ratio", "What is used of a link's budget", ratios)?;
     let switches = client.switches_by_reason.iter();
     let switches = switches.map(|(reason, count)| (vec![("reason", word(reason))], *count));
     families.counter("roamd_switches", "Changes of path", switches)?;

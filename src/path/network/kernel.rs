@@ -1,6 +1,11 @@
 //! The kernel's networks.
 
-use std::{collections::HashSet, io, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
@@ -17,6 +22,7 @@ use crate::{
         portal,
     },
     path::{
+        meter::{Meters, Purpose},
         preference::Preferences,
         rank::LinkFacts,
         servers::Detours,
@@ -38,6 +44,9 @@ struct Kernel {
     netlink: Netlink,
     own: u32,
     metered: ArcSwap<HashSet<String>>,
+    /// Links over which nothing is sent, since they have used up their budget.
+    stopped: ArcSwap<BTreeSet<String>>,
+    meters: Meters,
     dscp: u8,
     hints: Hints,
 }
@@ -46,13 +55,42 @@ impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
-        let kernel = Kernel { netlink, own, metered: ArcSwap::default(), dscp, hints };
+        let (metered, stopped, meters) = Default::default();
+        let kernel = Kernel { netlink, own, metered, stopped, meters, dscp, hints };
         Self { kernel: kernel.into(), ways: ArcSwapOption::default() }
     }
 
     /// Replaces the set of links that are metered in addition to those that the user lists.
     pub fn meter(&self, metered: HashSet<String>) {
         self.kernel.metered.store(Arc::new(metered));
+    }
+
+    /// Replaces the set of links over which nothing may be sent.
+    pub(crate) fn stop(&self, links: BTreeSet<String>) {
+        self.kernel.stopped.store(Arc::new(links));
+    }
+
+    /// What the links carry.
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.kernel.meters
+    }
+
+    fn open(&self, candidate: &Candidate, purpose: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let Candidate { link, source, server, transport, .. } = candidate;
+        let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
+        let dscp = self.kernel.dscp;
+        let socket: Arc<dyn AsyncUdpSocket> = match transport {
+            Transport::Udp => UdpSocket::bind(local, link, dscp, Some(MARK))?,
+            Transport::Tcp | Transport::Proxy | Transport::Relay => {
+                let way = match (transport, &*self.ways.load()) {
+                    (Transport::Tcp, _) => Some(Way::Direct),
+                    (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
+                };
+                let way = way.ok_or(io::ErrorKind::Unsupported)?;
+                TcpSocket::open(local, *server, way, link, dscp, Some(MARK))?
+            }
+        };
+        Ok(self.kernel.meters.count(socket, candidate, purpose))
     }
 }
 
@@ -69,10 +107,13 @@ impl Network for KernelNetwork {
         paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
         Box::pin(async move {
-            let Kernel { netlink, own, metered, .. } = &*self.kernel;
+            let Kernel { netlink, own, metered, stopped, .. } = &*self.kernel;
             let (preferences, metered) = (Preferences::new(paths), metered.load_full());
             let mut found = Vec::new();
             for candidate in candidates(netlink, servers, *own).await? {
+                if stopped.load().contains(&candidate.link) {
+                    continue;
+                }
                 let is_metered = metered.contains(&candidate.link);
                 if let Some(facts) = preferences.facts(&candidate, is_metered) {
                     found.push((candidate, facts));
@@ -90,8 +131,13 @@ impl Network for KernelNetwork {
         Box::pin(async move {
             let preferences = Preferences::new(paths);
             let is_ignored = |link: &str| preferences.ignores(link);
-            let Kernel { netlink, own, .. } = &*self.kernel;
-            Ok(candidate::unusable(netlink, servers, *own, is_ignored).await?)
+            let Kernel { netlink, own, stopped, .. } = &*self.kernel;
+            let mut unusable = candidate::unusable(netlink, servers, *own, is_ignored).await?;
+            let listed: HashSet<_> = unusable.iter().map(|(link, _)| link.clone()).collect();
+            let stopped = stopped.load_full();
+            let stopped = stopped.iter().filter(|link| !listed.contains(*link));
+            unusable.extend(stopped.map(|link| (link.clone(), Unusable::OverBudget)));
+            Ok(unusable)
         })
     }
 
@@ -102,20 +148,11 @@ impl Network for KernelNetwork {
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let Candidate { link, source, server, transport, .. } = candidate;
-        let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
-        let dscp = self.kernel.dscp;
-        Ok(match transport {
-            Transport::Udp => UdpSocket::bind(local, link, dscp, Some(MARK))?,
-            Transport::Tcp | Transport::Proxy | Transport::Relay => {
-                let way = match (transport, &*self.ways.load()) {
-                    (Transport::Tcp, _) => Some(Way::Direct),
-                    (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
-                };
-                let way = way.ok_or(io::ErrorKind::Unsupported)?;
-                TcpSocket::open(local, *server, way, link, dscp, Some(MARK))?
-            }
-        })
+        self.open(candidate, Purpose::Tunnel)
+    }
+
+    fn bind_probe(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.open(candidate, Purpose::Probe)
     }
 
     fn towards(&self) -> Option<Arc<dyn Network>> {

@@ -85,8 +85,11 @@ fn a_path_that_was_left_for_a_better_one_takes_copies_soon() {
 /// Connected over wifi, with a metered lte of a small MTU that may take so many bytes of copies a minute, to a server with
 /// this idle timeout.
 async fn metered(metered_copies: u32, idle_timeout: Duration) -> Ends {
-    let prefer = [("wifi*", false), ("lte*", true)]
-        .map(|(link, metered)| Preference { link: link.into(), metered });
+    let prefer = [("wifi*", false), ("lte*", true)].map(|(link, metered)| Preference {
+        link: link.into(),
+        metered,
+        ..Preference::default()
+    });
     let day = Day::new(1);
     day.world.change(1, |lte| lte.mtu = 1300);
     day.world.forbid_fragments();

@@ -1,0 +1,231 @@
+//! Counts what the links carry, keeps it over restarts, and finds out when a budget is used up.
+//!
+//! ```text
+//!  sockets ─▶ Meters ─▶ look ─▶ Ledger ─┬─▶ Overdrawn ─▶ Roamer: bulk waits; network: no candidates there
+//!                                       ├─▶ events, status
+//!                                       └─▶ Store, rarely
+//! ```
+
+mod ledger;
+mod store;
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time};
+use tracing::{debug, warn};
+
+use self::ledger::Findings;
+pub(crate) use self::{
+    ledger::{Ledger, Overdrawn},
+    store::Store,
+};
+use super::Client;
+use crate::{
+    clock,
+    config::{Budget, OverBudget, Paths},
+    daemon::{
+        events::Event,
+        status::{LinkStatus, SCHEMA},
+        usage::{Amount, BudgetLevel, BudgetStatus, Bytes, Usage},
+    },
+    path::{meter::Meters, preference::Preferences},
+};
+
+/// The suffix of the file in the state directory.
+pub(crate) const SUFFIX: &str = "usage";
+/// From one writing to the next, at least, unless there is news.
+const WRITE: Duration = Duration::from_secs(300);
+/// From one look to the next, at least.
+const PACE: Duration = Duration::from_secs(1);
+/// Bytes a second that a link carries at most, as far as is assumed: a budget that is nearly used up is looked at more
+/// often than the networks are.
+const FASTEST: u64 = 25_000_000;
+
+/// What the links of a client carried.
+#[derive(Debug, Default)]
+pub(super) struct Usages {
+    ledger: Mutex<Ledger>,
+    /// Where it is kept, once that was read.
+    store: Mutex<Option<Store>>,
+    /// Why it is not on disk.
+    unsaved: Mutex<Option<String>>,
+}
+
+impl Usages {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
+    }
+
+    /// Takes over what an earlier run kept. Blocks for the disk.
+    fn open(&self, mut store: Store) {
+        let (kept, damage) = store.read();
+        if let Some(error) = damage {
+            let (file, kept) = (store.path().display(), kept.is_empty());
+            let what = if kept { "begins anew" } else { "goes on from the writing before" };
+            warn!(%file, %error, "the account of what links carried cannot be read: it {what}");
+        }
+        *self.ledger() = kept;
+        *lock(&self.store) = Some(store);
+    }
+
+    /// Writes down what was counted so far. Blocks until the disk has it. A failure is told once.
+    fn save(&self) {
+        let mut store = lock(&self.store);
+        let Some(store) = &mut *store else { return };
+        // The disk may be slow, and others need the ledger.
+        let kept = self.ledger().clone();
+        let failed = store.write(&kept).err().map(|error| error.to_string());
+        let before = std::mem::replace(&mut *lock(&self.unsaved), failed.clone());
+        match failed {
+            Some(reason) if before.is_none() => {
+                let file = store.path().display();
+                warn!(%file, reason, "what links carried cannot be written down: counted in memory");
+            }
+            Some(reason) => debug!(reason, "what links carried still cannot be written down"),
+            None => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// Counts for ever what `meters` see, and keeps it in `store`. Tells `stop` over which links nothing may be sent.
+    pub(super) async fn keep_usage(
+        &self,
+        meters: &Meters,
+        store: Store,
+        stop: impl Fn(BTreeSet<String>),
+    ) -> Infallible {
+        let usages = self.usages.clone();
+        let _ = spawn_blocking(move || usages.open(store)).await;
+        let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
+        let (mut crossed, mut written) = (0, clock::now());
+        let mut is_changed = false;
+        loop {
+            let is_idle = std::mem::replace(&mut crossed, self.counters.crossed()) == crossed;
+            let is_busy = self.count(meters, is_idle);
+            is_changed |= is_busy;
+            let Findings { overdrawn, news, left } = self.judge();
+            let is_news = !news.is_empty();
+            news.into_iter().for_each(|(link, status)| self.tell(link, status));
+            stop(overdrawn.stopped.clone());
+            self.roaming.overdrawn.send_if_modified(|known| {
+                let before = std::mem::replace(known, overdrawn);
+                before != *known
+            });
+            let now = clock::now();
+            if is_changed && (is_news || now.duration_since(written) >= WRITE) {
+                let usages = self.usages.clone();
+                let _ = spawn_blocking(move || usages.save()).await;
+                (is_changed, written) = (lock(&self.usages.unsaved).is_some(), now);
+            }
+            let soon = left.filter(|_| is_busy).map(|left| now + soon(left));
+            tokio::select! {
+                // The other consumers poll at the same moment: an idle machine wakes up once.
+                () = hints.changed() => {}
+                Ok(()) = config.changed() => {}
+                () = clock::sleep_until(soon) => {}
+            }
+            time::sleep((now + PACE).saturating_duration_since(clock::now())).await;
+        }
+    }
+
+    /// Writes down all that was counted. Blocks until the disk has it.
+    pub(super) fn end_usage(&self, meters: &Meters) {
+        self.count(meters, false);
+        self.usages.save();
+    }
+
+    /// Takes in what `meters` counted since the last time; `is_idle` says that nothing crossed the tunnel. Returns whether
+    /// there was anything.
+    fn count(&self, meters: &Meters, is_idle: bool) -> bool {
+        let (mut ledger, mut is_any) = (self.usages.ledger(), false);
+        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        for (link, [tunnel, probes]) in meters.take() {
+            let mut upkeep_bytes = probes.up + probes.down;
+            if is_idle {
+                // Keep-alives, and answers to questions.
+                upkeep_bytes += tunnel.up + tunnel.down;
+            }
+            let (sent_bytes, received_bytes) = (tunnel.up + probes.up, tunnel.down + probes.down);
+            is_any |= sent_bytes + received_bytes > 0;
+            ledger.add(&link, today, Amount { sent_bytes, received_bytes, upkeep_bytes });
+        }
+        is_any
+    }
+
+    fn judge(&self) -> Findings {
+        let budget = budgets(&self.config.borrow().paths);
+        let mut ledger = self.usages.ledger();
+        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        ledger.judge(budget, today)
+    }
+
+    fn tell(&self, link: String, status: BudgetStatus) {
+        let BudgetStatus { used, of, level, over, since, .. } = status;
+        let what = match (level, over) {
+            (BudgetLevel::Within | BudgetLevel::Warned, _) => "most of the budget is used up",
+            (BudgetLevel::Reached, OverBudget::HoldBulk) => {
+                "the budget is used up: large transfers wait"
+            }
+            (BudgetLevel::Reached, OverBudget::Stop) => {
+                "the budget is used up: the link is not used any more"
+            }
+            (BudgetLevel::Reached, OverBudget::Warn) => "the budget is used up",
+        };
+        warn!(link, used = %Bytes(used), of = %Bytes(of), %since, "{what}");
+        self.events.tell(Event::Budget { link, level, used, of, over });
+    }
+
+    /// What the links carried, and may carry.
+    pub(super) fn links(&self) -> Vec<LinkStatus> {
+        let budget = budgets(&self.config.borrow().paths);
+        let mut ledger = self.usages.ledger();
+        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let rows = ledger.rows(budget, today).into_iter();
+        rows.map(|(link, amount, budget)| LinkStatus { link, amount, budget }).collect()
+    }
+
+    /// The same day by day.
+    pub(super) fn usage(&self) -> Usage {
+        let budget = budgets(&self.config.borrow().paths);
+        let mut ledger = self.usages.ledger();
+        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let unsaved = lock(&self.usages.unsaved).clone();
+        Usage { schema: SCHEMA, links: ledger.links(budget, today), unsaved }
+    }
+}
+
+/// How much each link may carry.
+fn budgets(paths: &Paths) -> impl Fn(&str) -> Option<Budget> + use<> {
+    let preferences = Preferences::new(paths);
+    move |link| preferences.budget(link)
+}
+
+/// How soon so many bytes may be used up.
+fn soon(left: u64) -> Duration {
+    Duration::from_secs_f64(left as f64 / FASTEST as f64)
+}
+
+/// What a client that does not run kept in this file; an error if there is none that can be read.
+pub(crate) fn kept(store: &mut Store) -> io::Result<Usage> {
+    let (ledger, damage) = store.read();
+    if ledger.is_empty() {
+        return Err(damage.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+    }
+    let unsaved = damage.map(|error| format!("{}: {error}", store.path().display()));
+    let today = clock::date(clock::wall());
+    Ok(Usage { schema: SCHEMA, links: ledger.links(|_| None, today), unsaved })
+}
+
+#[cfg(test)]
+mod tests;
