@@ -9,6 +9,8 @@ mod doctor;
 mod exit;
 mod import;
 mod keys;
+#[cfg(feature = "networkmanager")]
+mod network_manager;
 pub(crate) mod paint;
 mod panic;
 mod peer;
@@ -369,6 +371,26 @@ Examples:
         /// The tunnel [default: the only one that runs]
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
+    },
+    /// Be a connection of NetworkManager, which starts this
+    #[cfg(feature = "networkmanager")]
+    #[command(
+        hide = true,
+        after_help = "\
+People use nmcli or the desktop's settings instead:
+  nmcli connection import type roamd file home.toml
+  nmcli connection up home"
+    )]
+    NetworkManager {
+        /// The name on the system's D-Bus
+        #[arg(long, value_name = "NAME", default_value = "org.freedesktop.NetworkManager.roamd")]
+        bus_name: String,
+        /// Print what a connection keeps of this file, for NetworkManager's import
+        #[arg(long, value_name = "FILE", conflicts_with = "export")]
+        import: Option<PathBuf>,
+        /// Print the file that is the same as what a connection keeps, which is read from standard input
+        #[arg(long)]
+        export: bool,
     },
     /// Watch a tunnel survive on this machine alone
     #[cfg(feature = "demo")]

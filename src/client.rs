@@ -69,6 +69,7 @@ use crate::{
     },
     host::{
         Host, Reports, Seal, Setup,
+        delegate::Delegate,
         device::TunDevice,
         interface::{self, Interface},
         metered,
@@ -126,14 +127,26 @@ pub(crate) struct Client {
 
 /// Runs the client until the process is told to stop.
 pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
-    let stop = signals::stop()?;
+    run_until(signals::stop()?, None, config, daemon).await
+}
+
+/// Runs the client until `stop` says why it stops. A `delegate` sets what it can of the host; with it the kill switch
+/// lasts as long as the client does.
+pub(crate) async fn run_until(
+    stop: impl Future<Output = &'static str>,
+    delegate: Option<Delegate>,
+    config: ClientConfig,
+    daemon: Daemon,
+) -> anyhow::Result<()> {
     let monitor = Monitor::open().context("cannot hear of network changes")?;
     let config = Arc::new(config);
     let tun = &config.tun;
     let TunDevice { tun: device, inherited } = daemon.tun(&tun.name, tun.mtu, tun.offload)?;
     let interface = Interface::up(Netlink::open_strict()?, &tun.name, tun.mtu).await?;
     let index = interface.index();
-    let (mut host, wish) = Host::new(interface, inherited, daemon.record.clone(), monitor.hints())?;
+    let is_delegated = delegate.is_some();
+    let (host, wish) = Host::new(interface, inherited, daemon.record.clone(), monitor.hints())?;
+    let mut host = host.delegated(delegate);
     host.survey().await;
     // Without its kill switch a tunnel that has one does not run.
     host.lay_out(Desired::new(config.clone()).plan()?.layout).await?;
@@ -184,6 +197,7 @@ pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<
     client.end_usage(links.meters());
     // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
     match &ended {
+        _ if is_delegated => host.undo(Seal::Lifted).await,
         Ok(()) if systemd::is_restarting().await => info!("leaving everything for the next run"),
         Ok(()) => host.undo(Seal::Lifted).await,
         Err(_) => host.undo(Seal::Kept).await,

@@ -22,6 +22,8 @@ mod directory;
 mod fake;
 mod filter;
 mod host_port;
+#[cfg(feature = "networkmanager")]
+mod items;
 mod keys;
 mod lines;
 mod problem;
@@ -50,6 +52,8 @@ pub(crate) use check::{MIN_MTU, is_domain};
 pub use congestion::Congestion;
 pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};
+#[cfg(feature = "networkmanager")]
+pub(crate) use items::Items;
 pub(crate) use problem::Problem;
 pub use problem::{ConfigErrors, Origin};
 pub(crate) use proxy::{Proxy, unusable as unusable_proxy};

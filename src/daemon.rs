@@ -12,23 +12,47 @@ pub(crate) mod status;
 pub(crate) mod systemd;
 pub(crate) mod usage;
 
-use std::{convert::Infallible, io, path::PathBuf};
+use std::{
+    convert::Infallible,
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use nix::sys::prctl;
 use tracing::{error, info, warn};
 
-use self::logging::LogHandle;
+use self::logging::{LogHandle, LoggingError};
 use crate::{
     config::{self, Config, ConfigErrors, Log},
     host::{device::TunDevice, instance::Instance, record::Record},
+    identity::PublicKey,
     quic::session::SOFTWARE,
 };
+
+/// Keeps keys in this process: neither a dump nor a debugger of the same user may have them.
+pub(crate) fn guard_memory() -> anyhow::Result<()> {
+    prctl::set_dumpable(false).context("cannot switch core dumps off")
+}
+
+/// Starts to log, and says what starts.
+fn start_log(
+    log: &Log,
+    file: &Path,
+    interface: &str,
+    key: PublicKey,
+) -> Result<LogHandle, LoggingError> {
+    let handle = logging::init(log)?;
+    info!(file = %file.display(), interface, %key, "{SOFTWARE} starting");
+    Ok(handle)
+}
 
 /// A daemon that is about to run.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     file: PathBuf,
+    /// Why the configuration cannot be read again, if that is so.
+    is_fixed: Option<&'static str>,
     log: LogHandle,
     /// Its name and where it is asked.
     pub instance: Instance,
@@ -39,22 +63,30 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Loads the file and starts to log.
     pub(crate) fn load(file: PathBuf) -> anyhow::Result<(Self, Config)> {
-        // Neither a dump nor a debugger of the same user may have the key.
-        prctl::set_dumpable(false).context("cannot switch core dumps off")?;
+        guard_memory()?;
         let config = config::load(&file)?;
-        let log = logging::init(config.log())?;
-        info!(
-            file = %file.display(),
-            interface = config.interface(),
-            key = %config.private_key().public_key(),
-            "{SOFTWARE} starting"
-        );
+        let (key, instance) = (config.private_key().public_key(), Instance::of_file(&file));
+        let log = start_log(config.log(), &file, config.interface(), key)?;
         if let Some(said) = config.unusable_proxy() {
             warn!("{said}");
         }
-        let instance = Instance::of_file(&file);
         let record = Record::open(&instance)?;
-        Ok((Self { file, log, instance, record }, config))
+        Ok((Self { file, is_fixed: None, log, instance, record }, config))
+    }
+
+    /// A client's daemon whose configuration comes from somebody else and is called `source`; `is_fixed` says how another
+    /// one takes its place.
+    #[cfg(feature = "networkmanager")]
+    pub(crate) fn of(
+        source: PathBuf,
+        instance: Instance,
+        config: &config::ClientConfig,
+        is_fixed: &'static str,
+    ) -> anyhow::Result<Self> {
+        let key = config.private_key.public_key();
+        let log = start_log(&config.log, &source, &config.tun.name, key)?;
+        let record = Record::open(&instance)?;
+        Ok(Self { file: source, is_fixed: Some(is_fixed), log, instance, record })
     }
 
     /// The TUN device, see [`TunDevice::open`]. A new one is left with systemd for the next run.
@@ -69,7 +101,13 @@ impl Daemon {
 
     /// The configuration as the file has it now.
     pub(crate) fn read_again(&self) -> Result<Config, ConfigErrors> {
-        config::load(&self.file)
+        match self.is_fixed {
+            Some(why) => Err(ConfigErrors::Unreadable {
+                path: self.file.clone(),
+                error: io::Error::other(why),
+            }),
+            None => config::load(&self.file),
+        }
     }
 
     /// Logs what the configuration says from here on. The form of a line stays.

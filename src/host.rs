@@ -9,8 +9,12 @@
 //!                             └─▶ resolver            systemd-resolved
 //! ```
 //!
+//! Where another program manages networks, addresses, routes of the main table and resolvers are its to set: the host
+//! tells its [`delegate`] what is wanted.
+//!
 //! What would outlive a daemon that is killed is written down in its [`record`].
 
+pub(crate) mod delegate;
 pub(crate) mod device;
 pub(crate) mod facts;
 pub(crate) mod firewall;
@@ -40,6 +44,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use self::{
+    delegate::Delegate,
     facts::Facts,
     firewall::{Firewall, FirewallError},
     interface::{Destination, Interface, InterfaceError, LeftOut},
@@ -59,6 +64,9 @@ use crate::{
 pub(crate) const TABLE: u32 = MARK;
 /// Wait before restoring: rules are usually deleted several at a time.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How long a delegate has to give the interface an address, and from one look for it to the next.
+const DELEGATED: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What a tunnel wants of its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,6 +119,21 @@ impl Layout {
     #[must_use]
     pub(crate) fn opened(&self) -> Self {
         Self { sealed: Vec::new(), ..self.withdrawn() }
+    }
+
+    /// Whether the resolvers are asked about all names: those of a full tunnel, and those without search domains.
+    #[cfg(feature = "dbus")]
+    #[must_use]
+    pub(crate) fn resolves_all(&self) -> bool {
+        self.is_full() || self.dns.domains.is_empty()
+    }
+
+    /// The interface's routes in the main table.
+    #[cfg(feature = "networkmanager")]
+    #[must_use]
+    pub(crate) fn main_routes(&self) -> Vec<IpNet> {
+        let main = self.destinations().into_iter().filter(|it| it.table.is_none());
+        main.map(|it| it.net).collect()
     }
 
     /// The interface's routes.
@@ -233,6 +256,8 @@ pub(crate) struct Host {
     firewall: Firewall,
     reverse_paths: Arc<ReversePaths>,
     resolver: Resolver,
+    /// Who sets addresses, routes of the main table and resolvers, if that is not us.
+    delegate: Option<Delegate>,
     orders: mpsc::Receiver<Order>,
     hints: Hints,
     record: Record,
@@ -259,12 +284,19 @@ impl Host {
             interface,
             facts: watch::Sender::default(),
             layout: None,
+            delegate: None,
             orders,
             hints,
             record,
             inherited,
         };
         Ok((host, Wish(wish)))
+    }
+
+    /// The same host, of which `delegate` sets addresses, routes of the main table and resolvers.
+    #[must_use]
+    pub(crate) fn delegated(self, delegate: Option<Delegate>) -> Self {
+        Self { delegate, ..self }
     }
 
     /// What it tells from here on.
@@ -350,14 +382,40 @@ impl Host {
             return if carries_on { Ok(()) } else { self.remove_rules().await };
         }
         let Layout { mtu, addresses, .. } = layout;
-        if let Err(error) = self.interface.set(*mtu, addresses, &layout.destinations()).await {
+        let mut routes = layout.destinations();
+        let own = match &self.delegate {
+            None => addresses.clone(),
+            Some(delegate) => {
+                delegate.tell(layout);
+                // Packets that are led into the tunnel before it has an address would have another sender.
+                self.await_an_address(addresses).await;
+                routes.retain(|it| it.table.is_some());
+                delegate::not_taken(addresses)
+            }
+        };
+        if let Err(error) = self.interface.set(*mtu, &own, &routes).await {
             warn!(%error, "cannot set the interface up, trying again");
         }
-        self.resolver.set(layout).await;
+        if self.delegate.is_none() {
+            self.resolver.set(layout).await;
+        }
         self.layout = Some(layout.clone());
         match self.effective() {
             Some(layout) => self.rules.set(&layout).await.map_err(HostError::Rules),
             None => Ok(()),
+        }
+    }
+
+    /// Waits until the delegate has given the interface one of these addresses; not for long.
+    async fn await_an_address(&self, addresses: &[IpNet]) {
+        let given = async {
+            while !self.interface.has_any(addresses).await {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(DELEGATED, given).await.is_err() {
+            let interface = self.interface.name();
+            warn!(interface, ?addresses, "nobody gave the interface its addresses yet");
         }
     }
 

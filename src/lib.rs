@@ -15,6 +15,7 @@
 //! - [`link`]: what the kernel tells of the machine's networks.
 //! - [`host`]: what of this machine belongs to a tunnel: device, interface, rules, firewall, resolver.
 //! - [`client`], [`server`]: the two roles.
+//! - [`networkmanager`]: a client as a connection of NetworkManager's.
 //! - [`fleet`]: what several servers of the same peers share.
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - `desktop`: notifications and a tray icon, beside the daemons.
@@ -43,6 +44,9 @@ mod host;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod identity;
 mod link;
+#[cfg(feature = "networkmanager")]
+#[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
+mod networkmanager;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod path;
 mod quic;

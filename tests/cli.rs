@@ -359,4 +359,6 @@ fn help_names_the_commands_of_this_build_alone() {
     assert_eq!(names("notify"), cfg!(feature = "desktop"), "{help}");
     let add = roamd(&directory(), &["peer", "add", "--help"]).stdout;
     assert_eq!(add.contains("--qr"), cfg!(feature = "qr"), "{add}");
+    let hidden = roamd(&directory(), &["network-manager", "--help"]);
+    assert_eq!(hidden.status == 0, cfg!(feature = "networkmanager"), "{}", hidden.stderr);
 }

@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "fleet::entry",
     "fleet::record",
     "fleet::tenure",
+    "networkmanager::handover",
     "path::forgotten",
     "path::manager",
     "path::preference",
@@ -98,6 +99,7 @@ const ROOMS: &[&[&str]] = &[
     &["daemon"],
     &["fleet"],
     &["client", "desktop", "server"],
+    &["networkmanager"],
     &["cli"],
 ];
 

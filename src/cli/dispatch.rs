@@ -84,6 +84,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Resume { tunnel } => resume(tunnel.as_ref()),
         #[cfg(feature = "desktop")]
         Command::Notify { tunnel, no_tray } => notify(tunnel.as_ref(), !no_tray),
+        #[cfg(feature = "networkmanager")]
+        Command::NetworkManager { bus_name, import, export } => {
+            super::network_manager::run(bus_name, import.as_deref(), export)
+        }
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),
     }

@@ -5,6 +5,8 @@ use std::path::{Path, absolute};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+#[cfg(feature = "networkmanager")]
+use super::ClientConfig;
 use super::{
     Config, DirectoryFile, client,
     keys::{self, Kind, Role},
@@ -34,6 +36,27 @@ pub(super) fn load(
         _ => Err(ConfigErrors::Problems {
             path: path.into(),
             problems: problems.into_vec(|key| source.origin(key)),
+        }),
+    }
+}
+
+/// Reads a client's `tree`; `file` stands for it in messages, and `is_set` says whether a key is in it.
+#[cfg(feature = "networkmanager")]
+pub(super) fn load_client(
+    file: &Path,
+    mut tree: Value,
+    is_set: impl Fn(&str) -> bool,
+) -> Result<ClientConfig, ConfigErrors> {
+    let mut problems = Problems::default();
+    prune_table(&mut tree, "", Role::Client, &mut problems);
+    let raw: Option<RawClient> = deserialize(&mut tree, &mut problems);
+    let outside = Outside::default();
+    let config = raw.and_then(|mut raw| client::build(&mut raw, file, &outside, &mut problems));
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(ConfigErrors::Problems {
+            path: file.into(),
+            problems: problems.into_vec(|key| (super::Origin::File { line: None }, is_set(key))),
         }),
     }
 }

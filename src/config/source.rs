@@ -108,7 +108,7 @@ fn from_here(file: &str) -> String {
 }
 
 /// What TOML knows and JSON does not becomes a text (dates) or null (`nan` and `inf`).
-fn value(toml: toml::Value) -> Value {
+pub(super) fn value(toml: toml::Value) -> Value {
     match toml {
         toml::Value::String(text) => text.into(),
         toml::Value::Integer(number) => number.into(),

@@ -149,6 +149,12 @@ impl Interface {
         self.left_out.borrow().iter().any(|item| item.what == what)
     }
 
+    /// Whether it has one of these addresses, with whatever prefix.
+    pub(super) async fn has_any(&self, addresses: &[IpNet]) -> bool {
+        let found = self.found_addresses().await.unwrap_or_default();
+        found.iter().any(|it| addresses.iter().any(|wanted| wanted.addr() == it.addr()))
+    }
+
     /// Wants this MTU (bytes), these addresses and these routes; what stays is not touched.
     pub(crate) async fn set(
         &mut self,

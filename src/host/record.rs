@@ -272,6 +272,13 @@ pub(crate) fn is_sealed(instance: &Instance) -> bool {
     is_sealed && lock(file).is_ok_and(|lock| lock.is_some())
 }
 
+/// Whether a tunnel of this name runs.
+#[cfg(feature = "networkmanager")]
+#[must_use]
+pub(crate) fn is_held(instance: &Instance) -> bool {
+    look(&path(instance)).and_then(lock).is_ok_and(|lock| lock.is_none())
+}
+
 /// The tunnels that have records in the folder of `instance`'s, by name.
 pub(crate) fn names(beside: &Instance) -> Vec<String> {
     let folder = path(beside).parent().map(Path::to_owned).unwrap_or_default();
@@ -314,7 +321,11 @@ fn open(path: &Path) -> io::Result<File> {
     {
         // The next run may be the unit's, with its own user.
         let owner = fs::metadata(folder)?;
-        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        match fchown(&file, Some(owner.uid()), Some(owner.gid())) {
+            // Root without CAP_CHOWN, as NetworkManager's children are. They have no unit.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            outcome => outcome?,
+        }
     }
     Ok(file)
 }

@@ -47,9 +47,8 @@ impl Resolver {
     /// Tells the resolver what the layout says. Without it names are looked up as before, and a warning says
     /// so.
     pub(crate) async fn set(&mut self, layout: &Layout) {
-        // A full tunnel resolves all names; so does a resolver without search domains.
-        let all = layout.is_full() || layout.dns.domains.is_empty();
-        let wanted = (!layout.dns.servers.is_empty()).then(|| (layout.dns.clone(), all));
+        let wanted =
+            (!layout.dns.servers.is_empty()).then(|| (layout.dns.clone(), layout.resolves_all()));
         let Some((dns, all)) = wanted.clone() else { return self.revert().await };
         if wanted == self.told {
             return;
