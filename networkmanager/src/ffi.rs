@@ -11,7 +11,7 @@ pub(crate) const G_TYPE_OBJECT: GType = 20 << 2;
 
 /// Types of which only pointers are passed on.
 macro_rules! opaque {
-    ($($name:ident),*) => { $(#[repr(C)] pub struct $name { _own: [u8; 0] })* };
+    ($($name:ident),*) => { $(#[repr(C)] pub(crate) struct $name { _own: [u8; 0] })* };
 }
 opaque!(GError, GValue, GParamSpec, NMConnection, NMSetting, NMVpnEditorPlugin);
 

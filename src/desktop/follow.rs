@@ -135,7 +135,7 @@ async fn listen(instance: Instance) -> Result<Option<mpsc::Receiver<String>>, Co
     }
     match serde_json::from_str(&first) {
         Ok(Reply::Error(why)) => Err(ControlError::Refused(why)),
-        Ok(Reply::Ok(_) | Reply::Done(_)) | Err(_) => Ok(None),
+        Ok(Reply::Ok(_) | Reply::Usage(_) | Reply::Done(_)) | Err(_) => Ok(None),
     }
 }
 

@@ -40,7 +40,7 @@ fn line(reply: Reply) -> String {
     match reply {
         Reply::Done(lines) => lines.join("\n"),
         Reply::Error(why) => format!("error: {why}"),
-        Reply::Ok(_) => panic!("a status"),
+        Reply::Ok(_) | Reply::Usage(_) => panic!("figures"),
     }
 }
 
