@@ -99,7 +99,7 @@ fn fitting(mut names: Vec<String>, current: &OsStr) -> Vec<CompletionCandidate> 
 
 /// The daemons that answer, by name, with what they say; those that are busy say nothing.
 fn daemons() -> Vec<(Instance, Option<Status>)> {
-    let mut asked = Instance::candidates().unwrap_or_default();
+    let asked = Instance::candidates().unwrap_or_default();
     let (tell, told) = mpsc::channel();
     for (number, instance) in asked.iter().cloned().enumerate() {
         let tell = tell.clone();
@@ -113,14 +113,13 @@ fn daemons() -> Vec<(Instance, Option<Status>)> {
     {
         answers[number] = Some(answer.ok());
     }
-    let daemons = asked.drain(..).zip(answers);
-    daemons
-        .filter_map(|(instance, answer)| match answer {
-            None => Some((instance, None)),
-            Some(Some(status)) => Some((instance, Some(status))),
-            Some(None) => None,
-        })
-        .collect()
+    let daemons = asked.into_iter().zip(answers);
+    let daemons = daemons.filter_map(|(instance, answer)| match answer {
+        None => Some((instance, None)),
+        Some(Some(status)) => Some((instance, Some(status))),
+        Some(None) => None,
+    });
+    daemons.collect()
 }
 
 #[cfg(test)]

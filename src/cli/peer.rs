@@ -103,7 +103,7 @@ pub struct Add {
     /// Write the client's configuration to a new file of mode 0600 instead of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Show the client's configuration as a QR code
+    /// Show the client's configuration as a QR code, for a client with a camera
     #[cfg(feature = "qr")]
     #[arg(long, conflicts_with = "output")]
     qr: bool,
