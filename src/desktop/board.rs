@@ -19,8 +19,8 @@ use super::matters::{Action, Key, Note};
 const NAME: &str = "org.freedesktop.Notifications";
 /// How long the desktop may take; D-Bus itself waits for ever.
 const LIMIT: Duration = Duration::from_secs(3);
-/// The key of an action that a click on the notification itself means.
-const OPEN: &str = "default";
+/// What opens a page: a click on the notification itself, and a button. Each key is followed by words.
+const OPEN: [&str; 4] = ["default", "Open browser", "open", "Open browser"];
 /// `expire_timeout` of a notification that stays until it is closed.
 const STAYS: i32 = 0;
 
@@ -138,7 +138,7 @@ impl Board {
             hints.insert("transient", Variant::from(true));
         }
         let body = if self.reads_markup { escaped(&note.body) } else { note.body.clone() };
-        let actions: &[&str] = if note.page.is_some() { &[OPEN, "Open browser"] } else { &[] };
+        let actions: &[&str] = if note.page.is_some() { &OPEN } else { &[] };
         let lasts = note.vanishes.map_or(STAYS, |it| it.as_millis() as i32);
         let shown = self.service.notify(
             "roamd",

@@ -2,10 +2,15 @@
 
 use std::{
     collections::HashMap,
+    fs::{self, Permissions},
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     sync::{Arc, Mutex},
 };
 
 use roamd_lab::Process;
+use tokio::runtime::Runtime;
 use zbus::{
     Connection, OwnedVariant, Proxy, Variant, connection::Builder, interface,
     object_server::SignalEmitter,
@@ -15,6 +20,8 @@ use crate::{
     harness::{Host, Net, PROGRAM, eventually},
     metered::Bus,
 };
+
+const NOTIFICATIONS: &str = "/org/freedesktop/Notifications";
 
 /// What a desktop was told.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +70,13 @@ impl Desktop {
     fn get_capabilities(&self) -> Vec<String> {
         vec!["body".into(), "body-markup".into()]
     }
+
+    #[zbus(signal)]
+    async fn action_invoked(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        action_key: &str,
+    ) -> zbus::Result<()>;
 
     #[zbus(signal)]
     async fn notification_closed(
@@ -125,51 +139,121 @@ impl Icon {
     }
 }
 
-fn notify(client: &Host, bus: &Bus) -> Process {
-    let mut command = client.namespace.command(PROGRAM);
-    command.arg("notify").env("ROAMD_RUNTIME_DIR", client.folder());
-    command.env("DBUS_SESSION_BUS_ADDRESS", &bus.address);
-    client.namespace.spawn("notify", command, client.folder()).unwrap()
+/// A message bus with a desktop on it.
+struct Session {
+    bus: Bus,
+    runtime: Runtime,
+    desktop: Desktop,
+    /// There is one from [`Self::log_in`] on.
+    connection: Option<Connection>,
+}
+
+impl Session {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        Self { bus: Bus::start(), runtime, desktop: Desktop::default(), connection: None }
+    }
+
+    /// Notifications and a tray are there from here on.
+    fn log_in(&mut self) {
+        let serving = Builder::address(&*self.bus.address)
+            .name("org.freedesktop.Notifications")
+            .serve_at(NOTIFICATIONS, self.desktop.clone())
+            .name("org.kde.StatusNotifierWatcher")
+            .serve_at("/StatusNotifierWatcher", Watcher(self.desktop.clone()));
+        self.connection = Some(self.runtime.block_on(serving.build()).unwrap());
+    }
+
+    /// Starts `roamd notify` for the tunnels of a host. What it opens a browser with writes the page into the file `opened`.
+    fn notify(&self, client: &Host) -> Process {
+        let folder = client.folder();
+        let xdg_open = folder.join("xdg-open");
+        let script = format!("#!/bin/sh\necho \"$1\" > {}/opened\n", folder.display());
+        fs::write(&xdg_open, script).unwrap();
+        fs::set_permissions(&xdg_open, Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let mut command = client.namespace.command(PROGRAM);
+        command.arg("notify").env("ROAMD_RUNTIME_DIR", folder).env("PATH", path);
+        command.env("DBUS_SESSION_BUS_ADDRESS", &self.bus.address);
+        client.namespace.spawn("notify", command, folder).unwrap()
+    }
+
+    /// Waits for a notification with this title; its number.
+    fn told(&self, title: &str) -> u32 {
+        eventually(title, || {
+            let told = self.desktop.0.lock().unwrap();
+            told.shown.iter().find_map(|(id, (shown, _))| (shown == title).then_some(*id))
+        })
+    }
+
+    /// A person clicks on a notification.
+    fn click(&self, id: u32) {
+        let server = self.connection.as_ref().unwrap().object_server();
+        self.runtime.block_on(async {
+            let served = server.interface::<_, Desktop>(NOTIFICATIONS).await.unwrap();
+            Desktop::action_invoked(served.signal_emitter(), id, "default").await.unwrap();
+        });
+    }
 }
 
 #[test]
 fn a_desktop_is_told_of_metered_data_and_its_tray_icon_pauses_the_tunnel() {
-    let mut net = Net::new(1);
-    net.clients[0]
-        .amend("[server]\n", "[paths]\nprefer = [{ link = \"eth0\", metered = true }]\n[server]\n");
-    let bus = Bus::start();
+    let (mut net, mut session) = (Net::new(1), Session::start());
+    let metered = "[paths]\nprefer = [{ link = \"eth0\", metered = true }]\n[server]\n";
+    net.clients[0].amend("[server]\n", metered);
     // Before there is a desktop, and before there is a tunnel.
-    let _notify = notify(&net.clients[0], &bus);
+    let _notify = session.notify(&net.clients[0]);
     net.start();
     let client = &net.clients[0];
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let desktop = Desktop::default();
-    let serving = Builder::address(&*bus.address)
-        .name("org.freedesktop.Notifications")
-        .serve_at("/org/freedesktop/Notifications", desktop.clone())
-        .name("org.kde.StatusNotifierWatcher")
-        .serve_at("/StatusNotifierWatcher", Watcher(desktop.clone()));
-    let serving = runtime.block_on(serving.build()).unwrap();
-    let titles = || {
-        let told = desktop.0.lock().unwrap();
-        told.shown.values().map(|(title, _)| title.clone()).collect::<Vec<_>>()
-    };
-    let metered = "roamd: on metered data";
-    eventually("the desktop is told", || titles().contains(&metered.to_owned()).then_some(()));
-    let name = eventually("the tray has an icon", || desktop.0.lock().unwrap().item.clone());
-    let icon = runtime.block_on(Icon::of(&serving, name));
+    session.log_in();
+    session.told("roamd: on metered data");
+    let name =
+        eventually("the tray has an icon", || session.desktop.0.lock().unwrap().item.clone());
+    let Session { runtime, connection: Some(connection), .. } = &session else { unreachable!() };
+    let icon = runtime.block_on(Icon::of(connection, name));
     let tooltip = runtime.block_on(icon.tooltip());
     assert!(tooltip.starts_with("roamd: connected over eth0, metered"), "{tooltip}");
-    let labels = |runtime: &tokio::runtime::Runtime| runtime.block_on(icon.labels());
-    let has = |label: &str| labels(&runtime).iter().any(|(_, it)| it == label);
-    assert!(has("eth0 (metered)"), "{:?}", labels(&runtime));
+    let has = |label: &str| runtime.block_on(icon.labels()).iter().any(|(_, it)| it == label);
+    assert!(has("eth0 (metered)"));
     runtime.block_on(icon.click("Pause"));
     eventually("the tunnel is paused", || {
         (client.try_status()?["state"] == "paused").then_some(())
     });
-    eventually("the notification is closed", || titles().is_empty().then_some(()));
+    eventually("the notification is closed", || {
+        session.desktop.0.lock().unwrap().shown.is_empty().then_some(())
+    });
     eventually("the menu offers to go on", || has("Resume").then_some(()));
     runtime.block_on(icon.click("Resume"));
     client.connected();
     client.assert_ping("10.66.0.1", &[]);
+}
+
+#[test]
+fn a_click_on_the_notification_of_a_portal_opens_the_servers_own_address() {
+    let (mut net, mut session) = (Net::new(1), Session::start());
+    session.log_in();
+    let _notify = session.notify(&net.clients[0]);
+    // A hotel answers in the server's place.
+    net.nft(&[
+        "add table inet hotel",
+        "add chain inet hotel input { type filter hook input priority 0; }",
+        "add rule inet hotel input udp dport 4433 drop",
+    ]);
+    let bind = || TcpListener::bind("10.77.0.1:80").unwrap();
+    let hotel = net.server.namespace.run(bind).unwrap();
+    std::thread::spawn(move || {
+        for stream in hotel.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            let login = "HTTP/1.1 302 Found\r\nLocation: http://login.hotel.example/\r\n\r\n";
+            let _ = stream.write_all(login.as_bytes());
+        }
+    });
+    net.clients[0].start();
+    session.click(session.told("roamd: eth0 wants a login"));
+    let opened = net.clients[0].folder().join("opened");
+    let page = eventually("a browser is opened", || {
+        fs::read_to_string(&opened).ok().filter(|page| page.ends_with('\n'))
+    });
+    assert_eq!(page, "http://10.77.0.1/\n");
 }
