@@ -8,14 +8,22 @@ mod dispatch;
 mod doctor;
 mod exit;
 mod import;
+#[cfg(feature = "demo")]
+mod interrupt;
 mod keys;
 #[cfg(feature = "networkmanager")]
 mod network_manager;
 pub(crate) mod paint;
 mod panic;
 mod peer;
+#[cfg(feature = "demo")]
+mod picture;
+#[cfg(feature = "demo")]
+mod record;
 mod service;
 mod status;
+#[cfg(feature = "demo")]
+mod tally;
 mod tell;
 mod text;
 mod tunnel;

@@ -4,23 +4,19 @@
 //!  Stage   the scene, two real daemons, an echo server        made first, and taken away last
 //!  Script  what happens to the laptop's networks, and when
 //!  Session a line typed every 100 ms through the tunnel ──▶ Tally ──▶ Screen
-//!  Watch   what the client says of its paths ──▶ Screen, Chart
+//!  Watch   what the client says of its paths ──▶ Screen, Picture
 //! ```
 //!
 //! Nothing outside this process changes: the network is a [`Scene`](roamd_lab::Scene), keys and
 //! configuration lie in a temporary folder.
 
-mod chart;
 mod daemons;
 mod echo;
-mod interrupt;
 mod keys;
 mod screen;
 mod script;
 mod session;
 mod stage;
-mod tally;
-mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -28,21 +24,23 @@ mod tests;
 use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    time::Instant,
 };
 
 use anyhow::Context;
 
 use self::{
-    chart::Chart,
-    interrupt::Interrupt,
     screen::Screen,
     script::Script,
     session::{Played, Session},
     stage::Stage,
+};
+use super::{
+    interrupt::Interrupt,
+    picture::{Act, Picture, can_write, seconds, spoken},
     tally::Tally,
 };
-use super::exit::Exit;
 
 /// What is needed to put the demonstration on.
 struct Plan {
@@ -57,8 +55,8 @@ struct Plan {
 
 /// Shows roaming: makes networks and daemons, types through the tunnel, reports on standard output.
 ///
-/// Blocks until the show is over or interrupted. A picture that could not be written ends it at once. Must be called before any thread is started,
-/// because it becomes root in a user namespace when it is not root already.
+/// Blocks until the show is over or interrupted. A picture that could not be written ends it at once. Must be called
+/// before any thread is started, because it becomes root in a user namespace when it is not root already.
 ///
 /// # Errors
 ///
@@ -82,22 +80,6 @@ pub(crate) fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
     perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
 }
 
-/// Finds out before the show whether its picture could be written. A file that is there stays as it is.
-fn can_write(file: &Path) -> anyhow::Result<()> {
-    let is_new = !file.exists();
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(file)
-        .map_err(|error| Exit::CannotCreate.because(error))
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    if is_new {
-        std::fs::remove_file(file)?;
-    }
-    Ok(())
-}
-
 fn perform(plan: &Plan, screen: &mut Screen<'_>, interrupt: &Interrupt) -> anyhow::Result<()> {
     screen.title()?;
     let mut stage = Stage::set(&plan.program, screen)?;
@@ -117,21 +99,36 @@ fn show(
     let connection = stage.connect(plan.server, screen, interrupt)?;
     let mut session = Session::new(connection, plan.script.clone())?;
     let played = session.play(stage, screen, interrupt)?;
-    interrupt.check()?;
     screen.timeline(&played)?;
+    interrupt.check()?;
     screen.summary(&played)?;
     if let Some(file) = &plan.svg {
-        draw(file, &played)?;
+        picture(&played).write(file)?;
         screen.drawn(file)?;
     }
     verdict(&played.tally)
 }
 
-fn draw(file: &Path, played: &Played) -> anyhow::Result<()> {
-    let Played { start, script, tally, record } = played;
-    let chart =
-        Chart { start: *start, length: script.length, events: &script.events, tally, record };
-    std::fs::write(file, chart.svg()).with_context(|| format!("cannot write {}", file.display()))
+fn picture(played: &Played) -> Picture {
+    let Played { start, script, tally, record, .. } = played;
+    let since = |at: Instant| at.saturating_duration_since(*start).min(script.length);
+    let spans = record.spans(*start + script.length).into_iter();
+    Picture {
+        title: "Typing through roamd while its networks come and go".into(),
+        dots_are: "Each dot: a typed line, and when its echo was back".into(),
+        length: script.length,
+        clock: Box::new(seconds),
+        dots: tally.echoes().map(|(typed, took)| (since(typed), took)).collect(),
+        spans: spans.map(|(span, link)| (since(span.start)..since(span.end), link)).collect(),
+        acts: played
+            .acts()
+            .map(|(event, stall)| Act {
+                at: event.at,
+                title: event.title.into(),
+                cost: if event.offline { "no network".into() } else { spoken(stall) },
+            })
+            .collect(),
+    }
 }
 
 fn verdict(tally: &Tally) -> anyhow::Result<()> {

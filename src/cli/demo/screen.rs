@@ -1,4 +1,6 @@
-//! What the user sees.
+//! What the user sees: one screen that is drawn again and again on a terminal, lines elsewhere.
+
+mod live;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -6,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{script::Script, session::Played, tally::Tally, watch::Care};
-use crate::clock;
-
-/// How long the last echoes are waited for at most.
-const LAST: Duration = Duration::from_secs(10);
+use super::{script::Script, session::Played};
+use crate::{
+    cli::{
+        record::{Care, Record},
+        tally::Tally,
+    },
+    clock,
+};
 
 /// How many lines of a log are worth reading at once.
 const TAIL: usize = 15;
@@ -19,25 +24,59 @@ const TAIL: usize = 15;
 const UNNOTICED: Duration = Duration::from_millis(300);
 const ANNOYING: Duration = Duration::from_secs(2);
 
+/// Seconds between two lines about an outage.
+const OUTAGE: u64 = 10;
+
 const BOLD: &str = "1";
 const DIM: &str = "2";
 const RED: &str = "31";
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
-/// A place to write to, with or without colours.
+/// A place to write to.
 pub(super) struct Screen<'a> {
     out: Box<dyn Write + 'a>,
     colours: bool,
+    /// The lines on a screen that can be drawn again; none elsewhere.
+    live: Option<usize>,
 }
 
 impl Screen<'static> {
-    /// Standard output, with colours on a terminal that shows them.
+    /// Standard output, drawn again and with colours on a terminal that can show that.
     pub(super) fn stdout() -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
             && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
         let colours = wanted && io::stdout().is_terminal();
-        Self { out: Box::new(io::stdout()), colours }
+        Self { out: Box::new(io::stdout()), colours, live: colours.then_some(0) }
+    }
+}
+
+/// A moment of the session.
+pub(super) struct Moment<'a> {
+    /// When the first line was typed.
+    pub(super) start: Instant,
+    pub(super) at: Instant,
+    pub(super) script: &'a Script,
+    pub(super) tally: &'a Tally,
+    pub(super) record: &'a Record,
+}
+
+impl Moment<'_> {
+    /// The path that carries the tunnel, if any does.
+    fn path(&self) -> Option<&str> {
+        self.record.samples.last()?.active.as_deref()
+    }
+
+    /// The longest stall since the last event.
+    fn stall(&self) -> Duration {
+        let since = self.at.saturating_duration_since(self.start);
+        let event = self.script.events.iter().rfind(|event| event.at <= since);
+        self.tally.stall(event.map_or(self.start, |event| self.start + event.at), self.at)
+    }
+
+    /// The median echo of what was typed in the last second.
+    fn echo(&self) -> Option<Duration> {
+        self.tally.median_echo_when(|typed| typed + Duration::from_secs(1) >= self.at)
     }
 }
 
@@ -45,11 +84,19 @@ impl<'a> Screen<'a> {
     /// Any other place, without colours.
     #[cfg(test)]
     pub(super) fn plain(out: impl Write + 'a) -> Self {
-        Self { out: Box::new(out), colours: false }
+        Self { out: Box::new(out), colours: false, live: None }
+    }
+
+    /// Whether it is drawn again.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.is_some()
     }
 
     pub(super) fn title(&mut self) -> io::Result<()> {
         let title = self.paint(BOLD, "roamd demo");
+        if self.is_live() {
+            return self.write(&[title]);
+        }
         writeln!(self.out, "{title}  a laptop with two networks, and a tunnel to a server\n")?;
         writeln!(self.out, "           ┌─ wifi   5 ms ─┐")?;
         writeln!(self.out, "   laptop ─┤               ├─ internet ─ server")?;
@@ -60,11 +107,16 @@ impl<'a> Screen<'a> {
     pub(super) fn step(&mut self, what: &str, since: Instant) -> io::Result<()> {
         let mark = self.paint(GREEN, "✓");
         let took = self.paint(DIM, &format!("{:>8}", seconds(clock::now().duration_since(since))));
-        writeln!(self.out, " {mark} {what:<44}{took}")
+        // A line that wraps would be two to the next picture of the screen.
+        let room = if self.is_live() { live::size().0.saturating_sub(11).min(44) } else { 44 };
+        self.write(&[format!(" {mark} {:<room$}{took}", live::cut(what, room))])
     }
 
-    /// The heading of the table that [`Screen::second`] fills.
+    /// The heading of the table that [`Screen::moment`] fills.
     pub(super) fn heading(&mut self) -> io::Result<()> {
+        if self.is_live() {
+            return Ok(());
+        }
         writeln!(
             self.out,
             "\nA line is typed every 100 ms into a connection through the tunnel:\n"
@@ -77,41 +129,52 @@ impl<'a> Screen<'a> {
         writeln!(self.out, "{heading}")
     }
 
-    /// One line about the second that has passed.
-    pub(super) fn second(&mut self, second: &Second, tally: &Tally) -> io::Result<()> {
-        let via = second.via.clone().unwrap_or_else(|| "-".to_owned());
-        let via = self.paint(BOLD, &format!("{via:<11}"));
-        let echo = second.echo.map_or_else(|| "none".to_owned(), milliseconds);
-        let echo = self.paint(second.echo.map_or(RED, colour), &format!("{echo:>10}"));
+    /// A line about the time since the last moment, or the whole screen again.
+    pub(super) fn moment(&mut self, moment: &Moment<'_>) -> io::Result<()> {
+        if self.is_live() {
+            return self.draw(moment);
+        }
+        let (stall, echo, tally) = (moment.stall(), moment.echo(), moment.tally);
+        let second = (moment.at - moment.start).as_secs();
+        if moment.path().is_none() && stall > ANNOYING && !second.is_multiple_of(OUTAGE) {
+            return Ok(());
+        }
+        let via = self.paint(BOLD, &format!("{:<11}", moment.path().unwrap_or("no network")));
+        let shown = echo.map_or_else(|| "none".to_owned(), milliseconds);
+        let echo = self.paint(echo.map_or(RED, colour), &format!("{shown:>10}"));
         let lines = format!("{}/{}", tally.typed(), tally.echoed());
-        let stall =
-            self.paint(colour(second.stall), &format!("{:>13}", milliseconds(second.stall)));
-        writeln!(self.out, "{:>7}   {via} {echo}   {lines:>13}   {stall}", seconds(second.at))
+        let stall = self.paint(colour(stall), &format!("{:>13}", milliseconds(stall)));
+        let at = seconds(moment.at - moment.start);
+        writeln!(self.out, "{at:>7}   {via} {echo}   {lines:>13}   {stall}")
     }
 
     /// An event of the script.
     pub(super) fn event(&mut self, at: Duration, title: &str) -> io::Result<()> {
+        if self.is_live() {
+            return Ok(());
+        }
         let title = self.paint(YELLOW, title);
         writeln!(self.out, "{:>7} ▸ {title}", seconds(at))
     }
 
-    /// What happened, and how long the user waited each time.
+    /// What happened, and how long the user waited each time; where there is room, what the tunnel did as well.
     pub(super) fn timeline(&mut self, played: &Played) -> io::Result<()> {
-        let Played { start, script, tally, record } = played;
-        if script.events.is_empty() {
+        if self.is_live() {
+            return self.draw_timeline(played);
+        }
+        let Played { start, end, script, record, .. } = played;
+        if played.acts().next().is_none() {
             return Ok(());
         }
-        let heading = format!("{:>7}   {:<58} {:>8}", "time", "what happened", "stall");
+        let heading = format!("{:>7}   {:<58} {:>10}", "time", "what happened", "stall");
         let heading = self.paint(DIM, &heading);
         writeln!(self.out, "\n{heading}")?;
-        let end = *start + script.length + LAST;
-        for (number, event) in script.events.iter().enumerate() {
-            let next = script.events.get(number + 1).map_or(end, |next| *start + next.at);
-            let stall = tally.stall_between(*start + event.at, next);
+        for (number, (event, stall)) in played.acts().enumerate() {
+            let next = script.events.get(number + 1).map_or(*end, |next| *start + next.at);
             let shown = if event.offline {
-                self.paint(DIM, &format!("{:>8}", "no way"))
+                self.paint(DIM, &format!("{:>10}", "no network"))
             } else {
-                self.paint(colour(stall), &format!("{:>8}", milliseconds(stall)))
+                self.paint(colour(stall), &format!("{:>10}", milliseconds(stall)))
             };
             writeln!(self.out, "{:>7} ▸ {:<58} {shown}", seconds(event.at), event.title)?;
             let within = |at: &Instant| (*start + event.at..next).contains(at);
@@ -131,25 +194,29 @@ impl<'a> Screen<'a> {
 
     /// What it all came to.
     pub(super) fn summary(&mut self, played: &Played) -> io::Result<()> {
-        let Played { start, script, tally, .. } = played;
-        let end = *start + script.length + LAST;
+        let Played { start, end, script, tally, record } = played;
         let spells = spells(script).into_iter();
         let spells: Vec<_> =
-            spells.map(|(from, to)| *start + from..to.map_or(end, |to| *start + to)).collect();
+            spells.map(|(from, to)| *start + from..to.map_or(*end, |to| *start + to)).collect();
         let stall = spells.iter().map(|it| tally.stall_between(it.start, it.end)).max();
         let stall = stall.unwrap_or_default();
-        let median = tally.median_echo_when(|typed| spells.iter().any(|it| it.contains(&typed)));
-        let offline = script.events.iter().any(|event| event.offline);
-        let echo = |time: Option<Duration>| time.map_or_else(|| "none".to_owned(), milliseconds);
         writeln!(self.out)?;
-        let rows = [
-            ("lines typed", tally.typed().to_string()),
-            ("lines echoed", tally.echoed().to_string()),
-            (if offline { "echo, online" } else { "median echo" }, echo(median)),
-            (if offline { "stall, online" } else { "longest stall" }, milliseconds(stall)),
+        let mut rows = vec![
+            ("lines typed".to_owned(), tally.typed().to_string()),
+            ("lines echoed".to_owned(), tally.echoed().to_string()),
         ];
+        for (path, echo) in medians(tally, record, *end) {
+            rows.push((format!("echo over {path}"), milliseconds(echo)));
+        }
+        rows.push(("longest stall".to_owned(), milliseconds(stall)));
+        let width =
+            rows.iter().map(|(name, _)| name.chars().count() + 2).max().unwrap_or(0).max(15);
         for (name, value) in rows {
-            writeln!(self.out, "   {name:<15}{value:>10}")?;
+            writeln!(self.out, "   {name:<width$}{value:>10}")?;
+        }
+        if script.events.iter().any(|event| event.offline) {
+            let words = "stalls without any network are not counted";
+            writeln!(self.out, "   {}", self.paint(DIM, words))?;
         }
         let (code, words) = match stall {
             _ if tally.waiting() > 0 => (RED, "Some lines never came back."),
@@ -182,6 +249,17 @@ impl<'a> Screen<'a> {
         Ok(())
     }
 
+    /// Writes lines, which the next picture of the screen replaces.
+    fn write(&mut self, lines: &[String]) -> io::Result<()> {
+        for line in lines {
+            writeln!(self.out, "{line}")?;
+        }
+        if let Some(drawn) = &mut self.live {
+            *drawn += lines.len();
+        }
+        self.out.flush()
+    }
+
     fn paint(&self, code: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
@@ -200,17 +278,21 @@ fn spells(script: &Script) -> Vec<(Duration, Option<Duration>)> {
     spells
 }
 
-/// The summary of one second of the session.
-#[derive(Debug)]
-pub(super) struct Second {
-    /// Since the first line was typed.
-    pub(super) at: Duration,
-    /// The link that carries the tunnel, if any does.
-    pub(super) via: Option<String>,
-    /// The median echo of the lines that came back in it.
-    pub(super) echo: Option<Duration>,
-    /// The longest stall so far.
-    pub(super) stall: Duration,
+/// The median echo over each path, of the lines that were typed while it was in use, in the order of their first use.
+fn medians(tally: &Tally, record: &Record, end: Instant) -> Vec<(String, Duration)> {
+    let spans = record.spans(end);
+    let mut medians: Vec<(String, Duration)> = Vec::new();
+    for path in spans.iter().filter_map(|(_, path)| path.as_ref()) {
+        if medians.iter().any(|(known, _)| known == path) {
+            continue;
+        }
+        let used = |at: Instant| {
+            let mut spans = spans.iter().filter(|(_, it)| it.as_ref() == Some(path));
+            spans.any(|(span, _)| span.contains(&at))
+        };
+        medians.extend(tally.median_echo_when(used).map(|echo| (path.clone(), echo)));
+    }
+    medians
 }
 
 fn colour(time: Duration) -> &'static str {

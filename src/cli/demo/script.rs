@@ -20,7 +20,7 @@ pub(super) struct Event {
     pub(super) at: Duration,
     /// What the user sees, in a few words.
     pub(super) title: &'static str,
-    /// Whether from here on no network works at all, until the next event.
+    /// Whether from here on there is no network at all, until the next event.
     pub(super) offline: bool,
     /// What is done to the scene.
     pub(super) act: fn(&Scene) -> roamd_lab::Result<()>,
@@ -35,7 +35,7 @@ pub(super) struct Script {
 
 impl Script {
     /// The laptop begins in a hotel whose wifi drops UDP, leaves the building and comes back; its wifi only pretends to
-    /// work, then works badly, and then the laptop is in a tunnel for longer than the connection lives.
+    /// work, then works badly, and then the laptop is underground for longer than the connection lives.
     pub(super) fn roam() -> Self {
         let event =
             |at, title, act| Event { at: Duration::from_secs(at), title, offline: false, act };
@@ -66,11 +66,11 @@ impl Script {
                 event(24, "wifi loses 30 % of all packets", |scene| {
                     wifi(scene, LinkShape { loss: 0.3, ..LinkShape::delayed(WIFI) })
                 }),
-                offline(29, "into a tunnel: both networks are gone for 35 s", |scene| {
+                offline(29, "underground: no network at all for 35 s", |scene| {
                     scene.disconnect(Access::Wifi)?;
                     scene.disconnect(Access::Lte)
                 }),
-                event(64, "out of the tunnel: lte and wifi are back", |scene| {
+                event(64, "above ground: lte and wifi are back", |scene| {
                     wifi(scene, LinkShape::delayed(WIFI))?;
                     scene.connect(Access::Lte)?;
                     scene.connect(Access::Wifi)
@@ -96,7 +96,8 @@ mod tests {
         let Script { length, events } = Script::roam();
         assert!(events.is_sorted_by_key(|event| event.at));
         assert!(length >= events.last().unwrap().at + Duration::from_secs(10));
-        let tunnel = events.iter().position(|event| event.offline).unwrap();
-        assert!(events[tunnel + 1].at - events[tunnel].at >= Duration::from_secs(35));
+        let underground = events.iter().position(|event| event.offline).unwrap();
+        let ends = events[underground + 1].at;
+        assert!(ends - events[underground].at >= Duration::from_secs(35));
     }
 }

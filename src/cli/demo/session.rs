@@ -11,20 +11,25 @@ use std::{
 use anyhow::Context;
 
 use super::{
-    interrupt::Interrupt,
-    screen::{Screen, Second},
-    script::Script,
+    screen::{Moment, Screen},
+    script::{Event, Script},
     stage::Stage,
-    tally::Tally,
-    watch::{Record, Watch},
 };
-use crate::clock;
+use crate::{
+    cli::{
+        interrupt::Interrupt,
+        record::{Record, Watch},
+        tally::Tally,
+    },
+    clock,
+};
 
 /// Between two lines.
 const TYPING: Duration = Duration::from_millis(100);
 
-/// Between two reports.
+/// Between two reports, as lines or as pictures of a screen.
 const REPORT: Duration = Duration::from_secs(1);
+const REDRAW: Duration = Duration::from_millis(200);
 
 /// How long echoes may be outstanding once the script is over.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,16 +41,31 @@ pub(super) struct Session {
     echoes: mpsc::Receiver<Echo>,
     script: Script,
     tally: Tally,
-    /// Lines echoed when the last report was made.
-    reported: usize,
 }
 
 /// A session that is over.
 pub(super) struct Played {
     pub(super) start: Instant,
+    /// When it was over, by itself or by an interruption.
+    pub(super) end: Instant,
     pub(super) script: Script,
     pub(super) tally: Tally,
     pub(super) record: Record,
+}
+
+impl Played {
+    /// What happened of the script, and how long the user waited at most until the next event.
+    pub(super) fn acts(&self) -> impl Iterator<Item = (&Event, Duration)> {
+        let Self { start, end, script, tally, .. } = self;
+        let happened = script.events.iter().enumerate();
+        let happened = happened.filter(move |(_, event)| *start + event.at <= *end);
+        happened.map(move |(number, event)| {
+            let next = script.events.get(number + 1).map(|next| *start + next.at);
+            // The last lines may come back after the script is over.
+            let until = next.map_or(*end, |next| next.min(*end));
+            (event, tally.stall_between(*start + event.at, until))
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -66,7 +86,7 @@ impl Session {
                 }
             }
         })?;
-        Ok(Self { connection, echoes, script, tally: Tally::default(), reported: 0 })
+        Ok(Self { connection, echoes, script, tally: Tally::default() })
     }
 
     /// Types until the script is over, then waits for the last echoes.
@@ -79,7 +99,8 @@ impl Session {
         screen.heading()?;
         let watch = stage.watch()?;
         let start = clock::now();
-        let (mut next_line, mut next_report) = (start, start + REPORT);
+        let every = if screen.is_live() { REDRAW } else { REPORT };
+        let (mut next_line, mut next_report) = (start, start + every);
         let end = start + self.script.length;
         let script = self.script.clone();
         let mut events = script.events.iter().peekable();
@@ -94,8 +115,8 @@ impl Session {
             }
             if now >= next_report {
                 stage.check()?;
-                self.report(next_report - start, &watch, screen)?;
-                next_report += REPORT;
+                self.report((start, next_report), &watch, screen)?;
+                next_report += every;
             }
             if now >= next_line && now < end {
                 self.type_line(now)?;
@@ -107,10 +128,10 @@ impl Session {
             self.await_echo(next.saturating_duration_since(clock::now()).min(TYPING))?;
         }
         if clock::now() >= next_report - TYPING {
-            self.report(next_report - start, &watch, screen)?;
+            self.report((start, next_report), &watch, screen)?;
         }
         let (tally, record) = (std::mem::take(&mut self.tally), watch.record());
-        Ok(Played { start, script, tally, record })
+        Ok(Played { start, end: clock::now(), script, tally, record })
     }
 
     fn type_line(&mut self, now: Instant) -> anyhow::Result<()> {
@@ -126,21 +147,18 @@ impl Session {
         };
         let expected = line(self.tally.echoed());
         anyhow::ensure!(echo.line == expected, "typed `{expected}`, but `{}` came back", echo.line);
-        self.tally.line_echoed(echo.at);
+        self.tally.line_echoed(self.tally.echoed(), echo.at);
         Ok(())
     }
 
     fn report(
-        &mut self,
-        at: Duration,
+        &self,
+        (start, at): (Instant, Instant),
         watch: &Watch,
         screen: &mut Screen<'_>,
     ) -> anyhow::Result<()> {
-        let via = watch.active();
-        let echo = self.tally.median_echo_since(self.reported);
-        let stall = self.tally.stall(clock::now());
-        screen.second(&Second { at, via, echo, stall }, &self.tally)?;
-        self.reported = self.tally.echoed();
+        let (script, tally, record) = (&self.script, &self.tally, watch.record());
+        screen.moment(&Moment { start, at, script, tally, record: &record })?;
         Ok(())
     }
 }
@@ -153,6 +171,6 @@ impl Drop for Session {
 }
 
 /// The line with this number.
-fn line(number: usize) -> String {
+pub(super) fn line(number: usize) -> String {
     format!("{number:05} the quick brown fox jumps over the lazy dog")
 }

@@ -13,11 +13,12 @@ use tempfile::TempDir;
 use super::{
     daemons::{Configuration, Daemons},
     echo::EchoServer,
-    interrupt::Interrupt,
     screen::Screen,
-    watch::Watch,
 };
-use crate::clock;
+use crate::{
+    cli::{interrupt::Interrupt, record::Watch},
+    clock,
+};
 use roamd_lab::{Access, Scene};
 
 /// How long the tunnel may take until it carries packets.

@@ -96,6 +96,6 @@ fn an_interrupted_demo_removes_what_it_made() {
     stopper.join().unwrap();
     assert_eq!(error.as_deref(), Some("interrupted"));
     assert!(started.elapsed() < Duration::from_secs(4));
-    assert!(!text.contains("lines typed"), "no table of what did not happen: {text}");
+    assert!(!text.contains("lines typed"), "no sum of what was not whole: {text}");
     assert!(!text.contains("log:"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C and its relatives, noticed so that the stage can be cleared.
+//! Ctrl-C and its relatives, noticed so that what was begun can be ended.
 
 use std::{
     io,
@@ -12,15 +12,15 @@ use std::{
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::exit::Exit;
+use super::exit::Exit;
 
 /// Whether the user wants to stop.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Interrupt(Arc<AtomicBool>);
+pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Notices SIGINT, SIGTERM and SIGHUP from here on.
-    pub(super) fn watch() -> anyhow::Result<Self> {
+    pub(crate) fn watch() -> anyhow::Result<Self> {
         let interrupt = Self::default();
         let flag = interrupt.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -43,19 +43,19 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// An error if the user wants to stop.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         if self.is_set() {
             return Err(Exit::Interrupted.because(anyhow::anyhow!("interrupted")));
         }
         Ok(())
     }
 
-    pub(super) fn set(&self) {
+    pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }

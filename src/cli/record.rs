@@ -1,7 +1,8 @@
-//! What the client says of its paths, asked a few times a second.
+//! What a client says of its paths, asked a few times a second.
 
 use std::{
     fmt,
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -23,51 +24,70 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// The client's paths at one moment.
 #[derive(Clone, Debug)]
-pub(super) struct Sample {
-    pub(super) at: Instant,
-    /// The link that carries the tunnel, with the transport if that is not UDP.
-    pub(super) active: Option<String>,
+pub(crate) struct Sample {
+    pub(crate) at: Instant,
+    /// The link that carries the tunnel.
+    pub(crate) link: Option<String>,
+    /// The same with the transport if that is not UDP.
+    pub(crate) active: Option<String>,
     /// Each path that works, named likewise, with its round trip in milliseconds.
-    pub(super) rtts: Vec<(String, f64)>,
+    pub(crate) rtts: Vec<(String, f64)>,
     /// What was done about packets that did not arrive.
-    pub(super) care: Care,
+    pub(crate) care: Care,
+}
+
+impl Sample {
+    /// Whether a path over this link works.
+    pub(crate) fn works(&self, link: &str) -> bool {
+        self.links().any(|other| other == link)
+    }
+
+    /// Whether a path over another link does.
+    pub(crate) fn works_beside(&self, link: &str) -> bool {
+        self.links().any(|other| other != link)
+    }
+
+    fn links(&self) -> impl Iterator<Item = &str> {
+        // The transport is named behind the link.
+        self.rtts.iter().filter_map(|(path, _)| path.split_whitespace().next())
+    }
 }
 
 /// Counts of inner packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Care {
+pub(crate) struct Care {
     /// Sent to the server also over a standby, and come from it over one first.
-    pub(super) copied: u64,
-    pub(super) rescued: u64,
+    pub(crate) copied: u64,
+    pub(crate) rescued: u64,
     /// Sent to the server once more, and come from it late.
-    pub(super) repeated: u64,
-    pub(super) repaired: u64,
+    pub(crate) repeated: u64,
+    pub(crate) repaired: u64,
 }
 
 /// A change of path, when it happened.
 #[derive(Clone, Debug)]
-pub(super) struct Switch {
-    pub(super) at: Instant,
-    pub(super) what: SwitchStatus,
+pub(crate) struct Switch {
+    pub(crate) at: Instant,
+    pub(crate) what: SwitchStatus,
 }
 
 /// All that was said.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Record {
-    pub(super) samples: Vec<Sample>,
-    pub(super) switches: Vec<Switch>,
+pub(crate) struct Record {
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) switches: Vec<Switch>,
 }
 
 /// Asks until it is dropped.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     record: Arc<Mutex<Record>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    pub(super) fn start(client: Instance) -> std::io::Result<Self> {
+    pub(crate) fn start(client: Instance) -> std::io::Result<Self> {
         let (record, stop) = (Arc::<Mutex<Record>>::default(), Arc::<AtomicBool>::default());
         let thread = thread::Builder::new().name("watch".to_owned()).spawn({
             let (record, stop) = (record.clone(), stop.clone());
@@ -86,12 +106,12 @@ impl Watch {
         Ok(Self { record, stop, thread: Some(thread) })
     }
 
-    /// The link that carried the tunnel when last asked.
-    pub(super) fn active(&self) -> Option<String> {
-        lock(&self.record).samples.last().and_then(|sample| sample.active.clone())
+    /// What was said last.
+    pub(crate) fn last(&self) -> Option<Sample> {
+        lock(&self.record).samples.last().cloned()
     }
 
-    pub(super) fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> Record {
         lock(&self.record).clone()
     }
 }
@@ -143,12 +163,32 @@ impl fmt::Display for Care {
 
 impl Record {
     /// What was done about packets that did not arrive, between two moments.
-    pub(super) fn care(&self, from: Instant, to: Instant) -> Care {
+    pub(crate) fn care(&self, from: Instant, to: Instant) -> Care {
         let until = |at: Instant| {
             let seen = self.samples.iter().take_while(|sample| sample.at < at).last();
             seen.map(|sample| sample.care).unwrap_or_default()
         };
         until(to).since(until(from))
+    }
+
+    /// Which path was in use from when on; `end` is when the last one was over. None while there was no path.
+    pub(crate) fn spans(&self, end: Instant) -> Vec<(Range<Instant>, Option<String>)> {
+        let mut spans: Vec<(Range<Instant>, Option<String>)> = Vec::new();
+        for Sample { at, active, .. } in &self.samples {
+            match spans.last_mut() {
+                Some((span, link)) => {
+                    span.end = *at;
+                    if link != active {
+                        spans.push((*at..*at, active.clone()));
+                    }
+                }
+                None => spans.push((*at..*at, active.clone())),
+            }
+        }
+        if let Some((span, _)) = spans.last_mut() {
+            span.end = end.max(span.start);
+        }
+        spans
     }
 
     fn add(&mut self, at: Instant, status: &ClientStatus) {
@@ -159,6 +199,7 @@ impl Record {
         let rtts = status.paths.iter().filter(|path| works(path.state));
         self.samples.push(Sample {
             at,
+            link: active.map(|path| path.link.clone()),
             active: active.map(|path| path.transport.mark(&path.link)),
             rtts: rtts
                 .filter_map(|path| Some((path.transport.mark(&path.link), path.rtt?)))
@@ -193,6 +234,7 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let sample = |milliseconds, copied| Sample {
             at: at(milliseconds),
+            link: None,
             active: None,
             rtts: Vec::new(),
             care: Care { copied, rescued: 2 * copied, ..Care::default() },
@@ -205,5 +247,26 @@ mod tests {
         assert_eq!(care, Care { copied: 3, rescued: 6, ..Care::default() });
         assert_eq!(care.to_string(), "3 packets also sent over the standby, 6 came over it first");
         assert_eq!(record.care(at(300), at(350)).to_string(), "");
+    }
+
+    #[test]
+    fn samples_with_the_same_path_are_one_span() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let sample = |seconds, active: Option<&str>| Sample {
+            at: at(seconds),
+            link: None,
+            active: active.map(Into::into),
+            rtts: Vec::new(),
+            care: Care::default(),
+        };
+        let (wifi, lte) = (Some("wifi0"), Some("lte0"));
+        let samples = [(0, wifi), (1, wifi), (2, lte), (3, None), (4, None)];
+        let samples = samples.map(|(seconds, active)| sample(seconds, active)).into();
+        let record = Record { samples, ..Record::default() };
+        let expected = [(0..2, wifi), (2..3, lte), (3..9, None)]
+            .map(|(span, link)| (at(span.start)..at(span.end), link.map(String::from)));
+        assert_eq!(record.spans(at(9)), expected);
+        assert!(Record::default().spans(at(9)).is_empty());
     }
 }
