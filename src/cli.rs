@@ -6,9 +6,9 @@ mod complete;
 mod demo;
 mod dispatch;
 mod doctor;
+mod drill;
 mod exit;
 mod import;
-#[cfg(feature = "demo")]
 mod interrupt;
 mod keys;
 #[cfg(feature = "networkmanager")]
@@ -16,13 +16,10 @@ mod network_manager;
 pub(crate) mod paint;
 mod panic;
 mod peer;
-#[cfg(feature = "demo")]
 mod picture;
-#[cfg(feature = "demo")]
 mod record;
 mod service;
 mod status;
-#[cfg(feature = "demo")]
 mod tally;
 mod tell;
 mod text;
@@ -43,6 +40,7 @@ pub use dispatch::main;
 use check::check;
 use complete::{configured, links, running, servers};
 use doctor::doctor;
+use drill::drill;
 use import::wireguard;
 use keys::{genkey, pubkey};
 use peer::{PeerCommand, peer};
@@ -79,7 +77,7 @@ The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-
 
 Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input,
 69 the server refused a client started by hand, 70 a bug, 73 the output cannot be created,
-77 permission denied, 78 wrong configuration, 130 interrupted.";
+75 somebody uses the tunnel that a drill would disturb, 77 permission denied, 78 wrong configuration, 130 interrupted.";
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -399,6 +397,35 @@ People use nmcli or the desktop's settings instead:
         /// Print the file that is the same as what a connection keeps, which is read from standard input
         #[arg(long)]
         export: bool,
+    },
+    /// Cut each link of a running client for some seconds, and measure what one would feel
+    #[command(after_help = "\
+Types a keystroke every 100 ms through the tunnel, moves it to each link in turn, and cuts that link as the tunnel alone
+sees it: nothing else of this machine is touched. A cut ends by itself, and with this command. Fails with status 75
+while a TCP connection goes through the tunnel, unless --yes. The tunnel chooses its link as before afterwards.
+
+Examples:
+  roamd drill
+  roamd drill home --for 5s --svg drill.svg")]
+    Drill {
+        /// The tunnel [default: the only one that runs]
+        #[arg(value_name = "NAME|FILE", add = running())]
+        tunnel: Option<Tunnel>,
+        /// How long each link is cut, up to 10 s
+        #[arg(long = "for", value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+        within: Duration,
+        /// Also while others use the tunnel
+        #[arg(short, long)]
+        yes: bool,
+        /// Cut metered links, too
+        #[arg(long)]
+        metered: bool,
+        /// Print one JSON object instead of text
+        #[arg(long)]
+        json: bool,
+        /// Draw it into a file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Watch a tunnel survive on this machine alone
     #[cfg(feature = "demo")]

@@ -10,6 +10,7 @@ mod chance;
 pub(crate) mod command;
 mod connect;
 mod course;
+mod cut;
 mod desired;
 pub(crate) mod dial;
 mod early;

@@ -10,6 +10,7 @@
 //! ```
 
 mod burst;
+pub(crate) mod cut;
 mod dscp;
 pub(crate) mod forgotten;
 pub(crate) mod handshake;

@@ -311,7 +311,8 @@ impl Server {
             | Request::Auto
             | Request::Probe { .. }
             | Request::Pause { .. }
-            | Request::Resume => {
+            | Request::Resume
+            | Request::Cut { .. } => {
                 Reply::Error("a server follows its clients, it has no paths to choose".into())
             }
         }

@@ -362,3 +362,20 @@ fn help_names_the_commands_of_this_build_alone() {
     let hidden = roamd(&directory(), &["network-manager", "--help"]);
     assert_eq!(hidden.status == 0, cfg!(feature = "networkmanager"), "{}", hidden.stderr);
 }
+
+#[test]
+fn a_drill_finds_out_first_whether_its_picture_can_be_written() {
+    let directory = directory();
+    let ended = roamd(&directory, &["drill", "--svg", "absent/drill.svg"]);
+    assert_eq!(ended.status, 73);
+    assert_eq!(
+        ended.stderr,
+        "roamd: cannot write absent/drill.svg: No such file or directory (os error 2)\n"
+    );
+    let mut nobody = command(directory.path());
+    nobody.env("ROAMD_RUNTIME_DIR", directory.path()).args(["drill", "--svg", "drill.svg"]);
+    let ended = Ended::from(nobody.output().unwrap());
+    assert_eq!(ended.status, 1);
+    assert!(ended.stderr.starts_with("roamd: no roamd is running"), "{}", ended.stderr);
+    assert!(!directory.path().join("drill.svg").exists());
+}

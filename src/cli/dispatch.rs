@@ -6,10 +6,9 @@ use anyhow::anyhow;
 use clap::{CommandFactory as _, Parser as _};
 
 use super::{
-    Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, events,
-    exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey, reload, resume, status,
-    switch, tunnel, unseal, up, usage,
-    usage::Days, wireguard,
+    Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, drill,
+    drill::Wanted, events, exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey,
+    reload, resume, status, switch, tunnel, unseal, up, usage, usage::Days, wireguard,
 };
 #[cfg(feature = "desktop")]
 use crate::config::{Filter, Log, LogFormat};
@@ -87,6 +86,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         #[cfg(feature = "networkmanager")]
         Command::NetworkManager { bus_name, import, export } => {
             super::network_manager::run(bus_name, import.as_deref(), export)
+        }
+        Command::Drill { tunnel, within, yes, metered, json, svg } => {
+            let seconds = within.as_secs_f64().ceil() as u32;
+            drill(&Wanted { tunnel, yes, metered, seconds, json, svg })
         }
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),

@@ -32,12 +32,13 @@ pub(crate) enum Exit {
     Bug = 70,
     /// Output cannot be created.
     CannotCreate = 73,
+    /// What a drill would disturb is in use; a later try may succeed.
+    Busy = 75,
     /// The system denied permission, also to read a file.
     Permission = 77,
     /// The configuration is wrong.
     Config = 78,
     /// The user pressed Ctrl-C: 128 plus the signal's number, as in a shell.
-    #[cfg(feature = "demo")]
     Interrupted = 130,
 }
 

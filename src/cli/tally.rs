@@ -49,6 +49,7 @@ impl Tally {
     }
 
     /// How many lines have had no echo yet.
+    #[cfg(any(test, feature = "demo"))]
     pub(crate) fn waiting(&self) -> usize {
         self.lines.len() - self.echoed
     }
@@ -69,6 +70,7 @@ impl Tally {
     }
 
     /// The longest stall between `from` and `to`, by when it ended.
+    #[cfg(any(test, feature = "demo"))]
     pub(crate) fn stall_between(&self, from: Instant, to: Instant) -> Duration {
         let ended = self.waits.iter().filter(|(_, until)| (from..to).contains(until));
         let length = |(since, until): &(Instant, Instant)| *until - (*since).max(from);

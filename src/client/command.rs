@@ -52,6 +52,7 @@ impl Client {
             Request::Pause { seconds } => return self.pause(seconds, &mut host.clone()).await,
             Request::Resume => return self.resume(&mut host.clone()).await,
             Request::Usage => return Reply::Usage(Box::new(self.usage())),
+            Request::Cut { link, seconds } => return self.cut(&link, seconds).await,
             Request::Events => return Reply::Error("events come without end".into()),
             Request::Drain { .. } | Request::DrainCancel => {
                 return Reply::Error("a client has nobody to drain; a server has".into());

@@ -13,7 +13,7 @@ use quinn::{AsyncUdpSocket, Connection};
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use super::view::ShownPath;
+use super::view::{Said, ShownPath};
 use crate::{
     link::candidate::Candidate,
     path::{
@@ -217,7 +217,9 @@ impl PathTable {
         let entry = self.entries.get_mut(&key)?;
         if entry.socket.is_none() {
             let bound = bind(&*self.network, &self.prober, entry, key)?;
-            (entry.socket, entry.opened) = (Some(self.socket.open(bound, key.server)), Some(now));
+            let cut = self.network.cut(&entry.candidate.link);
+            (entry.socket, entry.opened) =
+                (Some(self.socket.open(bound, key.server, cut)), Some(now));
         }
         entry.socket
     }
@@ -242,7 +244,8 @@ impl PathTable {
             return false;
         }
         let Some(bound) = bind(&*self.network, &self.prober, entry, key) else { return false };
-        entry.socket = Some(self.socket.replace(old, bound, key.server));
+        let cut = self.network.cut(&entry.candidate.link);
+        entry.socket = Some(self.socket.replace(old, bound, key.server, cut));
         entry.opened = Some(now);
         true
     }
@@ -317,26 +320,14 @@ impl PathTable {
         }
     }
 
-    /// A path as people see it; `why` explains its condition, and `portal` says that a captive portal is
-    /// suspected.
-    pub(super) fn shown(
-        &self,
-        key: PathKey,
-        condition: Condition,
-        rtt: Option<Duration>,
-        [metered, portal]: [bool; 2],
-        why: String,
-    ) -> Option<ShownPath> {
+    /// A path as people see it, of which the manager says this.
+    pub(super) fn shown(&self, key: PathKey, said: Said) -> Option<ShownPath> {
         let entry = self.entries.get(&key)?;
         Some(ShownPath {
             candidate: entry.candidate.clone(),
-            condition,
-            rtt,
             socket: entry.socket,
             measured: entry.probe.as_ref().and_then(Probe::measured),
-            metered,
-            portal,
-            why,
+            said,
         })
     }
 }

@@ -30,7 +30,7 @@ use super::{
     servers::{RemoteServer, Servers},
     signs::{Signals, Wish},
     usage::Overdrawn,
-    view::{Shown, milliseconds},
+    view::{Said, Shown, milliseconds},
 };
 use crate::{
     clock,
@@ -582,8 +582,10 @@ impl<'a> Roamer<'a> {
         self.paths.look_for_portals(conditions);
         let (manager, paths) = (&*self.manager, &self.paths);
         let shown = manager.paths().filter_map(|(key, condition, rtt)| {
-            let costs = [manager.is_metered(key), manager.is_behind_portal(key)];
-            paths.shown(key, condition, rtt, costs, manager.why(key, now))
+            let (portal, why) = (manager.is_behind_portal(key), manager.why(key, now));
+            let (metered, choice) = (manager.is_metered(key), manager.choice());
+            let said = Said { condition, rtt, portal, metered, why, choice: choice.cloned() };
+            paths.shown(key, said)
         });
         self.shown.paths(shown.collect());
     }

@@ -28,6 +28,7 @@ use crate::{
     link::candidate::{Candidate, Unusable},
     path::{
         Condition, Reason,
+        manager::Choice,
         probe::Measured,
         quality::Figures,
         socket::{PathId, PathSocket},
@@ -104,12 +105,21 @@ type ShownReserve = (PublicKey, Option<Instant>, Option<Duration>);
 #[derive(Debug)]
 pub(super) struct ShownPath {
     pub(super) candidate: Candidate,
-    pub(super) condition: Condition,
-    pub(super) rtt: Option<Duration>,
     pub(super) socket: Option<PathId>,
     pub(super) measured: Option<Measured>,
-    pub(super) metered: bool,
+    pub(super) said: Said,
+}
+
+/// What the path manager says of a path.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) condition: Condition,
+    pub(super) rtt: Option<Duration>,
+    /// Whether a captive portal is suspected.
     pub(super) portal: bool,
+    pub(super) metered: bool,
+    /// The user's choice, of this link or another.
+    pub(super) choice: Option<Choice>,
     pub(super) why: String,
 }
 
@@ -432,6 +442,11 @@ impl Shown {
         self.with(|state| state.server)
     }
 
+    /// The links of the paths.
+    pub(super) fn links(&self) -> Vec<String> {
+        self.with(|state| state.paths.iter().map(|path| path.candidate.link.clone()).collect())
+    }
+
     /// Where the connection of the day leads.
     pub(super) fn in_use(&self) -> Option<Candidate> {
         self.with(|state| {
@@ -556,8 +571,8 @@ impl State {
     fn in_words(&self) -> String {
         let mut words = String::new();
         let mut paths: Vec<_> = self.paths.iter().collect();
-        paths.sort_by_key(|path| path.condition);
-        for ShownPath { candidate, condition, rtt, .. } in paths {
+        paths.sort_by_key(|path| path.said.condition);
+        for ShownPath { candidate, said: Said { condition, rtt, .. }, .. } in paths {
             let part = match condition {
                 Condition::Active => "active on ",
                 Condition::Suspect => "silent on ",
@@ -599,21 +614,21 @@ fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
         link: path.candidate.link.clone(),
         server: path.candidate.server,
         state,
-        why: path.why.clone(),
+        why: path.said.why.clone(),
     };
     let same = |a: &ShownPath, b: &ShownPath| a.candidate == b.candidate;
     let gone = before.iter().filter(|path| !now.iter().any(|other| same(path, other)));
     let changed = now.iter().filter(|path| {
-        !before.iter().any(|other| same(path, other) && path.condition == other.condition)
+        !before.iter().any(|other| same(path, other) && path.said.condition == other.said.condition)
     });
     gone.map(|path| event(path, None))
-        .chain(changed.map(|path| event(path, Some(path.condition))))
+        .chain(changed.map(|path| event(path, Some(path.said.condition))))
         .collect()
 }
 
 impl ShownPath {
     fn is_in_use(&self) -> bool {
-        matches!(self.condition, Condition::Active | Condition::Suspect)
+        matches!(self.said.condition, Condition::Active | Condition::Suspect)
     }
 }
 
@@ -648,8 +663,10 @@ impl Line {
 impl ShownPath {
     fn status(&self, line: Option<&Line>, figures: Figures) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
-        let in_use = matches!(self.condition, Condition::Active | Condition::Suspect);
-        let rtt = line.filter(|_| in_use).map_or(self.rtt, Line::rtt);
+        let Said { condition, rtt, portal, metered, ref choice, ref why } = self.said;
+        let in_use = self.is_in_use();
+        let choice = choice.as_ref().filter(|choice| choice.link == self.candidate.link);
+        let rtt = line.filter(|_| in_use).map_or(rtt, Line::rtt);
         let (mtu, loss) = match line.filter(|_| in_use) {
             Some(line) => {
                 let path = line.connection.stats().path;
@@ -664,7 +681,7 @@ impl ShownPath {
             local: self.candidate.source,
             server: self.candidate.server,
             transport: self.candidate.transport,
-            state: self.condition,
+            state: condition,
             rtt: rtt.map(status::milliseconds),
             sent_bytes: stats.sent_bytes,
             received_bytes: stats.received_bytes,
@@ -672,9 +689,11 @@ impl ShownPath {
             mtu,
             loss,
             recent: line.filter(|_| in_use).map(|_| recent(figures)),
-            metered: self.metered,
-            portal: self.portal,
-            why: self.why.clone(),
+            portal,
+            metered,
+            chosen: choice.is_some(),
+            pinned: choice.is_some_and(|choice| choice.pinned),
+            why: why.clone(),
             last_heard: stats.last_heard.map(|at| status::rounded(clock::now() - at)),
         }
     }

@@ -17,7 +17,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, broadcast::error::RecvError},
     task::JoinSet,
@@ -54,6 +54,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const GREETING: Duration = Duration::from_secs(1);
 /// How long an answer may take: longer than a probe of all links.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Seconds that a cut lasts at most.
+pub(crate) const LONGEST_CUT: u32 = 10;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +89,13 @@ pub(crate) enum Request {
     },
     /// End the pause.
     Resume,
+    /// Drop in silence what goes over a link and comes over it, until the answer, or until nobody waits for that.
+    Cut {
+        /// Its name.
+        link: String,
+        /// Until the answer.
+        seconds: u32,
+    },
     /// Read the configuration again.
     Reload,
     /// Tell clients to go to another server, and stop when they have.
@@ -229,6 +238,17 @@ impl Instance {
         }
     }
 
+    /// Cuts a link there until the result is dropped, or has been answered.
+    pub(crate) fn cut(&self, link: &str, seconds: u32) -> Result<Cutting, ControlError> {
+        let mut stream = self.connect()?;
+        let request = Request::Cut { link: link.into(), seconds };
+        let sent = serde_json::to_string(&request).map_err(io::Error::from);
+        let sent = sent.and_then(|line| stream.write_all(format!("{line}\n").as_bytes()));
+        let sent = sent.and_then(|()| stream.set_nonblocking(true));
+        sent.map_err(|source| self.io(source))?;
+        Ok(Cutting { instance: self.clone(), stream, answer: Vec::new() })
+    }
+
     /// Listens to what happens there; one line of JSON for each event.
     pub(crate) fn events(
         &self,
@@ -262,6 +282,10 @@ impl Instance {
     fn ask(&self, request: &Request) -> Result<Reply, ControlError> {
         let mut stream = self.connect()?;
         let answer = ask(&mut stream, request).map_err(|source| self.io(source))?;
+        self.reply(answer)
+    }
+
+    fn reply(&self, answer: String) -> Result<Reply, ControlError> {
         match serde_json::from_str(&answer) {
             Ok(Reply::Error(reason)) => Err(ControlError::Refused(reason)),
             Ok(reply) => Ok(reply),
@@ -271,6 +295,33 @@ impl Instance {
 
     fn io(&self, source: io::Error) -> ControlError {
         ControlError::Io { path: self.socket(), source }
+    }
+}
+
+/// A link is cut for as long as this is there, up to the time that was asked for.
+#[derive(Debug)]
+pub(crate) struct Cutting {
+    instance: Instance,
+    stream: StdStream,
+    answer: Vec<u8>,
+}
+
+impl Cutting {
+    /// Whether the cut is over; an error if there was none.
+    pub(crate) fn is_over(&mut self) -> Result<bool, ControlError> {
+        match self.stream.read_to_end(&mut self.answer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(source) => Err(self.instance.io(source)),
+            Ok(_) => {
+                let answer = String::from_utf8_lossy(&self.answer).into_owned();
+                match self.instance.reply(answer)? {
+                    Reply::Done(_) => Ok(true),
+                    other @ (Reply::Ok(_) | Reply::Error(_)) => {
+                        Err(self.instance.unexpected(&other))
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -409,12 +460,24 @@ async fn answer<R: Future<Output = Reply>>(
         }
         _ if room.is_err() => Reply::Error("too many ask at the same time, try again".into()),
         Ok(Request::Events) => return tell(events, &mut write).await,
-        Ok(request) => tokio::time::timeout(ANSWER_TIMEOUT, handler(request)).await?,
+        Ok(request) => {
+            let is_lease = matches!(request, Request::Cut { .. });
+            tokio::select! {
+                reply = tokio::time::timeout(ANSWER_TIMEOUT, handler(request)) => reply?,
+                () = left(&mut read), if is_lease => return Ok(()),
+            }
+        }
         Err(error) => Reply::Error(format!("bad request: {error}")),
     };
     let mut reply = serde_json::to_vec(&reply)?;
     reply.push(b'\n');
     tokio::time::timeout(TIMEOUT, write.write_all(&reply)).await?
+}
+
+/// Waits until the client goes, or sends more than a request.
+async fn left(read: &mut (impl AsyncRead + Unpin)) {
+    let mut buffer = [0; 64];
+    while let Ok(1..) = read.read(&mut buffer).await {}
 }
 
 /// Writes events until the other side goes.
@@ -436,7 +499,11 @@ async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Resu
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::net::UnixListener as StdListener, thread};
+    use std::{
+        os::unix::net::UnixListener as StdListener,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        thread,
+    };
 
     use super::*;
 
@@ -452,5 +519,64 @@ mod tests {
         });
         assert!(matches!(instance.status(), Err(ControlError::Io { .. })));
         ended.join().unwrap();
+    }
+
+    /// One of the cuts under way.
+    struct Lease(Arc<AtomicUsize>);
+
+    impl Lease {
+        fn of(under_way: &Arc<AtomicUsize>) -> Self {
+            under_way.fetch_add(1, Relaxed);
+            Self(under_way.clone())
+        }
+    }
+
+    impl Drop for Lease {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// A daemon with cuts of a second, which are over at once, and longer ones, which take an hour; how many are under
+    /// way.
+    fn cutter(folder: &Path) -> (Instance, Server, Arc<AtomicUsize>) {
+        let instance = Instance::within(folder, "home");
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let leases = under_way.clone();
+        let server = serve(&instance, Events::default(), move |request| {
+            let lease = Lease::of(&leases);
+            async move {
+                if !matches!(request, Request::Cut { seconds: 1, .. }) {
+                    tokio::time::sleep(Duration::from_secs(3600)).await;
+                }
+                drop(lease);
+                Reply::Done(vec!["cut".into()])
+            }
+        });
+        (instance, server.unwrap(), under_way)
+    }
+
+    async fn until(what: &str, mut done: impl FnMut() -> bool) {
+        for _ in 0..1000 {
+            if done() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{what}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_is_over_when_its_answer_came_or_whoever_asked_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (instance, _server, under_way) = cutter(folder.path());
+        let mut short = instance.cut("wlan0", 1).unwrap();
+        until("the answer", || short.is_over().unwrap()).await;
+
+        let mut long = instance.cut("wlan0", 2).unwrap();
+        until("the cut begins", || under_way.load(Relaxed) == 1).await;
+        assert!(!long.is_over().unwrap());
+        drop(long);
+        until("the cut is over", || under_way.load(Relaxed) == 0).await;
     }
 }

@@ -84,6 +84,18 @@ pub(crate) enum Event {
         /// Packets that came over a standby first.
         used: u64,
     },
+    /// Client: a drill cuts a link.
+    Cut {
+        /// The link.
+        link: String,
+        /// For how long at most.
+        seconds: u32,
+    },
+    /// Client: the cut of a link is over.
+    CutEnded {
+        /// The link.
+        link: String,
+    },
     /// Client: the tunnel moved.
     Switched {
         /// The old link; none if there was no path.
@@ -203,6 +215,8 @@ impl Event {
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),
+            Self::Cut { link, seconds } => format!("a drill cuts {link} for {seconds} s"),
+            Self::CutEnded { link } => format!("{link} is not cut any more"),
             Self::ServerChanged { from, to, reason, gap } => {
                 format!("moved from server {from} to {to} ({reason}), {gap:.0} ms without a sign")
             }

@@ -172,6 +172,14 @@ pub(crate) struct PathStatus {
     pub metered: bool,
     /// Whether a captive portal seems to answer in the server's place.
     pub portal: bool,
+    /// Whether its link is metered.
+    #[serde(default)]
+    pub metered: bool,
+    /// Whether a person chose its link, and whether others are never used then.
+    #[serde(default)]
+    pub chosen: bool,
+    #[serde(default)]
+    pub pinned: bool,
     /// Why it is used or is not, in words.
     pub why: String,
 }
@@ -218,6 +226,9 @@ impl PathStatus {
             recent: None,
             metered: false,
             portal: false,
+            metered: false,
+            chosen: false,
+            pinned: false,
             why,
         }
     }

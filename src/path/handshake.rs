@@ -135,7 +135,7 @@ impl Underlay {
             if is_probe { network.bind_probe(candidate)? } else { network.bind(candidate)? };
         let (reports, errors) = mpsc::channel(PATH_ERRORS);
         let socket = PathSocket::new(reports);
-        let path = socket.open(udp, candidate.server);
+        let path = socket.open(udp, candidate.server, network.cut(&candidate.link));
         let endpoint = Endpoint::new_with_abstract_socket(
             config,
             None,

@@ -7,7 +7,7 @@ use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc};
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
-use super::{rank::LinkFacts, servers::Detours};
+use super::{cut::Cut, rank::LinkFacts, servers::Detours};
 use crate::{
     config::{Paths, ServerPeer},
     link::{
@@ -58,6 +58,11 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// The same for a probe, which does not carry the tunnel.
     fn bind_probe(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         self.bind(candidate)
+    }
+
+    /// The flag with which the link of this name is cut, for the sockets on it.
+    fn cut(&self, _link: &str) -> Cut {
+        Cut::default()
     }
 
     /// Hints of changes after which [`Self::candidates`] is to be read again.

@@ -29,7 +29,7 @@ use quinn::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use super::udp::RECEIVE_SEGMENTS;
+use super::{cut::Cut, udp::RECEIVE_SEGMENTS};
 use crate::clock::{self, AtomicInstant};
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
@@ -101,6 +101,7 @@ struct OpenPath {
     id: PathId,
     socket: Arc<dyn AsyncUdpSocket>,
     server: SocketAddr,
+    cut: Cut,
     failing: AtomicBool,
     receives: AtomicBool,
     sent_bytes: AtomicU64,
@@ -129,13 +130,15 @@ impl PathSocket {
         })
     }
 
-    /// Starts to read `socket`, whose path leads to `server`. The first path becomes the active one.
-    pub fn open(&self, socket: Arc<dyn AsyncUdpSocket>, server: SocketAddr) -> PathId {
+    /// Starts to read `socket`, whose path leads to `server` over a link that `cut` is about. The first path becomes
+    /// the active one.
+    pub fn open(&self, socket: Arc<dyn AsyncUdpSocket>, server: SocketAddr, cut: Cut) -> PathId {
         let id = PathId(self.next_id.fetch_add(1, Relaxed));
         let path = Arc::new(OpenPath {
             id,
             socket,
             server: canonical(server),
+            cut,
             failing: AtomicBool::new(false),
             receives: AtomicBool::new(true),
             sent_bytes: AtomicU64::default(),
@@ -171,8 +174,9 @@ impl PathSocket {
         id: PathId,
         socket: Arc<dyn AsyncUdpSocket>,
         server: SocketAddr,
+        cut: Cut,
     ) -> PathId {
-        let new = self.open(socket, server);
+        let new = self.open(socket, server, cut);
         self.update(|paths| {
             paths.open.retain(|path| path.id != id);
             if paths.active.as_ref().is_some_and(|path| path.id == id) {
@@ -292,8 +296,12 @@ impl PathSocket {
 
 impl OpenPath {
     /// Replaces the source of the server's datagrams by the virtual address and empties all others, which quinn
-    /// then skips. Returns whether one was from the server.
+    /// then skips. Returns whether one was from the server. While the link is cut, nothing has arrived.
     fn received(&self, meta: &mut [RecvMeta]) -> bool {
+        if self.cut.is_on() {
+            meta.iter_mut().for_each(|meta| meta.len = 0);
+            return false;
+        }
         let mut bytes = 0;
         for meta in meta {
             if canonical(meta.addr) == self.server {
@@ -340,6 +348,10 @@ impl AsyncUdpSocket for PathSocket {
             self.unsent.fetch_add(1, Relaxed);
             return Ok(());
         };
+        if path.cut.is_on() {
+            self.sent();
+            return Ok(());
+        }
         let Transmit { ecn, contents, segment_size, .. } = *transmit;
         let transmit =
             Transmit { destination: path.server, ecn, contents, segment_size, src_ip: None };
@@ -456,17 +468,19 @@ mod tests {
     struct Fixture {
         socket: Arc<PathSocket>,
         errors: mpsc::Receiver<PathError>,
+        /// Of the link of all paths.
+        cut: Cut,
     }
 
     fn fixture() -> Fixture {
         let (sender, errors) = mpsc::channel(4);
-        Fixture { socket: PathSocket::new(sender), errors }
+        Fixture { socket: PathSocket::new(sender), errors, cut: Cut::default() }
     }
 
     impl Fixture {
         fn open(&self, local: &str, server: &str) -> (Arc<FakeSocket>, PathId) {
             let fake = FakeSocket::new(local);
-            let id = self.socket.open(fake.clone(), server.parse().unwrap());
+            let id = self.socket.open(fake.clone(), server.parse().unwrap(), self.cut.clone());
             (fake, id)
         }
 
@@ -525,6 +539,31 @@ mod tests {
         assert_eq!(received[0].1, 0);
         let stats = fixture.socket.stats(id).unwrap();
         assert_eq!((stats.foreign, stats.received_bytes, stats.last_heard), (1, 0, None));
+    }
+
+    #[test]
+    fn a_link_that_is_cut_is_silent_both_ways_and_reports_nothing() {
+        let mut fixture = fixture();
+        let (wifi, id) = fixture.open("10.0.0.2:1000", SERVER);
+        let arrive = || wifi.arrive(Ok((vec![7], SERVER.parse().unwrap(), None)));
+        let lease = fixture.cut.begin().unwrap();
+        fixture.send().unwrap();
+        assert!(fixture.socket.unheard_since().is_some(), "it is as if nobody answered");
+        arrive();
+        let Poll::Ready(Ok(received)) = fixture.receive() else { panic!("nothing received") };
+        assert_eq!(received[0].1, 0);
+        assert!(fixture.socket.unheard_since().is_some());
+        let PathStats { sent_bytes, received_bytes, errors, foreign, last_heard } =
+            fixture.socket.stats(id).unwrap();
+        assert_eq!((sent_bytes, received_bytes, errors, foreign, last_heard), (0, 0, 0, 0, None));
+        assert!(wifi.sent.lock().unwrap().is_empty() && fixture.errors.try_recv().is_err());
+
+        drop(lease);
+        fixture.send().unwrap();
+        arrive();
+        let Poll::Ready(Ok(received)) = fixture.receive() else { panic!("nothing received") };
+        assert_eq!((received, wifi.sent.lock().unwrap().len()), (vec![(VIRTUAL_SERVER, 1)], 1));
+        assert_eq!(fixture.socket.unheard_since(), None);
     }
 
     #[test]

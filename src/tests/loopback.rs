@@ -24,6 +24,7 @@ use crate::{
     config::{Congestion, Quic},
     identity::{PrivateKey, PublicKey},
     path::{
+        cut::Cut,
         socket::{PathError, PathSocket, VIRTUAL_SERVER},
         udp::UdpSocket,
     },
@@ -108,7 +109,7 @@ impl Client {
             send: Mutex::default(),
             receive: Mutex::default(),
         });
-        socket.open(faults.clone(), server);
+        socket.open(faults.clone(), server, Cut::default());
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::client_endpoint(),
             None,
@@ -410,7 +411,7 @@ async fn a_connection_moves_to_another_path_and_family() {
     let (there, _) = accepted.await.unwrap();
 
     let v6 = UdpSocket::bind("[::1]:0".parse().unwrap(), None, 0, None).unwrap();
-    let second = client.socket.open(v6, format!("[::1]:{port}").parse().unwrap());
+    let second = client.socket.open(v6, format!("[::1]:{port}").parse().unwrap(), Cut::default());
     assert!(client.socket.switch(second));
     for number in 0..20 {
         here.send_datagram(packet(100, number)).unwrap();
@@ -438,7 +439,7 @@ async fn a_restarted_server_tells_its_clients_at_once() {
     let restarted = server_endpoint(&server_key, "127.0.0.1:0".parse().unwrap());
     let address = restarted.local_addr().unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), None, 0, None).unwrap();
-    client.socket.switch(client.socket.open(udp, address));
+    client.socket.switch(client.socket.open(udp, address, Cut::default()));
     let reason = timeout(PATIENCE, async {
         loop {
             let _ = here.send_datagram(packet(100, 1));

@@ -25,6 +25,7 @@ mod desktop;
 mod directory;
 #[cfg(feature = "metrics")]
 mod doors;
+mod drill;
 mod edges;
 #[cfg(feature = "etcd")]
 mod fleet;

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
-    path::{handshake::Handshake, probe::Probes, udp::fake::FakeSocket},
+    path::{cut::Cut, handshake::Handshake, probe::Probes, udp::fake::FakeSocket},
     quic::{self, tls},
 };
 
@@ -42,7 +42,7 @@ fn on_wifi() -> Fixture {
     let (events, reported) = mpsc::channel(4);
     let (socket, network) = (PathSocket::new(errors), Arc::new(FakeNetwork::default()));
     let udp = FakeSocket::new("10.0.0.2:1000");
-    let id = socket.open(udp.clone(), wifi().server);
+    let id = socket.open(udp.clone(), wifi().server, Cut::default());
     let key = PrivateKey::generate().unwrap();
     let probes =
         Handshake::new(&key, key.public_key(), tls::PROBE, quic::probe_transport()).unwrap();

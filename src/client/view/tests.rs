@@ -31,13 +31,16 @@ fn told(events: &mut Receiver<Event>) -> Vec<Event> {
 fn path(link: &str, index: u32, condition: Condition) -> ShownPath {
     ShownPath {
         candidate: candidate(link, index),
-        condition,
-        rtt: Some(Duration::from_millis(12)),
         socket: None,
         measured: None,
-        metered: false,
-        portal: false,
-        why: "because".into(),
+        said: Said {
+            condition,
+            rtt: Some(Duration::from_millis(12)),
+            portal: false,
+            metered: false,
+            choice: None,
+            why: "because".into(),
+        },
     }
 }
 

@@ -173,6 +173,18 @@ impl Manager {
         Some((key, self.paths.get(&key)?.facts.metered))
     }
 
+    /// Whether the path's link is metered.
+    #[must_use]
+    pub(crate) fn is_metered(&self, key: PathKey) -> bool {
+        self.paths.get(&key).is_some_and(|path| path.facts.metered)
+    }
+
+    /// The user's choice, for as long as it holds.
+    #[must_use]
+    pub(crate) fn choice(&self) -> Option<&Choice> {
+        self.dialing.choice.as_ref()
+    }
+
     /// Whether another path works, even one that may not be used.
     pub(super) fn has_standby(&self) -> bool {
         let is_standby = |path: &Path| matches!(path.state, State::Standby { .. });

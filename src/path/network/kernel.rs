@@ -22,6 +22,7 @@ use crate::{
         portal,
     },
     path::{
+        cut::{Cut, Cuts},
         meter::{Meters, Purpose},
         preference::Preferences,
         rank::LinkFacts,
@@ -49,14 +50,15 @@ struct Kernel {
     meters: Meters,
     dscp: u8,
     hints: Hints,
+    cuts: Cuts,
 }
 
 impl KernelNetwork {
     /// All links but `own`, the tunnel itself. Packets are sent in the class `dscp`. `hints` tell of changes.
     #[must_use]
     pub fn new(netlink: Netlink, own: u32, dscp: u8, hints: Hints) -> Self {
-        let (metered, stopped, meters) = Default::default();
-        let kernel = Kernel { netlink, own, metered, stopped, meters, dscp, hints };
+        let (metered, stopped, meters, cuts) = Default::default();
+        let kernel = Kernel { netlink, own, metered, stopped, meters, dscp, hints, cuts };
         Self { kernel: kernel.into(), ways: ArcSwapOption::default() }
     }
 
@@ -162,6 +164,10 @@ impl Network for KernelNetwork {
     fn lead_to(&self, server: &ServerPeer, detours: Arc<Detours>) {
         let before = self.ways.load_full();
         self.ways.store(Some(Arc::new(Ways::new(server, detours, before.as_deref()))));
+    }
+
+    fn cut(&self, link: &str) -> Cut {
+        self.kernel.cuts.of(link)
     }
 
     fn hints(&self) -> Hints {

@@ -10,6 +10,7 @@ use tokio_rustls::client::TlsStream;
 use super::*;
 use crate::{
     path::{
+        cut::Cut,
         socket::{PathId, PathSocket, VIRTUAL_SERVER},
         tcp::{HTTP_1, HTTP_2, TcpSocket, Way, wrap},
     },
@@ -38,8 +39,12 @@ impl Roamer {
         let socket = PathSocket::new(errors);
         let local = "127.0.0.1:0".parse().unwrap();
         let over_tcp = TcpSocket::open(local, site.tcp, way, None, 0, None).unwrap();
-        let tcp = socket.open(over_tcp, site.tcp);
-        let udp = socket.open(UdpSocket::bind(local, None, 0, None).unwrap(), site.address);
+        let tcp = socket.open(over_tcp, site.tcp, Cut::default());
+        let udp = socket.open(
+            UdpSocket::bind(local, None, 0, None).unwrap(),
+            site.address,
+            Cut::default(),
+        );
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::client_endpoint(),

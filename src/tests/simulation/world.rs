@@ -36,6 +36,7 @@ use crate::{
         monitor::Hints,
     },
     path::{
+        cut::{Cut, Cuts},
         network::{Network, NetworkError},
         preference::Preferences,
         rank::LinkFacts,
@@ -142,6 +143,7 @@ pub(crate) struct Link {
 pub(crate) struct World {
     inner: Mutex<Inner>,
     changes: watch::Sender<()>,
+    cuts: Cuts,
     myself: Weak<Self>,
 }
 
@@ -291,6 +293,7 @@ impl World {
                 random: fastrand::Rng::with_seed(seed),
             }),
             changes: watch::Sender::default(),
+            cuts: Cuts::default(),
             myself: myself.clone(),
         })
     }
@@ -557,6 +560,10 @@ impl Network for World {
         inner.clients.retain(|_, socket| socket.strong_count() > 0);
         inner.clients.insert((link, port), Arc::downgrade(&socket));
         Ok(socket)
+    }
+
+    fn cut(&self, link: &str) -> Cut {
+        self.cuts.of(link)
     }
 
     fn hints(&self) -> Hints {
