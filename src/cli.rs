@@ -18,6 +18,7 @@ mod panic;
 mod peer;
 mod picture;
 mod record;
+mod report;
 mod service;
 mod status;
 mod tally;
@@ -44,6 +45,7 @@ use drill::drill;
 use import::wireguard;
 use keys::{genkey, pubkey};
 use peer::{PeerCommand, peer};
+use report::report;
 use service::{down, up};
 use status::status;
 use tell::{cancel_drain, drain, events, pause, probe, reload, resume, switch};
@@ -423,6 +425,24 @@ Examples:
         /// Print one JSON object instead of text
         #[arg(long)]
         json: bool,
+        /// Draw it into a file
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
+    /// Sum up recorded events: time per link, changes of path with their gaps, outages
+    #[command(after_help = "\
+The events are those of roamd events, recorded for as long as one likes.
+
+Examples:
+  roamd events --follow home > day.jsonl
+  roamd report day.jsonl --svg day.svg
+  roamd report day.jsonl --since 8h")]
+    Report {
+        /// The recorded events [default: standard input]
+        file: Option<PathBuf>,
+        /// Only of the last time, such as 8h
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        since: Option<Duration>,
         /// Draw it into a file
         #[arg(long, value_name = "FILE")]
         svg: Option<PathBuf>,

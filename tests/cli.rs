@@ -379,3 +379,42 @@ fn a_drill_finds_out_first_whether_its_picture_can_be_written() {
     assert!(ended.stderr.starts_with("roamd: no roamd is running"), "{}", ended.stderr);
     assert!(!directory.path().join("drill.svg").exists());
 }
+
+#[test]
+fn recorded_events_become_a_report_and_a_picture() {
+    let directory = directory();
+    let event = |minute: u8, rest: &str| {
+        format!("{{\"schema\":1,\"time\":\"2026-11-23T10:{minute:02}:00.000Z\",{rest}}}\n")
+    };
+    let switched = |from: &str, to: &str| {
+        format!(
+            "\"event\":\"switched\",\"from\":\"{from}\",\"from-transport\":\"udp\",\"to\":\"{to}\",\
+             \"to-transport\":\"udp\",\"reason\":\"the old path is gone\",\"gap\":63.2,\"summary\":\"\""
+        )
+    };
+    let events = event(0, "\"event\":\"listening\",\"summary\":\"listening\"")
+        + &event(10, &switched("wlan0", "wwan0"))
+        + &event(40, &switched("wwan0", "wlan0"));
+    write(&directory, "day.jsonl", &events, 0o644);
+    let ended = roamd(&directory, &["report", "day.jsonl", "--svg", "day.svg"]);
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    for line in ["wwan0                   30 min  75.0 %", "wlan0                   10 min  25.0 %"]
+    {
+        assert!(ended.stdout.contains(line), "{}", ended.stdout);
+    }
+    assert!(
+        ended.stdout.contains("63 ms  wlan0 -> wwan0: the old path is gone"),
+        "{}",
+        ended.stdout
+    );
+    let svg = fs::read_to_string(directory.path().join("day.svg")).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.contains("wlan0 -&gt; wwan0"), "{svg}");
+    assert_eq!(
+        roamd_with_input(&["report"], &events).stdout,
+        ended.stdout.split("\nThe time").next().unwrap()
+    );
+
+    let empty = roamd(&directory, &["report"]);
+    assert_eq!((empty.status, empty.stderr.as_str()), (1, "roamd: there are no events\n"));
+    assert_eq!(roamd(&directory, &["report", "absent.jsonl"]).status, 66);
+}

@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser as _};
 use super::{
     Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, drill,
     drill::Wanted, events, exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey,
-    reload, resume, status, switch, tunnel, unseal, up, usage, usage::Days, wireguard,
+    reload, report, resume, status, switch, tunnel, unseal, up, usage, usage::Days, wireguard,
 };
 #[cfg(feature = "desktop")]
 use crate::config::{Filter, Log, LogFormat};
@@ -91,6 +91,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             let seconds = within.as_secs_f64().ceil() as u32;
             drill(&Wanted { tunnel, yes, metered, seconds, json, svg })
         }
+        Command::Report { file, since, svg } => report(file.as_deref(), since, svg.as_deref()),
         #[cfg(feature = "demo")]
         Command::Demo { svg } => super::demo::run(svg),
     }
