@@ -45,7 +45,7 @@ const ROUTE_TO_GATEWAY: c_uint = 1 << 16 | 42 << 8;
 ///
 /// libnm and GObject are loaded, as they are in whoever calls this.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nm_vpn_editor_plugin_factory(
+unsafe extern "C" fn nm_vpn_editor_plugin_factory(
     _error: *mut *mut GError,
 ) -> *mut NMVpnEditorPlugin {
     static TYPE: OnceLock<GType> = OnceLock::new();

@@ -126,7 +126,8 @@ fn run(file: &Path) -> anyhow::Result<()> {
 /// Runs on one thread, without a configuration.
 #[cfg(feature = "desktop")]
 fn notify(tunnel: Option<&Tunnel>, has_tray: bool) -> anyhow::Result<()> {
-    let name = tunnel.map(|tunnel| Ok::<_, anyhow::Error>(tunnel::instance(Some(tunnel))?.name().to_owned()));
+    let name = tunnel
+        .map(|tunnel| Ok::<_, anyhow::Error>(tunnel::instance(Some(tunnel))?.name().to_owned()));
     let name = name.transpose()?;
     let _log = logging::init(&Log { level: Filter::default(), format: LogFormat::Text })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

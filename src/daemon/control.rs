@@ -316,7 +316,7 @@ impl Cutting {
                 let answer = String::from_utf8_lossy(&self.answer).into_owned();
                 match self.instance.reply(answer)? {
                     Reply::Done(_) => Ok(true),
-                    other @ (Reply::Ok(_) | Reply::Error(_)) => {
+                    other @ (Reply::Ok(_) | Reply::Usage(_) | Reply::Error(_)) => {
                         Err(self.instance.unexpected(&other))
                     }
                 }

@@ -167,9 +167,6 @@ pub(crate) struct PathStatus {
     /// What it carries and loses at present; none unless it carries the tunnel.
     #[serde(default)]
     pub recent: Option<RecentStatus>,
-    /// Whether its link costs money by the amount.
-    #[serde(default)]
-    pub metered: bool,
     /// Whether a captive portal seems to answer in the server's place.
     pub portal: bool,
     /// Whether its link is metered.
@@ -224,7 +221,6 @@ impl PathStatus {
             mtu: None,
             loss: None,
             recent: None,
-            metered: false,
             portal: false,
             metered: false,
             chosen: false,

@@ -173,12 +173,6 @@ impl Manager {
         Some((key, self.paths.get(&key)?.facts.metered))
     }
 
-    /// Whether the path's link is metered.
-    #[must_use]
-    pub(crate) fn is_metered(&self, key: PathKey) -> bool {
-        self.paths.get(&key).is_some_and(|path| path.facts.metered)
-    }
-
     /// The user's choice, for as long as it holds.
     #[must_use]
     pub(crate) fn choice(&self) -> Option<&Choice> {
