@@ -72,6 +72,27 @@ async fn a_link_that_does_not_answer_is_used_as_soon_as_it_does() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bulk_is_held_on_a_link_that_has_used_up_its_budget_and_flows_on_another_one() {
+    let tunnel = Tunnel::connected().await;
+    let overdrawn = |links: &[&str]| {
+        let held = links.iter().map(|link| (*link).to_owned()).collect();
+        let overdrawn = Overdrawn { held, ..Overdrawn::default() };
+        tunnel.client.roaming.overdrawn.send_replace(overdrawn);
+    };
+    let bulk = async || tunnel.after(1).await.bulk;
+    assert_eq!(bulk().await, BulkState::Flows);
+    overdrawn(&["wifi0"]);
+    assert_eq!(bulk().await, BulkState::Held);
+    tunnel.switch("lte0", false).await.unwrap();
+    assert_eq!(bulk().await, BulkState::Flows);
+    overdrawn(&["wifi0", "lte0"]);
+    assert_eq!(bulk().await, BulkState::Held);
+    overdrawn(&[]);
+    assert_eq!(bulk().await, BulkState::Flows);
+    assert_eq!(tunnel.client.status().sessions, 1, "the server understands what it is told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_about_a_link_without_a_path_is_refused() {
     let tunnel = Tunnel::connected().await;
     let why = "eth7 has no way to the server; links that have one: lte0, wifi0";

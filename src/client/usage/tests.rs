@@ -8,6 +8,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
+    Usages,
     ledger::{Ledger, Overdrawn},
     store::Store,
 };
@@ -247,6 +248,25 @@ fn power_that_fails_between_two_renamings_loses_nothing() {
     assert_eq!(read(&store), (Some(1), false));
     store.write(&ledger(2)).unwrap();
     assert_eq!(read(&store), (Some(2), false));
+}
+
+#[test]
+fn what_cannot_be_written_is_counted_on_and_written_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let obstacle = folder.path().join("state");
+    fs::write(&obstacle, "a file where the folder should be").unwrap();
+    let usages = Usages::default();
+    usages.open(Store::at(obstacle.join("home.usage")));
+    let unsaved = || super::lock(&usages.unsaved).is_some();
+    for day in ["2026-11-20", "2026-11-21"] {
+        usages.ledger().add("wwan0", date(day), amount(1, 0, 0));
+        usages.save();
+        assert!(unsaved());
+    }
+    fs::remove_file(&obstacle).unwrap();
+    usages.save();
+    assert!(!unsaved());
+    assert_eq!(read(&Store::at(obstacle.join("home.usage"))), (Some(2), false));
 }
 
 #[test]
