@@ -187,7 +187,7 @@ Examples:
     },
     /// Show what a client's links carried, by month and day
     #[command(after_help = "\
-Counts IP packets of roamd on each link, as a provider does; STANDBY is the part that kept paths and servers warm.
+Counts IP packets of roamd on each link, as a provider does; STANDBY is the part that kept them warm.
 Asks the client, or reads what it wrote down if it does not run.
 
 Examples:

@@ -170,6 +170,8 @@ pub(crate) async fn run_until(
     let (requests, admissions) = mpsc::channel(1);
     client.servers.admit_through(requests);
     let mut host_of_sessions = wish.clone();
+    let stop_links = |stopped| links.stop(stopped);
+    client.begin_usage(Store::at(daemon.instance.state_file(usage::SUFFIX)), stop_links).await;
     let ended = tokio::select! {
         ended = apart(client.carry(device.reader(), &mut host_of_sessions, &mut ordered)) => ended,
         never = apart(host.run()) => match never {},
@@ -177,11 +179,7 @@ pub(crate) async fn run_until(
         never = apart(client.keep_names()) => match never {},
         never = apart(client.admit(wish.clone(), admissions)) => match never {},
         never = apart(metered::watch(|found| links.meter(found))) => match never {},
-        never = apart(client.keep_usage(
-            links.meters(),
-            Store::at(daemon.instance.state_file(usage::SUFFIX)),
-            |stopped| links.stop(stopped),
-        )) => match never {},
+        never = apart(client.keep_usage(links.meters(), stop_links)) => match never {},
         never = apart(client.end_start()) => match never {},
         never = apart(systemd::watchdog(&client.roaming.heart)) => match never {},
         deleted = apart(interface::deleted(index, monitor.hints())) => {
@@ -195,7 +193,6 @@ pub(crate) async fn run_until(
             Ok(())
         }
     };
-    client.end_usage(links.meters());
     // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
     match &ended {
         _ if is_delegated => host.undo(Seal::Lifted).await,
@@ -203,6 +200,7 @@ pub(crate) async fn run_until(
         Ok(()) => host.undo(Seal::Lifted).await,
         Err(_) => host.undo(Seal::Kept).await,
     }
+    client.end_usage(links.meters()).await;
     ended
 }
 

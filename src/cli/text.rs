@@ -89,7 +89,7 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
             show_budget(f, link, budget, paint)?;
         }
     }
-    if client.bulk == BulkState::HeldUp {
+    if client.bulk == BulkState::HeldHere {
         writeln!(f, "{:13}the server is of a version that does not hold back what it sends", "")?;
     }
     let recent = client.paths.iter().find_map(|path| path.recent);

@@ -126,6 +126,7 @@ impl Client {
         Minds { manager, course, orders }: &mut Minds<'_>,
     ) {
         let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
+        let mut overdrawn = self.roaming.overdrawn.subscribe();
         let chosen = Notify::new();
         let pause = async {
             tokio::time::sleep(shortest).await;
@@ -134,6 +135,7 @@ impl Client {
                 () = hints.hint() => debug!("a network changed: trying at once"),
                 () = chosen.notified() => debug!("a person chose: trying at once"),
                 _ = config.changed() => debug!("the configuration changed: trying at once"),
+                _ = overdrawn.changed() => debug!("a budget changed: trying at once"),
             }
         };
         tokio::pin!(pause);

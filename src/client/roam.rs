@@ -127,7 +127,7 @@ pub(super) struct Roamer<'a> {
     overdrawn: watch::Receiver<Overdrawn>,
     /// Whether the server holds bulk back when it is told to, and what it was told last.
     holds_bulk: bool,
-    is_bulk_held: bool,
+    is_bulk_held: Option<bool>,
 }
 
 impl<'a> Roamer<'a> {
@@ -184,7 +184,7 @@ impl<'a> Roamer<'a> {
             warm_at: None,
             overdrawn: roaming.overdrawn.subscribe(),
             holds_bulk: welcome.holds_bulk,
-            is_bulk_held: false,
+            is_bulk_held: None,
         }
     }
 
@@ -214,7 +214,7 @@ impl<'a> Roamer<'a> {
             self.use_standby(false);
             let is_silent = is_suspected && !self.datapath.session.has_standby();
             self.datapath.queue.hold(is_silent || active.is_none());
-            self.spare();
+            self.hold_bulk_if_overdrawn();
             let is_unreachable = is_suspected || active.is_none() || self.manager.is_in_doubt();
             self.signals.tell(is_unreachable, self.connection.rtt(), self.manager.dialing());
             let (deadline, look) = (self.manager.next_deadline(), self.quality.next_look());
@@ -317,18 +317,19 @@ impl<'a> Roamer<'a> {
     }
 
     /// Holds bulk back, here and at the server, while the link in use has used up its budget.
-    fn spare(&mut self) {
+    fn hold_bulk_if_overdrawn(&mut self) {
         let in_use = self.manager.active().and_then(|active| self.paths.candidate(active));
         let Some(Candidate { link, .. }) = in_use else { return };
         let held = self.roaming.overdrawn.borrow().held.contains(link);
-        self.datapath.queue.hold_bulk(held);
-        if std::mem::replace(&mut self.is_bulk_held, held) == held {
+        // The queue, and what the server knows, may be of the session before.
+        if self.is_bulk_held.replace(held) == Some(held) {
             return;
         }
+        self.datapath.queue.hold_bulk(held);
         self.shown.bulk(match (held, self.holds_bulk) {
             (false, _) => BulkState::Flows,
             (true, true) => BulkState::Held,
-            (true, false) => BulkState::HeldUp,
+            (true, false) => BulkState::HeldHere,
         });
         if self.holds_bulk {
             self.messages.tell(&Message::Bulk(Bulk { held }));

@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::spawn_blocking, time};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time,
+};
 use tracing::{debug, warn};
 
 use self::ledger::Findings;
@@ -46,15 +49,26 @@ const PACE: Duration = Duration::from_secs(1);
 /// Bytes a second that a link carries at most, as far as is assumed: a budget that is nearly used up is looked at more
 /// often than the networks are.
 const FASTEST: u64 = 25_000_000;
+/// How long the disk may take where something waits for it: at the start, and at the end.
+const DISK: Duration = Duration::from_secs(1);
 
 /// What the links of a client carried.
 #[derive(Debug, Default)]
 pub(super) struct Usages {
     ledger: Mutex<Ledger>,
-    /// Where it is kept, once that was read.
-    store: Mutex<Option<Store>>,
+    disk: Mutex<Disk>,
     /// Why it is not on disk.
     unsaved: Mutex<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+enum Disk {
+    /// Nothing is kept.
+    #[default]
+    None,
+    /// What an earlier run kept was not read yet.
+    Unread(Store),
+    Read(Store),
 }
 
 impl Usages {
@@ -63,31 +77,53 @@ impl Usages {
     }
 
     /// Takes over what an earlier run kept. Blocks for the disk.
-    fn open(&self, mut store: Store) {
-        let (kept, damage) = store.read();
-        if let Some(error) = damage {
-            let (file, kept) = (store.path().display(), kept.is_empty());
-            let what = if kept { "begins anew" } else { "goes on from the writing before" };
-            warn!(%file, %error, "the account of what links carried cannot be read: it {what}");
-        }
-        *self.ledger() = kept;
-        *lock(&self.store) = Some(store);
+    fn open(&self, store: Store) {
+        let mut disk = lock(&self.disk);
+        *disk = Disk::Unread(store);
+        self.told(self.take_over(&mut disk), &disk);
     }
 
     /// Writes down what was counted so far. Blocks until the disk has it. A failure is told once.
     fn save(&self) {
-        let mut store = lock(&self.store);
-        let Some(store) = &mut *store else { return };
-        // The disk may be slow, and others need the ledger.
-        let kept = self.ledger().clone();
-        let failed = store.write(&kept).err().map(|error| error.to_string());
+        let mut disk = lock(&self.disk);
+        let saved = self.take_over(&mut disk).and_then(|()| {
+            // The disk may be slow, and others need the ledger.
+            let kept = self.ledger().clone();
+            match &mut *disk {
+                Disk::None | Disk::Unread(_) => Ok(()),
+                Disk::Read(store) => store.write(&kept),
+            }
+        });
+        self.told(saved, &disk);
+    }
+
+    /// Reads what was not read yet. Nothing is written before, which would take its place.
+    fn take_over(&self, disk: &mut Disk) -> io::Result<()> {
+        let Disk::Unread(store) = disk else { return Ok(()) };
+        let (kept, damage) = store.read()?;
+        if let Some(error) = damage {
+            let file = store.path().display();
+            let what = if kept.is_empty() { "begins anew" } else { "goes on from the one before" };
+            warn!(%file, %error, "the account of what links carried is damaged: it {what}");
+        }
+        self.ledger().take_over(kept);
+        let store = std::mem::replace(disk, Disk::None);
+        if let Disk::Unread(store) = store {
+            *disk = Disk::Read(store);
+        }
+        Ok(())
+    }
+
+    fn told(&self, done: io::Result<()>, disk: &Disk) {
+        let (Disk::Unread(store) | Disk::Read(store)) = disk else { return };
+        let failed = done.err().map(|error| error.to_string());
         let before = std::mem::replace(&mut *lock(&self.unsaved), failed.clone());
         match failed {
             Some(reason) if before.is_none() => {
                 let file = store.path().display();
-                warn!(%file, reason, "what links carried cannot be written down: counted in memory");
+                warn!(%file, reason, "what links carried cannot be kept on disk: counted in memory");
             }
-            Some(reason) => debug!(reason, "what links carried still cannot be written down"),
+            Some(reason) => debug!(reason, "what links carried still cannot be kept on disk"),
             None => {}
         }
     }
@@ -98,37 +134,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Client {
-    /// Counts for ever what `meters` see, and keeps it in `store`. Tells `stop` over which links nothing may be sent.
+    /// Takes over from `store` what an earlier run kept, before the first session, unless the disk is slow. Tells `stop` over
+    /// which links nothing may be sent.
+    pub(super) async fn begin_usage(&self, store: Store, stop: impl Fn(BTreeSet<String>)) {
+        let usages = self.usages.clone();
+        let _ = time::timeout(DISK, spawn_blocking(move || usages.open(store))).await;
+        self.enforce(stop);
+    }
+
+    /// Counts for ever what `meters` see, and tells `stop` over which links nothing may be sent.
     pub(super) async fn keep_usage(
         &self,
         meters: &Meters,
-        store: Store,
         stop: impl Fn(BTreeSet<String>),
     ) -> Infallible {
-        let usages = self.usages.clone();
-        let _ = spawn_blocking(move || usages.open(store)).await;
         let (mut hints, mut config) = (self.roaming.network.hints(), self.config.subscribe());
         let (mut crossed, mut written) = (0, clock::now());
         let mut is_changed = false;
+        let mut saving = None::<JoinHandle<()>>;
         loop {
             let is_idle = std::mem::replace(&mut crossed, self.counters.crossed()) == crossed;
-            let is_busy = self.count(meters, is_idle);
-            is_changed |= is_busy;
-            let Findings { overdrawn, news, left } = self.judge();
-            let is_news = !news.is_empty();
-            news.into_iter().for_each(|(link, status)| self.tell(link, status));
-            stop(overdrawn.stopped.clone());
-            self.roaming.overdrawn.send_if_modified(|known| {
-                let before = std::mem::replace(known, overdrawn);
-                before != *known
-            });
+            is_changed |= self.count(meters, is_idle);
+            let (is_news, left) = self.enforce(&stop);
+            is_changed |= is_news;
             let now = clock::now();
-            if is_changed && (is_news || now.duration_since(written) >= WRITE) {
+            let is_due = is_news || now.duration_since(written) >= WRITE;
+            // Whatever the disk does, budgets are kept.
+            if is_changed && is_due && saving.as_ref().is_none_or(JoinHandle::is_finished) {
                 let usages = self.usages.clone();
-                let _ = spawn_blocking(move || usages.save()).await;
-                (is_changed, written) = (lock(&self.usages.unsaved).is_some(), now);
+                saving = Some(spawn_blocking(move || usages.save()));
+                (is_changed, written) = (false, now);
             }
-            let soon = left.filter(|_| is_busy).map(|left| now + soon(left));
+            is_changed |= lock(&self.usages.unsaved).is_some();
+            let soon = left.map(|left| now + soon(left));
             tokio::select! {
                 // The other consumers poll at the same moment: an idle machine wakes up once.
                 () = hints.changed() => {}
@@ -139,10 +177,25 @@ impl Client {
         }
     }
 
-    /// Writes down all that was counted. Blocks until the disk has it.
-    pub(super) fn end_usage(&self, meters: &Meters) {
+    /// Writes down all that was counted, unless the disk is slow.
+    pub(super) async fn end_usage(&self, meters: &Meters) {
         self.count(meters, false);
-        self.usages.save();
+        let usages = self.usages.clone();
+        let _ = time::timeout(DISK, spawn_blocking(move || usages.save())).await;
+    }
+
+    /// Compares with the budgets, and tells what is new. Returns whether something is, and how many bytes are left until
+    /// one of them is used up.
+    fn enforce(&self, stop: impl Fn(BTreeSet<String>)) -> (bool, Option<u64>) {
+        let Findings { overdrawn, news, left } = self.judge();
+        let is_news = !news.is_empty();
+        news.into_iter().for_each(|(link, status)| self.tell(link, status));
+        stop(overdrawn.stopped.clone());
+        self.roaming.overdrawn.send_if_modified(|known| {
+            let before = std::mem::replace(known, overdrawn);
+            before != *known
+        });
+        (is_news, left)
     }
 
     /// Takes in what `meters` counted since the last time; `is_idle` says that nothing crossed the tunnel. Returns whether
@@ -218,7 +271,7 @@ fn soon(left: u64) -> Duration {
 
 /// What a client that does not run kept in this file; an error if there is none that can be read.
 pub(crate) fn kept(store: &mut Store) -> io::Result<Usage> {
-    let (ledger, damage) = store.read();
+    let (ledger, damage) = store.read()?;
     if ledger.is_empty() {
         return Err(damage.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
     }

@@ -263,7 +263,7 @@ pub(crate) enum BulkState {
     /// They wait, at both ends.
     Held,
     /// They wait at this end; the server does not know how to hold them.
-    HeldUp,
+    HeldHere,
 }
 
 /// A server as a client knows it.

@@ -17,7 +17,7 @@ pub(crate) struct Amount {
     pub sent_bytes: u64,
     /// Received.
     pub received_bytes: u64,
-    /// Of both together those that carried nothing of the tunnel, but kept paths and servers warm.
+    /// Of both together those of standbys, probes and copies, and of keep-alives while nothing crossed the tunnel.
     pub upkeep_bytes: u64,
 }
 

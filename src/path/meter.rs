@@ -66,9 +66,13 @@ impl Meters {
             [&link.tunnel, &link.probes]
                 .map(|[up, down]| Carried { up: up.swap(0, Relaxed), down: down.swap(0, Relaxed) })
         };
-        let all = links.iter().map(|(name, link)| (name.clone(), taken(link))).collect();
-        // Those without a socket come back with the next one.
-        links.retain(|_, link| Arc::strong_count(link) > 1);
+        let mut all = Vec::with_capacity(links.len());
+        links.retain(|name, link| {
+            // In this order: whoever has a socket may count meanwhile. Others come back with the next one.
+            let is_used = Arc::strong_count(link) > 1;
+            all.push((name.clone(), taken(link)));
+            is_used
+        });
         all
     }
 
@@ -207,7 +211,7 @@ mod tests {
         assert_eq!(taken[0].0, "wwan0");
         assert_eq!(meters.take(), [("wwan0".into(), [Carried::default(); 2])], "taken once");
         drop(socket);
-        meters.take();
+        assert_eq!(meters.take().len(), 1);
         assert!(meters.take().is_empty(), "nobody uses it");
         taken[0].1
     }

@@ -23,7 +23,6 @@ use crate::{
     clock,
     daemon::{control::Reply, events::Event, signals::Stops, status::DrainingStatus, systemd},
     quic::session::MessageStream,
-    tunnel::queue::Queue,
     wire::message::{Bulk, GoAway, Message},
 };
 
@@ -31,6 +30,8 @@ use crate::{
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// From one report to the next while clients leave.
 const REPORT: Duration = Duration::from_secs(1);
+/// From one change of what a client wants of bulk to the next: each costs more than the message.
+const BULK_PACE: Duration = Duration::from_secs(1);
 
 /// Whether the server will stop, and the clients that it waits for.
 #[derive(Debug, Default)]
@@ -81,17 +82,25 @@ impl Drain {
     }
 
     /// Holds the conversation after the welcome. A client that `moves` is told to go away, now or when draining begins,
-    /// and again when the time changes. What waits for the client is in `queue`, of which it may want no bulk.
+    /// and again when the time changes. What it wants of bulk is told to `hold_bulk`.
     pub(super) async fn converse(
         &self,
         messages: &mut MessageStream,
         moves: bool,
-        queue: &Queue,
+        hold_bulk: impl Fn(bool),
     ) -> Infallible {
         let mut until = self.until.subscribe();
         until.mark_changed();
+        let (mut wanted, mut changed_at) = (None, None::<Instant>);
         loop {
+            let due = wanted.map(|_| changed_at.map_or_else(clock::now, |at| at + BULK_PACE));
             tokio::select! {
+                () = clock::sleep_until(due) => {
+                    changed_at = Some(clock::now());
+                    if let Some(held) = wanted.take() {
+                        hold_bulk(held);
+                    }
+                }
                 Ok(()) = until.changed(), if moves => {
                     if let Some(until) = *until.borrow_and_update() {
                         let left = until.saturating_duration_since(clock::now());
@@ -100,7 +109,7 @@ impl Drain {
                     }
                 }
                 message = messages.received() => match message {
-                    Message::Bulk(Bulk { held }) => queue.hold_bulk(held),
+                    Message::Bulk(Bulk { held }) => wanted = Some(held),
                     Message::Hello(_) | Message::Welcome(_) | Message::GoAway(_) => messages.refuse(),
                 },
             }

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -102,6 +102,8 @@ pub struct Peer {
     place: Mutex<Place>,
     /// When it last came back, see [`Self::returns`].
     returned: AtomicInstant,
+    /// The process that wants no bulk; zero if none does.
+    bulk_held_for: AtomicU64,
 }
 
 /// Where a peer's packets go.
@@ -274,6 +276,7 @@ impl Peer {
             whereabouts: AtomicU8::new(Whereabouts::Away as u8),
             place: Mutex::default(),
             returned: AtomicInstant::default(),
+            bulk_held_for: AtomicU64::default(),
         }
     }
 
@@ -435,6 +438,21 @@ impl Peer {
         let session = place.session.as_ref()?;
         let is_its = session.is_alive() && session.instance == Some(process);
         is_its.then(|| session.datapath.clone())
+    }
+
+    /// A session of this process begins: what the same one wanted of bulk in the session before holds on.
+    pub(super) fn begin_bulk(&self, process: Option<u64>) {
+        let holder = self.bulk_held_for.load(Relaxed);
+        if process.is_none_or(|process| process != holder) {
+            self.hold_bulk(process, false);
+        }
+    }
+
+    /// Holds bulk back that waits for it, as this process of it wants, or not any more.
+    pub(super) fn hold_bulk(&self, process: Option<u64>, held: bool) {
+        let holder = process.filter(|_| held).unwrap_or_default();
+        self.bulk_held_for.store(holder, Relaxed);
+        self.queue.hold_bulk(held);
     }
 
     fn enqueue(&self, sender: usize, batch: &mut Vec<Packet>) {

@@ -80,8 +80,7 @@ impl Server {
             is_leaving: false,
         };
         peer.attach(claim, &self.socket);
-        // What an earlier session wanted is of another link.
-        peer.queue.hold_bulk(false);
+        peer.begin_bulk(hello.instance);
         let attached = Attached { server: self, peer, connection };
         let takes_over = peer.elsewhere().is_some();
         if !takes_over {
@@ -96,7 +95,9 @@ impl Server {
         let reason = tokio::select! {
             reason = apart(pump::uplink(connection, &peer.queue, &peer.counters, &session)) => reason,
             reason = apart(pump::downlink(connection, &peer.counters, &session, admit)) => reason,
-            never = apart(self.drain.converse(&mut messages, hello.moves, &peer.queue)) => {
+            never = apart(self.drain.converse(&mut messages, hello.moves, |held| {
+                peer.hold_bulk(hello.instance, held);
+            })) => {
                 match never {}
             }
             never = apart(silence::watch(connection, &peer.queue, &session, congestion)) => {

@@ -145,7 +145,7 @@ fn a_download_over_the_budget_waits_while_keys_pass_and_a_full_disk_loses_nothin
         let unsaved: Value =
             serde_json::from_str(&usage(&laptop.client, &disk.folder, &["--json"])).unwrap();
         assert!(unsaved["unsaved"].as_str().unwrap().contains("No space left"), "{unsaved}");
-        assert_eq!(laptop.client.log().matches("cannot be written down: counted").count(), 1);
+        assert_eq!(laptop.client.log().matches("cannot be kept on disk: counted").count(), 1);
         // Another link has no budget.
         let before = received.load(Relaxed);
         assert!(laptop.client.tell(&["switch", Access::Lte.link()]).status.success());

@@ -1,13 +1,10 @@
 //! What each link carried on each day, and what is left of its budget.
 //!
 //! A day comes from a clock that may be wrong: a machine without a battery begins in 1970, and one whose battery is
-//! weak begins anywhere. So the day into which is counted goes on, and does not go back:
-//!
-//! | the clock says | counted into |
-//! |---|---|
-//! | the newest day that has something, the day before (a time zone further west), or a later one | the later of the two |
-//! | a day long before or far after it | the newest day; after an hour the clock is believed, and what was counted into days that are still to come belongs to today |
-//! | a day before there was a roamd | the newest day |
+//! weak begins anywhere. So a step of the clock is believed at once only if it is small, or leads to where the newest
+//! days of the ledger are; a large one is believed when the clock has gone on from there for an hour of running, over
+//! restarts too. Meanwhile the day stays, and so does what is left of each budget. Days that were counted are
+//! never moved, and days that are still to come count as used.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,17 +28,40 @@ const MOST_DAYS: usize = 400;
 const LONGEST_NAME: usize = 15;
 /// The clock is not before this day: no roamd is older. As days since 1970: 2026-01-01.
 const FIRST_DAY: i64 = 20_454;
-/// A machine may be off for so many days.
-const FAR: i64 = 400;
-/// After so long a clock that is far off is believed. Time servers answer sooner, and the user has time to set it.
+/// A step of the clock of so many days is believed at once: the machine was off for a while.
+const NEAR: i64 = 7;
+/// After so long a clock that took a larger step is believed. Time servers answer sooner, and the user has time to set it.
 const BELIEF: Duration = Duration::from_secs(3600);
+/// From one look to the next, at most: while nobody looks the process does not run.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// See the module's documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ledger {
     accounts: BTreeMap<String, Account>,
-    /// Since when the clock is not believed.
-    doubted: Option<Instant>,
+    /// The day into which is counted.
+    day: Option<Date>,
+    doubt: Option<Doubt>,
+    /// When the clock was looked at last.
+    looked: Option<Instant>,
+}
+
+/// A large step of the clock, which is not believed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Doubt {
+    /// Where the clock is.
+    day: Date,
+    /// For how long it has been there.
+    milliseconds: u64,
+}
+
+/// What is kept of a ledger.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Kept {
+    links: BTreeMap<String, Account>,
+    day: Option<Date>,
+    doubt: Option<Doubt>,
 }
 
 /// One link.
@@ -86,60 +106,80 @@ pub(super) type Row = (String, Amount, Option<BudgetStatus>);
 
 impl Ledger {
     /// What was kept in a file, as far as a ledger may have written it.
-    pub(super) fn of(mut accounts: BTreeMap<String, Account>) -> Self {
+    pub(super) fn of(Kept { mut links, day, doubt }: Kept) -> Self {
         let is_name =
             |name: &str| (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_printable);
-        accounts.retain(|name, _| is_name(name));
-        let mut ledger = Self { accounts, doubted: None };
+        links.retain(|name, _| is_name(name));
+        let mut ledger = Self { accounts: links, day, doubt, looked: None };
         ledger.bound();
         ledger
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        let Self { accounts, day, doubt, looked: _ } = self;
+        Kept { links: accounts.clone(), day: *day, doubt: *doubt }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.accounts.is_empty()
     }
 
-    pub(super) fn accounts(&self) -> &BTreeMap<String, Account> {
-        &self.accounts
+    /// Takes over what an earlier run kept, beside what was counted since.
+    pub(super) fn take_over(&mut self, earlier: Self) {
+        let counted = std::mem::replace(self, earlier);
+        for (link, account) in counted.accounts {
+            let kept = self.accounts.entry(link).or_default();
+            kept.lately.add(account.lately);
+            kept.told = kept.told.or(account.told);
+            for (day, amount) in account.days {
+                kept.days.entry(day).or_default().add(amount);
+            }
+        }
+        self.day = self.day.or(counted.day);
+        self.bound();
     }
 
     /// The day into which is counted now, as the clock on the wall says `wall`.
     pub(super) fn today(&mut self, wall: Date, now: Instant) -> Date {
         let first = Date::of_number(FIRST_DAY);
-        let Some(newest) = self.newest() else { return wall.max(first) };
-        let ahead = wall.number() - newest.number();
-        // A clock that is right for the first time says what the first day was.
-        if wall >= first && ((-1..=FAR).contains(&ahead) || newest == first) {
-            self.doubted = None;
-            if newest == first {
-                self.move_days(wall, |day| day == first);
+        let looked = self.looked.replace(now).unwrap_or(now);
+        let day = match self.day {
+            None => wall.max(first),
+            Some(day) if wall < first => day,
+            // The clock is right for the first time, and says what the first day was.
+            Some(day) if day == first => {
+                self.move_day(first, wall);
+                wall
             }
-            return wall.max(newest);
+            Some(day) if is_near(day, wall) => {
+                self.doubt = None;
+                day.max(wall)
+            }
+            Some(_) if self.newest().is_some_and(|newest| is_near(newest, wall)) => wall,
+            Some(day) => {
+                let doubt = self.doubt.filter(|doubt| is_near(doubt.day, wall));
+                let ran = now.saturating_duration_since(looked).min(LOOK).as_millis() as u64;
+                let milliseconds = doubt.map_or(0, |doubt| doubt.milliseconds.saturating_add(ran));
+                self.doubt = Some(Doubt { day: wall, milliseconds });
+                if u128::from(milliseconds) < BELIEF.as_millis() { day } else { wall }
+            }
+        };
+        if self.doubt.is_some_and(|doubt| is_near(day, doubt.day)) {
+            self.doubt = None;
         }
-        if wall < first {
-            self.doubted = None;
-            return newest;
-        }
-        let doubted = *self.doubted.get_or_insert(now);
-        if now.saturating_duration_since(doubted) < BELIEF {
-            return newest;
-        }
-        self.doubted = None;
-        self.move_days(wall, |day| day > wall);
-        wall
+        self.day = Some(day);
+        day
     }
 
     fn newest(&self) -> Option<Date> {
         self.accounts.values().filter_map(|it| it.days.keys().next_back()).max().copied()
     }
 
-    /// Counts what was counted into these days into another one.
-    fn move_days(&mut self, to: Date, is_moved: impl Fn(Date) -> bool) {
+    /// Counts what was counted into one day into another one.
+    fn move_day(&mut self, from: Date, to: Date) {
         for account in self.accounts.values_mut() {
-            let days = std::mem::take(&mut account.days);
-            for (day, amount) in days {
-                let day = if is_moved(day) { to } else { day };
-                account.days.entry(day).or_default().add(amount);
+            if let Some(amount) = account.days.remove(&from) {
+                account.days.entry(to).or_default().add(amount);
             }
         }
     }
@@ -225,6 +265,11 @@ impl Ledger {
         };
         self.accounts.iter().map(link).collect()
     }
+}
+
+/// Whether a clock at `wall` may have gone on from `day`; a time zone further west is a day behind.
+fn is_near(day: Date, wall: Date) -> bool {
+    (-1..=NEAR).contains(&(wall.number() - day.number()))
 }
 
 impl Account {

@@ -1,10 +1,9 @@
 //! What links carried, on disk: the file `NAME.usage`, and `NAME.usage-before` as it was one writing before.
 //!
-//! A write goes to a file of its own, which then takes the place of the old one; so whenever the power fails, one of
-//! the two is whole. A checksum tells: the first line is the text, the second its SHA-256.
+//! A write goes to a third file, `NAME.usage-new`, which then takes the place of the old one; so whenever the power fails,
+//! one of the two is whole. A checksum tells: the first line is the text, the second its SHA-256.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
@@ -15,7 +14,7 @@ use nix::{libc, unistd::geteuid};
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{Account, Ledger};
+use super::ledger::{Kept, Ledger};
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -33,7 +32,13 @@ pub(crate) struct Store {
 #[derive(Serialize, Deserialize)]
 struct Content {
     version: u32,
-    links: BTreeMap<String, Account>,
+    #[serde(flatten)]
+    kept: Kept,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 impl Store {
@@ -46,27 +51,33 @@ impl Store {
         &self.path
     }
 
-    fn before(&self) -> PathBuf {
+    /// The file beside it with this at the end of its name.
+    fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
-        name.push("-before");
+        name.push(suffix);
         name.into()
     }
 
-    /// What was written last, or before that, and what is wrong with the file, if something is.
-    pub(crate) fn read(&mut self) -> (Ledger, Option<io::Error>) {
+    /// What was written last, or before that, and what is damaged, if something is. An error if it may well be whole, but
+    /// cannot be read at present, or is of a later version.
+    pub(crate) fn read(&mut self) -> io::Result<(Ledger, Option<io::Error>)> {
         let damage = match read(&self.path) {
             Ok(ledger) => {
                 self.is_whole = true;
-                return (ledger, None);
+                return Ok((ledger, None));
             }
-            Err(error) => error,
+            Err(error) if is_damage(&error) => error,
+            Err(error) => return Err(error),
         };
-        match read(&self.before()) {
-            // The power failed between two renamings, or somebody deleted the newer one.
-            Ok(ledger) if damage.kind() == io::ErrorKind::NotFound => (ledger, None),
-            Ok(ledger) => (ledger, Some(damage)),
-            Err(_) if damage.kind() == io::ErrorKind::NotFound => (Ledger::default(), None),
-            Err(_) => (Ledger::default(), Some(damage)),
+        // Without a newer one the power failed between two renamings.
+        let is_missing = damage.kind() == io::ErrorKind::NotFound;
+        match read(&self.beside("-before")) {
+            Ok(ledger) => Ok((ledger, Some(damage).filter(|_| !is_missing))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_missing => {
+                Ok((Ledger::default(), None))
+            }
+            Err(error) if is_damage(&error) => Ok((Ledger::default(), Some(damage))),
+            Err(error) => Err(error),
         }
     }
 
@@ -74,29 +85,44 @@ impl Store {
     pub(crate) fn write(&mut self, ledger: &Ledger) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // Of mode 0600 from the start.
-        let mut file = tempfile::Builder::new().prefix(".roamd-").tempfile_in(folder)?;
-        file.write_all(&encode(ledger)?)?;
-        if geteuid().is_root() {
-            // The next run may be the unit's, with its own user.
-            let owner = fs::metadata(folder)?;
-            fchown(file.as_file(), Some(owner.uid()), Some(owner.gid()))?;
+        let new = self.beside("-new");
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&new)?;
+        if let Err(error) = fill(&mut file, folder, ledger) {
+            // On a full disk it takes the room.
+            let _ = fs::remove_file(&new);
+            return Err(error);
         }
-        file.as_file().sync_all()?;
         if self.is_whole {
-            match fs::rename(&self.path, self.before()) {
+            match fs::rename(&self.path, self.beside("-before")) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 renamed => renamed?,
             }
         }
-        file.persist(&self.path)?;
+        fs::rename(&new, &self.path)?;
         self.is_whole = true;
         File::open(folder)?.sync_all()
     }
 }
 
+fn fill(file: &mut File, folder: &Path, ledger: &Ledger) -> io::Result<()> {
+    file.write_all(&encode(ledger)?)?;
+    if geteuid().is_root() {
+        // The next run may be the unit's, with its own user.
+        let owner = fs::metadata(folder)?;
+        fchown(&*file, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    file.sync_all()
+}
+
+/// Whether there is nothing to be read that could be lost.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData)
+}
+
 fn encode(ledger: &Ledger) -> serde_json::Result<Vec<u8>> {
-    let content = Content { version: VERSION, links: ledger.accounts().clone() };
+    let content = Content { version: VERSION, kept: ledger.kept() };
     let mut text = serde_json::to_string(&content)?;
     let sum = checksum(text.as_bytes());
     text.extend(["\n", &sum, "\n"]);
@@ -109,16 +135,17 @@ fn decode(text: &str) -> io::Result<Ledger> {
     if sum.strip_suffix('\n') != Some(&checksum(content.as_bytes())) {
         return Err(damaged());
     }
-    let content: Content = serde_json::from_str(content)?;
-    if content.version != VERSION {
-        let reason =
-            format!("it has the version {}, and this roamd knows {VERSION}", content.version);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    let damage = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let Version { version } = serde_json::from_str(content).map_err(damage)?;
+    if version != VERSION {
+        let reason = format!("it has the version {version}, and this roamd knows {VERSION}");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
     }
-    Ok(Ledger::of(content.links))
+    let content: Content = serde_json::from_str(content).map_err(damage)?;
+    Ok(Ledger::of(content.kept))
 }
 
-fn checksum(bytes: &[u8]) -> String {
+pub(super) fn checksum(bytes: &[u8]) -> String {
     let sum = digest::digest(&digest::SHA256, bytes);
     sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -135,10 +135,13 @@ impl Network for KernelNetwork {
             let is_ignored = |link: &str| preferences.ignores(link);
             let Kernel { netlink, own, stopped, .. } = &*self.kernel;
             let mut unusable = candidate::unusable(netlink, servers, *own, is_ignored).await?;
-            let listed: HashSet<_> = unusable.iter().map(|(link, _)| link.clone()).collect();
             let stopped = stopped.load_full();
-            let stopped = stopped.iter().filter(|link| !listed.contains(*link));
-            unusable.extend(stopped.map(|link| (link.clone(), Unusable::OverBudget)));
+            if !stopped.is_empty() {
+                let found = candidates(netlink, servers, *own).await?;
+                let found: BTreeSet<_> = found.into_iter().map(|it| it.link).collect();
+                let stopped = found.into_iter().filter(|link| stopped.contains(link));
+                unusable.extend(stopped.map(|link| (link, Unusable::OverBudget)));
+            }
             Ok(unusable)
         })
     }

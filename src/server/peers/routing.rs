@@ -158,6 +158,31 @@ mod tests {
         );
     }
 
+    /// A hundred packets of one flow, 140 kB: all of them leave, or those that a flow may take before it is bulk.
+    #[tokio::test(start_paused = true)]
+    async fn bulk_that_a_process_does_not_want_waits_in_its_next_session_and_not_in_that_of_another_one()
+     {
+        let peers = peers();
+        let laptop = peers.with_key(PublicKey::from([1; 32])).unwrap();
+        let is_held = |wanted: fn(&Peer)| {
+            wanted(laptop);
+            let [source, destination] = ["10.66.0.1", "10.66.0.2"].map(|it| it.parse().unwrap());
+            let bulk = || packet(source, destination, 1380).into();
+            peers.route(&mut (0..100).map(|_| bulk()).collect(), &Counters::default());
+            let left = queued(laptop);
+            laptop.queue.clear();
+            left < 100
+        };
+        assert!(!is_held(|_| {}));
+        assert!(is_held(|it| it.hold_bulk(Some(7), true)));
+        assert!(is_held(|it| it.begin_bulk(Some(7))), "a new session of the same process");
+        assert!(!is_held(|it| it.begin_bulk(Some(8))), "another one may not know of it");
+        assert!(is_held(|it| it.hold_bulk(None, true)));
+        assert!(!is_held(|it| it.begin_bulk(None)), "it does not say which one it is");
+        assert!(is_held(|it| it.hold_bulk(Some(7), true)));
+        assert!(!is_held(|it| it.hold_bulk(Some(7), false)));
+    }
+
     #[test]
     fn a_forged_inner_source_is_counted_and_dropped() {
         let peers = peers();

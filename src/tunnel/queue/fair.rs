@@ -97,8 +97,6 @@ pub(super) struct Fair {
     packets: usize,
     bytes: usize,
     cost: usize,
-    /// While bulk is held back.
-    thrift: Option<Thrift>,
     /// How often a flow was examined.
     #[cfg(test)]
     steps: u64,
@@ -154,7 +152,6 @@ impl Default for Fair {
             packets: 0,
             bytes: 0,
             cost: 0,
-            thrift: None,
             #[cfg(test)]
             steps: 0,
         }
@@ -223,25 +220,18 @@ impl Fair {
         self.cost
     }
 
-    /// Holds bulk back, or not any more; see [`Thrift`].
-    pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) {
-        if !held {
-            self.thrift = None;
-            while let Some(slot) = self.bulk.first() {
-                self.put(slot, Turn::Old);
-            }
-        } else if self.thrift.is_none() {
-            self.thrift = Some(Thrift::new(2 * BUCKETS, now));
+    /// Bulk is not held back any more: its flows wait for their turn as all others.
+    pub(super) fn release(&mut self) {
+        while let Some(slot) = self.bulk.first() {
+            self.put(slot, Turn::Old);
         }
     }
 
-    /// When [`Self::pop`] may have something; none without packets.
-    pub(super) fn ready_at(&self) -> Option<Ready> {
-        match &self.thrift {
+    /// When [`Self::pop`] may have something; none without packets. While bulk is held back, it leaves at `trickle`.
+    pub(super) fn ready_at(&self, trickle: Option<Instant>) -> Option<Ready> {
+        match trickle {
             _ if self.packets == 0 => None,
-            Some(thrift) if self.new.is_empty() && self.old.is_empty() => {
-                Some(Ready::At(thrift.next()))
-            }
+            Some(at) if self.new.is_empty() && self.old.is_empty() => Some(Ready::At(at)),
             _ => Some(Ready::Now),
         }
     }
@@ -277,19 +267,20 @@ impl Fair {
         None
     }
 
-    /// The next packet and its time of arrival. CoDel accepts what `tolerance` says.
+    /// The next packet and its time of arrival. CoDel accepts what `tolerance` says; `thrift` holds bulk back.
     pub(super) fn pop(
         &mut self,
         now: Instant,
         tolerance: Tolerance,
+        mut thrift: Option<&mut Thrift>,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
             let Some(slot) = self.new.first().or_else(|| self.old.first()) else {
-                return self.pop_bulk(now, tolerance, dropped);
+                return self.pop_bulk(now, thrift?, dropped);
             };
             let queue = &mut self.flows[usize::from(slot)];
-            if let Some(thrift) = &mut self.thrift
+            if let Some(thrift) = thrift.as_deref_mut()
                 && !queue.packets.is_empty()
                 && thrift.is_bulk(queue.bucket, now)
             {
@@ -303,7 +294,7 @@ impl Fair {
             }
             let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
             let queue = &self.flows[usize::from(slot)];
-            if let (Some((_, packet)), Some(thrift)) = (&packet, &mut self.thrift) {
+            if let (Some((_, packet)), Some(thrift)) = (&packet, thrift.as_deref_mut()) {
                 thrift.took(queue.bucket, packet.size());
             }
             if packet.is_some() {
@@ -318,19 +309,20 @@ impl Fair {
         }
     }
 
-    /// The next packet of a flow that is held back, once it may leave.
+    /// The next packet of a flow that is held back, once it may leave. That it waited says nothing of the path: CoDel does
+    /// not see it.
     fn pop_bulk(
         &mut self,
         now: Instant,
-        tolerance: Tolerance,
+        thrift: &mut Thrift,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         while let Some(slot) = self.bulk.first()
-            && self.thrift.as_ref().is_some_and(|thrift| thrift.next() <= now)
+            && thrift.next() <= now
         {
-            let packet = self.change(slot, |queue| queue.take(now, tolerance, dropped));
+            let packet = self.change(slot, |queue| queue.take(now, Tolerance::ANY, dropped));
             let queue = &self.flows[usize::from(slot)];
-            if let (Some((_, packet)), Some(thrift)) = (&packet, &mut self.thrift) {
+            if let Some((_, packet)) = &packet {
                 thrift.trickled(queue.bucket, packet.size(), now);
             }
             if queue.packets.is_empty() {
@@ -339,7 +331,6 @@ impl Fair {
                 self.put(slot, Turn::Bulk);
             }
             if let Some((_, packet)) = packet {
-                // It waited for its sender's sake; that says nothing of the path.
                 return Some((now, packet));
             }
         }
@@ -581,7 +572,7 @@ mod tests {
     fn drain(fair: &mut Fair, now: Instant) -> (Vec<u64>, Dropped) {
         let mut dropped = Dropped::default();
         let mut flows = Vec::new();
-        while let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
+        while let Some((_, packet)) = fair.pop(now, usual(), None, &mut dropped) {
             flows.push(number(&packet));
         }
         (flows, dropped)
@@ -594,10 +585,10 @@ mod tests {
             fair.push(BULK, once(packet(BULK, 1400)), now, &mut dropped);
         }
         for _ in 0..10 {
-            fair.pop(now, usual(), &mut dropped).unwrap();
+            fair.pop(now, usual(), None, &mut dropped).unwrap();
         }
         fair.push(KEYS, once(packet(KEYS, 80)), now, &mut dropped);
-        assert_eq!(number(&fair.pop(now, usual(), &mut dropped).unwrap().1), 2);
+        assert_eq!(number(&fair.pop(now, usual(), None, &mut dropped).unwrap().1), 2);
     }
 
     /// While a path is late they leave out of turn. Later they owe nothing.
@@ -607,13 +598,13 @@ mod tests {
         let key = || once(packet(KEYS, 200));
         fair.push(BULK, (0..100).map(|_| packet(BULK, 1400)), now, &mut dropped);
         fair.push(KEYS, (0..8).map(|_| packet(KEYS, 200)), now, &mut dropped);
-        (0..6).for_each(|_| drop(fair.pop(now, usual(), &mut dropped)));
+        (0..6).for_each(|_| drop(fair.pop(now, usual(), None, &mut dropped)));
         for _ in 0..500 {
             fair.push(KEYS, key(), now, &mut dropped);
             assert_eq!(number(&fair.pop_sparse(now, usual(), &mut dropped).unwrap().1), 2);
         }
         fair.push(KEYS, key(), now, &mut dropped);
-        let mut next = || number(&fair.pop(now, usual(), &mut dropped).unwrap().1);
+        let mut next = || number(&fair.pop(now, usual(), None, &mut dropped).unwrap().1);
         assert!((0..3).any(|_| next() == 2), "within one round");
     }
 
@@ -624,7 +615,8 @@ mod tests {
         let patient = Tolerance { target: Duration::MAX, ..usual() };
         let mut told = |times: std::ops::Range<u32>, tolerance| {
             // These packets understand the mark (ECN).
-            let popped = times.filter_map(|at| fair.pop(start + at * MS, tolerance, &mut dropped));
+            let popped =
+                times.filter_map(|at| fair.pop(start + at * MS, tolerance, None, &mut dropped));
             popped.filter(|(_, packet)| packet.ip()[1] & 0b11 == 0b11).count()
         };
         assert_eq!(told(0..500, patient), 0);
@@ -655,7 +647,7 @@ mod tests {
         }
         let mut bytes = [0_usize; 4];
         for _ in 0..500 {
-            let (_, packet) = fair.pop(now, usual(), &mut dropped).unwrap();
+            let (_, packet) = fair.pop(now, usual(), None, &mut dropped).unwrap();
             bytes[number(&packet) as usize] += packet.size();
         }
         let ratio = bytes[1] as f64 / bytes[3] as f64;
@@ -753,7 +745,7 @@ mod tests {
             capacity in 2000usize..60_000,
         ) {
             let (mut fair, mut now) = (Fair::default(), Instant::now());
-            let mut dropped = Dropped::default();
+            let (mut dropped, mut thrift) = (Dropped::default(), None::<Thrift>);
             let (mut pushed, mut popped) = (0_u64, 0_u64);
             let mut last = HashMap::new();
             let mut check = |packet: Packet| {
@@ -765,7 +757,10 @@ mod tests {
             for (hash, length, pop, pause) in steps {
                 now += Duration::from_millis(pause);
                 if hash == 6 {
-                    fair.hold_bulk(pop, now);
+                    thrift = pop.then(|| Thrift::new(now));
+                    if !pop {
+                        fair.release();
+                    }
                     now += Duration::from_secs(pause / 4);
                 }
                 let flow = Flow { hash, is_tcp: hash % 2 == 0 };
@@ -778,7 +773,7 @@ mod tests {
                 prop_assert!(fair.cost <= capacity);
                 let next = match (pop, pushed % 3) {
                     (true, 0) => fair.pop_sparse(now, usual(), &mut dropped),
-                    (true, _) => fair.pop(now, usual(), &mut dropped),
+                    (true, _) => fair.pop(now, usual(), thrift.as_mut(), &mut dropped),
                     (false, _) => None,
                 };
                 if let Some((_, packet)) = next {
@@ -786,10 +781,11 @@ mod tests {
                     prop_assert!(check(packet));
                 }
             }
-            let is_ready = fair.ready_at().is_some_and(|ready| ready.is_now(now));
-            prop_assert!(is_ready || fair.pop(now, usual(), &mut dropped).is_none());
-            fair.hold_bulk(false, now);
-            while let Some((_, packet)) = fair.pop(now, usual(), &mut dropped) {
+            let ready = fair.ready_at(thrift.as_ref().map(Thrift::next));
+            let is_ready = ready.is_some_and(|ready| ready.is_now(now));
+            prop_assert!(is_ready || fair.pop(now, usual(), thrift.as_mut(), &mut dropped).is_none());
+            fair.release();
+            while let Some((_, packet)) = fair.pop(now, usual(), None, &mut dropped) {
                 popped += 1;
                 prop_assert!(check(packet));
             }

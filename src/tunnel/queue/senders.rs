@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::{
     codel::Tolerance,
     fair::{Dropped, Fair, Ready},
+    thrift::Thrift,
 };
 use crate::wire::packet::Packet;
 
@@ -25,8 +26,8 @@ pub(super) struct Senders {
     lanes: Vec<Lane>,
     /// The index of the sender whose turn it is.
     turn: usize,
-    /// Whether bulk is held back, of each sender by itself.
-    is_bulk_held: bool,
+    /// While bulk is held back.
+    thrift: Option<Thrift>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ struct Lane {
 
 impl Default for Senders {
     fn default() -> Self {
-        Self { lanes: vec![Lane::default()], turn: 0, is_bulk_held: false }
+        Self { lanes: vec![Lane::default()], turn: 0, thrift: None }
     }
 }
 
@@ -60,25 +61,28 @@ impl Senders {
 
     /// Holds bulk back, or not any more.
     pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) {
-        self.is_bulk_held = held;
-        self.lanes.iter_mut().for_each(|lane| lane.fair.hold_bulk(held, now));
+        if !held {
+            self.thrift = None;
+            self.lanes.iter_mut().for_each(|lane| lane.fair.release());
+        } else if self.thrift.is_none() {
+            self.thrift = Some(Thrift::new(now));
+        }
     }
 
     /// The same without packets.
     #[must_use]
-    pub(super) fn emptied(&self, now: Instant) -> Self {
-        let mut emptied = Self::default();
-        emptied.hold_bulk(self.is_bulk_held, now);
-        emptied
+    pub(super) fn emptied(&mut self) -> Self {
+        Self { thrift: self.thrift.take(), ..Self::default() }
     }
 
     /// When [`Self::pop`] may have something; none without packets.
     pub(super) fn ready_at(&self) -> Option<Ready> {
-        self.lanes.iter().filter_map(|lane| lane.fair.ready_at()).min()
+        let trickle = self.thrift.as_ref().map(Thrift::next);
+        self.lanes.iter().filter_map(|lane| lane.fair.ready_at(trickle)).min()
     }
 
     /// The flows of a sender.
-    pub(super) fn of(&mut self, sender: usize, now: Instant) -> &mut Fair {
+    pub(super) fn of(&mut self, sender: usize) -> &mut Fair {
         let sender = sender % LANES;
         let at = match self.lanes.iter().position(|lane| lane.sender == sender) {
             Some(at) => at,
@@ -90,7 +94,6 @@ impl Senders {
                     self.lanes.len() - 1
                 });
                 (self.lanes[at].sender, self.lanes[at].credit) = (sender, 0);
-                self.lanes[at].fair.hold_bulk(self.is_bulk_held, now);
                 at
             }
         };
@@ -145,20 +148,22 @@ impl Senders {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         if let [only] = &mut self.lanes[..] {
-            return only.fair.pop(now, tolerance, dropped);
+            return only.fair.pop(now, tolerance, self.thrift.as_mut(), dropped);
         }
         let (count, mut idle) = (self.lanes.len(), 0);
         while idle < count {
             let lane = &mut self.lanes[self.turn % count];
             if lane.credit > 0
-                && let Some((since, packet)) = lane.fair.pop(now, tolerance, dropped)
+                && let Some((since, packet)) =
+                    lane.fair.pop(now, tolerance, self.thrift.as_mut(), dropped)
             {
                 lane.credit -= packet.size().cast_signed();
                 return Some((since, packet));
             }
             self.turn = (self.turn + 1) % count;
             let next = &mut self.lanes[self.turn];
-            if next.fair.ready_at().is_some_and(|ready| ready.is_now(now)) {
+            let trickle = self.thrift.as_ref().map(Thrift::next);
+            if next.fair.ready_at(trickle).is_some_and(|ready| ready.is_now(now)) {
                 (next.credit, idle) = (next.credit + QUANTUM, 0);
             } else {
                 (next.credit, idle) = (0, idle + 1);
@@ -195,12 +200,7 @@ mod tests {
 
     fn push(senders: &mut Senders, from: usize, hash: u64, is_tcp: bool, length: usize) {
         let (flow, packet) = (Flow { hash, is_tcp }, packet(from, length));
-        senders.of(from, Instant::now()).push(
-            flow,
-            once(packet),
-            Instant::now(),
-            &mut Dropped::default(),
-        );
+        senders.of(from).push(flow, once(packet), Instant::now(), &mut Dropped::default());
     }
 
     fn drain(senders: &mut Senders, limit: usize) -> [usize; 16] {
