@@ -27,7 +27,6 @@ const PURE: &[&str] = &[
     "fleet::entry",
     "fleet::record",
     "fleet::tenure",
-    "networkmanager::handover",
     "path::forgotten",
     "path::manager",
     "path::preference",

@@ -45,14 +45,12 @@ const ROUTE_TO_GATEWAY: c_uint = 1 << 16 | 42 << 8;
 ///
 /// libnm and GObject are loaded, as they are in whoever calls this.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn nm_vpn_editor_plugin_factory(
-    _error: *mut *mut GError,
-) -> *mut NMVpnEditorPlugin {
+pub unsafe extern "C" fn nm_vpn_editor_plugin_factory(_error: *mut c_void) -> *mut c_void {
     static TYPE: OnceLock<GType> = OnceLock::new();
     // SAFETY: the type is registered, with the sizes of its parent; the list of properties is empty.
     unsafe {
         let class = *TYPE.get_or_init(|| register());
-        ffi::g_object_new_with_properties(class, 0, ptr::null(), ptr::null()).cast()
+        ffi::g_object_new_with_properties(class, 0, ptr::null(), ptr::null())
     }
 }
 

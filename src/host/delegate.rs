@@ -8,7 +8,6 @@ use super::Layout;
 
 /// Hears what is wanted of the interface.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(feature = "networkmanager"), expect(dead_code, reason = "this build has none"))]
 pub(crate) struct Delegate(watch::Sender<Option<Layout>>);
 
 impl Delegate {
