@@ -106,7 +106,10 @@ fn choice(choice: &Choice) -> Entry {
 /// The state of a tunnel in few words.
 fn words(seen: &Seen) -> String {
     match (&seen.in_use, &seen.portal) {
-        _ if seen.way == Way::Paused => "paused".into(),
+        _ if seen.way == Way::Paused => match seen.resumes_in {
+            Some(seconds) => format!("paused, {:.0} min left", (seconds / 60.0).ceil()),
+            None => "paused".into(),
+        },
         (Some((link, _)), _) if seen.metered => format!("connected over {link}, metered"),
         (Some((link, _)), _) if seen.way == Way::Poor => format!("no sign over {link}"),
         (Some((link, _)), _) => format!("connected over {link}"),
@@ -190,6 +193,8 @@ mod tests {
         let entries = shown(json!({"state": "paused", "paths": []}));
         assert_eq!(labels(&entries), ["home: paused", "-", "Resume"]);
         assert_eq!(entries[2].asks, Some(("home".into(), Request::Resume)));
+        let entries = shown(json!({"state": "paused", "paths": [], "next-attempt": 541.0}));
+        assert_eq!(entries[0].label, "home: paused, 10 min left");
     }
 
     #[test]

@@ -82,6 +82,36 @@ fn everything_goes_through_the_tunnel_without_a_loop_and_is_undone_on_stop() {
 }
 
 #[test]
+fn a_paused_tunnel_leads_nothing_into_itself_and_the_kill_switch_holds() {
+    for kill_switch in [false, true] {
+        let keys = format!("routes = [\"default\"]\nkill-switch = {kill_switch}");
+        let mut world = world("nat = true", &keys);
+        let before = rules(&world.net.clients[0]);
+        world.net.start();
+        let client = &world.net.clients[0];
+        let tell = |arguments: &[&str]| {
+            let output = client.tell(arguments);
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let said = tell(&["pause"]);
+        assert_eq!(said.contains("the kill switch holds back"), kill_switch, "{said}");
+        assert_eq!(rules(client), before);
+        assert!(run(client, "ip", &["route", "get", OUTSIDE[0]]).contains("dev eth0"));
+        // The tunnel's own network goes nowhere else.
+        assert!(run(client, "ip", &["route", "get", "10.66.0.1"]).contains("dev roam0"));
+        let ping = run(client, "ping", &["-n", "-c", "1", "-W", "1", OUTSIDE[0]]);
+        assert_eq!(ping.contains("not permitted"), kill_switch, "{ping}");
+        eventually("the server has heard the goodbye", || {
+            world.net.server.status()["peers"][0]["session"].is_null().then_some(())
+        });
+        tell(&["resume"]);
+        client.connected();
+        client.assert_ping(OUTSIDE[0], &[]);
+    }
+}
+
+#[test]
 fn a_strict_reverse_path_filter_lets_the_server_through() {
     let mut world = world("nat = true", "routes = [\"default\"]");
     world.net.clients[0].namespace.reverse_path_filter(1).unwrap();
