@@ -2,6 +2,7 @@
 
 pub(crate) mod candidate;
 pub(crate) mod monitor;
+pub(crate) mod neighbour;
 pub(crate) mod netlink;
 pub(crate) mod portal;
 pub(crate) mod suspend;

@@ -24,11 +24,12 @@ pub(crate) mod streams;
 pub(crate) mod tcp;
 #[cfg(test)]
 mod tests;
+mod vicinity;
 mod view;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -66,7 +67,7 @@ use crate::{
         nat::Nat,
         peer_routes::{Held, PeerRoutes},
     },
-    link::{monitor::Monitor, netlink::Netlink},
+    link::{monitor::Monitor, neighbour::Neighbours, netlink::Netlink},
     path::udp::UdpSocket,
     quic::{self, close, tls::ServerTls},
     task::apart,
@@ -99,6 +100,8 @@ pub(crate) struct Server {
     #[cfg(feature = "etcd")]
     keeper: Option<(Keeper, Store)>,
     socket: Arc<ServerSocket>,
+    /// Who is on the links of this host; before it is set nobody is.
+    neighbours: OnceLock<Box<dyn Neighbours>>,
     handshakes: HandshakeLimiter,
     drain: Drain,
     /// Connections that were refused since they offered another protocol.
@@ -144,6 +147,7 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
     #[cfg(feature = "metrics")]
     let metrics = config.metrics.clone();
     let (server, endpoint) = Server::new(config, udp, Box::new(device.writer()), left_out)?;
+    server.knows(Box::new(Netlink::open()?));
     let _tickets = tickets::open(fleet.as_ref(), &server.acceptor.tls);
     if let Some(known) = &known {
         server.heed(known.borrow().clone());
@@ -259,6 +263,7 @@ impl Server {
             #[cfg(feature = "etcd")]
             keeper,
             socket,
+            neighbours: OnceLock::new(),
             handshakes: HandshakeLimiter::default(),
             drain: Drain::default(),
             other_protocols: AtomicU64::default(),
@@ -267,6 +272,11 @@ impl Server {
             since: clock::wall(),
         };
         Ok((Arc::new(server), endpoint))
+    }
+
+    /// Learns who is on the links of this host.
+    pub(crate) fn knows(&self, neighbours: Box<dyn Neighbours>) {
+        let _ = self.neighbours.set(neighbours);
     }
 
     /// Carries packets between `source` and the peers, for ever; returns when one of its ends is gone.

@@ -11,5 +11,6 @@ pub(crate) mod inbox;
 pub(crate) mod message;
 pub(crate) mod numbered;
 pub(crate) mod packet;
+pub(crate) mod place;
 pub(crate) mod question;
 pub(crate) mod transport;

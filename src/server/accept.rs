@@ -11,6 +11,7 @@ use super::{
     handshake::{HandshakePermit, PROOF_TIMEOUT},
     peers::Peer,
     session::answer_questions,
+    vicinity::Vicinity,
 };
 use crate::{
     clock, config,
@@ -173,6 +174,7 @@ pub(super) async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
 /// One connection, from its first datagram to its end.
 async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: HandshakePermit) {
     permit.begins();
+    let remote = incoming.remote_address();
     let congestion = CongestionHandle::default();
     let proof = tokio::time::timeout(PROOF_TIMEOUT, server.prove(incoming, congestion.clone()));
     let proven = tokio::select! {
@@ -199,8 +201,10 @@ async fn serve(server: Arc<Server>, incoming: quinn::Incoming, mut permit: Hands
         let _place = peer.probes.admit(&connection);
         let idle_timeout = server.acceptor.quic.idle_timeout;
         if server.still_has(&peer, &connection) {
+            let vicinity = Vicinity::new(server.neighbours.get().map(|it| &**it), remote);
+            let (peer, drain) = (&peer, &server.drain);
             tokio::select! {
-                () = answer_questions(&connection, &peer, &server.drain, PROBE_IDLE, idle_timeout) => {}
+                () = answer_questions(&connection, peer, drain, vicinity, PROBE_IDLE, idle_timeout) => {}
                 never = fallback::watch(&connection, &congestion) => match never {},
             }
         }

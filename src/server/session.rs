@@ -12,6 +12,7 @@ use super::{
     holding::Attached,
     peers::{Peer, PeerSession},
     silence,
+    vicinity::Vicinity,
 };
 use crate::{
     clock,
@@ -25,7 +26,7 @@ use crate::{
     tunnel::pump,
     wire::{
         datagram::decode_offer, foreign::Foreign, message::Hello, packet::Packet,
-        question::Question,
+        place::PlaceQuestion, question::Question,
     },
 };
 
@@ -131,10 +132,12 @@ pub(super) async fn answer_questions(
     connection: &Connection,
     peer: &Peer,
     drain: &Drain,
+    mut vicinity: Vicinity<'_>,
     limit: Duration,
     idle_timeout: Duration,
 ) {
     let (mut process, mut is_elsewhere, mut is_kept) = (None, false, false);
+    let seen = || (connection.remote_address(), connection.local_ip());
     let go_away = || connection.close(close::GOODBYE, b"the server will stop");
     loop {
         let question = tokio::time::timeout(limit, connection.read_datagram());
@@ -142,13 +145,17 @@ pub(super) async fn answer_questions(
         tokio::select! {
             question = question => match question {
                 Ok(Ok(datagram)) => {
-                    process = Question::process(&datagram).or(process);
+                    let place = PlaceQuestion::decode(&datagram);
+                    process = Question::process(&datagram).or(place.map(|it| it.process)).or(process);
                     let session = process.and_then(|it| peer.datapath_of(it));
                     is_elsewhere = process.is_some() && session.is_none();
                     if is_elsewhere && drain.is_draining() {
                         return go_away();
                     }
-                    if Question::may_be(&datagram) {
+                    if let Some(place) = place {
+                        let is_near = session.is_some() && vicinity.has(&place, seen).await;
+                        let _ = connection.send_datagram(place.answer(is_near));
+                    } else if Question::may_be(&datagram) {
                         // What cannot be answered is asked again.
                         let answer = Question::answer(datagram, |_process| session.is_some());
                         let _ = connection.send_datagram(answer);
