@@ -4,6 +4,7 @@
 //! ```text
 //!  session ─▶ Layout ─▶ Host ─┬─▶ tunnel::interface   addresses, routes
 //!  netlink ─▶ hint ──────────▶├─▶ rules               who else goes into the tunnel; put back when deleted
+//!                             ├─▶ aside               at home: the link there comes before the tunnel
 //!                             ├─▶ firewall            kill switch
 //!                             ├─▶ reverse_path        strict filters let the server's packets through
 //!                             └─▶ resolver            systemd-resolved
@@ -14,6 +15,7 @@
 //!
 //! What would outlive a daemon that is killed is written down in its [`record`].
 
+pub(crate) mod aside;
 pub(crate) mod delegate;
 pub(crate) mod device;
 pub(crate) mod facts;
@@ -44,6 +46,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 use self::{
+    aside::Aside,
     delegate::Delegate,
     facts::Facts,
     firewall::{Firewall, FirewallError},
@@ -56,6 +59,7 @@ use self::{
     sysctl::Sysctls,
 };
 use crate::{
+    clock,
     config::{Dns, Exclude},
     link::{MARK, monitor::Hints, netlink::Netlink},
 };
@@ -91,6 +95,8 @@ pub(crate) struct Layout {
     pub everything: bool,
     /// Whether the tunnel leads nothing into itself for a while, but its own networks.
     pub is_open: bool,
+    /// The link over which everything goes while the tunnel stands aside at home, but what comes from its own addresses.
+    pub aside: Option<String>,
     /// The servers' addresses: only there may go what carries the tunnel.
     pub servers: Vec<SocketAddr>,
     /// The servers' TCP ports: there it may go as well.
@@ -132,17 +138,28 @@ impl Layout {
     #[cfg(feature = "networkmanager")]
     #[must_use]
     pub(crate) fn main_routes(&self) -> Vec<IpNet> {
-        let main = self.destinations().into_iter().filter(|it| it.table.is_none());
+        // Only those of other tables depend on the interface's index.
+        let main = self.destinations(0).into_iter().filter(|it| it.table.is_none());
         main.map(|it| it.net).collect()
     }
 
-    /// The interface's routes.
-    fn destinations(&self) -> Vec<Destination> {
+    /// The same at home: what the tunnel takes goes over `link` for as long as that is there, but for what comes from the inner
+    /// addresses, and what goes to the tunnel's own networks. A resolver for all names is a matter of the network there; one for
+    /// some domains knows what that one may not.
+    #[must_use]
+    pub(crate) fn aside(&self, link: &str) -> Self {
+        let dns = if self.dns.domains.is_empty() { Dns::default() } else { self.dns.clone() };
+        Self { dns, aside: Some(link.into()), ..self.clone() }
+    }
+
+    /// The routes of the interface with this index.
+    fn destinations(&self, index: u32) -> Vec<Destination> {
         let table = self.is_full().then_some(TABLE);
         let routes = self.routes.iter().map(|net| Destination { net: *net, table });
         // In the main table, so that what stays outside of a full tunnel does not hide them.
         let networks = self.networks.iter().map(|net| Destination { net: *net, table: None });
         let mut all: Vec<_> = networks.chain(routes).collect();
+        all.extend(aside::destinations(self, index));
         // The user may name a network of the tunnel's.
         let mut seen = Vec::new();
         all.retain(|it| {
@@ -253,6 +270,7 @@ pub(crate) struct Host {
     /// What was wished last.
     layout: Option<Layout>,
     rules: Rules,
+    aside: Aside,
     firewall: Firewall,
     reverse_paths: Arc<ReversePaths>,
     resolver: Resolver,
@@ -278,6 +296,7 @@ impl Host {
         let host = Self {
             reverse_paths: Arc::new(ReversePaths::new(interface.index(), record.clone())?),
             rules: Rules::new(Netlink::open()?, record.clone()),
+            aside: Aside::new(Netlink::open()?, interface.index()),
             firewall: Firewall::new(interface.name(), record.clone()),
             resolver: Resolver::new(interface.index(), inherited),
             netlink: Netlink::open()?,
@@ -332,25 +351,34 @@ impl Host {
         let mut tables = nft::Changes::open()
             .inspect_err(|error| warn!(%error, "cannot hear of changes to firewall rules"))
             .ok();
+        // Meanwhile orders are obeyed: where a link is gone, the routes of a tunnel that stood aside are one.
+        let (mut tables_at, mut routes_at) = (None, None);
         loop {
             tokio::select! {
+                biased;
                 Some((layout, done)) = self.orders.recv() => {
                     // The caller may not wait any more.
                     let _ = done.send(self.lay_out(layout).await);
                 }
-                () = next(&mut tables) => {
-                    tokio::time::sleep(SETTLE).await;
+                () = clock::sleep_until(tables_at) => {
+                    tables_at = None;
                     match self.firewall.restore().await {
                         Ok(true) => info!("put back the firewall rules that somebody changed"),
                         Ok(false) => {}
                         Err(error) => warn!(%error, "cannot look after firewall rules"),
                     }
                 }
-                () = self.hints.changed() => {
-                    tokio::time::sleep(SETTLE).await;
+                () = clock::sleep_until(routes_at) => {
+                    routes_at = None;
                     if let Err(error) = self.restore().await {
                         warn!(%error, "cannot look after routes and rules");
                     }
+                }
+                () = next(&mut tables) => {
+                    tables_at.get_or_insert_with(|| clock::now() + SETTLE);
+                }
+                () = self.hints.changed() => {
+                    routes_at.get_or_insert_with(|| clock::now() + SETTLE);
                 }
             }
         }
@@ -370,6 +398,10 @@ impl Host {
     }
 
     async fn change(&mut self, layout: &Layout) -> Result<(), HostError> {
+        // The tunnel takes all again before anything else can fail.
+        if layout.aside.is_none() {
+            self.aside.set(layout).await.map_err(HostError::Rules)?;
+        }
         // What may not leave is held back before anything else changes.
         self.firewall.set(layout).await?;
         self.record.remove_tables(Some(self.interface.name())).await.map_err(HostError::Tables)?;
@@ -382,7 +414,7 @@ impl Host {
             return if carries_on { Ok(()) } else { self.remove_rules().await };
         }
         let Layout { mtu, addresses, .. } = layout;
-        let mut routes = layout.destinations();
+        let mut routes = layout.destinations(self.interface.index());
         let own = match &self.delegate {
             None => addresses.clone(),
             Some(delegate) => {
@@ -396,14 +428,23 @@ impl Host {
         if let Err(error) = self.interface.set(*mtu, &own, &routes).await {
             warn!(%error, "cannot set the interface up, trying again");
         }
+        let before = self.layout.replace(layout.clone());
+        let left = layout.aside.is_none() && before.is_some_and(|before| before.aside.is_some());
+        let ruled = match self.effective() {
+            Some(layout) => self.rules.set(&layout).await.map_err(HostError::Rules),
+            None => Ok(()),
+        };
+        if layout.aside.is_some() {
+            self.aside.set(layout).await.map_err(HostError::Rules)?;
+        }
         if self.delegate.is_none() {
             self.resolver.set(layout).await;
         }
-        self.layout = Some(layout.clone());
-        match self.effective() {
-            Some(layout) => self.rules.set(&layout).await.map_err(HostError::Rules),
-            None => Ok(()),
+        if left {
+            // Its network may be gone, which is inside now.
+            self.survey().await;
         }
+        ruled
     }
 
     /// Waits until the delegate has given the interface one of these addresses; not for long.
@@ -436,7 +477,8 @@ impl Host {
         if let Some(layout) = now.filter(|now| before.as_ref() != Some(now)) {
             self.rules.set(&layout).await.map_err(HostError::Rules)?;
         }
-        let rules = self.rules.restore().await.map_err(HostError::Rules)?;
+        let mut rules = self.rules.restore().await.map_err(HostError::Rules)?;
+        rules += self.aside.restore().await.map_err(HostError::Rules)?;
         if interface + rules > 0 {
             info!(interface, rules, "put back what was missing");
         }
@@ -446,6 +488,9 @@ impl Host {
     /// Undoes everything but the interface, which vanishes with its device.
     pub(crate) async fn undo(&mut self, seal: Seal) {
         self.resolver.revert().await;
+        if let Err(error) = self.aside.set(&Layout::default()).await {
+            warn!(%error, "cannot remove routing rules");
+        }
         if let Err(error) = self.remove_rules().await {
             warn!(%error, "cannot undo everything");
         }

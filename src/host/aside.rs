@@ -1,0 +1,321 @@
+//! Rules and routes of a tunnel that stands aside at home: what would go into it goes over the link there.
+//!
+//! ```text
+//!  5305  from INNER       lookup TUNNEL      connections that began elsewhere go on
+//!  5306  to RESOLVER      lookup TUNNEL      who is asked about some domains
+//!  5325  to NETWORK       lookup TUNNEL      the tunnel's own networks
+//!  5326  to ROUTE         lookup HOME        what the tunnel takes
+//!        TUNNEL: default dev roam0
+//!        HOME:   the routes of the home link: default via ROUTER dev wlan0, 192.168.1.0/24 dev wlan0
+//! ```
+//! Nothing is taken from the tunnel: its own routes and rules follow these. When the link or its address goes, the kernel
+//! deletes the routes of the table HOME in the same moment, and the tunnel has all again, also where this process is not there to
+//! say so. No other link is in that table, so that none takes what the tunnel would.
+//!
+//! Each tunnel has tables of its own, by the index of its interface. A rule that outlives a daemon that was killed leads nowhere
+//! once the link is left, and the next start removes it.
+
+use futures_util::TryStreamExt as _;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_route::{
+    AddressFamily,
+    route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use nix::{
+    errno::Errno,
+    net::if_::{if_indextoname, if_nametoindex},
+};
+use rtnetlink::{Error, IpVersion};
+use tracing::debug;
+
+use super::{
+    Layout, TABLE,
+    interface::Destination,
+    rules::{PROTOCOL, priority, unless},
+};
+use crate::link::netlink::Netlink;
+
+/// Before the rules of a tunnel that takes everything: its neighbourhood, which stays outside, is home.
+const FROM_INNER: u32 = 5305;
+const TO_RESOLVER: u32 = 5306;
+/// After what stays outside of such a tunnel, and before the rule that leads into it.
+const TO_NETWORK: u32 = 5325;
+const TO_ROUTE: u32 = 5326;
+const MAIN: u32 = 254;
+
+/// The rules and routes of one tunnel.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    netlink: Netlink,
+    /// The index of the tunnel's interface.
+    tunnel: u32,
+    /// The link of home and the rules, while the tunnel stands aside; before the first look it is not known whether there
+    /// are some.
+    given: Option<Option<(String, Vec<RuleMessage>)>>,
+}
+
+impl Aside {
+    /// None yet, or those that an earlier run has left.
+    pub(crate) fn new(netlink: Netlink, tunnel: u32) -> Self {
+        Self { netlink, tunnel, given: None }
+    }
+
+    /// Stands aside as the layout says, or not any more.
+    pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), Error> {
+        let wanted = layout.aside.clone().map(|link| (link, rules(layout, self.tunnel)));
+        if self.given.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        self.given = None;
+        match &wanted {
+            Some((link, rules)) => {
+                self.make_routes(link).await?;
+                self.make_rules(rules).await?;
+            }
+            None => {
+                self.make_rules(&[]).await?;
+            }
+        }
+        self.given = Some(wanted);
+        Ok(())
+    }
+
+    /// Puts back what others deleted, and follows the routes of the link; returns how many rules were missing.
+    pub(crate) async fn restore(&self) -> Result<usize, Error> {
+        let Some(Some((link, rules))) = &self.given else { return Ok(0) };
+        self.make_routes(link).await?;
+        self.make_rules(rules).await
+    }
+
+    /// Returns how many were missing.
+    async fn make_rules(&self, wanted: &[RuleMessage]) -> Result<usize, Error> {
+        let mut found = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let rules = self.netlink.handle().rule().get(version).execute();
+            found.extend(rules.try_collect::<Vec<_>>().await?);
+        }
+        let mut missing = 0;
+        for rule in wanted.iter().filter(|it| !found.iter().any(|other| is_same(it, other))) {
+            let mut request = self.netlink.handle().rule().add();
+            *request.message_mut() = rule.clone();
+            unless(Errno::EEXIST, request.execute().await)?;
+            missing += 1;
+        }
+        for rule in found {
+            let is_wanted = wanted.iter().any(|it| is_same(it, &rule));
+            if is_ours(&rule, self.tunnel) && !is_wanted {
+                unless(Errno::ENOENT, self.netlink.handle().rule().del(rule).execute().await)?;
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Makes the table of home what the main one has for its link.
+    async fn make_routes(&self, link: &str) -> Result<(), Error> {
+        let Ok(index) = if_nametoindex(link) else { return Ok(()) };
+        let home = home_table(self.tunnel);
+        let (mut wanted, mut present) = (Vec::new(), Vec::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RouteMessage::default();
+            question.header.address_family = family;
+            let mut routes = self.netlink.handle().route().get(question).execute();
+            while let Some(route) = routes.try_next().await? {
+                match table_of_route(&route) {
+                    MAIN if route.attributes.contains(&RouteAttribute::Oif(index)) => {
+                        wanted.extend(copy(&route, home));
+                    }
+                    table if table == home => present.extend(copy(&route, home)),
+                    _ => {}
+                }
+            }
+        }
+        // A router is found by the route to its network.
+        wanted.sort_by_key(|route| u8::MAX - route.header.destination_prefix_length);
+        for route in wanted.iter().filter(|route| !present.contains(route)) {
+            let added = self.netlink.handle().route().add(route.clone()).replace().execute().await;
+            if let Err(error) = added {
+                // The link may be gone by now; then what it would lead to goes into the tunnel.
+                debug!(%error, link, "no route at home");
+            }
+        }
+        for route in present.into_iter().filter(|route| !wanted.contains(route)) {
+            unless(Errno::ESRCH, self.netlink.handle().route().del(route).execute().await)?;
+        }
+        Ok(())
+    }
+}
+
+/// The rules of a layout that stands aside.
+fn rules(layout: &Layout, tunnel: u32) -> Vec<RuleMessage> {
+    let Layout { addresses, networks, routes, blocked, dns, .. } = layout;
+    let (own, home) = (own_table(tunnel), home_table(tunnel));
+    let resolvers = dns.servers.iter().map(|it| IpNet::from(*it));
+    let from = addresses.iter().map(|net| rule(Packets::From, *net, own, FROM_INNER));
+    let to = |nets: Vec<IpNet>, table, priority| {
+        nets.into_iter().map(move |net| rule(Packets::To, net, table, priority))
+    };
+    from.chain(to(resolvers.collect(), own, TO_RESOLVER))
+        .chain(to(networks.clone(), own, TO_NETWORK))
+        .chain(to([&routes[..], blocked].concat(), home, TO_ROUTE))
+        .collect()
+}
+
+/// Which packets a rule is for: those from a network, or those to it.
+#[derive(Clone, Copy)]
+enum Packets {
+    From,
+    To,
+}
+
+fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    let address = net.network();
+    message.header.family =
+        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.action = RuleAction::ToTable;
+    match packets {
+        Packets::From => {
+            message.header.src_len = net.prefix_len();
+            message.attributes.push(RuleAttribute::Source(address));
+        }
+        Packets::To if net.prefix_len() > 0 => {
+            message.header.dst_len = net.prefix_len();
+            message.attributes.push(RuleAttribute::Destination(address));
+        }
+        Packets::To => {}
+    }
+    message.attributes.extend([
+        RuleAttribute::Table(table),
+        RuleAttribute::Priority(priority),
+        RuleAttribute::Protocol(PROTOCOL),
+    ]);
+    message
+}
+
+/// The routes of the tunnel's own table.
+pub(super) fn destinations(layout: &Layout, tunnel: u32) -> Vec<Destination> {
+    let all = |is_v4| if is_v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
+    let addresses = layout.addresses.iter().filter(|_| layout.aside.is_some());
+    let mut found: Vec<IpNet> = addresses.map(|net| all(net.addr().is_ipv4())).collect();
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().map(|net| Destination { net, table: Some(own_table(tunnel)) }).collect()
+}
+
+/// What leads into the tunnel whose interface has this index.
+fn own_table(tunnel: u32) -> u32 {
+    TABLE.wrapping_add(tunnel)
+}
+
+/// What leads over the link of home.
+fn home_table(tunnel: u32) -> u32 {
+    TABLE.wrapping_sub(tunnel)
+}
+
+/// Whether it is a rule of this tunnel, or of one whose interface is gone.
+fn is_ours(rule: &RuleMessage, tunnel: u32) -> bool {
+    // nix gives an empty name in place of an error.
+    let is_gone = |index| !if_indextoname(index).is_ok_and(|name| !name.is_empty());
+    let of = |index: u32| index == tunnel || is_gone(index);
+    let is_owned = match (priority(rule), table_of(rule)) {
+        (Some(FROM_INNER | TO_RESOLVER | TO_NETWORK), Some(table)) => of(table.wrapping_sub(TABLE)),
+        (Some(TO_ROUTE), Some(table)) => of(TABLE.wrapping_sub(table)),
+        _ => false,
+    };
+    is_owned && rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
+}
+
+/// Whether the kernel's rule `found` is the `wanted` one.
+fn is_same(wanted: &RuleMessage, found: &RuleMessage) -> bool {
+    let lengths = |it: &RuleMessage| (it.header.family, it.header.src_len, it.header.dst_len);
+    lengths(wanted) == lengths(found)
+        && wanted.attributes.iter().all(|it| found.attributes.contains(it))
+}
+
+fn table_of(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    })
+}
+
+fn table_of_route(route: &RouteMessage) -> u32 {
+    let table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or(route.header.table.into())
+}
+
+/// The same unicast route in another table.
+fn copy(route: &RouteMessage, table: u32) -> Option<RouteMessage> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    let mut copy = route.clone();
+    copy.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    copy.header.protocol = PROTOCOL;
+    copy.header.flags &= RouteFlags::Onlink;
+    copy.attributes.retain(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Destination(_)
+                | RouteAttribute::Gateway(_)
+                | RouteAttribute::Via(_)
+                | RouteAttribute::PrefSource(_)
+                | RouteAttribute::Oif(_)
+                | RouteAttribute::Priority(_)
+        )
+    });
+    copy.attributes.push(RouteAttribute::Table(table));
+    Some(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Dns;
+
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    fn layout() -> Layout {
+        Layout {
+            addresses: nets(&["10.66.0.2/32", "10.66.1.2/32", "fd66::2/128"]),
+            networks: nets(&["10.66.0.0/24"]),
+            routes: nets(&["10.1.0.0/16", "0.0.0.0/0"]),
+            blocked: nets(&["::/0"]),
+            dns: Dns { servers: vec!["10.1.0.53".parse().unwrap()], domains: vec!["a.b".into()] },
+            ..Layout::default()
+        }
+        .aside("wlan0")
+    }
+
+    #[test]
+    fn what_stays_in_the_tunnel_comes_before_what_goes_over_the_link() {
+        let rules = rules(&layout(), 7);
+        let found: Vec<_> = rules.iter().map(|it| priority(it).unwrap()).collect();
+        assert_eq!(found, [5305, 5305, 5305, 5306, 5325, 5326, 5326, 5326]);
+        let home = rules.iter().filter(|it| table_of(it) == Some(home_table(7))).count();
+        assert_eq!(home, 3, "its routes and what is blocked");
+        assert!(rules.iter().all(|rule| is_ours(rule, 7)));
+    }
+
+    #[test]
+    fn each_family_of_the_inner_addresses_has_one_route() {
+        let found: Vec<_> = destinations(&layout(), 7).iter().map(|it| it.net).collect();
+        assert_eq!(found, nets(&["0.0.0.0/0", "::/0"]));
+        assert_eq!(destinations(&Layout::default(), 7), []);
+    }
+
+    #[test]
+    fn a_tunnel_knows_its_own_rules_and_those_of_tunnels_that_are_gone() {
+        let of = |tunnel| rules(&layout(), tunnel).into_iter();
+        assert!(of(7).all(|rule| is_ours(&rule, 7)));
+        assert!(of(1 << 20).all(|rule| is_ours(&rule, 7)), "no interface has this index");
+        // The loopback interface, which is there, has the index 1.
+        assert!(!of(1).any(|rule| is_ours(&rule, 7)), "another tunnel's");
+    }
+}
