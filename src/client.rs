@@ -16,6 +16,7 @@ pub(crate) mod dial;
 mod early;
 pub(crate) mod ended;
 mod greeting;
+mod home;
 mod loss;
 mod migration;
 mod moving;

@@ -197,6 +197,8 @@ pub struct ClientConfig {
     pub private_key: PrivateKey,
     /// Where the tunnel leads: one of these, at least one, the preferred one first.
     pub servers: Vec<ServerPeer>,
+    /// What is done at home, which is where the first server answers at one of its [`ServerPeer::home`] addresses.
+    pub home: HomeMode,
     /// The TUN device.
     pub tun: ClientTun,
     /// How paths are chosen.
@@ -231,6 +233,7 @@ impl ClientConfig {
         Self {
             private_key: self.private_key.clone(),
             servers: new.servers,
+            home: new.home,
             tun: ClientTun {
                 name: self.tun.name.clone(),
                 mtu: self.tun.mtu,
@@ -262,8 +265,20 @@ pub struct ServerPeer {
     pub proxy: Option<Box<Proxy>>,
     /// A CONNECT-UDP relay of somebody else that leads to it, if there is one.
     pub relay: Option<Relay>,
+    /// Its addresses in its own network, which count only on a link of that network.
+    pub home: Vec<SocketAddr>,
     /// The only key that is believed to be the server's.
     pub public_key: PublicKey,
+}
+
+/// What a client does at home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HomeMode {
+    /// The tunnel carries on, over the direct path.
+    Direct,
+    /// The tunnel stands aside: its routes are withdrawn, and its session stays.
+    Off,
 }
 
 /// A client's TUN device; its addresses come from the server.

@@ -10,8 +10,8 @@ pub mod client {
 
 pub mod config {
     pub use crate::config::{
-        Budget, ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin,
-        OverBudget, Peer, Period, Preference, Quic, ServerConfig, load,
+        Budget, ClientConfig, Config, ConfigErrors, Congestion, HomeMode, Loaded, LogFormat,
+        Origin, OverBudget, Peer, Period, Preference, Quic, ServerConfig, load,
     };
 }
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use roamd::internals::config::{
-    Budget, ClientConfig, Config, ConfigErrors, Congestion, Loaded, LogFormat, Origin, OverBudget,
-    Period, Preference, ServerConfig,
+    Budget, ClientConfig, Config, ConfigErrors, Congestion, HomeMode, Loaded, LogFormat, Origin,
+    OverBudget, Period, Preference, ServerConfig,
 };
 use tempfile::TempDir;
 
@@ -177,6 +177,9 @@ fn a_clients_values_arrive_where_they_are_used() {
         addresses,
         ["vpn.example.net:4433", "[2001:db8::1]:4434", "[2001:db8::2]:4433", "192.0.2.1:4433"]
     );
+    let home: Vec<_> = client.servers[0].home.iter().map(ToString::to_string).collect();
+    assert_eq!(home, ["192.168.1.10:4433", "[fd00::10]:443"]);
+    assert_eq!(client.home, HomeMode::Off);
     assert_eq!(client.tun.name, "vpn-home");
     assert_eq!(client.tun.routes.unwrap().len(), 2);
     assert_eq!(client.paths.probe_timeout, Duration::from_millis(500));
@@ -275,7 +278,7 @@ fn a_problem_with_a_variable_names_the_variable() {
     let result = directory.load(&fixture("tests/data/valid/client-least.toml"), &environment);
     assert_eq!(
         directory.message(result),
-        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, listen, listen-tcp, drain, tun, directory, peer, paths, quic, log, metrics
+        r#"ROAMD_FOO__BAR: foo.bar is not a known key; the top level accepts role, private-key, private-key-file, server, home, listen, listen-tcp, drain, tun, directory, peer, paths, quic, log, metrics
 ROAMD_LISTEN: listen is accepted only with role = "server", and here role = "client"
 ROAMD_LOG: log is a table: the environment sets its keys one by one, as in ROAMD_LOG__LEVEL=debug
 ROAMD_PEER__NAME: peer.name is in a list of tables, which only the file can set

@@ -6,7 +6,7 @@
 //!  welcome ───────┤
 //!  host's facts ──┼─▶ Desired ─▶ Plan ─┬─▶ Layout ─▶ Host
 //!  server names ──┤                    └─▶ Inside ─▶ downlink
-//!  portals ───────┤
+//!  portals, home ─┤
 //!  pause ─────────┘
 //! ```
 
@@ -21,7 +21,7 @@ use quinn::Connection;
 use super::{
     ended::Ended,
     offer::{Offer, OfferError},
-    plan::{inside, layout, sealing},
+    plan::{inside, inside_aside, layout, sealing},
 };
 use crate::{
     config::{ClientConfig, ServerPeer},
@@ -45,6 +45,8 @@ pub(super) struct Desired {
     pub(super) in_session: bool,
     /// What the host has without the tunnel.
     pub(super) facts: Facts,
+    /// The link over which the tunnel stands aside, at home.
+    pub(super) aside: Option<String>,
     /// Whether a captive portal has to be reached.
     pub(super) portal: bool,
     /// Whether a person paused the tunnel.
@@ -106,6 +108,7 @@ impl Desired {
             taken: None,
             in_session: false,
             facts: Facts::default(),
+            aside: None,
             portal: false,
             paused: false,
             is_applied: false,
@@ -147,7 +150,11 @@ impl Desired {
             None => None,
         };
         let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
-        let inside = inside(&layout, &self.facts);
+        let mut inside = inside(&layout, &self.facts);
+        if let Some(link) = self.may_stand_aside() {
+            layout = layout.aside(link);
+            inside = inside_aside(&layout, &self.facts);
+        }
         layout.everything = tun.routes.iter().flatten().any(|route| route.prefix_len() == 0);
         (layout.servers, layout.detours) = (servers, detours);
         layout.tcp_ports = self.config.servers.iter().filter_map(|it| it.tcp_port).collect();
@@ -161,6 +168,12 @@ impl Desired {
         Ok(Plan { layout, inside, taken })
     }
 
+    /// The link over which traffic may go directly. A kill switch lets nothing out beside the tunnel, at home either.
+    fn may_stand_aside(&self) -> Option<&str> {
+        let may = self.in_session && !self.config.tun.kill_switch;
+        self.aside.as_deref().filter(|_| may)
+    }
+
     fn found(&self, owner: Owner) -> impl Iterator<Item = SocketAddr> {
         self.found.get(&owner).into_iter().flatten().copied()
     }
@@ -168,15 +181,60 @@ impl Desired {
 
 /// The addresses of a server that need no resolver.
 fn addresses(server: &ServerPeer) -> impl Iterator<Item = SocketAddr> {
-    server.addresses.iter().filter_map(|server| {
+    let written = server.addresses.iter().filter_map(|server| {
         server.host.parse::<IpAddr>().ok().map(|host| SocketAddr::new(host, server.port))
-    })
+    });
+    written.chain(server.home.iter().copied())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::{plan::tests::welcome, tests::config};
+    use crate::{
+        client::{plan::tests::welcome, tests::config},
+        tunnel::egress::Verdict,
+        wire::packet::{Addresses, tests::packet},
+    };
+
+    /// A client in a session that is to stand aside over wlan0.
+    fn at_home() -> Desired {
+        let mut config = config();
+        config.tun.routes = Some(vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+        Desired {
+            welcome: Some(welcome(&["10.66.0.2/24"], &[])),
+            in_session: true,
+            aside: Some("wlan0".into()),
+            ..Desired::new(config.into())
+        }
+    }
+
+    #[test]
+    fn at_home_flows_of_the_inner_address_go_on() {
+        let Plan { layout, inside, .. } = at_home().plan().unwrap();
+        assert_eq!(layout.aside.as_deref(), Some("wlan0"));
+        assert!(layout.dns.servers.is_empty(), "the network's own resolver answers");
+        let [nas, inner] = ["192.168.1.20", "10.66.0.2"].map(|it| it.parse().unwrap());
+        let addresses = Addresses { source: nas, destination: inner };
+        let packet = packet(nas, inner, 8).into();
+        assert_eq!(inside.judge()(addresses, &packet), Verdict::Deliver);
+    }
+
+    #[test]
+    fn a_resolver_for_some_domains_stays_at_home() {
+        let mut desired = at_home();
+        desired.welcome.as_mut().unwrap().search_domains = vec!["corp.example".into()];
+        assert_eq!(desired.plan().unwrap().layout.dns.domains, ["corp.example"]);
+    }
+
+    #[test]
+    fn no_tunnel_stands_aside_without_a_session_or_with_a_kill_switch() {
+        let without_session = Desired { in_session: false, ..at_home() };
+        assert_eq!(without_session.plan().unwrap().layout.aside, None);
+        let mut config = config();
+        config.tun.kill_switch = true;
+        let sealed = Desired { config: config.into(), ..at_home() };
+        assert_eq!(sealed.plan().unwrap().layout.aside, None);
+    }
 
     #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {

@@ -1,6 +1,6 @@
 //! What a session changes on this host: the configuration's wishes and the server's offers.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::offer::Offer;
 use crate::{
@@ -44,6 +44,13 @@ pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
     let own = facts.addresses.iter().map(|(_, address)| IpNet::from(*address));
     let routes = layout.networks.iter().chain(&layout.routes).copied();
     Inside::new(layout.addresses.iter().map(IpNet::addr).collect(), routes, outside.chain(own))
+}
+
+/// The same for a tunnel that stands aside: what comes from an inner address goes into it, wherever it goes.
+pub(super) fn inside_aside(layout: &Layout, facts: &Facts) -> Inside {
+    let all = [Ipv4Net::default().into(), Ipv6Net::default().into()];
+    let own = facts.addresses.iter().map(|(_, address)| IpNet::from(*address));
+    Inside::new(layout.addresses.iter().map(IpNet::addr).collect(), all, own)
 }
 
 /// What there is before the first session: a kill switch, if anything.

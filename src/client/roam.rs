@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use super::{
     command::{Inquiries, Inquiry, Order, What, no_way},
     greeting::Reached,
+    home::Home,
     migration::MigratingConnection,
     paths::{Departure, PathTable},
     reload::InForce,
@@ -97,6 +98,7 @@ pub(super) struct Roamer<'a> {
     orders: &'a mut mpsc::Receiver<Order>,
     config: InForce,
     signals: Signals,
+    home: Home,
     inquiries: Inquiries,
     /// Those of the server's names, and the one in use for as long as it works.
     addresses: Vec<SocketAddr>,
@@ -137,6 +139,7 @@ impl<'a> Roamer<'a> {
         manager: &'a mut Manager,
         orders: &'a mut mpsc::Receiver<Order>,
         (config, signals): (InForce, Signals),
+        home: Home,
         Reached { server, connected, messages, welcome }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
@@ -155,6 +158,7 @@ impl<'a> Roamer<'a> {
             orders,
             config,
             signals,
+            home,
             inquiries: Inquiries::default(),
             known,
             addresses: server.names.known(),
@@ -212,6 +216,7 @@ impl<'a> Roamer<'a> {
             let active = self.manager.active();
             let is_suspected = self.liveness.is_suspected();
             self.use_standby(false);
+            self.look_for_home();
             let is_silent = is_suspected && !self.datapath.session.has_standby();
             self.datapath.queue.hold(is_silent || active.is_none());
             self.hold_bulk_if_overdrawn();
@@ -226,6 +231,13 @@ impl<'a> Roamer<'a> {
                 }
                 Ok(()) = self.renamed.changed() => self.find_servers().await,
                 Ok(()) = self.moved.changed() => self.refresh_candidates().await,
+                silent = self.home.heard() => {
+                    // The tunnel carries nothing there that would show it.
+                    if let Some(key) = silent.filter(|key| Some(*key) == active) {
+                        self.look_for_home();
+                        self.handle_event(Event::Silent(key));
+                    }
+                }
                 Some(event) = self.answers.recv() => self.hear(event),
                 (key, link) = self.paths.portal_found() => {
                     self.shown.portal(&link);
@@ -304,6 +316,18 @@ impl<'a> Roamer<'a> {
         });
         let standby = standby.as_ref().map(|(connection, per_minute)| (connection, *per_minute));
         self.datapath.session.use_standby(standby, again);
+    }
+
+    /// Stands aside, or returns, as the path in use is one at home or not.
+    fn look_for_home(&mut self) {
+        let active = self.manager.active().filter(|key| self.manager.is_at_home(*key));
+        let candidate = active.and_then(|key| self.paths.candidate(key));
+        let is_doubted =
+            self.is_waking || self.liveness.is_suspected() || self.manager.is_in_doubt();
+        let mode = self.config.borrow().home;
+        let ask = || (self.server.network.clone(), self.server.probes.clone());
+        self.home.look(candidate.filter(|_| !is_doubted), mode, ask);
+        self.shown.home(candidate.map(|it| it.link.as_str()));
     }
 
     /// What the server says after its welcome.
@@ -431,6 +455,8 @@ impl<'a> Roamer<'a> {
         };
         self.paths.update(found.iter().map(|(candidate, _)| candidate));
         self.handle_event(Event::Candidates(found));
+        // The routes return first of all.
+        self.look_for_home();
         let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
         self.paths.retain(&known, clock::now());
     }

@@ -17,6 +17,7 @@ use super::{
     connect::{Minds, STABLE},
     ended::Ended,
     greeting::Reached,
+    home::Home,
     moving::{Moved, Mover},
     reload::InForce,
     roam::{Datapath, Roamer},
@@ -69,6 +70,7 @@ impl Client {
         let Self { roaming, shown, servers, queue, counters, .. } = self;
         let datapath = Datapath { queue, counters, session: session.clone() };
         let (signals, heard) = Signals::new();
+        let (home, aside) = Home::new();
         let Minds { manager, course, orders } = minds;
         course.begin(server.key());
         shown.serves(server.key());
@@ -78,6 +80,7 @@ impl Client {
             manager,
             orders,
             (config, signals),
+            home,
             reached,
         );
         let mut mover = Mover::new(self, server.clone(), course, heard);
@@ -91,7 +94,7 @@ impl Client {
             self.begun(line, &candidate, &welcome, resumed, former);
             tokio::select! {
                 lost = &mut pumps => Ended::Lost(lost),
-                ended = apart(self.follow_host(host)) => ended.end(&connection),
+                ended = apart(self.follow_host(host, aside)) => ended.end(&connection),
             }
         };
         let left = tokio::select! {
@@ -104,6 +107,8 @@ impl Client {
             () = self.removed(server.key()) => Ok(Left::Ended(Ended::Removed)),
             never = apart(before.remains.run()) => match never {},
         };
+        self.shown.home(None);
+        self.return_routes(host).await;
         let mut left = left?;
         if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
             && let Some(moved) = mover.conclude().await

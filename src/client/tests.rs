@@ -17,7 +17,10 @@ use tokio::sync::{mpsc, watch};
 use super::{Client, plan::tests::tun};
 use crate::{
     clock,
-    config::{ClientConfig, Congestion, Filter, HostPort, Log, LogFormat, Paths, Quic, ServerPeer},
+    config::{
+        ClientConfig, Congestion, Filter, HomeMode, HostPort, Log, LogFormat, Paths, Quic,
+        ServerPeer,
+    },
     host::{HostError, Layout, Reports, Setup, facts::Facts, interface::LeftOut},
     identity::PrivateKey,
     link::{
@@ -49,7 +52,9 @@ pub(super) fn config() -> ClientConfig {
             tcp_port: None,
             proxy: None,
             relay: None,
+            home: Vec::new(),
         }],
+        home: HomeMode::Direct,
         tun: tun(None),
         paths: Paths {
             probe_timeout: Duration::from_secs(5),

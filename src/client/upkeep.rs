@@ -1,8 +1,11 @@
 //! Keeps the host as the session and its networks want it.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tracing::warn;
 
 use super::{
@@ -17,6 +20,9 @@ use crate::{
     wire::message::Welcome,
 };
 
+/// A host that refused to let the tunnel stand aside, or to take that back, is asked again so soon.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Client {
     /// Gives the host what is taken of the server's offer.
     pub(super) async fn greeted(
@@ -27,9 +33,21 @@ impl Client {
         self.apply(host, |desired| {
             desired.welcome = Some(welcome.clone());
             desired.in_session = true;
-            desired.portal = false;
+            (desired.portal, desired.aside) = (false, None);
         })
         .await
+    }
+
+    /// Stands aside no more: there is no session any more that tells that this is home. An order to stand aside may be under
+    /// way still, which nobody waits for; this one comes after it.
+    pub(super) async fn return_routes(&self, host: &mut impl Setup) {
+        let is_due = {
+            let desired = self.desired.lock().await;
+            desired.aside.is_some() || !desired.is_applied
+        };
+        if is_due && let Err(error) = self.apply(host, |desired| desired.aside = None).await {
+            warn!(%error, "the host stays as it was");
+        }
     }
 
     /// Whether the session is of use, as the host is now. One that is not is closed.
@@ -42,17 +60,37 @@ impl Client {
         planned.map_err(|error| error.end(&reached.connected.connection))
     }
 
-    /// Takes the offer again whenever the host's networks have changed; returns when the session cannot be kept.
-    pub(super) async fn follow_host(&self, host: &mut impl Setup) -> ApplyError {
-        let mut reports = self.reports.clone();
+    /// Takes the offer again whenever the host's networks have changed, and stands aside over the link that `aside` names, if it
+    /// does; returns when the session cannot be kept.
+    pub(super) async fn follow_host(
+        &self,
+        host: &mut impl Setup,
+        mut aside: watch::Receiver<Option<String>>,
+    ) -> ApplyError {
+        let (mut reports, mut is_refused) = (self.reports.clone(), false);
         loop {
-            reports.changed().await;
-            match self.apply(host, |_| ()).await {
+            let wanted = aside.borrow_and_update().clone();
+            let is_there = {
+                let desired = self.desired.lock().await;
+                desired.aside == wanted && desired.is_applied
+            };
+            if is_there || is_refused {
+                tokio::select! {
+                    () = reports.changed() => {}
+                    Ok(()) = aside.changed() => {
+                        is_refused = false;
+                        continue;
+                    }
+                    () = sleep(AGAIN), if is_refused => {}
+                }
+            }
+            match self.apply(host, |desired| desired.aside.clone_from(&wanted)).await {
                 Err(error @ ApplyError::Offer(_)) => return error,
                 Err(ApplyError::Host(error)) => {
                     warn!(%error, "the host stays as it was");
+                    is_refused = true;
                 }
-                Ok(()) => {}
+                Ok(()) => is_refused = false,
             }
         }
     }
@@ -94,6 +132,11 @@ impl Client {
         // Whoever waits for the host may not wait any more.
         desired.is_applied = false;
         if let Err(error) = host.set(layout.clone()).await {
+            if before.aside.is_some() && layout.aside.is_none() {
+                // Whatever else failed: it does not stand aside again.
+                desired.aside = None;
+                return Err(ApplyError::Host(error));
+            }
             match host.set(before).await {
                 Ok(()) => desired.is_applied = true,
                 Err(error) => {
@@ -107,6 +150,7 @@ impl Client {
         }
         changed.take(&plan);
         *desired = changed;
+        self.shown.stands_aside(plan.layout.aside.as_deref());
         if desired.welcome.is_some() {
             let declined = plan.declined();
             self.inside.store(Arc::new(plan.inside));
@@ -119,12 +163,9 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::SocketAddr, time::Duration};
+    use std::net::SocketAddr;
 
-    use tokio::{
-        sync::oneshot,
-        time::{sleep, timeout},
-    };
+    use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
     use crate::client::{
@@ -208,7 +249,8 @@ mod tests {
             facts.send_modify(|facts| facts.addresses.push(("eth0".into(), inner)));
         };
         let (mut setup, followed) = (host.clone(), Duration::from_secs(10));
-        let followed = timeout(followed, client.follow_host(&mut setup));
+        let followed =
+            timeout(followed, client.follow_host(&mut setup, watch::Sender::default().subscribe()));
         let (ended, ()) = tokio::join!(followed, changes);
         assert!(matches!(ended, Ok(ApplyError::Offer(_))), "{ended:?}");
         assert_eq!(host.wishes(), []);

@@ -17,8 +17,9 @@ use crate::{
     daemon::{
         events::{Event, Events},
         status::{
-            self, BulkState, ClientState, ClientStatus, Gaps, MoveReason, MoveStatus, PathStatus,
-            QuicStatus, RecentStatus, RemoteState, RemoteStatus, SessionStatus, Status,
+            self, BulkState, ClientState, ClientStatus, Gaps, HomeState, HomeStatus, MoveReason,
+            MoveStatus, PathStatus, QuicStatus, RecentStatus, RemoteState, RemoteStatus,
+            SessionStatus, Status,
             SwitchStatus, UnusedLink,
         },
         systemd,
@@ -80,6 +81,10 @@ struct State {
     switches: VecDeque<(Instant, SwitchStatus)>,
     by_reason: BTreeMap<Reason, u64>,
     gaps: Gaps,
+    /// The link of home, while the path in use is one there.
+    home: Option<String>,
+    /// The link over which the tunnel stands aside, while the host is made so.
+    aside: Option<String>,
     /// The link with a captive portal that was told of last.
     portal: Option<String>,
     /// Why there is no connection, as it was told last.
@@ -160,6 +165,8 @@ impl Shown {
             switches: VecDeque::new(),
             by_reason: BTreeMap::new(),
             gaps: Gaps::default(),
+            home: None,
+            aside: None,
             portal: None,
             told: None,
             said: String::new(),
@@ -409,6 +416,38 @@ impl Shown {
         }
     }
 
+    /// The path in use is one at home, over this link; or it is not.
+    pub(super) fn home(&self, link: Option<&str>) {
+        self.change_home(|state| {
+            if state.home.as_deref() != link {
+                state.home = link.map(Into::into);
+            }
+        });
+    }
+
+    /// The host is made so that the tunnel stands aside over this link; or not.
+    pub(super) fn stands_aside(&self, link: Option<&str>) {
+        self.change_home(|state| {
+            if state.aside.as_deref() != link {
+                state.aside = link.map(Into::into);
+            }
+        });
+    }
+
+    fn change_home(&self, change: impl FnOnce(&mut State)) {
+        let changed = self.with(|state| {
+            let before = state.home_status();
+            change(state);
+            let now = state.home_status();
+            (before != now)
+                .then(|| now.or(before.map(|it| HomeStatus { state: HomeState::Away, ..it })))
+        });
+        if let Some(HomeStatus { link, state }) = changed.flatten() {
+            info!(link, %state, "home");
+            self.events.tell(Event::Home { link, state });
+        }
+    }
+
     /// A captive portal is suspected on this link.
     pub(super) fn portal(&self, link: &str) {
         let is_new = self.with(|state| state.portal.replace(link.into()).as_deref() != Some(link));
@@ -490,6 +529,7 @@ impl Shown {
                 .next_attempt
                 .map(|at| status::rounded(at.saturating_duration_since(clock::now()))),
             portal: state.portal.clone(),
+            home: state.home_status(),
             session: state.line.as_ref().and_then(|line| line.session(&state.paths)),
             paths: state
                 .paths
@@ -562,6 +602,16 @@ impl Client {
 }
 
 impl State {
+    /// None while away. Whoever leaves is away when the routes are back.
+    fn home_status(&self) -> Option<HomeStatus> {
+        let (link, state) = match (&self.aside, &self.home) {
+            (Some(link), _) => (link, HomeState::Aside),
+            (None, Some(link)) => (link, HomeState::Direct),
+            (None, None) => return None,
+        };
+        Some(HomeStatus { link: link.clone(), state })
+    }
+
     /// The words, if the service manager was told others last.
     fn say(&mut self, words: String) -> Option<String> {
         (self.said != words).then(|| self.said.clone_from(&words)).map(|()| words)

@@ -1,16 +1,19 @@
 //! What a client's values mean.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    Budget, ClientConfig, ClientTun, Exclude, OverBudget, Paths, Period, Preference, Relay,
-    ServerPeer, budget,
+    Budget, ClientConfig, ClientTun, Exclude, HomeMode, HostPort, OverBudget, Paths, Period,
+    Preference, Relay, ServerPeer, budget,
     check::{self, Unique, elements, is_name},
     problem::Problems,
     proxy::{self, Outside},
-    raw::{List, RawClient, RawClientTun, RawPaths, RawPreference, RawServerPeer, RawServers},
+    raw::{
+        List, RawClient, RawClientTun, RawHome, RawPaths, RawPreference, RawServerPeer, RawServers,
+    },
 };
 use crate::identity::{PrivateKey, PublicKey};
 
@@ -21,6 +24,8 @@ const MAX_STANDBY_CHECK: Duration = Duration::from_secs(600);
 const MOST_COPIES: u32 = 1_000_000;
 /// Each is known by name, admitted through the kill switch, and tried when those before it do not answer.
 const MOST_SERVERS: usize = 8;
+/// Each is a path of its own over each link of its network.
+const MOST_HOME_ADDRESSES: usize = 4;
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -34,8 +39,16 @@ pub(super) fn build(
     let private_key =
         check::private_key(&raw.private_key, &mut raw.private_key_file, file, problems);
     let own = private_key.as_ref().map(PrivateKey::public_key);
-    let servers = servers(raw.server.get_or_insert_default(), own, file, outside, problems);
+    let mut servers = servers(raw.server.get_or_insert_default(), own, file, outside, problems);
+    let (addresses, mode) = home(raw.home.get_or_insert_default(), problems);
+    if let Some(preferred) = servers.iter_mut().flatten().next() {
+        preferred.home = addresses;
+    }
     let tun = tun(raw.tun.get_or_insert_default(), problems);
+    if mode == Some(HomeMode::Off) && tun.as_ref().is_some_and(|tun| tun.kill_switch) {
+        let reason = "lets traffic out of the tunnel, which tun.kill-switch forbids";
+        problems.add("home.mode", Some("off".into()), reason);
+    }
     let paths = paths(raw.paths.get_or_insert_default(), problems);
     let quic = check::quic(raw.quic.get_or_insert_default(), problems);
     let log = check::log(raw.log.get_or_insert_default());
@@ -43,6 +56,7 @@ pub(super) fn build(
     Some(ClientConfig {
         private_key: private_key?,
         servers: servers?,
+        home: mode?,
         tun: tun?,
         paths: paths?,
         quic: quic?,
@@ -117,7 +131,25 @@ fn server(
         problems.add(&key("public-key"), Some(public_key.to_string()), reason);
     }
     let proxy = proxy.map(Box::new);
-    Some(ServerPeer { name: name?, addresses, tcp_port, proxy, relay, public_key })
+    let home = Vec::new();
+    Some(ServerPeer { name: name?, addresses, tcp_port, proxy, relay, home, public_key })
+}
+
+/// The addresses of the preferred server in its own network, and what is done there.
+fn home(raw: &RawHome, problems: &mut Problems) -> (Vec<SocketAddr>, Option<HomeMode>) {
+    let elements = elements("home.addresses", &raw.addresses);
+    if elements.len() > MOST_HOME_ADDRESSES {
+        let reason = format!("has {} elements; it may have {MOST_HOME_ADDRESSES}", elements.len());
+        problems.add("home.addresses", None, reason);
+    }
+    let mut addresses = Vec::new();
+    for (key, HostPort { host, port }) in elements {
+        match host.parse::<IpAddr>() {
+            Ok(host) if is_host(host) => addresses.push(SocketAddr::new(host, port)),
+            Ok(_) | Err(_) => problems.refuse(&key, host),
+        }
+    }
+    (addresses, raw.mode)
 }
 
 fn tun(raw: &RawClientTun, problems: &mut Problems) -> Option<ClientTun> {
@@ -221,4 +253,15 @@ fn budget(element: &str, raw: &RawPreference, problems: &mut Problems) -> Option
 
 fn is_pattern(link: &str) -> bool {
     !link.is_empty() && !link.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/')
+}
+
+/// Whether a server can have this address in a network with others.
+fn is_host(address: IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => {
+            address.is_unicast_link_local() || address.to_ipv4_mapped().is_some()
+        }
+    };
+    !is_link_local && !address.is_unspecified() && !address.is_multicast() && !address.is_loopback()
 }

@@ -94,6 +94,14 @@ const KEYS: &[Key] = &[
         r#"an https:// URL with {target_host} and {target_port}, such as "https://relay.example.net/.well-known/masque/udp/{target_host}/{target_port}/" (RFC 9298 §2)"#,
     ),
     key("server.public-key", CLIENT, Kind::Text, PUBLIC_KEY),
+    key("home", CLIENT, Kind::Table, "a table: [home]"),
+    key(
+        "home.addresses",
+        CLIENT,
+        Kind::List,
+        r#"an address of the server in its own network, such as "192.168.1.10" or "[fd00::10]:4433" (port 4433 when there is none); no name"#,
+    ),
+    key("home.mode", CLIENT, Kind::Text, r#""direct" or "off""#),
     key("listen", SERVER, Kind::List, r#"an IP address with a port, such as "[::]:4433""#),
     key("listen-tcp", SERVER, Kind::Text, r#"an IP address with a TCP port, such as "[::]:443""#),
     key(

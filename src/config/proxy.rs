@@ -246,6 +246,7 @@ mod tests {
             addresses: vec!["vpn.example.net:4433".parse().unwrap()],
             tcp_port,
             relay: None,
+            home: Vec::new(),
             proxy: None,
             public_key: crate::identity::PrivateKey::generate().unwrap().public_key(),
         };

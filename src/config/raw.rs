@@ -19,7 +19,9 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-use super::{Congestion, Filter, HostPort, LogFormat, OverBudget, proxy::without_credentials};
+use super::{
+    Congestion, Filter, HomeMode, HostPort, LogFormat, OverBudget, proxy::without_credentials,
+};
 use crate::identity::PublicKey;
 
 /// A list of which some elements may have been reported.
@@ -72,6 +74,7 @@ pub(super) struct RawClient {
     pub(super) private_key: Option<Secret>,
     pub(super) private_key_file: Option<PathBuf>,
     pub(super) server: Option<RawServers>,
+    pub(super) home: Option<RawHome>,
     pub(super) tun: Option<RawClientTun>,
     pub(super) paths: Option<RawPaths>,
     pub(super) quic: Option<RawQuic>,
@@ -142,6 +145,13 @@ pub(super) struct RawServerPeer {
     pub(super) proxy: Option<ProxyUrl>,
     pub(super) relay: Option<String>,
     pub(super) public_key: Option<PublicKey>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawHome {
+    pub(super) addresses: List<HostPort>,
+    pub(super) mode: Option<HomeMode>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -262,6 +272,12 @@ impl Default for RawServer {
             directory: None,
             peer: None,
         }
+    }
+}
+
+impl Default for RawHome {
+    fn default() -> Self {
+        Self { addresses: Some(Vec::new()), mode: Some(HomeMode::Direct) }
     }
 }
 

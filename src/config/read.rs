@@ -266,6 +266,7 @@ mod tests {
         let client = RawClient {
             server: Some(Default::default()),
             tun: Some(Default::default()),
+            home: Some(Default::default()),
             paths: Some(RawPaths { prefer, ..Default::default() }),
             quic: Some(Default::default()),
             log: Some(Default::default()),
@@ -296,6 +297,7 @@ mod tests {
             Role::Client => RawConfig::Client(RawClient {
                 server: Some(Default::default()),
                 tun: Some(Default::default()),
+                home: Some(Default::default()),
                 paths: Some(paths),
                 quic,
                 log,

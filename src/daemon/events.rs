@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::{
-    status::{DirectoryState, DrainingStatus, MoveReason, SCHEMA},
+    status::{DirectoryState, DrainingStatus, HomeState, MoveReason, SCHEMA},
     usage::{BudgetLevel, Bytes},
 };
 use crate::{
@@ -74,6 +74,13 @@ pub(crate) enum Event {
         of: u64,
         /// What happens when it is used up.
         over: OverBudget,
+    },
+    /// Client: it came home, left, or the tunnel stands aside there, or not any more.
+    Home {
+        /// The link whose network is home.
+        link: String,
+        /// What the tunnel does.
+        state: HomeState,
     },
     /// Client: the path in use was late for a while, and small packets went over a standby, too.
     Copies {
@@ -212,6 +219,8 @@ impl Event {
             Self::Budget { link, used, of, .. } => {
                 format!("{link} has carried {} of its {}", Bytes(*used), Bytes(*of))
             }
+            Self::Home { link, state: HomeState::Away } => format!("left home, which was {link}"),
+            Self::Home { link, state } => format!("at home, {link}: {state}"),
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),

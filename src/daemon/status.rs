@@ -84,6 +84,9 @@ pub(crate) struct ClientStatus {
     pub next_attempt: Option<f64>,
     /// The link on which a captive portal was suspected since the last session began.
     pub portal: Option<String>,
+    /// Where home is, while the path in use is one there.
+    #[serde(default)]
+    pub home: Option<HomeStatus>,
     /// The session; none while not connected.
     pub session: Option<SessionStatus>,
     /// The paths that there are; while not connected, those over which the server is asked.
@@ -132,6 +135,38 @@ pub(crate) enum ClientState {
     Waiting,
     /// A person paused the tunnel.
     Paused,
+}
+
+/// A client at home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct HomeStatus {
+    /// The link whose network is home.
+    pub link: String,
+    /// What the tunnel does there.
+    pub state: HomeState,
+}
+
+/// Where a client is, as seen from home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum HomeState {
+    /// Elsewhere.
+    Away,
+    /// At home, and the tunnel carries on there.
+    Direct,
+    /// At home, and traffic goes outside of the tunnel.
+    Aside,
+}
+
+impl fmt::Display for HomeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Away => "away",
+            Self::Direct => "the tunnel carries on",
+            Self::Aside => "the tunnel stands aside",
+        })
+    }
 }
 
 /// A path.

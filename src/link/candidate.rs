@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
-    link::{LinkAttribute, LinkFlags, LinkMessage, State},
+    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage},
 };
 use nix::errno::Errno;
@@ -162,8 +162,27 @@ pub(crate) async fn candidates(
         for link in &links {
             // Loopback carries a path only to an address of this very machine.
             if link.header.index != own && (!is_loopback(link) || server.ip().is_loopback()) {
-                found.extend(candidate(netlink, link, *server).await?);
+                found.extend(way(netlink, link, *server).await?.map(|way| way.candidate));
             }
+        }
+    }
+    Ok(found)
+}
+
+/// The same for those of `servers` that are in the network of an Ethernet or wifi link: no router is on the way.
+pub(crate) async fn neighbours(
+    netlink: &Netlink,
+    servers: &[SocketAddr],
+    own: u32,
+) -> Result<Vec<Candidate>, rtnetlink::Error> {
+    let (links, mut found) = (links(netlink).await?, Vec::new());
+    let has_neighbours = |link: &&LinkMessage| {
+        link.header.index != own && link.header.link_layer_type == LinkLayerType::Ether
+    };
+    for server in servers {
+        for link in links.iter().filter(has_neighbours) {
+            let way = way(netlink, link, *server).await?.ok();
+            found.extend(way.filter(|way| way.is_direct).map(|way| way.candidate));
         }
     }
     Ok(found)
@@ -190,7 +209,7 @@ pub(crate) async fn unusable(
         // Without a known address of the server there is no route to it.
         let mut why = Unusable::NoRoute;
         for server in servers {
-            match candidate(netlink, &link, *server).await? {
+            match way(netlink, &link, *server).await? {
                 Ok(_) => continue 'links,
                 Err(reason) => why = reason,
             }
@@ -216,12 +235,20 @@ async fn links(netlink: &Netlink) -> Result<Vec<LinkMessage>, rtnetlink::Error> 
     }
 }
 
-/// The candidate of `link` for `server`, or why there is none.
-async fn candidate(
+/// The candidate of a link for a server.
+struct Way {
+    candidate: Candidate,
+    /// Whether the server is in a network of the link. A default route without a router, as a modem's, says nothing of who
+    /// is there.
+    is_direct: bool,
+}
+
+/// How to get to `server` over `link`, or why that is not possible.
+async fn way(
     netlink: &Netlink,
     link: &LinkMessage,
     server: SocketAddr,
-) -> Result<Result<Candidate, Unusable>, rtnetlink::Error> {
+) -> Result<Result<Way, Unusable>, rtnetlink::Error> {
     let index = link.header.index;
     // The kernel takes all but white space, / and : in a name, and a name goes to logs and terminals.
     if !name(link).chars().all(is_printable) {
@@ -241,13 +268,10 @@ async fn candidate(
     };
     let source = source(&chosen).filter(|source| is_usable(*source, is_loopback(link)));
     let (link, metric) = (name(link), metric(&matched));
-    let found = source.map(|source| Candidate {
-        link,
-        index,
-        source,
-        metric,
-        server,
-        transport: Transport::Udp,
+    let is_direct = matched.header.destination_prefix_length > 0 && !has_router(&chosen);
+    let found = source.map(|source| Way {
+        candidate: Candidate { link, index, source, metric, server, transport: Transport::Udp },
+        is_direct,
     });
     Ok(found.ok_or(Unusable::NoAddress))
 }
@@ -313,6 +337,12 @@ fn name(link: &LinkMessage) -> String {
             _ => None,
         })
         .unwrap_or_default()
+}
+
+fn has_router(route: &RouteMessage) -> bool {
+    let is_router =
+        |it: &RouteAttribute| matches!(it, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    route.attributes.iter().any(is_router)
 }
 
 fn metric(route: &RouteMessage) -> u32 {

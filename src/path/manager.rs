@@ -56,6 +56,10 @@ const DESPERATE_RETRY: Duration = Duration::from_secs(1);
 /// The pause while no path works after a probe that was not refused but timed out: such a probe has already taken
 /// its whole timeout.
 const SILENT_RETRY: Duration = Duration::from_millis(100);
+/// So many times a path at home is asked soon after it failed. Then it is asked rarely: another network has the same addresses,
+/// and a change of networks asks again. With the longest timeout of a probe that is less than failures are kept in mind for.
+const HOME_TRIES: u32 = 3;
+const HOME_RETRY: Duration = Duration::from_secs(540);
 /// How much earlier UDP is asked than TCP over the same link: more than most round trips, less than anybody notices.
 pub(crate) const HEAD_START: Duration = Duration::from_millis(300);
 /// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
@@ -200,6 +204,12 @@ impl Manager {
     #[must_use]
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.active.is_some_and(|active| active.doubt.is_some())
+    }
+
+    /// Whether the server is in the network of this path's link.
+    #[must_use]
+    pub(crate) fn is_at_home(&self, key: PathKey) -> bool {
+        self.paths.get(&key).is_some_and(Path::is_at_home)
     }
 
     /// Whether a captive portal seems to answer on this path.
@@ -383,6 +393,9 @@ impl Manager {
         let longest = if works { LONGEST_RETRY } else { DESPERATE_RETRY };
         if let Some(path) = self.paths.get_mut(&key) {
             path.retry_later(now, longest);
+            if works && path.is_at_home() && path.failures.count(now) >= HOME_TRIES {
+                path.state = State::Failed { retry_at: now + HOME_RETRY };
+            }
             // While nothing works, the fault may be the server's.
             if works {
                 path.failures.add(now);
@@ -563,7 +576,11 @@ impl Manager {
     fn fill_vacancy(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.connected
             && self.active.is_none()
-            && let Some(key) = self.best_standby().or_else(|| self.best_of(|_| true))
+            && let Some(key) = self
+                .best_standby()
+                // Another network may have the addresses of home.
+                .or_else(|| self.best_of(|path| !path.is_at_home()))
+                .or_else(|| self.best_of(|_| true))
         {
             self.switch(key, Reason::Gone, now, actions);
         }

@@ -13,6 +13,7 @@ use crate::{
     link::{
         candidate::{Candidate, Transport, Unusable},
         monitor::Hints,
+        neighbour::Hardware,
     },
 };
 
@@ -29,6 +30,20 @@ pub trait Network: fmt::Debug + Send + Sync {
         servers: &'a [SocketAddr],
         paths: &'a Paths,
     ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>>;
+
+    /// What could carry a path to one of the server's addresses `home` in its own network: links of that network alone.
+    fn neighbours<'a>(
+        &'a self,
+        _home: &'a [SocketAddr],
+        _paths: &'a Paths,
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// The hardware address of the candidate's link, if it has one.
+    fn hardware<'a>(&'a self, _candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
+        Box::pin(std::future::ready(None))
+    }
 
     /// The links that carry no path to any of `servers`, with the reason.
     fn unusable<'a>(
@@ -72,7 +87,7 @@ pub trait Network: fmt::Debug + Send + Sync {
 /// Who leads to the server over one transport, and where.
 pub(crate) type Detour = (Transport, SocketAddr);
 
-/// What could carry a path: to `addresses` of the server over UDP and over TCP, and by `detours`.
+/// What could carry a path: to `addresses` of the server over UDP and over TCP, by `detours`, and at home.
 pub(crate) async fn find(
     network: &dyn Network,
     server: &ServerPeer,
@@ -81,6 +96,11 @@ pub(crate) async fn find(
     paths: &Paths,
 ) -> Result<Vec<(Candidate, LinkFacts)>, NetworkError> {
     let mut found = with_tcp(network.candidates(addresses, paths).await?, server.tcp_port);
+    if !server.home.is_empty() {
+        let home = network.neighbours(&server.home, paths).await?;
+        found.retain(|(it, _)| !home.iter().any(|(other, _)| other == it));
+        found.extend(home);
+    }
     for (transport, at) in detours {
         let there = network.candidates(std::slice::from_ref(at), paths).await?;
         found.extend(there.into_iter().map(|(candidate, facts)| {

@@ -2,7 +2,7 @@
 
 use wildmatch::WildMatch;
 
-use super::rank::LinkFacts;
+use super::rank::{LinkFacts, Place};
 use crate::{
     config::{Budget, Paths, Preference},
     link::candidate::Candidate,
@@ -57,7 +57,15 @@ impl Preferences {
         let line = self.line(link);
         let metered = is_metered || line.is_some_and(|line| self.prefer[line].1.metered);
         let preference = line.unwrap_or(self.prefer.len());
-        Some(LinkFacts { transport: *transport, preference, metered, metric: *metric })
+        let place = Place::Away;
+        Some(LinkFacts { place, transport: *transport, preference, metered, metric: *metric })
+    }
+
+    /// The same for a candidate whose server is in the network of the link: nothing that passes there costs money.
+    #[must_use]
+    pub(crate) fn at_home(&self, candidate: &Candidate) -> Option<LinkFacts> {
+        let facts = self.facts(candidate, false)?;
+        Some(LinkFacts { place: Place::Home, metered: false, ..facts })
     }
 }
 
@@ -114,6 +122,16 @@ mod tests {
         let is_metered = |link, said| preferences.facts(&candidate(link, 0), said).unwrap().metered;
         assert!(is_metered("wwan0", false) && is_metered("eth0", true));
         assert!(!is_metered("eth0", false) && !is_metered("eth1", false));
+    }
+
+    #[test]
+    fn a_path_at_home_comes_first_and_is_not_metered() {
+        let preferences = preferences(&[("en*", false), ("wl*", true)], &["wlan9"]);
+        let home = preferences.at_home(&candidate("wlan0", 600)).unwrap();
+        assert!(
+            !home.metered && home < preferences.facts(&candidate("enp3s0", 100), false).unwrap()
+        );
+        assert_eq!(preferences.at_home(&candidate("wlan9", 600)), None);
     }
 
     #[test]

@@ -19,10 +19,22 @@ const RTT_MARGIN: Duration = Duration::from_millis(10);
 /// The text about a path behind a captive portal.
 pub(crate) const PORTAL: &str = "a captive portal seems to answer: log in with a browser";
 
+/// Whether the server is in the network of a path's link. Declared best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// It has one of its home addresses there, and no router is on the way.
+    Home,
+    /// It is elsewhere.
+    #[default]
+    Away,
+}
+
 /// What the configuration and the kernel say of a link and its route to the server. Declared in order of
 /// weight: the derived order puts the best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkFacts {
+    /// A path at home comes before all others.
+    pub place: Place,
     /// A path over TCP comes after all over UDP: what is lost below holds up what follows.
     pub transport: Transport,
     /// The position of the first line of `paths.prefer` that names the link; behind all lines if none
@@ -123,19 +135,25 @@ mod tests {
 
     #[test]
     fn each_criterion_weighs_more_than_all_that_follow() {
-        let link =
-            LinkFacts { preference: 1, metered: true, metric: 100, transport: Transport::Tcp };
+        let link = LinkFacts {
+            place: Place::Away,
+            transport: Transport::Tcp,
+            preference: 1,
+            metered: true,
+            metric: 100,
+        };
         let fault = Some(Fault::Lossy(30));
         let worst = Facts { portal: true, fault, link, ..measured(90) };
         let mut best = worst;
         let mut before = worst;
         type Step = (fn(&mut Facts), Reason);
-        let steps: [Step; 9] = [
+        let steps: [Step; 10] = [
             (|facts| facts.rtt = Some(9 * MS), Reason::Faster),
             (|facts| facts.link.metric = 50, Reason::Preferred),
             (|facts| facts.link.metered = false, Reason::Preferred),
             (|facts| facts.link.preference = 0, Reason::Preferred),
             (|facts| facts.link.transport = Transport::Udp, Reason::Preferred),
+            (|facts| facts.link.place = Place::Home, Reason::Preferred),
             (|facts| facts.fault = Some(Fault::Lossy(10)), Reason::Lossy),
             (|facts| facts.fault = None, Reason::Lossy),
             (|facts| facts.portal = false, Reason::Preferred),
@@ -187,6 +205,7 @@ mod tests {
         let transport = prop_oneof![3 => Just(Transport::Udp), 1 => Just(Transport::Tcp)];
         let link = (transport, 0usize..3, any::<bool>(), 0u32..3).prop_map(
             |(transport, preference, metered, metric)| LinkFacts {
+                place: if metric == 2 { Place::Home } else { Place::Away },
                 transport,
                 preference,
                 metered,

@@ -49,8 +49,8 @@ use crate::{
     client::Client,
     clock,
     config::{
-        ClientConfig, ClientTun, Congestion, Exclude, Filter, HostPort, Log, LogFormat, Paths,
-        Peer, Preference, Quic, ServerConfig, ServerPeer,
+        ClientConfig, ClientTun, Congestion, Exclude, Filter, HomeMode, HostPort, Log, LogFormat,
+        Paths, Peer, Preference, Quic, ServerConfig, ServerPeer,
     },
     daemon::status::PathStatus,
     host::{HostError, Layout, Reports, Setup},
@@ -381,9 +381,11 @@ impl Hosts {
                 tcp_port: None,
                 proxy: None,
                 relay: None,
+                home: Vec::new(),
                 addresses: addresses.into(),
                 public_key: self.server.public_key(),
             }],
+            home: HomeMode::Direct,
             tun: ClientTun {
                 name: "roam0".into(),
                 mtu: 1400,

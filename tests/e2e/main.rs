@@ -33,6 +33,7 @@ mod fleet;
 mod forger;
 mod forgery;
 mod harness;
+mod home;
 mod hotel;
 mod keystrokes;
 mod lasting;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::{self, ClientConfig, ServerPeer, process_environment},
-    link::{monitor::Hints, netlink::Netlink},
+    link::{candidate::Candidate, monitor::Hints, netlink::Netlink},
     path::{
         network::{self, Network, kernel::KernelNetwork},
         servers::{
@@ -18,6 +18,28 @@ use crate::{
         },
     },
 };
+
+/// Tells whether this host is in a network that has a home address of the server.
+async fn home(
+    network: &dyn Network,
+    server: &ServerPeer,
+    config: &ClientConfig,
+    tell: &mut dyn FnMut(Finding),
+) -> anyhow::Result<()> {
+    if server.home.is_empty() {
+        return Ok(());
+    }
+    let found = network.neighbours(&server.home, &config.paths).await?;
+    for (Candidate { server, link, .. }, _) in &found {
+        let found =
+            format!("{server} is in the network of {link}; it is home if the server's key answers");
+        tell(Finding::good("home", found));
+    }
+    if found.is_empty() {
+        tell(Finding::good("home", "no link has the network of a home address: away"));
+    }
+    Ok(())
+}
 
 /// Outer headers and QUIC's own bytes around an inner packet, at most.
 const AROUND: u16 = 80;
@@ -53,7 +75,10 @@ pub(super) async fn examine(config: &ClientConfig, tell: &mut dyn FnMut(Finding)
             let network = network.towards().unwrap_or_else(|| network.clone());
             leads_on |= !known.is_empty();
             network.lead_to(server, detours);
-            let there = network::find(&*network, server, addresses, &known, &config.paths);
+            home(&*network, server, config, tell).await?;
+            // Whoever is not at home has nothing to mend.
+            let away = ServerPeer { home: Vec::new(), ..(*server).clone() };
+            let there = network::find(&*network, &away, addresses, &known, &config.paths);
             let mut candidates = there.await?;
             candidates.sort_by_key(|(_, facts)| *facts);
             let candidates: Vec<_> = candidates.into_iter().map(|(it, _)| it).collect();

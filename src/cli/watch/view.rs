@@ -81,7 +81,10 @@ fn draw_client(
     .areas(area);
     let state = match (client.state, &client.portal) {
         _ if error.is_some() => gone(),
-        (ClientState::Connected, _) => Span::from("connected").green(),
+        (ClientState::Connected, _) => match &client.home {
+            Some(home) => Span::from(format!("connected at home, {}", home.state)).green(),
+            None => Span::from("connected").green(),
+        },
         (ClientState::Paused, _) => Span::from("paused").yellow(),
         (_, Some(link)) => Span::from(format!("captive portal on {link}")).yellow(),
         (ClientState::Connecting, _) => Span::from("connecting").yellow(),

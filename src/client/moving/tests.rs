@@ -100,6 +100,7 @@ impl Fleet {
             tcp_port: None,
             proxy: None,
             relay: None,
+            home: Vec::new(),
         };
         let servers = (0..SERVERS.len()).map(peer).collect();
         let mut config = ClientConfig { private_key: keys[3].clone(), servers, ..config() };

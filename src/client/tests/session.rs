@@ -1,5 +1,7 @@
 //! A client that runs, and a server behind two simulated links.
 
+use std::net::IpAddr;
+
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 
 use super::*;
@@ -10,6 +12,7 @@ use crate::{
         control::Reply,
         status::{ClientState, ClientStatus},
     },
+    link::neighbour::{Hardware, Neighbours},
     server::Server,
     tests::simulation::world::{Link, World},
 };
@@ -27,6 +30,19 @@ pub(in super::super) struct Tunnel {
     orders: mpsc::Sender<Order>,
     keys: [PrivateKey; 2],
     server: Option<JoinHandle<()>>,
+    /// The hosts on the server's links.
+    pub(in super::super) neighbours: Neighbourhood,
+}
+
+/// Hosts on a link of the server.
+#[derive(Clone, Debug, Default)]
+pub(in super::super) struct Neighbourhood(pub(in super::super) Vec<(IpAddr, Hardware)>);
+
+impl Neighbours for Neighbourhood {
+    fn hardware(&self, address: IpAddr) -> BoxFuture<'_, Vec<Hardware>> {
+        let found = self.0.iter().filter(|(other, _)| *other == address).map(|it| it.1).collect();
+        Box::pin(std::future::ready(found))
+    }
 }
 
 impl Drop for Tunnel {
@@ -43,12 +59,18 @@ impl Tunnel {
             Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
             Link::new("lte0", "10.0.2.2", "198.51.100.2", 200),
         ];
+        Self::over(links, |_| ())
+    }
+
+    /// The same over these links, with other changes to its configuration.
+    pub(in super::super) fn over(links: Vec<Link>, change: impl FnOnce(&mut ClientConfig)) -> Self {
         let world = World::new(links, [SERVER.into(), ([0; 16], 0).into()], 7);
         let keys = [(); 2].map(|()| PrivateKey::generate().unwrap());
         let public_key = keys[1].public_key();
         let servers = config().servers.into_iter().map(|it| ServerPeer { public_key, ..it });
-        let config =
+        let mut config =
             ClientConfig { private_key: keys[0].clone(), servers: servers.collect(), ..config() };
+        change(&mut config);
         let (facts, _, reports) = reports();
         let client = Arc::new(client_on(config, world.clone(), reports));
         let (host, (orders, mut ordered)) = (FakeHost::default(), mpsc::channel(1));
@@ -59,7 +81,8 @@ impl Tunnel {
                 client.carry(source, &mut host, &mut ordered).await
             }
         });
-        Self { world, client, host, facts, running, orders, keys, server: None }
+        let (server, neighbours) = (None, Neighbourhood::default());
+        Self { world, client, host, facts, running, orders, keys, server, neighbours }
     }
 
     /// A client with a session over wifi, and lte as standby.
@@ -85,6 +108,7 @@ impl Tunnel {
         let left_out = watch::Sender::default().subscribe();
         let (server, endpoint) =
             Server::new(config, vec![socket], Box::new(device.clone()), left_out).unwrap();
+        server.knows(Box::new(self.neighbours.clone()));
         self.server = Some(tokio::spawn(async move {
             let _device = device;
             server.carry(source, &endpoint).await.unwrap();

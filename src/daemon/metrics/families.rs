@@ -11,8 +11,8 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, PathStatus,
-        RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
+        ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, HomeState,
+        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -129,6 +129,17 @@ fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::R
     let connected = f64::from(u8::from(client.state == ClientState::Connected));
     families.gauge("roamd_connected", "Whether the tunnel stands", [(none(), connected)])?;
     families.counter("roamd_sessions", "Sessions begun", [(none(), client.sessions)])?;
+    for (name, help, states) in [
+        (
+            "roamd_home",
+            "Whether the path in use is one at home",
+            &[HomeState::Direct, HomeState::Aside][..],
+        ),
+        ("roamd_home_aside", "Whether the tunnel stands aside at home", &[HomeState::Aside]),
+    ] {
+        let is_so = client.home.as_ref().is_some_and(|home| states.contains(&home.state));
+        families.gauge(name, help, [(none(), f64::from(u8::from(is_so)))])?;
+    }
     let queued = client.queued_bytes as f64;
     families.gauge("roamd_queue_bytes", "Bytes that wait to be sent", [(none(), queued)])?;
     let delay = "How long the last packet sent had waited";

@@ -60,6 +60,7 @@ fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts
         preference: (rank >> 3).into(),
         metered: rank & 0x04 != 0,
         metric: (rank & 0x03).into(),
+        ..LinkFacts::default()
     };
     paths.into_iter().map(|(path, rank)| (candidate(path), facts(path, rank))).collect()
 }

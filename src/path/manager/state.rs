@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::inspection::Quality;
-use crate::path::rank::LinkFacts;
+use crate::path::rank::{LinkFacts, Place};
 
 /// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
 /// route often comes a moment before the network behind it.
@@ -84,6 +84,10 @@ impl Path {
             failures,
             quality: Quality::default(),
         }
+    }
+
+    pub(super) fn is_at_home(&self) -> bool {
+        self.facts.place == Place::Home
     }
 
     pub(super) fn retry_later(&mut self, now: Instant, longest: Duration) {

@@ -31,6 +31,7 @@ impl Manager {
             return match self.active {
                 Some(Active { doubt: Some(_), .. }) => "silent; all others are asked, too",
                 _ if self.is_chosen(&path.link) => "somebody chose it",
+                _ if path.is_at_home() => "at home: the server is in this network",
                 _ if self.best_standby().is_none() => "the only path that works",
                 _ => "the best path that works",
             }

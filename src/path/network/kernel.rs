@@ -16,8 +16,9 @@ use crate::{
     config::{Paths, ServerPeer},
     link::{
         MARK,
-        candidate::{self, Candidate, Transport, Unusable, candidates},
+        candidate::{self, Candidate, Transport, Unusable, candidates, neighbours},
         monitor::Hints,
+        neighbour::{self, Hardware},
         netlink::Netlink,
         portal,
     },
@@ -123,6 +124,28 @@ impl Network for KernelNetwork {
             }
             Ok(found)
         })
+    }
+
+    fn neighbours<'a>(
+        &'a self,
+        home: &'a [SocketAddr],
+        paths: &'a Paths,
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
+        Box::pin(async move {
+            let Kernel { netlink, own, .. } = &*self.kernel;
+            let preferences = Preferences::new(paths);
+            let mut found = Vec::new();
+            for candidate in neighbours(netlink, home, *own).await? {
+                if let Some(facts) = preferences.at_home(&candidate) {
+                    found.push((candidate, facts));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn hardware<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
+        Box::pin(neighbour::own(&self.kernel.netlink, candidate.index))
     }
 
     fn unusable<'a>(

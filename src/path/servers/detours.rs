@@ -193,6 +193,7 @@ mod tests {
             addresses: vec!["vpn.example.net".parse().unwrap()],
             tcp_port: Some(443),
             relay: None,
+            home: Vec::new(),
             proxy: Some(Box::new(Proxy {
                 at: proxy.parse().unwrap(),
                 tls: false,

@@ -216,6 +216,7 @@ fn behind_proxy() -> ServerPeer {
         addresses: vec!["vpn.example.net:4433".parse().unwrap()],
         tcp_port: Some(443),
         relay: None,
+        home: Vec::new(),
         proxy: Some(Box::new(Proxy { at, tls: false, credentials })),
         public_key: PrivateKey::generate().unwrap().public_key(),
     }

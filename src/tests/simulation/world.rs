@@ -34,6 +34,7 @@ use crate::{
     link::{
         candidate::{Candidate, Transport},
         monitor::Hints,
+        neighbour::Hardware,
     },
     path::{
         cut::{Cut, Cuts},
@@ -116,6 +117,8 @@ pub(crate) struct Link {
     pub(crate) name: &'static str,
     pub(crate) local: IpAddr,
     pub(crate) public: IpAddr,
+    /// The server's home address, if the link's network has it: then none of its others is reached there.
+    pub(crate) home: Option<SocketAddr>,
     pub(crate) metric: u32,
     pub(crate) up: bool,
     /// What it swallows.
@@ -209,6 +212,7 @@ impl Link {
             name,
             local: local.parse().unwrap(),
             public: public.parse().unwrap(),
+            home: None,
             metric,
             up: true,
             hole: Hole::None,
@@ -222,6 +226,17 @@ impl Link {
             mtu: 1472,
             sent: 0,
             nat: HashMap::new(),
+        }
+    }
+
+    fn candidate(&self, index: usize, server: SocketAddr) -> Candidate {
+        Candidate {
+            link: self.name.into(),
+            index: index as u32,
+            source: self.local,
+            metric: self.metric,
+            server,
+            transport: Transport::Udp,
         }
     }
 
@@ -432,9 +447,10 @@ impl World {
                     return Ok(());
                 }
                 let of_family = |server: &&SocketAddr| server.is_ipv4() == to.is_ipv4();
-                let from = match side {
-                    Side::Other(at) => at,
-                    Side::Client { .. } | Side::Server => {
+                let from = match (side, inner.links[link].home) {
+                    (_, Some(home)) => home,
+                    (Side::Other(at), None) => at,
+                    (Side::Client { .. } | Side::Server, None) => {
                         *inner.servers.iter().find(of_family).unwrap()
                     }
                 };
@@ -529,15 +545,9 @@ impl Network for World {
         let mut found = Vec::new();
         for server in servers {
             for (index, link) in inner.links.iter().enumerate() {
-                if link.up && link.local.is_ipv4() == server.is_ipv4() {
-                    let candidate = Candidate {
-                        link: link.name.into(),
-                        index: index as u32,
-                        source: link.local,
-                        metric: link.metric,
-                        server: *server,
-                        transport: Transport::Udp,
-                    };
+                let is_reached = link.home.is_none() && link.local.is_ipv4() == server.is_ipv4();
+                if link.up && is_reached {
+                    let candidate = link.candidate(index, *server);
                     if let Some(facts) = preferences.facts(&candidate, false) {
                         found.push((candidate, facts));
                     }
@@ -545,6 +555,27 @@ impl Network for World {
             }
         }
         Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn neighbours<'a>(
+        &'a self,
+        home: &'a [SocketAddr],
+        paths: &'a Paths,
+    ) -> BoxFuture<'a, Result<Vec<(Candidate, LinkFacts)>, NetworkError>> {
+        let (inner, preferences) = (self.lock(), Preferences::new(paths));
+        let mut found = Vec::new();
+        for (index, link) in inner.links.iter().enumerate().filter(|(_, link)| link.up) {
+            if let Some(server) = link.home.filter(|server| home.contains(server)) {
+                let candidate = link.candidate(index, server);
+                found.extend(preferences.at_home(&candidate).map(|facts| (candidate, facts)));
+            }
+        }
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn hardware<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
+        let last = candidate.index as u8;
+        Box::pin(std::future::ready(Some([2, 0, 0, 0, 0, last])))
     }
 
     fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
