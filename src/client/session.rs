@@ -108,7 +108,7 @@ impl Client {
             never = apart(before.remains.run()) => match never {},
         };
         self.shown.home(None);
-        self.return_routes(host).await;
+        self.stop_standing_aside(host).await;
         let mut left = left?;
         if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
             && let Some(moved) = mover.conclude().await

@@ -40,7 +40,7 @@ impl Client {
 
     /// Stands aside no more: there is no session any more that tells that this is home. An order to stand aside may be under
     /// way still, which nobody waits for; this one comes after it.
-    pub(super) async fn return_routes(&self, host: &mut impl Setup) {
+    pub(super) async fn stop_standing_aside(&self, host: &mut impl Setup) {
         let is_due = {
             let desired = self.desired.lock().await;
             desired.aside.is_some() || !desired.is_applied
