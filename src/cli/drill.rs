@@ -19,7 +19,7 @@ mod typist;
 
 use std::{
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context as _, bail};
@@ -76,17 +76,13 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
     performed?;
     report.summary(&mut out, &plan, &outcomes, interrupt.is_set())?;
     if let Some(file) = &wanted.svg {
-        draw(file, &report, &outcomes)?;
+        report.picture(&outcomes).write(file)?;
         if !wanted.json {
             writeln!(out, " The drill as a picture: {}", file.display())?;
         }
     }
     interrupt.check()?;
     outcomes.verdict()
-}
-
-fn draw(file: &Path, report: &Report, outcomes: &perform::Outcomes) -> anyhow::Result<()> {
-    report.picture(outcomes).write(file)
 }
 
 /// The status of a client that is connected.
