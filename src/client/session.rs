@@ -15,6 +15,7 @@ use tracing::info;
 use super::{
     Client,
     connect::{Minds, STABLE},
+    course::Course,
     ended::Ended,
     greeting::Reached,
     home::Home,
@@ -117,27 +118,17 @@ impl Client {
         }
         drop(mover);
         let reason = left.reason();
-        let (now, course) = (clock::now(), &mut *minds.course);
+        let now = clock::now();
         let lasted = now.duration_since(begun);
         let is_preferred = self.servers.all().first().is_some_and(|it| it.key() == server.key());
-        let fails = matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended);
-        let is_paused = matches!(left, Left::Ended(Ended::Paused));
-        if is_return && is_preferred && fails && !is_paused {
-            course.leave(lasted);
-        }
-        if is_greeted && lasted >= STABLE {
-            course.succeed(server.key());
-        } else if let Left::Ended(ended) = &left
-            && !is_paused
-        {
-            course.fail(server.key(), ended.is_refusal());
-        }
+        let known = [is_return && is_preferred, is_greeted];
+        learn(minds.course, server.key(), &left, lasted, known);
         let (underlay, unheard_since) = roamer.end();
         let mut silent_since = now;
         if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
             silent_since = unheard_since.unwrap_or(now);
         }
-        if is_paused {
+        if matches!(left, Left::Ended(Ended::Paused)) {
             self.part(b"the client pauses").await;
             // The next session takes the place of none.
             return Ok(left);
@@ -208,6 +199,29 @@ impl Client {
 
     fn deliver(&self, batch: &mut Vec<Packet>) {
         egress::deliver(batch, &*self.tun, &self.counters, self.inside.load().judge());
+    }
+}
+
+/// What a session that `lasted` says of its server: whether the return to it was worth it, and whether it works.
+fn learn(
+    course: &mut Course,
+    server: PublicKey,
+    left: &Left,
+    lasted: Duration,
+    [is_return, is_greeted]: [bool; 2],
+) {
+    let is_paused = matches!(left, Left::Ended(Ended::Paused));
+    let reason = left.reason();
+    let fails = matches!(reason, MoveReason::Silent | MoveReason::GoesAway | MoveReason::Ended);
+    if is_return && fails && !is_paused {
+        course.leave(lasted);
+    }
+    if is_greeted && lasted >= STABLE {
+        course.succeed(server);
+    } else if let Left::Ended(ended) = left
+        && !is_paused
+    {
+        course.fail(server, ended.is_refusal());
     }
 }
 

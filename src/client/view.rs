@@ -19,8 +19,7 @@ use crate::{
         status::{
             self, BulkState, ClientState, ClientStatus, Gaps, HomeState, HomeStatus, MoveReason,
             MoveStatus, PathStatus, QuicStatus, RecentStatus, RemoteState, RemoteStatus,
-            SessionStatus, Status,
-            SwitchStatus, UnusedLink,
+            SessionStatus, Status, SwitchStatus, UnusedLink,
         },
         systemd,
     },
