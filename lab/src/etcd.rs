@@ -1,10 +1,20 @@
 //! etcd for tests: members of one cluster, each with a folder and ports of its own.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command},
+    sync::atomic::{AtomicU8, Ordering},
 };
+
+/// A loopback address of this test's own. A port that was free a moment ago may be another test's by the time that etcd
+/// takes it; then both would talk to the same etcd, until one of them ends it.
+#[must_use]
+pub fn loopback() -> IpAddr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 | high & 63, low, 1 + LAST.fetch_add(1, Ordering::Relaxed) % 254).into()
+}
 
 /// A member of a cluster of etcd.
 #[derive(Clone, Debug)]

@@ -65,7 +65,7 @@ impl Cluster {
     /// Runs so many members, and waits until they answer.
     pub(super) async fn of(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let local = roamd_lab::etcd::loopback();
         let member = |n| Member::at(&format!("m{n}"), folder.path(), local).unwrap();
         let members = (0..count).map(member).collect();
         let mut cluster =
