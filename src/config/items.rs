@@ -23,10 +23,13 @@ use super::{
     read, source,
 };
 
-/// What belongs to a machine, or would let a user of NetworkManager have root read or write a file: not for items.
+/// What belongs to a machine, or would let a user of NetworkManager have root read or write a file: not for items, be they
+/// shown or secret.
 const REFUSED: [&str; 3] = ["private-key-file", "metrics", "role"];
 const NO_KEY: &str = "# The private key stays with NetworkManager: name a file that has it, or another key.\n\
                       # private-key-file = \"home.key\"\n\n";
+/// What may be a secret: the key, and what a proxy's password may be in.
+const SECRETS: [&str; 3] = [keys::PRIVATE_KEY, keys::PROXY, "server"];
 const IS_REFUSED: &str = "has no place in a connection of NetworkManager; leave it out";
 
 /// The items of one client.
@@ -68,18 +71,28 @@ impl Items {
     /// The configuration that they make; `name` stands for them in messages.
     pub(crate) fn config(&self, name: &Path) -> Result<ClientConfig, ConfigErrors> {
         let mut problems = Problems::default();
-        for key in self.data.keys().map(String::as_str) {
-            if REFUSED.iter().any(|refused| keys::is_within(key, refused)) {
+        let is_refused = |key: &str| REFUSED.iter().any(|refused| keys::is_within(key, refused));
+        for key in self.data.keys().chain(self.secrets.keys()) {
+            if is_refused(key) {
                 problems.add(key, None, IS_REFUSED);
-            } else if key == Self::KEY {
-                problems.add(key, None, "is a secret: set it in vpn.secrets");
             }
         }
-        let tree = source::value(Value::Table(self.table(&mut problems)));
+        if self.data.contains_key(Self::KEY) {
+            problems.add(Self::KEY, None, "is a secret: set it in vpn.secrets");
+        }
+        let others = self.secrets.keys().filter(|key| !SECRETS.contains(&key.as_str()));
+        for key in others.filter(|key| !is_refused(key)) {
+            problems.add(key, None, "is no secret: set it in vpn.data");
+        }
+        let mut table = self.table(&mut problems);
+        // Whatever name they came by.
+        REFUSED.iter().for_each(|refused| _ = table.remove(*refused));
+        let tree = source::value(Value::Table(table));
         if !problems.is_empty() {
             return Err(refused(name, problems, |key| self.has(key)));
         }
-        read::load_client(name, tree, |key| self.has(key))
+        let config = read::load_client(name, tree, |key| self.has(key))?;
+        Ok(ClientConfig { metrics: None, ..config })
     }
 
     /// The file that they make.
@@ -268,8 +281,6 @@ mod tests {
                 ("tun.kill-switch", "perhaps"),
                 "connection home: tun.kill-switch = perhaps must be true or false",
             ),
-            (("private-key-file", "/etc/shadow"), "connection home: private-key-file has no place"),
-            (("metrics.listen", "/etc/passwd"), "connection home: metrics.listen has no place"),
             (
                 ("private-key", "abc"),
                 "connection home: private-key is a secret: set it in vpn.secrets",
@@ -283,6 +294,32 @@ mod tests {
         keyless.secrets.clear();
         let said = problems(&keyless);
         assert!(said.contains("private-key"), "{said}");
+    }
+
+    #[test]
+    fn neither_what_is_shown_nor_what_is_secret_names_a_file_for_root() {
+        let server = [("server.address", "192.0.2.1"), ("server.public-key", SERVER)];
+        let said_of = |name: &str, is_secret: bool| {
+            let mut items = items(&server);
+            match is_secret {
+                true => drop(items.secrets.insert(name.into(), "/etc/shadow".to_owned().into())),
+                false => drop(items.data.insert(name.into(), "/etc/shadow".into())),
+            }
+            problems(&items)
+        };
+        for name in ["private-key-file", "metrics", "metrics.listen", "metrics.x.y", "role"] {
+            for is_secret in [false, true] {
+                let expected = format!("connection home: {name} has no place in a connection");
+                let said = said_of(name, is_secret);
+                assert!(said.starts_with(&expected), "{is_secret}: {said}");
+            }
+        }
+        for name in ["tun.name", "server.relay", "private-key-file-x", "Metrics.listen", "a..b", ""]
+        {
+            let said = said_of(name, true);
+            let expected = format!("connection home: {name} is no secret: set it in vpn.data");
+            assert!(said.starts_with(&expected), "{said}");
+        }
     }
 
     #[test]

@@ -54,12 +54,14 @@ impl Place {
 }
 
 /// Listens at `path` for the owner and its group only, in place of a socket that an earlier run left. Any other
-/// file stays, and is an error; so is a socket that somebody listens to.
+/// file stays, and is an error; so is a socket that somebody has, of whatever type.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+    let is_left = match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+        // A socket of another type that somebody has gives EPROTOTYPE.
+        Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+    };
+    if is_left && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
@@ -95,6 +97,17 @@ mod tests {
         drop(second);
         let _fourth = door.take();
         assert!(third.lost().now_or_never().is_none(), "there was room");
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_type_that_somebody_has_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let other = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        sender.send_to(b"READY=1", &path).unwrap();
+        assert_eq!(other.recv(&mut [0; 16]).unwrap(), 7);
     }
 
     #[tokio::test]
