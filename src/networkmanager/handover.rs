@@ -18,14 +18,13 @@ pub(super) struct Handover {
     interface: String,
     gateway: Option<IpAddr>,
     last: Option<Wanted>,
-    /// Which families NetworkManager was told of: it forgets a family only when it is told of nothing in it.
+    /// Which families NetworkManager was told of: it forgets one when it is told of nothing in it.
     families: [bool; 2],
 }
 
 /// What of a layout concerns NetworkManager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
-    mtu: u16,
     addresses: Vec<IpNet>,
     routes: Vec<IpNet>,
     resolvers: Vec<IpAddr>,
@@ -64,7 +63,6 @@ impl Handover {
         let [v4, v6] = self.families;
         let general = HashMap::from([
             ("tundev", self.interface.clone().into()),
-            ("mtu", u32::from(wanted.mtu).into()),
             ("gateway", address(gateway)),
             ("has-ip4", v4.into()),
             ("has-ip6", v6.into()),
@@ -90,7 +88,6 @@ impl Wanted {
             domains.extend(layout.resolves_all().then(|| "~.".to_owned()));
         }
         Self {
-            mtu: layout.mtu,
             addresses: layout.addresses.clone(),
             routes: layout.main_routes(),
             resolvers: layout.dns.servers.clone(),
@@ -98,14 +95,19 @@ impl Wanted {
         }
     }
 
+    /// Empty without an address: anything else without one ends the connection (`_dbus_signal_ip_config_cb` of
+    /// nm-vpn-connection.c).
     fn family(&self, is_v4: bool) -> Entries {
-        // A tunnel that takes everything has rules and a table of its own, as NetworkManager's WireGuard has.
-        let mut entries = HashMap::from([("never-default", true.into())]);
         let is_of = |it: &IpAddr| it.is_ipv4() == is_v4;
-        if let Some(own) = self.addresses.iter().find(|net| is_of(&net.addr())) {
-            entries.insert("address", address(own.addr()));
-            entries.insert("prefix", u32::from(own.prefix_len()).into());
-        }
+        let Some(own) = self.addresses.iter().find(|net| is_of(&net.addr())) else {
+            return Entries::new();
+        };
+        let mut entries = HashMap::from([
+            ("address", address(own.addr())),
+            ("prefix", u32::from(own.prefix_len()).into()),
+            // A tunnel that takes everything has rules and a table of its own, as NetworkManager's WireGuard has.
+            ("never-default", true.into()),
+        ]);
         let routes = self.routes.iter().filter(|net| is_of(&net.addr()));
         entries.insert("routes", if is_v4 { routes_v4(routes) } else { routes_v6(routes) });
         let resolvers: Vec<_> = self.resolvers.iter().copied().filter(is_of).collect();
@@ -221,9 +223,14 @@ mod tests {
         assert!(handover.news(&both).is_some());
         let mut moved = both.clone();
         moved.servers = vec![([192, 0, 2, 9], 4433).into()];
-        assert!(handover.news(&moved).is_none(), "another server is nothing to NetworkManager");
+        moved.mtu = 1300;
+        assert!(handover.news(&moved).is_none(), "server and MTU are nothing to NetworkManager");
         let news = handover.news(&layout(&["10.66.0.2/32"], &[])).unwrap();
         assert_eq!(news.general["has-ip6"], true.into());
-        assert!(!news.v6.unwrap().contains_key("address"));
+        assert_eq!(news.v6.unwrap(), Entries::new());
+        assert!(news.v4.unwrap().contains_key("address"));
+        // And back.
+        let news = handover.news(&both).unwrap();
+        assert_eq!(news.v6.unwrap()["prefix"], 128_u32.into());
     }
 }
