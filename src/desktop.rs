@@ -98,7 +98,7 @@ async fn next_tray(tray: &mut Option<Tray>) {
 
 /// Asks a daemon for what a person clicked; what to tell them if it does not do it.
 async fn ask((tunnel, request): Click) -> Option<Action> {
-    let instance = Instance::named(&tunnel);
+    let instance = Instance::named(&tunnel).called();
     let done = spawn_blocking(move || instance.tell(&request)).await.ok()?;
     let error = done.err()?;
     Some(failed(&tunnel, crate::wire::foreign::Foreign::of(error).as_str()))

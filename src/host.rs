@@ -22,6 +22,7 @@ pub(crate) mod facts;
 pub(crate) mod firewall;
 pub(crate) mod instance;
 pub(crate) mod interface;
+pub(crate) mod label;
 #[cfg(feature = "dbus")]
 pub(crate) mod metered;
 pub(crate) mod nat;

@@ -37,7 +37,7 @@ pub(super) fn configured() -> ArgValueCompleter {
 
 /// Tunnels that run.
 pub(super) fn running() -> ArgValueCompleter {
-    tunnels(|| daemons().into_iter().map(|(instance, _)| instance.name().to_owned()).collect())
+    tunnels(|| daemons().into_iter().map(|(instance, _)| instance.title()).collect())
 }
 
 /// Links of the clients that run.

@@ -68,7 +68,7 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
     }
     let interrupt = Interrupt::watch()?;
     let mut out = io::stdout().lock();
-    let report = Report::new(instance.name(), wanted.seconds, wanted.json);
+    let report = Report::new(&instance.title(), wanted.seconds, wanted.json);
     report.plan(&mut out, &plan)?;
     let mut drill = Drill::begin(&instance, &plan, wanted.seconds, &interrupt)?;
     let performed = drill.perform(|outcome| report.outcome(&mut out, outcome));
@@ -91,7 +91,7 @@ fn client(instance: &Instance) -> anyhow::Result<ClientStatus> {
         Role::Client(status) if status.state == ClientState::Connected => Ok(*status),
         Role::Client(status) => {
             let why = status.last_error.map(|why| format!(": {why}")).unwrap_or_default();
-            bail!("{} is not connected{why}", instance.name())
+            bail!("{} is not connected{why}", instance.title())
         }
         Role::Server(_) => bail!("{} is a server, which has no links of its own", instance.name()),
     }

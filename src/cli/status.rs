@@ -18,7 +18,7 @@ pub(crate) fn status(tunnel: Option<&Tunnel>, json: bool) -> anyhow::Result<()> 
             let gap = if number > 0 { "\n" } else { "" };
             let status = instance.status()?;
             let text = Text { status: &status, paint: Paint::for_stdout() };
-            write!(stdout, "{gap}tunnel       {}\n{text}", instance.name())?;
+            write!(stdout, "{gap}tunnel       {}\n{text}", instance.title())?;
         }
         return Ok(());
     }

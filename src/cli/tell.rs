@@ -75,7 +75,7 @@ pub(crate) fn drain(tunnel: Option<&Tunnel>, within: Duration) -> anyhow::Result
             _ => {}
         }
     }
-    writeln!(stdout, "{} has ended", instance.name())?;
+    writeln!(stdout, "{} has ended", instance.title())?;
     Ok(())
 }
 
@@ -96,7 +96,7 @@ pub(crate) fn events(tunnel: Option<&Tunnel>, follow: bool) -> anyhow::Result<()
             writeln!(stdout, "{line}")?;
         }
         if !follow {
-            bail!("the daemon {} ended", instance.name());
+            bail!("the daemon {} ended", instance.title());
         }
         events = loop {
             thread::sleep(FOLLOW_RETRY);

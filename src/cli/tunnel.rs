@@ -55,7 +55,9 @@ pub(crate) fn file(tunnel: Option<&Tunnel>) -> anyhow::Result<PathBuf> {
 
 /// The tunnel's daemon; without a tunnel the only one that runs.
 pub(crate) fn instance(tunnel: Option<&Tunnel>) -> Result<Instance, ControlError> {
-    tunnel.map_or_else(Instance::only, |tunnel| Ok(Instance::of_file(&tunnel.file())))
+    let Some(tunnel) = tunnel else { return Instance::only() };
+    let instance = Instance::of_file(&tunnel.file());
+    Ok(if tunnel.is_path() { instance } else { instance.called() })
 }
 
 /// The configurations in `folder`, by name.

@@ -10,25 +10,38 @@ use crate::host::{
 
 /// Lets out what tunnels that do not run hold back: this one, or all.
 pub(crate) fn unseal(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
-    let names = match tunnel {
-        Some(_) => vec![tunnel::instance(tunnel)?.name().to_owned()],
-        None => record::names(&Instance::named("roamd")),
+    let tunnels = match tunnel {
+        Some(_) => vec![tunnel::instance(tunnel)?],
+        None => {
+            record::names(&Instance::named("roamd")).iter().map(|it| Instance::named(it)).collect()
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut stdout = io::stdout().lock();
     let mut failure = None;
-    for name in names {
-        match runtime.block_on(record::unseal(&Instance::named(&name))) {
+    for tunnel in tunnels {
+        let name = tunnel.title();
+        match runtime.block_on(record::unseal(&tunnel)) {
             Ok(true) => writeln!(stdout, "{name}: nothing is held back any more")?,
             Ok(false) => writeln!(stdout, "{name}: nothing was held back")?,
             Err(error @ UndoError::Record(RecordError::Running(_))) => {
                 failure = Some(anyhow::Error::from(error).context(format!(
-                    "stop it (systemctl stop roamd@{name}), or set tun.kill-switch = false and reload it; \
-                     either lets everything out"
+                    "stop it ({}), or set tun.kill-switch = false and reload it; \
+                     either lets everything out",
+                    stop(&tunnel)
                 )));
             }
             Err(error) => failure = Some(error.into()),
         }
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// What stops it.
+fn stop(tunnel: &Instance) -> String {
+    let (name, title) = (tunnel.name(), tunnel.title());
+    match name == title {
+        true => format!("systemctl stop roamd@{name}"),
+        false => format!("nmcli connection down {title}"),
+    }
 }

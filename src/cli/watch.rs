@@ -45,11 +45,11 @@ fn run(
     instance: &Instance,
     history: &mut History,
 ) -> anyhow::Result<()> {
-    let mut due = clock::now();
+    let (mut due, title) = (clock::now(), instance.title());
     loop {
         if clock::now() >= due {
             let error = history.look(instance)?;
-            terminal.draw(|frame| view::draw(frame, instance.name(), history, error.as_deref()))?;
+            terminal.draw(|frame| view::draw(frame, &title, history, error.as_deref()))?;
             due += PACE;
         }
         if event::poll(due.saturating_duration_since(clock::now()))?
@@ -76,7 +76,7 @@ fn print(instance: &Instance, history: &mut History) -> anyhow::Result<()> {
             bail!(error);
         }
     }
-    view::print(instance.name(), history)
+    view::print(&instance.title(), history)
 }
 
 impl History {

@@ -31,7 +31,10 @@ use super::{
     usage::Usage,
 };
 use crate::{
-    host::instance::{Instance, directory},
+    host::{
+        instance::{Instance, directory},
+        record,
+    },
     task::Task,
 };
 
@@ -187,7 +190,21 @@ impl Instance {
         match running.len() {
             0 => Err(ControlError::NoneRunning(directory())),
             1 => Ok(running.remove(0)),
-            _ => Err(ControlError::Several(running.iter().map(|it| it.name().into()).collect())),
+            _ => Err(ControlError::Several(running.iter().map(Self::title).collect())),
+        }
+    }
+
+    /// The one that people call so, by its name or else by its label; one that runs before one that does not.
+    pub(crate) fn called(self) -> Self {
+        let has = |it: &Self, suffix| it.file(suffix).exists();
+        let mut labelled = self.labelled(self.name());
+        if has(&self, SUFFIX) || labelled.is_empty() {
+            return self;
+        }
+        match labelled.iter().position(|it| has(it, SUFFIX)) {
+            Some(running) => labelled.swap_remove(running),
+            None if has(&self, record::SUFFIX) => self,
+            None => labelled.swap_remove(0),
         }
     }
 
@@ -268,7 +285,7 @@ impl Instance {
         let path = self.socket();
         StdStream::connect(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ControlError::NotRunning { name: self.name().into(), path }
+                ControlError::NotRunning { name: self.title(), path }
             }
             io::ErrorKind::PermissionDenied => ControlError::Denied { path, source },
             _ => self.io(source),

@@ -145,7 +145,7 @@ async fn follow_one(
     mut events: mpsc::Receiver<String>,
     news: mpsc::Sender<News>,
 ) {
-    let tunnel = instance.name().to_owned();
+    let tunnel = instance.title();
     let is = |what| News { tunnel: tunnel.clone(), what };
     let mut first = None;
     loop {

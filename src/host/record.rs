@@ -7,9 +7,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+    os::unix::fs::{
+        FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -31,7 +33,7 @@ use super::{
 };
 use crate::{link::netlink::Netlink, wire::foreign::is_printable};
 
-const SUFFIX: &str = "state";
+pub(crate) const SUFFIX: &str = "state";
 /// More than any record of ours has.
 const MAX_RECORD: u64 = 64 * 1024;
 
@@ -157,7 +159,7 @@ impl Record {
             fs::create_dir_all(folder).map_err(broken)?;
         }
         let Some(file) = lock(open(&path).map_err(broken)?).map_err(broken)? else {
-            return Err(RecordError::Running(instance.name().into()));
+            return Err(RecordError::Running(instance.title()));
         };
         let changes = Changes::read(&file).map_err(broken)?;
         Ok(Self(Arc::new(Inner {
@@ -222,8 +224,8 @@ impl Record {
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_or(0, |it| it.ino());
         let path = path(&self.0.instance).with_file_name(format!("everything-{namespace}"));
         let broken = |error| RecordError::Io { path: path.clone(), error };
-        let file = open(&path).map_err(broken)?;
-        let name = self.0.instance.name();
+        let file = open_everything(&path).map_err(broken)?;
+        let name = self.0.instance.title();
         match lock(file).map_err(broken)? {
             Some(file) => {
                 let line = format!("{name}\n");
@@ -295,11 +297,12 @@ pub(crate) fn names(beside: &Instance) -> Vec<String> {
 /// The tunnel that runs and has this interface.
 #[must_use]
 pub(crate) fn who_has(interface: &str, beside: &Instance) -> Option<String> {
-    names(beside).into_iter().find(|name| {
-        let Ok(file) = look(&path(&beside.sibling(name))) else { return false };
+    let holder = names(beside).into_iter().map(|name| beside.sibling(&name)).find(|it| {
+        let Ok(file) = look(&path(it)) else { return false };
         let is_its = Changes::read(&file).is_ok_and(|changes| changes.interface == interface);
         is_its && lock(file).is_ok_and(|lock| lock.is_none())
-    })
+    });
+    holder.map(|it| it.title())
 }
 
 /// Takes back what a daemon that is gone has left. Returns whether there was anything.
@@ -315,18 +318,31 @@ fn path(instance: &Instance) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let file = opened(File::options().write(true).create(true).truncate(false).mode(0o600), path)?;
+    open_as(path, 0o600)
+}
+
+fn open_as(path: &Path, mode: u32) -> io::Result<File> {
+    let file = opened(File::options().write(true).create(true).truncate(false).mode(mode), path)?;
     if geteuid().is_root()
         && let Some(folder) = path.parent()
     {
         // The next run may be the unit's, with its own user.
         let owner = fs::metadata(folder)?;
         match fchown(&file, Some(owner.uid()), Some(owner.gid())) {
-            // Root without CAP_CHOWN, as NetworkManager's children are. They have no unit.
+            // Root without CAP_CHOWN, as NetworkManager's children are. Their records are for no unit.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             outcome => outcome?,
         }
     }
+    Ok(file)
+}
+
+/// The lock of all tunnels of a namespace: whoever has it first, any unit can have it next. A child of NetworkManager cannot
+/// give a file away, but is of the unit's group.
+fn open_everything(path: &Path) -> io::Result<File> {
+    let file = open_as(path, 0o660)?;
+    // Without what the umask takes. Only the owner may, who has done it.
+    let _ = file.set_permissions(Permissions::from_mode(0o660));
     Ok(file)
 }
 
@@ -336,7 +352,7 @@ fn look(path: &Path) -> io::Result<File> {
 
 /// Opens a plain file that has no other name. The folder is the daemon's, and root must neither wait at a pipe
 /// in it nor give away a file of somebody else's.
-fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+pub(super) fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let file = options.read(true).custom_flags(flags).open(path)?;
     let found = file.metadata()?;

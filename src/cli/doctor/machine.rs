@@ -146,7 +146,7 @@ fn holder(link: &Link) -> String {
     };
     let other = Instance::running().ok().and_then(|all| all.into_iter().find(has_it));
     match other {
-        Some(other) => format!("the tunnel {} has it", other.name()),
+        Some(other) => format!("the tunnel {} has it", other.title()),
         None => "another program has it".into(),
     }
 }

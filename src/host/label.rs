@@ -1,0 +1,87 @@
+//! What people call a tunnel whose name is none for people: the file `NAME.label` beside its control socket.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+};
+
+use super::{instance::Instance, record};
+use crate::wire::foreign::printable;
+
+const SUFFIX: &str = "label";
+/// The longest that is written, in characters, and read, in bytes.
+const LONGEST: usize = 64;
+const MOST: u64 = 1024;
+
+impl Instance {
+    /// Has people call it so. A label has no slash: what has one is a file.
+    #[cfg(feature = "networkmanager")]
+    pub(crate) fn set_label(&self, label: &str) -> io::Result<()> {
+        let path = self.file(SUFFIX);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut options = File::options();
+        // Whoever may ask the daemon may know.
+        let mut file =
+            record::opened(options.write(true).create(true).truncate(false).mode(0o640), &path)?;
+        file.set_len(0)?;
+        file.write_all(printable(&label.replace('/', "-"), LONGEST).as_bytes())
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub(crate) fn title(&self) -> String {
+        self.label().unwrap_or_else(|_| self.name().into())
+    }
+
+    /// Those of the same directory that people call so.
+    pub(crate) fn labelled(&self, label: &str) -> Vec<Self> {
+        let folder = self.file(SUFFIX).parent().map(fs::read_dir);
+        let entries = folder.into_iter().flatten().flatten().flatten().map(|entry| entry.path());
+        let names = entries
+            .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
+            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+        let mut found: Vec<_> = names
+            .map(|name| self.sibling(&name))
+            .filter(|it| it.label().is_ok_and(|its| its == label))
+            .collect();
+        found.sort_by(|a, b| a.name().cmp(b.name()));
+        found
+    }
+
+    fn label(&self) -> io::Result<String> {
+        let mut label = String::new();
+        let file = record::opened(&mut File::options(), &self.file(SUFFIX))?;
+        file.take(MOST).read_to_string(&mut label)?;
+        match label.is_empty() {
+            true => Err(io::ErrorKind::InvalidData.into()),
+            false => Ok(printable(&label, LONGEST)),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "networkmanager"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_call_a_tunnel_by_its_label() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["nm+1", "nm+2"].map(|name| Instance::within(folder.path(), name));
+        assert_eq!(one.title(), "nm+1");
+        one.set_label("a long name for home").unwrap();
+        one.set_label("Büro 2/1\u{1b}[2J").unwrap();
+        other.set_label("home").unwrap();
+        assert_eq!(one.title(), "Büro 2-1\\u{1b}[2J");
+        assert_eq!(one.labelled("home"), [other.clone()]);
+        assert_eq!(one.labelled(&one.title()), [one.clone()]);
+        assert_eq!(one.labelled("nm+1"), []);
+        // Neither a link nor a pipe is read.
+        fs::remove_file(other.file(SUFFIX)).unwrap();
+        std::os::unix::fs::symlink(one.file(SUFFIX), other.file(SUFFIX)).unwrap();
+        assert_eq!(other.title(), "nm+2");
+        assert!(other.set_label("x").is_err());
+    }
+}
