@@ -127,15 +127,23 @@ pub(crate) struct Client {
     shown: Shown,
 }
 
-/// Runs the client until the process is told to stop.
-pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
-    run_until(signals::stop()?, None, config, daemon).await
+/// Why a client is to stop, and what becomes of its kill switch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stop {
+    pub why: &'static str,
+    pub seal: Seal,
 }
 
-/// Runs the client until `stop` says why it stops. A `delegate` sets what it can of the host; with it the kill switch
-/// lasts as long as the client does.
+/// Runs the client until the process is told to stop.
+pub(crate) async fn run(config: ClientConfig, daemon: Daemon) -> anyhow::Result<()> {
+    let signal = signals::stop()?;
+    let stop = async { Stop { why: signal.await, seal: Seal::Lifted } };
+    run_until(stop, None, config, daemon).await
+}
+
+/// Runs the client until it is to `stop`. A `delegate` sets what it can of the host.
 pub(crate) async fn run_until(
-    stop: impl Future<Output = &'static str>,
+    stop: impl Future<Output = Stop>,
     delegate: Option<Delegate>,
     config: ClientConfig,
     daemon: Daemon,
@@ -174,7 +182,7 @@ pub(crate) async fn run_until(
     let stop_links = |stopped| links.stop(stopped);
     client.begin_usage(Store::at(daemon.instance.state_file(usage::SUFFIX)), stop_links).await;
     let ended = tokio::select! {
-        ended = apart(client.carry(device.reader(), &mut host_of_sessions, &mut ordered)) => ended,
+        ended = apart(client.carry(device.reader(), &mut host_of_sessions, &mut ordered)) => ended.map(|()| Seal::Lifted),
         never = apart(host.run()) => match never {},
         failed = apart(daemon.hangups(|| client.reload(&daemon, wish.clone()))) => failed.map(|never| match never {}),
         never = apart(client.keep_names()) => match never {},
@@ -187,22 +195,23 @@ pub(crate) async fn run_until(
             deleted?;
             Err(anyhow::anyhow!("TUN device {} is gone: somebody deleted it", client.interface))
         }
-        signal = apart(stop) => {
-            info!(signal, "stopping");
+        Stop { why, seal } = apart(stop) => {
+            info!(signal = why, "stopping");
             systemd::stopping();
             client.part(b"the client stops").await;
-            Ok(())
+            Ok(seal)
         }
     };
     // A tunnel that failed is no reason to let its traffic out, nor is one that is about to be back.
     match &ended {
-        _ if is_delegated => host.undo(Seal::Lifted).await,
-        Ok(()) if systemd::is_restarting().await => info!("leaving everything for the next run"),
-        Ok(()) => host.undo(Seal::Lifted).await,
+        Ok(_) if !is_delegated && systemd::is_restarting().await => {
+            info!("leaving everything for the next run");
+        }
+        Ok(seal) => host.undo(*seal).await,
         Err(_) => host.undo(Seal::Kept).await,
     }
     client.end_usage(links.meters()).await;
-    ended
+    ended.map(|_seal| ())
 }
 
 impl Client {

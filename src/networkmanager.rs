@@ -16,7 +16,6 @@ mod plugin;
 mod profile;
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -24,21 +23,24 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
-use nix::unistd::{Group, setegid};
+use nix::{
+    net::if_::if_nametoindex,
+    unistd::{Group, setegid},
+};
 use tokio::sync::{Notify, oneshot, watch};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use zbus::{connection::Builder, fdo::DBusProxy, object_server::SignalEmitter};
 
 use self::{
-    handover::Handover,
-    plugin::{Asked, Failure, Plugin, State},
+    handover::{Handover, News},
+    plugin::{ConnectRequest, Failure, Plugin, State},
 };
 use crate::{
-    client::{self, ended::Refusal},
+    client::{self, Stop, ended::Refusal},
     daemon::{self, Daemon, moderation, signals},
-    host::{Layout, delegate::Delegate, record},
+    host::{Layout, Seal, delegate::Delegate, instance::Instance, record},
     task,
 };
 
@@ -49,8 +51,10 @@ const PATH: &str = "/org/freedesktop/NetworkManager/VPN/Plugin";
 const GROUP: &str = "roamd";
 /// How long a process waits to be told to connect: as long as a person takes for a secret.
 const IDLE: Duration = Duration::from_secs(300);
-/// How long the process of the connection before, of the same name, may take to end, and from one look to the next.
+/// How long the process that had the same connection before may take to end, and its device to go, and from one look to
+/// the next.
 const BEFORE: Duration = Duration::from_secs(5);
+const DEVICE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Serves one connection under this bus name, until it ends.
@@ -90,9 +94,10 @@ async fn run(name: String) -> anyhow::Result<()> {
         .await?;
     let stop = async {
         tokio::select! {
-            () = disconnect.notified() => NETWORK_MANAGER,
-            _ = owners.next() => "the end of NetworkManager",
-            signal = stops.next() => signal,
+            () = disconnect.notified() => Stop { why: NETWORK_MANAGER, seal: Seal::Lifted },
+            // Nobody has said that the traffic may go out.
+            _ = owners.next() => Stop { why: "the end of NetworkManager", seal: Seal::Kept },
+            why = stops.next() => Stop { why, seal: Seal::Kept },
         }
     };
     let mut stop = Box::pin(stop);
@@ -101,62 +106,108 @@ async fn run(name: String) -> anyhow::Result<()> {
         _ = &mut stop => return Ok(()),
         () = tokio::time::sleep(IDLE) => return Ok(()),
     };
-    let told = Told { emitter: &emitter, state: &state };
-    told.state(State::Starting).await?;
-    let ended = tunnel(asked, stop, &told).await;
+    let signals = Signals { emitter: &emitter, state: &state };
+    signals.state(State::Starting).await?;
+    let ended = tunnel(asked, stop, &signals).await;
     if let Err(error) = &ended {
         let is_refusal = error.chain().any(|cause| cause.is::<Refusal>());
         let why = if is_refusal { Failure::Login } else { Failure::Connect };
         Plugin::failure(&emitter, why as u32).await?;
     }
-    told.state(State::Stopped).await?;
+    signals.state(State::Stopped).await?;
     ended
 }
 
 /// Runs the tunnel until it is to stop.
 async fn tunnel(
-    Asked { profile, config }: Asked,
-    stop: impl Future<Output = &'static str>,
-    told: &Told<'_>,
+    ConnectRequest { profile, config }: ConnectRequest,
+    stop: impl Future<Output = Stop>,
+    signals: &Signals<'_>,
 ) -> anyhow::Result<()> {
-    let instance = profile.instance();
-    let is_free = async {
-        while record::is_held(&instance) {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    // Whoever else has the name is told of below.
-    let _ = tokio::time::timeout(BEFORE, is_free).await;
+    let (instance, interface) = (profile.instance(), config.tun.name.clone());
+    within(BEFORE, || !record::is_held(&instance)).await;
+    within(DEVICE, || !exists(&interface)).await;
+    free(&interface, &instance)?;
+    if let Err(error) = instance.set_label(profile.label()) {
+        warn!(%error, "roamd status knows this connection by its UUID only");
+    }
     let fixed = "NetworkManager has it; nmcli connection up takes a change over";
     let daemon = Daemon::of(profile.source(), instance, &config, fixed)?;
     let (delegate, wishes) = Delegate::new();
-    let handover = Handover::new(&config.tun.name);
-    tokio::select! {
-        ended = client::run_until(stop, Some(delegate), config, daemon) => ended,
-        lost = told.of_all(wishes, handover) => match lost? {},
+    let handover = Handover::new(&interface);
+    let stop = async {
+        tokio::select! {
+            stop = stop => stop,
+            error = signals.send_changes(wishes, handover) => {
+                warn!(%error, "NetworkManager cannot be told what the interface is to have");
+                Stop { why: "the end of the system bus", seal: Seal::Kept }
+            }
+        }
+    };
+    let record = daemon.record.clone();
+    let was_sealed = record.changes().sealed;
+    let ended = client::run_until(stop, Some(delegate), config, daemon).await;
+    // What has never been up holds nothing back. What an earlier run holds back is no matter of a second try.
+    if !was_sealed
+        && !signals.have_started()
+        && let Err(error) = record.undo().await
+    {
+        warn!(%error, "cannot undo everything");
     }
+    ended
+}
+
+/// Waits until `is_done`, not for longer than this.
+async fn within(limit: Duration, is_done: impl Fn() -> bool) {
+    let done = async {
+        while !is_done() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let _ = tokio::time::timeout(limit, done).await;
+}
+
+fn exists(interface: &str) -> bool {
+    if_nametoindex(interface).is_ok()
+}
+
+/// Refuses an interface that is there: a user's connection is not to have an admin's, nor what is meant for it.
+fn free(interface: &str, instance: &Instance) -> anyhow::Result<()> {
+    if exists(interface) {
+        let holder = record::who_has(interface, instance);
+        let holder = holder.map_or("another program".into(), |title| format!("tunnel {title}"));
+        bail!(
+            "{holder} has the interface {interface}: stop it, or give this connection another tun.name"
+        );
+    }
+    Ok(())
 }
 
 /// What NetworkManager is told.
-struct Told<'a> {
+struct Signals<'a> {
     emitter: &'a SignalEmitter<'a>,
     state: &'a AtomicU32,
 }
 
-impl Told<'_> {
+impl Signals<'_> {
     async fn state(&self, state: State) -> zbus::Result<()> {
         if self.state.swap(state as u32, Relaxed) != state as u32 {
-            Plugin::went(self.emitter, state as u32).await?;
+            Plugin::state_changed(self.emitter, state as u32).await?;
         }
         Ok(())
     }
 
-    /// Hands over what is wanted of the interface, as it changes.
-    async fn of_all(
+    /// Whether NetworkManager was told that the tunnel is up.
+    fn have_started(&self) -> bool {
+        self.state.load(Relaxed) == State::Started as u32
+    }
+
+    /// Sends what is wanted of the interface, as it changes, until that fails.
+    async fn send_changes(
         &self,
         mut wishes: watch::Receiver<Option<Layout>>,
         mut handover: Handover,
-    ) -> zbus::Result<Infallible> {
+    ) -> zbus::Error {
         loop {
             if wishes.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -167,14 +218,20 @@ impl Told<'_> {
                 interface = handover.interface(),
                 "NetworkManager is told what the interface is to have"
             );
-            Plugin::config(self.emitter, news.general).await?;
-            if let Some(v4) = news.v4 {
-                Plugin::ip4_config(self.emitter, v4).await?;
+            if let Err(error) = self.send(news).await {
+                return error;
             }
-            if let Some(v6) = news.v6 {
-                Plugin::ip6_config(self.emitter, v6).await?;
-            }
-            self.state(State::Started).await?;
         }
+    }
+
+    async fn send(&self, News { general, v4, v6 }: News) -> zbus::Result<()> {
+        Plugin::config(self.emitter, general).await?;
+        if let Some(v4) = v4 {
+            Plugin::ip4_config(self.emitter, v4).await?;
+        }
+        if let Some(v6) = v6 {
+            Plugin::ip6_config(self.emitter, v6).await?;
+        }
+        self.state(State::Started).await
     }
 }

@@ -49,7 +49,7 @@ pub(super) enum Refused {
 
 /// A tunnel to begin.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ConnectRequest {
     pub(super) profile: Profile,
     pub(super) config: ClientConfig,
 }
@@ -57,7 +57,7 @@ pub(super) struct Asked {
 /// The object that NetworkManager talks to.
 pub(super) struct Plugin {
     /// Where the one tunnel of this process is asked for.
-    pub(super) connect: Mutex<Option<oneshot::Sender<Asked>>>,
+    pub(super) connect: Mutex<Option<oneshot::Sender<ConnectRequest>>>,
     pub(super) disconnect: Arc<Notify>,
     pub(super) state: Arc<AtomicU32>,
 }
@@ -65,9 +65,10 @@ pub(super) struct Plugin {
 impl Plugin {
     fn begin(&self, settings: Settings) -> Result<(), Refused> {
         let profile = Profile::read(settings).map_err(Refused::BadArguments)?;
-        let config = profile.config().map_err(|error| Refused::BadArguments(error.to_string()))?;
+        let config = profile.config().map_err(Refused::BadArguments)?;
         let mut connect = self.connect.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins = |connect: oneshot::Sender<_>| connect.send(Asked { profile, config }).is_ok();
+        let begins =
+            |connect: oneshot::Sender<_>| connect.send(ConnectRequest { profile, config }).is_ok();
         match connect.take().is_some_and(begins) {
             true => Ok(()),
             false => Err(Refused::AlreadyStarted("this process has a connection".into())),
@@ -93,7 +94,7 @@ impl Plugin {
     /// The setting that lacks a secret, if one does.
     fn need_secrets(&self, settings: Settings) -> Result<&str, Refused> {
         let profile = Profile::read(settings).map_err(Refused::BadArguments)?;
-        Ok(if profile.has_key() { "" } else { "vpn" })
+        Ok(if profile.lacks_a_secret() { "vpn" } else { "" })
     }
 
     fn new_secrets(&self, _connection: Settings) -> Result<(), Refused> {
@@ -121,8 +122,8 @@ impl Plugin {
         self.state.load(Relaxed)
     }
 
-    #[zbus(signal, name = "StateChanged")]
-    pub(super) async fn went(emitter: &SignalEmitter<'_>, state: u32) -> zbus::Result<()>;
+    #[zbus(signal)]
+    pub(super) async fn state_changed(emitter: &SignalEmitter<'_>, state: u32) -> zbus::Result<()>;
 
     #[zbus(signal)]
     async fn secrets_required(

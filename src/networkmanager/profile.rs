@@ -10,15 +10,21 @@ use zbus::OwnedVariant;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{ClientConfig, ConfigErrors, Items},
+    config::{ClientConfig, Items},
     host::instance::Instance,
 };
 
 pub(super) type Settings = HashMap<String, HashMap<String, OwnedVariant>>;
 
+/// The longest that is taken for a UUID, in bytes.
+const LONGEST: usize = 64;
+
 /// What of a connection matters to a tunnel.
 pub(super) struct Profile {
+    /// What people call it.
     id: String,
+    /// What NetworkManager calls it: it stays when people call it otherwise.
+    uuid: String,
     items: Items,
     /// Whether the default route of IPv4, and that of IPv6, stays outside.
     never_default: [bool; 2],
@@ -32,7 +38,13 @@ impl fmt::Debug for Profile {
 
 impl Profile {
     pub(super) fn read(mut settings: Settings) -> Result<Self, String> {
-        let id = take::<String>(&mut settings, "connection", "id").unwrap_or_default();
+        let mut own =
+            |property| take::<String>(&mut settings, "connection", property).unwrap_or_default();
+        let (id, uuid) = (own("id"), own("uuid"));
+        let is_plain = |it: u8| it.is_ascii_alphanumeric() || it == b'-';
+        if uuid.is_empty() || uuid.len() > LONGEST || !uuid.bytes().all(is_plain) {
+            return Err("connection.uuid is none".into());
+        }
         let mut map = |property: &str| {
             take::<HashMap<String, String>>(&mut settings, "vpn", property).unwrap_or_default()
         };
@@ -44,12 +56,20 @@ impl Profile {
         let items = Items { data: data.into_iter().collect(), secrets: secrets.collect() };
         let never_default =
             ["ipv4", "ipv6"].map(|it| take(&mut settings, it, "never-default").unwrap_or(false));
-        Ok(Self { id, items, never_default })
+        Ok(Self { id, uuid, items, never_default })
     }
 
-    /// Whether the one secret that a tunnel cannot do without is there.
-    pub(super) fn has_key(&self) -> bool {
-        self.items.secrets.get(Items::KEY).is_some_and(|key| !key.is_empty())
+    /// Whether a secret is not there: the key, which no tunnel can do without, or one that NetworkManager has not stored.
+    pub(super) fn lacks_a_secret(&self) -> bool {
+        let has = |name: &str| self.items.secrets.get(name).is_some_and(|text| !text.is_empty());
+        // `NMSettingSecretFlags`: 1 an agent has it, 2 nobody stores it, 4 it is not required.
+        let is_elsewhere =
+            |flags: &str| flags.parse().is_ok_and(|flags: u32| (1..4).contains(&flags));
+        let mut flags = self.items.data.iter();
+        let lacks = |(name, flags): (&String, &String)| {
+            name.strip_suffix("-flags").is_some_and(|name| is_elsewhere(flags) && !has(name))
+        };
+        !has(Items::KEY) || flags.any(lacks)
     }
 
     /// How messages call the configuration.
@@ -57,21 +77,33 @@ impl Profile {
         Path::new(&format!("connection {}", self.id)).into()
     }
 
-    /// The daemon's name: the connection's, with a dash for what a file's name does not have.
+    /// The daemon's name, which no unit's has: a unit's name has no "+" (systemd.unit(5)). A user who calls a connection
+    /// as an admin calls a tunnel gets nothing of it.
     pub(super) fn instance(&self) -> Instance {
-        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        let name: String = self.id.chars().map(plain).collect();
-        let name = name.trim_start_matches('.');
-        Instance::named(if name.is_empty() { "networkmanager" } else { name })
+        Instance::named(&format!("nm+{}", self.uuid))
     }
 
-    pub(super) fn config(&self) -> Result<ClientConfig, ConfigErrors> {
-        let mut config = self.items.config(&self.source())?;
+    /// What people call it, which may be anything.
+    pub(super) fn label(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn config(&self) -> Result<ClientConfig, String> {
+        let mut config = self.items.config(&self.source()).map_err(|error| error.to_string())?;
         let [v4, v6] = self.never_default;
+        // All, or one of the halves that all is written as.
         let stays = |net: &ipnet::IpNet| {
-            net.prefix_len() == 0 && if net.addr().is_ipv4() { v4 } else { v6 }
+            net.prefix_len() <= 1 && if net.addr().is_ipv4() { v4 } else { v6 }
         };
-        config.tun.routes.iter_mut().for_each(|routes| routes.retain(|net| !stays(net)));
+        let routes = config.tun.routes.as_mut();
+        let left_out = routes.map_or(0, |routes| routes.extract_if(.., |net| stays(net)).count());
+        if left_out > 0 && config.tun.kill_switch {
+            return Err(
+                "tun.kill-switch cannot hold back what never-default leaves outside: set one of \
+                        ipv4.never-default, ipv6.never-default and tun.kill-switch to no"
+                    .into(),
+            );
+        }
         Ok(config)
     }
 }
@@ -90,6 +122,8 @@ mod tests {
     use super::*;
     use crate::identity::PrivateKey;
 
+    const UUID: &str = "f7a43c2d-63e2-4b96-a34f-11a9a1c42be6";
+
     fn settings(id: &str, data: &[(&str, &str)], key: Option<&str>) -> Settings {
         let map = |entries: &[(&str, &str)]| {
             let entries = entries.iter().map(|(key, text)| ((*key).into(), (*text).into()));
@@ -98,7 +132,8 @@ mod tests {
         let mut vpn = HashMap::from([("data".into(), map(data))]);
         vpn.extend(key.map(|key| ("secrets".into(), map(&[("private-key", key)]))));
         let id = zbus::Variant::from(id.to_owned()).try_into().unwrap();
-        let connection = HashMap::from([("id".into(), id)]);
+        let uuid = zbus::Variant::from(UUID.to_owned()).try_into().unwrap();
+        let connection = HashMap::from([("id".into(), id), ("uuid".into(), uuid)]);
         HashMap::from([("connection".into(), connection), ("vpn".into(), vpn)])
     }
 
@@ -111,10 +146,10 @@ mod tests {
     #[test]
     fn a_connection_without_a_key_needs_a_secret() {
         let profile = Profile::read(settings("home", &DATA, None)).unwrap();
-        assert!(!profile.has_key() && profile.config().is_err());
+        assert!(profile.lacks_a_secret() && profile.config().is_err());
         let key = PrivateKey::generate().unwrap();
         let profile = Profile::read(settings("home", &DATA, Some(&key.to_base64()))).unwrap();
-        assert!(profile.has_key());
+        assert!(!profile.lacks_a_secret());
         assert_eq!(profile.config().unwrap().private_key.public_key(), key.public_key());
         assert!(!format!("{profile:?}").contains(key.to_base64().as_str()));
     }
@@ -130,12 +165,47 @@ mod tests {
     }
 
     #[test]
-    fn any_name_of_a_connection_makes_a_file_name() {
-        for (id, name) in
-            [("home", "home"), ("Büro 2/1", "Büro-2-1"), ("../x", "-x"), ("", "networkmanager")]
-        {
+    fn no_kill_switch_goes_with_a_default_route_that_stays_outside() {
+        let key = PrivateKey::generate().unwrap().to_base64();
+        for (routes, never, is_refused) in [
+            ("default", "ipv4", true),
+            ("0.0.0.0/0", "ipv6", false),
+            ("0.0.0.0/1 128.0.0.0/1", "ipv4", true),
+            ("10.0.0.0/8", "ipv4", false),
+        ] {
+            let data = [&DATA[..2], &[("tun.routes", routes), ("tun.kill-switch", "true")]];
+            let mut settings = settings("home", &data.concat(), Some(&key));
+            settings.insert(never.into(), HashMap::from([("never-default".into(), true.into())]));
+            let said = Profile::read(settings).unwrap().config().map(drop);
+            assert_eq!(said.is_err(), is_refused, "{routes}: {said:?}");
+            assert!(said.err().is_none_or(|said| said.contains("ipv4.never-default")));
+        }
+    }
+
+    #[test]
+    fn a_secret_that_networkmanager_has_not_stored_is_asked_for() {
+        let key = PrivateKey::generate().unwrap().to_base64();
+        for (flags, lacks) in [("0", false), ("1", true), ("2", true), ("4", false), ("5", false)] {
+            let data = [&DATA[..], &[("server.proxy-flags", flags)]].concat();
+            let mut profile = Profile::read(settings("home", &data, Some(&key))).unwrap();
+            assert_eq!(profile.lacks_a_secret(), lacks, "{flags}");
+            let proxy = "http://u:pw@p:3128".to_owned().into();
+            profile.items.secrets.insert("server.proxy".into(), proxy);
+            assert!(!profile.lacks_a_secret(), "{flags}");
+        }
+    }
+
+    #[test]
+    fn no_unit_can_have_the_name_of_a_connection() {
+        for id in ["home", "Büro 2/1", "../x", ""] {
             let profile = Profile::read(settings(id, &DATA, None)).unwrap();
-            assert_eq!(profile.instance().name(), name);
+            assert_eq!(profile.instance().name(), format!("nm+{UUID}"));
+        }
+        for wrong in ["", "../../home", "a.b", &"a".repeat(65)] {
+            let mut settings = settings("home", &DATA, None);
+            let uuid = zbus::Variant::from(wrong.to_owned()).try_into().unwrap();
+            settings.get_mut("connection").unwrap().insert("uuid".into(), uuid);
+            assert!(Profile::read(settings).is_err(), "{wrong}");
         }
     }
 
