@@ -155,11 +155,6 @@ unsafe extern "C" {
         each: Each,
         data: *mut c_void,
     );
-    pub(crate) fn nm_setting_vpn_foreach_secret(
-        setting: *mut NMSetting,
-        each: Each,
-        data: *mut c_void,
-    );
     pub(crate) fn nm_setting_vpn_new() -> *mut NMSetting;
     pub(crate) fn nm_simple_connection_new() -> *mut NMConnection;
     pub(crate) fn nm_utils_uuid_generate() -> *mut c_char;

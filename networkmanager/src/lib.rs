@@ -3,6 +3,9 @@
 //!
 //! It is a GObject with the interface `NMVpnEditorPlugin` (nm-vpn-editor-plugin.h). What a file means is roamd's to
 //! say: `roamd network-manager --import FILE` prints the items of a connection, `--export` makes a file of them.
+//!
+//! It is linked to neither libnm nor GObject: the program that loads it must have loaded both for all (`RTLD_GLOBAL`), as
+//! one that is linked to them has.
 
 mod ffi;
 mod roamd;
@@ -139,8 +142,9 @@ unsafe extern "C" fn import(
 ) -> *mut NMConnection {
     // SAFETY: the caller's path ends with a NUL.
     let path = unsafe { path_of(path) };
-    let name = path.file_stem().unwrap_or_default().as_bytes();
-    let name = CString::new(name).unwrap_or_default();
+    // libnm takes UTF-8 only.
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name = CString::new(&*name).unwrap_or_else(|_| NAME.into());
     match roamd::import(path) {
         // SAFETY: libnm is loaded.
         Ok(items) => unsafe { connection(&name, &items) },
@@ -206,7 +210,7 @@ unsafe fn connection(name: &CStr, items: &Items) -> *mut NMConnection {
     }
 }
 
-/// Writes the file that the connection is the same as.
+/// Writes the file that the connection is the same as, but for its secrets: others may read the file that is there.
 unsafe extern "C" fn export(
     _plugin: *mut NMVpnEditorPlugin,
     path: *const c_char,
@@ -219,7 +223,6 @@ unsafe extern "C" fn export(
         let mut items = Items::default();
         if !vpn.is_null() {
             ffi::nm_setting_vpn_foreach_data_item(vpn, add, (&raw mut items.data).cast());
-            ffi::nm_setting_vpn_foreach_secret(vpn, add, (&raw mut items.secrets).cast());
         }
         roamd::export(&items, path_of(path))
     };
@@ -249,7 +252,9 @@ unsafe extern "C" fn file_name(
     unsafe {
         let name = ffi::nm_connection_get_id(connection);
         let name = if name.is_null() { NAME } else { CStr::from_ptr(name) };
-        let file = [name.to_bytes(), b".toml"].concat();
+        let plain = |byte: &u8| if *byte == b'/' { b'-' } else { *byte };
+        let mut file: Vec<u8> = name.to_bytes().iter().map(plain).collect();
+        file.extend(b".toml");
         ffi::g_strdup(CString::new(file).unwrap_or_default().as_ptr())
     }
 }

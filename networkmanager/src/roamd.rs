@@ -4,14 +4,15 @@
 
 use std::{
     ffi::CString,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
-const PROGRAM: &str = "roamd";
+/// The one that the service runs, not one of the same name that the user has.
+const PROGRAM: &str = "/usr/bin/roamd";
 
 /// What a connection keeps.
 #[derive(Default)]
@@ -22,12 +23,16 @@ pub(crate) struct Items {
 
 /// The items of a file; an error is for people.
 pub(crate) fn import(path: &Path) -> Result<Items, String> {
+    // A desktop would wait at a pipe for as long as nobody writes to it.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(format!("{} is no plain file", path.display()));
+    }
     let mut command = Command::new(PROGRAM);
     let asked = command.args(["network-manager", "--import"]).arg(path).stdin(Stdio::null());
     items(&said(asked.output())?).ok_or_else(|| "roamd is of another version".into())
 }
 
-/// Writes the file that is the same as the items, with their key in it.
+/// Writes the file that is the same as the items.
 pub(crate) fn export(items: &Items, path: &Path) -> Result<(), String> {
     let mut command = Command::new(PROGRAM);
     let asked = command.args(["network-manager", "--export"]);
