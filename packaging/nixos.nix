@@ -24,6 +24,7 @@ let
     };
     cargoLock.lockFile = ../Cargo.lock;
     buildFeatures = [ "etcd" ];
+    cargoBuildFlags = [ "-p" "roamd" "-p" "roamd-networkmanager" ];
     nativeBuildInputs = [ pkgs.protobuf pkgs.cmake pkgs.rustPlatform.bindgenHook ];
     # The end-to-end tests need root and network namespaces.
     cargoTestFlags = [ "--lib" ];
@@ -35,9 +36,20 @@ let
       install -Dm644 assets/roamd.fish -t $out/share/fish/vendor_completions.d
       install -Dm644 assets/_roamd -t $out/share/zsh/site-functions
       install -Dm644 systemd/roamd@.service -t $out/lib/systemd/system
-      substituteInPlace $out/lib/systemd/system/roamd@.service --replace-fail /usr/bin/roamd $out/bin/roamd
+      install -Dm644 systemd/roamd-notify.service -t $out/lib/systemd/user
+      install -Dm644 config/icons/*.svg -t $out/share/icons/hicolor/symbolic/apps
       install -Dm644 systemd/polkit.rules $out/share/polkit-1/rules.d/roamd.rules
+      networkmanager=$out/lib/NetworkManager
+      install -Dm755 systemd/networkmanager/nm-roamd-service -t $networkmanager
+      install -Dm644 systemd/networkmanager/nm-roamd-service.name -t $networkmanager/VPN
+      install -Dm644 systemd/networkmanager/nm-roamd-service.conf -t $out/share/dbus-1/system.d
+      mv $out/lib/libnm_vpn_plugin_roamd.so $networkmanager/libnm-vpn-plugin-roamd.so
+      substituteInPlace $out/lib/systemd/system/roamd@.service $out/lib/systemd/user/roamd-notify.service \
+        $networkmanager/nm-roamd-service --replace-fail /usr/bin/roamd $out/bin/roamd
+      substituteInPlace $networkmanager/VPN/nm-roamd-service.name --replace-fail /usr/lib/NetworkManager $networkmanager
     '';
+    # Where networking.networkmanager.plugins finds it in lib/NetworkManager.
+    passthru.networkManagerPlugin = "VPN/nm-roamd-service.name";
     meta = {
       description = manifest.package.description;
       license = with lib.licenses; [ mit asl20 ];
@@ -76,6 +88,7 @@ in
       lib.nameValuePair "roamd/${name}.toml" { source = toml.generate "${name}.toml" tunnel.settings; }
     ) cfg.tunnels;
     systemd.packages = [ cfg.package ];
+    networking.networkmanager.plugins = lib.mkIf config.networking.networkmanager.enable [ cfg.package ];
     systemd.services = lib.mapAttrs' (name: _:
       lib.nameValuePair "roamd@${name}" {
         overrideStrategy = "asDropin";
