@@ -420,6 +420,8 @@ impl Host {
             None => addresses.clone(),
             Some(delegate) => {
                 delegate.tell(layout);
+                // One that was ours may be the delegate's from here on.
+                self.interface.leave(addresses);
                 // Packets that are led into the tunnel before it has an address would have another sender.
                 self.await_an_address(addresses).await;
                 routes.retain(|it| it.table.is_some());

@@ -155,6 +155,11 @@ impl Interface {
         found.iter().any(|it| addresses.iter().any(|wanted| wanted.addr() == it.addr()))
     }
 
+    /// Leaves these addresses to somebody else: what we gave of them is not taken away.
+    pub(super) fn leave(&mut self, addresses: &[IpNet]) {
+        self.given.addresses.retain(|given| !addresses.contains(given));
+    }
+
     /// Wants this MTU (bytes), these addresses and these routes; what stays is not touched.
     pub(crate) async fn set(
         &mut self,

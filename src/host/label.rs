@@ -2,8 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
 };
 
 use super::{instance::Instance, record};
@@ -18,6 +17,7 @@ impl Instance {
     /// Has people call it so. A label has no slash: what has one is a file.
     #[cfg(feature = "networkmanager")]
     pub(crate) fn set_label(&self, label: &str) -> io::Result<()> {
+        use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
         let path = self.file(SUFFIX);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;

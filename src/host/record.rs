@@ -443,6 +443,10 @@ mod tests {
         let work = Record::open(&Instance::within(folder.path(), "work")).unwrap();
         home.take_everything(true).unwrap();
         home.take_everything(true).unwrap();
+        let files = fs::read_dir(folder.path()).unwrap().flatten();
+        let locks = files.filter(|it| it.file_name().to_string_lossy().starts_with("everything-"));
+        let modes: Vec<_> = locks.map(|it| it.metadata().unwrap().mode() & 0o777).collect();
+        assert_eq!(modes, [0o660], "whichever user's unit comes next");
         let refused = work.take_everything(true).unwrap_err().to_string();
         assert!(refused.starts_with("tunnel home already takes all traffic"), "{refused}");
         home.take_everything(false).unwrap();
