@@ -11,6 +11,7 @@ mod board;
 mod browser;
 mod follow;
 mod icon;
+mod markup;
 mod matters;
 mod menu;
 mod seen;

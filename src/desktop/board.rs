@@ -14,7 +14,10 @@ use zbus::{
     proxy,
 };
 
-use super::matters::{Action, Key, Note};
+use super::{
+    markup::escaped,
+    matters::{Action, Key, Note},
+};
 
 const NAME: &str = "org.freedesktop.Notifications";
 /// How long the desktop may take; D-Bus itself waits for ever.
@@ -198,34 +201,5 @@ impl Board {
             pinned.id = self.show(&pinned.note, None).await;
         }
         self.pinned = pinned;
-    }
-}
-
-/// Text as it is, for a service that reads markup.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_of_others_is_no_markup() {
-        let hostile = "<a href=\"https://evil.example\">log in</a> & <b>pay</b>";
-        let escaped = escaped(hostile);
-        assert!(!escaped.contains(['<', '>']), "{escaped}");
-        assert!(
-            escaped.starts_with("&lt;a href=\"https://evil.example\"&gt;log in&lt;/a&gt; &amp; ")
-        );
     }
 }

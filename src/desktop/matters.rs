@@ -219,7 +219,7 @@ impl Tunnel {
 
     /// The notification of a matter that holds; none if it does not. This is the table of what people are told.
     fn note(&self, name: &str, matter: Matter) -> Option<Note> {
-        let seen = &self.seen;
+        let (name, seen) = (Foreign::of(name), &self.seen);
         let reason = || seen.reason.as_ref().map(ToString::to_string);
         let note = Note {
             title: String::new(),
@@ -287,7 +287,7 @@ impl State {
 fn last_word(name: &str, matter: Matter, seen: &Seen) -> Option<Note> {
     let (link, _) = seen.in_use.as_ref().filter(|_| matter == Matter::Away)?;
     Some(Note {
-        title: format!("{name}: connected again"),
+        title: format!("{}: connected again", Foreign::of(name)),
         body: format!("The tunnel goes over {link}."),
         urgency: Urgency::Low,
         category: "network.connected",
@@ -299,7 +299,7 @@ fn last_word(name: &str, matter: Matter, seen: &Seen) -> Option<Note> {
 /// What a person hears whose click came to nothing.
 pub(crate) fn failed(name: &str, why: &str) -> Action {
     let note = Note {
-        title: format!("{name}: not done"),
+        title: format!("{}: not done", Foreign::of(name)),
         body: why.into(),
         urgency: Urgency::Normal,
         category: "network.error",

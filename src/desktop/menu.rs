@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::seen::{Choice, Seen, Way};
-use crate::daemon::control::Request;
+use super::{
+    markup::escaped,
+    seen::{Choice, Seen, Way},
+};
+use crate::{daemon::control::Request, wire::foreign::Foreign};
 
 /// What "Pause for an hour" means, in seconds.
 const HOUR: u32 = 3600;
@@ -54,7 +57,7 @@ pub(super) fn entries(tunnels: &BTreeMap<&str, &Seen>) -> Vec<Entry> {
         _ => {
             let menu = |(name, seen): (&&str, &&Seen)| Entry {
                 children: of_tunnel(name, seen),
-                ..Entry::new(Kind::Menu, *name)
+                ..Entry::new(Kind::Menu, Foreign::of(name).as_str())
             };
             tunnels.iter().map(menu).collect()
         }
@@ -62,7 +65,8 @@ pub(super) fn entries(tunnels: &BTreeMap<&str, &Seen>) -> Vec<Entry> {
 }
 
 fn of_tunnel(name: &str, seen: &Seen) -> Vec<Entry> {
-    let mut entries = vec![Entry::new(Kind::Words, format!("{name}: {}", words(seen)))];
+    let state = format!("{}: {}", Foreign::of(name), words(seen));
+    let mut entries = vec![Entry::new(Kind::Words, state)];
     let links = seen.links.iter().map(|link| {
         let request = Request::Switch { link: link.name.clone(), pin: false };
         choice(link).asking(name, request)
@@ -95,7 +99,7 @@ fn of_tunnel(name: &str, seen: &Seen) -> Vec<Entry> {
 }
 
 fn choice(choice: &Choice) -> Entry {
-    let name = crate::wire::foreign::Foreign::of(&choice.name);
+    let name = Foreign::of(&choice.name);
     let label = match choice.remark {
         Some(remark) => format!("{name} ({remark})"),
         None => name.to_string(),
@@ -119,14 +123,14 @@ fn words(seen: &Seen) -> String {
     }
 }
 
-/// What is said of all tunnels when the pointer rests on the icon, a line for each.
+/// What is said of all tunnels when the pointer rests on the icon, a line for each. Trays read it as markup.
 pub(super) fn tooltip(tunnels: &BTreeMap<&str, &Seen>) -> String {
     let lines = tunnels.iter().map(|(name, seen)| {
         let server = seen.servers.iter().find(|server| server.in_use);
-        let server = server.map(|it| format!(", {}", it.name)).unwrap_or_default();
+        let server = server.map(|it| format!(", {}", Foreign::of(&it.name))).unwrap_or_default();
         let rtt = seen.in_use.as_ref().and_then(|(_, rtt)| *rtt);
         let rtt = rtt.map(|rtt| format!(", {rtt:.0} ms")).unwrap_or_default();
-        format!("{name}: {}{server}{rtt}", words(seen))
+        escaped(&format!("{}: {}{server}{rtt}", Foreign::of(name), words(seen)))
     });
     let lines: Vec<_> = lines.collect();
     if lines.is_empty() { "No tunnel runs".into() } else { lines.join("\n") }
@@ -195,6 +199,15 @@ mod tests {
         assert_eq!(entries[2].asks, Some(("home".into(), Request::Resume)));
         let entries = shown(json!({"state": "paused", "paths": [], "next-attempt": 541.0}));
         assert_eq!(entries[0].label, "home: paused, 10 min left");
+    }
+
+    #[test]
+    fn a_tunnels_name_is_no_markup_and_printable() {
+        let seen = seen(json!({ "servers": [server("<i>", "in-use")] }));
+        let tunnels = BTreeMap::from([("<img src='file:///etc/passwd'>\n", &seen)]);
+        let tooltip = tooltip(&tunnels);
+        assert!(!tooltip.contains(['<', '>', '\n']), "{tooltip}");
+        assert!(!entries(&tunnels)[0].label.contains('\n'));
     }
 
     #[test]
