@@ -120,7 +120,11 @@ impl Desk {
     /// Takes in the status of a tunnel.
     pub(crate) fn see(&mut self, name: &str, seen: Seen) {
         match self.tunnels.get_mut(name) {
-            Some(tunnel) => (tunnel.seen, tunnel.gone) = (seen, None),
+            Some(tunnel) => {
+                // The next day, week or month has begun.
+                tunnel.budget.take_if(|_| !seen.nears_budget);
+                (tunnel.seen, tunnel.gone) = (seen, None);
+            }
             None => {
                 let matters = BTreeMap::new();
                 let tunnel = Tunnel { seen, budget: None, gone: None, matters };

@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    daemon::status::{ClientState, ClientStatus, PathStatus, RemoteState},
+    daemon::{
+        status::{ClientState, ClientStatus, PathStatus, RemoteState},
+        usage::BudgetLevel,
+    },
     link::candidate::Transport,
     path::Condition,
     wire::foreign::Foreign,
@@ -23,6 +26,8 @@ pub(crate) struct Seen {
     pub(crate) refused: bool,
     /// Why there is no session.
     pub(crate) reason: Option<Foreign>,
+    /// Whether a link has carried most of its budget, or all of it.
+    pub(crate) nears_budget: bool,
     /// Seconds until a pause is over.
     pub(crate) resumes_in: Option<f64>,
     /// The links with a path, in the order of the status, each once.
@@ -76,6 +81,7 @@ impl Seen {
             Some(_) => Way::Good,
             None => Way::None,
         };
+        let mut budgets = status.links.iter().filter_map(|link| link.budget.as_ref());
         Self {
             way,
             in_use: in_use.map(|path| (Foreign::of(&path.link), path.rtt)),
@@ -83,6 +89,7 @@ impl Seen {
             portal: portal(status, is_connected),
             refused: status.refused_since.is_some(),
             reason: status.last_error.as_deref().map(Foreign::from).filter(|_| !is_connected),
+            nears_budget: budgets.any(|it| it.level != BudgetLevel::Within),
             resumes_in: status.next_attempt.filter(|_| way == Way::Paused),
             links: if is_connected { links(&status.paths) } else { Vec::new() },
             servers: servers(status),

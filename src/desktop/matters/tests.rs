@@ -159,6 +159,23 @@ fn each_word_on_a_budget_is_told_of_and_the_last_of_many() {
     assert_eq!((&*shown.body, shown.vanishes), ("all, 49", None));
 }
 
+#[test]
+fn the_notification_of_a_budget_is_closed_when_its_next_period_begins() {
+    let mut days = Days::new();
+    let status = |level: &str| {
+        let budget = json!({"used": 9, "of": 9, "period": "month", "since": "2026-11-01",
+                            "level": level, "over": "stop"});
+        let link = json!({"link": "wwan0", "sent-bytes": 9, "received-bytes": 0,
+                          "upkeep-bytes": 0, "budget": budget});
+        json!({ "links": [link] })
+    };
+    days.is(status("warned"), 1);
+    let words_of_it = Budget { is_used_up: true, words: "all of it".into() };
+    days.desk.hear("home", words_of_it);
+    days.is(status("reached"), 100).is(status("within"), 1);
+    assert_eq!(days.told(), words(&[(1, "home: data budget"), (101, "close Budget")]));
+}
+
 fn any_status() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(json!({})),
