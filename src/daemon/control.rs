@@ -270,11 +270,16 @@ impl Instance {
     pub(crate) fn events(
         &self,
     ) -> Result<impl Iterator<Item = io::Result<String>> + use<>, ControlError> {
+        Ok(BufReader::new(self.event_stream()?).lines())
+    }
+
+    /// The same, to be read by the caller.
+    pub(crate) fn event_stream(&self) -> Result<StdStream, ControlError> {
         let mut stream = self.connect()?;
         let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
         let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));
         asked.map_err(|source| self.io(source))?;
-        Ok(BufReader::new(stream).lines())
+        Ok(stream)
     }
 
     fn socket(&self) -> PathBuf {

@@ -1,14 +1,16 @@
 //! Follows the tunnels of this computer: looks at each when something happened there, and outlives their daemons.
 
-use std::{collections::HashMap, iter, thread, time::Duration};
+use std::{collections::HashMap, io, iter, time::Duration};
 
 use serde::Deserialize;
 use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
+    net::UnixStream,
     sync::mpsc,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{matters::Budget, seen::Seen};
 use crate::{
@@ -33,6 +35,8 @@ const STRANGER: u32 = 30;
 const GREETING: Duration = Duration::from_secs(3);
 /// Events that wait to be read.
 const EVENTS: usize = 64;
+/// The longest event in bytes. Whoever says a longer one is not listened to any more.
+const LONGEST_EVENT: u64 = 64 * 1024;
 /// The first line that a daemon says.
 const FIRST: &str = "\"listening\"";
 
@@ -111,27 +115,37 @@ pub(super) async fn follow(name: Option<String>, news: mpsc::Sender<News>) {
     }
 }
 
-/// Says once why a tunnel cannot be asked.
+/// Says why a tunnel cannot be asked; once what a person can do about it.
 fn complain(error: &ControlError, is_told: &mut bool) {
-    if !std::mem::replace(is_told, true) {
+    if !matches!(error, ControlError::Denied { .. }) {
+        info!(%error, "cannot ask");
+    } else if !std::mem::replace(is_told, true) {
         warn!(%error, "cannot ask: sudo usermod -aG roamd $USER lets you, from the next login on");
     }
 }
 
-/// The events of a daemon, a line each; none if what listens there is no daemon.
-async fn listen(instance: Instance) -> Result<Option<mpsc::Receiver<String>>, ControlError> {
-    let events = spawn_blocking(move || instance.events()).await;
-    let Ok(events) = events else { return Ok(None) };
-    let events = events?;
-    let (tell, mut told) = mpsc::channel(EVENTS);
-    // A read has no end that a task could wait for.
-    thread::spawn(move || {
-        let lines = events.map_while(Result::ok);
-        lines.map_while(|line| tell.blocking_send(line).ok()).for_each(drop);
+/// The events of a daemon, a line each, for as long as this is there.
+struct Events {
+    lines: mpsc::Receiver<String>,
+    _reading: Task,
+}
+
+/// Listens to a daemon; none if what listens there is no daemon, or a busy one.
+async fn listen(instance: Instance) -> Result<Option<Events>, ControlError> {
+    let stream = timeout(GREETING, spawn_blocking(move || instance.event_stream())).await;
+    let Ok(Ok(stream)) = stream else { return Ok(None) };
+    let stream = stream?;
+    let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+    let Ok(stream) = stream else { return Ok(None) };
+    let (tell, mut lines) = mpsc::channel(EVENTS);
+    let reading = Task::spawn("events", async move {
+        if let Err(error) = read(stream, tell).await {
+            debug!(%error, "no more events");
+        }
     });
-    let Ok(Some(first)) = timeout(GREETING, told.recv()).await else { return Ok(None) };
+    let Ok(Some(first)) = timeout(GREETING, lines.recv()).await else { return Ok(None) };
     if first.contains(FIRST) {
-        return Ok(Some(told));
+        return Ok(Some(Events { lines, _reading: reading }));
     }
     match serde_json::from_str(&first) {
         Ok(Reply::Error(why)) => Err(ControlError::Refused(why)),
@@ -139,18 +153,27 @@ async fn listen(instance: Instance) -> Result<Option<mpsc::Receiver<String>>, Co
     }
 }
 
+/// Reads lines until there are no more, or one is too long.
+async fn read(stream: impl AsyncRead + Unpin, tell: mpsc::Sender<String>) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        (&mut stream).take(LONGEST_EVENT).read_line(&mut line).await?;
+        if !line.ends_with('\n') || tell.send(line).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
 /// Follows one tunnel until its daemon ends.
-async fn follow_one(
-    instance: Instance,
-    mut events: mpsc::Receiver<String>,
-    news: mpsc::Sender<News>,
-) {
+async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<News>) {
     let tunnel = instance.title();
     let is = |what| News { tunnel: tunnel.clone(), what };
     let mut first = None;
     loop {
         // All others are in the status.
-        let heard = first.take().into_iter().chain(iter::from_fn(|| events.try_recv().ok()));
+        let more = iter::from_fn(|| events.lines.try_recv().ok()).take(EVENTS);
+        let heard = first.take().into_iter().chain(more);
         for budget in heard.filter_map(|line| budget(&line)).collect::<Vec<_>>() {
             if news.send(is(What::Budget(budget))).await.is_err() {
                 return;
@@ -166,7 +189,7 @@ async fn follow_one(
             }
             // A server has nothing for a desktop.
             Ok(Ok(Status { role: Role::Server(_), .. })) => {
-                while events.recv().await.is_some() {}
+                while events.lines.recv().await.is_some() {}
                 return;
             }
             Ok(Err(error)) => info!(%error, "no status"),
@@ -174,7 +197,7 @@ async fn follow_one(
         }
         sleep(SETTLE).await;
         // Without an event it is looked at all the same.
-        match timeout(PACE, events.recv()).await {
+        match timeout(PACE, events.lines.recv()).await {
             Ok(Some(line)) => first = Some(line),
             Ok(None) => break,
             Err(_elapsed) => {}
@@ -186,6 +209,16 @@ async fn follow_one(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn lines_are_read_up_to_one_that_is_too_long() {
+        let (tell, mut lines) = mpsc::channel(EVENTS);
+        let endless = vec![b'x'; 2 * LONGEST_EVENT as usize];
+        let said = [b"{}\n".as_slice(), &endless, b"\n{}\n"].concat();
+        read(&*said, tell).await.unwrap();
+        assert_eq!(lines.recv().await.as_deref(), Some("{}\n"));
+        assert_eq!(lines.recv().await, None);
+    }
 
     #[test]
     fn of_all_events_budgets_are_told_of_as_such() {
