@@ -115,11 +115,11 @@ impl Layout {
         self.routes.iter().any(|route| route.prefix_len() == 0)
     }
 
-    /// The same with nothing led into the tunnel but its own networks. What is held back stays so.
+    /// The same with nothing led into the tunnel but its own networks, at home either. What is held back stays so.
     #[must_use]
     pub(crate) fn withdrawn(&self) -> Self {
         let (routes, blocked, dns) = (Vec::new(), Vec::new(), Dns::default());
-        Self { routes, blocked, dns, is_open: true, ..self.clone() }
+        Self { routes, blocked, dns, is_open: true, aside: None, ..self.clone() }
     }
 
     /// The same with nothing held back, either.

@@ -237,6 +237,13 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_tunnel_does_not_stand_aside() {
+        let layout = Desired { paused: true, ..at_home() }.plan().unwrap().layout;
+        assert_eq!((layout.aside, layout.is_open, layout.routes), (None, true, Vec::new()));
+        assert!(!layout.networks.is_empty(), "its own networks stay");
+    }
+
+    #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {
         let mut desired = Desired {
             welcome: Some(welcome(&["10.66.0.2/24"], &[])),
