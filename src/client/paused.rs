@@ -6,9 +6,12 @@
 //!            session ◀── servers are asked ◀── routes are back ◀─────────────┘
 //! ```
 //! The inner addresses and the tunnel's own networks stay, so that connections inside wait as in an outage, and the kill
-//! switch stays as well. A pause does not outlive the process.
+//! switch stays as well. A pause does not outlive the process. Its time goes on while the machine is suspended.
 
-use std::time::{Duration, Instant};
+use std::{
+    future,
+    time::{Duration, Instant},
+};
 
 use tracing::{info, warn};
 
@@ -19,7 +22,16 @@ use super::{
     desired::ApplyError,
     view::{Line, milliseconds},
 };
-use crate::{clock, daemon::control::Reply, host::Setup, quic::close};
+use crate::{
+    clock,
+    daemon::control::Reply,
+    host::Setup,
+    link::suspend::{ClockJump, suspended},
+    quic::close,
+};
+
+/// The clocks are not read at the same moment.
+const SHORTEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// A pause, and when it is over; without an instant a person ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,17 +103,21 @@ impl Client {
         host: &mut impl Setup,
         Minds { manager, course, orders }: &mut Minds<'_>,
     ) {
-        let mut changes = self.paused.subscribe();
-        let mut shown = None;
+        let (mut changes, jump) = (self.paused.subscribe(), ClockJump::watch().ok());
+        let (mut shown, mut slept) = (None, suspended());
         loop {
             let Some(paused) = *changes.borrow_and_update() else { break };
-            if shown != Some(paused) {
+            if shown != Some(paused) && paused.lasts() != Some(Duration::ZERO) {
                 info!(lasts = ?paused.lasts(), "paused: nothing is sent");
                 self.shown.paused(paused);
                 shown = Some(paused);
             }
             tokio::select! {
                 _ = changes.changed() => {}
+                () = occurs(jump.as_ref()) => {
+                    let before = std::mem::replace(&mut slept, suspended());
+                    self.wakes(slept.saturating_sub(before));
+                }
                 () = clock::sleep_until(paused.until) => {
                     if let Err(error) = self.return_routes(host).await {
                         warn!(%error, "the host stays as it was");
@@ -119,12 +135,31 @@ impl Client {
         }
     }
 
+    /// The machine was suspended for so long.
+    fn wakes(&self, slept: Duration) {
+        self.paused.send_if_modified(|paused| match paused {
+            Some(Paused { until: Some(until) }) if slept >= SHORTEST_SLEEP => {
+                *until = until.checked_sub(slept).unwrap_or_else(clock::now);
+                true
+            }
+            Some(_) | None => false,
+        });
+    }
+
     /// Says goodbye on the connection of the day, if there is one, and lets the server hear it.
     pub(super) async fn part(&self, reason: &[u8]) {
         if let Some(Line { connection, endpoint, .. }) = self.shown.take_line() {
             connection.close(close::GOODBYE, reason);
             let _ = tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await;
         }
+    }
+}
+
+/// Waits for a jump of the clocks, if somebody tells of it.
+async fn occurs(jump: Option<&ClockJump>) {
+    match jump {
+        Some(jump) if jump.occurs().await.is_ok() => {}
+        Some(_) | None => future::pending().await,
     }
 }
 

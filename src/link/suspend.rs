@@ -76,6 +76,14 @@ impl ClockJump {
     }
 }
 
+/// How long the machine was suspended since it was started.
+#[must_use]
+pub(crate) fn suspended() -> Duration {
+    let read = |clock| clock_gettime(clock).map(Duration::from).unwrap_or_default();
+    let awake = read(ClockId::CLOCK_MONOTONIC);
+    read(ClockId::CLOCK_BOOTTIME).saturating_sub(awake)
+}
+
 /// Compares the clocks at each call of [`Self::was_suspended`].
 #[derive(Debug)]
 pub(crate) struct SuspendDetector {

@@ -92,6 +92,31 @@ async fn a_pause_ends_by_itself_and_can_be_made_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_time_of_a_pause_goes_on_while_the_machine_is_suspended() {
+    let tunnel = Tunnel::connected().await;
+    let mut events = tunnel.client.events.listen();
+    tunnel.pause(Some(3600)).await;
+    sleep(Duration::from_secs(60)).await;
+    tunnel.client.wakes(Duration::from_secs(1800));
+    assert_eq!(state(&tunnel.after(40).await), (ClientState::Paused, 1, Some(1700.0)));
+    tunnel.client.wakes(Duration::from_secs(8 * 3600));
+    assert_eq!(state(&tunnel.after(2).await), (ClientState::Connected, 2, None));
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let pauses: Vec<_> = told.filter(|it| matches!(it, Event::Paused { .. })).collect();
+    assert!(
+        matches!(
+            &pauses[..],
+            [Event::Paused { seconds: Some(first) }, Event::Paused { seconds: Some(rest) }]
+                if (*first, *rest) == (3600.0, 1740.0)
+        ),
+        "{pauses:?}"
+    );
+    tunnel.pause(None).await;
+    tunnel.client.wakes(Duration::from_secs(8 * 3600));
+    assert_eq!(state(&tunnel.after(2).await), (ClientState::Paused, 2, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_tunnel_that_does_not_reach_its_server_is_paused_at_once() {
     let tunnel = Tunnel::without_server();
     sleep(Duration::from_secs(20)).await;
