@@ -107,7 +107,7 @@ async fn the_time_of_a_pause_goes_on_while_the_machine_is_suspended() {
         matches!(
             &pauses[..],
             [Event::Paused { seconds: Some(first) }, Event::Paused { seconds: Some(rest) }]
-                if (*first, *rest) == (3600.0, 1740.0)
+                if (3599.0..=3600.0).contains(first) && *rest == 1740.0
         ),
         "{pauses:?}"
     );
