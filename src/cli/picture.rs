@@ -2,6 +2,7 @@
 //! numbered list of what happened. The demo, a drill and a report draw the same one.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt::{self, Write as _},
     fs::{self, File},
     ops::Range,
@@ -157,9 +158,15 @@ impl Picture {
         let mut free = 0.0;
         let mut at = Duration::ZERO;
         while at <= self.length {
+            if let Some((_, end)) = scale.pause(at) {
+                // However long it was: its end is near on the paper.
+                let end = (*end + Duration::from_nanos(999_999_999)).as_secs();
+                at = Duration::from_secs(end.next_multiple_of(step.as_secs()));
+                continue;
+            }
             let (x, label) = (scale.x(at), (self.clock)(at));
             let half = label.chars().count() as f64 * LETTER / 2.0;
-            if !scale.is_inside_pause(at) && x - half >= free && x + half <= WIDTH {
+            if x - half >= free && x + half <= WIDTH {
                 writeln!(svg, r#"<text class="s m" x="{x:.1}" y="{AXIS}">{label}</text>"#)?;
                 free = x + half + LETTER;
             }
@@ -181,20 +188,20 @@ impl Picture {
 
     /// Which path was in use.
     fn band(&self, svg: &mut String, scale: &Scale) -> fmt::Result {
-        let links = self.links();
+        let colours = self.colours();
         for (span, link) in &self.spans {
             let (from, to) = (scale.x(span.start), scale.x(span.end));
             let width = to - from;
-            let number = link.as_ref().and_then(|link| links.iter().position(|it| it == link));
-            let fill = number.map_or("p".into(), |it| format!("c{}", it % COLOURS));
+            let colour = link.as_ref().and_then(|link| colours.get(link.as_str()));
+            let fill = colour.map_or("p".into(), |it| format!("c{it}"));
             writeln!(
                 svg,
                 r#"<rect class="{fill}" x="{from:.1}" y="{BAND}" width="{width:.1}" height="{BAND_HEIGHT}" shape-rendering="crispEdges"><title>{}</title></rect>"#,
-                text(link.as_deref().unwrap_or("no network"))
+                text(link.as_deref().unwrap_or("no path"))
             )?;
             let name = link.as_deref().unwrap_or("none");
             if width > LETTER * (name.chars().count() + 1) as f64 {
-                let colour = number.map_or("s".into(), |it| format!("t{}", it % COLOURS));
+                let colour = colour.map_or("s".into(), |it| format!("t{it}"));
                 writeln!(
                     svg,
                     r#"<text class="m {colour}" x="{:.1}" y="{:.1}">{}</text>"#,
@@ -208,11 +215,11 @@ impl Picture {
     }
 
     fn draw_dots(&self, svg: &mut String, scale: &Scale) -> fmt::Result {
-        let links = self.links();
+        let colours = self.colours();
         for (at, took) in &self.dots {
             let (x, milliseconds) = (scale.x(*at), took.as_secs_f64() * 1e3);
             // What was sent into a pause waited for its end, like all the rest of it.
-            if scale.is_inside_pause(*at) {
+            if scale.pause(*at).is_some() {
                 continue;
             }
             if milliseconds > LARGEST {
@@ -224,10 +231,11 @@ impl Picture {
                 )?;
                 continue;
             }
-            let span = self.spans.iter().find(|(span, _)| span.contains(at));
-            let link = span.and_then(|(_, link)| link.as_ref());
-            let number = link.and_then(|link| links.iter().position(|it| it == link));
-            let fill = number.map_or("o".into(), |it| format!("c{}", it % COLOURS));
+            let next = self.spans.partition_point(|(span, _)| span.start <= *at);
+            let span = self.spans[..next].last().filter(|(span, _)| span.contains(at));
+            let link = span.and_then(|(_, link)| link.as_deref());
+            let colour = link.and_then(|link| colours.get(link));
+            let fill = colour.map_or("o".into(), |it| format!("c{it}"));
             let y = y(milliseconds);
             writeln!(svg, r#"<circle class="{fill}" cx="{x:.1}" cy="{y:.1}" r="2"/>"#)?;
         }
@@ -238,6 +246,9 @@ impl Picture {
     fn legend(&self, svg: &mut String) -> fmt::Result {
         let mut x = LEFT;
         for (number, link) in self.links().into_iter().enumerate() {
+            if x > RIGHT {
+                break;
+            }
             let colour = number % COLOURS;
             writeln!(
                 svg,
@@ -278,14 +289,16 @@ impl Picture {
     /// The paths that were used, in the order of their first use; those that are not over UDP are named with their
     /// transport, and come last.
     fn links(&self) -> Vec<&str> {
-        let mut links = Vec::new();
-        for link in self.spans.iter().filter_map(|(_, link)| link.as_deref()) {
-            if !links.contains(&link) {
-                links.push(link);
-            }
-        }
+        let mut known = HashSet::new();
+        let links = self.spans.iter().filter_map(|(_, link)| link.as_deref());
+        let mut links: Vec<_> = links.filter(|link| known.insert(*link)).collect();
         links.sort_by_key(|link| link.contains(' '));
         links
+    }
+
+    /// The number of the colour of each.
+    fn colours(&self) -> HashMap<&str, usize> {
+        self.links().into_iter().enumerate().map(|(at, link)| (link, at % COLOURS)).collect()
     }
 }
 
@@ -329,8 +342,9 @@ impl Scale {
         LEFT + (RIGHT - LEFT) * self.drawn(at).as_secs_f64() / shown
     }
 
-    fn is_inside_pause(&self, at: Duration) -> bool {
-        self.pauses.iter().any(|(from, to)| *from < at && at < *to)
+    /// The pause that is drawn short, if that was in one.
+    fn pause(&self, at: Duration) -> Option<&(Duration, Duration)> {
+        self.pauses.iter().find(|(from, to)| *from < at && at < *to)
     }
 }
 
@@ -349,8 +363,10 @@ fn y(milliseconds: f64) -> f64 {
 /// Between two labels of the horizontal axis.
 fn step(shown: Duration) -> Duration {
     const STEPS: [u64; 12] = [1, 2, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 14400];
+    const DAY: u64 = 86_400;
     let enough = |step: &u64| shown.as_secs() / step <= 9;
-    Duration::from_secs(STEPS.into_iter().find(enough).unwrap_or(86_400))
+    let days = shown.as_secs() / (9 * DAY) + 1;
+    Duration::from_secs(STEPS.into_iter().find(enough).unwrap_or(days * DAY))
 }
 
 /// Seconds since the beginning, for the axis.
@@ -384,6 +400,11 @@ fn text(words: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    };
+
     use super::*;
 
     const fn s(seconds: u64) -> Duration {
@@ -442,9 +463,36 @@ mod tests {
 
     #[test]
     fn there_are_at_most_ten_labels_on_the_axis() {
-        for seconds in [1, 8, 44, 75, 600, 86_400, 7 * 86_400] {
+        const YEARS: u64 = 8000 * 365 * 86_400;
+        for seconds in [1, 8, 44, 75, 600, 86_400, 7 * 86_400, 27 * 86_400, YEARS] {
             assert!(seconds / step(s(seconds)).as_secs() <= 9, "{seconds}");
         }
+    }
+
+    /// A machine without a battery for its clock tells of 1970 first.
+    #[test]
+    fn a_pause_of_many_years_takes_no_longer_to_draw_than_a_short_one() {
+        let labels = Arc::new(AtomicUsize::new(0));
+        let counted = labels.clone();
+        let (years, wifi) = (s(56 * 365 * 86_400), Some("wifi0".to_owned()));
+        let spans =
+            vec![(s(0)..s(60), wifi.clone()), (s(60)..years, None), (years..years + s(90), wifi)];
+        let clock = Box::new(move |_| {
+            counted.fetch_add(1, Relaxed);
+            String::new()
+        });
+        let svg = Picture { length: years + s(90), clock, spans, ..picture() }.svg();
+        assert!(svg.ends_with("</svg>\n") && labels.load(Relaxed) < 30, "{labels:?}");
+    }
+
+    #[test]
+    fn a_dot_has_the_colour_of_the_path_in_use_and_a_legend_has_its_bounds() {
+        let spans = (0..1000).map(|at| (s(at)..s(at + 1), Some(format!("link{at}")))).collect();
+        let dots = vec![(s(2), Duration::ZERO), (s(5), Duration::ZERO)];
+        let svg = Picture { length: s(1000), spans, dots, ..picture() }.svg();
+        let dots: Vec<_> = svg.lines().filter(|line| line.contains("r=\"2\"")).collect();
+        assert!(dots[0].contains("class=\"c2\"") && dots[1].contains("class=\"c1\""), "{dots:?}");
+        assert!(svg.matches("height=\"12\"").count() < 10);
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn picture(day: &Day) -> Picture {
     let spans = day.spans.iter().map(|(span, way)| {
         let link = match way {
             Way::Over(link) => Some(link.clone()),
-            Way::None | Way::Unknown => None,
+            Way::None | Way::Paused | Way::Unknown => None,
         };
         (since(span.start)..since(span.end), link)
     });

@@ -3,14 +3,21 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, BufRead},
+    io::{self, BufRead, Read as _},
     ops::Range,
     time::{Duration, SystemTime},
 };
 
 use serde::Deserialize;
 
-use crate::{daemon::events::Event, path::Condition};
+use crate::{
+    daemon::events::Event,
+    path::Condition,
+    wire::foreign::{LIMIT, printable},
+};
+
+/// Bytes of a line that are read at once. An event has some hundreds.
+const LONGEST_LINE: u64 = 64 * 1024;
 
 /// One line.
 #[derive(Deserialize)]
@@ -28,6 +35,8 @@ pub(super) enum Way {
     Over(String),
     /// There was no connection.
     None,
+    /// A person had paused the tunnel.
+    Paused,
     /// No event tells.
     Unknown,
 }
@@ -37,6 +46,7 @@ impl fmt::Display for Way {
         match self {
             Self::Over(link) => f.write_str(link),
             Self::None => f.write_str("no connection"),
+            Self::Paused => f.write_str("paused"),
             Self::Unknown => f.write_str("not known"),
         }
     }
@@ -70,7 +80,7 @@ pub(super) struct Day {
 
 impl Day {
     /// Reads events, one a line; those before `since` only say how things stood then.
-    pub(super) fn read(lines: impl BufRead, since: Option<SystemTime>) -> io::Result<Self> {
+    pub(super) fn read(mut lines: impl BufRead, since: Option<SystemTime>) -> io::Result<Self> {
         let mut day = Self {
             begin: SystemTime::UNIX_EPOCH,
             end: SystemTime::UNIX_EPOCH,
@@ -80,8 +90,9 @@ impl Day {
             skipped: 0,
             cut: None,
         };
-        for line in lines.split(b'\n') {
-            let line = line?;
+        let mut line = Vec::new();
+        while lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
+            let line = std::mem::take(&mut line);
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
@@ -135,6 +146,9 @@ impl Day {
                 self.enter(time, Way::Unknown);
             }
             Event::Connected { link, .. } => self.enter(time, Way::Over(link)),
+            // Who pauses has no connection to lose.
+            Event::Paused { .. } => self.enter(time, Way::Paused),
+            Event::Resumed => self.enter(time, Way::None),
             Event::Disconnected { reason } => {
                 self.outages.push((time, Duration::ZERO, reason));
                 self.enter(time, Way::None);
@@ -175,7 +189,7 @@ impl Day {
             Way::Unknown => true,
             // So far somebody told of one end of the change alone.
             Way::Over(link) => link == from || link == to,
-            Way::None => false,
+            Way::None | Way::Paused => false,
         });
         let Some((_, last)) = last else { return };
         if *last == Way::Unknown {
@@ -212,6 +226,21 @@ impl Day {
             *time = span.map_or(Duration::ZERO, |(span, _)| {
                 span.end.duration_since(*at).unwrap_or_default()
             });
+        }
+        self.make_printable();
+    }
+
+    /// A record may come from anywhere.
+    fn make_printable(&mut self) {
+        let ways = self.spans.iter_mut().filter_map(|(_, way)| match way {
+            Way::Over(link) => Some(link),
+            Way::None | Way::Paused | Way::Unknown => None,
+        });
+        let moves = self.moves.iter_mut();
+        let moves = moves.flat_map(|it| it.from.iter_mut().chain([&mut it.to, &mut it.why]));
+        let outages = self.outages.iter_mut().map(|(.., why)| why);
+        for text in ways.chain(moves).chain(outages) {
+            *text = printable(text, LIMIT);
         }
     }
 }
@@ -300,6 +329,42 @@ this is no event
         let day = Day::read(text.as_bytes(), None).unwrap();
         let expected = [("wlan0".to_owned(), minutes(60)), ("not known".to_owned(), minutes(30))];
         assert_eq!((times(&day), day.skipped), (expected.into(), 0));
+    }
+
+    #[test]
+    fn a_pause_is_neither_use_nor_an_outage() {
+        let text = "\
+{\"time\":\"2026-11-23T08:00:00Z\",\"event\":\"connected\",\"link\":\"wlan0\",\"server\":\"203.0.113.5:4433\",\"rtt\":1.0}
+{\"time\":\"2026-11-23T09:00:00Z\",\"event\":\"paused\",\"seconds\":null}
+{\"time\":\"2026-11-23T11:00:00Z\",\"event\":\"resumed\"}
+{\"time\":\"2026-11-23T11:10:00Z\",\"event\":\"connected\",\"link\":\"wlan0\",\"server\":\"203.0.113.5:4433\",\"rtt\":1.0}
+{\"time\":\"2026-11-23T11:30:00Z\",\"event\":\"drain-cancelled\"}
+";
+        let day = Day::read(text.as_bytes(), None).unwrap();
+        let expected = [("paused", 120), ("wlan0", 80), ("no connection", 10)];
+        assert_eq!(times(&day), expected.map(|(way, time)| (way.to_owned(), minutes(time))));
+        assert!(day.outages.is_empty());
+    }
+
+    #[test]
+    fn a_hostile_record_neither_moves_the_cursor_nor_fills_the_memory() {
+        let text = format!(
+            "{}\n{{\"time\":\"2026-11-23T08:00:00Z\",\"event\":\"switched\",\"from\":\"\\u001b[2J\",\
+             \"from-transport\":\"udp\",\"to\":\"{}\",\"to-transport\":\"tcp\",\"reason\":\"\\u009b1A\",\
+             \"gap\":1e300}}\n{{\"time\":\"2026-11-23T09:00:00Z\",\"event\":\"disconnected\",\
+             \"reason\":\"\\u202e\\u0000\"}}\n{{\"time\":\"9999-12-31T23:59:59Z\",\"event\":\"listening\"}}",
+            "x".repeat(200_000),
+            "w".repeat(10_000),
+        );
+        let day = Day::read(text.as_bytes(), None).unwrap();
+        let [Moved { from: Some(from), to, gap, why, .. }] = &day.moves[..] else {
+            panic!("{:?}", day.moves)
+        };
+        assert_eq!((from.as_str(), why.as_str()), ("\\u{1b}[2J", "\\u{9b}1A"));
+        assert_eq!((to.chars().count(), *gap), (LIMIT, Duration::ZERO));
+        assert_eq!(day.outages[0].2, "\\u{202e}\\0");
+        let [(name, _)] = &times(&day)[1..] else { panic!("{:?}", times(&day)) };
+        assert!(name.starts_with("www") && name.chars().count() == LIMIT, "{name}");
     }
 
     #[test]
