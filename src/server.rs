@@ -319,6 +319,7 @@ impl Server {
             | Request::Switch { .. }
             | Request::SwitchServer { .. }
             | Request::Auto
+            | Request::AutoLink
             | Request::Probe { .. }
             | Request::Pause { .. }
             | Request::Resume

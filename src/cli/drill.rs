@@ -29,7 +29,7 @@ use super::{Tunnel, exit::Exit, interrupt::Interrupt, picture::can_write, tunnel
 use crate::{
     daemon::{
         control::LONGEST_CUT,
-        status::{ClientState, ClientStatus, Role},
+        status::{ClientState, ClientStatus, HomeState, HomeStatus, Role},
     },
     host::instance::Instance,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Wanted {
 ///
 /// # Errors
 ///
-/// When there is nothing to drill, when somebody uses the tunnel, when somebody interrupts it, and when the tunnel did not
+/// When there is nothing to drill, when others would wait with it, when somebody interrupts it, and when the tunnel did not
 /// leave a link that was cut although it had another one.
 pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
     if !(1..=LONGEST_CUT).contains(&wanted.seconds) {
@@ -62,8 +62,10 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
         can_write(file)?;
     }
     let instance = tunnel::instance(wanted.tunnel.as_ref())?;
-    let plan = Plan::new(&client(&instance)?, wanted.metered)?;
+    let status = client(&instance)?;
+    let plan = Plan::new(&status, wanted.metered)?;
     if !wanted.yes {
+        refuse_at_home(status.home.as_ref())?;
         refuse_while_busy(&plan)?;
     }
     let interrupt = Interrupt::watch()?;
@@ -97,6 +99,16 @@ fn client(instance: &Instance) -> anyhow::Result<ClientStatus> {
     }
 }
 
+/// What goes directly would be led into the tunnel as soon as it leaves the link of home, and for a while.
+fn refuse_at_home(home: Option<&HomeStatus>) -> anyhow::Result<()> {
+    let Some(HomeStatus { link, state: HomeState::Aside }) = home else { return Ok(()) };
+    let reason = anyhow::anyhow!(
+        "the tunnel stands aside at home, {link}: connections that were opened there would stall with the drill, \
+         which --yes allows"
+    );
+    Err(Exit::Busy.because(reason))
+}
+
 /// Other people's connections would wait with the drill's own keystrokes.
 fn refuse_while_busy(plan: &Plan) -> anyhow::Result<()> {
     const SHOWN: usize = 5;
@@ -114,4 +126,18 @@ fn refuse_while_busy(plan: &Plan) -> anyhow::Result<()> {
         names.join(", ")
     );
     Err(Exit::Busy.because(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_drill_takes_routes_from_connections_that_go_directly() {
+        let home = |state| HomeStatus { link: "wlan0".into(), state };
+        let error = refuse_at_home(Some(&home(HomeState::Aside))).unwrap_err().to_string();
+        assert!(error.starts_with("the tunnel stands aside at home, wlan0: "), "{error}");
+        assert!(refuse_at_home(Some(&home(HomeState::Direct))).is_ok());
+        assert!(refuse_at_home(None).is_ok());
+    }
 }

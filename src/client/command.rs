@@ -31,6 +31,7 @@ pub(crate) enum What {
     Switch { link: String, pin: bool },
     Server { name: String },
     Auto,
+    AutoLink,
     Probe { link: Option<String> },
 }
 
@@ -60,6 +61,7 @@ impl Client {
             Request::Switch { link, pin } => What::Switch { link, pin },
             Request::SwitchServer { name } => What::Server { name },
             Request::Auto => What::Auto,
+            Request::AutoLink => What::AutoLink,
             Request::Probe { link } => What::Probe { link },
         };
         let (reply, answer) = oneshot::channel();
@@ -79,6 +81,8 @@ pub(super) enum Chosen {
     Server(String),
     /// Nothing any more: the choice is left to us.
     Auto,
+    /// The same of the link. A server that was chosen stays.
+    AutoLink,
 }
 
 /// Waits until a person chooses, while there is no connection. What takes one is refused, for this reason. Cancel safe.
@@ -93,6 +97,7 @@ pub(super) async fn next_choice(
             }
             What::Server { name } => return (Chosen::Server(name), reply),
             What::Auto => return (Chosen::Auto, reply),
+            What::AutoLink => return (Chosen::AutoLink, reply),
             What::Probe { .. } => {
                 let _ = reply.send(Reply::Error(why_not()));
             }

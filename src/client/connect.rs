@@ -192,6 +192,7 @@ impl Client {
                 course.chosen = None;
                 (None, "the best path is chosen again".into())
             }
+            Chosen::AutoLink => (None, "the best path is chosen again".into()),
         };
         // Without a connection there is nothing to do about it yet.
         let _ = manager.handle(manager::Event::Choose(choice), clock::now());

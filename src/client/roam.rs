@@ -393,8 +393,10 @@ impl<'a> Roamer<'a> {
     fn obey(&mut self, Order { what, reply }: Order) {
         let reply_with = match what {
             What::Server { name } => return self.signals.wish(Wish::Go { name, reply }),
-            What::Auto => {
-                self.signals.wish(Wish::Auto);
+            What::Auto | What::AutoLink => {
+                if matches!(what, What::Auto) {
+                    self.signals.wish(Wish::Auto);
+                }
                 self.handle_event(Event::Choose(None));
                 Reply::Done(vec!["the best path is chosen again".into()])
             }

@@ -80,6 +80,8 @@ pub(crate) enum Request {
     },
     /// Choose link and server by itself again.
     Auto,
+    /// Choose the link again. A server that was chosen stays.
+    AutoLink,
     /// Ask the server over a link now, or over all.
     Probe {
         /// Its name.

@@ -82,6 +82,9 @@ impl Outcomes {
         if !failed.is_empty() {
             bail!("the tunnel did not leave {} when it was cut", failed.join(", "));
         }
+        if self.cuts.is_empty() {
+            bail!("no link was cut");
+        }
         Ok(())
     }
 }
@@ -141,6 +144,9 @@ impl<'a> Drill<'a> {
     ) -> anyhow::Result<()> {
         let plan = self.plan;
         for (number, link) in plan.links.iter().enumerate() {
+            if self.interrupt.is_set() {
+                break;
+            }
             let is_there = self.use_link(&link.name)?;
             if is_there {
                 self.type_for(BEFORE)?;
@@ -169,10 +175,12 @@ impl<'a> Drill<'a> {
     pub(super) fn end(self) -> Outcomes {
         let Self { instance, plan, start, typist, watch, is_moved, cuts, skipped, .. } = self;
         if is_moved || plan.chosen.is_some() {
-            let chosen = plan.chosen.clone();
-            let request = chosen.map_or(Request::Auto, |link| Request::Switch { link, pin: false });
-            // A daemon that has ended has nothing to restore.
-            let _ = instance.tell(&request);
+            let chosen = plan.chosen.clone().map(|link| Request::Switch { link, pin: false });
+            // A link that is gone cannot be chosen again.
+            if !chosen.is_some_and(|request| instance.tell(&request).is_ok()) {
+                // A daemon that has ended has nothing to restore.
+                let _ = instance.tell(&Request::AutoLink);
+            }
         }
         let (end, record) = (clock::now(), watch.record());
         Outcomes { start, end, cuts, skipped, tally: typist.tally, record }
@@ -247,5 +255,47 @@ impl<'a> Drill<'a> {
         let (typist, watch) = (&mut self.typist, &self.watch);
         let works = |sample: &Sample| sample.works(link);
         typist.type_until(clock::now() + RETURN, |_| Ok(watch.last().is_some_and(|it| works(&it))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A drill that cut wlan0, after which this link carried the tunnel.
+    fn outcomes(is_alone: bool, over: Option<&str>) -> Outcomes {
+        let now = clock::now();
+        let link = Link { name: "wlan0".into(), is_metered: false, rtt: None };
+        let (over, stall) = (over.map(String::from), Duration::ZERO);
+        let (switches, care) = (Vec::new(), Care::default());
+        let (began, ended, typed, echoed, echo) = (now, now, 0, 0, None);
+        let cut = Outcome {
+            link,
+            is_alone,
+            began,
+            ended,
+            stall,
+            typed,
+            echoed,
+            over,
+            echo,
+            switches,
+            care,
+        };
+        let (tally, record) = (Tally::default(), Record::default());
+        Outcomes { start: now, end: now, cuts: vec![cut], skipped: Vec::new(), tally, record }
+    }
+
+    #[test]
+    fn a_drill_fails_when_the_tunnel_stayed_although_it_had_another_link_and_when_nothing_was_cut()
+    {
+        let error = |outcomes: Outcomes| outcomes.verdict().unwrap_err().to_string();
+        let stayed = "the tunnel did not leave wlan0 when it was cut";
+        assert!(outcomes(false, Some("wwan0")).verdict().is_ok());
+        assert!(outcomes(true, Some("wlan0")).verdict().is_ok(), "it had nowhere to go");
+        assert_eq!(error(outcomes(false, Some("wlan0"))), stayed);
+        assert_eq!(error(outcomes(false, None)), stayed);
+        let none = Outcomes { cuts: Vec::new(), ..outcomes(false, None) };
+        assert_eq!(error(none), "no link was cut");
     }
 }

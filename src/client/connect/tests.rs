@@ -103,6 +103,8 @@ async fn a_person_who_chooses_a_link_ends_a_pause_and_is_told_what_follows() {
         (switch("wlan0", true), "wlan0: dialed alone, whatever happens", Some("wlan0")),
         (switch("eth0", false), "eth0: dialed first, until it fails", None),
         (What::Auto, "the best path is chosen again", None),
+        (switch("wlan0", true), "wlan0: dialed alone, whatever happens", Some("wlan0")),
+        (What::AutoLink, "the best path is chosen again", None),
     ] {
         let (reply, lasted) = pausing.orders(what).await;
         assert!(matches!(&reply, Reply::Done(lines) if lines == &[done]), "{reply:?}");

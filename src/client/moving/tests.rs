@@ -349,6 +349,9 @@ async fn a_person_moves_the_session_and_nothing_is_lost() {
     sleep(Duration::from_secs(120)).await;
     assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Chosen)]);
     assert_eq!(fleet.lost().await, [0; 0]);
+    fleet.order(What::AutoLink).await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(fleet.in_use(), "paris", "the choice of the server is another one");
     fleet.order(What::Auto).await.unwrap();
     sleep(Duration::from_secs(60)).await;
     assert_eq!(fleet.in_use(), "berlin");
