@@ -342,9 +342,12 @@ impl<'a> Roamer<'a> {
 
     /// Holds bulk back, here and at the server, while the link in use has used up its budget.
     fn hold_bulk_if_overdrawn(&mut self) {
-        let in_use = self.manager.active().and_then(|active| self.paths.candidate(active));
-        let Some(Candidate { link, .. }) = in_use else { return };
-        let held = self.roaming.overdrawn.borrow().held.contains(link);
+        let active = self.manager.active();
+        let in_use = active.and_then(|active| Some((active, self.paths.candidate(active)?)));
+        let Some((active, Candidate { link, .. })) = in_use else { return };
+        // What crosses the network of home costs nothing.
+        let is_charged = !self.manager.is_at_home(active);
+        let held = is_charged && self.roaming.overdrawn.borrow().held.contains(link);
         // The queue, and what the server knows, may be of the session before.
         if self.is_bulk_held.replace(held) == Some(held) {
             return;

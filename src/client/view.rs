@@ -251,6 +251,7 @@ impl Shown {
             state.refused = None;
             state.portal = None;
             state.line = None;
+            state.bulk = BulkState::Flows;
             state.paths.clear();
             state.next_attempt = paused.until;
             let words = match lasts {

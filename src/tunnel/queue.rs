@@ -268,8 +268,7 @@ impl Queue {
     pub fn hold_bulk(&self, held: bool) {
         let now = clock::now();
         let waiting = &mut *self.lock();
-        waiting.senders.hold_bulk(held, now);
-        if !held {
+        if waiting.senders.hold_bulk(held, now) && !held {
             // What was held is no sign of a queue on the path.
             waiting.patient_until = waiting.patient_until.max(Some(now + PATIENCE));
             self.ready.notify_one();
@@ -586,6 +585,16 @@ mod tests {
         assert_eq!(pop(&queue, 3), [1400; 3]);
         let (bulk, ..) = typing_beside_bulk(&queue, 1000).await;
         assert!(bulk > 1000 * 1300, "{bulk}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_bulk_that_was_held_makes_the_queue_patient_when_it_flows() {
+        let queue = queue(1 << 20);
+        queue.hold_bulk(false);
+        assert_eq!(queue.lock().patient_until, None, "each session begins so");
+        queue.hold_bulk(true);
+        queue.hold_bulk(false);
+        assert_eq!(queue.lock().patient_until, Some(clock::now() + PATIENCE));
     }
 
     #[tokio::test(start_paused = true)]

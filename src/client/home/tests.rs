@@ -5,9 +5,10 @@ use crate::{
     client::{
         plan::tests::tun,
         tests::session::{Neighbourhood, Tunnel},
+        usage::Overdrawn,
     },
     config::ClientConfig,
-    daemon::status::{HomeState, HomeStatus},
+    daemon::status::{BulkState, HomeState, HomeStatus},
     host::Layout,
     tests::simulation::world::{Hole, Link},
 };
@@ -71,6 +72,18 @@ async fn a_path_at_home_is_preferred_to_all_others_while_it_answers() {
     tunnel.after(2).await;
     assert_eq!(tunnel.states(), ["home0 Active", "lte0 Standby"]);
     assert_eq!(tunnel.client.status().sessions, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bulk_flows_at_home_although_the_link_has_used_up_its_budget() {
+    let tunnel = at_home(HomeMode::Direct).await;
+    let held = ["home0", "lte0"].map(String::from).into();
+    tunnel.client.roaming.overdrawn.send_replace(Overdrawn { held, ..Overdrawn::default() });
+    assert_eq!(tunnel.after(1).await.bulk, BulkState::Flows);
+    tunnel.world.change(HOME, |home| home.up = false);
+    assert_eq!(tunnel.after(1).await.bulk, BulkState::Held);
+    tunnel.world.change(HOME, |home| home.up = true);
+    assert_eq!(tunnel.after(2).await.bulk, BulkState::Flows);
 }
 
 #[tokio::test(start_paused = true)]

@@ -59,14 +59,14 @@ impl Senders {
         self.lanes.iter().map(|lane| lane.fair.cost()).sum()
     }
 
-    /// Holds bulk back, or not any more.
-    pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) {
-        if !held {
-            self.thrift = None;
-            self.lanes.iter_mut().for_each(|lane| lane.fair.release());
-        } else if self.thrift.is_none() {
-            self.thrift = Some(Thrift::new(now));
+    /// Holds bulk back, or not any more; whether that is a change.
+    pub(super) fn hold_bulk(&mut self, held: bool, now: Instant) -> bool {
+        if held == self.thrift.is_some() {
+            return false;
         }
+        self.thrift = held.then(|| Thrift::new(now));
+        self.lanes.iter_mut().for_each(|lane| lane.fair.release());
+        true
     }
 
     /// The same without packets.
