@@ -68,8 +68,9 @@ impl Meters {
         };
         let mut all = Vec::with_capacity(links.len());
         links.retain(|name, link| {
-            // In this order: whoever has a socket may count meanwhile. Others come back with the next one.
-            let is_used = Arc::strong_count(link) > 1;
+            // In this order: whoever has a socket may count meanwhile. Others come back with the next one. Unlike
+            // `strong_count` this sees all that a socket counted which is gone.
+            let is_used = Arc::get_mut(link).is_none();
             all.push((name.clone(), taken(link)));
             is_used
         });
