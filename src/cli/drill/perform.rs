@@ -177,7 +177,7 @@ impl<'a> Drill<'a> {
         if is_moved || plan.chosen.is_some() {
             let chosen = plan.chosen.clone().map(|link| Request::Switch { link, pin: false });
             // A link that is gone cannot be chosen again.
-            if !chosen.is_some_and(|request| instance.tell(&request).is_ok()) {
+            if chosen.is_none_or(|request| instance.tell(&request).is_err()) {
                 // A daemon that has ended has nothing to restore.
                 let _ = instance.tell(&Request::AutoLink);
             }
