@@ -75,8 +75,8 @@ mod tests {
         one.set_label("Büro 2/1\u{1b}[2J").unwrap();
         other.set_label("home").unwrap();
         assert_eq!(one.title(), "Büro 2-1\\u{1b}[2J");
-        assert_eq!(one.labelled("home"), [other.clone()]);
-        assert_eq!(one.labelled(&one.title()), [one.clone()]);
+        assert_eq!(one.labelled("home"), std::slice::from_ref(&other));
+        assert_eq!(one.labelled(&one.title()), std::slice::from_ref(&one));
         assert_eq!(one.labelled("nm+1"), []);
         // Neither a link nor a pipe is read.
         fs::remove_file(other.file(SUFFIX)).unwrap();
