@@ -21,6 +21,8 @@ use crate::{
 
 /// Between two questions.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Two switches that are alike, their gaps among it, are one if they seem to be nearer to each other.
+const SAME: Duration = Duration::from_secs(2);
 
 /// The client's paths at one moment.
 #[derive(Clone, Debug)]
@@ -206,14 +208,18 @@ impl Record {
                 .collect(),
             care: Care::of(&status.traffic),
         });
-        for switch in &status.switches {
+        self.add_switches(at, &status.switches);
+    }
+
+    fn add_switches(&mut self, at: Instant, switches: &[SwitchStatus]) {
+        for switch in switches {
             let Some(then) = at.checked_sub(Duration::from_secs_f64(switch.ago)) else { continue };
-            // Between two answers the computed time of one switch differs a little.
-            let known = self.switches.iter().any(|known| {
+            // The computed time of one switch differs by how long the answers took.
+            let is_known = self.switches.iter().any(|known| {
                 let apart = known.at.max(then).duration_since(known.at.min(then));
-                apart < INTERVAL / 2 && known.what.to == switch.to
+                apart < SAME && SwitchStatus { ago: switch.ago, ..known.what.clone() } == *switch
             });
-            if !known {
+            if !is_known {
                 self.switches.push(Switch { at: then, what: switch.clone() });
             }
         }
@@ -227,6 +233,7 @@ fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::candidate::Transport;
 
     #[test]
     fn what_was_done_between_two_moments_is_the_difference_of_the_answers_before_them() {
@@ -268,5 +275,30 @@ mod tests {
             .map(|(span, link)| (at(span.start)..at(span.end), link.map(String::from)));
         assert_eq!(record.spans(at(9)), expected);
         assert!(Record::default().spans(at(9)).is_empty());
+    }
+
+    #[test]
+    fn a_switch_of_a_slow_answer_is_counted_once() {
+        let switch = |ago, gap| SwitchStatus {
+            ago,
+            from: Some("wifi0".into()),
+            from_transport: Transport::Udp,
+            to: "lte0".into(),
+            to_transport: Transport::Udp,
+            server: "192.0.2.1:4433".parse().unwrap(),
+            reason: "gone".into(),
+            gap,
+        };
+        let (mut record, now) = (Record::default(), clock::now() + Duration::from_secs(60));
+        record.add_switches(now, &[switch(1.0, 62.5)]);
+        // The answer took 0.7 s.
+        record.add_switches(now + Duration::from_millis(900), &[switch(1.2, 62.5)]);
+        assert_eq!(record.switches.len(), 1);
+        record.add_switches(
+            now + Duration::from_millis(900),
+            &[switch(1.2, 62.5), switch(0.1, 19.0)],
+        );
+        record.add_switches(now + Duration::from_secs(9), &[switch(0.1, 62.5)]);
+        assert_eq!(record.switches.len(), 3);
     }
 }

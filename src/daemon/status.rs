@@ -379,7 +379,7 @@ impl fmt::Display for MoveReason {
 }
 
 /// A change of path.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct SwitchStatus {
     /// Seconds since it was over.
