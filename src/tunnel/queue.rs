@@ -150,10 +150,9 @@ impl Queue {
         loop {
             let ready = self.lock().ready_at();
             let at = match ready {
-                Some(Ready::Now) => return,
-                Some(Ready::At(at)) if at <= clock::now() => return,
+                Some(ready) if ready.is_now(clock::now()) => return,
                 Some(Ready::At(at)) => Some(at),
-                None => None,
+                Some(Ready::Now) | None => None,
             };
             tokio::select! {
                 () = self.ready.notified() => {}
@@ -323,10 +322,7 @@ impl Queue {
 
 impl Waiting {
     fn is_ready(&self) -> bool {
-        self.ready_at().is_some_and(|ready| match ready {
-            Ready::Now => true,
-            Ready::At(at) => at <= clock::now(),
-        })
+        self.ready_at().is_some_and(|ready| ready.is_now(clock::now()))
     }
 
     /// When a packet may leave; none while there is none, or the queue is held.

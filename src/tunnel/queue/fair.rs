@@ -81,10 +81,8 @@ pub(super) struct Fair {
     flows: Vec<FlowQueue>,
     /// The flow of each bucket; allocated with the first flow.
     buckets: Vec<Slot>,
-    /// Flows in their first turn, all other flows with packets, those that are held back, and free slots.
-    new: List,
-    old: List,
-    bulk: List,
+    /// Flows with packets, and free slots.
+    lists: Lists,
     spare: List,
     spares: usize,
     turns: Vec<Link>,
@@ -117,6 +115,26 @@ struct FlowQueue {
     codel: Codel,
 }
 
+/// Where flows wait for their turn: in their first one, those that are held back, and all others.
+#[derive(Debug)]
+struct Lists {
+    new: List,
+    old: List,
+    bulk: List,
+}
+
+impl Lists {
+    const EMPTY: Self = Self { new: List::EMPTY, old: List::EMPTY, bulk: List::EMPTY };
+
+    fn of(&mut self, turn: Turn) -> &mut List {
+        match turn {
+            Turn::New => &mut self.new,
+            Turn::Old => &mut self.old,
+            Turn::Bulk => &mut self.bulk,
+        }
+    }
+}
+
 /// On which list a flow waits for its turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Turn {
@@ -139,9 +157,7 @@ impl Default for Fair {
         Self {
             flows: Vec::new(),
             buckets: Vec::new(),
-            new: List::EMPTY,
-            old: List::EMPTY,
-            bulk: List::EMPTY,
+            lists: Lists::EMPTY,
             spare: List::EMPTY,
             spares: 0,
             turns: Vec::new(),
@@ -222,7 +238,7 @@ impl Fair {
 
     /// Bulk is not held back any more: its flows wait for their turn as all others.
     pub(super) fn release(&mut self) {
-        while let Some(slot) = self.bulk.first() {
+        while let Some(slot) = self.lists.bulk.first() {
             self.put(slot, Turn::Old);
         }
     }
@@ -231,7 +247,9 @@ impl Fair {
     pub(super) fn ready_at(&self, trickle: Option<Instant>) -> Option<Ready> {
         match trickle {
             _ if self.packets == 0 => None,
-            Some(at) if self.new.is_empty() && self.old.is_empty() => Some(Ready::At(at)),
+            Some(at) if self.lists.new.is_empty() && self.lists.old.is_empty() => {
+                Some(Ready::At(at))
+            }
             _ => Some(Ready::Now),
         }
     }
@@ -276,7 +294,7 @@ impl Fair {
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
         loop {
-            let Some(slot) = self.new.first().or_else(|| self.old.first()) else {
+            let Some(slot) = self.lists.new.first().or_else(|| self.lists.old.first()) else {
                 return self.pop_bulk(now, thrift?, dropped);
             };
             let queue = &mut self.flows[usize::from(slot)];
@@ -300,7 +318,7 @@ impl Fair {
             if packet.is_some() {
                 return packet;
             }
-            if queue.turn == Turn::New && !self.old.is_empty() {
+            if queue.turn == Turn::New && !self.lists.old.is_empty() {
                 // Gone at once it could come back as new and starve the others (RFC 8290 §4.2).
                 self.put(slot, Turn::Old);
             } else {
@@ -317,7 +335,7 @@ impl Fair {
         thrift: &mut Thrift,
         dropped: &mut Dropped,
     ) -> Option<(Instant, Packet)> {
-        while let Some(slot) = self.bulk.first()
+        while let Some(slot) = self.lists.bulk.first()
             && thrift.next() <= now
         {
             let packet = self.change(slot, |queue| queue.take(now, Tolerance::ANY, dropped));
@@ -363,7 +381,7 @@ impl Fair {
             ..FlowQueue::default()
         };
         self.buckets[bucket] = slot;
-        self.new.push(&mut self.turns, slot);
+        self.lists.new.push(&mut self.turns, slot);
         slot
     }
 
@@ -404,21 +422,12 @@ impl Fair {
         }
         self.leave_turn(slot);
         self.flows[usize::from(slot)].turn = turn;
-        let list = match turn {
-            Turn::New => &mut self.new,
-            Turn::Old => &mut self.old,
-            Turn::Bulk => &mut self.bulk,
-        };
-        list.push(&mut self.turns, slot);
+        self.lists.of(turn).push(&mut self.turns, slot);
     }
 
     fn leave_turn(&mut self, slot: Slot) {
-        let list = match self.flows[usize::from(slot)].turn {
-            Turn::New => &mut self.new,
-            Turn::Old => &mut self.old,
-            Turn::Bulk => &mut self.bulk,
-        };
-        list.remove(&mut self.turns, slot);
+        let turn = self.flows[usize::from(slot)].turn;
+        self.lists.of(turn).remove(&mut self.turns, slot);
     }
 
     /// Removes a flow without packets.
@@ -440,9 +449,8 @@ impl Fair {
     /// Moves all flows to the first slots and frees the others.
     fn give_places_back(&mut self) {
         let (mut flows, turns) = (std::mem::take(&mut self.flows), std::mem::take(&mut self.turns));
-        let lists =
-            [&self.new, &self.old, &self.bulk].map(|list| list.iter(&turns).collect::<Vec<_>>());
-        (self.new, self.old, self.bulk) = (List::EMPTY, List::EMPTY, List::EMPTY);
+        let Lists { new, old, bulk } = std::mem::replace(&mut self.lists, Lists::EMPTY);
+        let lists = [new, old, bulk].map(|list| list.iter(&turns).collect::<Vec<_>>());
         (self.spare, self.spares) = (List::EMPTY, 0);
         (self.neighbours, self.sizes) = Default::default();
         (self.beside, self.sparse) = (Vec::new(), List::EMPTY);
@@ -455,12 +463,7 @@ impl Fair {
                 self.sparse.push(&mut self.beside, slot);
             }
             self.buckets[bucket] = slot;
-            let list = match turn {
-                Turn::New => &mut self.new,
-                Turn::Old => &mut self.old,
-                Turn::Bulk => &mut self.bulk,
-            };
-            list.push(&mut self.turns, slot);
+            self.lists.of(turn).push(&mut self.turns, slot);
             self.sizes[usize::from(is_tcp)].resize(&mut self.neighbours, slot, sizes::EMPTY, size);
         }
     }
@@ -791,7 +794,7 @@ mod tests {
             }
             prop_assert_eq!(pushed, popped + dropped.full + dropped.stale + dropped.slow);
             prop_assert_eq!((fair.packets, fair.bytes, fair.cost), (0, 0, 0));
-            prop_assert!(fair.new.is_empty() && fair.old.is_empty() && fair.bulk.is_empty());
+            prop_assert!(fair.lists.new.is_empty() && fair.lists.old.is_empty() && fair.lists.bulk.is_empty());
             prop_assert!(!fair.has_sparse());
             prop_assert!(fair.buckets.iter().all(|bucket| *bucket == NONE));
             prop_assert!(fair.sizes.iter().all(|sizes| sizes.largest().is_none()));
