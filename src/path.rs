@@ -71,6 +71,18 @@ pub(crate) enum Condition {
     Waiting,
 }
 
+impl Condition {
+    /// Whether the path carries the tunnel.
+    pub(crate) fn is_in_use(self) -> bool {
+        matches!(self, Self::Active | Self::Suspect)
+    }
+
+    /// Whether it carries the tunnel, or can at once.
+    pub(crate) fn is_usable(self) -> bool {
+        self.is_in_use() || self == Self::Standby
+    }
+}
+
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

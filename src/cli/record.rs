@@ -15,7 +15,6 @@ use crate::{
     clock,
     daemon::status::{ClientStatus, Role, SwitchStatus},
     host::instance::Instance,
-    path::Condition,
     tunnel::counters::Snapshot,
 };
 
@@ -194,11 +193,8 @@ impl Record {
     }
 
     fn add(&mut self, at: Instant, status: &ClientStatus) {
-        let works =
-            |state| matches!(state, Condition::Active | Condition::Suspect | Condition::Standby);
-        let in_use = |state| matches!(state, Condition::Active | Condition::Suspect);
-        let active = status.paths.iter().find(|path| in_use(path.state));
-        let rtts = status.paths.iter().filter(|path| works(path.state));
+        let active = status.paths.iter().find(|path| path.state.is_in_use());
+        let rtts = status.paths.iter().filter(|path| path.state.is_usable());
         self.samples.push(Sample {
             at,
             link: active.map(|path| path.link.clone()),

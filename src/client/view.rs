@@ -678,7 +678,7 @@ fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
 
 impl ShownPath {
     fn is_in_use(&self) -> bool {
-        matches!(self.said.condition, Condition::Active | Condition::Suspect)
+        self.said.condition.is_in_use()
     }
 }
 

@@ -98,7 +98,7 @@ impl Seen {
 }
 
 fn is_in_use(path: &PathStatus) -> bool {
-    matches!(path.state, Condition::Active | Condition::Suspect)
+    path.state.is_in_use()
 }
 
 fn portal(status: &ClientStatus, is_connected: bool) -> Option<Portal> {

@@ -6,11 +6,10 @@ use super::finding::Finding;
 use crate::{
     daemon::{
         control::ControlError,
-        status::{ClientState, PathStatus, Role, Status},
+        status::{ClientState, Role, Status},
     },
     host::instance::Instance,
     link::candidate::Transport,
-    path::Condition,
 };
 
 /// What the daemon of this file says.
@@ -77,10 +76,7 @@ impl Running {
                 )
             }
             Role::Client(client) if client.state == ClientState::Connected => {
-                let is_in_use = |path: &&PathStatus| {
-                    matches!(path.state, Condition::Active | Condition::Suspect)
-                };
-                match client.paths.iter().find(is_in_use) {
+                match client.paths.iter().find(|path| path.state.is_in_use()) {
                     Some(path) => Finding::good(
                         subject,
                         format!("runs (pid {pid}), connected over {}", path.link),

@@ -4,10 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::bail;
 
-use crate::{
-    daemon::status::{ClientStatus, PathStatus},
-    path::Condition,
-};
+use crate::daemon::status::{ClientStatus, PathStatus};
 
 /// Bytes that the drill's own keystrokes and the answers cost at most in one second: ten each way, and their
 /// acknowledgements.
@@ -64,8 +61,7 @@ impl Plan {
             if is_known {
                 continue;
             }
-            let works =
-                matches!(path.state, Condition::Active | Condition::Suspect | Condition::Standby);
+            let works = path.state.is_usable();
             if works && path.metered {
                 charged.push(path.link.clone());
             }
@@ -102,6 +98,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::Condition;
     use crate::{daemon::status::Gaps, tunnel::counters::Snapshot};
 
     fn status(paths: &[(&str, Condition, bool)]) -> ClientStatus {

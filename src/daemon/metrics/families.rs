@@ -205,8 +205,8 @@ fn path_families(families: &mut Families<'_>, paths: &[PathStatus]) -> fmt::Resu
             ("transport", path.transport.to_string()),
         ]
     };
-    let active = |path: &PathStatus| matches!(path.state, Condition::Active | Condition::Suspect);
-    let states = paths.iter().map(|path| (labels(path), f64::from(u8::from(active(path)))));
+    let active = |path: &PathStatus| f64::from(u8::from(path.state.is_in_use()));
+    let states = paths.iter().map(|path| (labels(path), active(path)));
     families.gauge("roamd_path_active", "Whether the path carries the tunnel", states)?;
     let works = |path: &PathStatus| matches!(path.state, Condition::Active | Condition::Standby);
     let states = paths.iter().map(|path| (labels(path), f64::from(u8::from(works(path)))));

@@ -26,7 +26,7 @@ fn live_at(pace: Duration, plot: impl AsyncFnOnce(&mut Day, &Client)) -> ClientS
 /// The link in use.
 fn link(client: &Client) -> Option<String> {
     let paths = client.status().paths.into_iter();
-    let mut in_use = paths.filter(|it| matches!(it.state, Condition::Active | Condition::Suspect));
+    let mut in_use = paths.filter(|path| path.state.is_in_use());
     in_use.next().map(|path| path.link)
 }
 
