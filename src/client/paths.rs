@@ -19,6 +19,7 @@ use crate::{
     path::{
         Condition, PathKey,
         manager::Event,
+        meter::Purpose,
         network::Network,
         probe::{Probe, Prober},
         quality::Burst,
@@ -339,7 +340,7 @@ fn bind(
     PathEntry { candidate, .. }: &PathEntry,
     key: PathKey,
 ) -> Option<Arc<dyn AsyncUdpSocket>> {
-    let bound = network.bind(candidate);
+    let bound = network.bind(candidate, Purpose::Tunnel);
     if let Err(error) = &bound {
         debug!(link = candidate.link, %error, "cannot open a socket");
         // If the channel is full the event is dropped; the next attempt reports it again.

@@ -28,6 +28,7 @@ use crate::{
         monitor::Hints,
     },
     path::{
+        meter::Purpose,
         network::{Network, NetworkError},
         preference::Preferences,
         rank::LinkFacts,
@@ -153,7 +154,7 @@ impl Network for FakeNetwork {
         Box::pin(std::future::ready(is_portal))
     }
 
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let shown = match candidate.transport {
             Transport::Udp => candidate.link.clone(),
             transport => format!("{} {transport}", candidate.link),

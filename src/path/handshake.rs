@@ -12,13 +12,14 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quinn::{
-    Connecting, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
-    TransportConfig, TransportErrorCode, crypto::rustls::QuicClientConfig,
+    Connecting, Connection, ConnectionError, Endpoint, TokioRuntime, TransportConfig,
+    TransportErrorCode, crypto::rustls::QuicClientConfig,
 };
 use tokio::{sync::mpsc, time};
 use tracing::debug;
 
 use super::{
+    meter::Purpose,
     network::Network,
     socket::{PathError, PathId, PathSocket, VIRTUAL_SERVER},
     tcp,
@@ -128,14 +129,16 @@ impl Underlay {
     fn open(
         network: &dyn Network,
         candidate: &Candidate,
-        config: EndpointConfig,
-        is_probe: bool,
+        purpose: Purpose,
     ) -> io::Result<(Self, PathId)> {
-        let udp =
-            if is_probe { network.bind_probe(candidate)? } else { network.bind(candidate)? };
+        let udp = network.bind(candidate, purpose)?;
         let (reports, errors) = mpsc::channel(PATH_ERRORS);
         let socket = PathSocket::new(reports);
         let path = socket.open(udp, candidate.server, network.cut(&candidate.link));
+        let config = match purpose {
+            Purpose::Tunnel => quic::client_endpoint(),
+            Purpose::Probe => quic::probe_endpoint(),
+        };
         let endpoint = Endpoint::new_with_abstract_socket(
             config,
             None,
@@ -189,8 +192,7 @@ pub struct Connected {
 /// Makes connections to one server for one purpose (ALPN).
 #[derive(Clone)]
 pub struct Handshake {
-    endpoint: fn() -> EndpointConfig,
-    is_probe: bool,
+    purpose: Purpose,
     transport: Arc<TransportConfig>,
     name: Arc<str>,
     fresh: Arc<QuicClientConfig>,
@@ -218,10 +220,8 @@ impl Handshake {
         transport: TransportConfig,
     ) -> Result<Self, TlsError> {
         let ClientTls { name, fresh, resuming, wrong } = servers.with(server, alpn)?;
-        let is_probe = alpn == tls::PROBE;
         Ok(Self {
-            endpoint: if is_probe { quic::probe_endpoint } else { quic::client_endpoint },
-            is_probe,
+            purpose: if alpn == tls::PROBE { Purpose::Probe } else { Purpose::Tunnel },
             transport: Arc::new(transport),
             name: name.into(),
             fresh: Arc::new(fresh),
@@ -261,9 +261,8 @@ impl Handshake {
         let Candidate { source, ref link, server, .. } = candidate;
         debug!(link, %source, %server, "connecting");
         let begun = clock::now();
-        let (underlay, path) =
-            Underlay::open(network, &candidate, (self.endpoint)(), self.is_probe)
-                .map_err(|error| unreachable(&candidate, &error))?;
+        let (underlay, path) = Underlay::open(network, &candidate, self.purpose)
+            .map_err(|error| unreachable(&candidate, &error))?;
         let config =
             self.config(early.is_some()).map_err(|error| unreachable(&candidate, &error))?;
         let connecting = underlay

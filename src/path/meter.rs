@@ -1,4 +1,4 @@
-//! Counts what each link carries, of every socket that is bound to it.
+//! Counts what each link carries, of every socket of a path or a probe there.
 //!
 //! Counted is what a provider counts: IP packets, with their headers. A path over UDP is counted exactly. Of one over
 //! TCP each datagram counts as a segment of its own; bare acknowledgements, what TCP sends again and the handshakes of
@@ -40,7 +40,7 @@ pub(crate) struct Carried {
 
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
+pub enum Purpose {
     /// It carries the tunnel.
     Tunnel,
     /// It asks whether a path works, and keeps it warm.

@@ -7,7 +7,7 @@ use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc};
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
 
-use super::{cut::Cut, rank::LinkFacts, servers::Detours};
+use super::{cut::Cut, meter::Purpose, rank::LinkFacts, servers::Detours};
 use crate::{
     config::{Paths, ServerPeer},
     link::{
@@ -68,12 +68,7 @@ pub trait Network: fmt::Debug + Send + Sync {
     fn lead_to(&self, _server: &ServerPeer, _detours: Arc<Detours>) {}
 
     /// A socket on the candidate's link and address alone.
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>>;
-
-    /// The same for a probe, which does not carry the tunnel.
-    fn bind_probe(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.bind(candidate)
-    }
+    fn bind(&self, candidate: &Candidate, purpose: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// The flag with which the link of this name is cut, for the sockets on it.
     fn cut(&self, _link: &str) -> Cut {

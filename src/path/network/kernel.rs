@@ -77,24 +77,6 @@ impl KernelNetwork {
     pub(crate) fn meters(&self) -> &Meters {
         &self.kernel.meters
     }
-
-    fn open(&self, candidate: &Candidate, purpose: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let Candidate { link, source, server, transport, .. } = candidate;
-        let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
-        let dscp = self.kernel.dscp;
-        let socket: Arc<dyn AsyncUdpSocket> = match transport {
-            Transport::Udp => UdpSocket::bind(local, link, dscp, Some(MARK))?,
-            Transport::Tcp | Transport::Proxy | Transport::Relay => {
-                let way = match (transport, &*self.ways.load()) {
-                    (Transport::Tcp, _) => Some(Way::Direct),
-                    (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
-                };
-                let way = way.ok_or(io::ErrorKind::Unsupported)?;
-                TcpSocket::open(local, *server, way, link, dscp, Some(MARK))?
-            }
-        };
-        Ok(self.kernel.meters.count(socket, candidate, purpose))
-    }
 }
 
 impl From<rtnetlink::Error> for NetworkError {
@@ -175,12 +157,22 @@ impl Network for KernelNetwork {
         Box::pin(async move { is_server && portal::is_suspected(candidate, MARK).await })
     }
 
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.open(candidate, Purpose::Tunnel)
-    }
-
-    fn bind_probe(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.open(candidate, Purpose::Probe)
+    fn bind(&self, candidate: &Candidate, purpose: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let Candidate { link, source, server, transport, .. } = candidate;
+        let (local, link) = (SocketAddr::new(*source, 0), Some(link.as_str()));
+        let dscp = self.kernel.dscp;
+        let socket: Arc<dyn AsyncUdpSocket> = match transport {
+            Transport::Udp => UdpSocket::bind(local, link, dscp, Some(MARK))?,
+            Transport::Tcp | Transport::Proxy | Transport::Relay => {
+                let way = match (transport, &*self.ways.load()) {
+                    (Transport::Tcp, _) => Some(Way::Direct),
+                    (_, ways) => ways.as_ref().and_then(|it| it.over(*transport, *server)),
+                };
+                let way = way.ok_or(io::ErrorKind::Unsupported)?;
+                TcpSocket::open(local, *server, way, link, dscp, Some(MARK))?
+            }
+        };
+        Ok(self.kernel.meters.count(socket, candidate, purpose))
     }
 
     fn towards(&self) -> Option<Arc<dyn Network>> {

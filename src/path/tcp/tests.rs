@@ -20,6 +20,7 @@ use crate::{
     },
     path::{
         handshake::{Attempt, Handshake, HandshakeError},
+        meter::Purpose,
         network::{Network, NetworkError},
         rank::LinkFacts,
         servers::Detours,
@@ -43,7 +44,7 @@ impl Network for Loopback {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let local = SocketAddr::new(candidate.source, 0);
         Ok(TcpSocket::open(local, candidate.server, self.0.clone(), None, 0, None)?)
     }
@@ -158,7 +159,7 @@ async fn a_connection_that_ends_is_not_followed_by_another_one() {
         }
     };
     let _server = Task::spawn("server", serve);
-    let socket = Loopback(Way::Direct).bind(&candidate).unwrap();
+    let socket = Loopback(Way::Direct).bind(&candidate, Purpose::Tunnel).unwrap();
     let mut meta = [RecvMeta::default()];
     let error = std::future::poll_fn(|cx| {
         socket.poll_recv(cx, &mut [IoSliceMut::new(&mut [0; 1500])], &mut meta)
@@ -343,7 +344,7 @@ async fn a_proxy_is_asked_for_the_server_and_told_no_more_than_tls_shows() {
         assert_eq!(stream.read_u8().await.unwrap(), 0);
     };
     let server = tokio::spawn(serve);
-    let socket = Loopback(by_proxy()).bind(&candidate).unwrap();
+    let socket = Loopback(by_proxy()).bind(&candidate, Purpose::Tunnel).unwrap();
     let transmit = Transmit {
         destination: candidate.server,
         ecn: None,

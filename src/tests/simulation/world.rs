@@ -38,6 +38,7 @@ use crate::{
     },
     path::{
         cut::{Cut, Cuts},
+        meter::Purpose,
         network::{Network, NetworkError},
         preference::Preferences,
         rank::LinkFacts,
@@ -578,7 +579,7 @@ impl Network for World {
         Box::pin(std::future::ready(Some([2, 0, 0, 0, 0, last])))
     }
 
-    fn bind(&self, candidate: &Candidate) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let mut inner = self.lock();
         let link = candidate.index as usize;
         if !inner.links[link].up {
