@@ -5,14 +5,14 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
-use nix::{libc, unistd::geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::{belief::Saved, entry::Entry};
+use crate::host::record;
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -54,7 +54,7 @@ impl Cache {
 
     /// What was saved last; nothing if that was another directory, or never.
     pub(super) fn read(&self) -> io::Result<Saved> {
-        let text = match open(&self.path).and_then(io::read_to_string) {
+        let text = match record::plain(&self.path).and_then(io::read_to_string) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
             text => text?,
         };
@@ -101,22 +101,11 @@ impl Cache {
         // Of mode 0600 from the start.
         let mut file = tempfile::Builder::new().prefix(".roamd-").tempfile_in(folder)?;
         file.write_all(&serde_json::to_vec(&content)?)?;
-        if geteuid().is_root() {
-            // The next run may be the unit's, with its own user.
-            let owner = fs::metadata(folder)?;
-            fchown(file.as_file(), Some(owner.uid()), Some(owner.gid()))?;
-        }
+        record::give(file.as_file(), folder)?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
         File::open(folder)?.sync_all()
     }
-}
-
-/// A plain file: root must not wait at a pipe in a folder of the daemon's.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no plain file")) }
 }
 
 #[cfg(test)]

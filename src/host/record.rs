@@ -323,18 +323,30 @@ fn open(path: &Path) -> io::Result<File> {
 
 fn open_as(path: &Path, mode: u32) -> io::Result<File> {
     let file = opened(File::options().write(true).create(true).truncate(false).mode(mode), path)?;
-    if geteuid().is_root()
-        && let Some(folder) = path.parent()
-    {
-        // The next run may be the unit's, with its own user.
-        let owner = fs::metadata(folder)?;
-        match fchown(&file, Some(owner.uid()), Some(owner.gid())) {
-            // Root without CAP_CHOWN, as NetworkManager's children are. Their records are for no unit.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-            outcome => outcome?,
-        }
+    if let Some(folder) = path.parent() {
+        give(&file, folder)?;
     }
     Ok(file)
+}
+
+/// Gives root's file to the owner of its folder: the next run may be the unit's, with its own user.
+pub(crate) fn give(file: &File, folder: &Path) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(folder)?;
+    match fchown(file, Some(owner.uid()), Some(owner.gid())) {
+        // Root without CAP_CHOWN, as NetworkManager's children are. Their files are for no unit.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
+}
+
+/// Opens a plain file: root must not wait at a pipe in a folder of the daemon's.
+pub(crate) fn plain(path: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no plain file")) }
 }
 
 /// The lock of all tunnels of a namespace: whoever has it first, any unit can have it next. A child of NetworkManager cannot

@@ -6,15 +6,16 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use nix::{libc, unistd::geteuid};
+use nix::libc;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Kept, Ledger};
+use crate::host::record;
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -108,11 +109,7 @@ impl Store {
 
 fn fill(file: &mut File, folder: &Path, ledger: &Ledger) -> io::Result<()> {
     file.write_all(&encode(ledger)?)?;
-    if geteuid().is_root() {
-        // The next run may be the unit's, with its own user.
-        let owner = fs::metadata(folder)?;
-        fchown(&*file, Some(owner.uid()), Some(owner.gid()))?;
-    }
+    record::give(file, folder)?;
     file.sync_all()
 }
 
@@ -150,14 +147,8 @@ pub(super) fn checksum(bytes: &[u8]) -> String {
     sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A plain file: root must not wait at a pipe in a folder of the daemon's.
 fn read(path: &Path) -> io::Result<Ledger> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no plain file"));
-    }
     let mut text = String::new();
-    file.take(LONGEST).read_to_string(&mut text)?;
+    record::plain(path)?.take(LONGEST).read_to_string(&mut text)?;
     decode(&text)
 }
