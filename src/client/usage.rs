@@ -30,7 +30,7 @@ pub(crate) use self::{
 };
 use super::Client;
 use crate::{
-    clock,
+    clock::{self, Date},
     config::{Budget, OverBudget, Paths},
     daemon::{
         events::Event,
@@ -62,13 +62,11 @@ pub(super) struct Usages {
 }
 
 #[derive(Debug, Default)]
-enum Disk {
-    /// Nothing is kept.
-    #[default]
-    None,
-    /// What an earlier run kept was not read yet.
-    Unread(Store),
-    Read(Store),
+struct Disk {
+    /// None: nothing is kept.
+    store: Option<Store>,
+    /// Whether what an earlier run kept was read.
+    is_read: bool,
 }
 
 impl Usages {
@@ -76,10 +74,17 @@ impl Usages {
         lock(&self.ledger)
     }
 
+    /// The ledger, and the day into which is counted.
+    fn today(&self) -> (MutexGuard<'_, Ledger>, Date) {
+        let mut ledger = self.ledger();
+        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        (ledger, today)
+    }
+
     /// Takes over what an earlier run kept. Blocks for the disk.
     fn open(&self, store: Store) {
         let mut disk = lock(&self.disk);
-        *disk = Disk::Unread(store);
+        *disk = Disk { store: Some(store), is_read: false };
         self.told(self.take_over(&mut disk), &disk);
     }
 
@@ -89,17 +94,14 @@ impl Usages {
         let saved = self.take_over(&mut disk).and_then(|()| {
             // The disk may be slow, and others need the ledger.
             let kept = self.ledger().clone();
-            match &mut *disk {
-                Disk::None | Disk::Unread(_) => Ok(()),
-                Disk::Read(store) => store.write(&kept),
-            }
+            disk.store.as_mut().map_or(Ok(()), |store| store.write(&kept))
         });
         self.told(saved, &disk);
     }
 
     /// Reads what was not read yet. Nothing is written before, which would take its place.
     fn take_over(&self, disk: &mut Disk) -> io::Result<()> {
-        let Disk::Unread(store) = disk else { return Ok(()) };
+        let Some(store) = disk.store.as_mut().filter(|_| !disk.is_read) else { return Ok(()) };
         let (kept, damage) = store.read()?;
         if let Some(error) = damage {
             let file = store.path().display();
@@ -107,15 +109,12 @@ impl Usages {
             warn!(%file, %error, "the account of what links carried is damaged: it {what}");
         }
         self.ledger().take_over(kept);
-        let store = std::mem::replace(disk, Disk::None);
-        if let Disk::Unread(store) = store {
-            *disk = Disk::Read(store);
-        }
+        disk.is_read = true;
         Ok(())
     }
 
     fn told(&self, done: io::Result<()>, disk: &Disk) {
-        let (Disk::Unread(store) | Disk::Read(store)) = disk else { return };
+        let Some(store) = &disk.store else { return };
         let failed = done.err().map(|error| error.to_string());
         let before = std::mem::replace(&mut *lock(&self.unsaved), failed.clone());
         match failed {
@@ -190,8 +189,10 @@ impl Client {
         let Findings { overdrawn, news, left } = self.judge();
         let is_news = !news.is_empty();
         news.into_iter().for_each(|(link, status)| self.tell(link, status));
-        stop(overdrawn.stopped.clone());
         self.roaming.overdrawn.send_if_modified(|known| {
+            if known.stopped != overdrawn.stopped {
+                stop(overdrawn.stopped.clone());
+            }
             let before = std::mem::replace(known, overdrawn);
             before != *known
         });
@@ -201,8 +202,7 @@ impl Client {
     /// Takes in what `meters` counted since the last time; `is_idle` says that nothing crossed the tunnel. Returns whether
     /// there was anything.
     fn count(&self, meters: &Meters, is_idle: bool) -> bool {
-        let (mut ledger, mut is_any) = (self.usages.ledger(), false);
-        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let ((mut ledger, today), mut is_any) = (self.usages.today(), false);
         for (link, [tunnel, probes]) in meters.take() {
             let mut upkeep_bytes = probes.up + probes.down;
             if is_idle {
@@ -218,8 +218,7 @@ impl Client {
 
     fn judge(&self) -> Findings {
         let budget = budgets(&self.config.borrow().paths);
-        let mut ledger = self.usages.ledger();
-        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let (mut ledger, today) = self.usages.today();
         ledger.judge(budget, today)
     }
 
@@ -242,8 +241,7 @@ impl Client {
     /// What the links carried, and may carry.
     pub(super) fn links(&self) -> Vec<LinkStatus> {
         let budget = budgets(&self.config.borrow().paths);
-        let mut ledger = self.usages.ledger();
-        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let (ledger, today) = self.usages.today();
         let rows = ledger.rows(budget, today).into_iter();
         rows.map(|(link, amount, budget)| LinkStatus { link, amount, budget }).collect()
     }
@@ -251,8 +249,7 @@ impl Client {
     /// The same day by day.
     pub(super) fn usage(&self) -> Usage {
         let budget = budgets(&self.config.borrow().paths);
-        let mut ledger = self.usages.ledger();
-        let today = ledger.today(clock::date(clock::wall()), clock::now());
+        let (ledger, today) = self.usages.today();
         let unsaved = lock(&self.usages.unsaved).clone();
         Usage { schema: SCHEMA, links: ledger.links(budget, today), unsaved }
     }
