@@ -259,12 +259,8 @@ impl Instance {
 
     /// Cuts a link there until the result is dropped, or has been answered.
     pub(crate) fn cut(&self, link: &str, seconds: u32) -> Result<Cutting, ControlError> {
-        let mut stream = self.connect()?;
-        let request = Request::Cut { link: link.into(), seconds };
-        let sent = serde_json::to_string(&request).map_err(io::Error::from);
-        let sent = sent.and_then(|line| stream.write_all(format!("{line}\n").as_bytes()));
-        let sent = sent.and_then(|()| stream.set_nonblocking(true));
-        sent.map_err(|source| self.io(source))?;
+        let stream = self.asked(&Request::Cut { link: link.into(), seconds })?;
+        stream.set_nonblocking(true).map_err(|source| self.io(source))?;
         Ok(Cutting { instance: self.clone(), stream, answer: Vec::new() })
     }
 
@@ -277,10 +273,13 @@ impl Instance {
 
     /// The same, to be read by the caller.
     pub(crate) fn event_stream(&self) -> Result<StdStream, ControlError> {
+        self.asked(&Request::Events)
+    }
+
+    /// A connection on which this was asked.
+    fn asked(&self, request: &Request) -> Result<StdStream, ControlError> {
         let mut stream = self.connect()?;
-        let ask = serde_json::to_string(&Request::Events).map_err(io::Error::from);
-        let asked = ask.and_then(|ask| stream.write_all(format!("{ask}\n").as_bytes()));
-        asked.map_err(|source| self.io(source))?;
+        send(&mut stream, request).map_err(|source| self.io(source))?;
         Ok(stream)
     }
 
@@ -361,6 +360,10 @@ fn is_daemon(path: &Path) -> bool {
     }
 }
 
+fn send(stream: &mut StdStream, request: &Request) -> io::Result<()> {
+    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())
+}
+
 fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
     ask_within(stream, request, ANSWER_TIMEOUT)
 }
@@ -368,7 +371,7 @@ fn ask(stream: &mut StdStream, request: &Request) -> io::Result<String> {
 fn ask_within(stream: &mut StdStream, request: &Request, limit: Duration) -> io::Result<String> {
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
+    send(stream, request)?;
     let mut answer = String::new();
     BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer)?;
     if answer.is_empty() {

@@ -32,7 +32,7 @@ use tracing::debug;
 use super::{
     Layout, TABLE,
     interface::Destination,
-    rules::{PROTOCOL, priority, unless},
+    rules::{PROTOCOL, priority, table_of, unless},
 };
 use crate::link::netlink::Netlink;
 
@@ -231,13 +231,6 @@ fn is_same(wanted: &RuleMessage, found: &RuleMessage) -> bool {
     let lengths = |it: &RuleMessage| (it.header.family, it.header.src_len, it.header.dst_len);
     lengths(wanted) == lengths(found)
         && wanted.attributes.iter().all(|it| found.attributes.contains(it))
-}
-
-fn table_of(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Table(table) => Some(*table),
-        _ => None,
-    })
 }
 
 fn table_of_route(route: &RouteMessage) -> u32 {

@@ -37,7 +37,7 @@ use wildmatch::WildMatch;
 use super::{
     Layout, facts,
     record::Record,
-    rules::{PROTOCOL, priority, unless},
+    rules::{PROTOCOL, priority, table_of, unless},
     sysctl,
 };
 use crate::link::{
@@ -308,13 +308,6 @@ impl Way {
 /// The table of a tunnel and a link, by the indices of both: those with the highest bit are nobody else's.
 fn table(tunnel: u32, link: u32) -> u32 {
     1 << 31 | (tunnel & 0x7fff) << 16 | link & 0xffff
-}
-
-fn table_of(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Table(table) => Some(*table),
-        _ => None,
-    })
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Addr> {

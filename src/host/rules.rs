@@ -266,6 +266,14 @@ fn is_ours(message: &RuleMessage) -> bool {
         && (has(RuleAttribute::Protocol(PROTOCOL)) || has(RuleAttribute::FwMark(MARK)))
 }
 
+/// The table that a rule leads to.
+pub(super) fn table_of(rule: &RuleMessage) -> Option<u32> {
+    rule.attributes.iter().find_map(|attribute| match attribute {
+        RuleAttribute::Table(table) => Some(*table),
+        _ => None,
+    })
+}
+
 pub(super) fn priority(message: &RuleMessage) -> Option<u32> {
     message.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
