@@ -48,7 +48,7 @@ use peer::{PeerCommand, peer};
 use report::report;
 use service::{down, up};
 use status::status;
-use tell::{cancel_drain, drain, events, pause, probe, reload, resume, switch};
+use tell::{cancel_drain, drain, events, pause, probe, reload, resume, switch, whole_seconds};
 use tunnel::Tunnel;
 use unseal::unseal;
 use usage::usage;

@@ -28,7 +28,21 @@ use crate::{
     host::{device::TunDevice, instance::Instance, record::Record},
     identity::PublicKey,
     quic::session::SOFTWARE,
+    task,
 };
+
+/// Runs a daemon on one thread, until it ends: on two cores the datapath is faster on one than shared between threads,
+/// because packets then never wait for another thread to wake.
+pub(crate) fn block_on(
+    daemon: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) -> anyhow::Result<()> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = moderation::moderate(runtime.enable_all()).build()?;
+    let ended = runtime.block_on(task::entire(daemon));
+    // A question to the resolver runs on a thread of its own, and can hang there for long.
+    runtime.shutdown_background();
+    ended
+}
 
 /// Keeps keys in this process: neither a dump nor a debugger of the same user may have them.
 pub(crate) fn guard_memory() -> anyhow::Result<()> {

@@ -39,9 +39,8 @@ use self::{
 };
 use crate::{
     client::{self, Stop, ended::Refusal},
-    daemon::{self, Daemon, moderation, signals},
+    daemon::{self, Daemon, signals},
     host::{Layout, Seal, delegate::Delegate, instance::Instance, record},
-    task,
 };
 
 const NETWORK_MANAGER: &str = "org.freedesktop.NetworkManager";
@@ -66,11 +65,7 @@ pub(crate) fn serve(name: String) -> anyhow::Result<()> {
     {
         debug!(%error, "only root may ask this daemon");
     }
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = moderation::moderate(runtime.enable_all()).build()?;
-    let ended = runtime.block_on(task::entire(run(name)));
-    runtime.shutdown_background();
-    ended
+    daemon::block_on(run(name))
 }
 
 async fn run(name: String) -> anyhow::Result<()> {

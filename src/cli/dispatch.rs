@@ -8,16 +8,17 @@ use clap::{CommandFactory as _, Parser as _};
 use super::{
     Cli, Command, ImportFrom, Tunnel, cancel_drain, check, complete, doctor, down, drain, drill,
     drill::Wanted, events, exit::Exit, genkey, is_broken_pipe, panic, pause, peer, probe, pubkey,
-    reload, report, resume, status, switch, tunnel, unseal, up, usage, usage::Days, wireguard,
+    reload, report, resume, status, switch, tunnel, unseal, up, usage, usage::Days, whole_seconds,
+    wireguard,
 };
 #[cfg(feature = "desktop")]
 use crate::config::{Filter, Log, LogFormat};
 use crate::{
     client,
     config::{Config, ConfigErrors},
-    daemon::{Daemon, logging, moderation, systemd},
+    daemon::{self, Daemon, logging, systemd},
     host::{instance::Instance, record},
-    server, task,
+    server,
 };
 
 /// Runs the `roamd` binary.
@@ -88,7 +89,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             super::network_manager::run(bus_name, import.as_deref(), export)
         }
         Command::Drill { tunnel, within, yes, metered, json, svg } => {
-            let seconds = within.as_secs_f64().ceil() as u32;
+            let seconds = whole_seconds(within);
             drill(&Wanted { tunnel, yes, metered, seconds, json, svg })
         }
         Command::Report { file, since, svg } => report(file.as_deref(), since, svg.as_deref()),
@@ -139,19 +140,12 @@ fn notify(tunnel: Option<&Tunnel>, has_tray: bool) -> anyhow::Result<()> {
 
 fn run_daemon(file: &Path) -> anyhow::Result<()> {
     let (daemon, config) = Daemon::load(file.to_owned())?;
-    // One thread: on two cores the datapath is faster on one than shared between threads, because
-    // packets then never wait for another thread to wake.
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = moderation::moderate(runtime.enable_all()).build()?;
-    let ended = runtime.block_on(task::entire(async {
+    daemon::block_on(async move {
         match config {
             Config::Client(config) => client::run(config, daemon).await,
             Config::Server(config) => server::run(config, daemon).await,
         }
-    }));
-    // A question to the resolver runs on a thread of its own, and can hang there for long.
-    runtime.shutdown_background();
-    ended
+    })
 }
 
 /// Help and version are successes to clap as well.

@@ -37,8 +37,13 @@ pub(crate) fn probe(tunnel: Option<&Tunnel>, link: Option<String>) -> anyhow::Re
 
 /// Makes the tunnel send nothing, for so long or until it is resumed.
 pub(crate) fn pause(tunnel: Option<&Tunnel>, lasts: Option<Duration>) -> anyhow::Result<()> {
-    let seconds = lasts.map(|lasts| lasts.as_secs_f64().ceil() as u32);
+    let seconds = lasts.map(whole_seconds);
     tell(tunnel, &Request::Pause { seconds })
+}
+
+/// Seconds as requests have them.
+pub(crate) fn whole_seconds(time: Duration) -> u32 {
+    time.as_secs_f64().ceil() as u32
 }
 
 /// Ends a pause.
@@ -63,7 +68,7 @@ pub(crate) fn drain(tunnel: Option<&Tunnel>, within: Duration) -> anyhow::Result
     let instance = tunnel::instance(tunnel)?;
     // Before the request, so that no event is missed.
     let events = instance.events()?;
-    let seconds = within.as_secs_f64().ceil() as u32;
+    let seconds = whole_seconds(within);
     instance.tell(&Request::Drain { seconds })?;
     let mut stdout = io::stdout().lock();
     // The daemon ends, and may reset the connection.
