@@ -17,6 +17,7 @@ use crate::{
     daemon::{
         control::{ControlError, Reply},
         status::{Role, Status},
+        usage::BudgetLevel,
     },
     host::instance::Instance,
     task::Task,
@@ -37,8 +38,6 @@ const GREETING: Duration = Duration::from_secs(3);
 const EVENTS: usize = 64;
 /// The longest event in bytes. Whoever says a longer one is not listened to any more.
 const LONGEST_EVENT: u64 = 64 * 1024;
-/// The first line that a daemon says.
-const FIRST: &str = "\"listening\"";
 
 /// What is new of the tunnel with this name.
 #[derive(Debug)]
@@ -61,8 +60,10 @@ pub(super) enum What {
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Event {
+    /// The first one.
+    Listening,
     Budget {
-        level: String,
+        level: BudgetLevel,
         summary: Foreign,
     },
     #[serde(other)]
@@ -72,9 +73,9 @@ enum Event {
 fn budget(line: &str) -> Option<Budget> {
     match serde_json::from_str(line).ok()? {
         Event::Budget { level, summary } => {
-            Some(Budget { is_used_up: level == "reached", words: summary })
+            Some(Budget { is_used_up: level == BudgetLevel::Reached, words: summary })
         }
-        Event::Other => None,
+        Event::Listening | Event::Other => None,
     }
 }
 
@@ -144,7 +145,7 @@ async fn listen(instance: Instance) -> Result<Option<Events>, ControlError> {
         }
     });
     let Ok(Some(first)) = timeout(GREETING, lines.recv()).await else { return Ok(None) };
-    if first.contains(FIRST) {
+    if let Ok(Event::Listening) = serde_json::from_str(&first) {
         return Ok(Some(Events { lines, _reading: reading }));
     }
     match serde_json::from_str(&first) {
@@ -167,7 +168,11 @@ async fn read(stream: impl AsyncRead + Unpin, tell: mpsc::Sender<String>) -> io:
 
 /// Follows one tunnel until its daemon ends.
 async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<News>) {
-    let tunnel = instance.title();
+    let mut tunnel = instance.title();
+    // Two may be called alike. What a person clicks is to reach this one.
+    if Instance::named(&tunnel).called() != instance {
+        tunnel = instance.name().to_owned();
+    }
     let is = |what| News { tunnel: tunnel.clone(), what };
     let mut first = None;
     loop {

@@ -98,8 +98,6 @@ pub(super) struct Drill<'a> {
     start: Instant,
     typist: Typist,
     watch: Watch,
-    /// Whether the tunnel was told to move.
-    is_moved: bool,
     cuts: Vec<Outcome>,
     skipped: Vec<String>,
 }
@@ -122,19 +120,8 @@ impl<'a> Drill<'a> {
                 plan.interface
             );
         }
-        let (is_moved, cuts, skipped) = (false, Vec::new(), Vec::new());
-        Ok(Self {
-            instance,
-            plan,
-            seconds,
-            interrupt,
-            start,
-            typist,
-            watch,
-            is_moved,
-            cuts,
-            skipped,
-        })
+        let (cuts, skipped) = (Vec::new(), Vec::new());
+        Ok(Self { instance, plan, seconds, interrupt, start, typist, watch, cuts, skipped })
     }
 
     /// Cuts one link after another, and tells of each.
@@ -173,14 +160,12 @@ impl<'a> Drill<'a> {
 
     /// Lets the tunnel choose its link as before.
     pub(super) fn end(self) -> Outcomes {
-        let Self { instance, plan, start, typist, watch, is_moved, cuts, skipped, .. } = self;
-        if is_moved || plan.chosen.is_some() {
-            let chosen = plan.chosen.clone().map(|link| Request::Switch { link, pin: false });
-            // A link that is gone cannot be chosen again.
-            if chosen.is_none_or(|request| instance.tell(&request).is_err()) {
-                // A daemon that has ended has nothing to restore.
-                let _ = instance.tell(&Request::AutoLink);
-            }
+        let Self { instance, plan, start, typist, watch, cuts, skipped, .. } = self;
+        let chosen = plan.chosen.clone().map(|link| Request::Switch { link, pin: false });
+        // A link that is gone cannot be chosen again.
+        if chosen.is_none_or(|request| instance.tell(&request).is_err()) {
+            // A daemon that has ended has nothing to restore.
+            let _ = instance.tell(&Request::AutoLink);
         }
         let (end, record) = (clock::now(), watch.record());
         Outcomes { start, end, cuts, skipped, tally: typist.tally, record }
@@ -189,7 +174,6 @@ impl<'a> Drill<'a> {
     /// Moves the tunnel to a link; whether it is there.
     fn use_link(&mut self, link: &str) -> anyhow::Result<bool> {
         // Also if it is there: it must not leave before the cut because another link is better.
-        self.is_moved = true;
         let request = Request::Switch { link: link.into(), pin: false };
         match self.instance.tell(&request) {
             // The link may be gone by now.
