@@ -231,8 +231,13 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- log of {} ---\n{}", self.name, self.log());
+        if !std::thread::panicking() {
+            return;
+        }
+        // A second panic here would end all tests.
+        match self.daemon.as_ref().map(Process::log).transpose() {
+            Ok(log) => eprintln!("--- log of {} ---\n{}", self.name, log.unwrap_or_default()),
+            Err(error) => eprintln!("--- log of {}: {error} ---", self.name),
         }
     }
 }

@@ -65,6 +65,12 @@ fn the_host_has_routes_to_the_peers_that_are_connected_and_to_no_others() {
     assert_ne!(net.server.exit_code(), Some(0));
     assert_eq!(routed(&net.server), [""; 0], "a start that fails removes it, too");
     drop(taken);
+    // A child that another test has forked holds the port until it runs its program.
+    eventually("the port is free", || {
+        let mut command = net.server.namespace.command("ss");
+        let output = command.args(["-Hlun", "sport = :4433"]).output().unwrap();
+        (output.status.success() && output.stdout.is_empty()).then_some(())
+    });
     net.server.start();
     until_routed(&net.server, &[]);
 

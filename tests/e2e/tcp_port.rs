@@ -82,7 +82,7 @@ fn a_neighbour_that_connects_all_the_time_keeps_nobody_out() {
 }
 
 /// A client and a server that listens on TCP as well, in a scene that lets the client come over that alone.
-fn over_tcp(scene: &Scene) -> (Host, Host, tempfile::TempDir) {
+fn over_tcp(scene: &Scene) -> (tempfile::TempDir, Host, Host) {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Host::new("server", scene.server().clone(), folder.path());
     let mut client = Host::new("laptop", scene.client().clone(), folder.path());
@@ -98,7 +98,7 @@ fn over_tcp(scene: &Scene) -> (Host, Host, tempfile::TempDir) {
     eventually("the server listens", || server.try_status());
     client.start();
     client.connected();
-    (client, server, folder)
+    (folder, client, server)
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_transfer_goes_on_over_udp_that_is_narrower_than_tcp_was() {
     scene.router(Access::Lte).set_mtu("client", 1280).unwrap();
     scene.air(Access::Lte).black_hole(true);
     drop_udp(scene.router(Access::Wifi));
-    let (client, server, _folder) = over_tcp(&scene);
+    let (_folder, client, server) = over_tcp(&scene);
     eventually("TCP carries what the other link does not", || {
         (client.try_status()?["session"]["path-mtu"].as_u64()? > 1280).then_some(())
     });
@@ -146,7 +146,7 @@ fn a_keystroke_over_tcp_waits_neither_behind_an_upload_nor_behind_a_download() {
     scene.air(Access::Wifi).set(home);
     scene.air(Access::Lte).black_hole(true);
     drop_udp(scene.server());
-    let (client, server, _folder) = over_tcp(&scene);
+    let (_folder, client, server) = over_tcp(&scene);
     for (from, to, address) in [(&client, &server, "10.66.0.1"), (&server, &client, "10.66.0.2")] {
         let done = AtomicBool::new(false);
         let took = std::thread::scope(|scope| {
