@@ -77,7 +77,8 @@ fn each_link_is_cut_and_nothing_else_is_touched() {
         assert!(cut["echoed"].as_u64() <= cut["typed"].as_u64(), "{text}");
     }
     assert_eq!((&told["interrupted"], &told["left-out"]), (&false.into(), &Value::Array(vec![])));
-    assert!(fs::read_to_string(svg).unwrap().contains("lte0 is cut for 2.0 s"));
+    let drawn = format!("lte0 is cut for {:.1} s", cuts[1]["seconds"].as_f64().unwrap());
+    assert!(fs::read_to_string(svg).unwrap().contains(&drawn), "{drawn}");
     let outside = outside.wait_with_output().unwrap();
     let outside = String::from_utf8(outside.stdout).unwrap();
     assert!(outside.contains(" 0% packet loss"), "{outside}");
