@@ -29,6 +29,8 @@ const FASTEST: (u32, u32) = (6, 2);
 /// `CAP_NET_ADMIN` and `CAP_NET_BIND_SERVICE` of capabilities(7).
 const NET_ADMIN: u32 = 12;
 const NET_BIND_SERVICE: u32 = 10;
+/// What the TUN device is called that is created to see whether one can be; the kernel puts a number in the place of `%d`.
+const TRIAL: &str = "roamd-try%d";
 /// 2026-01-01 in seconds since 1970. A clock that shows an earlier date is wrong: this program did not exist.
 const YOUNGEST: Duration = Duration::from_secs(1_767_225_600);
 
@@ -116,7 +118,8 @@ pub(super) async fn device(
             Finding::bad(subject, found, "choose another tun.name, such as \"roam1\"")
         });
     }
-    match Tun::create(name, 1400, offload).map(|tun| tun.offload()) {
+    // Not of the tunnel's name, which a daemon that starts at this moment needs.
+    match Tun::create(TRIAL, 1400, offload).map(|tun| tun.offload()) {
         Ok(Offload::None) if offload => tell(Finding::poor(
             subject,
             "works, without offload",
@@ -127,7 +130,7 @@ pub(super) async fn device(
         }
         Err(error) => tell(Finding::bad(
             subject,
-            format!("cannot create {name}: {error}"),
+            format!("cannot be created: {error}"),
             "modprobe tun; /dev/net/tun must exist and be writable (mode 0666)",
         )),
     }
