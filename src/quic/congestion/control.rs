@@ -125,6 +125,8 @@ pub(super) struct PathControl<G> {
     start: Start,
     flight: Flight,
     peak: Peak,
+    /// Whether there was less to send than fits, of late.
+    app_limited: bool,
     delay: DelayLimit,
     /// If the other side tells what it misses.
     confirmation: Option<Confirmation>,
@@ -148,6 +150,7 @@ impl<G: Growth> PathControl<G> {
             start: Start::First,
             flight: Flight::default(),
             peak: Peak::default(),
+            app_limited: false,
             delay: DelayLimit::default(),
             confirmation: None,
             losses: LossJudge::default(),
@@ -205,6 +208,7 @@ impl<G: Growth> PathControl<G> {
 
     pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         self.newest = self.newest.max(Some(sent));
+        self.app_limited = app_limited;
         self.delivery.on_ack(now, sent, bytes);
         let rtt = self.delay.base().unwrap_or_default();
         if let Some(confirmation) = &mut self.confirmation {
@@ -307,10 +311,11 @@ impl<G: Growth> PathControl<G> {
     /// quinn declares packets of `bytes` lost, or none but a mark came back; the last of them was sent at `sent`.
     pub(super) fn on_loss(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
         let loss = Declared { sent, in_flight: self.flight.at(sent), bytes };
-        // Where little is sent, such as the acknowledgements of a transfer the other way, one burst of losses lasts
-        // for three probe timeouts. To close the window for that would slow down what is sent next.
+        // Where little is sent, one burst of losses lasts for three probe timeouts. To close the window for that would slow
+        // down what is sent next.
         let is_little = |in_flight| in_flight <= LITTLE * u64::from(self.mtu);
-        let persistent = persistent && !loss.in_flight.is_some_and(is_little);
+        let is_unused = self.is_unused(loss.in_flight);
+        let persistent = persistent && !is_unused && !loss.in_flight.is_some_and(is_little);
         match &mut self.confirmation {
             Some(confirmation) if bytes > 0 && !persistent => {
                 match confirmation.declare(now, loss) {
@@ -331,6 +336,14 @@ impl<G: Growth> PathControl<G> {
         }
     }
 
+    /// Whether a packet was lost, with which `then` bytes were under way, of a sender who has no more and would send as much
+    /// after a cut, such as one who acknowledges a transfer the other way. A trial could show nothing, and the next
+    /// transfer would begin with what it left.
+    fn is_unused(&self, then: Option<u64>) -> bool {
+        let most = self.peak.most().max(then.unwrap_or_default());
+        self.app_limited && most < (LEFT * self.window() as f64) as u64
+    }
+
     fn lose(&mut self, now: Instant, loss: Declared, persistent: bool) {
         let Declared { sent, in_flight: then, bytes } = loss;
         let is_mark = bytes == 0;
@@ -349,6 +362,7 @@ impl<G: Growth> PathControl<G> {
             starves: self.delay.starves(),
             starts: self.growth.is_starting(),
             is_answered,
+            is_unused: self.is_unused(then),
         };
         let verdict = self.losses.on_loss(now, lost, self.mtu);
         self.stand.on_loss(bytes);

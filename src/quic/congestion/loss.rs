@@ -22,6 +22,9 @@
 //! A loss is found out up to two round trips after the packet was sent, since packets may overtake one another. Its
 //! neighbours are those that were sent at about the same time.
 //!
+//! Who sends so little that a cut would change nothing, such as the one who acknowledges a transfer the other way,
+//! congests nothing: what is lost then counts only if it is much, for long. It says what is usual instead.
+//!
 //! Meanwhile the window does not grow while more is lost than is usual, so that a full bottleneck stays at a few
 //! per cent, whoever shares it; slow start goes on at a quarter of its pace.
 
@@ -108,6 +111,8 @@ pub(super) struct LossJudge {
     run: Count,
     /// The share that is lost whatever we do.
     floor: f64,
+    /// Since when all that is lost is lost of less than the window.
+    unused: Option<Instant>,
     next_trial: Option<Instant>,
     pause: Duration,
     trial: Option<Trial>,
@@ -159,6 +164,8 @@ pub(super) struct Lost {
     pub(super) starts: bool,
     /// The window has become smaller since then, by as much as a cut takes.
     pub(super) is_answered: bool,
+    /// As much would have been sent in a window that is smaller by a cut.
+    pub(super) is_unused: bool,
 }
 
 /// A judgement.
@@ -228,8 +235,7 @@ impl LossJudge {
     }
 
     pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
-        let Lost { sent, bytes, rate, base, competes, delayed, starves, starts, is_answered } =
-            lost;
+        let Lost { sent, bytes, rate, base, competes, delayed, starves, starts, .. } = lost;
         self.long.lost += bytes;
         self.run.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
@@ -243,7 +249,18 @@ impl LossJudge {
             self.bursts.on_loss(sent, bytes as f64 / f64::from(mtu), gap);
         }
         let burst = self.burst();
-        if is_answered || !self.is_after_cut(sent) {
+        let is_bearable = self.long.packets(mtu) < WHILE || self.long.share() < HIGHEST_FLOOR;
+        let is_excused = lost.is_answered || lost.is_unused && is_bearable;
+        if !lost.is_unused {
+            self.unused = None;
+        } else if is_bearable {
+            let since = *self.unused.get_or_insert(now);
+            if now >= since + 2 * LONG_WHILE && self.long.packets(mtu) >= WHILE {
+                // It is not lost because too much is sent: a trial would show no more.
+                self.floor = self.floor.max(self.long.share().min(FIRST_FLOOR));
+            }
+        }
+        if is_excused || !self.is_after_cut(sent) {
             return Verdict::Chance;
         }
         self.this.lost += bytes;

@@ -228,6 +228,12 @@ impl Network {
         self.flows[flow].sender.window()
     }
 
+    /// From now on a flow has as much to send as fits.
+    pub(crate) fn fill(&mut self, flow: usize) {
+        self.flows[flow].source = Source::Endless;
+        self.wake(flow, self.now);
+    }
+
     pub(crate) fn stop(&mut self, flow: usize) {
         self.flows[flow].ends = self.now - self.start;
     }
