@@ -36,13 +36,16 @@ const BELIEF: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_secs(60);
 
 /// See the module's documentation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Ledger {
+    #[serde(rename = "links")]
     accounts: BTreeMap<String, Account>,
     /// The day into which is counted.
     day: Option<Date>,
     doubt: Option<Doubt>,
     /// When the clock was looked at last.
+    #[serde(skip)]
     looked: Option<Instant>,
 }
 
@@ -55,19 +58,10 @@ struct Doubt {
     milliseconds: u64,
 }
 
-/// What is kept of a ledger.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Kept {
-    links: BTreeMap<String, Account>,
-    day: Option<Date>,
-    doubt: Option<Doubt>,
-}
-
 /// One link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Account {
+struct Account {
     days: BTreeMap<Date, Amount>,
     told: Option<Told>,
     /// Since the process began.
@@ -105,19 +99,13 @@ pub(super) struct Findings {
 pub(super) type Row = (String, Amount, Option<BudgetStatus>);
 
 impl Ledger {
-    /// What was kept in a file, as far as a ledger may have written it.
-    pub(super) fn of(Kept { mut links, day, doubt }: Kept) -> Self {
+    /// What was read from a file, without what no ledger would have written.
+    pub(super) fn checked(mut self) -> Self {
         let is_name =
             |name: &str| (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_printable);
-        links.retain(|name, _| is_name(name));
-        let mut ledger = Self { accounts: links, day, doubt, looked: None };
-        ledger.bound();
-        ledger
-    }
-
-    pub(super) fn kept(&self) -> Kept {
-        let Self { accounts, day, doubt, looked: _ } = self;
-        Kept { links: accounts.clone(), day: *day, doubt: *doubt }
+        self.accounts.retain(|name, _| is_name(name));
+        self.bound();
+        self
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -14,7 +14,7 @@ use nix::libc;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
-use super::ledger::{Kept, Ledger};
+use super::ledger::Ledger;
 use crate::host::record;
 
 /// The version of the file.
@@ -31,10 +31,10 @@ pub(crate) struct Store {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Content {
+struct Content<L> {
     version: u32,
     #[serde(flatten)]
-    kept: Kept,
+    ledger: L,
 }
 
 #[derive(Deserialize)]
@@ -119,7 +119,7 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 fn encode(ledger: &Ledger) -> serde_json::Result<Vec<u8>> {
-    let content = Content { version: VERSION, kept: ledger.kept() };
+    let content = Content { version: VERSION, ledger };
     let mut text = serde_json::to_string(&content)?;
     let sum = checksum(text.as_bytes());
     text.extend(["\n", &sum, "\n"]);
@@ -138,8 +138,8 @@ fn decode(text: &str) -> io::Result<Ledger> {
         let reason = format!("it has the version {version}, and this roamd knows {VERSION}");
         return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
     }
-    let content: Content = serde_json::from_str(content).map_err(damage)?;
-    Ok(Ledger::of(content.kept))
+    let content: Content<Ledger> = serde_json::from_str(content).map_err(damage)?;
+    Ok(content.ledger.checked())
 }
 
 pub(super) fn checksum(bytes: &[u8]) -> String {

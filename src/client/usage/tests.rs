@@ -155,7 +155,7 @@ fn a_clock_that_is_ahead_gives_no_budget_back_before_it_is_so_for_an_hour() {
     assert_eq!(run(&mut ledger, "2027-03-01", &mut now, 2), "2027-03-01");
     // The way back takes an hour, too, of runs that are shorter.
     for runs in 0..4 {
-        ledger = Ledger::of(ledger.kept());
+        ledger = serde_json::from_str(&serde_json::to_string(&ledger).unwrap()).unwrap();
         let day = run(&mut ledger, "2026-11-21", &mut now, 20);
         assert_eq!(day, if runs < 3 { "2027-03-01" } else { "2026-11-21" });
     }
