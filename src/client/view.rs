@@ -418,20 +418,12 @@ impl Shown {
 
     /// The path in use is one at home, over this link; or it is not.
     pub(super) fn home(&self, link: Option<&str>) {
-        self.change_home(|state| {
-            if state.home.as_deref() != link {
-                state.home = link.map(Into::into);
-            }
-        });
+        self.change_home(|state| state.home = link.map(Into::into));
     }
 
     /// The host is made so that the tunnel stands aside over this link; or not.
     pub(super) fn stands_aside(&self, link: Option<&str>) {
-        self.change_home(|state| {
-            if state.aside.as_deref() != link {
-                state.aside = link.map(Into::into);
-            }
-        });
+        self.change_home(|state| state.aside = link.map(Into::into));
     }
 
     fn change_home(&self, change: impl FnOnce(&mut State)) {
