@@ -42,7 +42,6 @@ const TO_RESOLVER: u32 = 5306;
 /// After what stays outside of such a tunnel, and before the rule that leads into it.
 const TO_NETWORK: u32 = 5325;
 const TO_ROUTE: u32 = 5326;
-const MAIN: u32 = 254;
 
 /// The rules and routes of one tunnel.
 #[derive(Debug)]
@@ -114,19 +113,18 @@ impl Aside {
     /// Makes the table of home what the main one has for its link.
     async fn make_routes(&self, link: &str) -> Result<(), Error> {
         let Ok(index) = if_nametoindex(link) else { return Ok(()) };
-        let home = home_table(self.tunnel);
+        let (main, home) = (u32::from(RouteHeader::RT_TABLE_MAIN), home_table(self.tunnel));
         let (mut wanted, mut present) = (Vec::new(), Vec::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut question = RouteMessage::default();
             question.header.address_family = family;
             let mut routes = self.netlink.handle().route().get(question).execute();
             while let Some(route) = routes.try_next().await? {
-                match table_of_route(&route) {
-                    MAIN if route.attributes.contains(&RouteAttribute::Oif(index)) => {
-                        wanted.extend(copy(&route, home));
-                    }
-                    table if table == home => present.extend(copy(&route, home)),
-                    _ => {}
+                let table = table_of_route(&route);
+                if table == home {
+                    present.extend(copy(&route, home));
+                } else if table == main && route.attributes.contains(&RouteAttribute::Oif(index)) {
+                    wanted.extend(copy(&route, home));
                 }
             }
         }

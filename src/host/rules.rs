@@ -18,7 +18,7 @@ use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    route::{RouteAttribute, RouteProtocol},
+    route::{RouteAttribute, RouteHeader, RouteProtocol},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
 };
 use nix::errno::Errno;
@@ -35,7 +35,6 @@ use crate::link::{
 const EXCLUDED: u32 = 5310;
 const LAN: u32 = 5320;
 const TUNNEL: u32 = 5330;
-const MAIN: u8 = 254;
 /// Who has set a rule, `FRA_PROTOCOL` of linux/fib_rules.h: "r" for roamd. The kernel leaves numbers above
 /// `RTPROT_STATIC` (4) to programs, and /usr/share/iproute2/rt_protos has none of this value.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
@@ -209,12 +208,12 @@ impl Rule {
         let priority = match self {
             Self::Exclude(net) => {
                 message.header.dst_len = net.prefix_len();
-                message.header.table = MAIN;
+                message.header.table = RouteHeader::RT_TABLE_MAIN;
                 message.attributes.push(RuleAttribute::Destination(net.network()));
                 EXCLUDED
             }
             Self::Lan(_) => {
-                message.header.table = MAIN;
+                message.header.table = RouteHeader::RT_TABLE_MAIN;
                 message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
                 LAN
             }
