@@ -170,17 +170,16 @@ impl World {
     }
 }
 
-/// Packets of a stream that were not answered, of how many, and the longest time without an answer.
+/// Packets of a stream that were not answered, and the longest time without an answer.
 #[derive(Debug)]
 struct Lost {
     packets: usize,
-    _of: usize,
     gap: Duration,
 }
 
 fn stream(socket: &UdpSocket, address: &str, until: Instant, end: Duration) -> Lost {
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    let (mut of, mut answers, mut last, mut gap) = (0, 0, Instant::now(), Duration::ZERO);
+    let (mut sent, mut answers, mut last, mut gap) = (0, 0, Instant::now(), Duration::ZERO);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             let mut sent = 0_u64;
@@ -198,9 +197,9 @@ fn stream(socket: &UdpSocket, address: &str, until: Instant, end: Duration) -> L
                 (last, answers) = (Instant::now(), answers + 1);
             }
         }
-        of = sender.join().unwrap();
+        sent = sender.join().unwrap();
     });
-    Lost { packets: of - answers, _of: of, gap }
+    Lost { packets: sent - answers, gap }
 }
 
 /// The link by which the laptop sends to `address`, from `source` if one is given.
