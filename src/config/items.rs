@@ -16,10 +16,11 @@ use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::{
-    ClientConfig, Config, ConfigErrors, Loaded,
+    ClientConfig, Config, ConfigErrors, Loaded, Origin,
     keys::{self, Key, Kind},
     lines::join,
     problem::Problems,
+    proxy::Outside,
     read, source,
 };
 
@@ -31,6 +32,8 @@ const NO_KEY: &str = "# The private key stays with NetworkManager: name a file t
 /// What may be a secret: the key, and what a proxy's password may be in.
 const SECRETS: [&str; 3] = [keys::PRIVATE_KEY, keys::PROXY, "server"];
 const IS_REFUSED: &str = "has no place in a connection of NetworkManager; leave it out";
+/// An item has no line.
+const IN_ITEMS: Origin = Origin::File { line: None };
 
 /// The items of one client.
 #[derive(Clone, Default)]
@@ -63,7 +66,7 @@ impl Items {
             Config::Server(_) => {
                 let mut problems = Problems::default();
                 problems.add("role", Some("server".into()), "must be \"client\" here");
-                Err(refused(path, problems, |_| true))
+                problems.judge(path, None, |_| (IN_ITEMS, true))
             }
         }
     }
@@ -87,11 +90,13 @@ impl Items {
         let mut table = self.table(&mut problems);
         // Whatever name they came by.
         REFUSED.iter().for_each(|refused| _ = table.remove(*refused));
-        let tree = source::value(Value::Table(table));
+        let mut tree = source::value(Value::Table(table));
+        let origin = |key: &str| (IN_ITEMS, self.has(key));
         if !problems.is_empty() {
-            return Err(refused(name, problems, |key| self.has(key)));
+            return problems.judge(name, None, origin);
         }
-        let config = read::load_client(name, tree, |key| self.has(key))?;
+        let read = read::read_client(&mut tree, name, &Outside::default(), &mut problems);
+        let (config, _) = problems.judge(name, read, origin)?;
         Ok(ClientConfig { metrics: None, ..config })
     }
 
@@ -101,7 +106,7 @@ impl Items {
         let mut table = Table::from_iter([("role".to_owned(), "client".into())]);
         table.extend(self.table(&mut problems));
         let key = if self.secrets.contains_key(Self::KEY) { "" } else { NO_KEY };
-        match problems.into_vec(|_| (super::Origin::File { line: None }, true)).first() {
+        match problems.into_vec(|_| (IN_ITEMS, true)).first() {
             Some(problem) => Err(problem.to_string()),
             None => {
                 let text = toml::to_string(&table).map_err(|error| error.to_string())?;
@@ -151,11 +156,6 @@ impl Items {
         }
         table
     }
-}
-
-fn refused(name: &Path, problems: Problems, is_set: impl Fn(&str) -> bool) -> ConfigErrors {
-    let origin = |key: &str| (super::Origin::File { line: None }, is_set(key));
-    ConfigErrors::Problems { path: name.into(), problems: problems.into_vec(origin) }
 }
 
 /// A proxy's URL may hold a password, also in a list of servers.

@@ -132,6 +132,19 @@ impl Problems {
         value
     }
 
+    /// What was read of the file at `path`, if it has no problem; `origin` says where a key was set, and whether it was.
+    pub(super) fn judge<T>(
+        self,
+        path: &std::path::Path,
+        read: Option<T>,
+        origin: impl Fn(&str) -> (Origin, bool),
+    ) -> Result<T, ConfigErrors> {
+        match read {
+            Some(read) if self.is_empty() => Ok(read),
+            _ => Err(ConfigErrors::Problems { path: path.into(), problems: self.into_vec(origin) }),
+        }
+    }
+
     fn is_reported(&self, key: &str) -> bool {
         self.0.iter().any(|problem| keys::is_within(key, &problem.key))
     }

@@ -5,10 +5,8 @@ use std::path::{Path, absolute};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-#[cfg(feature = "networkmanager")]
-use super::ClientConfig;
 use super::{
-    Config, DirectoryFile, client,
+    ClientConfig, Config, DirectoryFile, client,
     keys::{self, Kind, Role},
     lines::join,
     problem::{ConfigErrors, Problems},
@@ -31,34 +29,8 @@ pub(super) fn load(
     let environment: Vec<_> = environment.into_iter().collect();
     let outside = Outside::of(&environment);
     let mut source = Source::merge(path, text, environment, &mut problems)?;
-    match read(&mut source.tree, &file, &outside, &mut problems) {
-        Some(loaded) if problems.is_empty() => Ok(loaded),
-        _ => Err(ConfigErrors::Problems {
-            path: path.into(),
-            problems: problems.into_vec(|key| source.origin(key)),
-        }),
-    }
-}
-
-/// Reads a client's `tree`; `file` stands for it in messages, and `is_set` says whether a key is in it.
-#[cfg(feature = "networkmanager")]
-pub(super) fn load_client(
-    file: &Path,
-    mut tree: Value,
-    is_set: impl Fn(&str) -> bool,
-) -> Result<ClientConfig, ConfigErrors> {
-    let mut problems = Problems::default();
-    prune_table(&mut tree, "", Role::Client, &mut problems);
-    let raw: Option<RawClient> = deserialize(&mut tree, &mut problems);
-    let outside = Outside::default();
-    let config = raw.and_then(|mut raw| client::build(&mut raw, file, &outside, &mut problems));
-    match config {
-        Some(config) if problems.is_empty() => Ok(config),
-        _ => Err(ConfigErrors::Problems {
-            path: file.into(),
-            problems: problems.into_vec(|key| (super::Origin::File { line: None }, is_set(key))),
-        }),
-    }
+    let loaded = read(&mut source.tree, &file, &outside, &mut problems);
+    problems.judge(path, loaded, |key| source.origin(key))
 }
 
 /// What a file says of the directory: the whole of a server's, or one with the sections `[directory]` and `[tun]`
@@ -90,13 +62,7 @@ pub(super) fn load_directory(
     prune_table(tree, "", Role::Server, &mut problems);
     let raw: Option<RawServer> = deserialize(tree, &mut problems);
     let found = raw.map(|mut raw| server::directory_file(&mut raw, &file, &mut problems));
-    match found {
-        Some(found) if problems.is_empty() => Ok(found),
-        _ => Err(ConfigErrors::Problems {
-            path: path.into(),
-            problems: problems.into_vec(|key| source.origin(key)),
-        }),
-    }
+    problems.judge(path, found, |key| source.origin(key))
 }
 
 fn read(
@@ -107,9 +73,7 @@ fn read(
 ) -> Option<(Config, RawConfig)> {
     match role(tree.as_object_mut()?, problems)? {
         Role::Client => {
-            prune_table(tree, "", Role::Client, problems);
-            let mut raw: RawClient = deserialize(tree, problems)?;
-            let config = client::build(&mut raw, file, outside, problems)?;
+            let (config, raw) = read_client(tree, file, outside, problems)?;
             Some((Config::Client(config), RawConfig::Client(raw)))
         }
         Role::Server => {
@@ -119,6 +83,19 @@ fn read(
             Some((Config::Server(config), RawConfig::Server(raw)))
         }
     }
+}
+
+/// Reads a client's tree, whose role is known; `file` stands for it in messages.
+pub(super) fn read_client(
+    tree: &mut Value,
+    file: &Path,
+    outside: &Outside,
+    problems: &mut Problems,
+) -> Option<(ClientConfig, RawClient)> {
+    prune_table(tree, "", Role::Client, problems);
+    let mut raw: RawClient = deserialize(tree, problems)?;
+    let config = client::build(&mut raw, file, outside, problems)?;
+    Some((config, raw))
 }
 
 /// Takes the role out of the tree. Where it is wrong, the sections may tell it, so that the
