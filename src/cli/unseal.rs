@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use super::tunnel::{self, Tunnel};
 use crate::host::{
-    instance::Instance,
+    instance::{Instance, directory},
     record::{self, RecordError, UndoError},
 };
 
@@ -12,9 +12,7 @@ use crate::host::{
 pub(crate) fn unseal(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
     let tunnels = match tunnel {
         Some(_) => vec![tunnel::instance(tunnel)?],
-        None => {
-            record::names(&Instance::named("roamd")).iter().map(|it| Instance::named(it)).collect()
-        }
+        None => Instance::all_within(&directory(), record::SUFFIX).unwrap_or_default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut stdout = io::stdout().lock();

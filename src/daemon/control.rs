@@ -218,19 +218,12 @@ impl Instance {
     /// Whatever has a socket where daemons have theirs, by name.
     pub(crate) fn candidates() -> Result<Vec<Self>, ControlError> {
         let directory = directory();
-        let entries = match fs::read_dir(&directory) {
+        match Self::all_within(&directory, SUFFIX) {
             Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(ControlError::Denied { path: directory, source });
+                Err(ControlError::Denied { path: directory, source })
             }
-            entries => entries.into_iter().flatten().flatten(),
-        };
-        let mut found: Vec<_> = entries
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
-            .map(|path| Self::of_file(&path))
-            .collect();
-        found.sort_by(|a, b| a.name().cmp(b.name()));
-        Ok(found)
+            found => Ok(found.unwrap_or_default()),
+        }
     }
 
     /// Asks for its status.

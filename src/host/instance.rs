@@ -1,9 +1,11 @@
 //! A tunnel of this host by its name, and the files that its daemon keeps under that name in the runtime directory.
 
 use std::{
-    env,
+    env, fs, io,
     path::{Path, PathBuf},
 };
+
+use crate::wire::foreign::is_printable;
 
 const DEFAULT_DIRECTORY: &str = "/run/roamd";
 const DEFAULT_CONFIGURATIONS: &str = "/etc/roamd";
@@ -33,10 +35,22 @@ impl Instance {
         Self { name: name.into(), directory: directory.into() }
     }
 
-    /// The instance called `name` in the same directory.
-    #[must_use]
-    pub(crate) fn sibling(&self, name: &str) -> Self {
-        Self::within(&self.directory, name)
+    /// All that have a file with this suffix in `directory`, by name. What is not printable is no name: the daemon's user
+    /// may write there.
+    pub(crate) fn all_within(directory: &Path, suffix: &str) -> io::Result<Vec<Self>> {
+        let entries = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+        let mut names: Vec<_> = entries
+            .filter(|path| path.extension().is_some_and(|its| its == suffix))
+            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+            .filter(|name| name.chars().all(is_printable))
+            .collect();
+        names.sort_unstable();
+        Ok(names.iter().map(|name| Self::within(directory, name)).collect())
+    }
+
+    /// All that have a file with this suffix in the same directory, by name.
+    pub(crate) fn beside(&self, suffix: &str) -> Vec<Self> {
+        Self::all_within(&self.directory, suffix).unwrap_or_default()
     }
 
     #[must_use]

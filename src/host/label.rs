@@ -1,7 +1,7 @@
 //! What people call a tunnel whose name is none for people: the file `NAME.label` beside its control socket.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read as _},
 };
 
@@ -17,7 +17,7 @@ impl Instance {
     /// Has people call it so. A label has no slash: what has one is a file.
     #[cfg(feature = "networkmanager")]
     pub(crate) fn set_label(&self, label: &str) -> io::Result<()> {
-        use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+        use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _};
         let path = self.file(SUFFIX);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
@@ -38,17 +38,9 @@ impl Instance {
 
     /// Those of the same directory that people call so.
     pub(crate) fn labelled(&self, label: &str) -> Vec<Self> {
-        let folder = self.file(SUFFIX).parent().map(fs::read_dir);
-        let entries = folder.into_iter().flatten().flatten().flatten().map(|entry| entry.path());
-        let names = entries
-            .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
-            .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
-        let mut found: Vec<_> = names
-            .map(|name| self.sibling(&name))
-            .filter(|it| it.label().is_ok_and(|its| its == label))
-            .collect();
-        found.sort_by(|a, b| a.name().cmp(b.name()));
-        found
+        let mut all = self.beside(SUFFIX);
+        all.retain(|it| it.label().is_ok_and(|its| its == label));
+        all
     }
 
     fn label(&self) -> io::Result<String> {
@@ -64,6 +56,8 @@ impl Instance {
 
 #[cfg(all(test, feature = "networkmanager"))]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

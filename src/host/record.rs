@@ -31,7 +31,7 @@ use super::{
     rules::Rules,
     sysctl::{self, Sysctls},
 };
-use crate::{link::netlink::Netlink, wire::foreign::is_printable};
+use crate::link::netlink::Netlink;
 
 pub(crate) const SUFFIX: &str = "state";
 /// More than any record of ours has.
@@ -281,23 +281,10 @@ pub(crate) fn is_held(instance: &Instance) -> bool {
     look(&path(instance)).and_then(lock).is_ok_and(|lock| lock.is_none())
 }
 
-/// The tunnels that have records in the folder of `instance`'s, by name.
-pub(crate) fn names(beside: &Instance) -> Vec<String> {
-    let folder = path(beside).parent().map(Path::to_owned).unwrap_or_default();
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut names: Vec<_> = entries
-        .filter(|path| path.extension().is_some_and(|suffix| suffix == SUFFIX))
-        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
-        .filter(|name| name.chars().all(is_printable))
-        .collect();
-    names.sort();
-    names
-}
-
-/// The tunnel that runs and has this interface.
+/// The tunnel in the directory of `instance` that runs and has this interface.
 #[must_use]
-pub(crate) fn who_has(interface: &str, beside: &Instance) -> Option<String> {
-    let holder = names(beside).into_iter().map(|name| beside.sibling(&name)).find(|it| {
+pub(crate) fn who_has(interface: &str, instance: &Instance) -> Option<String> {
+    let holder = instance.beside(SUFFIX).into_iter().find(|it| {
         let Ok(file) = look(&path(it)) else { return false };
         let is_its = Changes::read(&file).is_ok_and(|changes| changes.interface == interface);
         is_its && lock(file).is_ok_and(|lock| lock.is_none())
@@ -445,7 +432,7 @@ mod tests {
         fs::hard_link(&victim, path(&instance)).unwrap();
         assert!(matches!(Record::open(&instance), Err(RecordError::Io { .. })), "a second name");
         fs::write(folder.path().join("a\u{1b}[2J.state"), "").unwrap();
-        assert_eq!(names(&instance), ["home"]);
+        assert_eq!(instance.beside(SUFFIX), [instance]);
     }
 
     #[test]
