@@ -20,14 +20,15 @@ const FILES: [(&str, &str); 5] = [
     ("/usr/lib/systemd/system/roamd@.service", "The unit: roamd@NAME runs the tunnel NAME."),
 ];
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     (
         "ROAMD_CONFIG_DIR",
         "Where configurations are that are named without a path, instead of /etc/roamd.",
     ),
     ("ROAMD_RUNTIME_DIR", "Where daemons have their sockets, instead of /run/roamd."),
     ("HTTPS_PROXY, NO_PROXY", "The proxy of a client without server.proxy."),
-    ("NO_COLOR", "Without colours, whatever it is set to."),
+    ("NO_COLOR", "No colours when it is set and not empty (no-color.org)."),
+    ("TERM", "No colours when it is missing or dumb."),
     ("STATE_DIRECTORY, CREDENTIALS_DIRECTORY", "Set by systemd, see systemd.exec(5)."),
 ];
 

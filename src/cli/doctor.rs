@@ -16,14 +16,13 @@ use std::{
     path::Path,
 };
 
-use anstyle::{AnsiColor, Style};
 use anyhow::bail;
 
 use self::{
     finding::{Finding, Verdict},
     running::Running,
 };
-use super::paint::Paint;
+use super::paint::{GREEN, Paint, RED, YELLOW};
 use crate::config::{Config, Loaded, process_environment};
 
 /// Looks for what keeps the tunnel of this file from working; an error if something does.
@@ -36,11 +35,11 @@ pub(crate) fn doctor(file: &Path) -> anyhow::Result<()> {
     let mut tell = |finding: Finding| {
         worst = worst.max(finding.verdict);
         let Finding { verdict, subject, found, advice } = finding;
-        let style = Style::new().fg_color(Some(match verdict {
-            Verdict::Good => AnsiColor::Green.into(),
-            Verdict::Poor => AnsiColor::Yellow.into(),
-            Verdict::Bad => AnsiColor::Red.into(),
-        }));
+        let style = match verdict {
+            Verdict::Good => GREEN,
+            Verdict::Poor => YELLOW,
+            Verdict::Bad => RED,
+        };
         let verdict = paint.paint(style, format!("{verdict:4}"));
         let mut said = writeln!(stdout, "{verdict}  {subject}: {found}");
         if !advice.is_empty() {

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// Nobody feels a pause below this.
+pub(crate) const UNNOTICED: Duration = Duration::from_millis(300);
+
 /// Lines typed, and their echoes. Over a datagram protocol some may never come, or late.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {

@@ -15,7 +15,7 @@ use crate::{
         status::{
             BulkState, ClientState, ClientStatus, DirectoryState, DirectoryStatus, LinkStatus,
             PassedOverStatus, PathStatus, PeerStatus, RecentStatus, RemoteState, RemoteStatus,
-            Role, ServerStatus, SessionStatus, Status, SwitchStatus, TcpStatus, UnusedLink,
+            Role, ServerStatus, SessionStatus, Status, TcpStatus, UnusedLink,
         },
         usage::{BudgetLevel, BudgetStatus, scaled},
     },
@@ -376,14 +376,6 @@ pub(super) fn show_budget(
         (BudgetLevel::Reached, OverBudget::Stop) => writeln!(f, "             {link} is not used"),
         (BudgetLevel::Reached, OverBudget::Warn)
         | (BudgetLevel::Within | BudgetLevel::Warned, _) => Ok(()),
-    }
-}
-
-impl Display for SwitchStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (from, to) = self.ways();
-        let (reason, gap, ago) = (&self.reason, self.gap, Span(self.ago));
-        write!(f, "{from} -> {to} {ago} ago: {reason}, gap {gap:.0} ms")
     }
 }
 

@@ -408,6 +408,12 @@ impl SwitchStatus {
         let from = self.from.as_ref().map(|from| self.from_transport.mark(from));
         (from.unwrap_or_else(|| "no path".into()), self.to_transport.mark(&self.to))
     }
+
+    /// The switch in one line, for people; `when` follows the paths.
+    pub(crate) fn line(&self, when: impl fmt::Display) -> String {
+        let ((from, to), Self { reason, gap, .. }) = (self.ways(), self);
+        format!("{from} -> {to}{when}: {reason}, gap {gap:.0} ms")
+    }
 }
 
 /// A server's state.

@@ -3,16 +3,19 @@
 mod live;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
     time::{Duration, Instant},
 };
 
+use anstyle::Style;
+
 use super::{script::Script, session::Played};
 use crate::{
     cli::{
+        paint::{BOLD, DIM, GREEN, Paint, RED, YELLOW},
         record::{Care, Record},
-        tally::Tally,
+        tally::{Tally, UNNOTICED},
     },
     clock,
 };
@@ -20,34 +23,25 @@ use crate::{
 /// How many lines of a log are worth reading at once.
 const TAIL: usize = 15;
 
-/// Below this a pause is not felt as one; above the second, it is in the way.
-const UNNOTICED: Duration = Duration::from_millis(300);
+/// A longer pause is in the way.
 const ANNOYING: Duration = Duration::from_secs(2);
 
 /// Seconds between two lines about an outage.
 const OUTAGE: u64 = 10;
 
-const BOLD: &str = "1";
-const DIM: &str = "2";
-const RED: &str = "31";
-const GREEN: &str = "32";
-const YELLOW: &str = "33";
-
 /// A place to write to.
 pub(super) struct Screen<'a> {
     out: Box<dyn Write + 'a>,
-    colours: bool,
+    paint: Paint,
     /// The lines on a screen that can be drawn again; none elsewhere.
     live: Option<usize>,
 }
 
 impl Screen<'static> {
-    /// Standard output, drawn again and with colours on a terminal that can show that.
+    /// Standard output, drawn again where it has colours.
     pub(super) fn stdout() -> Self {
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-            && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
-        let colours = wanted && io::stdout().is_terminal();
-        Self { out: Box::new(io::stdout()), colours, live: colours.then_some(0) }
+        let paint = Paint::for_stdout();
+        Self { out: Box::new(io::stdout()), paint, live: paint.has_colours().then_some(0) }
     }
 }
 
@@ -84,7 +78,7 @@ impl<'a> Screen<'a> {
     /// Any other place, without colours.
     #[cfg(test)]
     pub(super) fn plain(out: impl Write + 'a) -> Self {
-        Self { out: Box::new(out), colours: false, live: None }
+        Self { out: Box::new(out), paint: Paint::none(), live: None }
     }
 
     /// Whether it is drawn again.
@@ -179,10 +173,7 @@ impl<'a> Screen<'a> {
             writeln!(self.out, "{:>7} ▸ {:<58} {shown}", seconds(event.at), event.title)?;
             let within = |at: &Instant| (*start + event.at..next).contains(at);
             for switch in record.switches.iter().filter(|switch| within(&switch.at)) {
-                let what = &switch.what;
-                let (from, to) = what.ways();
-                let line = format!("{from} -> {to}: {}, gap {:.0} ms", what.reason, what.gap);
-                writeln!(self.out, "            {}", self.paint(DIM, &line))?;
+                writeln!(self.out, "            {}", self.paint(DIM, &switch.what.line("")))?;
             }
             let care = record.care(*start + event.at, next);
             if care != Care::default() {
@@ -218,7 +209,7 @@ impl<'a> Screen<'a> {
             let words = "stalls without any network are not counted";
             writeln!(self.out, "   {}", self.paint(DIM, words))?;
         }
-        let (code, words) = match stall {
+        let (style, words) = match stall {
             _ if tally.waiting() > 0 => (RED, "Some lines never came back."),
             stall if stall < UNNOTICED => {
                 (GREEN, "Nothing was lost, and nobody would have noticed.")
@@ -226,7 +217,7 @@ impl<'a> Screen<'a> {
             stall if stall < ANNOYING => (YELLOW, "Nothing was lost; there was a short hitch."),
             _ => (RED, "Nothing was lost, but anyone would have noticed."),
         };
-        let words = self.paint(code, words);
+        let words = self.paint(style, words);
         writeln!(self.out, "\n {words}")
     }
 
@@ -260,8 +251,8 @@ impl<'a> Screen<'a> {
         self.out.flush()
     }
 
-    fn paint(&self, code: &str, text: &str) -> String {
-        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    fn paint(&self, style: Style, text: &str) -> String {
+        self.paint.paint(style, text)
     }
 }
 
@@ -295,7 +286,7 @@ fn medians(tally: &Tally, record: &Record, end: Instant) -> Vec<(String, Duratio
     medians
 }
 
-fn colour(time: Duration) -> &'static str {
+fn colour(time: Duration) -> Style {
     if time < UNNOTICED {
         GREEN
     } else if time < ANNOYING {

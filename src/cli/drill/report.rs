@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::{
@@ -15,20 +14,13 @@ use super::{
 };
 use crate::{
     cli::{
-        paint::Paint,
+        paint::{BOLD, DIM, GREEN, Paint, YELLOW},
         picture::{Act, Picture, seconds, spoken},
         record::Care,
+        tally::UNNOTICED,
     },
     daemon::status::{SCHEMA, milliseconds, rounded},
 };
-
-const BOLD: Style = Style::new().bold();
-const DIM: Style = Style::new().dimmed();
-const GREEN: Style = AnsiColor::Green.on_default();
-const YELLOW: Style = AnsiColor::Yellow.on_default();
-
-/// Nobody feels a pause below this.
-const UNNOTICED: Duration = Duration::from_millis(300);
 
 pub(super) struct Report {
     tunnel: String,
@@ -167,9 +159,7 @@ impl Report {
         };
         writeln!(out, " {:<12}{shown}   {over:<22}{echoed} of {typed}", link.name)?;
         for switch in switches {
-            let (from, to) = switch.ways();
-            let line = format!("{from} -> {to}: {}, gap {:.0} ms", switch.reason, switch.gap);
-            writeln!(out, "      {}", self.paint.paint(DIM, line))?;
+            writeln!(out, "      {}", self.paint.paint(DIM, switch.line("")))?;
         }
         if *care != Care::default() {
             writeln!(out, "      {}", self.paint.paint(DIM, care))?;

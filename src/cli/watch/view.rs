@@ -15,7 +15,9 @@ use ratatui::{
 use super::history::{Curve, History};
 use crate::{
     cli::text::{Bits, Bytes, Span as Time, copies, repairs},
-    daemon::status::{ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus},
+    daemon::status::{
+        ClientState, ClientStatus, PathStatus, PeerStatus, Role, ServerStatus, SwitchStatus,
+    },
     path::Condition,
 };
 
@@ -107,7 +109,8 @@ fn draw_client(
     let queue =
         format!(" queue {}, {:.1} ms ", Bytes(client.queued_bytes as u64), client.queue_delay);
     draw_traffic(frame, traffic, history, &queue);
-    let lines = client.switches.iter().rev().map(|it| Line::from(it.to_string()));
+    let line = |it: &SwitchStatus| Line::from(it.line(format_args!(" {} ago", Time(it.ago))));
+    let lines = client.switches.iter().rev().map(line);
     let block = Block::bordered().title(" last switches ").border_style(Style::new().dark_gray());
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), switches);
 }

@@ -163,7 +163,7 @@ async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
     let transports = |it: &SwitchStatus| (it.from_transport, it.to_transport);
     let expected = (Transport::Udp, Transport::Tcp);
     assert!(status.switches.iter().all(|it| transports(it) == expected));
-    assert!(status.switches[0].to_string().starts_with("wlan0 -> wwan0 (tcp) "));
+    assert!(status.switches[0].line("").starts_with("wlan0 -> wwan0 (tcp): "));
     assert_eq!(status.switches_by_reason, [(Reason::Gone, 1), (Reason::Silent, 16)].into());
     let events = told(&mut events);
     let expected = Event::Switched {

@@ -7,12 +7,13 @@ use std::{
 
 use terminal_size::terminal_size;
 
-use super::{BOLD, DIM, GREEN, Moment, Screen, YELLOW, colour, milliseconds};
+use super::{Moment, Screen, colour, milliseconds};
 use crate::cli::{
     demo::{
         script::{Event, Script},
         session::{Played, line},
     },
+    paint::{BOLD, DIM, GREEN, YELLOW},
     record::Record,
 };
 
@@ -89,9 +90,9 @@ impl Screen<'_> {
         let cost = if event.offline { "no network".into() } else { milliseconds(stall) };
         let room = width.saturating_sub(cost.chars().count() + 8);
         let title = cut(event.title, room);
-        let code = if event.offline { DIM } else { colour(stall) };
+        let style = if event.offline { DIM } else { colour(stall) };
         let at = self.paint(DIM, &format!("{:>3} s", event.at.as_secs()));
-        format!("{at}  {title:<room$} {}", self.paint(code, &cost))
+        format!("{at}  {title:<room$} {}", self.paint(style, &cost))
     }
 
     fn cell(&self, cell: Cell) -> String {
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn the_next_picture_replaces_the_one_before() {
         let mut out = Vec::new();
-        let mut screen = Screen { out: Box::new(&mut out), colours: false, live: Some(0) };
+        let mut screen = Screen { live: Some(0), ..Screen::plain(&mut out) };
         screen.title().unwrap();
         screen.step("made", Instant::now()).unwrap();
         screen.replace(&["one".into()]).unwrap();
