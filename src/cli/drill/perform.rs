@@ -34,6 +34,10 @@ const BEFORE: Duration = Duration::from_millis(1500);
 const AFTER: Duration = Duration::from_secs(1);
 /// How long a link may take after its cut until it works again.
 const RETURN: Duration = Duration::from_secs(8);
+/// How long one link may carry the tunnel for the sake of a cut, apart from the cut itself: until it carries it, and until the
+/// link that was cut works again.
+pub(super) const AROUND: Duration =
+    MOVING.saturating_add(BEFORE).saturating_add(AFTER).saturating_add(RETURN);
 /// The answer to a cut may come so much later than the cut is over.
 const PATIENCE: Duration = Duration::from_secs(2);
 

@@ -1,6 +1,6 @@
 //! What a drill will cut.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::bail;
 
@@ -90,8 +90,8 @@ impl Plan {
     }
 
     /// What the drill's own packets cost at most over a link that carries the tunnel for so long, in kilobytes.
-    pub(super) fn cost(seconds: u32) -> u64 {
-        (PER_SECOND * u64::from(seconds)).div_ceil(1000)
+    pub(super) fn cost(time: Duration) -> u64 {
+        (PER_SECOND * time.as_millis() as u64).div_ceil(1_000_000)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    perform::{Outcome, Outcomes},
+    perform::{AROUND, Outcome, Outcomes},
     plan::Plan,
     typist::TYPING,
 };
@@ -133,7 +133,7 @@ impl Report {
                 "\n While {} carries the tunnel, the drill spends up to {} kB a cut on a metered\n link, and \
                  whatever else is sent through the tunnel then.",
                 metered.join(", "),
-                Plan::cost(seconds + 4)
+                Plan::cost(Duration::from_secs((*seconds).into()) + AROUND)
             )?;
         }
         writeln!(out, "\n Each is cut for {seconds} s, as this tunnel alone sees it.\n")?;
