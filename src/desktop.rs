@@ -14,6 +14,7 @@ mod icon;
 mod markup;
 mod matters;
 mod menu;
+mod owners;
 mod seen;
 mod tray;
 

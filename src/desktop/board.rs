@@ -8,15 +8,12 @@ use std::{
 use futures_util::StreamExt as _;
 use tokio::time::timeout;
 use tracing::{debug, info};
-use zbus::{
-    Connection, Variant,
-    fdo::{DBusProxy, NameOwnerChangedStream},
-    proxy,
-};
+use zbus::{Connection, Variant, proxy};
 
 use super::{
     markup::escaped,
     matters::{Action, Key, Note},
+    owners::Owners,
 };
 
 const NAME: &str = "org.freedesktop.Notifications";
@@ -58,7 +55,7 @@ pub(super) struct Board {
     service: NotificationsProxy<'static>,
     clicks: ActionInvokedStream,
     closed: NotificationClosedStream,
-    owners: NameOwnerChangedStream,
+    owners: Owners,
     /// Whether the service reads markup, of which text has none.
     reads_markup: bool,
     /// What is to be seen, by matter.
@@ -86,12 +83,10 @@ struct Pinned {
 impl Board {
     pub(super) async fn new(bus: &Connection) -> zbus::Result<Self> {
         let service = NotificationsProxy::new(bus).await?;
-        let owners = DBusProxy::new(bus).await?;
-        let owners = owners.receive_name_owner_changed_with_args(&[(0, NAME)]).await?;
         Ok(Self {
             clicks: service.receive_action_invoked().await?,
             closed: service.receive_notification_closed().await?,
-            owners,
+            owners: Owners::of(bus, NAME).await?,
             reads_markup: true,
             service,
             pinned: BTreeMap::new(),
@@ -180,11 +175,7 @@ impl Board {
                         (pinned.id, pinned.is_dismissed) = (None, true);
                     }
                 }
-                Some(change) = self.owners.next() => {
-                    if change.args().is_ok_and(|change| change.new_owner.is_some()) {
-                        return Happened::Service;
-                    }
-                }
+                Some(()) = self.owners.next() => return Happened::Service,
                 else => return Happened::End,
             }
         }

@@ -11,13 +11,10 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, time::timeout};
 use tracing::debug;
 use zbus::{
-    Connection, ObjectPath, OwnedVariant, Variant,
-    fdo::{self, DBusProxy, NameOwnerChangedStream},
-    interface,
+    Connection, ObjectPath, OwnedVariant, Variant, fdo, interface,
     object_server::{InterfaceRef, SignalEmitter},
     proxy,
 };
@@ -25,6 +22,7 @@ use zbus::{
 use super::{
     icon::{self, Pixmap},
     menu::{self, Entry, Kind},
+    owners::Owners,
     seen::{Seen, Way},
 };
 use crate::daemon::control::Request;
@@ -56,7 +54,7 @@ pub(super) struct Tray {
     item: InterfaceRef<Item>,
     menu: InterfaceRef<Menu>,
     watcher: WatcherProxy<'static>,
-    owners: NameOwnerChangedStream,
+    owners: Owners,
 }
 
 /// What is to be seen of the icon.
@@ -94,14 +92,12 @@ impl Tray {
         let server = bus.object_server();
         server.at(ITEM, Item { shown: shown.clone(), has_theme }).await?;
         server.at(MENU, Menu { shown: shown.clone(), click }).await?;
-        let owners = DBusProxy::new(bus).await?;
-        let owners = owners.receive_name_owner_changed_with_args(&[(0, WATCHER)]).await?;
         let tray = Self {
             shown,
             item: server.interface(ITEM).await?,
             menu: server.interface(MENU).await?,
             watcher: WatcherProxy::new(bus).await?,
-            owners,
+            owners: Owners::of(bus, WATCHER).await?,
         };
         tray.register(bus).await;
         Ok((tray, clicks))
@@ -117,12 +113,9 @@ impl Tray {
 
     /// Waits for another tray. Cancel safe.
     pub(super) async fn next(&mut self) {
-        while let Some(change) = self.owners.next().await {
-            if change.args().is_ok_and(|change| change.new_owner.is_some()) {
-                return;
-            }
+        if self.owners.next().await.is_none() {
+            future::pending().await
         }
-        future::pending().await
     }
 
     /// Shows these tunnels.
