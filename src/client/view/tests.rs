@@ -6,7 +6,8 @@ use crate::{
         FakeNetwork, candidate, client_on, config, reports,
         session::{LTE, Tunnel, WIFI},
     },
-    link::candidate::Transport,
+    daemon::status::{ClientStatus, UnusedLink},
+    link::candidate::{Transport, Unusable},
     tests::simulation::world::Hole,
     tunnel::counters::Counters,
 };
