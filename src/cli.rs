@@ -113,13 +113,13 @@ Examples:
         #[arg(value_name = "NAME|FILE", add = configured())]
         tunnel: Option<Tunnel>,
     },
-    /// Let clients in, or not any more
+    /// Add, list and remove the clients of a server
     Peer {
         /// What to do.
         #[command(subcommand)]
         command: PeerCommand,
     },
-    /// Make a configuration of another program's
+    /// Convert another program's configuration
     Import {
         /// Which program's.
         #[command(subcommand)]
@@ -254,7 +254,7 @@ Examples:
         #[arg(long, conflicts_with = "within")]
         cancel: bool,
     },
-    /// Let out what a tunnel that no longer runs holds back
+    /// Lift the kill switch of a tunnel that no longer runs
     #[command(after_help = "\
 A tunnel with tun.kill-switch that fails or is killed leaves its traffic held back. This removes its firewall table,
 its routing rules and routes, and gives kernel parameters their former values. A tunnel that runs is left alone:
@@ -277,7 +277,7 @@ Examples:
         /// The tunnel [default: the only one that runs]
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
-        /// Go on with the next daemon of the name when this one ends
+        /// Go on when the daemon is started again
         #[arg(short, long)]
         follow: bool,
     },
@@ -330,7 +330,7 @@ Examples:
         #[arg(long)]
         no_tray: bool,
     },
-    /// Let a client send nothing for a while, so that traffic goes as if there was no tunnel
+    /// Pause a client: it sends nothing, and traffic goes as if there were no tunnel
     #[command(after_help = "\
 The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait.
 With tun.kill-switch nothing of what belongs into the tunnel leaves. A restart of the daemon ends the pause.
@@ -357,7 +357,7 @@ Examples:
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
-    /// Ask the server over a client's links now
+    /// Probe the server over a client's links now
     #[command(
         override_usage = "\
 roamd probe
@@ -380,7 +380,7 @@ Examples:
         #[arg(value_name = "NAME|FILE", add = running())]
         tunnel: Option<Tunnel>,
     },
-    /// Be a connection of NetworkManager, which starts this
+    /// Run as a connection of NetworkManager, which starts this
     #[cfg(feature = "networkmanager")]
     #[command(
         hide = true,
@@ -440,7 +440,7 @@ Examples:
     Report {
         /// The recorded events [default: standard input]
         file: Option<PathBuf>,
-        /// Only of the last time, such as 8h
+        /// Only events that are no older, such as 8h
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         since: Option<Duration>,
         /// Draw it into a file

@@ -9,7 +9,7 @@ use super::page::Page;
 
 const SECTION: &str = "8";
 
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("/etc/roamd/NAME.toml", "The configuration of the tunnel NAME, see roamd.toml(5)."),
     ("/etc/roamd/NAME.key", "Its private key, mode 0600."),
     ("/run/roamd/NAME.sock", "The control socket of its daemon, for root and the group roamd."),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 5] = [
         "/run/roamd/NAME.state",
         "What the daemon has changed on this host, for the next one to undo.",
     ),
+    ("/var/lib/roamd/NAME.usage", "What the links of a client carried, for roamd-usage(8)."),
     ("/usr/lib/systemd/system/roamd@.service", "The unit: roamd@NAME runs the tunnel NAME."),
 ];
 

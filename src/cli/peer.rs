@@ -45,12 +45,12 @@ const QR_EXAMPLE: &str = if cfg!(feature = "qr") {
 /// What to do with a server's peers.
 #[derive(Debug, Subcommand)]
 pub enum PeerCommand {
-    /// Let a client in: make its key, find addresses for it, and print its configuration
+    /// Add a client: make its key, find addresses for it, and print its configuration
     #[command(after_help = ADD_HELP.to_owned() + QR_EXAMPLE)]
     Add(Add),
     /// Show who may connect
     List(Which),
-    /// Let a client in no more
+    /// Remove a client: it is cut off at once
     Remove {
         /// The peer's name
         #[arg(value_name = "PEER", add = peers())]
