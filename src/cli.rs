@@ -333,7 +333,7 @@ Examples:
     /// Pause a client: it sends nothing, and traffic goes as if there were no tunnel
     #[command(after_help = "\
 The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait.
-With tun.kill-switch nothing of what belongs into the tunnel leaves. A restart of the daemon ends the pause.
+With tun.kill-switch nothing that belongs in the tunnel leaves. A restart of the daemon ends the pause.
 
 Examples:
   roamd pause

@@ -65,7 +65,7 @@ impl Client {
             None => "paused until roamd resume".into(),
         };
         let becomes = if self.config.borrow().tun.kill_switch {
-            "the kill switch holds back what belongs into the tunnel"
+            "the kill switch holds back what belongs in the tunnel"
         } else {
             "what goes into the tunnel otherwise leaves directly"
         };

@@ -89,7 +89,7 @@ impl Firewall {
             Ok(()) => {}
         }
         if !was_sealed {
-            info!("kill switch set: what belongs into the tunnel goes nowhere else");
+            info!("kill switch set: what belongs in the tunnel goes nowhere else");
         }
         let listing = self.listing().await;
         self.made = Some(Made { chains, sealed, listing });

@@ -89,7 +89,7 @@ pub(crate) enum RecordError {
     /// Another tunnel takes all traffic.
     #[error(
         "tunnel {0} already takes all traffic of this host, and only one can: stop it, or list the prefixes \
-         that belong into this tunnel in tun.routes"
+         that belong in this tunnel in tun.routes"
     )]
     Taken(String),
     #[error("cannot use {path}: {error}")]

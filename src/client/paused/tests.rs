@@ -156,7 +156,7 @@ async fn the_kill_switch_holds_during_a_pause() {
     let (client, mut host) = (client(config, FakeNetwork::of(&[])), FakeHost::default());
     client.greeted(&mut host, &welcome(&["10.66.0.2/24"], &[])).await.unwrap();
     let said = line(client.pause(None, &mut host).await);
-    assert!(said.ends_with("the kill switch holds back what belongs into the tunnel"), "{said}");
+    assert!(said.ends_with("the kill switch holds back what belongs in the tunnel"), "{said}");
     let layout = host.wishes().pop().unwrap();
     assert_eq!((layout.routes, layout.sealed), (Vec::new(), nets(&["0.0.0.0/0"])));
 }
