@@ -62,7 +62,7 @@ pub(crate) enum Ended {
     #[error(transparent)]
     Session(#[from] SessionError),
     /// The server took the connection and then said nothing.
-    #[error("the server did not greet")]
+    #[error("the server sent no welcome")]
     NoGreeting,
     /// The session is of no use.
     #[error(transparent)]

@@ -136,6 +136,6 @@ fn forwarding(tell: &mut dyn FnMut(Finding)) {
     } else {
         let advice =
             "tun.nat = true, or sysctl -w net.ipv4.ip_forward=1 and routes back to the peers";
-        Finding::poor("forwarding", "is off, so peers don't get beyond this host", advice)
+        Finding::poor("forwarding", "is off, so that peers cannot get beyond this host", advice)
     });
 }

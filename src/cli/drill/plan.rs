@@ -49,7 +49,7 @@ impl Plan {
         // The routes to the server's own addresses come first.
         let mut hosts = status.routes.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
         let Some(server) = hosts.next() else {
-            bail!("the server told no inner address to which one could type");
+            bail!("the server announced no inner address, so that there is nothing to ping");
         };
         let mut paths: Vec<&PathStatus> = status.paths.iter().collect();
         paths.sort_by_key(|path| path.state);
