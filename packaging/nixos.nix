@@ -40,12 +40,12 @@ let
       install -Dm644 config/icons/*.svg -t $out/share/icons/hicolor/symbolic/apps
       install -Dm644 systemd/polkit.rules $out/share/polkit-1/rules.d/roamd.rules
       networkmanager=$out/lib/NetworkManager
-      install -Dm755 systemd/networkmanager/nm-roamd-service -t $networkmanager
+      install -Dm755 systemd/networkmanager/nm-roamd-service systemd/networkmanager/nm-roamd-auth-dialog -t $networkmanager
       install -Dm644 systemd/networkmanager/nm-roamd-service.name -t $networkmanager/VPN
       install -Dm644 systemd/networkmanager/nm-roamd-service.conf -t $out/share/dbus-1/system.d
       mv $out/lib/libnm_vpn_plugin_roamd.so $networkmanager/libnm-vpn-plugin-roamd.so
       substituteInPlace $out/lib/systemd/system/roamd@.service $out/lib/systemd/user/roamd-notify.service \
-        $networkmanager/nm-roamd-service --replace-fail /usr/bin/roamd $out/bin/roamd
+        $networkmanager/nm-roamd-service $networkmanager/nm-roamd-auth-dialog --replace-fail /usr/bin/roamd $out/bin/roamd
       substituteInPlace $networkmanager/VPN/nm-roamd-service.name --replace-fail /usr/lib/NetworkManager $networkmanager
     '';
     # Where networking.networkmanager.plugins finds it in lib/NetworkManager.

@@ -400,6 +400,15 @@ People use nmcli or the desktop's settings instead:
         #[arg(long)]
         export: bool,
     },
+    /// Tell an agent of NetworkManager, which starts this, which secrets of a connection to ask for
+    #[cfg(feature = "networkmanager")]
+    #[command(
+        hide = true,
+        after_help = "\
+People use nmcli or the desktop's switch instead:
+  nmcli --ask connection up home"
+    )]
+    NetworkManagerDialog(network_manager::Dialog),
     /// Cut each link of a running client for some seconds, and measure what one would feel
     #[command(after_help = "\
 Types a keystroke every 100 ms through the tunnel, moves it to each link in turn, and cuts that link as the tunnel alone

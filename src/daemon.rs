@@ -49,14 +49,21 @@ pub(crate) fn guard_memory() -> anyhow::Result<()> {
     prctl::set_dumpable(false).context("cannot switch core dumps off")
 }
 
-/// Starts to log, and says what starts.
+/// Starts to log, unless this process does `already`, and says what starts.
 fn start_log(
     log: &Log,
+    already: Option<LogHandle>,
     file: &Path,
     interface: &str,
     key: PublicKey,
 ) -> Result<LogHandle, LoggingError> {
-    let handle = logging::init(log)?;
+    let handle = match already {
+        Some(handle) => {
+            handle.set(&log.level);
+            handle
+        }
+        None => logging::init(log)?,
+    };
     info!(file = %file.display(), interface, %key, "{SOFTWARE} starting");
     Ok(handle)
 }
@@ -80,7 +87,7 @@ impl Daemon {
         guard_memory()?;
         let config = config::load(&file)?;
         let (key, instance) = (config.private_key().public_key(), Instance::of_file(&file));
-        let log = start_log(config.log(), &file, config.interface(), key)?;
+        let log = start_log(config.log(), None, &file, config.interface(), key)?;
         if let Some(said) = config.unusable_proxy() {
             warn!("{said}");
         }
@@ -89,16 +96,18 @@ impl Daemon {
     }
 
     /// A client's daemon whose configuration comes from somebody else and is called `source`; `is_fixed` says how another
-    /// one takes its place.
+    /// one takes its place. `log` is this process's, if it has one already.
     #[cfg(feature = "networkmanager")]
     pub(crate) fn of(
         source: PathBuf,
         instance: Instance,
         config: &config::ClientConfig,
         is_fixed: &'static str,
+        log: &mut Option<LogHandle>,
     ) -> anyhow::Result<Self> {
         let key = config.private_key.public_key();
-        let log = start_log(&config.log, &source, &config.tun.name, key)?;
+        let handle = start_log(&config.log, log.take(), &source, &config.tun.name, key)?;
+        let log = log.insert(handle).clone();
         let record = Record::open(&instance)?;
         Ok(Self { file: source, is_fixed: Some(is_fixed), log, instance, record })
     }

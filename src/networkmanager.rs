@@ -5,19 +5,26 @@
 //!  NetworkManager ── Connect(profile) ──▶ Plugin ─▶ Profile ─▶ client::run_until ─▶ Host
 //!                 ── Disconnect ────────▶                                            │ Delegate
 //!                 ◀─ Config, Ip4Config, Ip6Config, StateChanged ── handover ◀────────┘
+//!                 ◀─ SecretsRequired ◀── a secret that a person gave is wrong
+//!                 ── NewSecrets(profile) ─▶ the same again
 //! ```
+//!
+//! A person's secrets come from an agent (nmcli, the desktop), which runs [`dialog`] to know what to ask for.
 //!
 //! NetworkManager starts one process for each connection, with a bus name of its own (nm-roamd-service.name). What stays
 //! roamd's: the device, paths and their sockets, routing rules and table of a tunnel that takes everything, the kill
 //! switch.
 
+pub(crate) mod dialog;
 mod handover;
 mod plugin;
 mod profile;
+mod secrets;
 
 use std::{
+    error::Error,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -29,17 +36,19 @@ use nix::{
     net::if_::if_nametoindex,
     unistd::{Group, setegid},
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 use zbus::{connection::Builder, fdo::DBusProxy, object_server::SignalEmitter};
 
 use self::{
     handover::{Handover, News},
-    plugin::{ConnectRequest, Failure, Plugin, State},
+    plugin::{ConnectRequest, Failure, Plugin, Requests, State},
+    profile::{Profile, Unusable},
 };
 use crate::{
     client::{self, Stop, ended::Refusal},
-    daemon::{self, Daemon, signals},
+    config::{ClientConfig, Items},
+    daemon::{self, Daemon, logging::LogHandle, signals},
     host::{Layout, Seal, delegate::Delegate, instance::Instance, record},
 };
 
@@ -50,6 +59,8 @@ const PATH: &str = "/org/freedesktop/NetworkManager/VPN/Plugin";
 const GROUP: &str = "roamd";
 /// How long a process waits to be told to connect: as long as a person takes for a secret.
 const IDLE: Duration = Duration::from_secs(300);
+/// How often a connection may come with secrets that are wrong.
+const TRIES: u32 = 3;
 /// How long the process that had the same connection before may take to end, and its device to go, and from one look to
 /// the next.
 const BEFORE: Duration = Duration::from_secs(5);
@@ -70,14 +81,11 @@ pub(crate) fn serve(name: String) -> anyhow::Result<()> {
 
 async fn run(name: String) -> anyhow::Result<()> {
     let mut stops = signals::Stops::listen()?;
-    let (connect, asked) = oneshot::channel();
-    let (disconnect, state) =
-        (Arc::new(Notify::new()), Arc::new(AtomicU32::new(State::Init as u32)));
-    let plugin = Plugin {
-        connect: Mutex::new(Some(connect)),
-        disconnect: disconnect.clone(),
-        state: state.clone(),
-    };
+    let (requests, disconnect) = (Requests::default(), Arc::new(Notify::new()));
+    let state = Arc::new(AtomicU32::new(State::Init as u32));
+    let plugin =
+        Plugin { requests: requests.clone(), disconnect: disconnect.clone(), state: state.clone() };
+    let mut asked = requests.open();
     let bus =
         Builder::system().serve_at(PATH, plugin).name(name.as_str()).build().await.with_context(
             || format!("cannot be {name} on the system bus; NetworkManager starts this"),
@@ -96,28 +104,65 @@ async fn run(name: String) -> anyhow::Result<()> {
         }
     };
     let mut stop = Box::pin(stop);
-    let asked = tokio::select! {
-        asked = asked => asked?,
-        _ = &mut stop => return Ok(()),
-        () = tokio::time::sleep(IDLE) => return Ok(()),
-    };
     let signals = Signals { emitter: &emitter, state: &state };
-    signals.state(State::Starting).await?;
-    let ended = tunnel(asked, stop, &signals).await;
+    let (mut tries, mut log) = (TRIES, None);
+    let ended = loop {
+        let ConnectRequest { profile, config, is_interactive, answered } = tokio::select! {
+            asked = asked => asked?,
+            _ = &mut stop => return Ok(()),
+            () = tokio::time::sleep(IDLE) => return Ok(()),
+        };
+        answered.await;
+        signals.state(State::Starting).await?;
+        let ended = match config {
+            Ok(config) => tunnel(&profile, config, &mut stop, &signals, &mut log).await,
+            Err(wrong) => Err(wrong.into()),
+        };
+        tries -= 1;
+        let wrong = ended.as_ref().err().and_then(|error| wrong_secrets(error, &profile));
+        match wrong.filter(|_| is_interactive && tries > 0) {
+            Some(Unusable { why, secrets }) => {
+                info!(why, "NetworkManager is asked for other secrets");
+                asked = requests.open();
+                Plugin::secrets_required(&emitter, &why, &secrets).await?;
+            }
+            None => break ended,
+        }
+    };
     if let Err(error) = &ended {
-        let is_refusal = error.chain().any(|cause| cause.is::<Refusal>());
-        let why = if is_refusal { Failure::Login } else { Failure::Connect };
+        let is_login =
+            |cause: &(dyn Error + 'static)| cause.is::<Refusal>() || cause.is::<Unusable>();
+        let why = if error.chain().any(is_login) { Failure::Login } else { Failure::Connect };
         Plugin::failure(&emitter, why as u32).await?;
     }
     signals.state(State::Stopped).await?;
     ended
 }
 
+/// What a person could mend with another answer, if that is why a tunnel did not begin.
+fn wrong_secrets(error: &anyhow::Error, profile: &Profile) -> Option<Unusable> {
+    let personal = profile.personal();
+    error.chain().find_map(|cause| {
+        let found = if let Some(Unusable { why, secrets }) = cause.downcast_ref() {
+            Unusable { why: why.replace('\n', "; "), secrets: secrets.clone() }
+        } else {
+            let refusal = cause.downcast_ref::<Refusal>()?;
+            let is_key =
+                |name: &&str| *name == Items::KEY && matches!(refusal, Refusal::UnknownKey(_));
+            let secrets = personal.iter().copied().filter(is_key).collect();
+            Unusable { why: refusal.in_short(), secrets }
+        };
+        (!found.secrets.is_empty()).then_some(found)
+    })
+}
+
 /// Runs the tunnel until it is to stop.
 async fn tunnel(
-    ConnectRequest { profile, config }: ConnectRequest,
+    profile: &Profile,
+    config: ClientConfig,
     stop: impl Future<Output = Stop>,
     signals: &Signals<'_>,
+    log: &mut Option<LogHandle>,
 ) -> anyhow::Result<()> {
     let (instance, interface) = (profile.instance(), config.tun.name.clone());
     within(BEFORE, || !record::is_held(&instance)).await;
@@ -127,7 +172,7 @@ async fn tunnel(
         warn!(%error, "roamd status knows this connection by its UUID only");
     }
     let fixed = "NetworkManager has it; nmcli connection up takes a change over";
-    let daemon = Daemon::of(profile.source(), instance, &config, fixed)?;
+    let daemon = Daemon::of(profile.source(), instance, &config, fixed, log)?;
     let (delegate, wishes) = Delegate::new();
     let handover = Handover::new(&interface);
     let stop = async {

@@ -363,6 +363,21 @@ fn help_names_the_commands_of_this_build_alone() {
     assert_eq!(hidden.status == 0, cfg!(feature = "networkmanager"), "{}", hidden.stderr);
 }
 
+#[cfg(feature = "networkmanager")]
+#[test]
+fn an_agent_of_networkmanager_hears_which_secrets_to_ask_for() {
+    let arguments =
+        "network-manager-dialog -u 1 -n home -s roamd -i -t private-key -t x-vpn-message:Again.";
+    let arguments: Vec<_> = arguments.split(' ').collect();
+    let connection = "DATA_KEY=private-key-flags\nDATA_VAL=1\n\nSECRET_KEY=private-key\nSECRET_VAL=old\n\nDONE\nQUIT\n";
+    let ended = roamd(&directory(), &arguments);
+    assert_eq!((ended.status, ended.stdout.as_str()), (64, ""), "{}", ended.stderr);
+    let ended = roamd_with_input(&[&arguments[..], &["--external-ui-mode"]].concat(), connection);
+    assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
+    assert!(ended.stdout.contains("\nDescription=Again.\n\n[private-key]\n"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("old"), "{}", ended.stdout);
+}
+
 #[test]
 fn a_drill_finds_out_first_whether_its_picture_can_be_written() {
     let directory = directory();

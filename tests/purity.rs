@@ -27,6 +27,8 @@ const PURE: &[&str] = &[
     "fleet::entry",
     "fleet::record",
     "fleet::tenure",
+    "networkmanager::dialog",
+    "networkmanager::secrets",
     "path::forgotten",
     "path::manager",
     "path::preference",

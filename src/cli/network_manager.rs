@@ -1,7 +1,10 @@
-//! `roamd network-manager`: what NetworkManager and its plugin for connection editors run.
+//! `roamd network-manager`: what NetworkManager and its plugin for connection editors run; `roamd network-manager-dialog`:
+//! what its agents run.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    fs::File,
+    io::{self, Read, Write as _},
+    os::fd::AsFd as _,
     path::Path,
 };
 
@@ -9,7 +12,81 @@ use anyhow::anyhow;
 use zeroize::Zeroizing;
 
 use super::exit::Exit;
-use crate::{config::Items, networkmanager};
+use crate::{
+    config::Items,
+    daemon,
+    networkmanager::{
+        self,
+        dialog::{self, Question},
+    },
+};
+
+/// What agents say to the dialogs of all VPNs.
+#[derive(Debug, clap::Args)]
+pub struct Dialog {
+    /// The connection's name
+    #[arg(short, long, default_value = "", allow_hyphen_values = true)]
+    name: String,
+    /// The connection's UUID
+    #[arg(short, long, allow_hyphen_values = true)]
+    uuid: Option<String>,
+    /// The name of the VPN's service
+    #[arg(short, long, allow_hyphen_values = true)]
+    service: Option<String>,
+    /// There is a person to ask
+    #[arg(short = 'i', long)]
+    allow_interaction: bool,
+    /// What the agent keeps is wrong
+    #[arg(short, long)]
+    reprompt: bool,
+    /// A secret that the service asks for, or what it has to say
+    #[arg(short = 't', long, allow_hyphen_values = true)]
+    hint: Vec<String>,
+    /// The agent has a window of its own
+    #[arg(long)]
+    external_ui_mode: bool,
+}
+
+/// Answers the agent that has a connection on standard input.
+pub(crate) fn ask(asked: Dialog) -> anyhow::Result<()> {
+    daemon::guard_memory()?;
+    if !asked.external_ui_mode {
+        let why =
+            anyhow!("roamd has no window to ask in: use an agent that has, such as nmcli --ask");
+        return Err(Exit::Usage.because(why));
+    }
+    let question = Question {
+        name: asked.name,
+        hints: asked.hint,
+        may_ask: asked.allow_interaction,
+        is_again: asked.reprompt,
+    };
+    // Standard input and output have buffers of their own, which nobody wipes.
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let connection = connection(input)?;
+    let text = str::from_utf8(&connection).map_err(|error| Exit::Data.because(error))?;
+    Ok(output.write_all(question.answer(text).as_bytes())?)
+}
+
+/// Reads up to the end of the connection: some agents leave the pipe open.
+fn connection(mut input: impl Read) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    // It does not grow: what it grew out of would not be wiped.
+    let mut bytes = Zeroizing::new(vec![0; dialog::LONGEST]);
+    let mut len = 0;
+    loop {
+        if len == bytes.len() {
+            let why = anyhow!("the connection is longer than {len} bytes");
+            return Err(Exit::Data.because(why));
+        }
+        let read = input.read(&mut bytes[len..])?;
+        len += read;
+        if read == 0 || dialog::is_whole(&bytes[..len]) {
+            bytes.truncate(len);
+            return Ok(bytes);
+        }
+    }
+}
 
 /// Serves a connection; or prints what a file's items are, or the file that items on standard input make.
 ///
@@ -69,6 +146,15 @@ fn read(bytes: &[u8]) -> Option<Items> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_is_read_to_its_end_and_no_further() {
+        let mut input = b"DATA_KEY=a\n".chain(&b"DATA_VAL=b\n\nDONE\n"[..]).chain(io::repeat(b'x'));
+        assert_eq!(*connection(&mut input).unwrap(), b"DATA_KEY=a\nDATA_VAL=b\n\nDONE\n");
+        assert_eq!(*connection(&b"DATA_KEY=a"[..]).unwrap(), b"DATA_KEY=a");
+        let endless = connection(io::repeat(b'x')).unwrap_err();
+        assert_eq!(Exit::of(&endless), Some(Exit::Data));
+    }
 
     #[test]
     fn items_are_read_as_they_are_written() {

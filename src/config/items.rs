@@ -29,8 +29,6 @@ use super::{
 const REFUSED: [&str; 3] = ["private-key-file", "metrics", "role"];
 const NO_KEY: &str = "# The private key stays with NetworkManager: name a file that has it, or another key.\n\
                       # private-key-file = \"home.key\"\n\n";
-/// What may be a secret: the key, and what a proxy's password may be in.
-const SECRETS: [&str; 3] = [keys::PRIVATE_KEY, keys::PROXY, "server"];
 const IS_REFUSED: &str = "has no place in a connection of NetworkManager; leave it out";
 /// An item has no line.
 const IN_ITEMS: Origin = Origin::File { line: None };
@@ -47,6 +45,12 @@ pub(crate) struct Items {
 impl Items {
     /// The item that every client needs and nobody may see.
     pub(crate) const KEY: &str = keys::PRIVATE_KEY;
+    /// What may be a secret, and what people call it: the key, and what a proxy's password may be in.
+    pub(crate) const SECRETS: [(&str, &str); 3] = [
+        (Self::KEY, "Private key"),
+        (keys::PROXY, "Proxy, a URL with its password"),
+        ("server", "Servers, as TOML"),
+    ];
 
     /// The items that are the same as the file at `path`, with its key.
     pub(crate) fn of_file(path: &Path) -> Result<Self, ConfigErrors> {
@@ -83,7 +87,8 @@ impl Items {
         if self.data.contains_key(Self::KEY) {
             problems.add(Self::KEY, None, "is a secret: set it in vpn.secrets");
         }
-        let others = self.secrets.keys().filter(|key| !SECRETS.contains(&key.as_str()));
+        let is_one = |key: &&String| Self::SECRETS.iter().any(|(secret, _)| secret == key);
+        let others = self.secrets.keys().filter(|key| !is_one(key));
         for key in others.filter(|key| !is_refused(key)) {
             problems.add(key, None, "is no secret: set it in vpn.data");
         }

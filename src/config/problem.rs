@@ -46,6 +46,20 @@ pub enum ConfigErrors {
     },
 }
 
+impl ConfigErrors {
+    /// Those of these keys that something is wrong with, if nothing else is wrong.
+    #[cfg(feature = "networkmanager")]
+    pub(crate) fn among<'a>(&self, names: &[&'a str]) -> Option<Vec<&'a str>> {
+        let Self::Problems { problems, .. } = self else { return None };
+        let is_about = |problem: &Problem, name: &str| {
+            keys::is_within(&keys::without_indices(&problem.key), name)
+        };
+        let is_all = problems.iter().all(|it| names.iter().any(|name| is_about(it, name)));
+        let is_wrong = |name: &&str| problems.iter().any(|it| is_about(it, name));
+        is_all.then(|| names.iter().copied().filter(is_wrong).collect())
+    }
+}
+
 fn advice(path: &std::path::Path, error: &io::Error) -> String {
     rights::advice(path, error).map_or_else(String::new, |advice| format!(": {advice}"))
 }

@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct LoggingError(#[from] tracing_subscriber::util::TryInitError);
 
 /// Changes what is logged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LogHandle(reload::Handle<EnvFilter, Registry>);
 
 impl LogHandle {

@@ -11,11 +11,14 @@ use std::{
 
 use tokio::sync::{Notify, oneshot};
 use tracing::info;
-use zbus::{DBusError, OwnedVariant, interface, object_server::SignalEmitter};
+use zbus::{
+    DBusError, OwnedVariant, interface,
+    object_server::{ResponseDispatchListener, ResponseDispatchNotifier, SignalEmitter},
+};
 
 use super::{
     handover::Entries,
-    profile::{Profile, Settings},
+    profile::{Profile, Settings, Unusable},
 };
 use crate::config::ClientConfig;
 
@@ -51,26 +54,55 @@ pub(super) enum Refused {
 #[derive(Debug)]
 pub(super) struct ConnectRequest {
     pub(super) profile: Profile,
-    pub(super) config: ClientConfig,
+    /// A person can be asked for what makes it unusable.
+    pub(super) config: Result<ClientConfig, Unusable>,
+    /// Whether secrets may be asked for while the tunnel begins.
+    pub(super) is_interactive: bool,
+    /// Until NetworkManager has its answer it hears of nothing else: with it, it ends what it asks an agent for.
+    pub(super) answered: ResponseDispatchListener,
+}
+
+/// A method's answer of which somebody hears when it is sent.
+type Answer = ResponseDispatchNotifier<()>;
+
+/// Where the next tunnel of this process is asked for, while it is waited for.
+#[derive(Clone, Default)]
+pub(super) struct Requests(Arc<Mutex<Option<oneshot::Sender<ConnectRequest>>>>);
+
+impl Requests {
+    /// Lets one come.
+    pub(super) fn open(&self) -> oneshot::Receiver<ConnectRequest> {
+        let (sender, request) = oneshot::channel();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        request
+    }
+
+    fn hand_over(&self, request: ConnectRequest) -> bool {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        sender.is_some_and(|sender| sender.send(request).is_ok())
+    }
 }
 
 /// The object that NetworkManager talks to.
 pub(super) struct Plugin {
-    /// Where the one tunnel of this process is asked for.
-    pub(super) connect: Mutex<Option<oneshot::Sender<ConnectRequest>>>,
+    pub(super) requests: Requests,
     pub(super) disconnect: Arc<Notify>,
     pub(super) state: Arc<AtomicU32>,
 }
 
 impl Plugin {
-    fn begin(&self, settings: Settings) -> Result<(), Refused> {
+    fn begin(&self, settings: Settings, is_interactive: bool) -> Result<Answer, Refused> {
         let profile = Profile::read(settings).map_err(Refused::BadArguments)?;
-        let config = profile.config().map_err(Refused::BadArguments)?;
-        let mut connect = self.connect.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins =
-            |connect: oneshot::Sender<_>| connect.send(ConnectRequest { profile, config }).is_ok();
-        match connect.take().is_some_and(begins) {
-            true => Ok(()),
+        let config = match profile.config() {
+            Err(Unusable { why, secrets }) if !is_interactive || secrets.is_empty() => {
+                return Err(Refused::BadArguments(why));
+            }
+            config => config,
+        };
+        let (answer, answered) = Answer::new(());
+        let request = ConnectRequest { profile, config, is_interactive, answered };
+        match self.requests.hand_over(request) {
+            true => Ok(answer),
             false => Err(Refused::AlreadyStarted("this process has a connection".into())),
         }
     }
@@ -78,17 +110,17 @@ impl Plugin {
 
 #[interface(name = "org.freedesktop.NetworkManager.VPN.Plugin")]
 impl Plugin {
-    fn connect(&self, connection: Settings) -> Result<(), Refused> {
-        self.begin(connection)
+    fn connect(&self, connection: Settings) -> Result<Answer, Refused> {
+        self.begin(connection, false)
     }
 
-    /// No secret is asked for while the tunnel begins.
+    /// Secrets may be asked for while the tunnel begins.
     fn connect_interactive(
         &self,
         connection: Settings,
         _details: HashMap<String, OwnedVariant>,
-    ) -> Result<(), Refused> {
-        self.begin(connection)
+    ) -> Result<Answer, Refused> {
+        self.begin(connection, true)
     }
 
     /// The setting that lacks a secret, if one does.
@@ -97,8 +129,9 @@ impl Plugin {
         Ok(if profile.lacks_a_secret() { "vpn" } else { "" })
     }
 
-    fn new_secrets(&self, _connection: Settings) -> Result<(), Refused> {
-        Err(Refused::BadArguments("no secret was asked for".into()))
+    /// What was asked for while the tunnel began.
+    fn new_secrets(&self, connection: Settings) -> Result<Answer, Refused> {
+        self.begin(connection, true)
     }
 
     fn disconnect(&self) {
@@ -126,7 +159,7 @@ impl Plugin {
     pub(super) async fn state_changed(emitter: &SignalEmitter<'_>, state: u32) -> zbus::Result<()>;
 
     #[zbus(signal)]
-    async fn secrets_required(
+    pub(super) async fn secrets_required(
         emitter: &SignalEmitter<'_>,
         message: &str,
         secrets: &[&str],

@@ -1,7 +1,7 @@
 //! A connection as NetworkManager has it: settings by name, each with properties by name.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     path::{Path, PathBuf},
 };
@@ -9,6 +9,7 @@ use std::{
 use zbus::OwnedVariant;
 use zeroize::Zeroizing;
 
+use super::{dialog, secrets};
 use crate::{
     config::{ClientConfig, Items},
     host::instance::Instance,
@@ -28,6 +29,15 @@ pub(super) struct Profile {
     items: Items,
     /// Whether the default route of IPv4, and that of IPv6, stays outside.
     never_default: [bool; 2],
+}
+
+/// Why there is no tunnel with these settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub(super) struct Unusable {
+    pub(super) why: String,
+    /// The secrets that somebody was asked for and that are all that is wrong, if they are.
+    pub(super) secrets: Vec<&'static str>,
 }
 
 impl fmt::Debug for Profile {
@@ -52,24 +62,31 @@ impl Profile {
         if data.is_empty() {
             return Err("vpn.data is empty: import a roamd.toml, or set server.address and server.public-key".into());
         }
-        let secrets = secrets.into_iter().map(|(key, text)| (key, Zeroizing::new(text)));
-        let items = Items { data: data.into_iter().collect(), secrets: secrets.collect() };
+        let secrets: BTreeMap<_, _> =
+            secrets.into_iter().map(|(key, text)| (key, Zeroizing::new(text))).collect();
+        let of_secrets = secrets.iter().map(|(key, text)| key.len() + text.len());
+        let len: usize =
+            data.iter().map(|(key, text)| key.len() + text.len()).chain(of_secrets).sum();
+        if len > dialog::LONGEST {
+            return Err(format!(
+                "vpn.data and vpn.secrets have more than {} bytes",
+                dialog::LONGEST
+            ));
+        }
+        let items = Items { data: data.into_iter().collect(), secrets };
         let never_default =
             ["ipv4", "ipv6"].map(|it| take(&mut settings, it, "never-default").unwrap_or(false));
         Ok(Self { id, uuid, items, never_default })
     }
 
-    /// Whether a secret is not there: the key, which no tunnel can do without, or one that NetworkManager has not stored.
+    /// Whether a secret is not there that has to be.
     pub(super) fn lacks_a_secret(&self) -> bool {
-        let has = |name: &str| self.items.secrets.get(name).is_some_and(|text| !text.is_empty());
-        // `NMSettingSecretFlags`: 1 an agent has it, 2 nobody stores it, 4 it is not required.
-        let is_elsewhere =
-            |flags: &str| flags.parse().is_ok_and(|flags: u32| (1..4).contains(&flags));
-        let mut flags = self.items.data.iter();
-        let lacks = |(name, flags): (&String, &String)| {
-            name.strip_suffix("-flags").is_some_and(|name| is_elsewhere(flags) && !has(name))
-        };
-        !has(Items::KEY) || flags.any(lacks)
+        secrets::names().any(|name| secrets::is_lacking(&self.items, name))
+    }
+
+    /// The secrets that somebody was asked for, and can be asked for again.
+    pub(super) fn personal(&self) -> Vec<&'static str> {
+        secrets::names().filter(|name| secrets::is_personal(&self.items, name)).collect()
     }
 
     /// How messages call the configuration.
@@ -88,8 +105,11 @@ impl Profile {
         &self.id
     }
 
-    pub(super) fn config(&self) -> Result<ClientConfig, String> {
-        let mut config = self.items.config(&self.source()).map_err(|error| error.to_string())?;
+    pub(super) fn config(&self) -> Result<ClientConfig, Unusable> {
+        let mut config = self.items.config(&self.source()).map_err(|error| Unusable {
+            secrets: error.among(&self.personal()).unwrap_or_default(),
+            why: error.to_string(),
+        })?;
         let [v4, v6] = self.never_default;
         // All, or one of the halves that all is written as.
         let stays = |net: &ipnet::IpNet| {
@@ -98,11 +118,9 @@ impl Profile {
         let routes = config.tun.routes.as_mut();
         let left_out = routes.map_or(0, |routes| routes.extract_if(.., |net| stays(net)).count());
         if left_out > 0 && config.tun.kill_switch {
-            return Err(
-                "tun.kill-switch cannot hold back what never-default leaves outside: set one of \
-                        ipv4.never-default, ipv6.never-default and tun.kill-switch to no"
-                    .into(),
-            );
+            let why = "tun.kill-switch cannot hold back what never-default leaves outside: set one of \
+                       ipv4.never-default, ipv6.never-default and tun.kill-switch to no";
+            return Err(Unusable { why: why.into(), secrets: Vec::new() });
         }
         Ok(config)
     }
@@ -178,20 +196,28 @@ mod tests {
             settings.insert(never.into(), HashMap::from([("never-default".into(), true.into())]));
             let said = Profile::read(settings).unwrap().config().map(drop);
             assert_eq!(said.is_err(), is_refused, "{routes}: {said:?}");
-            assert!(said.err().is_none_or(|said| said.contains("ipv4.never-default")));
+            assert!(said.err().is_none_or(|said| said.why.contains("ipv4.never-default")));
         }
     }
 
     #[test]
-    fn a_secret_that_networkmanager_has_not_stored_is_asked_for() {
-        let key = PrivateKey::generate().unwrap().to_base64();
-        for (flags, lacks) in [("0", false), ("1", true), ("2", true), ("4", false), ("5", false)] {
-            let data = [&DATA[..], &[("server.proxy-flags", flags)]].concat();
-            let mut profile = Profile::read(settings("home", &data, Some(&key))).unwrap();
-            assert_eq!(profile.lacks_a_secret(), lacks, "{flags}");
-            let proxy = "http://u:pw@p:3128".to_owned().into();
-            profile.items.secrets.insert("server.proxy".into(), proxy);
-            assert!(!profile.lacks_a_secret(), "{flags}");
+    fn a_secret_that_is_wrong_is_asked_for_again_if_a_person_gave_it() {
+        let personal = [&DATA[..], &[("private-key-flags", "2")]].concat();
+        for (data, key, secrets) in [
+            (&personal, "no key", &["private-key"][..]),
+            (&personal, DATA[1].1, &[][..]),
+            (&[&personal[..], &[("tun.rotues", "default")]].concat(), "no key", &[][..]),
+            (&DATA.to_vec(), "no key", &[][..]),
+        ] {
+            let profile = Profile::read(settings("home", data, Some(key))).unwrap();
+            match profile.config() {
+                Ok(_) => assert_eq!(key, DATA[1].1),
+                Err(wrong) => {
+                    assert_eq!(wrong.secrets, secrets);
+                    assert!(wrong.why.contains("private-key is none"), "{}", wrong.why);
+                    assert!(!wrong.why.contains("no key"), "{}", wrong.why);
+                }
+            }
         }
     }
 
@@ -207,6 +233,13 @@ mod tests {
             settings.get_mut("connection").unwrap().insert("uuid".into(), uuid);
             assert!(Profile::read(settings).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_connection_of_any_length_is_not_taken() {
+        let long = "x".repeat(dialog::LONGEST);
+        let said = Profile::read(settings("home", &DATA, Some(&long))).unwrap_err();
+        assert_eq!(said, "vpn.data and vpn.secrets have more than 262144 bytes");
     }
 
     #[test]
