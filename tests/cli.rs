@@ -327,6 +327,83 @@ fn wrong_usage_has_a_status_of_its_own() {
 }
 
 #[test]
+fn a_word_that_names_no_tunnel_is_wrong_usage() {
+    let arguments: [&[&str]; 4] =
+        [&["down", ""], &["status", "home/"], &["check", ".."], &["switch", "--auto", "home/"]];
+    for arguments in arguments {
+        let ended = roamd(&directory(), arguments);
+        assert_eq!((ended.status, ended.stdout.as_str()), (64, ""), "{arguments:?}");
+        let expected = "a tunnel has a name, such as home, or a file, such as ./home.toml\n";
+        assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    }
+}
+
+/// `roamd up` or `down` of the tunnels in this folder, from there, where systemd says this of every unit.
+fn service(directory: &TempDir, arguments: &[&str], shown: &str) -> Ended {
+    let systemctl = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bin");
+    let mut command = command(directory.path());
+    command.args(arguments).env("PATH", systemctl).env("SHOWN", shown);
+    for folder in ["ROAMD_CONFIG_DIR", "ROAMD_RUNTIME_DIR"] {
+        command.env(folder, directory.path());
+    }
+    command.output().unwrap().into()
+}
+
+#[test]
+fn down_of_a_tunnel_that_nobody_knows_says_so() {
+    const NOTHING: &str = "ActiveState=inactive\nUnitFileState=disabled";
+    let directory = directory();
+    let folder = directory.path().display();
+    let absent = |rest: &str| {
+        format!("roamd: cannot read {folder}/hoem.toml: No such file or directory (os error 2){rest}\n")
+    };
+    let ended = service(&directory, &["down", "hoem"], NOTHING);
+    assert_eq!((ended.status, ended.stderr), (66, absent("")));
+    write(&directory, "home.toml", "", 0o600);
+    let ended = service(&directory, &["down", "hoem"], NOTHING);
+    assert_eq!((ended.status, ended.stderr), (66, absent("; there is home")));
+    // Its file is gone, and it runs on; it never had one and starts at boot; it is there.
+    for (name, shown) in [
+        ("hoem", "ActiveState=active\nUnitFileState=disabled"),
+        ("hoem", "ActiveState=failed\nUnitFileState=disabled"),
+        ("hoem", "ActiveState=inactive\nUnitFileState=enabled"),
+        ("home", NOTHING),
+        ("./home.toml", NOTHING),
+    ] {
+        let ended = service(&directory, &["down", name], shown);
+        let name = if name == "./home.toml" { "home" } else { name };
+        assert_eq!((ended.status, ended.stdout), (0, format!("{name}: stopped\n")), "{shown}");
+    }
+    // What people call a connection of NetworkManager's.
+    write(&directory, "nm+1.label", "hotel", 0o600);
+    let ended = service(&directory, &["down", "hotel"], NOTHING);
+    let expected = "roamd: NetworkManager has hotel: nmcli connection down hotel\n";
+    assert_eq!((ended.status, ended.stderr.as_str()), (1, expected));
+}
+
+#[test]
+fn up_of_a_file_elsewhere_says_how_to_install_it() {
+    let (directory, elsewhere) = (directory(), tempfile::tempdir().unwrap());
+    let (folder, file) = (directory.path().display(), elsewhere.path().join("home.toml"));
+    fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    let ended = service(&directory, &["up", file], "StatusText=");
+    let expected = format!(
+        "roamd: systemd starts files of {folder} that end in .toml. Make {file} one of them:\n  \
+         sudo install -m 600 -o roamd -g roamd {file} {folder}/home.toml\n\
+         or run it in this terminal: sudo roamd run {file}\n"
+    );
+    assert_eq!((ended.status, ended.stderr), (64, expected));
+    let ended = service(&directory, &["down", file], "");
+    assert!(ended.status == 64 && ended.stderr.contains("with Ctrl-C"), "{}", ended.stderr);
+    let ended = service(&directory, &["up", "home"], "StatusText=");
+    assert_eq!(ended.status, 66, "{}", ended.stderr);
+    write(&directory, "home.toml", "", 0o600);
+    let ended = service(&directory, &["up", "home.toml"], "StatusText=active on wlan0, 12 ms");
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, "home: active on wlan0, 12 ms\n"));
+}
+
+#[test]
 fn help_and_version_are_no_errors() {
     for arguments in [&["--help"][..], &["genkey", "--help"], &["status", "-h"]] {
         let ended = roamd(&directory(), arguments);

@@ -109,12 +109,18 @@ fn words(
 ) -> anyhow::Result<(Option<String>, Option<Tunnel>)> {
     match (has_link, first, second) {
         (true, link, tunnel) => Ok((link, tunnel)),
-        (false, tunnel, None) => Ok((None, tunnel.map(|name| OsString::from(name).into()))),
+        (false, tunnel, None) => Ok((None, tunnel.map(named).transpose()?)),
         (false, Some(link), Some(_)) => Err(Exit::Usage.because(anyhow!(
             "{link} is one word too many: only a tunnel goes with these options"
         ))),
         (false, None, Some(tunnel)) => Ok((None, Some(tunnel))),
     }
+}
+
+/// The tunnel that a word names which could have been a link.
+fn named(word: String) -> anyhow::Result<Tunnel> {
+    let tunnel = Tunnel::try_from(OsString::from(&word));
+    tunnel.map_err(|error| Exit::Usage.because(anyhow!("{word:?} is no tunnel: {error}")))
 }
 
 fn run(file: &Path) -> anyhow::Result<()> {

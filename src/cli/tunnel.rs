@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::anyhow;
+use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser as _, ValueParserFactory};
 
 use super::exit::Exit;
 use crate::{
@@ -21,17 +22,36 @@ const SUFFIX: &str = "toml";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel(OsString);
 
-impl From<OsString> for Tunnel {
-    fn from(written: OsString) -> Self {
-        Self(written)
+/// What is written names no tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a tunnel has a name, such as home, or a file, such as ./home.toml")]
+pub struct NoTunnel;
+
+impl TryFrom<OsString> for Tunnel {
+    type Error = NoTunnel;
+
+    fn try_from(written: OsString) -> Result<Self, NoTunnel> {
+        let is_folder = written.as_encoded_bytes().ends_with(b"/");
+        // Nothing, "/", "." and ".." have no file's name.
+        if is_folder || Path::new(&written).file_name().is_none() {
+            return Err(NoTunnel);
+        }
+        Ok(Self(written))
+    }
+}
+
+impl ValueParserFactory for Tunnel {
+    type Parser = TryMapValueParser<OsStringValueParser, fn(OsString) -> Result<Self, NoTunnel>>;
+
+    fn value_parser() -> Self::Parser {
+        OsStringValueParser::new().try_map(Self::try_from)
     }
 }
 
 impl Tunnel {
     /// Whether it is written as the path of a file.
     fn is_path(&self) -> bool {
-        let path = Path::new(&self.0);
-        path.components().count() > 1 || path.is_absolute() || is_configuration(path)
+        self.0.as_encoded_bytes().contains(&b'/') || is_configuration(Path::new(&self.0))
     }
 
     fn file(&self) -> PathBuf {
@@ -89,13 +109,17 @@ fn only(folder: &Path) -> anyhow::Result<PathBuf> {
         0 => Err(Exit::NoInput.because(anyhow!("no tunnel is configured in {shown}: name a file"))),
         1 => Ok(files.remove(0)),
         _ => {
-            let names: Vec<_> =
-                files.iter().map(|file| Instance::of_file(file).name().to_owned()).collect();
-            let names = names.join(", ");
+            let names = names(&files);
             Err(Exit::Usage
                 .because(anyhow!("several tunnels are configured in {shown}, name one: {names}")))
         }
     }
+}
+
+/// The names of the tunnels with these files.
+pub(crate) fn names(files: &[PathBuf]) -> String {
+    let names = files.iter().map(|file| Instance::of_file(file).name().to_owned());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// Whether it is named as a configuration.
@@ -116,9 +140,17 @@ mod tests {
             ("/srv/home.conf", "/srv/home.conf", "home"),
             ("office.berlin", "/etc/roamd/office.berlin.toml", "office.berlin"),
         ] {
-            let tunnel = Tunnel::from(OsString::from(written));
+            let tunnel = Tunnel::try_from(OsString::from(written)).unwrap();
             assert_eq!(tunnel.file(), Path::new(file), "{written}");
             assert_eq!(instance(Some(&tunnel)).unwrap().name(), name, "{written}");
+        }
+    }
+
+    #[test]
+    fn a_folder_and_nothing_at_all_name_no_tunnel() {
+        for written in ["", "/", ".", "..", "home/", "./home.toml/", "/etc/roamd/..", "//"] {
+            let tunnel = Tunnel::try_from(OsString::from(written));
+            assert_eq!(tunnel, Err(NoTunnel), "{written}");
         }
     }
 

@@ -2,7 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use super::tunnel::{self, Tunnel};
+use super::{
+    service::stops,
+    tunnel::{self, Tunnel},
+};
 use crate::host::{
     instance::{Instance, directory},
     record::{self, RecordError, UndoError},
@@ -26,20 +29,11 @@ pub(crate) fn unseal(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
                 failure = Some(anyhow::Error::from(error).context(format!(
                     "stop it ({}), or set tun.kill-switch = false and reload it; \
                      either lets everything out",
-                    stop(&tunnel)
+                    stops(&tunnel)
                 )));
             }
             Err(error) => failure = Some(error.into()),
         }
     }
     failure.map_or(Ok(()), Err)
-}
-
-/// What stops it.
-fn stop(tunnel: &Instance) -> String {
-    let (name, title) = (tunnel.name(), tunnel.title());
-    match name == title {
-        true => format!("systemctl stop roamd@{name}"),
-        false => format!("nmcli connection down {title}"),
-    }
 }
