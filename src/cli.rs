@@ -413,7 +413,8 @@ People use nmcli or the desktop's switch instead:
     #[command(after_help = "\
 Types a keystroke every 100 ms through the tunnel, moves it to each link in turn, and cuts that link as the tunnel alone
 sees it: nothing else of this machine is touched. A cut ends by itself, and with this command. Fails with status 75
-while a TCP connection goes through the tunnel, unless --yes. The tunnel chooses its link as before afterwards.
+while a TCP connection goes through the tunnel, unless --yes. The tunnel chooses its link as before afterwards. Ctrl-C
+ends the drill and lists what happened, a second one leaves at once.
 
 Examples:
   roamd drill

@@ -77,7 +77,7 @@ pub(crate) fn run(svg: Option<PathBuf>) -> anyhow::Result<()> {
         script: Script::roam(),
         svg,
     };
-    perform(&plan, &mut Screen::stdout(), &Interrupt::watch()?)
+    perform(&plan, &mut Screen::stdout(), &Interrupt::watch(|| ())?)
 }
 
 fn perform(plan: &Plan, screen: &mut Screen<'_>, interrupt: &Interrupt) -> anyhow::Result<()> {

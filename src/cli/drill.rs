@@ -20,6 +20,7 @@ mod typist;
 use std::{
     io::{self, Write as _},
     path::PathBuf,
+    process,
 };
 
 use anyhow::{Context as _, bail};
@@ -29,6 +30,7 @@ use super::{Tunnel, exit::Exit, interrupt::Interrupt, picture::can_write, tunnel
 use crate::{
     daemon::{
         control::LONGEST_CUT,
+        logging,
         status::{ClientState, ClientStatus, HomeState, HomeStatus, Role},
     },
     host::instance::Instance,
@@ -68,7 +70,7 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
         refuse_at_home(status.home.as_ref())?;
         refuse_while_busy(&plan)?;
     }
-    let interrupt = Interrupt::watch()?;
+    let interrupt = Interrupt::watch(leave)?;
     let mut out = io::stdout().lock();
     let report = Report::new(&instance.title(), wanted.seconds, wanted.json);
     report.plan(&mut out, &plan)?;
@@ -85,6 +87,14 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
     }
     interrupt.check()?;
     outcomes.verdict()
+}
+
+/// Ends this process at once. The daemon, which may be what is waited for, ends the cut when its connection is closed.
+fn leave() {
+    let _ = logging::complain(
+        "roamd: left at once. Nothing is cut any more; roamd switch --auto lets the tunnel choose its link again",
+    );
+    process::exit(Exit::Interrupted.code().into());
 }
 
 /// The status of a client that is connected.

@@ -19,8 +19,9 @@ use super::exit::Exit;
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Notices SIGINT, SIGTERM and SIGHUP from here on.
-    pub(crate) fn watch() -> anyhow::Result<Self> {
+    /// Notices SIGINT, SIGTERM and SIGHUP from here on. At the second one `insisted` is called: whoever looks at the flag
+    /// may be waiting for something.
+    pub(crate) fn watch(insisted: fn()) -> anyhow::Result<Self> {
         let interrupt = Self::default();
         let flag = interrupt.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -33,12 +34,15 @@ impl Interrupt {
                 .context("cannot watch for Ctrl-C")?
         };
         thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
-            runtime.block_on(async move {
-                let mut signals = signals;
+            let mut signals = signals;
+            let mut next = || {
                 let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-                futures_util::future::select_all(any).await;
-            });
+                runtime.block_on(futures_util::future::select_all(any));
+            };
+            next();
             flag.set();
+            next();
+            insisted();
         })?;
         Ok(interrupt)
     }
@@ -57,5 +61,55 @@ impl Interrupt {
 
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env,
+        io::{BufRead as _, BufReader},
+        process::{self, Command, Stdio},
+        time::Duration,
+    };
+
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    use super::*;
+
+    const STANDS_IN: &str = "TEST_INTERRUPT";
+
+    fn say(what: &str) {
+        use io::Write as _;
+        writeln!(io::stdout().lock(), "\n{what}").unwrap();
+    }
+
+    /// Signals are the process's, so that this test runs once more in one of its own, which waits for ever.
+    #[test]
+    fn who_insists_need_not_wait() {
+        if env::var_os(STANDS_IN).is_some() {
+            let interrupt = Interrupt::watch(|| process::exit(7)).unwrap();
+            say("watching");
+            while !interrupt.is_set() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            say("interrupted");
+            loop {
+                thread::park();
+            }
+        }
+        let mut again = Command::new(env::current_exe().unwrap());
+        again.args(["--exact", "--nocapture", "cli::interrupt::tests::who_insists_need_not_wait"]);
+        let mut child = again.env(STANDS_IN, "1").stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let process = Pid::from_raw(child.id().try_into().unwrap());
+        for (said, signal) in [("watching", Signal::SIGINT), ("interrupted", Signal::SIGTERM)] {
+            assert!(lines.any(|line| line == said), "{said}");
+            kill(process, signal).unwrap();
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(7));
     }
 }

@@ -110,14 +110,18 @@ fn a_drill_refuses_while_somebody_is_logged_in_and_ends_with_its_command() {
     assert_eq!((refused.status.code(), refused.stdout.is_empty()), (Some(75), true), "{error}");
     assert!(error.contains("the tunnel is in use: ssh to 10.66.0.1;"), "{error}");
 
-    for (signal, status) in [(Signal::SIGINT, Some(130)), (Signal::SIGKILL, None)] {
-        let cuts = || client.log().matches("cutting a link for a drill").count();
-        let ended = || client.log().matches("the link is not cut any more").count();
+    let cuts = || client.log().matches("cutting a link for a drill").count();
+    let ended = || client.log().matches("the link is not cut any more").count();
+    let cutting = || {
         let before = cuts();
         let mut command = drill(client, &["--yes", "--for", "10s"]);
         let command = command.stdout(Stdio::piped()).spawn().unwrap();
         eventually("a link is cut", || (cuts() > before).then_some(()));
         sleep(Duration::from_millis(300));
+        (command, before)
+    };
+    for (signal, status) in [(Signal::SIGINT, Some(130)), (Signal::SIGKILL, None)] {
+        let (command, before) = cutting();
         assert_eq!(ended(), before, "it is cut for longer");
         kill(Pid::from_raw(command.id() as i32), signal).unwrap();
         eventually("the cut is over", || (ended() > before).then_some(()));
@@ -127,6 +131,19 @@ fn a_drill_refuses_while_somebody_is_logged_in_and_ends_with_its_command() {
         assert_eq!(text.contains("Interrupted."), signal == Signal::SIGINT, "{text}");
         echo("after");
     }
+    // A daemon that does not answer keeps nobody who insists, and lifts the cut when it can.
+    let (mut command, before) = cutting();
+    let daemon = client.daemon.as_ref().unwrap();
+    daemon.signal(Signal::SIGSTOP).unwrap();
+    let interrupt = || kill(Pid::from_raw(command.id() as i32), Signal::SIGINT).unwrap();
+    interrupt();
+    sleep(Duration::from_millis(500));
+    interrupt();
+    let status = command.wait().unwrap();
+    daemon.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(status.code(), Some(130));
+    eventually("the cut is over", || (ended() > before).then_some(()));
+    echo("at last");
     drop(ssh.stdin.take());
     assert!(ssh.wait().unwrap().success());
 }
