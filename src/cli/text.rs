@@ -281,11 +281,16 @@ fn show_directory(
 fn peer_row(peer: &PeerStatus) -> [Cell; 8] {
     let dash = || "-".to_owned();
     let session = peer.session.as_ref();
+    let (state, from) = match (session, &peer.last_session) {
+        (Some(it), _) => ((GOOD, format!("for {}", Span(it.since))), Some(it.remote)),
+        (None, Some(it)) => ((BAD, format!("ended {} ago", Span(it.ended))), Some(it.remote)),
+        (None, None) => ((BAD, "none".into()), None),
+    };
     [
         (PLAIN, peer.name.clone()),
-        session.map_or((BAD, "none".into()), |it| (GOOD, format!("for {}", Span(it.since)))),
+        state,
         (PLAIN, session.map_or_else(dash, |it| format!("{:.1} ms", it.quic.rtt))),
-        (PLAIN, session.map_or_else(dash, |it| it.remote.to_string())),
+        (PLAIN, from.map_or_else(dash, |it| it.to_string())),
         (PLAIN, Bytes(peer.traffic.sent_bytes).to_string()),
         (PLAIN, Bytes(peer.traffic.received_bytes).to_string()),
         (PLAIN, peer.traffic.dropped.values().sum::<u64>().to_string()),
@@ -497,6 +502,22 @@ mod tests {
         assert_eq!(repairs(&traffic).as_deref(), Some(expected));
         let expected = "5 packets also sent over a standby; 0 came over one first";
         assert_eq!(copies(&traffic).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_peer_that_has_left_is_shown_with_when_and_where_it_was() {
+        let row = |last: serde_json::Value| {
+            let traffic = serde_json::to_value(Snapshot::default()).unwrap();
+            let peer = serde_json::json!({
+                "name": "laptop", "public-key": "", "addresses": ["10.66.0.2"], "session": null,
+                "last-session": last, "queued-bytes": 0, "queue-delay": 0.0, "traffic": traffic,
+            });
+            let row = peer_row(&serde_json::from_value(peer).unwrap());
+            row.map(|(_, text)| text)[1..4].to_vec()
+        };
+        let last = serde_json::json!({ "ended": 7440.2, "remote": "198.51.100.7:22102" });
+        assert_eq!(row(last), ["ended 2h 4m ago", "-", "198.51.100.7:22102"]);
+        assert_eq!(row(serde_json::Value::Null), ["none", "-", "-"]);
     }
 
     #[test]

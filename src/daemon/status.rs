@@ -554,6 +554,9 @@ pub(crate) struct PeerStatus {
     pub addresses: Vec<IpAddr>,
     /// Its session; none while not connected.
     pub session: Option<SessionStatus>,
+    /// Its last session here, which has ended; none while it has one, and before the first one since the daemon started.
+    #[serde(default)]
+    pub last_session: Option<LastSessionStatus>,
     /// Where another machine with its key was seen lately; it has no session because a newer one does.
     #[serde(default)]
     pub rival: Option<IpAddr>,
@@ -566,6 +569,16 @@ pub(crate) struct PeerStatus {
     pub queue_delay: f64,
     /// Its datapath, as seen from the server.
     pub traffic: Snapshot,
+}
+
+/// A session that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct LastSessionStatus {
+    /// Seconds since it ended.
+    pub ended: f64,
+    /// Where the peer was.
+    pub remote: SocketAddr,
 }
 
 /// Which of several servers has a peer's session.

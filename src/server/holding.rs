@@ -33,7 +33,8 @@ pub(super) struct Attached<'a> {
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        self.peer.detach(self.connection);
+        let remote = self.server.socket.shown(self.connection.remote_address());
+        self.peer.detach(self.connection, remote);
         self.server.ended(self.peer, self.connection);
     }
 }

@@ -124,6 +124,8 @@ enum Whereabouts {
 #[derive(Debug, Default)]
 struct Place {
     session: Option<PeerSession>,
+    /// When the last session ended, and where the peer was.
+    last: Option<(Instant, SocketAddr)>,
     rivals: Rivals,
     elsewhere: Option<Elsewhere>,
 }
@@ -353,12 +355,13 @@ impl Peer {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the session of `connection`, unless another connection has taken it over.
-    pub fn detach(&self, connection: &Connection) {
+    /// Ends the session of `connection`, whose peer was at `remote`, unless another connection has taken it over.
+    pub fn detach(&self, connection: &Connection, remote: SocketAddr) {
         let place = &mut *self.place();
         let is_ended =
             |session: &mut PeerSession| session.connection.stable_id() == connection.stable_id();
         if place.session.take_if(is_ended).is_some() {
+            place.last = Some((clock::now(), remote));
             self.queue.hold(true);
             self.publish(place);
         }
@@ -430,6 +433,12 @@ impl Peer {
     #[must_use]
     pub fn session(&self) -> Option<PeerSession> {
         self.place().session.clone()
+    }
+
+    /// When the last session ended, and where the peer was; none while there is one.
+    pub(super) fn last_session(&self) -> Option<(Instant, SocketAddr)> {
+        let place = self.place();
+        place.last.filter(|_| place.session.is_none())
     }
 
     /// What the pumps of the session share, if the process with this number has it.

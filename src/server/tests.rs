@@ -465,6 +465,36 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
 }
 
 #[tokio::test]
+async fn of_a_peer_that_has_left_it_is_known_when_and_where_it_was() {
+    let site = Site::new();
+    let shown = || {
+        let Role::Server(mut status) = site.server.status().role else { panic!("not a server") };
+        let peer = status.peers.remove(0);
+        (peer.session.map(|it| it.remote), peer.last_session.map(|it| (it.ended, it.remote)))
+    };
+    assert_eq!(shown(), (None, None));
+    for process in 1..=2 {
+        let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+        let session = session::open(&laptop, true, process).await.unwrap();
+        let remote = loop {
+            if let (Some(remote), last) = shown() {
+                assert_eq!(last, None);
+                break remote;
+            }
+            sleep(Duration::from_millis(5)).await;
+        };
+        laptop.close(close::GOODBYE, b"");
+        drop(session);
+        while shown().0.is_some() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let (ended, last) = shown().1.unwrap();
+        assert_eq!(last, remote);
+        assert!((0.0..PATIENCE.as_secs_f64()).contains(&ended), "{ended}");
+    }
+}
+
+#[tokio::test]
 async fn a_machine_that_another_server_displaced_is_refused_here() {
     let site = Site::new();
     let peer = site.server.configured.borrow().peers.with_key(site.laptop.public_key()).cloned();

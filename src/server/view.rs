@@ -32,6 +32,10 @@ impl Server {
                 software: session.software,
                 quic: status::QuicStatus::of(&session.connection),
             }),
+            last_session: peer.last_session().map(|(ended, remote)| status::LastSessionStatus {
+                ended: status::rounded(clock::now().saturating_duration_since(ended)),
+                remote,
+            }),
             rival: peer.rival(),
             holder: holders.remove(&peer.key),
             queued_bytes: peer.queue.bytes(),

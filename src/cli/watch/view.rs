@@ -239,7 +239,13 @@ fn draw_server(
                     Bytes(peer.traffic.received_bytes)
                 )),
             ]),
-            None => Line::from(format!("{:12}not connected", peer.name)).dark_gray(),
+            None => {
+                let since = peer.last_session.as_ref();
+                let since =
+                    since.map(|it| format!(" for {}, was at {}", Time(it.ended), it.remote));
+                let since = since.unwrap_or_default();
+                Line::from(format!("{:12}not connected{since}", peer.name)).dark_gray()
+            }
         };
         frame.render_widget(Paragraph::new(line), words);
         draw_curve(frame, curve, history.rtt.get(&peer.name), Color::Green);
