@@ -63,6 +63,7 @@ enum Event {
     /// The first one.
     Listening,
     Budget {
+        link: Foreign,
         level: BudgetLevel,
         summary: Foreign,
     },
@@ -72,8 +73,8 @@ enum Event {
 
 fn budget(line: &str) -> Option<Budget> {
     match serde_json::from_str(line).ok()? {
-        Event::Budget { level, summary } => {
-            Some(Budget { is_used_up: level == BudgetLevel::Reached, words: summary })
+        Event::Budget { link, level, summary } => {
+            Some(Budget { link, is_used_up: level == BudgetLevel::Reached, words: summary })
         }
         Event::Listening | Event::Other => None,
     }
@@ -230,7 +231,7 @@ mod tests {
         let line = r#"{"schema":1,"time":"2026-11-29T15:00:00Z","event":"budget","link":"wwan0","level":"reached",
             "used":2000000000,"of":2000000000,"summary":"wwan0 has used up its budget of 2 GB"}"#;
         let budget = budget(line).unwrap();
-        assert!(budget.is_used_up);
+        assert!(budget.is_used_up && budget.link.as_str() == "wwan0");
         assert_eq!(budget.words.as_str(), "wwan0 has used up its budget of 2 GB");
         for line in [r#"{"event":"switched","summary":"x"}"#, r#"{"event":"budget"}"#, "GET /", ""]
         {

@@ -7,7 +7,7 @@
 //! does, there is no storm of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(10);
 const SHORTLY: Duration = Duration::from_secs(8);
 
 /// Something that a person acts on, of one tunnel. The order is that in which they are told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Matter {
     /// A network wants a login.
     Portal,
@@ -36,20 +36,16 @@ pub(crate) enum Matter {
     Away,
     /// The traffic costs money.
     Metered,
-    /// A link has carried most of what it may.
-    Budget,
+    /// This link has carried most of what it may.
+    Budget(String),
     /// What a person asked for in the tray was not done.
     Failed,
-}
-
-impl Matter {
-    const HOLDING: [Self; 5] =
-        [Self::Portal, Self::Refused, Self::Away, Self::Metered, Self::Budget];
 }
 
 /// What a daemon says of a link's budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
+    pub(crate) link: Foreign,
     /// All of it was used.
     pub(crate) is_used_up: bool,
     pub(crate) words: Foreign,
@@ -99,8 +95,8 @@ pub(crate) struct Desk {
 #[derive(Debug)]
 struct Tunnel {
     seen: Seen,
-    /// What was said of budgets last.
-    budget: Option<Budget>,
+    /// What was said last of the budgets of links that have used up most of them, by link.
+    budgets: BTreeMap<String, Budget>,
     /// Since when its daemon is not there.
     gone: Option<Instant>,
     matters: BTreeMap<Matter, State>,
@@ -121,13 +117,13 @@ impl Desk {
     pub(crate) fn see(&mut self, name: &str, seen: Seen) {
         match self.tunnels.get_mut(name) {
             Some(tunnel) => {
-                // The next day, week or month has begun.
-                tunnel.budget.take_if(|_| !seen.nears_budget);
+                // The others have a new day, week or month.
+                tunnel.budgets.retain(|link, _| seen.near_budget.contains(link));
                 (tunnel.seen, tunnel.gone) = (seen, None);
             }
             None => {
-                let matters = BTreeMap::new();
-                let tunnel = Tunnel { seen, budget: None, gone: None, matters };
+                let (budgets, matters) = (BTreeMap::new(), BTreeMap::new());
+                let tunnel = Tunnel { seen, budgets, gone: None, matters };
                 self.tunnels.insert(name.into(), tunnel);
             }
         }
@@ -136,9 +132,10 @@ impl Desk {
     /// Takes in what a daemon says of a budget.
     pub(crate) fn hear(&mut self, name: &str, budget: Budget) {
         if let Some(tunnel) = self.tunnels.get_mut(name) {
-            tunnel.budget = Some(budget);
+            let link = budget.link.to_string();
+            tunnel.budgets.insert(link.clone(), budget);
             // It is news even if the same was said a month ago.
-            tunnel.matters.entry(Matter::Budget).or_default().shown = None;
+            tunnel.matters.entry(Matter::Budget(link)).or_default().shown = None;
         }
     }
 
@@ -176,19 +173,26 @@ impl Tunnel {
         self.gone.is_some_and(|gone| now >= gone + GRACE)
     }
 
+    /// All that may hold, and all that is shown.
+    fn matters(&self) -> BTreeSet<Matter> {
+        let each = [Matter::Portal, Matter::Refused, Matter::Away, Matter::Metered];
+        let budgets = self.budgets.keys().cloned().map(Matter::Budget);
+        each.into_iter().chain(budgets).chain(self.matters.keys().cloned()).collect()
+    }
+
     fn judge(&mut self, name: &str, now: Instant, actions: &mut Vec<Action>) {
         let is_over = self.is_over(now);
         if self.gone.is_some() && !is_over {
             return;
         }
-        for matter in Matter::HOLDING {
-            let wanted = if is_over { None } else { self.note(name, matter) };
-            let state = self.matters.entry(matter).or_default();
+        for matter in self.matters() {
+            let wanted = if is_over { None } else { self.note(name, &matter) };
+            let state = self.matters.entry(matter.clone()).or_default();
             let key = (name.to_owned(), matter);
             match wanted {
                 Some(note) => {
                     let since = *state.since.get_or_insert(now);
-                    if state.is_news(&note) && now >= state.due(matter, since) {
+                    if state.is_news(&note) && now >= state.due(&key.1, since) {
                         (state.shown, state.last) = (Some(note.clone()), Some(now));
                         actions.push(Action::Show(key, note));
                     }
@@ -196,7 +200,7 @@ impl Tunnel {
                 None => {
                     state.since = None;
                     if state.shown.take().is_some() {
-                        let last_word = last_word(name, matter, &self.seen).filter(|_| !is_over);
+                        let last_word = last_word(name, &key.1, &self.seen).filter(|_| !is_over);
                         actions.push(match last_word {
                             Some(note) => {
                                 state.last = Some(now);
@@ -208,6 +212,8 @@ impl Tunnel {
                 }
             }
         }
+        // Links come and go.
+        self.matters.retain(|_, state| state.is_kept(now));
     }
 
     fn deadlines(&self, name: &str) -> Vec<Instant> {
@@ -215,14 +221,14 @@ impl Tunnel {
             return vec![gone + GRACE];
         }
         let due = self.matters.iter().filter_map(|(matter, state)| {
-            let note = self.note(name, *matter)?;
-            state.is_news(&note).then(|| Some(state.due(*matter, state.since?)))?
+            let note = self.note(name, matter)?;
+            state.is_news(&note).then(|| Some(state.due(matter, state.since?)))?
         });
         due.collect()
     }
 
     /// The notification of a matter that holds; none if it does not. This is the table of what people are told.
-    fn note(&self, name: &str, matter: Matter) -> Option<Note> {
+    fn note(&self, name: &str, matter: &Matter) -> Option<Note> {
         let (name, seen) = (Foreign::of(name), &self.seen);
         let reason = || seen.reason.as_ref().map(ToString::to_string);
         let note = Note {
@@ -260,9 +266,9 @@ impl Tunnel {
                 let body = format!("The tunnel goes over {link}, which costs money.");
                 Note { title, body, urgency: Urgency::Low, vanishes: Some(SHORTLY), ..note }
             }
-            Matter::Budget => {
-                let Budget { is_used_up, words } = self.budget.as_ref()?;
-                let title = format!("{name}: data budget");
+            Matter::Budget(link) => {
+                let Budget { link, is_used_up, words } = self.budgets.get(link)?;
+                let title = format!("{name}: data budget of {link}");
                 let vanishes = (!is_used_up).then_some(SHORTLY);
                 Note { title, body: words.to_string(), vanishes, ..note }
             }
@@ -277,19 +283,26 @@ impl State {
         self.shown.as_ref().is_none_or(|shown| shown.title != note.title)
     }
 
-    fn due(&self, matter: Matter, since: Instant) -> Instant {
+    /// Whether something is to be kept of a matter: it holds, is shown, or was so lately that it may not be shown again.
+    fn is_kept(&self, now: Instant) -> bool {
+        self.since.is_some()
+            || self.shown.is_some()
+            || self.last.is_some_and(|last| now < last + PACE)
+    }
+
+    fn due(&self, matter: &Matter, since: Instant) -> Instant {
         let lasts = match matter {
             Matter::Away => AWAY,
             Matter::Metered => COSTLY,
-            Matter::Portal | Matter::Refused | Matter::Budget | Matter::Failed => Duration::ZERO,
+            Matter::Portal | Matter::Refused | Matter::Budget(_) | Matter::Failed => Duration::ZERO,
         };
         (since + lasts).max(self.last.map_or(since, |last| last + PACE))
     }
 }
 
 /// What is said of a matter that is over, in place of its notification.
-fn last_word(name: &str, matter: Matter, seen: &Seen) -> Option<Note> {
-    let (link, _) = seen.in_use.as_ref().filter(|_| matter == Matter::Away)?;
+fn last_word(name: &str, matter: &Matter, seen: &Seen) -> Option<Note> {
+    let (link, _) = seen.in_use.as_ref().filter(|_| *matter == Matter::Away)?;
     Some(Note {
         title: format!("{}: connected again", Foreign::of(name)),
         body: format!("The tunnel goes over {link}."),

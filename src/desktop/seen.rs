@@ -1,6 +1,9 @@
 //! What of a client's status is for a desktop. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     daemon::{
@@ -26,8 +29,8 @@ pub(crate) struct Seen {
     pub(crate) refused: bool,
     /// Why there is no session.
     pub(crate) reason: Option<Foreign>,
-    /// Whether a link has carried most of its budget, or all of it.
-    pub(crate) nears_budget: bool,
+    /// The links that have carried most of their budget, or all of it.
+    pub(crate) near_budget: BTreeSet<String>,
     /// Seconds until a pause is over.
     pub(crate) resumes_in: Option<f64>,
     /// The links with a path, in the order of the status, each once.
@@ -81,7 +84,9 @@ impl Seen {
             Some(_) => Way::Good,
             None => Way::None,
         };
-        let mut budgets = status.links.iter().filter_map(|link| link.budget.as_ref());
+        let near_budget = status.links.iter().filter(|link| {
+            link.budget.as_ref().is_some_and(|it| it.level != BudgetLevel::Within)
+        });
         Self {
             way,
             in_use: in_use.map(|path| (Foreign::of(&path.link), path.rtt)),
@@ -89,7 +94,7 @@ impl Seen {
             portal: portal(status, is_connected),
             refused: status.refused_since.is_some(),
             reason: status.last_error.as_deref().map(Foreign::from).filter(|_| !is_connected),
-            nears_budget: budgets.any(|it| it.level != BudgetLevel::Within),
+            near_budget: near_budget.map(|it| Foreign::of(&it.link).to_string()).collect(),
             resumes_in: status.next_attempt.filter(|_| way == Way::Paused),
             links: if is_connected { links(&status.paths) } else { Vec::new() },
             servers: servers(status),

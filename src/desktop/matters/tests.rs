@@ -140,40 +140,78 @@ fn matters_outlive_the_restart_of_a_daemon_and_end_with_it() {
     assert!(days.desk.tunnels.is_empty());
 }
 
+fn budget(link: &str, words: &str, is_used_up: bool) -> Budget {
+    Budget { link: link.into(), is_used_up, words: words.into() }
+}
+
+/// The status of a client whose links are so far with their budgets.
+fn budgets(links: &[(&str, &str)]) -> Value {
+    let link = |(link, level): &(&str, &str)| {
+        let budget = json!({"used": 9, "of": 9, "period": "month", "since": "2026-11-01",
+                            "level": level, "over": "stop"});
+        json!({"link": link, "sent-bytes": 9, "received-bytes": 0, "upkeep-bytes": 0,
+               "budget": budget})
+    };
+    json!({ "links": links.iter().map(link).collect::<Vec<_>>() })
+}
+
 #[test]
 fn each_word_on_a_budget_is_told_of_and_the_last_of_many() {
-    let (mut days, budget) =
-        (Days::new(), |words: &str, is_used_up| Budget { is_used_up, words: words.into() });
+    let mut days = Days::new();
     days.is(json!({}), 1);
-    days.desk.hear("home", budget("four fifths", false));
+    days.desk.hear("home", budget("wwan0", "four fifths", false));
     days.passes(100);
     for number in 0..50 {
-        days.desk.hear("home", budget(&format!("all, {number}"), true));
+        days.desk.hear("home", budget("wwan0", &format!("all, {number}"), true));
         days.passes(0);
     }
     days.passes(100);
-    let expected =
-        [(1, "home: data budget"), (101, "home: data budget"), (131, "home: data budget")];
-    assert_eq!(days.told(), words(&expected));
-    let shown = days.desk.tunnels["home"].matters[&Matter::Budget].shown.as_ref().unwrap();
+    let title = "home: data budget of wwan0";
+    assert_eq!(days.told(), words(&[(1, title), (101, title), (131, title)]));
+    let matter = Matter::Budget("wwan0".into());
+    let shown = days.desk.tunnels["home"].matters[&matter].shown.as_ref().unwrap();
     assert_eq!((&*shown.body, shown.vanishes), ("all, 49", None));
 }
 
 #[test]
 fn the_notification_of_a_budget_is_closed_when_its_next_period_begins() {
     let mut days = Days::new();
-    let status = |level: &str| {
-        let budget = json!({"used": 9, "of": 9, "period": "month", "since": "2026-11-01",
-                            "level": level, "over": "stop"});
-        let link = json!({"link": "wwan0", "sent-bytes": 9, "received-bytes": 0,
-                          "upkeep-bytes": 0, "budget": budget});
-        json!({ "links": [link] })
-    };
-    days.is(status("warned"), 1);
-    let words_of_it = Budget { is_used_up: true, words: "all of it".into() };
-    days.desk.hear("home", words_of_it);
-    days.is(status("reached"), 100).is(status("within"), 1);
-    assert_eq!(days.told(), words(&[(1, "home: data budget"), (101, "close Budget")]));
+    days.is(budgets(&[("wwan0", "warned")]), 1);
+    days.desk.hear("home", budget("wwan0", "all of it", true));
+    days.is(budgets(&[("wwan0", "reached")]), 100).is(budgets(&[("wwan0", "within")]), 1);
+    let expected = [(1, "home: data budget of wwan0"), (101, "close Budget(\"wwan0\")")];
+    assert_eq!(days.told(), words(&expected));
+}
+
+#[test]
+fn two_links_that_reach_their_budgets_have_a_notification_each() {
+    let mut days = Days::new();
+    days.is(json!({}), 1);
+    days.desk.hear("home", budget("usb0", "most of usb0's", false));
+    days.desk.hear("home", budget("wwan0", "all of wwan0's", true));
+    let both = [("usb0", "warned"), ("wwan0", "reached")];
+    days.is(budgets(&both), 10).is(budgets(&[("usb0", "within"), both[1]]), 1);
+    let [usb, wwan] = ["usb0", "wwan0"].map(|link| format!("home: data budget of {link}"));
+    let expected = [(1, &*usb), (1, &*wwan), (11, "close Budget(\"usb0\")")];
+    assert_eq!(days.told(), words(&expected));
+    days.desk.hear("home", budget("usb0", "most of usb0's", false));
+    days.is(budgets(&both), 100);
+    assert_eq!(days.told(), words(&[(31, &usb)]), "wwan0's is shown already");
+}
+
+#[test]
+fn of_links_that_come_and_go_nothing_is_kept() {
+    let mut days = Days::new();
+    for number in 0..1000 {
+        let link = format!("usb{number}");
+        days.desk.see("home", seen(json!({})));
+        days.desk.hear("home", budget(&link, "all of it", true));
+        days.is(budgets(&[(&link, "reached")]), 60);
+    }
+    days.is(json!({}), 60).is(json!({}), 1);
+    assert_eq!(days.told().len(), 2000);
+    let tunnel = &days.desk.tunnels["home"];
+    assert!(tunnel.budgets.is_empty() && tunnel.matters.is_empty(), "{tunnel:?}");
 }
 
 fn any_status() -> impl Strategy<Value = Value> {
