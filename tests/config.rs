@@ -185,7 +185,7 @@ fn a_clients_values_arrive_where_they_are_used() {
     assert_eq!(client.paths.probe_timeout, Duration::from_millis(500));
     assert_eq!(client.paths.standby_check, None);
     assert_eq!(client.paths.metered_copies, 0);
-    assert_eq!(client.paths.prefer.len(), 3);
+    assert_eq!(client.paths.prefer.len(), 4);
     assert_eq!(
         client.paths.prefer[0],
         Preference { link: "en*".to_owned(), ..Preference::default() }
@@ -196,7 +196,9 @@ fn a_clients_values_arrive_where_they_are_used() {
         over: OverBudget::Stop,
     };
     let lte = Preference { link: "ww?n*".to_owned(), metered: true, budget: Some(budget) };
-    assert_eq!(client.paths.prefer[2], lte);
+    assert_eq!(client.paths.prefer[3], lte);
+    let prepaid = client.paths.prefer[2].budget.unwrap();
+    assert_eq!((prepaid.bytes, prepaid.period.to_string()), (500_000_000, "28 days".into()));
     assert_eq!(client.paths.ignore, ["docker*", "virbr0"]);
     assert_eq!((client.quic.congestion, client.quic.dscp), (Congestion::Bbr, 46));
     assert!(!client.tun.offload);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A day of the Gregorian calendar, from 1970 to 9999.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Date {
+pub struct Date {
     year: u16,
     month: u8,
     day: u8,
@@ -15,7 +15,7 @@ pub(crate) struct Date {
 /// The text is no day.
 #[derive(Debug, thiserror::Error)]
 #[error("not a day such as 2026-11-29")]
-pub(crate) struct NoDate;
+pub struct NoDate;
 
 impl Date {
     /// The day with this number since 1970-01-01, or the nearest that there is (the algorithm `civil_from_days`, Howard

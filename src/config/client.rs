@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{
     Budget, ClientConfig, ClientTun, Exclude, HomeMode, HostPort, OverBudget, Paths, Period,
-    Preference, Relay, ServerPeer, budget,
+    Preference, Relay, ServerPeer,
+    budget::{self, Written},
     check::{self, Unique, elements, is_name},
     problem::Problems,
     proxy::{self, Outside},
@@ -230,24 +231,36 @@ fn budget(element: &str, raw: &RawPreference, problems: &mut Problems) -> Option
     let (day, over) = (day.unwrap_or(1), raw.over_budget.unwrap_or_default());
     let Some(text) = &raw.budget else {
         let is_other = over != OverBudget::default();
-        for (name, is_set) in [("budget-day", day != 1), ("over-budget", is_other)] {
+        let is_started = raw.budget_start.is_some();
+        for (name, is_set) in
+            [("budget-day", day != 1), ("budget-start", is_started), ("over-budget", is_other)]
+        {
             if is_set {
                 problems.add(&key(name), None, "needs a budget beside it");
             }
         }
         return None;
     };
-    let Some((bytes, mut period)) = budget::parse(text) else {
+    let Some((bytes, written)) = budget::parse(text) else {
         problems.refuse(&key("budget"), text);
         return None;
     };
-    match (&mut period, day) {
-        (Period::Month { first }, day) => *first = day,
-        (Period::Day | Period::Week, 1) => {}
-        (Period::Day | Period::Week, _) => {
-            problems.add(&key("budget-day"), None, "needs a budget for each month");
-        }
+    if day != 1 && written != Written::Month {
+        problems.add(&key("budget-day"), None, "needs a budget for each month");
     }
+    let start = raw.budget_start;
+    if start.is_some() && !matches!(written, Written::Days(_)) {
+        let reason = r#"needs a budget for some days, such as "2 GB/28 days""#;
+        problems.add(&key("budget-start"), None, reason);
+    }
+    let period = match written {
+        Written::Day => Period::Day,
+        Written::Week => Period::Week,
+        Written::Month => Period::Month { first: day },
+        Written::Days(count) => {
+            Period::Days { count, start: problems.require(&key("budget-start"), start)? }
+        }
+    };
     Some(Budget { bytes, period, over })
 }
 

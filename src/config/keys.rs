@@ -228,13 +228,19 @@ const KEYS: &[Key] = &[
         "paths.prefer.budget",
         CLIENT,
         Kind::Text,
-        r#"a size for each day, week or month from 1 MB to 1000 TB, such as "500 MB/day" or "2 GB/month" (units kB, MB, GB, TB of powers of ten, KiB, MiB, GiB, TiB of powers of two)"#,
+        r#"a size from 1 MB to 1000 TB for each day, week, month or number of days, such as "500 MB/day", "2 GB/month" or "2 GB/28 days" (units kB, MB, GB, TB of powers of ten, KiB, MiB, GiB, TiB of powers of two)"#,
     ),
     key(
         "paths.prefer.budget-day",
         CLIENT,
         Kind::Number,
         "the day from 1 to 31 on which a month of the budget begins, in shorter months the last one",
+    ),
+    key(
+        "paths.prefer.budget-start",
+        CLIENT,
+        Kind::Text,
+        r#"the day on which one of the budget's periods of some days begins, such as "2026-11-29""#,
     ),
     key(
         "paths.prefer.over-budget",

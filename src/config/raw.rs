@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::{
     Congestion, Filter, HomeMode, HostPort, LogFormat, OverBudget, proxy::without_credentials,
 };
-use crate::identity::PublicKey;
+use crate::{clock::Date, identity::PublicKey};
 
 /// A list of which some elements may have been reported.
 pub(super) type List<T> = Option<Vec<Option<T>>>;
@@ -227,6 +227,7 @@ pub(super) struct RawPreference {
     pub(super) metered: Option<bool>,
     pub(super) budget: Option<String>,
     pub(super) budget_day: Option<u8>,
+    pub(super) budget_start: Option<Date>,
     pub(super) over_budget: Option<OverBudget>,
 }
 
@@ -332,6 +333,7 @@ impl Default for RawPreference {
             metered: Some(false),
             budget: None,
             budget_day: Some(1),
+            budget_start: None,
             over_budget: Some(OverBudget::default()),
         }
     }

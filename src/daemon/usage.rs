@@ -56,7 +56,7 @@ pub(crate) struct BudgetStatus {
     pub used: u64,
     /// Bytes that may be.
     pub of: u64,
-    /// `day`, `week` or `month`.
+    /// `day`, `week`, `month`, or as `28 days`.
     pub period: String,
     /// When the period began.
     pub since: Date,
@@ -76,7 +76,7 @@ impl BudgetStatus {
             _ if used >= of / 5 * 4 => BudgetLevel::Warned,
             _ => BudgetLevel::Within,
         };
-        Self { used, of, period: period.word().into(), since, level, over }
+        Self { used, of, period: period.to_string(), since, level, over }
     }
 }
 
