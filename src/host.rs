@@ -96,6 +96,8 @@ pub(crate) struct Layout {
     pub everything: bool,
     /// Whether the tunnel leads nothing into itself for a while, but its own networks.
     pub is_open: bool,
+    /// Whether what comes from the tunnel's own addresses goes into it, wherever it goes.
+    pub takes_own: bool,
     /// The link over which everything goes while the tunnel stands aside at home, but what comes from its own addresses.
     pub aside: Option<String>,
     /// The servers' addresses: only there may go what carries the tunnel.
@@ -119,7 +121,8 @@ impl Layout {
     #[must_use]
     pub(crate) fn withdrawn(&self) -> Self {
         let (routes, blocked, dns) = (Vec::new(), Vec::new(), Dns::default());
-        Self { routes, blocked, dns, is_open: true, aside: None, ..self.clone() }
+        let (is_open, takes_own, aside) = (true, false, None);
+        Self { routes, blocked, dns, is_open, takes_own, aside, ..self.clone() }
     }
 
     /// The same with nothing held back, either.
@@ -150,7 +153,7 @@ impl Layout {
     #[must_use]
     pub(crate) fn aside(&self, link: &str) -> Self {
         let dns = if self.dns.domains.is_empty() { Dns::default() } else { self.dns.clone() };
-        Self { dns, aside: Some(link.into()), ..self.clone() }
+        Self { dns, takes_own: true, aside: Some(link.into()), ..self.clone() }
     }
 
     /// The routes of the interface with this index.

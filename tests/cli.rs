@@ -355,7 +355,9 @@ fn down_of_a_tunnel_that_nobody_knows_says_so() {
     let directory = directory();
     let folder = directory.path().display();
     let absent = |rest: &str| {
-        format!("roamd: cannot read {folder}/hoem.toml: No such file or directory (os error 2){rest}\n")
+        format!(
+            "roamd: cannot read {folder}/hoem.toml: No such file or directory (os error 2){rest}\n"
+        )
     };
     let ended = service(&directory, &["down", "hoem"], NOTHING);
     assert_eq!((ended.status, ended.stderr), (66, absent("")));

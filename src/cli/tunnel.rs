@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::anyhow;
-use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser as _, ValueParserFactory};
+use clap::builder::{
+    OsStringValueParser, TryMapValueParser, TypedValueParser as _, ValueParserFactory,
+};
 
 use super::exit::Exit;
 use crate::{

@@ -24,7 +24,7 @@ use super::{
     plan::{inside, inside_aside, layout, sealing},
 };
 use crate::{
-    config::{ClientConfig, ServerPeer},
+    config::{ClientConfig, HomeMode, ServerPeer},
     host::{HostError, Layout, facts::Facts, interface::LeftOut},
     path::servers::{Owner, written_down},
     quic::close,
@@ -150,7 +150,10 @@ impl Desired {
             None => None,
         };
         let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
-        let mut inside = inside(&layout, &self.facts);
+        let home: Vec<_> = self.home().collect();
+        // The link of home has its network before it is known to be home.
+        layout.takes_own = !home.is_empty();
+        let mut inside = inside(&layout, &self.facts, &home);
         if let Some(link) = self.may_stand_aside() {
             layout = layout.aside(link);
             inside = inside_aside(&layout, &self.facts);
@@ -172,6 +175,12 @@ impl Desired {
     fn may_stand_aside(&self) -> Option<&str> {
         let may = self.in_session && !self.config.tun.kill_switch;
         self.aside.as_deref().filter(|_| may)
+    }
+
+    /// Where servers are at home, if the tunnel may stand aside there.
+    fn home(&self) -> impl Iterator<Item = IpAddr> {
+        let servers = self.config.servers.iter().filter(|_| self.config.home == HomeMode::Off);
+        servers.flat_map(|server| server.home.iter().map(SocketAddr::ip))
     }
 
     fn found(&self, owner: Owner) -> impl Iterator<Item = SocketAddr> {
@@ -217,6 +226,34 @@ mod tests {
         let addresses = Addresses { source: nas, destination: inner };
         let packet = packet(nas, inner, 8).into();
         assert_eq!(inside.judge()(addresses, &packet), Verdict::Deliver);
+    }
+
+    #[test]
+    fn flows_of_the_inner_address_to_home_go_on_before_the_tunnel_stands_aside() {
+        let mut desired = Desired { aside: None, ..at_home() };
+        let network = |net: &str| ("wlan0".to_owned(), net.parse().unwrap());
+        desired.facts.networks = vec![network("192.168.1.0/24"), network("192.168.9.0/24")];
+        let with = |home| {
+            let mut config = ClientConfig { home, ..config() };
+            config.tun.routes = Some(vec!["0.0.0.0/0".parse().unwrap()]);
+            config.tun.exclude.lan = true;
+            config.servers[0].home = vec!["192.168.1.10:4433".parse().unwrap()];
+            Arc::new(config)
+        };
+        let judge = |desired: &Desired, from: &str| {
+            let Plan { layout, inside, .. } = desired.plan().unwrap();
+            let [source, destination] = [from, "10.66.0.2"].map(|it| it.parse().unwrap());
+            let packet = packet(source, destination, 8).into();
+            let verdict = inside.judge()(Addresses { source, destination }, &packet);
+            (layout.takes_own, verdict == Verdict::Deliver)
+        };
+        desired.configure(with(HomeMode::Direct));
+        assert_eq!(judge(&desired, "192.168.1.20"), (false, false), "it never stands aside");
+        desired.configure(with(HomeMode::Off));
+        assert_eq!(judge(&desired, "192.168.1.20"), (true, true));
+        assert_eq!(judge(&desired, "192.168.9.20"), (true, false), "another network");
+        desired.paused = true;
+        assert!(!judge(&desired, "192.168.1.20").0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a session changes on this host: the configuration's wishes and the server's offers.
 
+use std::net::IpAddr;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::offer::Offer;
@@ -34,10 +36,12 @@ pub(super) fn layout(tun: &ClientTun, offer: &Offer) -> Layout {
     layout
 }
 
-/// What may come out of the tunnel of such a layout, on a host with these facts: what would go into it.
-pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
+/// What may come out of the tunnel of such a layout, on a host with these facts: what would go into it. Where the server is in
+/// a network of this host as well, with one of the addresses `home`, its neighbours there are reached both ways.
+pub(super) fn inside(layout: &Layout, facts: &Facts, home: &[IpAddr]) -> Inside {
     let Exclude { lan, nets, .. } = &layout.exclude;
-    let neighbourhood = facts.networks.iter().map(|(_, net)| *net);
+    let is_home = |net: &IpNet| layout.takes_own && home.iter().any(|it| net.contains(it));
+    let neighbourhood = facts.networks.iter().map(|(_, net)| *net).filter(|net| !is_home(net));
     // A full tunnel without "lan" has even the neighbourhood inside.
     let is_outside = !layout.is_full() || *lan;
     let outside = neighbourhood.filter(|_| is_outside).chain(nets.iter().copied());

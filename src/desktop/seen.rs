@@ -84,9 +84,10 @@ impl Seen {
             Some(_) => Way::Good,
             None => Way::None,
         };
-        let near_budget = status.links.iter().filter(|link| {
-            link.budget.as_ref().is_some_and(|it| it.level != BudgetLevel::Within)
-        });
+        let near_budget = status
+            .links
+            .iter()
+            .filter(|link| link.budget.as_ref().is_some_and(|it| it.level != BudgetLevel::Within));
         Self {
             way,
             in_use: in_use.map(|path| (Foreign::of(&path.link), path.rtt)),

@@ -1,4 +1,5 @@
-//! Rules and routes of a tunnel that stands aside at home: what would go into it goes over the link there.
+//! Rules and routes of a tunnel that stands aside at home: what would go into it goes over the link there. What comes from its
+//! own addresses goes into it there, and also before it stands aside: the link of home has its network at once.
 //!
 //! ```text
 //!  5305  from INNER       lookup TUNNEL      connections that began elsewhere go on
@@ -49,9 +50,9 @@ pub(crate) struct Aside {
     netlink: Netlink,
     /// The index of the tunnel's interface.
     tunnel: u32,
-    /// The link of home and the rules, while the tunnel stands aside; before the first look it is not known whether there
+    /// The link of home, while the tunnel stands aside, and the rules; before the first look it is not known whether there
     /// are some.
-    given: Option<Option<(String, Vec<RuleMessage>)>>,
+    given: Option<(Option<String>, Vec<RuleMessage>)>,
 }
 
 impl Aside {
@@ -62,28 +63,28 @@ impl Aside {
 
     /// Stands aside as the layout says, or not any more.
     pub(crate) async fn set(&mut self, layout: &Layout) -> Result<(), Error> {
-        let wanted = layout.aside.clone().map(|link| (link, rules(layout, self.tunnel)));
+        let wanted = (layout.aside.clone(), rules(layout, self.tunnel));
         if self.given.as_ref() == Some(&wanted) {
             return Ok(());
         }
         self.given = None;
-        match &wanted {
-            Some((link, rules)) => {
-                self.make_routes(link).await?;
-                self.make_rules(rules).await?;
-            }
-            None => {
-                self.make_rules(&[]).await?;
-            }
+        let (link, rules) = &wanted;
+        if let Some(link) = link {
+            self.make_routes(link).await?;
         }
+        self.make_rules(rules).await?;
         self.given = Some(wanted);
         Ok(())
     }
 
     /// Puts back what others deleted, and follows the routes of the link; returns how many rules were missing.
     pub(crate) async fn restore(&self) -> Result<usize, Error> {
-        let Some(Some((link, rules))) = &self.given else { return Ok(0) };
-        self.make_routes(link).await?;
+        let Some((link, rules)) = self.given.as_ref().filter(|(_, rules)| !rules.is_empty()) else {
+            return Ok(0);
+        };
+        if let Some(link) = link {
+            self.make_routes(link).await?;
+        }
         self.make_rules(rules).await
     }
 
@@ -144,12 +145,16 @@ impl Aside {
     }
 }
 
-/// The rules of a layout that stands aside.
+/// The rules of a layout: those of a tunnel that stands aside, or of the first kind alone.
 fn rules(layout: &Layout, tunnel: u32) -> Vec<RuleMessage> {
     let Layout { addresses, networks, routes, blocked, dns, .. } = layout;
     let (own, home) = (own_table(tunnel), home_table(tunnel));
+    let taken = addresses.iter().filter(|_| layout.takes_own);
+    let from = taken.map(|net| rule(Packets::From, *net, own, FROM_INNER));
+    if layout.aside.is_none() {
+        return from.collect();
+    }
     let resolvers = dns.servers.iter().map(|it| IpNet::from(*it));
-    let from = addresses.iter().map(|net| rule(Packets::From, *net, own, FROM_INNER));
     let to = |nets: Vec<IpNet>, table, priority| {
         nets.into_iter().map(move |net| rule(Packets::To, net, table, priority))
     };
@@ -194,7 +199,7 @@ fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage 
 /// The routes of the tunnel's own table.
 pub(super) fn destinations(layout: &Layout, tunnel: u32) -> Vec<Destination> {
     let all = |is_v4| if is_v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
-    let addresses = layout.addresses.iter().filter(|_| layout.aside.is_some());
+    let addresses = layout.addresses.iter().filter(|_| layout.takes_own);
     let mut found: Vec<IpNet> = addresses.map(|net| all(net.addr().is_ipv4())).collect();
     found.sort_unstable();
     found.dedup();
@@ -292,6 +297,15 @@ mod tests {
         let home = rules.iter().filter(|it| table_of(it) == Some(home_table(7))).count();
         assert_eq!(home, 3, "its routes and what is blocked");
         assert!(rules.iter().all(|rule| is_ours(rule, 7)));
+    }
+
+    #[test]
+    fn before_it_stands_aside_a_tunnel_takes_what_comes_from_its_own_addresses() {
+        let layout = Layout { aside: None, ..layout() };
+        let found: Vec<_> = rules(&layout, 7).iter().map(|it| priority(it).unwrap()).collect();
+        assert_eq!(found, [5305, 5305, 5305]);
+        assert_eq!(rules(&layout.withdrawn(), 7), []);
+        assert_eq!(destinations(&layout.withdrawn(), 7), []);
     }
 
     #[test]

@@ -75,6 +75,39 @@ async fn a_path_at_home_is_preferred_to_all_others_while_it_answers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ipv6_network_can_be_home() {
+    const LAPTOP: &str = "fd00:1::50";
+    let server: SocketAddr = "[fd00:1::10]:4433".parse().unwrap();
+    let mut home0 = Link::new("home0", LAPTOP, LAPTOP, 600);
+    home0.home = Some(server);
+    let lte = Link::new("lte0", "10.0.2.2", "198.51.100.2", 200);
+    let mut tunnel = Tunnel::over(vec![home0, lte], |config| {
+        (config.servers[0].home, config.home) = (vec![server], HomeMode::Off);
+        config.tun = tun(Some(&["10.1.0.0/16"]));
+    });
+    tunnel.neighbours = Neighbourhood(vec![(LAPTOP.parse().unwrap(), HARDWARE)]);
+    tunnel.start_server(true);
+    tunnel.after(5).await;
+    assert_eq!(tunnel.states(), ["home0 Active", "lte0 Standby"]);
+    assert_eq!(home(&tunnel), is(HomeState::Aside));
+    tunnel.world.change(HOME, |home| home.up = false);
+    tunnel.after(1).await;
+    assert_eq!((layout(&tunnel).aside, home(&tunnel)), (None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_from_the_inner_address_goes_into_the_tunnel_before_it_stands_aside() {
+    let mut tunnel = laptop(HomeMode::Off, "192.168.1.50", |_| ());
+    tunnel.world.change(HOME, |home| home.up = false);
+    tunnel.start_server(true);
+    tunnel.after(5).await;
+    let away = layout(&tunnel);
+    assert_eq!((away.takes_own, away.aside), (true, None));
+    let elsewhere = at_home(HomeMode::Direct).await;
+    assert!(!layout(&elsewhere).takes_own);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bulk_flows_at_home_although_the_link_has_used_up_its_budget() {
     let tunnel = at_home(HomeMode::Direct).await;
     let held = ["home0", "lte0"].map(String::from).into();

@@ -14,12 +14,12 @@ use super::*;
 use crate::{
     client::{
         command::{Order, What},
-        tests::{FakeHost, SERVER, config},
+        tests::{FakeHost, SERVER, config, session::Neighbourhood},
     },
-    config::{ClientConfig, HostPort, Peer, Preference, ServerConfig, ServerPeer},
+    config::{ClientConfig, HomeMode, HostPort, Peer, Preference, ServerConfig, ServerPeer},
     daemon::{
         events::Event,
-        status::{ClientState, ClientStatus, RemoteState},
+        status::{ClientState, ClientStatus, HomeState, HomeStatus, RemoteState},
     },
     host::Reports,
     identity::PrivateKey,
@@ -29,6 +29,9 @@ use crate::{
 };
 
 const SERVERS: [([u8; 4], u16); 3] = [SERVER, ([192, 0, 2, 2], 4433), ([192, 0, 2, 3], 4433)];
+/// Where the first server is in its own network, and the client there.
+const HOME: ([u8; 4], u16) = ([192, 168, 1, 10], 4433);
+const AT_HOME: [u8; 4] = [192, 168, 1, 50];
 const NAMES: [&str; 3] = ["berlin", "paris", "rome"];
 const WIFI: usize = 0;
 const LTE: usize = 1;
@@ -162,6 +165,9 @@ impl Fleet {
         let nothing = watch::Sender::default().subscribe();
         let (server, endpoint) =
             Server::new(config, vec![socket], Box::new(to_device), nothing).unwrap();
+        // As the simulated network numbers them.
+        let laptop = (AT_HOME.into(), [2, 0, 0, 0, 0, WIFI as u8]);
+        server.knows(Box::new(Neighbourhood(vec![laptop])));
         let echoing = async move {
             while let Some(packet) = delivered.recv().await {
                 let _ = from_device.try_send(numbered(false, number(&packet)));
@@ -317,6 +323,33 @@ async fn the_session_returns_to_the_preferred_server_and_loses_nothing() {
     assert_eq!(fleet.moves()[1..], [("berlin".into(), MoveReason::Preferred)]);
     assert!(fleet.status().moves[1].gap < 10.0, "{}", fleet.status().moves[1].gap);
     assert_eq!(fleet.lost().await.len(), lost, "nothing more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_servers_the_first_one_has_a_home_which_is_found_when_it_has_the_session() {
+    let mut fleet = Fleet::new(|config| {
+        (config.servers[BERLIN].home, config.home) = (vec![HOME.into()], HomeMode::Off);
+    })
+    .await;
+    fleet.kill(BERLIN);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(fleet.in_use(), "paris");
+    fleet.world.change(WIFI, |wifi| {
+        (wifi.local, wifi.public) = (AT_HOME.into(), AT_HOME.into());
+        wifi.home = Some(HOME.into());
+    });
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((fleet.in_use().as_str(), fleet.status().home), ("paris", None));
+    fleet.start(BERLIN);
+    sleep(Duration::from_secs(90)).await;
+    let aside = HomeStatus { link: "wifi0".into(), state: HomeState::Aside };
+    assert_eq!((fleet.in_use().as_str(), fleet.status().home), ("berlin", Some(aside)));
+    assert_eq!(fleet.host.wishes().last().unwrap().aside.as_deref(), Some("wifi0"));
+    // The other server's session is none at home, though the laptop still is.
+    fleet.choose("paris").await.unwrap();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((fleet.in_use().as_str(), fleet.status().home), ("paris", None));
+    assert_eq!(fleet.host.wishes().last().unwrap().aside, None);
 }
 
 #[tokio::test(start_paused = true)]
