@@ -4,7 +4,7 @@
 //! Written on zbus itself: what crates there are bring a second D-Bus implementation along.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -129,7 +129,9 @@ impl Tray {
             shown.tooltip = tooltip;
             let is_other_menu = shown.entries != entries;
             if is_other_menu {
-                shown.base += shown.entries.len() as i32;
+                // Numbers end; no menu is open for as long as they last.
+                let next = shown.base.checked_add(shown.entries.len() as i32);
+                shown.base = next.filter(|next| *next < i32::MAX / 2).unwrap_or(1);
                 shown.revision += 1;
                 shown.entries = entries;
             }
@@ -274,10 +276,11 @@ impl Shown {
         properties
     }
 
-    /// The entry with those below it, so many levels deep; -1 means all.
+    /// The entry with those below it, so many levels deep; less than none means all.
     fn layout(&self, place: usize, depth: i32) -> Layout {
         let children = self.entries[place].children.iter();
-        let children = children.map(|child| Variant::from(self.layout(*child, depth - 1)));
+        let below = depth.saturating_sub(1);
+        let children = children.map(|child| Variant::from(self.layout(*child, below)));
         let children = if depth == 0 { Vec::new() } else { children.collect() };
         (self.id(place), self.properties(place), children)
     }
@@ -302,10 +305,12 @@ impl Menu {
         _property_names: Vec<String>,
     ) -> Vec<(i32, Properties)> {
         let shown = locked(&self.shown);
-        let all = || (0..shown.entries.len()).map(|place| shown.id(place)).collect();
-        let ids = if ids.is_empty() { all() } else { ids };
-        let found = ids.into_iter().filter_map(|id| Some((id, shown.properties(shown.place(id)?))));
-        found.collect()
+        // Each once, however often it is asked for.
+        let places: BTreeSet<_> = match ids[..] {
+            [] => (0..shown.entries.len()).collect(),
+            _ => ids.iter().filter_map(|id| shown.place(*id)).collect(),
+        };
+        places.into_iter().map(|place| (shown.id(place), shown.properties(place))).collect()
     }
 
     fn get_property(&self, id: i32, name: &str) -> fdo::Result<Variant<'static>> {
@@ -374,4 +379,72 @@ impl Menu {
 
 fn no_such() -> fdo::Error {
     fdo::Error::InvalidArgs("there is no such entry any more".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NUMBERS: [i32; 8] = [i32::MIN, i32::MIN + 1, -2, -1, 4, 5, i32::MAX - 1, i32::MAX];
+    /// The number of the first entry.
+    const BASE: i32 = 7;
+
+    /// A menu with a menu in it, and what is clicked there.
+    fn menu() -> (Menu, mpsc::Receiver<Click>) {
+        let entry = |label: &str, kind, children| Entry {
+            label: label.into(),
+            kind,
+            asks: Some(("home".into(), Request::Resume)),
+            children,
+        };
+        let inner = vec![entry("wlan0", Kind::Button, Vec::new())];
+        let entries = flat(vec![entry("home", Kind::Menu, inner)]);
+        let (way, tooltip, revision, base) = (Way::Good, String::new(), 1, BASE);
+        let shown = Shown { way, tooltip, entries, revision, base };
+        let (click, clicks) = mpsc::channel(CLICKS);
+        (Menu { shown: Arc::new(Mutex::new(shown)), click }, clicks)
+    }
+
+    fn nothing() -> OwnedVariant {
+        OwnedVariant::from(0i32)
+    }
+
+    #[test]
+    fn a_layout_is_as_deep_as_it_is_asked_for_whatever_number_that_is() {
+        let (menu, _clicks) = menu();
+        for depth in NUMBERS {
+            let (_, (id, _, children)) = menu.get_layout(0, depth, Vec::new()).unwrap();
+            assert_eq!((id, children.len()), (0, 1), "{depth}");
+            let (_, (id, ..)) = menu.get_layout(BASE + 1, depth, Vec::new()).unwrap();
+            assert_eq!(id, BASE + 1);
+        }
+        let (_, (_, _, children)) = menu.get_layout(0, 0, Vec::new()).unwrap();
+        assert!(children.is_empty());
+    }
+
+    #[test]
+    fn numbers_of_no_entry_are_refused_and_click_nothing() {
+        let (menu, mut clicks) = menu();
+        for id in NUMBERS {
+            assert!(menu.get_layout(id, -1, Vec::new()).is_err(), "{id}");
+            assert!(menu.get_property(id, "label").is_err(), "{id}");
+            menu.event(id, "clicked", nothing(), u32::MAX);
+        }
+        assert!(menu.get_property(BASE, &"x".repeat(1 << 20)).is_err());
+        assert!(clicks.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_flood_of_one_message_is_answered_briefly_and_clicks_little() {
+        let (menu, mut clicks) = menu();
+        let ids = [&NUMBERS[..], &[0, BASE, BASE + 1]].concat().repeat(10_000);
+        let found = menu.get_group_properties(ids, Vec::new());
+        let found: Vec<_> = found.into_iter().map(|(id, _)| id).collect();
+        assert_eq!(found, [0, BASE, BASE + 1]);
+        let click = |id| (id, "clicked".to_owned(), nothing(), 0);
+        let events = (0..10_000).flat_map(|_| [click(BASE + 1), click(i32::MIN)]).collect();
+        assert_eq!(menu.event_group(events), vec![i32::MIN; 10_000]);
+        let clicked = std::iter::from_fn(|| clicks.try_recv().ok()).count();
+        assert_eq!(clicked, CLICKS);
+    }
 }

@@ -48,9 +48,7 @@ impl Client {
         }
         match self.roaming.network.unusable(&servers, &config.paths).await {
             Ok(links) => {
-                let unused =
-                    |(link, why): (String, Unusable)| UnusedLink { link, why: why.to_string() };
-                status.unused_links = links.into_iter().map(unused).collect();
+                status.unused_links = unused(links, &status.paths);
             }
             Err(error) => debug!(%error, "cannot read links"),
         }
@@ -148,7 +146,7 @@ impl Line {
 }
 
 impl ShownPath {
-    fn status(&self, line: Option<&Line>, figures: Figures) -> PathStatus {
+    pub(super) fn status(&self, line: Option<&Line>, figures: Figures) -> PathStatus {
         let stats = self.socket.and_then(|id| line?.socket.stats(id)).unwrap_or_default();
         let Said { condition, rtt, portal, metered, ref choice, ref why } = self.said;
         let in_use = self.is_in_use();
@@ -194,6 +192,12 @@ fn recent(Figures { loss, rate: [rate_up, rate_down] }: Figures) -> RecentStatus
 /// The share of packets that were lost.
 fn share(lost: u64, sent: u64) -> Option<f64> {
     (sent > 0).then(|| (lost as f64 / sent as f64 * 1e4).round() / 1e4)
+}
+
+/// Those of these links that carry no path. One at home may have no other way to the server than the path there.
+pub(super) fn unused(links: Vec<(String, Unusable)>, paths: &[PathStatus]) -> Vec<UnusedLink> {
+    let unused = links.into_iter().filter(|(link, _)| paths.iter().all(|path| path.link != *link));
+    unused.map(|(link, why)| UnusedLink { link, why: why.to_string() }).collect()
 }
 
 fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {

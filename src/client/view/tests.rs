@@ -1,6 +1,6 @@
 use tokio::{sync::broadcast::Receiver, time::advance};
 
-use super::*;
+use super::{answer::unused, *};
 use crate::{
     client::tests::{
         FakeNetwork, candidate, client_on, config, reports,
@@ -49,6 +49,15 @@ fn path(link: &str, index: u32, condition: Condition) -> ShownPath {
 fn change(link: &str, state: Option<Condition>) -> Event {
     let server = candidate(link, 0).server;
     Event::Path { link: link.into(), server, state, why: "because".into() }
+}
+
+#[test]
+fn a_link_with_a_path_at_home_alone_is_no_unused_one() {
+    let home = path("wlan0", 2, Condition::Active).status(None, Figures::default());
+    let links = [("wlan0", Unusable::NoRoute), ("wwan0", Unusable::Down)];
+    let links = links.map(|(link, why)| (link.to_owned(), why));
+    let unused: Vec<_> = unused(links.into(), &[home]).into_iter().map(|it| it.link).collect();
+    assert_eq!(unused, ["wwan0"]);
 }
 
 #[tokio::test(start_paused = true)]
