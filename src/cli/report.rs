@@ -1,6 +1,7 @@
 //! `roamd report`: what a day of `roamd events` came to, as text and as the picture of the demo.
 
 mod day;
+mod timeline;
 
 use std::{
     fs::File,

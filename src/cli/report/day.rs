@@ -10,6 +10,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::timeline::Timeline;
 use crate::{
     daemon::events::Event,
     path::Condition,
@@ -76,6 +77,7 @@ pub(super) struct Day {
     pub(super) skipped: usize,
     /// The link that a drill cuts.
     cut: Option<String>,
+    timeline: Timeline,
 }
 
 impl Day {
@@ -89,6 +91,7 @@ impl Day {
             outages: Vec::new(),
             skipped: 0,
             cut: None,
+            timeline: Timeline::default(),
         };
         let mut line = Vec::new();
         while lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
@@ -132,8 +135,7 @@ impl Day {
     }
 
     fn take(&mut self, time: SystemTime, event: Event) {
-        // A clock that was set back does not turn the time around.
-        let time = time.max(self.end);
+        let time = self.timeline.pass(time);
         if self.spans.is_empty() {
             self.begin = time;
             self.spans.push((time..time, Way::Unknown));
@@ -211,6 +213,7 @@ impl Day {
         if let Some((span, _)) = self.spans.last_mut() {
             span.end = self.end;
         }
+        self.straighten();
         if let Some(since) = since {
             self.begin = self.begin.max(since.min(self.end));
             let begin = self.begin;
@@ -228,6 +231,16 @@ impl Day {
             });
         }
         self.make_printable();
+    }
+
+    /// What the clock was wrong by has not passed.
+    fn straighten(&mut self) {
+        let when = self.timeline.straighten();
+        let spans = self.spans.iter_mut().flat_map(|(span, _)| [&mut span.start, &mut span.end]);
+        let moves = self.moves.iter_mut().map(|it| &mut it.at);
+        let outages = self.outages.iter_mut().map(|(at, ..)| at);
+        let ends = [&mut self.begin, &mut self.end];
+        spans.chain(moves).chain(outages).chain(ends).for_each(|at| *at = when(*at));
     }
 
     /// A record may come from anywhere.
@@ -327,8 +340,18 @@ this is no event
 {\"time\":\"2026-11-23T09:30:00Z\",\"event\":\"drain-cancelled\"}
 ";
         let day = Day::read(text.as_bytes(), None).unwrap();
-        let expected = [("wlan0".to_owned(), minutes(60)), ("not known".to_owned(), minutes(30))];
+        let expected = [("not known".to_owned(), minutes(60)), ("wlan0".to_owned(), minutes(30))];
         assert_eq!((times(&day), day.skipped), (expected.into(), 0));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_for_a_while_flattens_nothing() {
+        let ahead = DAY.replace("2026-11-23T09:30", "2027-02-01T09:30");
+        let day = Day::read(ahead.as_bytes(), None).unwrap();
+        assert_eq!((day.begin, day.length()), (at("08:00"), minutes(120)));
+        let [(outage, ..)] = &day.outages[..] else { panic!("{:?}", day.outages) };
+        assert!((at("09:00")..=at("09:40")).contains(outage), "{:?}", day.outages);
+        assert_eq!(day.times().iter().map(|(_, time)| *time).sum::<Duration>(), minutes(120));
     }
 
     #[test]
