@@ -71,7 +71,7 @@ fn show_client(f: &mut fmt::Formatter<'_>, client: &ClientStatus, paint: Paint) 
         }
     }
     if let Some(home) = &client.home {
-        writeln!(f, "home         {} is its network; {}", home.link, home.state)?;
+        writeln!(f, "home         over {}; {}", home.link, home.state)?;
     }
     if client.servers.len() > 1 {
         let servers: Vec<_> = client.servers.iter().map(ToString::to_string).collect();

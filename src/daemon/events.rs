@@ -219,8 +219,10 @@ impl Event {
             Self::Budget { link, used, of, .. } => {
                 format!("{link} has carried {} of its {}", Bytes(*used), Bytes(*of))
             }
-            Self::Home { link, state: HomeState::Away } => format!("left home, which was {link}"),
-            Self::Home { link, state } => format!("at home, {link}: {state}"),
+            Self::Home { link, state: HomeState::Away } => {
+                format!("left home, which was reached over {link}")
+            }
+            Self::Home { link, state } => format!("at home over {link}: {state}"),
             Self::Copies { link, sent, used } => format!(
                 "{link} was late: {sent} packets also sent over a standby, {used} came over one first"
             ),
@@ -257,7 +259,8 @@ impl Event {
                 "configuration reloaded".into()
             }
             Self::Reloaded { restart_needed } => {
-                format!("configuration reloaded but for {}", restart_needed.join(", "))
+                let keys = restart_needed.join(", ");
+                format!("configuration reloaded; a change of {keys} needs a restart")
             }
         }
     }
