@@ -128,13 +128,12 @@ impl Keeper {
     async fn hold_lease(&self, store: &Store, site: &impl Site) -> Infallible {
         loop {
             match store.lease(LEASE).await {
-                Ok(lease) => {
+                Ok(mut lease) => {
                     info!(lease = lease.id(), "sessions are claimed in etcd");
                     loop {
                         self.tell(site, Event::Lease { id: lease.id(), ends: lease.ends() });
-                        tokio::select! {
-                            () = lease.lost() => break,
-                            () = time::sleep(TICK) => {}
+                        if !lease.renewed().await {
+                            break;
                         }
                     }
                     warn!(

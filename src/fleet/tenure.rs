@@ -10,7 +10,8 @@
 //!  hello ─▶ the session is here ─▶ another server claims it ─▶ no routes, ─▶ 3 s later: closed (TakenOver)
 //!           it has routes           for a later hello           │
 //!                    │                                          └▶ another process: closed at once (Displaced)
-//!                    └▶ etcd is away and so is the client: no routes, closed (CutOff)
+//!                    └▶ etcd is away and so is the client: 3 to 6 s later no routes, until either is heard;
+//!                                                           10 to 12 s later: closed (CutOff)
 //! ```
 //! Claims carry the order of a process's hellos, so it does not matter which of two claims comes to etcd first.
 //! Among processes, and for a client that does not number its hellos, the claim that came last counts.
@@ -34,6 +35,10 @@ use crate::{identity::PublicKey, wire::foreign::Foreign};
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How long a session that the client has left is served on: packets that routers still send here reach it.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
+/// How long etcd may say nothing before clients are asked whether they are there: a lease is renewed every second.
+const UNSURE: Duration = Duration::from_secs(2);
+/// How long a client that is asked may say nothing before its routes go. It may be at another server.
+const UNHEARD: Duration = Duration::from_secs(3);
 /// How long this server has to run, since it began or stood still, before it gives up a session that is not heard:
 /// what the client has sent meanwhile, and its answer, count.
 const AWAKE: Duration = Duration::from_secs(2);
@@ -134,6 +139,8 @@ pub(crate) enum Request {
 pub(crate) enum Order {
     /// The session's routes go: another server has the peer.
     Withdraw { peer: PublicKey, session: SessionId },
+    /// They go, since another server may have the peer: neither etcd nor the client is heard.
+    Suspend { peer: PublicKey, session: SessionId },
     /// They come back.
     Restore { peer: PublicKey, session: SessionId },
     /// The session's connection is closed; it has no routes any more.
@@ -147,6 +154,7 @@ impl Order {
     pub(crate) fn peer(&self) -> PublicKey {
         match self {
             Self::Withdraw { peer, .. }
+            | Self::Suspend { peer, .. }
             | Self::Restore { peer, .. }
             | Self::Close { peer, .. }
             | Self::Elsewhere { peer, .. } => *peer,
@@ -181,6 +189,8 @@ pub(crate) struct Tenure {
     /// When the last tick came, and since when they come one by one.
     ticked: Instant,
     awake_since: Instant,
+    /// Since when clients are asked whether they are there, if they are.
+    asked_since: Instant,
     /// The last revision that was heard of.
     revision: i64,
     /// The largest epoch of claims that have ended, of all peers.
@@ -217,6 +227,8 @@ struct Session {
     hello: Hello,
     client: Option<IpAddr>,
     heard: Instant,
+    /// Whether its routes are gone until etcd or the client is heard.
+    is_suspended: bool,
     /// Whether its claim was in etcd.
     is_claimed: bool,
     /// Another server has the client; it is served until then.
@@ -234,6 +246,25 @@ impl Session {
     /// Whether its client was not heard for as long as a lease lasts.
     fn is_silent(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.heard) >= LEASE
+    }
+
+    /// Whether its client was not heard although it was asked.
+    fn is_unheard(&self, asked_since: Instant, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard.max(asked_since)) >= UNHEARD
+    }
+
+    /// Its routes go. Those of a session that has left are gone.
+    fn suspend(&mut self, peer: PublicKey, actions: &mut Vec<Action>) {
+        if self.leaves_at.is_none() && !std::mem::replace(&mut self.is_suspended, true) {
+            actions.push(Action::Do(Order::Suspend { peer, session: self.id }));
+        }
+    }
+
+    /// Its routes come back: its client is there, or etcd knows of no other server that has it.
+    fn restore(&mut self, peer: PublicKey, actions: &mut Vec<Action>) {
+        if self.leaves_at.is_none() && std::mem::take(&mut self.is_suspended) {
+            actions.push(Action::Do(Order::Restore { peer, session: self.id }));
+        }
     }
 }
 
@@ -264,15 +295,22 @@ impl Tenure {
             away_since: now,
             ticked: now,
             awake_since: now,
+            asked_since: now,
             revision: 0,
             last_epoch: 0,
         }
     }
 
-    /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: half of the time is over
-    /// that a server goes on with what it knows.
+    /// Whether clients are to be asked whether they are there, and [`Event::Heard`] tells: etcd is not heard, or a
+    /// session waits for a sign to have its routes back.
     pub(crate) fn wants_signs(&self, now: Instant) -> bool {
-        self.trusted_until().saturating_duration_since(now) < LEASE / 2
+        let mut sessions = self.peers.values().filter_map(|tenant| tenant.session.as_ref());
+        self.is_unsure(now) || sessions.any(|session| session.is_suspended)
+    }
+
+    /// Whether etcd has said nothing for some time.
+    fn is_unsure(&self, now: Instant) -> bool {
+        self.trusted_until().saturating_duration_since(now) < LEASE - UNSURE
     }
 
     /// The claims that are known, and whether each is ours.
@@ -308,6 +346,7 @@ impl Tenure {
                     hello,
                     client,
                     heard: now,
+                    is_suspended: false,
                     is_claimed: false,
                     leaves_at: None,
                 };
@@ -327,6 +366,7 @@ impl Tenure {
                     tenant.and_then(|it| it.session.as_mut()).filter(|it| it.id == session)
                 {
                     session.heard = now;
+                    session.restore(peer, &mut actions);
                 }
             }
             Event::Lease { id, ends } => {
@@ -355,8 +395,13 @@ impl Tenure {
                 for (peer, (put, known)) in claims {
                     self.learn(peer, put, Some(known), &mut actions);
                 }
-                self.is_in_step = true;
+                (self.is_in_step, self.asked_since) = (true, now);
                 self.consider_all(now, &mut actions);
+                for (&peer, tenant) in &mut self.peers {
+                    if let Some(session) = &mut tenant.session {
+                        session.restore(peer, &mut actions);
+                    }
+                }
             }
             Event::Changed { peer, revision, known } => {
                 self.revision = revision;
@@ -446,6 +491,10 @@ impl Tenure {
             self.awake_since = now;
         }
         self.ticked = now;
+        let is_unsure = self.is_unsure(now);
+        if !is_unsure || self.awake_since == now {
+            self.asked_since = now;
+        }
         let is_awake = now.saturating_duration_since(self.awake_since) >= AWAKE;
         let (is_cut_off, mut again) = (is_awake && now >= self.trusted_until(), Vec::new());
         for (&peer, tenant) in &mut self.peers {
@@ -455,13 +504,14 @@ impl Tenure {
                 tenant.asking = Asking::Nothing;
                 again.push(peer);
             }
-            let Some(session) = &tenant.session else { continue };
+            let Some(session) = &mut tenant.session else { continue };
+            let is_cut_off = is_cut_off && session.is_silent(now);
+            if is_cut_off || is_unsure && session.is_unheard(self.asked_since, now) {
+                session.suspend(peer, actions);
+            }
             let why = match session.leaves_at {
                 Some(at) if at <= now => Why::TakenOver,
-                None if is_cut_off && session.is_silent(now) => {
-                    actions.push(Action::Do(Order::Withdraw { peer, session: session.id }));
-                    Why::CutOff
-                }
+                None if is_cut_off => Why::CutOff,
                 _ => continue,
             };
             actions.push(Action::Do(Order::Close { peer, session: session.id, why }));
@@ -558,6 +608,7 @@ impl Tenant {
             return;
         }
         let id = session.id;
+        session.is_suspended = false;
         actions.push(Action::Do(Order::Withdraw { peer, session: id }));
         if session.hello.is_of_another_process(known.claim.hello) {
             let why = Why::Displaced(known.claim.client);

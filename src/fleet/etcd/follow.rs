@@ -134,7 +134,7 @@ impl Store {
         };
         let ended = tokio::select! {
             ended = watched => ended,
-            why = heart(&client, &key) => Err(why),
+            why = self.heart(number, &client, &key) => Err(why),
             () = news.closed() => Ok(()),
         };
         ended.map_err(|failure| match failure {
@@ -144,6 +144,22 @@ impl Store {
                 why
             }
         })
+    }
+
+    /// Asks the member, again and again, whether it is there and one of a majority; a silent watch cannot tell. Nor is
+    /// it known what one missed whose member was left by another call.
+    async fn heart(&self, number: usize, client: &Client, key: &[u8]) -> Failure {
+        let mut kv = client.kv_client();
+        loop {
+            sleep(HEARTBEAT).await;
+            if self.place().number != number {
+                return Failure::Refused("another call was not answered".into());
+            }
+            let asked = kv.get(key, Some(GetOptions::new().with_count_only()));
+            if let Err(failure) = within(clock::now() + ANSWER, asked).await {
+                return failure;
+            }
+        }
     }
 
     fn changes(&self, answer: &WatchResponse) -> Vec<Change> {
@@ -158,14 +174,23 @@ impl Store {
     }
 }
 
-/// Asks the member, again and again, whether it is there and one of a majority; a silent watch cannot tell.
-async fn heart(client: &Client, key: &[u8]) -> Failure {
-    let mut kv = client.kv_client();
-    loop {
-        sleep(HEARTBEAT).await;
-        let asked = kv.get(key, Some(GetOptions::new().with_count_only()));
-        if let Err(failure) = within(clock::now() + ANSWER, asked).await {
-            return failure;
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::fleet::tests::Cluster;
+
+    #[tokio::test]
+    async fn a_watch_begins_anew_when_another_call_has_left_its_member() {
+        let cluster = Cluster::of(1).await;
+        let store = cluster.store();
+        let mut follow = store.follow("sessions/");
+        for _ in 0..2 {
+            let news = timeout(5 * HEARTBEAT, follow.next()).await.unwrap();
+            assert!(matches!(news, News::All(_)), "{news:?}");
+            let number = store.place().number;
+            store.leave(number);
         }
     }
 }

@@ -46,16 +46,16 @@ impl Lease {
         *self.ends.borrow()
     }
 
-    /// Waits until it has ended: it was not renewed in time, or etcd does not know it.
-    pub(crate) async fn lost(&self) {
-        let mut ends = self.ends.clone();
-        while ends.changed().await.is_ok() {}
+    /// Waits until it was renewed; false if it has ended: it was not renewed in time, or etcd does not know it.
+    pub(crate) async fn renewed(&mut self) -> bool {
+        self.ends.changed().await.is_ok()
     }
 }
 
-/// Renews the lease three times in the time that it lasts. Returns when it has ended.
+/// Renews the lease ten times in the time that it lasts, since its holder tells by that whether etcd is there. Returns
+/// when it has ended.
 async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Instant>) {
-    let mut pause = lasts / 3;
+    let mut pause = lasts / 10;
     loop {
         let end = *ends.borrow();
         sleep(pause.min(end.saturating_duration_since(clock::now()))).await;
@@ -67,7 +67,7 @@ async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Insta
         pause = match renewed.await {
             Ok(_) => {
                 ends.send_replace(asked + lasts);
-                lasts / 3
+                lasts / 10
             }
             Err(StoreError::Away(_) | StoreError::Unclear(_) | StoreError::Material { .. }) => {
                 SHORTEST

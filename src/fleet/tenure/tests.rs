@@ -329,6 +329,70 @@ fn without_etcd_a_client_that_is_heard_keeps_its_session_and_a_silent_one_is_cut
     }
 }
 
+/// A server that hears neither etcd nor the client any more, and has told nobody so far.
+fn suspended(etcd: &Etcd, server: &mut Server) {
+    server.renew(1);
+    server.hear_all(etcd);
+    server.wait(UNSURE + UNHEARD - TICK);
+    assert_eq!(server.done(), []);
+    server.wait(TICK);
+    assert_eq!(server.done(), [Order::Suspend { peer: peer(), session: 10 }]);
+    server.wait(TICK);
+    assert_eq!(server.done(), [], "said once");
+}
+
+#[test]
+fn routes_to_a_silent_client_go_with_etcd_and_are_back_when_it_is_heard() {
+    let (etcd, mut server, _) = two(hello(1, 1));
+    suspended(&etcd, &mut server);
+    server.handle(Event::Heard { peer: peer(), session: 10 });
+    assert_eq!(server.done(), [Order::Restore { peer: peer(), session: 10 }]);
+    server.wait(UNHEARD - TICK);
+    server.handle(Event::Heard { peer: peer(), session: 10 });
+    server.wait(UNHEARD - TICK);
+    assert_eq!(server.done(), []);
+}
+
+#[test]
+fn routes_are_back_with_etcd_only_when_it_has_said_that_nobody_else_has_the_session() {
+    for is_elsewhere in [false, true] {
+        let (mut etcd, mut first, mut second) = two(hello(1, 1));
+        suspended(&etcd, &mut first);
+        if is_elsewhere {
+            second.begin(20, hello(1, 2));
+            second.ask(&mut etcd);
+        }
+        // Its lease is well again, and it has not heard of the claim.
+        first.renew(1);
+        first.wait(TICK);
+        assert_eq!(first.done(), []);
+        assert!(first.tenure.wants_signs(first.now), "the client may answer first");
+        first.hear_all(&etcd);
+        let done = first.done();
+        let is_back = done.contains(&Order::Restore { peer: peer(), session: 10 });
+        let has_left = done.contains(&Order::Withdraw { peer: peer(), session: 10 });
+        assert_eq!((is_back, has_left), (!is_elsewhere, is_elsewhere));
+        assert!(!first.tenure.wants_signs(first.now));
+    }
+}
+
+#[test]
+fn a_session_that_left_while_its_routes_were_gone_has_them_back_once() {
+    let (mut etcd, mut first, mut second) = two(hello(1, 1));
+    suspended(&etcd, &mut first);
+    second.begin(20, hello(1, 2));
+    second.ask(&mut etcd);
+    first.renew(1);
+    first.hear_all(&etcd);
+    second.end(20);
+    second.ask(&mut etcd);
+    first.done();
+    first.hear(&etcd);
+    first.handle(Event::Heard { peer: peer(), session: 10 });
+    let restored = Order::Restore { peer: peer(), session: 10 };
+    assert_eq!(first.done().iter().filter(|it| **it == restored).count(), 1);
+}
+
 #[test]
 fn a_server_is_cut_off_when_its_lease_is_over_and_not_before() {
     let (_, mut server, _) = two(hello(1, 1));
@@ -346,8 +410,8 @@ fn a_server_with_a_lease_that_is_not_told_of_claims_is_cut_off_from_a_client_tha
         for second in 1..15 {
             server.renew(1);
             server.wait(TICK);
-            assert_eq!(server.tenure.wants_signs(server.now), second > 5, "{second} s");
-            if is_heard && second > 5 {
+            assert_eq!(server.tenure.wants_signs(server.now), second > 2, "{second} s");
+            if is_heard && second > 2 {
                 server.handle(Event::Heard { peer: peer(), session: 10 });
             }
             if second == 3 {
@@ -355,7 +419,9 @@ fn a_server_with_a_lease_that_is_not_told_of_claims_is_cut_off_from_a_client_tha
                 server.handle(Event::Away);
             }
             if second == 9 {
-                assert_eq!(server.done(), []);
+                let suspended = Order::Suspend { peer: peer(), session: 10 };
+                let expected = if is_heard { vec![] } else { vec![suspended] };
+                assert_eq!(server.done(), expected);
             }
         }
         let expected = if is_heard { vec![] } else { vec![Why::CutOff] };
@@ -608,7 +674,7 @@ impl World {
                 Action::Ask(request) => {
                     host.requests.push((step + self.random.u64(0..4), request, None));
                 }
-                Action::Do(Order::Withdraw { session, .. }) => {
+                Action::Do(Order::Withdraw { session, .. } | Order::Suspend { session, .. }) => {
                     assert_eq!(host.session, Some(session));
                     host.has_routes = false;
                 }
@@ -622,7 +688,7 @@ impl World {
                     if self.at == Some(number) {
                         assert_eq!(why, Why::CutOff, "closed where the client is");
                         assert!(!host.reaches_client, "the client was there");
-                        // It was asked all the time since half of the lease was over.
+                        // It was asked for half of the lease at least.
                         let silent = step - host.last_there;
                         // One that stood still asks for two seconds more.
                         let has_stood = step < host.awake_at + steps(LEASE);
@@ -742,7 +808,7 @@ impl World {
 
     fn renew(&mut self, number: usize) {
         let host = &mut self.hosts[number];
-        if !host.reaches_etcd || self.step < host.renewed + steps(LEASE) / 3 {
+        if !host.reaches_etcd || self.step < host.renewed + steps(LEASE) / 10 {
             return;
         }
         host.renewed = self.step;
@@ -810,7 +876,7 @@ impl World {
     }
 
     fn check(&self) {
-        let bound = steps(LEASE.mul_f64(1.02) + 2 * TICK);
+        let bound = steps((UNSURE + UNHEARD).mul_f64(1.02) + 2 * TICK);
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.has_routes) {
             let is_there = self.at == Some(number) && host.reaches_client;
             let left = if self.at == Some(number) {
@@ -827,9 +893,8 @@ impl World {
                 self.step - since
             );
         }
-        let settled = steps(Duration::from_secs(6));
-        let is_steady =
-            |since: u64, reaches: bool| reaches && self.step >= since + settled.max(bound);
+        let settled = steps(LEASE.mul_f64(1.02) + 2 * TICK);
+        let is_steady = |since: u64, reaches: bool| reaches && self.step >= since + settled;
         if let Some(at) = self.at
             && is_steady(
                 self.moved.max(self.hosts[at].lacks_client_since).max(self.hosts[at].awake_at),

@@ -54,6 +54,14 @@ impl Server {
         }
     }
 
+    /// The session goes on, and what comes for the peer all the same waits for it.
+    fn suspend(&self, peer: &Peer, session: SessionId) {
+        if let Some(held) = &self.held {
+            held.remove(&peer.addresses, session);
+        }
+        info!(peer = peer.name, "no routes: neither etcd nor the peer is heard");
+    }
+
     fn restore(&self, peer: &Peer, session: SessionId) {
         if peer.set_leaving(session, false)
             && let Some(held) = &self.held
@@ -84,6 +92,7 @@ impl Site for Server {
         let Some(peer) = self.peer(order.peer()) else { return };
         match order {
             Order::Withdraw { session, .. } => self.withdraw(&peer, session),
+            Order::Suspend { session, .. } => self.suspend(&peer, session),
             Order::Restore { session, .. } => self.restore(&peer, session),
             Order::Close { session, why, .. } => self.close(&peer, session, why),
             Order::Elsewhere { holder, .. } => {

@@ -212,6 +212,36 @@ impl Site {
         nft(namespace, commands);
     }
 
+    /// Cuts a server off from etcd alone, or lets it back.
+    pub(crate) fn hides_etcd(&self, server: usize, hidden: bool) {
+        let commands: &[&str] = if hidden {
+            &[
+                "add table inet etcd",
+                "add chain inet etcd out { type filter hook output priority 0; }",
+                "add rule inet etcd out tcp dport 2379 drop",
+            ]
+        } else {
+            &["delete table inet etcd"]
+        };
+        nft(&self.servers[server].namespace, commands);
+    }
+
+    /// Waits until a server has no route to the laptop any more.
+    pub(crate) fn until_unrouted(&self, server: usize) {
+        eventually("no route to the laptop", || {
+            let mut command = self.servers[server].namespace.command("ip");
+            let output = command.args(["route", "show", "proto", "82"]).output().unwrap();
+            (output.status.success() && output.stdout.is_empty()).then_some(())
+        });
+    }
+
+    /// Hears of the office's routes from here on.
+    pub(crate) fn monitor(&self, name: &str) -> Process {
+        let mut command = self.office.command("ip");
+        command.args(["-4", "-ts", "monitor", "route"]);
+        self.office.spawn(name, command, self.folder.path()).unwrap()
+    }
+
     /// Which server the office sends to for the laptop, if there is one.
     pub(crate) fn route_of_laptop(&self) -> Option<String> {
         let mut command = self.office.command("ip");
