@@ -11,12 +11,11 @@ use crate::{clock, task::Task};
 impl Store {
     /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
     pub(crate) async fn lease(&self, lasts: Duration) -> Result<Lease, StoreError> {
-        let seconds = lasts.as_secs().max(1);
+        let seconds = lasts.as_secs().max(1) as i64;
         let asked = clock::now();
-        let granted =
-            self.ask(|mut client| async move { client.lease_grant(seconds as i64, None).await });
+        let granted = self.ask(|mut client| async move { client.lease_grant(seconds, None).await });
         let granted = granted.await?;
-        let (id, lasts) = (granted.id(), Duration::from_secs(granted.ttl().max(0) as u64));
+        let (id, lasts) = (granted.id(), counted(seconds, granted.ttl()));
         let (renewed, ends) = watch::channel(asked + lasts);
         let renew = renew(self.clone(), id, lasts, renewed);
         Ok(Lease { id, ends, _renewing: Task::spawn("lease", renew) })
@@ -52,6 +51,12 @@ impl Lease {
     }
 }
 
+/// How long a lease is counted on. etcd grants a longer one than it was asked for if its elections take long
+/// (--election-timeout), and whoever goes by the lease must not be cut off later for that.
+fn counted(asked: i64, granted: i64) -> Duration {
+    Duration::from_secs(granted.clamp(0, asked).unsigned_abs())
+}
+
 /// Renews the lease ten times in the time that it lasts, since its holder tells by that whether etcd is there. Returns
 /// when it has ended.
 async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Instant>) {
@@ -77,5 +82,17 @@ async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Insta
                 return;
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_not_counted_on_for_longer_than_it_was_asked_for() {
+        for (granted, seconds) in [(10, 10), (75, 10), (7, 7), (0, 0), (-1, 0), (i64::MAX, 10)] {
+            assert_eq!(counted(10, granted).as_secs(), seconds, "{granted}");
+        }
     }
 }
