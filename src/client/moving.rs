@@ -156,7 +156,10 @@ impl<'a> Mover<'a> {
     /// The session with another server that is on its way, now that the present one ended.
     pub(super) async fn conclude(&mut self) -> Option<Moved> {
         self.attempt.as_ref()?;
-        let ended = time::timeout(CONCLUDE, finish(&mut self.attempt)).await;
+        let ended = tokio::select! {
+            ended = time::timeout(CONCLUDE, finish(&mut self.attempt)) => ended,
+            never = self.client.roaming.heart.keep() => match never {},
+        };
         match ended {
             Ok((attempt, Ok(reached))) => Some(self.arrive(reached, attempt.why)),
             Ok((attempt, Err(ended))) => {

@@ -119,6 +119,14 @@ impl Heart {
     pub(crate) async fn asked(&self) {
         self.asked.notified().await;
     }
+
+    /// Beats for as long as it is polled: beside what the loop waits for.
+    pub(crate) async fn keep(&self) -> Infallible {
+        loop {
+            self.asked().await;
+            self.beat();
+        }
+    }
 }
 
 /// Keeps systemd's watchdog (`WatchdogSec=`) quiet for as long as the heart beats. It shares its thread with
@@ -188,13 +196,6 @@ mod tests {
         assert_eq!(assigned("a\nWATCHDOG=trigger\\"), "a\\\\nWATCHDOG=trigger\\\\");
     }
 
-    async fn answers(heart: &Heart) -> Infallible {
-        loop {
-            heart.asked().await;
-            heart.beat();
-        }
-    }
-
     async fn told(heart: &Heart, beats: bool) -> Vec<bool> {
         let mut told = Vec::new();
         let asked = ask(heart, Duration::from_secs(1), |is_beating| told.push(is_beating));
@@ -202,7 +203,7 @@ mod tests {
             // As at a start: the watchdog comes first.
             biased;
             never = asked => match never {},
-            never = answers(heart), if beats => match never {},
+            never = heart.keep(), if beats => match never {},
             () = tokio::time::sleep(Duration::from_millis(9_500)) => {}
         }
         told
