@@ -93,7 +93,9 @@ pub(crate) fn stream_to(
     duration: Duration,
     event: impl FnOnce() + Send,
 ) -> Stream {
-    let echo = host.run(|| UdpSocket::bind(address).unwrap()).unwrap();
+    // A child that another test has forked holds the port of the stream before until it runs its program.
+    let bind = || host.run(|| UdpSocket::bind(address).ok()).unwrap();
+    let echo = eventually("the echo's port is free", bind);
     echo.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let socket = client.run(|| UdpSocket::bind("10.66.0.2:0").unwrap()).unwrap();
     socket.connect(address).unwrap();
