@@ -39,7 +39,7 @@ pub(crate) trait Site: Sync {
     /// Does what concerns this server alone.
     fn carry_out(&self, order: Order);
 
-    /// Its sessions, and how many datagrams each has received.
+    /// Its sessions, and how much each has received from its client.
     fn sessions(&self) -> Vec<(PublicKey, SessionId, u64)>;
 
     /// Has a client say that it is there.

@@ -10,7 +10,7 @@
 //!  hello ─▶ the session is here ─▶ another server claims it ─▶ no routes, ─▶ 3 s later: closed (TakenOver)
 //!           it has routes           for a later hello           │
 //!                    │                                          └▶ another process: closed at once (Displaced)
-//!                    └▶ etcd is away and so is the client: 3 to 6 s later no routes, until either is heard;
+//!                    └▶ etcd is away and so is the client: 4 to 6 s later no routes, until the client is heard;
 //!                                                           10 to 12 s later: closed (CutOff)
 //! ```
 //! Claims carry the order of a process's hellos, so it does not matter which of two claims comes to etcd first.
@@ -190,7 +190,7 @@ pub(crate) struct Tenure {
     ticked: Instant,
     awake_since: Instant,
     /// Since when clients are asked whether they are there, if they are.
-    asked_since: Instant,
+    asked_since: Option<Instant>,
     /// The last revision that was heard of.
     revision: i64,
     /// The largest epoch of claims that have ended, of all peers.
@@ -227,7 +227,7 @@ struct Session {
     hello: Hello,
     client: Option<IpAddr>,
     heard: Instant,
-    /// Whether its routes are gone until etcd or the client is heard.
+    /// Whether its routes are gone until the client is heard.
     is_suspended: bool,
     /// Whether its claim was in etcd.
     is_claimed: bool,
@@ -260,7 +260,8 @@ impl Session {
         }
     }
 
-    /// Its routes come back: its client is there, or etcd knows of no other server that has it.
+    /// Its routes come back: its client is there. That etcd knows of no other server which has it does not suffice: that
+    /// one may not have reached etcd yet.
     fn restore(&mut self, peer: PublicKey, actions: &mut Vec<Action>) {
         if self.leaves_at.is_none() && std::mem::take(&mut self.is_suspended) {
             actions.push(Action::Do(Order::Restore { peer, session: self.id }));
@@ -295,7 +296,7 @@ impl Tenure {
             away_since: now,
             ticked: now,
             awake_since: now,
-            asked_since: now,
+            asked_since: None,
             revision: 0,
             last_epoch: 0,
         }
@@ -395,13 +396,8 @@ impl Tenure {
                 for (peer, (put, known)) in claims {
                     self.learn(peer, put, Some(known), &mut actions);
                 }
-                (self.is_in_step, self.asked_since) = (true, now);
+                self.is_in_step = true;
                 self.consider_all(now, &mut actions);
-                for (&peer, tenant) in &mut self.peers {
-                    if let Some(session) = &mut tenant.session {
-                        session.restore(peer, &mut actions);
-                    }
-                }
             }
             Event::Changed { peer, revision, known } => {
                 self.revision = revision;
@@ -491,10 +487,8 @@ impl Tenure {
             self.awake_since = now;
         }
         self.ticked = now;
-        let is_unsure = self.is_unsure(now);
-        if !is_unsure || self.awake_since == now {
-            self.asked_since = now;
-        }
+        let asked = self.asked_since.filter(|_| self.awake_since != now).unwrap_or(now);
+        self.asked_since = self.is_unsure(now).then_some(asked);
         let is_awake = now.saturating_duration_since(self.awake_since) >= AWAKE;
         let (is_cut_off, mut again) = (is_awake && now >= self.trusted_until(), Vec::new());
         for (&peer, tenant) in &mut self.peers {
@@ -506,7 +500,7 @@ impl Tenure {
             }
             let Some(session) = &mut tenant.session else { continue };
             let is_cut_off = is_cut_off && session.is_silent(now);
-            if is_cut_off || is_unsure && session.is_unheard(self.asked_since, now) {
+            if is_cut_off || self.asked_since.is_some_and(|since| session.is_unheard(since, now)) {
                 session.suspend(peer, actions);
             }
             let why = match session.leaves_at {
@@ -596,6 +590,9 @@ impl Tenant {
             // One that left stays so.
             _ if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
             _ if self.asking != Asking::Nothing => Standing::Unsettled,
+            _ if session.is_suspended && session.is_unheard(session.heard, now) => {
+                Standing::Earlier
+            }
             _ if session.is_silent(now) => Standing::Earlier,
             _ => Standing::Later,
         }

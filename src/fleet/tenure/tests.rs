@@ -333,7 +333,7 @@ fn without_etcd_a_client_that_is_heard_keeps_its_session_and_a_silent_one_is_cut
 fn suspended(etcd: &Etcd, server: &mut Server) {
     server.renew(1);
     server.hear_all(etcd);
-    server.wait(UNSURE + UNHEARD - TICK);
+    server.wait(UNSURE + UNHEARD);
     assert_eq!(server.done(), []);
     server.wait(TICK);
     assert_eq!(server.done(), [Order::Suspend { peer: peer(), session: 10 }]);
@@ -354,7 +354,7 @@ fn routes_to_a_silent_client_go_with_etcd_and_are_back_when_it_is_heard() {
 }
 
 #[test]
-fn routes_are_back_with_etcd_only_when_it_has_said_that_nobody_else_has_the_session() {
+fn etcd_alone_brings_no_routes_back() {
     for is_elsewhere in [false, true] {
         let (mut etcd, mut first, mut second) = two(hello(1, 1));
         suspended(&etcd, &mut first);
@@ -368,12 +368,40 @@ fn routes_are_back_with_etcd_only_when_it_has_said_that_nobody_else_has_the_sess
         assert_eq!(first.done(), []);
         assert!(first.tenure.wants_signs(first.now), "the client may answer first");
         first.hear_all(&etcd);
+        let (restored, left) = (
+            Order::Restore { peer: peer(), session: 10 },
+            Order::Withdraw { peer: peer(), session: 10 },
+        );
         let done = first.done();
-        let is_back = done.contains(&Order::Restore { peer: peer(), session: 10 });
-        let has_left = done.contains(&Order::Withdraw { peer: peer(), session: 10 });
-        assert_eq!((is_back, has_left), (!is_elsewhere, is_elsewhere));
-        assert!(!first.tenure.wants_signs(first.now));
+        assert!(!done.contains(&restored) && done.contains(&left) == is_elsewhere, "{done:?}");
+        assert_eq!(first.tenure.wants_signs(first.now), !is_elsewhere);
+        first.handle(Event::Heard { peer: peer(), session: 10 });
+        assert_eq!(first.done().contains(&restored), !is_elsewhere);
     }
+}
+
+#[test]
+fn the_session_of_a_dead_process_does_not_displace_the_one_that_follows_it() {
+    let etcd = Etcd::default();
+    let [mut first, mut second] = [1, 2].map(|number| Server::new(number, &etcd));
+    // Both begin without etcd, and the second one is the first that reaches it again.
+    first.handle(Event::Away);
+    first.begin(10, hello(1, 1));
+    first.asked.clear();
+    suspended_without_etcd(&mut first);
+    let mut etcd = etcd;
+    second.begin(20, hello(2, 1));
+    second.ask(&mut etcd);
+    first.renew(1);
+    first.hear_all(&etcd);
+    assert_eq!(first.closed(), [Why::Displaced(None)]);
+    assert_eq!(first.asked, []);
+    assert_eq!(second.closed(), []);
+}
+
+fn suspended_without_etcd(server: &mut Server) {
+    server.wait(UNSURE + UNHEARD + 2 * TICK);
+    assert_eq!(server.done(), [Order::Suspend { peer: peer(), session: 10 }]);
 }
 
 #[test]

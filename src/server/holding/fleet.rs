@@ -54,12 +54,14 @@ impl Server {
         }
     }
 
-    /// The session goes on, and what comes for the peer all the same waits for it.
+    /// The session goes on, and what the kernel has no other way for waits for it.
     fn suspend(&self, peer: &Peer, session: SessionId) {
         if let Some(held) = &self.held {
             held.remove(&peer.addresses, session);
         }
-        info!(peer = peer.name, "no routes: neither etcd nor the peer is heard");
+        if peer.set_leaving(session, true) {
+            info!(peer = peer.name, "no routes: neither etcd nor the peer is heard");
+        }
     }
 
     fn restore(&self, peer: &Peer, session: SessionId) {
@@ -67,6 +69,7 @@ impl Server {
             && let Some(held) = &self.held
         {
             held.add(&peer.addresses, session);
+            info!(peer = peer.name, "it has its routes again");
         }
     }
 
@@ -105,7 +108,9 @@ impl Site for Server {
         let configured = self.configured.borrow();
         let session = |peer: &Arc<Peer>| {
             let connection = peer.session()?.connection;
-            Some((peer.key, connection.stable_id(), connection.stats().udp_rx.datagrams))
+            // Of packets that were decrypted: anybody can send others.
+            let frames = connection.stats().frame_rx;
+            Some((peer.key, connection.stable_id(), frames.acks + frames.datagram))
         };
         configured.peers.iter().filter_map(session).collect()
     }

@@ -239,7 +239,17 @@ impl Site {
     pub(crate) fn monitor(&self, name: &str) -> Process {
         let mut command = self.office.command("ip");
         command.args(["-4", "-ts", "monitor", "route"]);
-        self.office.spawn(name, command, self.folder.path()).unwrap()
+        let monitor = self.office.spawn(name, command, self.folder.path()).unwrap();
+        // It says something, so it listens.
+        eventually("the monitor", || {
+            for change in ["add", "delete"] {
+                let mut command = self.office.command("ip");
+                command.args(["route", change, "blackhole", "203.0.113.1"]);
+                assert!(command.status().unwrap().success());
+            }
+            monitor.log().unwrap().contains("203.0.113.1").then_some(())
+        });
+        monitor
     }
 
     /// Which server the office sends to for the laptop, if there is one.
