@@ -336,12 +336,13 @@ impl<G: Growth> PathControl<G> {
         }
     }
 
-    /// Whether a packet was lost, with which `then` bytes were under way, of a sender who has no more and would send as much
-    /// after a cut, such as one who acknowledges a transfer the other way. A trial could show nothing, and the next
-    /// transfer would begin with what it left.
+    /// Whether a packet was lost, with which `then` bytes were under way, of a sender who has no more than a quarter of the
+    /// window to send, such as one who acknowledges a transfer the other way. It would send as much after a cut: a trial
+    /// could show nothing, and the next transfer would begin with what it left. Who has more in slow start keeps a window of
+    /// twice that, and is no such sender.
     fn is_unused(&self, then: Option<u64>) -> bool {
         let most = self.peak.most().max(then.unwrap_or_default());
-        self.app_limited && most < (LEFT * self.window() as f64) as u64
+        self.app_limited && most < self.window() / 4
     }
 
     fn lose(&mut self, now: Instant, loss: Declared, persistent: bool) {

@@ -111,8 +111,8 @@ pub(super) struct LossJudge {
     run: Count,
     /// The share that is lost whatever we do.
     floor: f64,
-    /// Since when all that is lost is lost of less than the window.
-    unused: Option<Instant>,
+    /// Since all that is lost was lost of little.
+    little: Option<Count>,
     next_trial: Option<Instant>,
     pause: Duration,
     trial: Option<Trial>,
@@ -164,7 +164,7 @@ pub(super) struct Lost {
     pub(super) starts: bool,
     /// The window has become smaller since then, by as much as a cut takes.
     pub(super) is_answered: bool,
-    /// As much would have been sent in a window that is smaller by a cut.
+    /// As much would have been sent in a smaller window.
     pub(super) is_unused: bool,
 }
 
@@ -223,6 +223,16 @@ impl LossJudge {
         }
         self.long.arrived += bytes;
         self.run.arrived += bytes;
+        if let Some(little) = &mut self.little {
+            little.arrived += bytes;
+            if little.packets(mtu) >= WHILE {
+                // It is not lost because too much is sent: a trial would show no more.
+                if little.share() > CHANCE {
+                    self.floor = self.floor.max(little.share().min(FIRST_FLOOR));
+                }
+                *little = Count::default();
+            }
+        }
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.arrived += bytes;
         }
@@ -249,17 +259,13 @@ impl LossJudge {
             self.bursts.on_loss(sent, bytes as f64 / f64::from(mtu), gap);
         }
         let burst = self.burst();
+        if lost.is_unused {
+            self.little.get_or_insert_default().lost += bytes;
+        } else {
+            self.little = None;
+        }
         let is_bearable = self.long.packets(mtu) < WHILE || self.long.share() < HIGHEST_FLOOR;
         let is_excused = lost.is_answered || lost.is_unused && is_bearable;
-        if !lost.is_unused {
-            self.unused = None;
-        } else if is_bearable {
-            let since = *self.unused.get_or_insert(now);
-            if now >= since + 2 * LONG_WHILE && self.long.packets(mtu) >= WHILE {
-                // It is not lost because too much is sent: a trial would show no more.
-                self.floor = self.floor.max(self.long.share().min(FIRST_FLOOR));
-            }
-        }
         if is_excused || !self.is_after_cut(sent) {
             return Verdict::Chance;
         }

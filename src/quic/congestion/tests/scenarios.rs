@@ -183,7 +183,7 @@ fn what_is_lost_of_little_leaves_the_window_for_what_comes_next() {
             let mut network = Network::new(100.0, 40 * MS, 100 * MS).losing(loss);
             network.seed(seed);
             network.burst = burst;
-            network.add(Ours::new(network.now), Source::Bursts { rate: 2e5, every: 4 * MS });
+            network.add(Ours::new(network.now), Source::Bursts { rate: 1e5, every: 15 * MS });
             network.run(seconds(8));
             network.fill(0);
             sum += network.run(500 * MS).mbit[0];
