@@ -99,7 +99,7 @@ impl MigratingConnection {
         let (acknowledged, sent_bytes) = self.congestion.delivered();
         let [received, received_bytes, missing] = counters.arrivals();
         let lost = self.quinn.stats().path.lost_packets;
-        let (rtt, wait) = (self.congestion.take_recent_round_trip(), queue.delay());
+        let (rtt, wait) = (self.congestion.take_recent_round_trip(), queue.stands());
         Look { at, acknowledged, lost, sent_bytes, received, missing, received_bytes, rtt, wait }
     }
 

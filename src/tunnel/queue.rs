@@ -62,6 +62,8 @@ pub struct Queue {
 struct Waiting {
     /// How long the packet that left last had waited.
     delay: Duration,
+    /// Since when there is always a packet that may leave.
+    stands_since: Option<Instant>,
     held: bool,
     /// Packets that leave before all others.
     again: VecDeque<(Instant, Packet)>,
@@ -124,6 +126,9 @@ impl Queue {
         let runs: Vec<_> = runs.map(|run| (self.classifier.flow(run[0].ip()), run.len())).collect();
         {
             let waiting = &mut *self.lock();
+            if !waiting.is_ready() {
+                waiting.stands_since = Some(now);
+            }
             let mut room = waiting.uncopied_room();
             let mut packets = batch.drain(..).map(|packet| match room.checked_sub(1) {
                 Some(left) => {
@@ -313,6 +318,15 @@ impl Queue {
         if waiting.bytes() == 0 { Duration::ZERO } else { waiting.delay }
     }
 
+    /// For how long there has always been a packet that may leave. What waits behind others shows here, and in
+    /// [`Self::delay`] only once it leaves.
+    #[must_use]
+    pub(crate) fn stands(&self) -> Duration {
+        let waiting = self.lock();
+        let since = waiting.stands_since.filter(|_| waiting.is_ready());
+        since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
+    }
+
     /// Bytes that wait.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -404,6 +418,26 @@ mod tests {
         let mut batch = Vec::new();
         let _ = queue.pop(&mut batch, limit, usize::MAX);
         batch.iter().map(Packet::size).collect()
+    }
+
+    /// A transfer waits behind a stream of small packets, each of which leaves at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_stands_for_as_long_as_something_always_waits() {
+        let queue = queue(100_000);
+        let second = Duration::from_secs(1);
+        assert_eq!(queue.stands(), Duration::ZERO);
+        let _ = queue.push(&mut packets(&[1000; 4]));
+        for turn in 1..4 {
+            tokio::time::sleep(second).await;
+            assert_eq!(queue.stands(), turn * second);
+            let _ = queue.push(&mut packets(&[40]));
+            pop(&queue, 1);
+        }
+        pop(&queue, 100);
+        assert_eq!((queue.bytes(), queue.stands()), (0, Duration::ZERO));
+        tokio::time::sleep(second).await;
+        let _ = queue.push(&mut packets(&[40]));
+        assert_eq!(queue.stands(), Duration::ZERO);
     }
 
     #[test]
