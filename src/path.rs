@@ -135,6 +135,12 @@ impl Reason {
         }
     }
 
+    /// Whether much of what is in flight on the old path is likely lost.
+    #[must_use]
+    pub(crate) fn is_of_loss(self) -> bool {
+        !self.is_soft() || matches!(self, Self::Lossy | Self::Narrow)
+    }
+
     /// Whether the old path works, but badly.
     #[must_use]
     pub(crate) fn is_of_quality(self) -> bool {

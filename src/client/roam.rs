@@ -580,7 +580,7 @@ impl<'a> Roamer<'a> {
         let Departure { from, to, memory, unheard_since } = departure;
         self.quality.begin(now);
         self.connection.moved(memory, reason.is_soft());
-        if !reason.is_soft() {
+        if reason.is_of_loss() {
             self.datapath.session.resume_elsewhere();
         }
         self.warm_at = Some(now + WARM_AGAIN);

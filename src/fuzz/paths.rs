@@ -149,7 +149,13 @@ impl World {
                 let rate = (number & 2 != 0).then_some(200_000);
                 Event::Symptoms(
                     key(path),
-                    Symptoms { loss: f64::from(number) / 20.0, rtt, rate, fell_to: rate },
+                    Symptoms {
+                        loss: f64::from(number) / 20.0,
+                        rtt,
+                        rate,
+                        fell_to: rate,
+                        starved: rate,
+                    },
                 )
             }
             _ => {

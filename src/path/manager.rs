@@ -643,6 +643,11 @@ impl Manager {
             return actions.push(Action::BeginAnew(key));
         }
         let old = self.active.replace(Active { key, doubt: None });
+        let fault = old.and_then(|old| self.paths.get(&old.key)?.quality.remembered());
+        let reason = match fault {
+            Some(fault) if reason.is_of_quality() => fault.reason(),
+            Some(_) | None => reason,
+        };
         if let Some(path) = self.paths.get_mut(&key) {
             path.portal = false;
             path.quality.begin();

@@ -32,7 +32,9 @@ const RTT_LOOKS: usize = 4;
 const RTT_WINDOW: Duration = Duration::from_secs(2);
 /// A queue that does not empty for so many looks means that more is asked than the path carries.
 const RATE_LOOKS: usize = 5;
-/// The queue stands if its packets wait this long.
+/// What is carried at the moment is counted between so many looks.
+const MOMENT_LOOKS: usize = 3;
+/// The queue stands if packets have always waited for so long.
 const STANDING: Duration = Duration::from_millis(20);
 
 /// A path with a lower rate than this, in bits per second, carries too little if it carried eight times as much before,
@@ -87,6 +89,12 @@ pub(crate) fn fast_again(floor: Duration) -> Duration {
     2 * floor + Duration::from_millis(30)
 }
 
+/// A path that carried only so many bits per second is wide again from here on: many a good one has no more than a
+/// megabit upwards.
+fn wide_again(before: u64) -> u64 {
+    (FALL * before).clamp(VERY_NARROW, NARROW).max(2 * before)
+}
+
 /// A path with such a round trip is not left because of it for one with the round trip `other`.
 fn comparable(other: Duration) -> Duration {
     other * 3 / 2 + Duration::from_millis(25)
@@ -121,7 +129,7 @@ pub(crate) struct Look {
     pub(crate) received_bytes: u64,
     /// The shortest round trip since the last look.
     pub(crate) rtt: Option<Duration>,
-    /// How long packets wait to be sent.
+    /// For how long packets have always waited to be sent.
     pub(crate) wait: Duration,
 }
 
@@ -137,6 +145,9 @@ pub(crate) struct Symptoms {
     /// To how many bits per second it fell within seconds, in either direction. If the round trip grew as well, a queue
     /// stands somewhere: more is asked.
     pub(crate) fell_to: Option<u64>,
+    /// What it carries at the moment, in bits per second, if that is little and something waits, or little of what it
+    /// carried. This is not enough to leave a path. One that is left then, for whatever reason, may only be full.
+    pub(crate) starved: Option<u64>,
 }
 
 /// What people are shown of the active path.
@@ -219,6 +230,7 @@ impl Watch {
             rtt: self.rtt(rate),
             rate: self.narrow(rate[0]),
             fell_to: self.fell_to(rate),
+            starved: self.starved(),
         }
     }
 
@@ -258,9 +270,13 @@ impl Watch {
         self.losses().into_iter().map(|(lost, all)| least_share(lost, all)).fold(0.0, f64::max)
     }
 
-    /// Bits per second, up and down, over the last looks.
+    /// Bits per second, up and down, of about a second.
     fn rate(&self) -> [u64; 2] {
-        let (Some(last), Some(first)) = (self.looks.back(), self.recent()) else { return [0; 2] };
+        self.recent().map_or([0; 2], |first| self.rate_since(first))
+    }
+
+    fn rate_since(&self, first: &Look) -> [u64; 2] {
+        let Some(last) = self.looks.back() else { return [0; 2] };
         let seconds = last.at.saturating_duration_since(first.at).as_secs_f64().max(1e-3);
         let rate =
             |after: u64, before: u64| (after.saturating_sub(before) as f64 * 8.0 / seconds) as u64;
@@ -269,7 +285,7 @@ impl Watch {
 
     /// The first of the looks of about a second.
     fn recent(&self) -> Option<&Look> {
-        self.looks.iter().rev().nth(RATE_LOOKS - 1).filter(|_| self.looks.len() >= RATE_LOOKS)
+        self.looks.iter().nth_back(RATE_LOOKS - 1)
     }
 
     fn rtt(&self, rate: [u64; 2]) -> Option<Duration> {
@@ -286,6 +302,14 @@ impl Watch {
         let is_busy = rate.into_iter().any(|rate| rate > BUSY);
         let fallen = rate.into_iter().zip(self.lately).filter(|it| !is_busy && fell(it));
         fallen.map(|(rate, _)| rate).max()
+    }
+
+    fn starved(&self) -> Option<u64> {
+        let first = self.looks.iter().nth_back(MOMENT_LOOKS - 1)?;
+        let rate = self.rate_since(first).into_iter().max()?;
+        let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
+        let has_fallen = self.lately.into_iter().any(|lately| ((rate * FALL) as f64) < lately);
+        (rate < NARROW && (waits || has_fallen)).then_some(rate)
     }
 
     /// The rate if the queue stood all the time, and something arrived all the time but for one look: a path that is
@@ -309,6 +333,8 @@ pub(crate) enum Burst {
     Small,
     /// A few large ones at once: how fast the path carries them.
     Large,
+    /// Both, the large ones first.
+    Both,
 }
 
 /// What bursts found out about a path.
@@ -389,12 +415,32 @@ impl Fault {
         }
     }
 
-    /// The burst that shows whether a path has this fault.
+    /// The burst that shows whether a standby is a cure for this fault of the active path.
     #[must_use]
     pub(crate) fn burst(self) -> Burst {
         match self {
             Self::Narrow(_) => Burst::Large,
             Self::Lossy(_) | Self::Slow { .. } => Burst::Small,
+        }
+    }
+
+    /// The burst that shows whether a standby has this fault still. One that carries too little is only full, or loses
+    /// packets as well: a few large echoes do not tell.
+    #[must_use]
+    pub(crate) fn burst_again(self) -> Burst {
+        match self {
+            Self::Narrow(_) => Burst::Both,
+            Self::Lossy(_) | Self::Slow { .. } => Burst::Small,
+        }
+    }
+
+    /// The fault that is remembered of a path that is left with this one, whose packets showed these symptoms. A queue that
+    /// overflows loses and delays packets, and is empty as soon as nothing is asked of it.
+    #[must_use]
+    pub(crate) fn under(self, symptoms: &Symptoms) -> Self {
+        match (self, symptoms.starved) {
+            (Self::Lossy(_) | Self::Slow { .. }, Some(rate)) => Self::Narrow(rate),
+            (Self::Lossy(_) | Self::Slow { .. } | Self::Narrow(_), _) => self,
         }
     }
 
@@ -501,7 +547,7 @@ pub(crate) fn is_over(
     };
     let is_fast = limit.is_none_or(|limit| rtt < limit.max(active.map_or(limit, comparable)));
     let is_wide = match fault {
-        Fault::Narrow(before) => sample.rate.is_some_and(|rate| rate >= NARROW.max(2 * before)),
+        Fault::Narrow(before) => sample.rate.is_some_and(|rate| rate >= wide_again(before)),
         Fault::Lossy(_) | Fault::Slow { .. } => true,
     };
     is_fast && is_wide && Symptoms::default().finding(Some(sample)) == Finding::Clean

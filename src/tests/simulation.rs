@@ -23,6 +23,7 @@ mod dying;
 mod ends;
 mod lossy;
 mod moments;
+mod overload;
 mod quality;
 pub(crate) mod world;
 

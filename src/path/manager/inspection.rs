@@ -6,6 +6,8 @@
 //!                                         ─▶ bad ──▶ burst over its standbys ─▶ a clean one takes over
 //!  the path that was left: a burst at times ─▶ clean for its dwell time ─▶ as good as before
 //! ```
+//! A path that was left while it carried little of what was asked is clean only if it carries more again: it loses
+//! nothing and is fast while nobody asks anything of it.
 
 use std::time::{Duration, Instant};
 
@@ -50,7 +52,9 @@ pub(super) struct Quality {
     /// The bursts of the last inspection, and when the last of them ended.
     sample: Option<(Instant, Sample)>,
     rounds: u8,
-    /// A burst is under way, and its result may come until then.
+    /// The last burst.
+    burst: Option<Burst>,
+    /// It is under way, and its result may come until then.
     awaited: Option<Instant>,
     /// When the next burst may be made.
     next: Option<Instant>,
@@ -80,9 +84,15 @@ impl Quality {
         if !is_soft {
             self.fault = self.fault.or(self.symptoms.suspicion());
         }
+        self.fault = self.remembered();
         self.begin();
         self.next = Some(now + SHORTEST_PAUSE / 2);
         self.pause = SHORTEST_PAUSE;
+    }
+
+    /// The fault that is remembered of the path if it is left now.
+    pub(super) fn remembered(&self) -> Option<Fault> {
+        self.fault.map(|fault| fault.under(&self.symptoms))
     }
 
     /// A standby answered, with this round trip, beside an active path with the other one.
@@ -119,11 +129,18 @@ impl Quality {
         self.awaited.is_none() && self.sample.is_none()
     }
 
+    /// Whether this burst goes on with what the last one has just begun: a small one does not tell what the path carries.
+    fn goes_on(&self, burst: Burst) -> bool {
+        burst == Burst::Large && self.burst == Some(Burst::Small) && self.sample.is_some()
+    }
+
     /// Whether a burst may be made now; it is awaited from here on.
-    fn start(&mut self, now: Instant) -> bool {
-        if self.awaited.is_some() || self.next.is_some_and(|next| now < next) {
+    fn start(&mut self, burst: Burst, now: Instant) -> bool {
+        let waits = self.next.is_some_and(|next| now < next) && !self.goes_on(burst);
+        if self.awaited.is_some() || waits {
             return false;
         }
+        self.burst = Some(burst);
         if self.next.is_none_or(|next| next + FORGOTTEN < now) {
             (self.pause, self.judged) = (SHORTEST_PAUSE, 0.0);
         }
@@ -277,7 +294,7 @@ impl Manager {
             self.paths.keys().filter_map(|key| Some((*key, self.wanted(*key)?))).collect();
         for (key, burst) in wanted {
             if let Some(path) = self.paths.get_mut(&key)
-                && path.quality.start(now)
+                && path.quality.start(burst, now)
             {
                 actions.push(Action::Sample(key, burst));
             }
@@ -303,13 +320,16 @@ impl Manager {
         let burst = match (path.quality.fault, active.quality.fault) {
             (Some(fault), _) => {
                 let is_beside = path.link == active.link;
-                let burst = if is_beside { Burst::Small } else { fault.burst() };
+                let burst = if is_beside { Burst::Small } else { fault.burst_again() };
                 self.is_of_use(path, active).then_some(burst)
             }
-            (None, _) if self.is_chosen(&active.link) || !self.has_turn(key, path) => None,
+            (None, _) if self.is_chosen(&active.link) => None,
             (None, Some(fault)) => Some(fault.burst()),
             (None, None) => (is_suspected && !path.facts.metered).then_some(Burst::Small),
         };
+        let burst = burst.filter(|burst| {
+            path.quality.fault.is_some() || path.quality.goes_on(*burst) || self.has_turn(key, path)
+        });
         // What queues on a link delays large echoes over all its paths.
         burst.filter(|burst| *burst == Burst::Small || path.link != active.link)
     }

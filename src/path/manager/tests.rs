@@ -665,7 +665,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (path.clone(), 0.0..0.5f64, 1u32..800).prop_map(|(path, loss, rtt)| {
             let rate = (rtt % 7 == 0).then_some(200_000);
             let rtt = Some(rtt * MS);
-            Event::Symptoms(path, Symptoms { loss, rtt, rate, fell_to: rate })
+            Event::Symptoms(path, Symptoms { loss, rtt, rate, fell_to: rate, starved: rate })
         }),
         5 => (path.clone(), 0u32..=24, 1u32..800).prop_map(|(path, answered, rtt)| {
             let rate = (rtt % 2 == 0).then_some(5_000_000);

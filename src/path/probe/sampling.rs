@@ -1,7 +1,7 @@
 //! A burst of echoes over a probe's connection.
 //!
 //! A burst of small echoes takes some 2.5 kB in each direction, headers and acknowledgements included, one of large
-//! echoes 12 kB.
+//! echoes 12 kB, and one of both as much as the two.
 
 use std::time::Duration;
 
@@ -57,22 +57,25 @@ impl Sampling {
         let wait = 3 * connection.rtt() + Duration::from_millis(100);
         self.wait = wait.clamp(SHORTEST_WAIT, LONGEST_WAIT);
         let begun = epoch.elapsed();
-        let (count, pace, size) = match self.burst {
-            Burst::Small => (SMALL, PACE, size_of::<u64>()),
-            Burst::Large => (LARGE, Duration::ZERO, LARGE_SIZE),
+        let large = large(self.burst);
+        let count = match self.burst {
+            Burst::Large => large,
+            Burst::Small | Burst::Both => large + SMALL,
         };
         loop {
             let now = epoch.elapsed();
-            while self.echoes.len() < count && begun + pace * self.echoes.len() as u32 <= now {
+            let due = |echoes: usize| begun + PACE * echoes.saturating_sub(large) as u32;
+            while self.echoes.len() < count && due(self.echoes.len()) <= now {
                 // The time of its sending identifies it.
                 let sent = now + Duration::from_micros(self.echoes.len() as u64);
-                let mut question = vec![0; size];
+                let is_large = self.echoes.len() < large;
+                let mut question = vec![0; if is_large { LARGE_SIZE } else { size_of::<u64>() }];
                 question[..8].copy_from_slice(&(sent.as_micros() as u64).to_be_bytes());
                 connection.send_datagram(Bytes::from(question)).ok()?;
                 self.echoes.push(Echo { sent, answered: None });
             }
             let next = if self.echoes.len() < count {
-                begun + pace * self.echoes.len() as u32
+                due(self.echoes.len())
             } else if self.echoes.iter().all(|echo| echo.answered.is_some()) {
                 return Some(());
             } else {
@@ -129,15 +132,21 @@ impl Sampling {
 
     /// How fast large echoes arrived, in bits per second, if most of them did.
     fn rate(&self) -> Option<u64> {
-        if self.burst == Burst::Small {
-            return None;
-        }
-        let mut answers: Vec<_> = self.echoes.iter().filter_map(|echo| echo.answered).collect();
+        let large = self.echoes.iter().take(large(self.burst));
+        let mut answers: Vec<_> = large.filter_map(|echo| echo.answered).collect();
         answers.sort_unstable();
         let (first, last) = (*answers.first()?, *answers.last()?);
         let bits = (answers.len() - 1) * (LARGE_SIZE + OVERHEAD) * 8;
         let seconds = last.saturating_sub(first).as_secs_f64().max(1e-3);
         (answers.len() >= MOST_OF_LARGE).then_some((bits as f64 / seconds) as u64)
+    }
+}
+
+/// The number of large echoes in a burst, which are the first.
+fn large(burst: Burst) -> usize {
+    match burst {
+        Burst::Small => 0,
+        Burst::Large | Burst::Both => LARGE,
     }
 }
 
@@ -207,5 +216,12 @@ mod tests {
         let rate = sampling.sample(1000 * MS).unwrap().rate.unwrap();
         // Seven packets of 1164 bytes after the first, in 360 ms.
         assert_eq!(rate, 181_066);
+        let mut both = burst(Burst::Both, 34, 1);
+        for number in (0..34).filter(|number| ![4, 7].contains(number)) {
+            answer(&mut both, number * MS, (50 + 40 * number.min(9)) * MS);
+        }
+        let sample = both.sample(2000 * MS).unwrap();
+        assert_eq!((sample.sent, sample.answered), (34, 32));
+        assert_eq!(sample.rate, Some(181_066), "by the large ones alone");
     }
 }

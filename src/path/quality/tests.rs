@@ -215,6 +215,8 @@ fn a_fault_is_over_when_a_burst_finds_nothing_of_it() {
         (Fault::Narrow(200_000), sample(24, 12, Some(400_000)), false),
         (Fault::Narrow(200_000), sample(24, 12, Some(8_000_000)), true),
         (Fault::Narrow(1_500_000), sample(24, 12, Some(2_000_000)), false),
+        (Fault::Narrow(1000), sample(24, 12, Some(250_000)), false),
+        (Fault::Narrow(50_000), sample(24, 12, Some(500_000)), true),
     ] {
         assert_eq!(is_over(fault, &sample, floor, Some(10 * MS)), expected, "{fault}: {sample:?}");
     }
@@ -311,4 +313,24 @@ fn a_path_is_narrow_if_its_round_trip_grows_as_a_download_falls() {
     assert_eq!(fall(25_000, 6_250, 100).as_deref(), Some(slow), "this is not far below");
     assert_eq!(fall(6_250, 6_250, 100).as_deref(), Some(slow), "it never carried more");
     assert_eq!(fall(500_000, 6_250, 500_000), None, "an upload fills the queue");
+}
+
+/// An upload over a wifi that falls to 0.2 Mbit/s: for a second the rate is that of before.
+#[test]
+fn a_path_is_starved_if_it_carries_little_of_what_is_asked_or_of_what_it_carried() {
+    let carry = |before: u64, after: u64, wait: Duration| {
+        let mut path = path();
+        for _ in 0..8 {
+            path.next(|look| look.sent_bytes += before);
+        }
+        let looks = [wait, Duration::ZERO].map(|wait| {
+            path.next(|look| (look.sent_bytes, look.wait) = (look.sent_bytes + after, wait))
+        });
+        let [_, last] = looks;
+        (last.starved, last.rate, last.fell_to)
+    };
+    assert_eq!(carry(500_000, 6_250, MS), (Some(200_000), None, None), "it carried 16 Mbit/s");
+    assert_eq!(carry(6_250, 6_250, 100 * MS), (Some(200_000), None, None), "more waits");
+    assert_eq!(carry(6_250, 6_250, MS).0, None, "nothing more is asked");
+    assert_eq!(carry(500_000, 40_000, 100 * MS).0, None, "this is enough");
 }

@@ -87,8 +87,21 @@ impl Ends {
 
     /// Each side sends the `number`-th packet of a flow.
     pub(super) async fn send(&self, protocol: u8, number: u32, length: usize) {
-        self.laptop.send(packet(true, protocol, number, length)).await.unwrap();
-        self.server.send(packet(false, protocol, number, length)).await.unwrap();
+        for is_up in [true, false] {
+            self.send_one(is_up, protocol, number, length).await;
+        }
+    }
+
+    /// The laptop or the server sends the `number`-th packet of a flow.
+    pub(super) async fn send_one(&self, is_up: bool, protocol: u8, number: u32, length: usize) {
+        let device = if is_up { &self.laptop } else { &self.server };
+        device.send(packet(is_up, protocol, number, length)).await.unwrap();
+    }
+
+    /// The number of the packet of a flow that arrived last, upwards or downwards.
+    pub(super) fn newest(&self, is_up: bool, protocol: u8) -> Option<u32> {
+        let arrivals = if is_up { &self.up } else { &self.down }.lock().unwrap();
+        arrivals.iter().rev().find(|arrival| arrival.0 == protocol).map(|(_, number, _)| *number)
     }
 
     /// What arrived of a flow, upwards and downwards; nothing came twice.

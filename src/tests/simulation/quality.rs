@@ -24,7 +24,7 @@ fn live_at(pace: Duration, plot: impl AsyncFnOnce(&mut Day, &Client)) -> ClientS
 }
 
 /// The link in use.
-fn link(client: &Client) -> Option<String> {
+pub(super) fn link(client: &Client) -> Option<String> {
     let paths = client.status().paths.into_iter();
     let mut in_use = paths.filter(|path| path.state.is_in_use());
     in_use.next().map(|path| path.link)
@@ -40,7 +40,7 @@ async fn until_on(client: &Client, wanted: &str) -> Duration {
     clock::now() - begun
 }
 
-fn reasons(switches: &[SwitchStatus]) -> Vec<&str> {
+pub(super) fn reasons(switches: &[SwitchStatus]) -> Vec<&str> {
     switches.iter().map(|switch| switch.reason.as_str()).collect()
 }
 

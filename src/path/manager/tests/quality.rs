@@ -448,6 +448,70 @@ fn a_path_that_carries_too_little_is_left_for_one_that_carries_much_more() {
     assert_eq!(why, "carries 0.2 Mbit/s, more is asked");
 }
 
+/// It loses packets and is slow because its queue is full, and is fine while nothing is asked of it.
+#[test]
+fn a_path_that_was_left_while_it_carried_little_is_used_again_once_it_carries_more() {
+    let starved = Some(200_000);
+    let (loss, slow) = (Symptoms { starved, ..lossy(0.3) }, Some(300 * MS));
+    for symptoms in [loss, Symptoms { starved, rtt: slow, ..Symptoms::default() }] {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+        let _ = feel(&mut fixture, symptoms);
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        assert_eq!(fixture.manager.active(), Some(key(2)), "at once");
+        assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Narrow(200_000)));
+        let (mut bursts, mut until) = (0, fixture.now + 300 * SECOND);
+        let mut carries = 180_000;
+        while fixture.manager.active() == Some(key(2)) && fixture.now < until {
+            for action in fixture.wait(LOOK) {
+                match action {
+                    Action::Sample(path, burst) => {
+                        assert_eq!((path, burst), (key(1), Burst::Both));
+                        bursts += 1;
+                        let clean = sample(24, 10).map(|it| Sample { rate: Some(carries), ..it });
+                        let _ = fixture.tell(Event::Sampled(path, clean));
+                    }
+                    Action::Ask(path) => {
+                        let _ = fixture.tell(Event::Answered(path, Some(10 * MS)));
+                    }
+                    _ => {}
+                }
+            }
+            if until - fixture.now < 40 * SECOND && carries < 1_000_000 {
+                assert!((8..20).contains(&bursts), "{bursts}");
+                (carries, until) = (2_000_000, fixture.now + 40 * SECOND);
+            }
+        }
+        assert_eq!((carries, fixture.manager.active()), (2_000_000, Some(key(1))));
+    }
+}
+
+#[test]
+fn a_path_that_seemed_dead_while_it_lost_packets_and_carried_little_must_carry_more() {
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, Symptoms { starved: Some(100_000), ..lossy(0.2) });
+    let _ = fixture.tell(Event::Silent(key(1)));
+    let _ = fixture.wait(SHORTEST_GRACE);
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Narrow(100_000)));
+}
+
+#[test]
+fn what_a_small_burst_over_a_standby_does_not_tell_a_large_one_tells_at_once() {
+    let mut fixture = on_wifi();
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    let narrow = Symptoms { rate: Some(200_000), ..lossy(0.1) };
+    assert_eq!(feel(&mut fixture, narrow), [], "the small one is under way");
+    let large = Action::Sample(key(2), Burst::Large);
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [large]);
+    let slow = Sample { rate: Some(100_000), ..sample(24, 50).unwrap() };
+    assert_eq!(fixture.tell(Event::Sampled(key(2), Some(slow))), []);
+    assert!(!fixture.wait(3 * SECOND).contains(&large), "then it has its pause");
+    assert!(fixture.wait(2 * SECOND).contains(&large));
+}
+
 /// What is true of the networks, whose bursts and packets show it.
 struct Truth {
     random: fastrand::Rng,
