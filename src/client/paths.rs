@@ -142,10 +142,10 @@ impl PathTable {
         }
     }
 
-    /// Makes a burst of echoes over a path on the same connection.
-    pub(super) fn sample(&mut self, key: PathKey, burst: Burst, limit: Duration) {
+    /// Makes a burst of echoes over a path, on a link that may be metered, on the same connection.
+    pub(super) fn sample(&mut self, key: PathKey, burst: Burst, is_metered: bool, limit: Duration) {
         if let Some(probe) = self.probe(key, limit) {
-            probe.sample(burst);
+            probe.sample(burst, is_metered);
         }
     }
 

@@ -495,7 +495,7 @@ impl<'a> Roamer<'a> {
             Action::Ask(key) => self.ask(key),
             Action::Sample(key, burst) => {
                 let limit = self.config.borrow().paths.probe_timeout;
-                self.paths.sample(key, burst, limit);
+                self.paths.sample(key, burst, self.manager.is_metered(key), limit);
             }
             Action::Forget(key) => {
                 self.paths.stop_asking(key);

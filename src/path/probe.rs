@@ -42,7 +42,8 @@ const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
 /// The longest time until a burst may begin: for a handshake, if need be.
 const READY: Duration = Duration::from_millis(2000);
 /// From one handshake for a burst to the next, until one is complete: the path likely loses packets, and QUIC repeats
-/// them ever more rarely.
+/// them ever more rarely. On a metered link each pause is twice as long as the one before, and after a burst that
+/// nothing answered there is one handshake only: a server that is heard by nobody repeats its part again and again.
 const FURTHER: Duration = Duration::from_millis(250);
 /// Capacity of the channel for questions: a newer one replaces older ones, and a burst waits beside it.
 const QUESTIONS: usize = 4;
@@ -100,7 +101,14 @@ pub(crate) struct Probe {
 #[derive(Clone, Copy, Debug)]
 enum Wanted {
     Echo,
-    Burst(Burst),
+    Burst(Measurement),
+}
+
+/// A burst over a link that may be metered.
+#[derive(Clone, Copy, Debug)]
+struct Measurement {
+    burst: Burst,
+    is_metered: bool,
 }
 
 impl Probe {
@@ -125,6 +133,7 @@ impl Probe {
             attempt: None,
             standing: None,
             is_new: false,
+            is_unanswered: false,
             has_session: None,
             last: None,
             epoch: clock::now().into(),
@@ -156,9 +165,9 @@ impl Probe {
 
     /// Makes a burst of echoes, after a question that is not answered yet; the result is an
     /// [`Event::Sampled`].
-    pub(crate) fn sample(&self, burst: Burst) {
+    pub(crate) fn sample(&self, burst: Burst, is_metered: bool) {
         // Its result is not awaited for ever.
-        let _ = self.questions.try_send(Wanted::Burst(burst));
+        let _ = self.questions.try_send(Wanted::Burst(Measurement { burst, is_metered }));
     }
 
     /// Starts a further handshake if a question is not answered yet: the next retransmission may be seconds away,
@@ -178,6 +187,8 @@ struct Asker {
     standing: Option<Connected>,
     /// No question was asked on it.
     is_new: bool,
+    /// For the last burst there was no connection in time.
+    is_unanswered: bool,
     /// What the server said last on it about our session.
     has_session: Option<bool>,
     /// The last round trip on it.
@@ -235,16 +246,21 @@ impl Asker {
                         Event::TimedOut(key)
                     }
                 }
-            } else if let Some(burst) = burst.take() {
+            } else if let Some(Measurement { burst, is_metered }) = burst.take() {
                 let mut sampling = Sampling::new(burst);
                 let is_silent = tokio::select! {
-                    made = self.sample(&mut sampling) => made.is_err(),
+                    made = self.sample(&mut sampling, is_metered) => made.is_err(),
                     // What was sent so far counts.
                     again = asked.recv() => {
                         pending = matches!(again, Some(Wanted::Echo));
                         false
                     }
                 };
+                self.is_unanswered |= is_silent;
+                if is_silent && is_metered {
+                    // The server would go on with each of these handshakes.
+                    self.attempt = None;
+                }
                 let sample = sampling.sample(self.epoch.elapsed());
                 debug!(link = self.candidate.link, ?sample, is_silent, "burst");
                 // A burst that was cut short shows nothing.
@@ -302,6 +318,7 @@ impl Asker {
                             return None;
                         }
                     }
+                    self.is_unanswered = false;
                     (self.is_new, self.has_session, self.last) = (true, None, None);
                     return Some(Outcome::Connected);
                 }
@@ -332,8 +349,8 @@ impl Asker {
     }
 
     /// Makes a burst on the existing connection or a new one, if there is one in time.
-    async fn sample(&mut self, sampling: &mut Sampling) -> Result<(), Elapsed> {
-        if let Some(connection) = time::timeout(READY, self.ready()).await? {
+    async fn sample(&mut self, sampling: &mut Sampling, is_metered: bool) -> Result<(), Elapsed> {
+        if let Some(connection) = time::timeout(READY, self.ready(is_metered)).await? {
             // What came until it ended counts.
             let _ = sampling.run(&connection, self.epoch, &*self.prober.heard).await;
         }
@@ -341,15 +358,20 @@ impl Asker {
     }
 
     /// The existing connection or a new one, over which all arrives; `None` if it failed.
-    async fn ready(&mut self) -> Option<Connection> {
+    async fn ready(&mut self, is_metered: bool) -> Option<Connection> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         if self.standing.is_none() {
+            let mut pause = if is_metered && self.is_unanswered { READY } else { FURTHER };
             let connected = loop {
-                if let Ok(connected) = time::timeout(FURTHER, self.connect(true)).await {
+                if let Ok(connected) = time::timeout(pause, self.connect(true)).await {
                     break connected;
+                }
+                if is_metered {
+                    pause *= 2;
                 }
             };
             self.attempt = None;
+            self.is_unanswered = false;
             self.standing = Some(connected.ok()?);
             (self.is_new, self.has_session, self.last) = (true, None, None);
         }

@@ -128,3 +128,29 @@ fn a_bad_network_is_kept_beside_one_that_is_no_better() {
     // Such networks seem dead now and then.
     assert!(switches < 20, "{:?}", status.switches_by_reason);
 }
+
+/// Lte was answered lately, and its downlink is dead since. Each handshake over it costs what both sides repeat.
+#[test]
+fn a_dead_metered_standby_is_asked_for_some_kilobytes_and_a_live_one_is_not_late() {
+    virtual_time().block_on(async {
+        let mut day = Day { is_metered: true, ..Day::new(3) };
+        let (client, _tasks) = day.begin();
+        day.world.change(WIFI, |wifi| wifi.delay = milliseconds(5));
+        sleep(Duration::from_secs(20)).await;
+        day.world.change(LTE, |lte| lte.hole = Hole::Downlink);
+        // Its connection ends.
+        sleep(Duration::from_secs(60)).await;
+        let sent = || day.world.links()[LTE].sent;
+        let before = sent();
+        let (lasts, adds) = (Duration::from_secs(20), milliseconds(200));
+        let growth = Growth { since: clock::now(), lasts, adds };
+        day.world.change(WIFI, |wifi| wifi.growth = Some(growth));
+        sleep(Duration::from_secs(60)).await;
+        let bytes = sent() - before;
+        assert!((5_000..150_000).contains(&bytes), "{bytes}");
+        assert_eq!(link(&client).as_deref(), Some("wifi0"));
+        day.world.change(LTE, |lte| lte.hole = Hole::None);
+        let took = until_on(&client, "lte0").await;
+        assert!(took < Duration::from_secs(125), "{took:?}");
+    });
+}
