@@ -14,6 +14,8 @@
 //! The left side is what `nm_vpn_service_plugin_read_vpn_details()` of libnm reads, the right side is a key file of GLib's.
 //! Pure.
 
+use std::iter;
+
 use zeroize::Zeroizing;
 
 use super::secrets::{is_lacking, is_left_out, is_personal};
@@ -85,12 +87,13 @@ pub(crate) fn is_whole(connection: &[u8]) -> bool {
 /// The items of a connection. A line that begins with "=" goes on with the one before.
 fn read(connection: &str) -> Items {
     let mut parts: Vec<(&str, Zeroizing<String>)> = Vec::new();
-    for line in connection.lines().take_while(|line| *line != "DONE") {
-        match (line.split_once('='), parts.last_mut()) {
-            (Some(("", rest)), Some((_, text))) => text.extend(["\n", rest]),
-            (Some((tag, rest)), _) => parts.push((tag, rest.to_owned().into())),
-            (None, _) => {}
-        }
+    let mut lines = connection.lines().take_while(|line| *line != "DONE").peekable();
+    while let Some(line) = lines.next() {
+        let Some((tag, first)) = line.split_once('=') else { continue };
+        let more = iter::from_fn(|| lines.next_if(|line| line.starts_with('=')));
+        let text: Vec<_> = iter::once(first).chain(more.map(|line| &line[1..])).collect();
+        // Joined at once: a text that grows leaves copies behind, which nobody wipes.
+        parts.push((tag, text.join("\n").into()));
     }
     let mut items = Items::default();
     for pair in parts.windows(2) {

@@ -48,6 +48,13 @@ impl fmt::Debug for Profile {
 
 impl Profile {
     pub(super) fn read(mut settings: Settings) -> Result<Self, String> {
+        // First of all: whatever else is wrong, they are wiped.
+        let secrets: BTreeMap<_, _> =
+            take::<HashMap<String, String>>(&mut settings, "vpn", "secrets")
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, text)| (key, Zeroizing::new(text)))
+                .collect();
         let mut own =
             |property| take::<String>(&mut settings, "connection", property).unwrap_or_default();
         let (id, uuid) = (own("id"), own("uuid"));
@@ -55,15 +62,11 @@ impl Profile {
         if uuid.is_empty() || uuid.len() > LONGEST || !uuid.bytes().all(is_plain) {
             return Err("connection.uuid is none".into());
         }
-        let mut map = |property: &str| {
-            take::<HashMap<String, String>>(&mut settings, "vpn", property).unwrap_or_default()
-        };
-        let (data, secrets) = (map("data"), map("secrets"));
+        let data =
+            take::<HashMap<String, String>>(&mut settings, "vpn", "data").unwrap_or_default();
         if data.is_empty() {
             return Err("vpn.data is empty: import a roamd.toml, or set server.address and server.public-key".into());
         }
-        let secrets: BTreeMap<_, _> =
-            secrets.into_iter().map(|(key, text)| (key, Zeroizing::new(text))).collect();
         let of_secrets = secrets.iter().map(|(key, text)| key.len() + text.len());
         let len: usize =
             data.iter().map(|(key, text)| key.len() + text.len()).chain(of_secrets).sum();
