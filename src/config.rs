@@ -373,7 +373,7 @@ pub struct Quic {
 }
 
 /// What to log, and how.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Log {
     /// Which events.
     pub level: Filter,
@@ -382,10 +382,11 @@ pub struct Log {
 }
 
 /// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people and the journal.
+    #[default]
     Text,
     /// One JSON object a line.
     Json,

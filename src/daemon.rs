@@ -22,7 +22,7 @@ use anyhow::Context as _;
 use nix::sys::prctl;
 use tracing::{error, info, warn};
 
-use self::logging::{LogHandle, LoggingError};
+use self::logging::LogHandle;
 use crate::{
     config::{self, Config, ConfigErrors, Log},
     host::{device::TunDevice, instance::Instance, record::Record},
@@ -49,23 +49,9 @@ pub(crate) fn guard_memory() -> anyhow::Result<()> {
     prctl::set_dumpable(false).context("cannot switch core dumps off")
 }
 
-/// Starts to log, unless this process does `already`, and says what starts.
-fn start_log(
-    log: &Log,
-    already: Option<LogHandle>,
-    file: &Path,
-    interface: &str,
-    key: PublicKey,
-) -> Result<LogHandle, LoggingError> {
-    let handle = match already {
-        Some(handle) => {
-            handle.set(&log.level);
-            handle
-        }
-        None => logging::init(log)?,
-    };
+/// Logs what starts.
+fn log_start(file: &Path, interface: &str, key: PublicKey) {
     info!(file = %file.display(), interface, %key, "{SOFTWARE} starting");
-    Ok(handle)
 }
 
 /// A daemon that is about to run.
@@ -87,7 +73,8 @@ impl Daemon {
         guard_memory()?;
         let config = config::load(&file)?;
         let (key, instance) = (config.private_key().public_key(), Instance::of_file(&file));
-        let log = start_log(config.log(), None, &file, config.interface(), key)?;
+        let log = logging::init(config.log())?;
+        log_start(&file, config.interface(), key);
         if let Some(said) = config.unusable_proxy() {
             warn!("{said}");
         }
@@ -96,18 +83,17 @@ impl Daemon {
     }
 
     /// A client's daemon whose configuration comes from somebody else and is called `source`; `is_fixed` says how another
-    /// one takes its place. `log` is this process's, if it has one already.
+    /// one takes its place. `log` is this process's.
     #[cfg(feature = "networkmanager")]
     pub(crate) fn of(
         source: PathBuf,
         instance: Instance,
         config: &config::ClientConfig,
         is_fixed: &'static str,
-        log: &mut Option<LogHandle>,
+        log: LogHandle,
     ) -> anyhow::Result<Self> {
-        let key = config.private_key.public_key();
-        let handle = start_log(&config.log, log.take(), &source, &config.tun.name, key)?;
-        let log = log.insert(handle).clone();
+        log.set(&config.log.level);
+        log_start(&source, &config.tun.name, config.private_key.public_key());
         let record = Record::open(&instance)?;
         Ok(Self { file: source, is_fixed: Some(is_fixed), log, instance, record })
     }

@@ -47,8 +47,12 @@ use self::{
 };
 use crate::{
     client::{self, Stop, ended::Refusal},
-    config::{ClientConfig, Items},
-    daemon::{self, Daemon, logging::LogHandle, signals},
+    config::{ClientConfig, Items, Log},
+    daemon::{
+        self, Daemon,
+        logging::{self, LogHandle},
+        signals,
+    },
     host::{Layout, Seal, delegate::Delegate, instance::Instance, record},
 };
 
@@ -70,16 +74,18 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Serves one connection under this bus name, until it ends.
 pub(crate) fn serve(name: String) -> anyhow::Result<()> {
     daemon::guard_memory()?;
+    // A key that is refused has a reason, before there is a configuration to say what is logged.
+    let log = logging::init(&Log::default())?;
     // Members of the group may ask this daemon, as they may ask the units'.
     if let Ok(Some(group)) = Group::from_name(GROUP)
         && let Err(error) = setegid(group.gid)
     {
         debug!(%error, "only root may ask this daemon");
     }
-    daemon::block_on(run(name))
+    daemon::block_on(run(name, log))
 }
 
-async fn run(name: String) -> anyhow::Result<()> {
+async fn run(name: String, log: LogHandle) -> anyhow::Result<()> {
     let mut stops = signals::Stops::listen()?;
     let (requests, disconnect) = (Requests::default(), Arc::new(Notify::new()));
     let state = Arc::new(AtomicU32::new(State::Init as u32));
@@ -105,17 +111,20 @@ async fn run(name: String) -> anyhow::Result<()> {
     };
     let mut stop = Box::pin(stop);
     let signals = Signals { emitter: &emitter, state: &state };
-    let (mut tries, mut log) = (TRIES, None);
+    let mut tries = TRIES;
     let ended = loop {
         let ConnectRequest { profile, config, is_interactive, answered } = tokio::select! {
             asked = asked => asked?,
             _ = &mut stop => return Ok(()),
-            () = tokio::time::sleep(IDLE) => return Ok(()),
+            () = tokio::time::sleep(IDLE) => {
+                warn!("NetworkManager has asked for nothing in {} s", IDLE.as_secs());
+                return Ok(());
+            }
         };
         answered.await;
         signals.state(State::Starting).await?;
         let ended = match config {
-            Ok(config) => tunnel(&profile, config, &mut stop, &signals, &mut log).await,
+            Ok(config) => tunnel(&profile, config, &mut stop, &signals, &log).await,
             Err(wrong) => Err(wrong.into()),
         };
         tries -= 1;
@@ -162,7 +171,7 @@ async fn tunnel(
     config: ClientConfig,
     stop: impl Future<Output = Stop>,
     signals: &Signals<'_>,
-    log: &mut Option<LogHandle>,
+    log: &LogHandle,
 ) -> anyhow::Result<()> {
     let (instance, interface) = (profile.instance(), config.tun.name.clone());
     within(BEFORE, || !record::is_held(&instance)).await;
@@ -172,7 +181,7 @@ async fn tunnel(
         warn!(%error, "roamd status knows this connection by its UUID only");
     }
     let fixed = "NetworkManager has it; nmcli connection up takes a change over";
-    let daemon = Daemon::of(profile.source(), instance, &config, fixed, log)?;
+    let daemon = Daemon::of(profile.source(), instance, &config, fixed, log.clone())?;
     let (delegate, wishes) = Delegate::new();
     let handover = Handover::new(&interface);
     let stop = async {

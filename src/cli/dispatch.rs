@@ -12,7 +12,7 @@ use super::{
     wireguard,
 };
 #[cfg(feature = "desktop")]
-use crate::config::{Filter, Log, LogFormat};
+use crate::config::Log;
 use crate::{
     client,
     config::{Config, ConfigErrors},
@@ -138,7 +138,7 @@ fn notify(tunnel: Option<&Tunnel>, has_tray: bool) -> anyhow::Result<()> {
     let name = tunnel
         .map(|tunnel| Ok::<_, anyhow::Error>(tunnel::instance(Some(tunnel))?.name().to_owned()));
     let name = name.transpose()?;
-    let _log = logging::init(&Log { level: Filter::default(), format: LogFormat::Text })?;
+    let _log = logging::init(&Log::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(crate::desktop::run(name, has_tray));
     // A daemon may take its time to answer.
