@@ -24,7 +24,7 @@ mod secrets;
 use std::{
     error::Error,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -89,8 +89,13 @@ async fn run(name: String, log: LogHandle) -> anyhow::Result<()> {
     let mut stops = signals::Stops::listen()?;
     let (requests, disconnect) = (Requests::default(), Arc::new(Notify::new()));
     let state = Arc::new(AtomicU32::new(State::Init as u32));
-    let plugin =
-        Plugin { requests: requests.clone(), disconnect: disconnect.clone(), state: state.clone() };
+    let connection = Arc::new(OnceLock::new());
+    let plugin = Plugin {
+        requests: requests.clone(),
+        disconnect: disconnect.clone(),
+        state: state.clone(),
+        connection: connection.clone(),
+    };
     let mut asked = requests.open();
     let bus =
         Builder::system().serve_at(PATH, plugin).name(name.as_str()).build().await.with_context(
@@ -115,7 +120,12 @@ async fn run(name: String, log: LogHandle) -> anyhow::Result<()> {
     let ended = loop {
         let ConnectRequest { profile, config, is_interactive, answered } = tokio::select! {
             asked = asked => asked?,
-            _ = &mut stop => return Ok(()),
+            Stop { seal, .. } = &mut stop => {
+                if let (Seal::Lifted, Some(instance)) = (seal, connection.get()) {
+                    lift(instance).await;
+                }
+                return Ok(());
+            }
             () = tokio::time::sleep(IDLE) => {
                 warn!("NetworkManager has asked for nothing in {} s", IDLE.as_secs());
                 return Ok(());
@@ -146,6 +156,16 @@ async fn run(name: String, log: LogHandle) -> anyhow::Result<()> {
     }
     signals.state(State::Stopped).await?;
     ended
+}
+
+/// Lets out what an earlier process of this connection holds back, one that was killed: NetworkManager ends the connection
+/// while it awaits a secret, and there is no tunnel that would do it.
+async fn lift(instance: &Instance) {
+    match record::unseal(instance).await {
+        Ok(true) => info!("what an earlier run held back goes out"),
+        Ok(false) => {}
+        Err(error) => warn!(%error, "cannot undo everything"),
+    }
 }
 
 /// What a person could mend with another answer, if that is why a tunnel did not begin.

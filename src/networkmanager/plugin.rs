@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
 };
@@ -20,7 +20,7 @@ use super::{
     handover::Entries,
     profile::{Profile, Settings, Unusable},
 };
-use crate::config::ClientConfig;
+use crate::{config::ClientConfig, host::instance::Instance};
 
 /// `NMVpnServiceState`
 #[derive(Clone, Copy, Debug)]
@@ -88,11 +88,19 @@ pub(super) struct Plugin {
     pub(super) requests: Requests,
     pub(super) disconnect: Arc<Notify>,
     pub(super) state: Arc<AtomicU32>,
+    /// The one that this process is for, from the first word about it on.
+    pub(super) connection: Arc<OnceLock<Instance>>,
 }
 
 impl Plugin {
-    fn begin(&self, settings: Settings, is_interactive: bool) -> Result<Answer, Refused> {
+    fn profile(&self, settings: Settings) -> Result<Profile, Refused> {
         let profile = Profile::read(settings).map_err(Refused::BadArguments)?;
+        self.connection.get_or_init(|| profile.instance());
+        Ok(profile)
+    }
+
+    fn begin(&self, settings: Settings, is_interactive: bool) -> Result<Answer, Refused> {
+        let profile = self.profile(settings)?;
         let config = match profile.config() {
             Err(Unusable { why, secrets }) if !is_interactive || secrets.is_empty() => {
                 return Err(Refused::BadArguments(why));
@@ -125,7 +133,7 @@ impl Plugin {
 
     /// The setting that lacks a secret, if one does.
     fn need_secrets(&self, settings: Settings) -> Result<&str, Refused> {
-        let profile = Profile::read(settings).map_err(Refused::BadArguments)?;
+        let profile = self.profile(settings)?;
         Ok(if profile.lacks_a_secret() { "vpn" } else { "" })
     }
 
