@@ -308,7 +308,9 @@ impl Watch {
         let first = self.looks.iter().nth_back(MOMENT_LOOKS - 1)?;
         let rate = self.rate_since(first).into_iter().max()?;
         let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
-        let has_fallen = self.lately.into_iter().any(|lately| ((rate * FALL) as f64) < lately);
+        // A keystroke now and then is no rate that could fall.
+        let least = ((rate * FALL) as f64).max(NARROW as f64);
+        let has_fallen = self.lately.into_iter().any(|lately| least < lately);
         (rate < NARROW && (waits || has_fallen)).then_some(rate)
     }
 

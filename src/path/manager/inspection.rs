@@ -37,6 +37,10 @@ const STALE: Duration = Duration::from_secs(5);
 /// How long the sample of a standby justifies a switch to it.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// For so long a path that was left because it carries too little must carry more before it is used again. What it carried
+/// then may be all that it ever does, and be enough at other times.
+const NARROW_FOR: Duration = Duration::from_secs(600);
+
 /// What is known of the quality of a path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Quality {
@@ -65,6 +69,8 @@ pub(super) struct Quality {
     judged: f64,
     /// Since when bursts over a path with a fault find nothing.
     pub(super) clean_since: Option<Instant>,
+    /// When it was left.
+    left: Option<Instant>,
 }
 
 impl Quality {
@@ -86,6 +92,7 @@ impl Quality {
         }
         self.fault = self.remembered();
         self.begin();
+        self.left = Some(now);
         self.next = Some(now + SHORTEST_PAUSE / 2);
         self.pause = SHORTEST_PAUSE;
     }
@@ -266,11 +273,11 @@ impl Manager {
             }
         }
         let factor = pauses(metered);
+        // The active path tells how narrow their link is.
+        let is_beside = active_link.is_some_and(|link| link == path.link);
+        let is_forgotten = quality.left.is_some_and(|left| left + NARROW_FOR <= now);
         let fault = match quality.fault {
-            // The active path tells how narrow their link is.
-            Some(Fault::Narrow(_)) if active_link.is_some_and(|link| link == path.link) => {
-                Fault::Lossy(0)
-            }
+            Some(Fault::Narrow(_)) if is_beside || is_forgotten => Fault::Lossy(0),
             Some(fault) => fault,
             None => return quality.rest(now, factor),
         };

@@ -333,4 +333,5 @@ fn a_path_is_starved_if_it_carries_little_of_what_is_asked_or_of_what_it_carried
     assert_eq!(carry(6_250, 6_250, 100 * MS), (Some(200_000), None, None), "more waits");
     assert_eq!(carry(6_250, 6_250, MS).0, None, "nothing more is asked");
     assert_eq!(carry(500_000, 40_000, 100 * MS).0, None, "this is enough");
+    assert_eq!(carry(2_000, 0, MS).0, None, "somebody stops typing");
 }

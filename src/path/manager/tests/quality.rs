@@ -487,6 +487,37 @@ fn a_path_that_was_left_while_it_carried_little_is_used_again_once_it_carries_mo
     }
 }
 
+/// It may be as narrow as it always is, and wide enough for most.
+#[test]
+fn a_path_that_carries_no_more_than_when_it_was_left_is_used_again_after_ten_minutes() {
+    let mut fixture = on_wifi();
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    let _ = feel(&mut fixture, Symptoms { starved: Some(800_000), ..lossy(0.3) });
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    let left = fixture.now;
+    while fixture.manager.active() == Some(key(2)) && fixture.now < left + 900 * SECOND {
+        for action in fixture.wait(LOOK) {
+            match action {
+                Action::Sample(path, _) => {
+                    let clean = sample(24, 10).map(|it| Sample { rate: Some(800_000), ..it });
+                    let _ = fixture.tell(Event::Sampled(path, clean));
+                }
+                Action::Ask(path) => {
+                    let _ = fixture.tell(Event::Answered(path, Some(10 * MS)));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    assert!(
+        (600 * SECOND..840 * SECOND).contains(&(fixture.now - left)),
+        "{:?}",
+        fixture.now - left
+    );
+}
+
 #[test]
 fn a_path_that_seemed_dead_while_it_lost_packets_and_carried_little_must_carry_more() {
     let mut fixture = on_wifi();
