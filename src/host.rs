@@ -96,8 +96,8 @@ pub(crate) struct Layout {
     pub everything: bool,
     /// Whether the tunnel leads nothing into itself for a while, but its own networks.
     pub is_open: bool,
-    /// Whether what comes from the tunnel's own addresses goes into it, wherever it goes.
-    pub takes_own: bool,
+    /// Networks of home: what comes from the tunnel's own addresses goes there through it, although a link may lead there.
+    pub home: Vec<IpNet>,
     /// The link over which everything goes while the tunnel stands aside at home, but what comes from its own addresses.
     pub aside: Option<String>,
     /// The servers' addresses: only there may go what carries the tunnel.
@@ -121,8 +121,8 @@ impl Layout {
     #[must_use]
     pub(crate) fn withdrawn(&self) -> Self {
         let (routes, blocked, dns) = (Vec::new(), Vec::new(), Dns::default());
-        let (is_open, takes_own, aside) = (true, false, None);
-        Self { routes, blocked, dns, is_open, takes_own, aside, ..self.clone() }
+        let (is_open, home, aside) = (true, Vec::new(), None);
+        Self { routes, blocked, dns, is_open, home, aside, ..self.clone() }
     }
 
     /// The same with nothing held back, either.
@@ -153,7 +153,7 @@ impl Layout {
     #[must_use]
     pub(crate) fn aside(&self, link: &str) -> Self {
         let dns = if self.dns.domains.is_empty() { Dns::default() } else { self.dns.clone() };
-        Self { dns, takes_own: true, aside: Some(link.into()), ..self.clone() }
+        Self { dns, aside: Some(link.into()), ..self.clone() }
     }
 
     /// The routes of the interface with this index.

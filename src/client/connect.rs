@@ -58,7 +58,7 @@ impl Client {
             // What its actions would close was the roamer's, and is closed.
             let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
-            self.desired.lock().await.in_session = false;
+            self.desired.lock().await.session = None;
             if matches!(ended, Ended::Paused) {
                 (loss, is_goodbye) = (Loss::none(), false);
                 before.forget();

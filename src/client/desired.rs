@@ -16,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use quinn::Connection;
 
 use super::{
@@ -26,7 +27,11 @@ use super::{
 use crate::{
     config::{ClientConfig, HomeMode, ServerPeer},
     host::{HostError, Layout, facts::Facts, interface::LeftOut},
-    path::servers::{Owner, written_down},
+    identity::PublicKey,
+    path::{
+        preference::Preferences,
+        servers::{Owner, written_down},
+    },
     quic::close,
     tunnel::inside::Inside,
     wire::message::Welcome,
@@ -41,8 +46,10 @@ pub(super) struct Desired {
     pub(super) welcome: Option<Welcome>,
     /// What was taken of it last.
     taken: Option<Offer>,
-    /// Whether there is a session, for which the offer must fit the host as it is.
-    pub(super) in_session: bool,
+    /// The server that has the session, if there is one: then the offer must fit the host as it is.
+    pub(super) session: Option<PublicKey>,
+    /// The networks of home, as they were found last.
+    home: Vec<IpNet>,
     /// What the host has without the tunnel.
     pub(super) facts: Facts,
     /// The link over which the tunnel stands aside, at home.
@@ -63,6 +70,8 @@ pub(super) struct Plan {
     pub(super) inside: Inside,
     /// What is taken of the server's offer.
     taken: Option<Offer>,
+    /// The networks of home.
+    home: Vec<IpNet>,
 }
 
 /// Why the host is not made as desired; it stays as it was.
@@ -106,7 +115,8 @@ impl Desired {
             found: BTreeMap::new(),
             welcome: None,
             taken: None,
-            in_session: false,
+            session: None,
+            home: Vec::new(),
             facts: Facts::default(),
             aside: None,
             portal: false,
@@ -124,6 +134,9 @@ impl Desired {
     /// Keeps in mind what a plan takes of the offer, which is now in effect.
     pub(super) fn take(&mut self, plan: &Plan) {
         self.taken.clone_from(&plan.taken);
+        if !plan.home.is_empty() {
+            self.home.clone_from(&plan.home);
+        }
         self.is_applied = true;
     }
 
@@ -143,17 +156,17 @@ impl Desired {
                 let outer: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
                 let checked = Offer::check(welcome, tun, &self.facts, &outer);
                 match (checked, &self.taken) {
-                    (Err(_), Some(taken)) if !self.in_session => Some(taken.clone()),
+                    (Err(_), Some(taken)) if self.session.is_none() => Some(taken.clone()),
                     (checked, _) => Some(checked?),
                 }
             }
             None => None,
         };
         let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
-        let home: Vec<_> = self.home().collect();
         // The link of home has its network before it is known to be home.
-        layout.takes_own = !home.is_empty();
-        let mut inside = inside(&layout, &self.facts, &home);
+        let home = self.home();
+        layout.home.clone_from(&home);
+        let mut inside = inside(&layout, &self.facts);
         if let Some(link) = self.may_stand_aside() {
             layout = layout.aside(link);
             inside = inside_aside(&layout, &self.facts);
@@ -168,19 +181,44 @@ impl Desired {
             layout = layout.withdrawn();
         }
         let layout = if self.portal { layout.opened() } else { layout };
-        Ok(Plan { layout, inside, taken })
+        Ok(Plan { layout, inside, taken, home })
+    }
+
+    /// Whether what comes from the inner address goes into the tunnel although a link may lead there.
+    pub(super) fn takes_own(&self) -> bool {
+        !self.home().is_empty()
     }
 
     /// The link over which traffic may go directly. A kill switch lets nothing out beside the tunnel, at home either.
     fn may_stand_aside(&self) -> Option<&str> {
-        let may = self.in_session && !self.config.tun.kill_switch;
+        let may = self.session.is_some() && !self.config.tun.kill_switch;
         self.aside.as_deref().filter(|_| may)
     }
 
-    /// Where servers are at home, if the tunnel may stand aside there.
-    fn home(&self) -> impl Iterator<Item = IpAddr> {
-        let servers = self.config.servers.iter().filter(|_| self.config.home == HomeMode::Off);
-        servers.flat_map(|server| server.home.iter().map(SocketAddr::ip))
+    /// The networks of home, if the tunnel may stand aside there: those of this host that could have a path at home to the server
+    /// that has the session, or else those found last. None that another network overlaps, or that the user keeps outside.
+    fn home(&self) -> Vec<IpNet> {
+        if self.config.home != HomeMode::Off || self.paused {
+            return Vec::new();
+        }
+        let server = self.config.servers.iter().find(|it| Some(it.public_key) == self.session);
+        let addresses: Vec<_> = server.iter().flat_map(|it| &it.home).map(SocketAddr::ip).collect();
+        let is_home = |net: &IpNet| addresses.iter().any(|it| net.contains(it));
+        let preferences = Preferences::new(&self.config.paths);
+        let is_on_path =
+            |link: &String| self.facts.ethernet.contains(link) && !preferences.ignores(link);
+        let (there, others): (Vec<_>, Vec<_>) =
+            self.facts.networks.iter().partition(|(link, net)| is_home(net) && is_on_path(link));
+        let mut home: Vec<_> = there.into_iter().map(|(_, net)| *net).collect();
+        if home.is_empty() {
+            home = self.home.iter().copied().filter(is_home).collect();
+        }
+        let outside = others.into_iter().map(|(_, net)| net).chain(&self.config.tun.exclude.nets);
+        let outside: Vec<_> = outside.collect();
+        home.retain(|net| !outside.iter().any(|it| it.contains(net) || net.contains(*it)));
+        home.sort_unstable();
+        home.dedup();
+        home
     }
 
     fn found(&self, owner: Owner) -> impl Iterator<Item = SocketAddr> {
@@ -200,7 +238,11 @@ fn addresses(server: &ServerPeer) -> impl Iterator<Item = SocketAddr> {
 mod tests {
     use super::*;
     use crate::{
-        client::{plan::tests::welcome, tests::config},
+        client::{
+            plan::tests::{nets, welcome},
+            tests::config,
+        },
+        identity::PrivateKey,
         tunnel::egress::Verdict,
         wire::packet::{Addresses, tests::packet},
     };
@@ -211,7 +253,7 @@ mod tests {
         config.tun.routes = Some(vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
         Desired {
             welcome: Some(welcome(&["10.66.0.2/24"], &[])),
-            in_session: true,
+            session: Some(config.servers[0].public_key),
             aside: Some("wlan0".into()),
             ..Desired::new(config.into())
         }
@@ -228,32 +270,94 @@ mod tests {
         assert_eq!(inside.judge()(addresses, &packet), Verdict::Deliver);
     }
 
+    const NAS: &str = "192.168.1.20";
+
+    /// A client in a session, with a home in which it does not stand aside yet, and links with these networks.
+    fn with_home(networks: &[(&str, &str)], change: impl FnOnce(&mut ClientConfig)) -> Desired {
+        let mut config = ClientConfig { home: HomeMode::Off, ..config() };
+        config.tun.routes = Some(nets(&["0.0.0.0/0"]));
+        config.tun.exclude.lan = true;
+        config.servers[0].home = vec!["192.168.1.10:4433".parse().unwrap()];
+        let session = Some(config.servers[0].public_key);
+        change(&mut config);
+        let mut desired = Desired { aside: None, session, ..at_home() };
+        desired.configure(config.into());
+        in_networks(&mut desired, networks);
+        desired
+    }
+
+    fn in_networks(desired: &mut Desired, networks: &[(&str, &str)]) {
+        let network = |(link, net): &(&str, &str)| ((*link).to_owned(), net.parse().unwrap());
+        desired.facts.networks = networks.iter().map(network).collect();
+        desired.facts.ethernet = vec!["wlan0".into(), "docker0".into()];
+    }
+
+    /// Whether packets from the inner address to `host` go into the tunnel although a link may lead there, and whether those from
+    /// there are let in.
+    fn both_ways(desired: &Desired, host: &str) -> (bool, bool) {
+        let Plan { layout, inside, .. } = desired.plan().unwrap();
+        let [source, destination] = [host, "10.66.0.2"].map(|it| it.parse().unwrap());
+        let packet = packet(source, destination, 8).into();
+        let verdict = inside.judge()(Addresses { source, destination }, &packet);
+        (layout.home.iter().any(|net| net.contains(&source)), verdict == Verdict::Deliver)
+    }
+
     #[test]
     fn flows_of_the_inner_address_to_home_go_on_before_the_tunnel_stands_aside() {
-        let mut desired = Desired { aside: None, ..at_home() };
-        let network = |net: &str| ("wlan0".to_owned(), net.parse().unwrap());
-        desired.facts.networks = vec![network("192.168.1.0/24"), network("192.168.9.0/24")];
-        let with = |home| {
-            let mut config = ClientConfig { home, ..config() };
-            config.tun.routes = Some(vec!["0.0.0.0/0".parse().unwrap()]);
-            config.tun.exclude.lan = true;
-            config.servers[0].home = vec!["192.168.1.10:4433".parse().unwrap()];
-            Arc::new(config)
-        };
-        let judge = |desired: &Desired, from: &str| {
-            let Plan { layout, inside, .. } = desired.plan().unwrap();
-            let [source, destination] = [from, "10.66.0.2"].map(|it| it.parse().unwrap());
-            let packet = packet(source, destination, 8).into();
-            let verdict = inside.judge()(Addresses { source, destination }, &packet);
-            (layout.takes_own, verdict == Verdict::Deliver)
-        };
-        desired.configure(with(HomeMode::Direct));
-        assert_eq!(judge(&desired, "192.168.1.20"), (false, false), "it never stands aside");
-        desired.configure(with(HomeMode::Off));
-        assert_eq!(judge(&desired, "192.168.1.20"), (true, true));
-        assert_eq!(judge(&desired, "192.168.9.20"), (true, false), "another network");
+        let networks = [("wlan0", "192.168.1.0/24"), ("wlan0", "192.168.9.0/24")];
+        let mut desired = with_home(&networks, |_| ());
+        assert_eq!(both_ways(&desired, NAS), (true, true));
+        assert_eq!(both_ways(&desired, "192.168.9.20"), (false, false), "another network");
         desired.paused = true;
-        assert!(!judge(&desired, "192.168.1.20").0);
+        assert_eq!(both_ways(&desired, NAS), (false, false));
+        let direct = with_home(&networks, |config| config.home = HomeMode::Direct);
+        assert_eq!(both_ways(&direct, NAS), (false, false), "it never stands aside");
+    }
+
+    #[test]
+    fn without_a_session_nothing_of_the_inner_address_is_taken() {
+        let mut desired = with_home(&[("wlan0", "192.168.1.0/24")], |_| ());
+        let plan = desired.plan().unwrap();
+        desired.take(&plan);
+        desired.facts.addresses.push(("wlan0".into(), [10, 66, 0, 2].into()));
+        assert!(desired.plan().is_err(), "a session cannot be kept");
+        desired.session = None;
+        assert_eq!(desired.plan().unwrap().layout.home, []);
+    }
+
+    #[test]
+    fn in_a_split_tunnel_a_flow_to_home_goes_on_elsewhere() {
+        let split = |config: &mut ClientConfig| config.tun.routes = Some(nets(&["10.1.0.0/16"]));
+        let mut desired = with_home(&[("wlan0", "192.168.1.0/24")], split);
+        let plan = desired.plan().unwrap();
+        desired.take(&plan);
+        in_networks(&mut desired, &[("wlan0", "172.20.0.0/16")]);
+        assert_eq!(both_ways(&desired, NAS), (true, true));
+        assert_eq!(both_ways(&desired, "203.0.113.1"), (false, false));
+        // A café with a part of these addresses.
+        in_networks(&mut desired, &[("wlan0", "192.168.1.128/25")]);
+        assert_eq!(both_ways(&desired, NAS), (false, false));
+    }
+
+    #[test]
+    fn what_the_user_keeps_outside_stays_there() {
+        for excluded in ["192.168.0.0/16", "192.168.1.0/24", "192.168.1.20/32"] {
+            let exclude = |it: &mut ClientConfig| it.tun.exclude.nets = nets(&[excluded]);
+            let desired = with_home(&[("wlan0", "192.168.1.0/24")], exclude);
+            assert_eq!(both_ways(&desired, NAS), (false, false), "{excluded}");
+        }
+    }
+
+    #[test]
+    fn only_networks_of_links_with_a_path_at_home_are_home_and_only_for_its_server() {
+        let tun = with_home(&[("tun9", "192.168.0.0/20")], |_| ());
+        assert_eq!(both_ways(&tun, NAS), (false, false), "another VPN");
+        let docker0 = [("docker0", "192.168.0.0/20")];
+        let ignored = with_home(&docker0, |it| it.paths.ignore = vec!["docker0".into()]);
+        assert_eq!(both_ways(&ignored, NAS), (false, false));
+        let mut other = with_home(&[("wlan0", "192.168.1.0/24")], |_| ());
+        other.session = Some(PrivateKey::generate().unwrap().public_key());
+        assert_eq!(both_ways(&other, NAS), (false, false), "another server");
     }
 
     #[test]
@@ -265,7 +369,7 @@ mod tests {
 
     #[test]
     fn no_tunnel_stands_aside_without_a_session_or_with_a_kill_switch() {
-        let without_session = Desired { in_session: false, ..at_home() };
+        let without_session = Desired { session: None, ..at_home() };
         assert_eq!(without_session.plan().unwrap().layout.aside, None);
         let mut config = config();
         config.tun.kill_switch = true;
@@ -282,17 +386,18 @@ mod tests {
 
     #[test]
     fn between_sessions_another_network_may_have_the_inner_address() {
+        let config = config();
         let mut desired = Desired {
             welcome: Some(welcome(&["10.66.0.2/24"], &[])),
-            in_session: true,
-            ..Desired::new(config().into())
+            session: Some(config.servers[0].public_key),
+            ..Desired::new(config.into())
         };
         let plan = desired.plan().unwrap();
         desired.take(&plan);
         // DHCP gives this host the address that it has inside.
         desired.facts.addresses.push(("eth0".into(), [10, 66, 0, 2].into()));
         assert!(desired.plan().is_err(), "a session cannot be kept");
-        desired.in_session = false;
+        desired.session = None;
         desired.portal = true;
         let layout = desired.plan().unwrap().layout;
         assert!(layout.is_open && layout.addresses == plan.layout.addresses);

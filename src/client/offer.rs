@@ -320,6 +320,7 @@ mod tests {
             networks: vec![(link("wlan0"), "192.168.1.0/24".parse().unwrap())],
             gateways: vec![(link("wlan0"), "192.168.1.1".parse().unwrap())],
             resolvers: vec!["192.168.1.1".parse().unwrap(), "192.0.2.53".parse().unwrap()],
+            ..Facts::default()
         }
     }
 

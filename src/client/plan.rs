@@ -1,7 +1,5 @@
 //! What a session changes on this host: the configuration's wishes and the server's offers.
 
-use std::net::IpAddr;
-
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::offer::Offer;
@@ -36,17 +34,15 @@ pub(super) fn layout(tun: &ClientTun, offer: &Offer) -> Layout {
     layout
 }
 
-/// What may come out of the tunnel of such a layout, on a host with these facts: what would go into it. Where the server is in
-/// a network of this host as well, with one of the addresses `home`, its neighbours there are reached both ways.
-pub(super) fn inside(layout: &Layout, facts: &Facts, home: &[IpAddr]) -> Inside {
+/// What may come out of the tunnel of such a layout, on a host with these facts: what would go into it.
+pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
     let Exclude { lan, nets, .. } = &layout.exclude;
-    let is_home = |net: &IpNet| layout.takes_own && home.iter().any(|it| net.contains(it));
-    let neighbourhood = facts.networks.iter().map(|(_, net)| *net).filter(|net| !is_home(net));
+    let neighbourhood = facts.networks.iter().map(|(_, net)| *net);
     // A full tunnel without "lan" has even the neighbourhood inside.
     let is_outside = !layout.is_full() || *lan;
     let outside = neighbourhood.filter(|_| is_outside).chain(nets.iter().copied());
     let own = facts.addresses.iter().map(|(_, address)| IpNet::from(*address));
-    let routes = layout.networks.iter().chain(&layout.routes).copied();
+    let routes = [&layout.networks[..], &layout.routes, &layout.home].concat();
     Inside::new(layout.addresses.iter().map(IpNet::addr).collect(), routes, outside.chain(own))
 }
 

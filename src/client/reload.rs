@@ -103,7 +103,8 @@ mod tests {
     async fn in_a_session_the_users_routes_take_the_place_of_those_offered() {
         let (client, mut host) = (client(config(), FakeNetwork::of(&[])), FakeHost::default());
         let welcome = welcome(&["10.66.0.2/24"], &["198.51.100.0/24"]);
-        client.greeted(&mut host, &welcome).await.unwrap();
+        let server = client.servers.all()[0].key();
+        client.greeted(&mut host, server, &welcome).await.unwrap();
         assert_eq!(host.wishes().pop().unwrap().routes, nets(&["198.51.100.0/24"]));
         let new = changed(&client, &["10.1.0.0/16"]);
         assert_eq!(client.renew(new, &mut host).await.unwrap(), [""; 0]);

@@ -88,7 +88,7 @@ impl Client {
         let former = before.former.take().filter(|former| former.server != server.key());
         let (mut is_greeted, is_return) = (false, former.is_some());
         let carry = async {
-            if let Err(error) = self.greeted(host, &welcome).await {
+            if let Err(error) = self.greeted(host, server.key(), &welcome).await {
                 return error.end(&connection);
             }
             is_greeted = true;

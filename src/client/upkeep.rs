@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     host::{Layout, Setup},
+    identity::PublicKey,
     path::servers::{Admit, Owner},
     wire::message::Welcome,
 };
@@ -28,24 +29,26 @@ impl Client {
     pub(super) async fn greeted(
         &self,
         host: &mut impl Setup,
+        server: PublicKey,
         welcome: &Welcome,
     ) -> Result<(), ApplyError> {
         self.apply(host, |desired| {
             desired.welcome = Some(welcome.clone());
-            desired.in_session = true;
+            desired.session = Some(server);
             (desired.portal, desired.aside) = (false, None);
         })
         .await
     }
 
-    /// Stands aside no more: there is no session any more that tells that this is home. An order to stand aside may be under
+    /// Stands aside no more, and takes nothing of the inner address: there is no session any more. An order to stand aside may be under
     /// way still, which nobody waits for; this one comes after it.
     pub(super) async fn stop_standing_aside(&self, host: &mut impl Setup) {
         let is_due = {
             let desired = self.desired.lock().await;
-            desired.aside.is_some() || !desired.is_applied
+            desired.aside.is_some() || desired.takes_own() || !desired.is_applied
         };
-        if is_due && let Err(error) = self.apply(host, |desired| desired.aside = None).await {
+        let end = |desired: &mut Desired| (desired.aside, desired.session) = (None, None);
+        if is_due && let Err(error) = self.apply(host, end).await {
             warn!(%error, "the host stays as it was");
         }
     }
@@ -55,7 +58,7 @@ impl Client {
         let mut desired = self.desired.lock().await.clone();
         desired.facts = self.reports.facts.borrow().clone();
         desired.welcome = Some(reached.welcome.clone());
-        desired.in_session = true;
+        desired.session = Some(reached.server.key());
         let planned = desired.plan().map(drop).map_err(ApplyError::from);
         planned.map_err(|error| error.end(&reached.connected.connection))
     }
@@ -173,11 +176,15 @@ mod tests {
         tests::{FakeHost, FakeNetwork, SERVER, client, client_on, config, reports},
     };
 
+    fn key(client: &Client) -> PublicKey {
+        client.servers.all()[0].key()
+    }
+
     /// A client that the server has greeted, and its host.
     async fn greeted(client: Client) -> (Client, FakeHost) {
         let mut host = FakeHost::default();
         let welcome = welcome(&["10.66.0.2/24"], &["198.51.100.0/24"]);
-        client.greeted(&mut host, &welcome).await.unwrap();
+        client.greeted(&mut host, key(&client), &welcome).await.unwrap();
         (client, host)
     }
 
@@ -221,11 +228,11 @@ mod tests {
     async fn an_offer_without_an_address_leaves_the_host_alone() {
         let client = client(config(), FakeNetwork::of(&[]));
         let mut host = FakeHost::default();
-        let refused = client.greeted(&mut host, &welcome(&[], &[])).await;
+        let refused = client.greeted(&mut host, key(&client), &welcome(&[], &[])).await;
         assert!(matches!(refused, Err(ApplyError::Offer(_))), "{refused:?}");
         assert_eq!(host.wishes(), []);
         let desired = client.desired.lock().await;
-        assert!(desired.welcome.is_none() && !desired.in_session);
+        assert!(desired.welcome.is_none() && desired.session.is_none());
     }
 
     #[tokio::test(start_paused = true)]

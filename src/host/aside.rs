@@ -1,9 +1,10 @@
 //! Rules and routes of a tunnel that stands aside at home: what would go into it goes over the link there. What comes from its
-//! own addresses goes into it there, and also before it stands aside: the link of home has its network at once.
+//! own addresses goes into it there, and to the network of home also before it stands aside: the link has that at once.
 //!
 //! ```text
 //!  5305  from INNER       lookup TUNNEL      connections that began elsewhere go on
 //!  5306  to RESOLVER      lookup TUNNEL      who is asked about some domains
+//!  5307  from INNER to HOMENET lookup TUNNEL   the same before the tunnel stands aside
 //!  5325  to NETWORK       lookup TUNNEL      the tunnel's own networks
 //!  5326  to ROUTE         lookup HOME        what the tunnel takes
 //!        TUNNEL: default dev roam0
@@ -40,6 +41,8 @@ use crate::link::netlink::Netlink;
 /// Before the rules of a tunnel that takes everything: its neighbourhood, which stays outside, is home.
 const FROM_INNER: u32 = 5305;
 const TO_RESOLVER: u32 = 5306;
+/// A priority of its own: to the kernel a rule that names no destination is the same as one of its priority that names one.
+const FROM_INNER_TO_HOME: u32 = 5307;
 /// After what stays outside of such a tunnel, and before the rule that leads into it.
 const TO_NETWORK: u32 = 5325;
 const TO_ROUTE: u32 = 5326;
@@ -145,15 +148,17 @@ impl Aside {
     }
 }
 
-/// The rules of a layout: those of a tunnel that stands aside, or of the first kind alone.
+/// The rules of a layout: those of a tunnel that stands aside, or before that those for what comes from its own addresses.
 fn rules(layout: &Layout, tunnel: u32) -> Vec<RuleMessage> {
     let Layout { addresses, networks, routes, blocked, dns, .. } = layout;
     let (own, home) = (own_table(tunnel), home_table(tunnel));
-    let taken = addresses.iter().filter(|_| layout.takes_own);
-    let from = taken.map(|net| rule(Packets::From, *net, own, FROM_INNER));
     if layout.aside.is_none() {
-        return from.collect();
+        let taken = from_own(layout);
+        let rules =
+            taken.map(|(from, to)| rule(Packets::Between(to), from, own, FROM_INNER_TO_HOME));
+        return rules.collect();
     }
+    let from = addresses.iter().map(|net| rule(Packets::From, *net, own, FROM_INNER));
     let resolvers = dns.servers.iter().map(|it| IpNet::from(*it));
     let to = |nets: Vec<IpNet>, table, priority| {
         nets.into_iter().map(move |net| rule(Packets::To, net, table, priority))
@@ -164,11 +169,20 @@ fn rules(layout: &Layout, tunnel: u32) -> Vec<RuleMessage> {
         .collect()
 }
 
-/// Which packets a rule is for: those from a network, or those to it.
+/// The tunnel's own addresses, each with the networks of home to which it sends through the tunnel.
+fn from_own(layout: &Layout) -> impl Iterator<Item = (IpNet, IpNet)> {
+    layout.addresses.iter().flat_map(|from| {
+        let same = |to: &&IpNet| to.addr().is_ipv4() == from.addr().is_ipv4();
+        layout.home.iter().filter(same).map(|to| (*from, *to))
+    })
+}
+
+/// Which packets a rule is for: those from a network, those to it, or those from it to another one.
 #[derive(Clone, Copy)]
 enum Packets {
     From,
     To,
+    Between(IpNet),
 }
 
 fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage {
@@ -181,6 +195,11 @@ fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage 
         Packets::From => {
             message.header.src_len = net.prefix_len();
             message.attributes.push(RuleAttribute::Source(address));
+        }
+        Packets::Between(to) => {
+            (message.header.src_len, message.header.dst_len) = (net.prefix_len(), to.prefix_len());
+            message.attributes.push(RuleAttribute::Source(address));
+            message.attributes.push(RuleAttribute::Destination(to.network()));
         }
         Packets::To if net.prefix_len() > 0 => {
             message.header.dst_len = net.prefix_len();
@@ -199,8 +218,9 @@ fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage 
 /// The routes of the tunnel's own table.
 pub(super) fn destinations(layout: &Layout, tunnel: u32) -> Vec<Destination> {
     let all = |is_v4| if is_v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
-    let addresses = layout.addresses.iter().filter(|_| layout.takes_own);
-    let mut found: Vec<IpNet> = addresses.map(|net| all(net.addr().is_ipv4())).collect();
+    let addresses = layout.addresses.iter().copied().filter(|_| layout.aside.is_some());
+    let taken = addresses.chain(from_own(layout).map(|(from, _)| from));
+    let mut found: Vec<IpNet> = taken.map(|net| all(net.addr().is_ipv4())).collect();
     found.sort_unstable();
     found.dedup();
     found.into_iter().map(|net| Destination { net, table: Some(own_table(tunnel)) }).collect()
@@ -222,7 +242,9 @@ fn is_ours(rule: &RuleMessage, tunnel: u32) -> bool {
     let is_gone = |index| !if_indextoname(index).is_ok_and(|name| !name.is_empty());
     let of = |index: u32| index == tunnel || is_gone(index);
     let is_owned = match (priority(rule), table_of(rule)) {
-        (Some(FROM_INNER | TO_RESOLVER | TO_NETWORK), Some(table)) => of(table.wrapping_sub(TABLE)),
+        (Some(FROM_INNER | TO_RESOLVER | FROM_INNER_TO_HOME | TO_NETWORK), Some(table)) => {
+            of(table.wrapping_sub(TABLE))
+        }
         (Some(TO_ROUTE), Some(table)) => of(TABLE.wrapping_sub(table)),
         _ => false,
     };
@@ -300,10 +322,17 @@ mod tests {
     }
 
     #[test]
-    fn before_it_stands_aside_a_tunnel_takes_what_comes_from_its_own_addresses() {
-        let layout = Layout { aside: None, ..layout() };
-        let found: Vec<_> = rules(&layout, 7).iter().map(|it| priority(it).unwrap()).collect();
-        assert_eq!(found, [5305, 5305, 5305]);
+    fn before_it_stands_aside_a_tunnel_takes_what_comes_from_its_own_addresses_to_home() {
+        let elsewhere = Layout { aside: None, ..layout() };
+        assert_eq!((rules(&elsewhere, 7), destinations(&elsewhere, 7)), (vec![], vec![]));
+        let layout = Layout { home: nets(&["192.168.1.0/24"]), ..elsewhere };
+        let rules_there = rules(&layout, 7);
+        let found: Vec<_> = rules_there.iter().map(|it| priority(it).unwrap()).collect();
+        assert_eq!(found, [5307, 5307], "one for each address of the family");
+        assert!(rules_there.iter().all(|rule| is_ours(rule, 7)));
+        assert!(rules_there.iter().all(|it| (it.header.src_len, it.header.dst_len) == (32, 24)));
+        let found: Vec<_> = destinations(&layout, 7).iter().map(|it| it.net).collect();
+        assert_eq!(found, nets(&["0.0.0.0/0"]));
         assert_eq!(rules(&layout.withdrawn(), 7), []);
         assert_eq!(destinations(&layout.withdrawn(), 7), []);
     }

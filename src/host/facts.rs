@@ -14,7 +14,7 @@ use netlink_packet_route::{
 use nix::net::if_::if_indextoname;
 use rtnetlink::{Error, RouteMessageBuilder};
 
-use crate::link::netlink::Netlink;
+use crate::link::{candidate, netlink::Netlink};
 
 /// Where resolvers are written down: for programs, and those behind the stub of systemd-resolved.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -33,6 +33,8 @@ pub(crate) struct Facts {
     pub addresses: Vec<(String, IpAddr)>,
     /// The networks on its links.
     pub networks: Vec<(String, IpNet)>,
+    /// Its Ethernet and wifi links, where a server can be a neighbour.
+    pub ethernet: Vec<String>,
     /// The routers that its links have.
     pub gateways: Vec<(String, IpAddr)>,
     /// Who is asked about names.
@@ -41,7 +43,7 @@ pub(crate) struct Facts {
 
 /// Looks around, but not at the interface with the index `tunnel`.
 pub(crate) async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Error> {
-    let mut facts = Facts::default();
+    let mut facts = Facts { ethernet: candidate::ethernet(netlink).await?, ..Facts::default() };
     let mut links = Vec::new();
     let mut messages = netlink.handle().address().get().execute();
     while let Some(message) = messages.try_next().await? {
@@ -85,6 +87,7 @@ pub(crate) async fn survey(netlink: &Netlink, tunnel: u32) -> Result<Facts, Erro
             facts.resolvers.push(resolver);
         }
     }
+    facts.ethernet.sort_unstable();
     facts.addresses.sort_unstable();
     facts.networks.sort_unstable();
     facts.networks.dedup();

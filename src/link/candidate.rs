@@ -176,16 +176,23 @@ pub(crate) async fn neighbours(
     own: u32,
 ) -> Result<Vec<Candidate>, rtnetlink::Error> {
     let (links, mut found) = (links(netlink).await?, Vec::new());
-    let has_neighbours = |link: &&LinkMessage| {
-        link.header.index != own && link.header.link_layer_type == LinkLayerType::Ether
-    };
+    let is_other = |link: &&LinkMessage| link.header.index != own && has_neighbours(link);
     for server in servers {
-        for link in links.iter().filter(has_neighbours) {
+        for link in links.iter().filter(is_other) {
             let way = way(netlink, link, *server).await?.ok();
             found.extend(way.filter(|way| way.is_direct).map(|way| way.candidate));
         }
     }
     Ok(found)
+}
+
+/// The names of all Ethernet and wifi links, where a server can be a neighbour.
+pub(crate) async fn ethernet(netlink: &Netlink) -> Result<Vec<String>, rtnetlink::Error> {
+    Ok(links(netlink).await?.iter().filter(|link| has_neighbours(link)).map(name).collect())
+}
+
+fn has_neighbours(link: &LinkMessage) -> bool {
+    link.header.link_layer_type == LinkLayerType::Ether
 }
 
 /// Why each link but `own` and loopback carries no path to any of `servers`. Links that could carry one are

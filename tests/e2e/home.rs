@@ -211,8 +211,13 @@ fn way(laptop: &Host, address: &str, source: &[&str]) -> String {
 
 #[test]
 fn a_laptop_leaves_home_and_comes_back_without_losing_its_flows() {
-    for (mode, state, link) in [("off", "aside", "wlan0"), ("direct", "direct", "roam0")] {
+    for (mode, routes, state, link) in [
+        ("off", "0.0.0.0/0", "aside", "wlan0"),
+        ("off", "198.51.100.0/24", "aside", "wlan0"),
+        ("direct", "0.0.0.0/0", "direct", "roam0"),
+    ] {
         let mut world = World::new(mode);
+        world.laptop.amend("[\"0.0.0.0/0\"]", &format!("[\"{routes}\"]"));
         world.laptop.start();
         world.laptop.connected();
         world.until_home(state);
@@ -230,11 +235,11 @@ fn a_laptop_leaves_home_and_comes_back_without_losing_its_flows() {
         assert_eq!(world.laptop.path_in_use().unwrap()["link"], "lte0");
         let back = world.lost(4, || world.come_home());
         world.until_home(state);
-        eprintln!("{mode}: left {left:?}, back {back:?}");
+        eprintln!("{mode}, {routes}: left {left:?}, back {back:?}");
         assert_eq!(world.laptop.status()["sessions"], 1);
         assert!(left[0].packets < LEFT && left[0].gap < Duration::from_millis(500), "{left:?}");
         assert!(back[0].packets < LEFT, "{back:?}");
-        // Before the tunnel stands aside, too, what comes from the inner address goes into it.
+        // Before the tunnel stands aside, too, what goes home from the inner address goes into it.
         if mode == "off" {
             assert!(left[1].packets < LEFT && back[1].packets < LEFT, "{left:?} {back:?}");
         }

@@ -1,5 +1,7 @@
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+
 use super::*;
 use crate::{
     client::{
@@ -96,15 +98,23 @@ async fn an_ipv6_network_can_be_home() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_from_the_inner_address_goes_into_the_tunnel_before_it_stands_aside() {
+async fn what_goes_home_from_the_inner_address_goes_into_the_tunnel_while_there_is_a_session() {
     let mut tunnel = laptop(HomeMode::Off, "192.168.1.50", |_| ());
     tunnel.world.change(HOME, |home| home.up = false);
+    let net: IpNet = "192.168.1.0/24".parse().unwrap();
+    tunnel.facts.send_modify(|facts| {
+        facts.ethernet.push("home0".into());
+        facts.networks.push(("home0".into(), net));
+    });
     tunnel.start_server(true);
     tunnel.after(5).await;
-    let away = layout(&tunnel);
-    assert_eq!((away.takes_own, away.aside), (true, None));
-    let elsewhere = at_home(HomeMode::Direct).await;
-    assert!(!layout(&elsewhere).takes_own);
+    let before = layout(&tunnel);
+    assert_eq!((before.home, before.aside), (vec![net], None));
+    tunnel.facts.send_modify(|facts| facts.networks.clear());
+    tunnel.after(1).await;
+    tunnel.stop_server();
+    tunnel.after(120).await;
+    assert_eq!(layout(&tunnel).home, []);
 }
 
 #[tokio::test(start_paused = true)]

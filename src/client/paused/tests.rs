@@ -154,7 +154,8 @@ async fn the_kill_switch_holds_during_a_pause() {
     config.tun.kill_switch = true;
     config.tun.routes = Some(nets(&["0.0.0.0/0"]));
     let (client, mut host) = (client(config, FakeNetwork::of(&[])), FakeHost::default());
-    client.greeted(&mut host, &welcome(&["10.66.0.2/24"], &[])).await.unwrap();
+    let server = client.servers.all()[0].key();
+    client.greeted(&mut host, server, &welcome(&["10.66.0.2/24"], &[])).await.unwrap();
     let said = line(client.pause(None, &mut host).await);
     assert!(said.ends_with("the kill switch holds back what belongs in the tunnel"), "{said}");
     let layout = host.wishes().pop().unwrap();
