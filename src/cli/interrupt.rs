@@ -7,20 +7,25 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::Exit;
+use crate::clock;
+
+/// A terminal that closes sends several signals at once, and nobody insists with them.
+const LATER: Duration = Duration::from_millis(300);
 
 /// Whether the user wants to stop.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Notices SIGINT, SIGTERM and SIGHUP from here on. At the second one `insisted` is called: whoever looks at the flag
-    /// may be waiting for something.
+    /// Notices SIGINT, SIGTERM and SIGHUP from here on. Whoever looks at the flag may be waiting for something: at a
+    /// SIGINT that comes [`LATER`] after the first signal, or any time after that, `insisted` is called.
     pub(crate) fn watch(insisted: fn()) -> anyhow::Result<Self> {
         let interrupt = Self::default();
         let flag = interrupt.clone();
@@ -35,14 +40,18 @@ impl Interrupt {
         };
         thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
             let mut signals = signals;
-            let mut next = || {
+            runtime.block_on(async {
                 let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-                runtime.block_on(futures_util::future::select_all(any));
-            };
-            next();
-            flag.set();
-            next();
-            insisted();
+                futures_util::future::select_all(any).await;
+                flag.set();
+                let from = clock::now() + LATER;
+                loop {
+                    signals[0].recv().await;
+                    if clock::now() >= from {
+                        return insisted();
+                    }
+                }
+            });
         })?;
         Ok(interrupt)
     }
@@ -70,7 +79,6 @@ mod tests {
         env,
         io::{BufRead as _, BufReader},
         process::{self, Command, Stdio},
-        time::Duration,
     };
 
     use nix::{
@@ -106,10 +114,19 @@ mod tests {
         let mut child = again.env(STANDS_IN, "1").stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let process = Pid::from_raw(child.id().try_into().unwrap());
-        for (said, signal) in [("watching", Signal::SIGINT), ("interrupted", Signal::SIGTERM)] {
-            assert!(lines.any(|line| line == said), "{said}");
+        assert!(lines.any(|line| line == "watching"));
+        // As a terminal that is closed.
+        for signal in [Signal::SIGHUP, Signal::SIGHUP, Signal::SIGINT] {
             kill(process, signal).unwrap();
         }
+        assert!(lines.any(|line| line == "interrupted"));
+        thread::sleep(2 * LATER);
+        for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+            kill(process, signal).unwrap();
+        }
+        thread::sleep(LATER);
+        assert_eq!(child.try_wait().unwrap(), None, "nobody insisted");
+        kill(process, Signal::SIGINT).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(7));
     }
 }
