@@ -403,6 +403,15 @@ fn up_of_a_file_elsewhere_says_how_to_install_it() {
     write(&directory, "home.toml", "", 0o600);
     let ended = service(&directory, &["up", "home.toml"], "StatusText=active on wlan0, 12 ms");
     assert_eq!((ended.status, ended.stdout.as_str()), (0, "home: active on wlan0, 12 ms\n"));
+    let ended = service(&directory, &["up", file], "StatusText=");
+    let is_kept = !ended.stderr.contains("install") && ended.stderr.contains("home.toml already;");
+    assert!(ended.status == 64 && is_kept, "{}", ended.stderr);
+    let spaced = elsewhere.path().join("my tunnel.toml");
+    fs::write(&spaced, "").unwrap();
+    let spaced = spaced.to_str().unwrap();
+    let ended = service(&directory, &["up", spaced], "StatusText=");
+    let quoted = format!("sudo roamd run '{spaced}'");
+    assert!(ended.status == 64 && ended.stderr.contains(&quoted), "{}", ended.stderr);
 }
 
 #[test]

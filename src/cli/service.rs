@@ -14,7 +14,10 @@ use super::{
     exit::Exit,
     tunnel::{self, Tunnel},
 };
-use crate::host::instance::{Instance, configurations};
+use crate::{
+    host::instance::{Instance, configurations},
+    wire::foreign::printable,
+};
 
 /// Starts the tunnel, now and at every boot.
 pub(crate) fn up(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
@@ -24,13 +27,19 @@ pub(crate) fn up(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
         return Err(error);
     }
     let unit = Unit::of(&file).ok_or_else(|| {
-        let (file, name) = (file.display(), Instance::of_file(&file).name().to_owned());
-        let folder = configurations();
-        let folder = folder.display();
+        let there = configurations().join(format!("{}.toml", Instance::of_file(&file).name()));
+        let [from, to] = [&file, &there].map(|it| quoted(&it.to_string_lossy()));
+        // Another tunnel's file must not be overwritten by somebody who pastes this.
+        let advice = match there.symlink_metadata() {
+            Ok(_) => format!("There is {to} already; save {from} there under another name"),
+            Err(_) => format!(
+                "Make {from} one of them:\n  sudo install -m 600 -o roamd -g roamd {from} {to}"
+            ),
+        };
         Exit::Usage.because(anyhow!(
-            "systemd starts files of {folder} that end in .toml. Make {file} one of them:\n  \
-             sudo install -m 600 -o roamd -g roamd {file} {folder}/{name}.toml\n\
-             or run it in this terminal: sudo roamd run {file}"
+            "systemd starts files of {} that end in .toml. {advice}\n\
+             or run it in this terminal: sudo roamd run {from}",
+            configurations().display()
         ))
     })?;
     let started = unit.systemctl(&["enable", "--now"])?;
@@ -74,8 +83,17 @@ pub(super) fn stops(tunnel: &Instance) -> String {
     let (name, title) = (tunnel.name(), tunnel.title());
     match name == title {
         true => format!("systemctl stop roamd@{name}"),
-        false => format!("nmcli connection down {title}"),
+        false => format!("nmcli connection down {}", quoted(&title)),
     }
+}
+
+/// One word for a shell, and harmless on a terminal.
+fn quoted(word: &str) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "._/+-".contains(it);
+    if !word.is_empty() && !word.starts_with('-') && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", printable(word, usize::MAX).replace('\'', r"'\''"))
 }
 
 /// Why there is no such configuration, if there is none.
@@ -139,5 +157,25 @@ impl Unit {
         let mut command = self.command(&["show", &properties]);
         let output = command.stderr(Stdio::inherit()).output().context("cannot run systemctl")?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_word_for_a_shell() {
+        for (word, expected) in [
+            ("/etc/roamd/home.toml", "/etc/roamd/home.toml"),
+            ("my tunnel.toml", "'my tunnel.toml'"),
+            ("$(reboot);`x`", "'$(reboot);`x`'"),
+            ("it's", r"'it'\''s'"),
+            ("-rf", "'-rf'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+        assert!(!quoted("a\x1b[2J\n").contains(char::is_control));
     }
 }
