@@ -89,10 +89,10 @@ pub(crate) fn drill(wanted: &Wanted) -> anyhow::Result<()> {
     outcomes.verdict()
 }
 
-/// Ends this process at once. The daemon, which may be what is waited for, ends the cut when its connection is closed.
+/// Ends this process at once. The daemon, which may be what is waited for, ends the cut when it sees that its connection is closed.
 fn leave() {
     let _ = logging::complain(
-        "roamd: left at once. Nothing is cut any more; roamd switch --auto lets the tunnel choose its link again",
+        "roamd: left at once. The daemon lifts the cut as soon as it runs; roamd switch --auto lets the tunnel choose its link again",
     );
     process::exit(Exit::Interrupted.code().into());
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
     thread::sleep,
     time::Duration,
@@ -132,16 +132,22 @@ fn a_drill_refuses_while_somebody_is_logged_in_and_ends_with_its_command() {
         echo("after");
     }
     // A daemon that does not answer keeps nobody who insists, and lifts the cut when it can.
-    let (mut command, before) = cutting();
+    let before = cuts();
+    let mut command = drill(client, &["--yes", "--for", "10s"]);
+    let mut command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("a link is cut", || (cuts() > before).then_some(()));
     let daemon = client.daemon.as_ref().unwrap();
     daemon.signal(Signal::SIGSTOP).unwrap();
     let interrupt = || kill(Pid::from_raw(command.id() as i32), Signal::SIGINT).unwrap();
     interrupt();
     sleep(Duration::from_millis(500));
     interrupt();
-    let status = command.wait().unwrap();
+    let status = eventually("the drill left", || command.try_wait().unwrap());
     daemon.signal(Signal::SIGCONT).unwrap();
     assert_eq!(status.code(), Some(130));
+    let mut said = String::new();
+    command.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("roamd: left at once."), "{said}");
     eventually("the cut is over", || (ended() > before).then_some(()));
     echo("at last");
     drop(ssh.stdin.take());
