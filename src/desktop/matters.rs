@@ -3,11 +3,11 @@
 //! ```text
 //!  status ─▶ Seen ─▶ what holds ── lasts long enough ─▶ Show ── does not hold any more ─▶ Close, or a last word
 //! ```
-//! A matter has one notification, which is replaced and closed, and is shown at most twice in [`PACE`]: whatever a tunnel
-//! does, there is no storm of them.
+//! A matter has one notification, which is replaced and closed, and is shown at most twice in [`PACE`]; all of a tunnel's budgets
+//! together have at most [`MOST_BUDGETS`] in that time. Whatever a tunnel does, there is no storm of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,8 @@ use crate::wire::foreign::Foreign;
 
 /// From one notification of a matter to its next, at least.
 const PACE: Duration = Duration::from_secs(30);
+/// Notifications of budgets in that time: links are as many as the daemon says.
+const MOST_BUDGETS: usize = 4;
 /// A tunnel without a way is told of after this time. Most outages are over before.
 const AWAY: Duration = Duration::from_secs(60);
 /// A link that costs money is told of after this time: nobody needs to know of a moment on it.
@@ -100,6 +102,8 @@ struct Tunnel {
     /// Since when its daemon is not there.
     gone: Option<Instant>,
     matters: BTreeMap<Matter, State>,
+    /// When the last notifications of budgets were shown, the oldest first.
+    budgets_shown: VecDeque<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +127,8 @@ impl Desk {
             }
             None => {
                 let (budgets, matters) = (BTreeMap::new(), BTreeMap::new());
-                let tunnel = Tunnel { seen, budgets, gone: None, matters };
+                let budgets_shown = VecDeque::new();
+                let tunnel = Tunnel { seen, budgets, gone: None, matters, budgets_shown };
                 self.tunnels.insert(name.into(), tunnel);
             }
         }
@@ -187,12 +192,20 @@ impl Tunnel {
         }
         for matter in self.matters() {
             let wanted = if is_over { None } else { self.note(name, &matter) };
+            let room = self.room(&matter);
             let state = self.matters.entry(matter.clone()).or_default();
             let key = (name.to_owned(), matter);
             match wanted {
                 Some(note) => {
                     let since = *state.since.get_or_insert(now);
-                    if state.is_news(&note) && now >= state.due(&key.1, since) {
+                    let due = state.due(&key.1, since).max(room.unwrap_or(since));
+                    if state.is_news(&note) && now >= due {
+                        if matches!(key.1, Matter::Budget(_)) {
+                            self.budgets_shown.push_back(now);
+                        }
+                        if self.budgets_shown.len() > MOST_BUDGETS {
+                            self.budgets_shown.pop_front();
+                        }
                         (state.shown, state.last) = (Some(note.clone()), Some(now));
                         actions.push(Action::Show(key, note));
                     }
@@ -216,13 +229,21 @@ impl Tunnel {
         self.matters.retain(|_, state| state.is_kept(now));
     }
 
+    /// When there is room for another notification, if there may be none.
+    fn room(&self, matter: &Matter) -> Option<Instant> {
+        let is_full = self.budgets_shown.len() == MOST_BUDGETS;
+        let oldest = self.budgets_shown.front().filter(|_| is_full)?;
+        matches!(matter, Matter::Budget(_)).then(|| *oldest + PACE)
+    }
+
     fn deadlines(&self, name: &str) -> Vec<Instant> {
         if let Some(gone) = self.gone {
             return vec![gone + GRACE];
         }
         let due = self.matters.iter().filter_map(|(matter, state)| {
             let note = self.note(name, matter)?;
-            state.is_news(&note).then(|| Some(state.due(matter, state.since?)))?
+            let due = state.due(matter, state.since?);
+            state.is_news(&note).then(|| self.room(matter).map_or(due, |room| room.max(due)))
         });
         due.collect()
     }

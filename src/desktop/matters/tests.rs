@@ -200,6 +200,24 @@ fn two_links_that_reach_their_budgets_have_a_notification_each() {
 }
 
 #[test]
+fn budgets_of_many_links_are_no_storm() {
+    let mut days = Days::new();
+    let links: Vec<_> = (0..64).map(|number| format!("usb{number}")).collect();
+    days.is(json!({}), 1);
+    for link in &links {
+        days.desk.hear("home", budget(link, "all of it", true));
+        days.passes(0);
+    }
+    assert_eq!(days.told().len(), MOST_BUDGETS);
+    days.passes(60);
+    assert_eq!(days.told().len(), 2 * MOST_BUDGETS, "the next ones after 30 s each");
+    days.desk.hear("home", budget("wwan0", "all of it", true));
+    days.passes(600);
+    let told = days.told();
+    assert_eq!(told.len(), 65 - 3 * MOST_BUDGETS, "each is told of once");
+}
+
+#[test]
 fn of_links_that_come_and_go_nothing_is_kept() {
     let mut days = Days::new();
     for number in 0..1000 {
