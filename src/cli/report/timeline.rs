@@ -5,7 +5,7 @@
 //!  the time     10:00 ── 10:10 ──▶ 10:15 ── 10:25 ──▶ 10:25 ── 10:30
 //! ```
 //! A clock that is wrong for a while steps ahead and back, or back and ahead. So each step back is taken off the last step ahead
-//! that was as long, or else off the next one; what is left of both is the time that passed. The last event's clock is right.
+//! that was as long, or else off the next one of about its length; what is left of both is the time that passed. The last event's clock is right.
 
 use std::time::{Duration, SystemTime};
 
@@ -49,10 +49,12 @@ impl Timeline {
 
     /// What is left of a step ahead.
     fn step(&mut self, before: SystemTime, step: Duration) -> Duration {
-        if !self.behind.is_zero() && step >= self.behind {
+        let first = SystemTime::UNIX_EPOCH + FIRST_DAY;
+        // A longer one is a night after a record that began with a clock ahead.
+        let is_alike = before < first || step < self.behind.saturating_mul(2);
+        if !self.behind.is_zero() && step >= self.behind && is_alike {
             return step - std::mem::take(&mut self.behind);
         }
-        let first = SystemTime::UNIX_EPOCH + FIRST_DAY;
         let is_absurd = before < first && step >= first.duration_since(before).unwrap_or_default();
         if is_absurd { Duration::ZERO } else { step }
     }
@@ -150,6 +152,21 @@ mod tests {
         let (t, ahead) = (TODAY / MINUTE, 100 * 24 * 60);
         let clock = [ahead, ahead + 10, 15, 30].map(|it| t + it);
         assert_eq!(minutes(&clock), [5, 15, 15, 30].map(|it| t + it));
+    }
+
+    #[test]
+    fn a_record_that_begins_with_a_clock_ahead_keeps_its_first_night() {
+        let t = TODAY / MINUTE;
+        // Local time until a time server answers, at work until 22:00, and the next morning.
+        let clock = [720, 721, 602, 1320, 1920].map(|it| t + it);
+        assert_eq!(minutes(&clock), [601, 602, 602, 1320, 1920].map(|it| t + it));
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_for_a_while_takes_no_time() {
+        let t = TODAY / MINUTE;
+        let clock = [600, 480, 490, 620].map(|it| t + it);
+        assert_eq!(minutes(&clock), [600, 600, 610, 620].map(|it| t + it));
     }
 
     #[test]
