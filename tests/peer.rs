@@ -269,8 +269,14 @@ fn a_tunnel_is_named_in_the_same_way_everywhere() {
     }
     let (code, _, said) = roamd(&["switch", "--auto", "wlan0", "away"]);
     assert!(code == Some(64) && said.contains("wlan0 is one word too many"), "{said}");
+    let mine = directory.path().join("mine");
+    fs::create_dir(&mine).unwrap();
+    fs::write(mine.join("away.toml"), "").unwrap();
+    let (code, _, said) = roamd(&["up", mine.join("away.toml").to_str().unwrap()]);
+    let advice = format!("sudo install -m 600 -o roamd -g roamd {}/away.toml ", mine.display());
+    assert!(code == Some(64) && said.contains(&advice), "{said}");
     let (code, _, said) = roamd(&["up", "/srv/away.toml"]);
-    assert!(code == Some(64) && said.contains("install /srv/away.toml there"), "{said}");
+    assert!(code == Some(66) && said.contains("cannot read /srv/away.toml"), "{said}");
     for command in ["check", "run", "up"] {
         let (code, _, said) = roamd(&[command, "away"]);
         assert!(code == Some(66) && said.contains("/away.toml: No such file"), "{said}");
