@@ -93,6 +93,7 @@ impl fmt::Display for Period {
             Self::Day => f.write_str("day"),
             Self::Week => f.write_str("week"),
             Self::Month { .. } => f.write_str("month"),
+            Self::Days { count: 1, .. } => f.write_str("1 day"),
             Self::Days { count, .. } => write!(f, "{count} days"),
         }
     }

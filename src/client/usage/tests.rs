@@ -51,6 +51,27 @@ fn hours_east(hour: i64) -> i64 {
     }
 }
 
+/// A plan that was renewed on the 3rd of November, a megabyte a day.
+#[test]
+fn a_prepaid_plan_is_renewed_each_28_days_and_told_of_once_in_each() {
+    let (mut ledger, begun, start) = (Ledger::default(), Instant::now(), date("2026-11-03"));
+    let period = Period::Days { count: 28, start };
+    let budget = |_: &str| Some(Budget { bytes: 20 * MB, period, over: OverBudget::HoldBulk });
+    let mut reached = Vec::new();
+    for number in 0..365 {
+        let today = ledger.today(start.plus(number), begun + number as u32 * 24 * HOUR);
+        ledger.add("wwan0", today, amount(0, MB, 0));
+        let findings = ledger.judge(budget, today);
+        let is_held = findings.overdrawn.held.contains("wwan0");
+        assert_eq!(is_held, number % 28 >= 19, "{today}");
+        let news = findings.news.iter().filter(|(_, it)| it.level == BudgetLevel::Reached);
+        reached.extend(news.map(|(_, it)| (number, it.since, it.period.clone())));
+    }
+    let periods = (0..13).map(|it| 28 * it);
+    let expected = periods.map(|it| (it + 19, start.plus(it), "28 days".to_owned()));
+    assert_eq!(reached, expected.collect::<Vec<_>>());
+}
+
 /// Five weeks, hour by hour, with a restart each night at three.
 #[test]
 fn a_month_is_counted_and_warned_of_once_over_restarts_summer_time_and_a_journey() {
