@@ -20,6 +20,8 @@ const LEAST: u64 = 2;
 const TELLING: u64 = 4;
 /// A sender with at most so many packets under way congests nothing.
 const LITTLE: u64 = 4;
+/// Less than this part of the window is as good as none: slow start keeps the window at twice what is used.
+const UNUSED: u64 = 4;
 /// What is left of a window after congestion (RFC 9438 §4.6).
 pub(super) const LEFT: f64 = 0.7;
 
@@ -336,13 +338,12 @@ impl<G: Growth> PathControl<G> {
         }
     }
 
-    /// Whether a packet was lost, with which `then` bytes were under way, of a sender who has no more than a quarter of the
-    /// window to send, such as one who acknowledges a transfer the other way. It would send as much after a cut: a trial
-    /// could show nothing, and the next transfer would begin with what it left. Who has more in slow start keeps a window of
-    /// twice that, and is no such sender.
+    /// Whether less than a quarter of the window was in use when a packet was lost with which `then` bytes were under way,
+    /// because there was no more to send. Who acknowledges a transfer the other way is such a sender. A cut would not change what
+    /// it sends: a trial could show nothing, and the next transfer would begin with what it left.
     fn is_unused(&self, then: Option<u64>) -> bool {
         let most = self.peak.most().max(then.unwrap_or_default());
-        self.app_limited && most < self.window() / 4
+        self.app_limited && most < self.window() / UNUSED
     }
 
     fn lose(&mut self, now: Instant, loss: Declared, persistent: bool) {

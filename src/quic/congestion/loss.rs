@@ -111,8 +111,8 @@ pub(super) struct LossJudge {
     run: Count,
     /// The share that is lost whatever we do.
     floor: f64,
-    /// Since all that is lost was lost of little.
-    little: Option<Count>,
+    /// What arrived and what did not since the last loss while the window was used; none if that was the last loss.
+    unused: Option<Count>,
     next_trial: Option<Instant>,
     pause: Duration,
     trial: Option<Trial>,
@@ -223,14 +223,14 @@ impl LossJudge {
         }
         self.long.arrived += bytes;
         self.run.arrived += bytes;
-        if let Some(little) = &mut self.little {
-            little.arrived += bytes;
-            if little.packets(mtu) >= WHILE {
+        if let Some(unused) = &mut self.unused {
+            unused.arrived += bytes;
+            if unused.packets(mtu) >= WHILE {
                 // It is not lost because too much is sent: a trial would show no more.
-                if little.share() > CHANCE {
-                    self.floor = self.floor.max(little.share().min(FIRST_FLOOR));
+                if unused.share() > CHANCE {
+                    self.floor = self.floor.max(unused.share().min(FIRST_FLOOR));
                 }
-                *little = Count::default();
+                *unused = Count::default();
             }
         }
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
@@ -260,9 +260,9 @@ impl LossJudge {
         }
         let burst = self.burst();
         if lost.is_unused {
-            self.little.get_or_insert_default().lost += bytes;
+            self.unused.get_or_insert_default().lost += bytes;
         } else {
-            self.little = None;
+            self.unused = None;
         }
         let is_bearable = self.long.packets(mtu) < WHILE || self.long.share() < HIGHEST_FLOOR;
         let is_excused = lost.is_answered || lost.is_unused && is_bearable;
