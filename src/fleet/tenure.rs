@@ -35,7 +35,9 @@ use crate::{identity::PublicKey, wire::foreign::Foreign};
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 /// How long a session that the client has left is served on: packets that routers still send here reach it.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
-/// How long etcd may say nothing before clients are asked whether they are there: a lease is renewed every second.
+/// Renewals of a lease in the time that it lasts.
+pub(crate) const RENEWALS: u32 = 10;
+/// How long etcd may say nothing before clients are asked whether they are there: two renewals of a lease.
 const UNSURE: Duration = Duration::from_secs(2);
 /// How long a client that is asked may say nothing before its routes go. It may be at another server.
 const UNHEARD: Duration = Duration::from_secs(3);

@@ -89,8 +89,13 @@ pub(crate) fn fast_again(floor: Duration) -> Duration {
     2 * floor + Duration::from_millis(30)
 }
 
-/// A path that carried only so many bits per second is wide again from here on: many a good one has no more than a
-/// megabit upwards.
+/// Whether a rate is less than what it was lately by a factor of [`FALL`].
+fn has_fallen(rate: u64, lately: f64) -> bool {
+    ((rate * FALL) as f64) < lately
+}
+
+/// A path that carried `before` bits per second carries enough again from this rate on: what undoes a fall by [`FALL`], but at
+/// most [`NARROW`], since many a good uplink has no more than that.
 fn wide_again(before: u64) -> u64 {
     (FALL * before).clamp(VERY_NARROW, NARROW).max(2 * before)
 }
@@ -298,9 +303,9 @@ impl Watch {
     /// The higher of the rates that fell, while none is high.
     fn fell_to(&self, rate: [u64; 2]) -> Option<u64> {
         self.recent()?;
-        let fell = |(rate, lately): &(u64, f64)| ((rate * FALL) as f64) < *lately;
         let is_busy = rate.into_iter().any(|rate| rate > BUSY);
-        let fallen = rate.into_iter().zip(self.lately).filter(|it| !is_busy && fell(it));
+        let fell = |(rate, lately): &(u64, f64)| !is_busy && has_fallen(*rate, *lately);
+        let fallen = rate.into_iter().zip(self.lately).filter(fell);
         fallen.map(|(rate, _)| rate).max()
     }
 
@@ -309,9 +314,9 @@ impl Watch {
         let rate = self.rate_since(first).into_iter().max()?;
         let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
         // A keystroke now and then is no rate that could fall.
-        let least = ((rate * FALL) as f64).max(NARROW as f64);
-        let has_fallen = self.lately.into_iter().any(|lately| least < lately);
-        (rate < NARROW && (waits || has_fallen)).then_some(rate)
+        let mut busy = self.lately.into_iter().filter(|lately| *lately > NARROW as f64);
+        let fell = busy.any(|lately| has_fallen(rate, lately));
+        (rate < NARROW && (waits || fell)).then_some(rate)
     }
 
     /// The rate if the queue stood all the time, and something arrived all the time but for one look: a path that is

@@ -151,7 +151,8 @@ fn how_long_a_server_that_was_cut_off_is_told_to_routers() {
             log = monitor.log().unwrap();
         });
         assert_eq!(site.client.server_in_use().as_deref(), Some("paris"));
-        shown((cut, told("berlin", &log)));
+        let (_, told) = shown((cut, told("berlin", &log)));
+        assert_eq!(told, Duration::ZERO, "{cut:?}");
         assert!(site.client.tell(&["switch", "--server", "berlin"]).status.success());
         site.until_server("berlin");
         std::thread::sleep(Duration::from_secs(5));

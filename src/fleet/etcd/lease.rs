@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::sleep};
 use tracing::debug;
 
 use super::{Store, StoreError, follow::SHORTEST};
-use crate::{clock, task::Task};
+use crate::{clock, fleet::tenure::RENEWALS, task::Task};
 
 impl Store {
     /// A lease that is renewed until it is dropped. Keys that were put with it end with it.
@@ -57,10 +57,10 @@ fn counted(asked: i64, granted: i64) -> Duration {
     Duration::from_secs(granted.clamp(0, asked).unsigned_abs())
 }
 
-/// Renews the lease ten times in the time that it lasts, since its holder tells by that whether etcd is there. Returns
+/// Renews the lease [`RENEWALS`] times in the time that it lasts, since its holder tells by that whether etcd is there. Returns
 /// when it has ended.
 async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Instant>) {
-    let mut pause = lasts / 10;
+    let mut pause = lasts / RENEWALS;
     loop {
         let end = *ends.borrow();
         sleep(pause.min(end.saturating_duration_since(clock::now()))).await;
@@ -72,7 +72,7 @@ async fn renew(store: Store, id: i64, lasts: Duration, ends: watch::Sender<Insta
         pause = match renewed.await {
             Ok(_) => {
                 ends.send_replace(asked + lasts);
-                lasts / 10
+                lasts / RENEWALS
             }
             Err(StoreError::Away(_) | StoreError::Unclear(_) | StoreError::Material { .. }) => {
                 SHORTEST

@@ -836,7 +836,7 @@ impl World {
 
     fn renew(&mut self, number: usize) {
         let host = &mut self.hosts[number];
-        if !host.reaches_etcd || self.step < host.renewed + steps(LEASE) / 10 {
+        if !host.reaches_etcd || self.step < host.renewed + steps(LEASE / RENEWALS) {
             return;
         }
         host.renewed = self.step;
