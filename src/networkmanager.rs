@@ -158,8 +158,8 @@ async fn run(name: String, log: LogHandle) -> anyhow::Result<()> {
     ended
 }
 
-/// Lets out what an earlier process of this connection holds back, one that was killed: NetworkManager ends the connection
-/// while it awaits a secret, and there is no tunnel that would do it.
+/// Undoes what a killed process of this connection left. NetworkManager may end the connection while it waits for a secret, when
+/// no tunnel runs that would do it.
 async fn lift(instance: &Instance) {
     match record::unseal(instance).await {
         Ok(true) => info!("what an earlier run held back goes out"),

@@ -89,7 +89,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             super::network_manager::run(bus_name, import.as_deref(), export)
         }
         #[cfg(feature = "networkmanager")]
-        Command::NetworkManagerDialog(dialog) => super::network_manager::ask(dialog),
+        Command::NetworkManagerDialog(dialog) => super::network_manager::answer(dialog),
         Command::Drill { tunnel, within, yes, metered, json, svg } => {
             let seconds = whole_seconds(within);
             drill(&Wanted { tunnel, yes, metered, seconds, json, svg })

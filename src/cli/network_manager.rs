@@ -48,7 +48,7 @@ pub struct Dialog {
 }
 
 /// Answers the agent that has a connection on standard input.
-pub(crate) fn ask(asked: Dialog) -> anyhow::Result<()> {
+pub(crate) fn answer(asked: Dialog) -> anyhow::Result<()> {
     daemon::guard_memory()?;
     if !asked.external_ui_mode {
         let why =

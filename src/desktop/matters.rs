@@ -16,7 +16,7 @@ use crate::wire::foreign::Foreign;
 
 /// From one notification of a matter to its next, at least.
 const PACE: Duration = Duration::from_secs(30);
-/// Notifications of budgets in that time: links are as many as the daemon says.
+/// Notifications of budgets in [`PACE`] for one tunnel: as many as a laptop has links, while a daemon may name any number.
 const MOST_BUDGETS: usize = 4;
 /// A tunnel without a way is told of after this time. Most outages are over before.
 const AWAY: Duration = Duration::from_secs(60);

@@ -129,7 +129,7 @@ impl Tray {
             shown.tooltip = tooltip;
             let is_other_menu = shown.entries != entries;
             if is_other_menu {
-                // Numbers end; no menu is open for as long as they last.
+                // Back to 1 before `i32` overflows: no menu stays open for that long.
                 let next = shown.base.checked_add(shown.entries.len() as i32);
                 shown.base = next.filter(|next| *next < i32::MAX / 2).unwrap_or(1);
                 shown.revision += 1;

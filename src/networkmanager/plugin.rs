@@ -58,11 +58,12 @@ pub(super) struct ConnectRequest {
     pub(super) config: Result<ClientConfig, Unusable>,
     /// Whether secrets may be asked for while the tunnel begins.
     pub(super) is_interactive: bool,
-    /// Until NetworkManager has its answer it hears of nothing else: with it, it ends what it asks an agent for.
+    /// Resolves when the reply to this call is sent. Signals wait for it: with the reply NetworkManager cancels its request for
+    /// secrets.
     pub(super) answered: ResponseDispatchListener,
 }
 
-/// A method's answer of which somebody hears when it is sent.
+/// The reply of a method that reports when it was sent.
 type Answer = ResponseDispatchNotifier<()>;
 
 /// Where the next tunnel of this process is asked for, while it is waited for.
@@ -88,7 +89,7 @@ pub(super) struct Plugin {
     pub(super) requests: Requests,
     pub(super) disconnect: Arc<Notify>,
     pub(super) state: Arc<AtomicU32>,
-    /// The one that this process is for, from the first word about it on.
+    /// The tunnel of this process; set by the first call that names a connection.
     pub(super) connection: Arc<OnceLock<Instance>>,
 }
 
