@@ -32,15 +32,20 @@ impl Member {
         Self { name: name.into(), folder: folder.join(name), clients, peers }
     }
 
-    /// The same with ports that nobody else has at the moment.
+    /// The members m0, m1 and so on of a cluster, with ports that nobody else has at the moment.
     ///
     /// # Errors
     ///
     /// When the kernel has none.
-    pub fn at(name: &str, folder: &Path, address: IpAddr) -> std::io::Result<Self> {
-        // Both at once, so that they differ.
-        let [clients, peers] = [(); 2].map(|()| TcpListener::bind((address, 0)));
-        Ok(Self::new(name, folder, clients?.local_addr()?, peers?.local_addr()?))
+    pub fn cluster(count: usize, folder: &Path, address: IpAddr) -> std::io::Result<Vec<Self>> {
+        // All at once, so that they differ: etcd ends if two of its URLs are the same.
+        let bind = |_| TcpListener::bind((address, 0));
+        let held = (0..2 * count).map(bind).collect::<std::io::Result<Vec<_>>>()?;
+        let ports =
+            held.iter().map(TcpListener::local_addr).collect::<std::io::Result<Vec<_>>>()?;
+        let member =
+            |(n, at): (usize, &[SocketAddr])| Self::new(&format!("m{n}"), folder, at[0], at[1]);
+        Ok(ports.chunks(2).enumerate().map(member).collect())
     }
 
     /// Where clients find it.
