@@ -126,9 +126,7 @@ impl Queue {
         let runs: Vec<_> = runs.map(|run| (self.classifier.flow(run[0].ip()), run.len())).collect();
         {
             let waiting = &mut *self.lock();
-            if !waiting.is_ready() {
-                waiting.stands_since = Some(now);
-            }
+            waiting.begin_to_stand(now);
             let mut room = waiting.uncopied_room();
             let mut packets = batch.drain(..).map(|packet| match room.checked_sub(1) {
                 Some(left) => {
@@ -249,7 +247,11 @@ impl Queue {
 
     /// Puts packets in front of all others, in their order.
     pub fn put_back(&self, Taken(packets): Taken) {
-        self.lock().go_first(packets);
+        {
+            let waiting = &mut *self.lock();
+            waiting.begin_to_stand(clock::now());
+            waiting.go_first(packets);
+        }
         self.ready.notify_one();
     }
 
@@ -261,7 +263,11 @@ impl Queue {
 
     /// Holds the queue, or releases it.
     pub fn hold(&self, held: bool) {
-        let before = std::mem::replace(&mut self.lock().held, held);
+        let before = {
+            let waiting = &mut *self.lock();
+            waiting.begin_to_stand(clock::now());
+            std::mem::replace(&mut waiting.held, held)
+        };
         if before && !held {
             self.ready.notify_one();
         }
@@ -272,6 +278,7 @@ impl Queue {
     pub fn hold_bulk(&self, held: bool) {
         let now = clock::now();
         let waiting = &mut *self.lock();
+        waiting.begin_to_stand(now);
         if waiting.senders.hold_bulk(held, now) && !held {
             // What was held is no sign of a queue on the path.
             waiting.patient_until = waiting.patient_until.max(Some(now + PATIENCE));
@@ -323,7 +330,7 @@ impl Queue {
     #[must_use]
     pub(crate) fn stands(&self) -> Duration {
         let waiting = self.lock();
-        let since = waiting.stands_since.filter(|_| waiting.is_ready());
+        let since = waiting.stands_since.filter(|_| waiting.stands());
         since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since))
     }
 
@@ -335,6 +342,18 @@ impl Queue {
 }
 
 impl Waiting {
+    /// Whether a packet may leave that is not held back for its cost.
+    fn stands(&self) -> bool {
+        matches!(self.ready_at(), Some(Ready::Now))
+    }
+
+    /// Takes note of the time if nothing may leave yet, before something may.
+    fn begin_to_stand(&mut self, now: Instant) {
+        if !self.stands() {
+            self.stands_since = Some(now);
+        }
+    }
+
     fn is_ready(&self) -> bool {
         self.ready_at().is_some_and(|ready| ready.is_now(clock::now()))
     }
@@ -438,6 +457,19 @@ mod tests {
         tokio::time::sleep(second).await;
         let _ = queue.push(&mut packets(&[40]));
         assert_eq!(queue.stands(), Duration::ZERO);
+
+        let mut sent = Vec::new();
+        let _ = queue.pop(&mut sent, 1, usize::MAX);
+        tokio::time::sleep(second).await;
+        queue.put_back_all(sent);
+        assert_eq!(queue.stands(), Duration::ZERO, "it comes back");
+        queue.hold(true);
+        tokio::time::sleep(second).await;
+        assert_eq!(queue.stands(), Duration::ZERO, "it has no path");
+        queue.hold(false);
+        assert_eq!(queue.stands(), Duration::ZERO, "now it has one");
+        tokio::time::sleep(second).await;
+        assert_eq!(queue.stands(), second);
     }
 
     #[test]
