@@ -19,6 +19,7 @@ pub(crate) mod aside;
 pub(crate) mod delegate;
 pub(crate) mod device;
 pub(crate) mod facts;
+pub(crate) mod file;
 pub(crate) mod firewall;
 pub(crate) mod instance;
 pub(crate) mod interface;

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{belief::Saved, entry::Entry};
-use crate::host::record;
+use crate::host::file;
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -54,7 +54,8 @@ impl Cache {
 
     /// What was saved last; nothing if that was another directory, or never.
     pub(super) fn read(&self) -> io::Result<Saved> {
-        let text = match record::plain(&self.path).and_then(io::read_to_string) {
+        let text = match file::plain(&mut File::options(), &self.path).and_then(io::read_to_string)
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Saved::default()),
             text => text?,
         };
@@ -101,7 +102,7 @@ impl Cache {
         // Of mode 0600 from the start.
         let mut file = tempfile::Builder::new().prefix(".roamd-").tempfile_in(folder)?;
         file.write_all(&serde_json::to_vec(&content)?)?;
-        record::give(file.as_file(), folder)?;
+        file::give(file.as_file(), folder)?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
         File::open(folder)?.sync_all()

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read as _},
 };
 
-use super::{instance::Instance, record};
+use super::{file::single, instance::Instance};
 use crate::wire::foreign::printable;
 
 const SUFFIX: &str = "label";
@@ -24,8 +24,7 @@ impl Instance {
         }
         let mut options = File::options();
         // Whoever may ask the daemon may know.
-        let mut file =
-            record::opened(options.write(true).create(true).truncate(false).mode(0o640), &path)?;
+        let mut file = single(options.write(true).create(true).truncate(false).mode(0o640), &path)?;
         file.set_len(0)?;
         file.write_all(printable(&label.replace('/', "-"), LONGEST).as_bytes())
     }
@@ -45,7 +44,7 @@ impl Instance {
 
     fn label(&self) -> io::Result<String> {
         let mut label = String::new();
-        let file = record::opened(&mut File::options(), &self.file(SUFFIX))?;
+        let file = single(&mut File::options(), &self.file(SUFFIX))?;
         file.take(MOST).read_to_string(&mut label)?;
         match label.is_empty() {
             true => Err(io::ErrorKind::InvalidData.into()),

@@ -7,11 +7,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, Permissions},
     io::{self, Read as _},
-    os::unix::fs::{
-        FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
-    },
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -19,12 +17,12 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
-    unistd::geteuid,
 };
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
+    file::{give, single},
     instance::Instance,
     nft::{self, NftError},
     reverse_path::ReversePaths,
@@ -309,31 +307,11 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 fn open_as(path: &Path, mode: u32) -> io::Result<File> {
-    let file = opened(File::options().write(true).create(true).truncate(false).mode(mode), path)?;
+    let file = single(File::options().write(true).create(true).truncate(false).mode(mode), path)?;
     if let Some(folder) = path.parent() {
         give(&file, folder)?;
     }
     Ok(file)
-}
-
-/// Gives root's file to the owner of its folder: the next run may be the unit's, with its own user.
-pub(crate) fn give(file: &File, folder: &Path) -> io::Result<()> {
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = fs::metadata(folder)?;
-    match fchown(file, Some(owner.uid()), Some(owner.gid())) {
-        // Root without CAP_CHOWN, as NetworkManager's children are. Their files are for no unit.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        given => given,
-    }
-}
-
-/// Opens a plain file: root must not wait at a pipe in a folder of the daemon's.
-pub(crate) fn plain(path: &Path) -> io::Result<File> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no plain file")) }
 }
 
 /// The lock of all tunnels of a namespace: whoever has it first, any unit can have it next. A child of NetworkManager cannot
@@ -346,19 +324,7 @@ fn open_everything(path: &Path) -> io::Result<File> {
 }
 
 fn look(path: &Path) -> io::Result<File> {
-    opened(&mut File::options(), path)
-}
-
-/// Opens a plain file that has no other name. The folder is the daemon's, and root must neither wait at a pipe
-/// in it nor give away a file of somebody else's.
-pub(super) fn opened(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = options.read(true).custom_flags(flags).open(path)?;
-    let found = file.metadata()?;
-    if !found.is_file() || found.nlink() > 1 {
-        return Err(io::Error::other("it is not a plain file with one name"));
-    }
-    Ok(file)
+    single(&mut File::options(), path)
 }
 
 /// Locks the file, unless another process holds the lock.

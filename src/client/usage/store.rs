@@ -10,12 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::libc;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Ledger;
-use crate::host::record;
+use crate::host::file;
 
 /// The version of the file.
 const VERSION: u32 = 1;
@@ -89,7 +88,7 @@ impl Store {
         let new = self.beside("-new");
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&new)?;
+        let mut file = file::plain(&mut options, &new)?;
         if let Err(error) = fill(&mut file, folder, ledger) {
             // On a full disk it takes the room.
             let _ = fs::remove_file(&new);
@@ -109,7 +108,7 @@ impl Store {
 
 fn fill(file: &mut File, folder: &Path, ledger: &Ledger) -> io::Result<()> {
     file.write_all(&encode(ledger)?)?;
-    record::give(file, folder)?;
+    file::give(file, folder)?;
     file.sync_all()
 }
 
@@ -149,6 +148,6 @@ pub(super) fn checksum(bytes: &[u8]) -> String {
 
 fn read(path: &Path) -> io::Result<Ledger> {
     let mut text = String::new();
-    record::plain(path)?.take(LONGEST).read_to_string(&mut text)?;
+    file::plain(&mut File::options(), path)?.take(LONGEST).read_to_string(&mut text)?;
     decode(&text)
 }
