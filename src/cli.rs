@@ -1,5 +1,6 @@
 //! The command line.
 
+mod advice;
 mod check;
 mod complete;
 #[cfg(feature = "demo")]

@@ -11,13 +11,11 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 
 use super::{
+    advice::{quoted, stops},
     exit::Exit,
     tunnel::{self, Tunnel},
 };
-use crate::{
-    host::instance::{Instance, configurations},
-    wire::foreign::printable,
-};
+use crate::host::instance::{Instance, configurations};
 
 /// Starts the tunnel, now and at every boot.
 pub(crate) fn up(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
@@ -76,24 +74,6 @@ pub(crate) fn down(tunnel: Option<&Tunnel>) -> anyhow::Result<()> {
         bail!("roamd@{} is not stopped", unit.name);
     }
     Ok(writeln!(io::stdout().lock(), "{}: stopped", unit.name)?)
-}
-
-/// The command that stops a tunnel.
-pub(super) fn stops(tunnel: &Instance) -> String {
-    let (name, title) = (tunnel.name(), tunnel.title());
-    match name == title {
-        true => format!("systemctl stop roamd@{name}"),
-        false => format!("nmcli connection down {}", quoted(&title)),
-    }
-}
-
-/// One word for a shell, and harmless on a terminal.
-fn quoted(word: &str) -> String {
-    let is_plain = |it: char| it.is_ascii_alphanumeric() || "._/+-".contains(it);
-    if !word.is_empty() && !word.starts_with('-') && word.chars().all(is_plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", printable(word, usize::MAX).replace('\'', r"'\''"))
 }
 
 /// Why there is no such configuration, if there is none.
@@ -157,25 +137,5 @@ impl Unit {
         let mut command = self.command(&["show", &properties]);
         let output = command.stderr(Stdio::inherit()).output().context("cannot run systemctl")?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_one_word_for_a_shell() {
-        for (word, expected) in [
-            ("/etc/roamd/home.toml", "/etc/roamd/home.toml"),
-            ("my tunnel.toml", "'my tunnel.toml'"),
-            ("$(reboot);`x`", "'$(reboot);`x`'"),
-            ("it's", r"'it'\''s'"),
-            ("-rf", "'-rf'"),
-            ("", "''"),
-        ] {
-            assert_eq!(quoted(word), expected);
-        }
-        assert!(!quoted("a\x1b[2J\n").contains(char::is_control));
     }
 }

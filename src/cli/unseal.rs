@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use super::{
-    service::stops,
+    advice::stops,
     tunnel::{self, Tunnel},
 };
 use crate::host::{
