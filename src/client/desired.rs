@@ -70,8 +70,6 @@ pub(super) struct Plan {
     pub(super) inside: Inside,
     /// What is taken of the server's offer.
     taken: Option<Offer>,
-    /// The networks of home.
-    home: Vec<IpNet>,
 }
 
 /// Why the host is not made as desired; it stays as it was.
@@ -134,8 +132,8 @@ impl Desired {
     /// Keeps in mind what a plan takes of the offer, which is now in effect.
     pub(super) fn take(&mut self, plan: &Plan) {
         self.taken.clone_from(&plan.taken);
-        if !plan.home.is_empty() {
-            self.home.clone_from(&plan.home);
+        if !plan.layout.home.is_empty() {
+            self.home.clone_from(&plan.layout.home);
         }
         self.is_applied = true;
     }
@@ -164,8 +162,7 @@ impl Desired {
         };
         let mut layout = taken.as_ref().map_or_else(|| sealing(tun), |offer| layout(tun, offer));
         // The link of home has its network before it is known to be home.
-        let home = self.home();
-        layout.home.clone_from(&home);
+        layout.home = self.home();
         let mut inside = inside(&layout, &self.facts);
         if let Some(link) = self.may_stand_aside() {
             layout = layout.aside(link);
@@ -181,7 +178,7 @@ impl Desired {
             layout = layout.withdrawn();
         }
         let layout = if self.portal { layout.opened() } else { layout };
-        Ok(Plan { layout, inside, taken, home })
+        Ok(Plan { layout, inside, taken })
     }
 
     /// Whether what comes from the inner address goes into the tunnel although a link may lead there.
