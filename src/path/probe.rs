@@ -42,8 +42,7 @@ const SHORTEST_REPEAT: Duration = Duration::from_millis(50);
 /// The longest time until a burst may begin: for a handshake, if need be.
 const READY: Duration = Duration::from_millis(2000);
 /// From one handshake for a burst to the next, until one is complete: the path likely loses packets, and QUIC repeats
-/// them ever more rarely. On a metered link each pause is twice as long as the one before, and after a burst that
-/// nothing answered there is one handshake only: a server that is heard by nobody repeats its part again and again.
+/// them ever more rarely.
 const FURTHER: Duration = Duration::from_millis(250);
 /// Capacity of the channel for questions: a newer one replaces older ones, and a burst waits beside it.
 const QUESTIONS: usize = 4;
@@ -101,14 +100,11 @@ pub(crate) struct Probe {
 #[derive(Clone, Copy, Debug)]
 enum Wanted {
     Echo,
-    Burst(Measurement),
-}
-
-/// A burst over a link that may be metered.
-#[derive(Clone, Copy, Debug)]
-struct Measurement {
-    burst: Burst,
-    is_metered: bool,
+    /// Over a link that may be metered.
+    Burst {
+        burst: Burst,
+        is_metered: bool,
+    },
 }
 
 impl Probe {
@@ -167,7 +163,7 @@ impl Probe {
     /// [`Event::Sampled`].
     pub(crate) fn sample(&self, burst: Burst, is_metered: bool) {
         // Its result is not awaited for ever.
-        let _ = self.questions.try_send(Wanted::Burst(Measurement { burst, is_metered }));
+        let _ = self.questions.try_send(Wanted::Burst { burst, is_metered });
     }
 
     /// Starts a further handshake if a question is not answered yet: the next retransmission may be seconds away,
@@ -217,7 +213,9 @@ impl Asker {
                 tokio::select! {
                     wanted = asked.recv() => match wanted {
                         Some(Wanted::Echo) => pending = true,
-                        Some(Wanted::Burst(next)) => burst = Some(next),
+                        Some(Wanted::Burst { burst: next, is_metered }) => {
+                            burst = Some((next, is_metered));
+                        }
                         None => return,
                     },
                     () = self.listen() => continue,
@@ -228,8 +226,8 @@ impl Asker {
                     answer = time::timeout(self.limit, self.question()) => answer,
                     again = asked.recv() => {
                         pending = again.is_some();
-                        if let Some(Wanted::Burst(next)) = again {
-                            burst = Some(next);
+                        if let Some(Wanted::Burst { burst: next, is_metered }) = again {
+                            burst = Some((next, is_metered));
                         }
                         continue;
                     }
@@ -246,7 +244,7 @@ impl Asker {
                         Event::TimedOut(key)
                     }
                 }
-            } else if let Some(Measurement { burst, is_metered }) = burst.take() {
+            } else if let Some((burst, is_metered)) = burst.take() {
                 let mut sampling = Sampling::new(burst);
                 let is_silent = tokio::select! {
                     made = self.sample(&mut sampling, is_metered) => made.is_err(),
@@ -312,14 +310,12 @@ impl Asker {
                 connected = self.connect(standing.is_none()) => {
                     self.attempt = None;
                     match connected {
-                        Ok(connected) => self.standing = Some(connected),
+                        Ok(connected) => self.begin(connected),
                         Err(error) => {
                             debug!(%error, "probe failed");
                             return None;
                         }
                     }
-                    self.is_unanswered = false;
-                    (self.is_new, self.has_session, self.last) = (true, None, None);
                     return Some(Outcome::Connected);
                 }
             }
@@ -357,10 +353,19 @@ impl Asker {
         Ok(())
     }
 
+    /// Goes on with a new connection.
+    fn begin(&mut self, connected: Connected) {
+        self.standing = Some(connected);
+        self.is_unanswered = false;
+        (self.is_new, self.has_session, self.last) = (true, None, None);
+    }
+
     /// The existing connection or a new one, over which all arrives; `None` if it failed.
     async fn ready(&mut self, is_metered: bool) -> Option<Connection> {
         self.standing.take_if(|standing| standing.connection.close_reason().is_some());
         if self.standing.is_none() {
+            // A server that nobody hears repeats its part of each handshake. On a metered link the pauses double, and after a
+            // burst without an answer there is one handshake only.
             let mut pause = if is_metered && self.is_unanswered { READY } else { FURTHER };
             let connected = loop {
                 if let Ok(connected) = time::timeout(pause, self.connect(true)).await {
@@ -371,9 +376,7 @@ impl Asker {
                 }
             };
             self.attempt = None;
-            self.is_unanswered = false;
-            self.standing = Some(connected.ok()?);
-            (self.is_new, self.has_session, self.last) = (true, None, None);
+            self.begin(connected.ok()?);
         }
         let connection = &self.standing.as_ref()?.connection;
         if self.is_new {

@@ -94,8 +94,8 @@ fn has_fallen(rate: u64, lately: f64) -> bool {
     ((rate * FALL) as f64) < lately
 }
 
-/// A path that carried `before` bits per second carries enough again from this rate on: what undoes a fall by [`FALL`], but at
-/// most [`NARROW`], since many a good uplink has no more than that.
+/// A path that carried `before` bits per second carries enough again from this rate on: what undoes a fall by [`FALL`], but no
+/// more than [`NARROW`], since many a good uplink has no more; twice what it carried in any case.
 fn wide_again(before: u64) -> u64 {
     (FALL * before).clamp(VERY_NARROW, NARROW).max(2 * before)
 }
