@@ -794,22 +794,30 @@ async fn many_first_packets_from_one_address_are_asked_for_proof_and_then_ignore
                 _ => {}
             }
         }
+        !answered.is_empty() && retries > 0
     };
     let begun = Instant::now();
     for flight in &flights {
         mute.send(flight);
         read(&mute);
     }
+    // On a busy machine the first handshake takes a while.
+    let both = async {
+        while !read(&mute) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, both).await.expect("some are answered, and others asked for proof");
     sleep(WHILE).await;
     read(&mute);
     let answered = answered.len();
     let seconds = begun.elapsed().as_secs_f64();
     // Each takes its place for as long as the server waits for the proof of a key.
     let most = 16.0 * (1.0 + seconds / PROOF_TIMEOUT.as_secs_f64());
-    assert!(answered > 0 && answered as f64 <= most, "{answered} answered in {seconds} s");
+    assert!(answered as f64 <= most, "{answered} answered in {seconds} s");
     // A fifth more, as the two sides read the clock at different moments.
     let most = 1.2 * (RETRIES.burst + RETRIES.per_second * seconds);
-    assert!(retries > 0 && f64::from(retries) <= most, "{retries} Retries in {seconds} s");
+    assert!(f64::from(retries) <= most, "{retries} Retries in {seconds} s");
     // And a client is let in all the same.
     assert!(answers(&site.probe().await).await);
 }
