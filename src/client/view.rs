@@ -1,9 +1,11 @@
 //! What the client shows of itself through `roamd status`, beyond its counters.
 
 mod answer;
+mod copies;
+mod history;
+mod paths;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -13,6 +15,8 @@ use ipnet::IpNet;
 use quinn::{Connection, Endpoint};
 use tracing::info;
 
+pub(super) use self::paths::{Said, ShownPath};
+use self::{copies::Copies, history::History};
 use super::{greeting::Reached, paused::Paused};
 use crate::{
     clock,
@@ -27,22 +31,10 @@ use crate::{
     host::interface::{self, LeftOut},
     identity::PublicKey,
     link::candidate::Candidate,
-    path::{
-        Condition, Reason,
-        manager::Choice,
-        probe::Measured,
-        quality::Figures,
-        socket::{PathId, PathSocket},
-        switch_meter::Switched,
-    },
+    path::{Reason, quality::Figures, socket::PathSocket, switch_meter::Switched},
     quic::congestion::CongestionHandle,
     wire::foreign::Foreign,
 };
-
-/// After so long without a copy those before are told of.
-const CALM: Duration = Duration::from_secs(1);
-/// Switches that are remembered.
-const SWITCHES: usize = 16;
 
 /// The state of the client, written by its one task and read by whoever asks.
 #[derive(Debug)]
@@ -75,10 +67,8 @@ struct State {
     server: Option<PublicKey>,
     /// The servers that are asked now and then.
     reserves: Vec<ShownReserve>,
-    moves: VecDeque<(Instant, MoveStatus)>,
-    moves_by_reason: BTreeMap<MoveReason, u64>,
-    switches: VecDeque<(Instant, SwitchStatus)>,
-    by_reason: BTreeMap<Reason, u64>,
+    moves: History<MoveStatus, MoveReason>,
+    switches: History<SwitchStatus, Reason>,
     gaps: Gaps,
     /// The link of home, while the path in use is one there.
     home: Option<String>,
@@ -92,40 +82,8 @@ struct State {
     said: String,
 }
 
-/// Copies over standbys, as they are told of: together, once there are no more.
-#[derive(Debug, Default)]
-struct Copies {
-    /// Those that were sent and those that were used, as last seen and when they were told of last.
-    seen: [u64; 2],
-    told: [u64; 2],
-    /// When the last was seen, and the link that was late.
-    last: Option<(Instant, String)>,
-}
-
 /// The key of the reserve, when it last answered, and the round trip of the answer.
 type ShownReserve = (PublicKey, Option<Instant>, Option<Duration>);
-
-/// A path of the connection of the day.
-#[derive(Debug)]
-pub(super) struct ShownPath {
-    pub(super) candidate: Candidate,
-    pub(super) socket: Option<PathId>,
-    pub(super) measured: Option<Measured>,
-    pub(super) said: Said,
-}
-
-/// What the path manager says of a path.
-#[derive(Debug)]
-pub(super) struct Said {
-    pub(super) condition: Condition,
-    pub(super) rtt: Option<Duration>,
-    /// Whether a captive portal is suspected.
-    pub(super) portal: bool,
-    pub(super) metered: bool,
-    /// The user's choice, of this link or another.
-    pub(super) choice: Option<Choice>,
-    pub(super) why: String,
-}
 
 /// The connection of the day.
 #[derive(Debug)]
@@ -159,10 +117,8 @@ impl Shown {
             bulk: BulkState::Flows,
             server: None,
             reserves: Vec::new(),
-            moves: VecDeque::new(),
-            moves_by_reason: BTreeMap::new(),
-            switches: VecDeque::new(),
-            by_reason: BTreeMap::new(),
+            moves: History::default(),
+            switches: History::default(),
             gaps: Gaps::default(),
             home: None,
             aside: None,
@@ -324,11 +280,11 @@ impl Shown {
 
     pub(super) fn paths(&self, paths: Vec<ShownPath>) {
         let words = self.with(|state| {
-            for change in changes(&state.paths, &paths) {
+            for change in paths::changes(&state.paths, &paths) {
                 self.events.tell(change);
             }
             state.paths = paths;
-            let words = state.in_words();
+            let words = paths::in_words(&state.paths);
             state.say(words)
         });
         if let Some(words) = words {
@@ -358,12 +314,8 @@ impl Shown {
             gap,
         });
         self.with(|state| {
-            if state.switches.len() == SWITCHES {
-                state.switches.pop_front();
-            }
-            *state.by_reason.entry(*reason).or_default() += 1;
             state.gaps.add(switch.gap);
-            state.switches.push_back((clock::now(), switch));
+            state.switches.add(switch, *reason);
         });
     }
 
@@ -384,12 +336,7 @@ impl Shown {
         let (from_name, to_name) = (from.clone(), to.clone());
         self.events.tell(Event::ServerChanged { from: from_name, to: to_name, reason, gap });
         self.with(|state| {
-            if state.moves.len() == SWITCHES {
-                state.moves.pop_front();
-            }
-            *state.moves_by_reason.entry(reason).or_default() += 1;
-            let shown = MoveStatus { ago: 0.0, from, to, reason, gap };
-            state.moves.push_back((clock::now(), shown));
+            state.moves.add(MoveStatus { ago: 0.0, from, to, reason, gap }, reason);
         });
     }
 
@@ -491,70 +438,6 @@ impl State {
     /// The words, if the service manager was told others last.
     fn say(&mut self, words: String) -> Option<String> {
         (self.said != words).then(|| self.said.clone_from(&words)).map(|()| words)
-    }
-
-    /// The paths as the service manager shows them: "active on wlan0, 12 ms; standby wwan0".
-    fn in_words(&self) -> String {
-        let mut words = String::new();
-        let mut paths: Vec<_> = self.paths.iter().collect();
-        paths.sort_by_key(|path| path.said.condition);
-        for ShownPath { candidate, said: Said { condition, rtt, .. }, .. } in paths {
-            let part = match condition {
-                Condition::Active => "active on ",
-                Condition::Suspect => "silent on ",
-                Condition::Standby => "standby ",
-                Condition::Probing | Condition::Failed | Condition::Waiting => continue,
-            };
-            if words.contains(&format!("{part}{}", candidate.link)) {
-                continue;
-            }
-            let separator = if words.is_empty() { "" } else { "; " };
-            words.extend([separator, part, &candidate.link]);
-            if let (Condition::Active, Some(rtt)) = (condition, rtt) {
-                words.push_str(&format!(", {:.0} ms", status::milliseconds(*rtt)));
-            }
-        }
-        if words.is_empty() { "no path works, waiting for one".into() } else { words }
-    }
-}
-
-impl Copies {
-    /// Takes in what was counted so far; the event, if it is over.
-    fn look(&mut self, counted: [u64; 2], link: Option<&str>, now: Instant) -> Option<Event> {
-        if std::mem::replace(&mut self.seen, counted) != counted {
-            // The link that was late is the one that was in use at first.
-            let link = self.last.take().map_or_else(|| link.unwrap_or("a path").into(), |it| it.1);
-            self.last = Some((now, link));
-            return None;
-        }
-        let (_, link) = self.last.take_if(|(at, _)| *at + CALM <= now)?;
-        let [sent, used] = [0, 1].map(|it| counted[it] - self.told[it]);
-        self.told = counted;
-        Some(Event::Copies { link, sent, used })
-    }
-}
-
-/// What changed between two looks at the paths.
-fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
-    let event = |path: &ShownPath, state: Option<Condition>| Event::Path {
-        link: path.candidate.link.clone(),
-        server: path.candidate.server,
-        state,
-        why: path.said.why.clone(),
-    };
-    let same = |a: &ShownPath, b: &ShownPath| a.candidate == b.candidate;
-    let gone = before.iter().filter(|path| !now.iter().any(|other| same(path, other)));
-    let changed = now.iter().filter(|path| {
-        !before.iter().any(|other| same(path, other) && path.said.condition == other.said.condition)
-    });
-    gone.map(|path| event(path, None))
-        .chain(changed.map(|path| event(path, Some(path.said.condition))))
-        .collect()
-}
-
-impl ShownPath {
-    fn is_in_use(&self) -> bool {
-        self.said.condition.is_in_use()
     }
 }
 

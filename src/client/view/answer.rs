@@ -94,14 +94,10 @@ impl Shown {
             links: Vec::new(),
             bulk: state.bulk,
             servers: Vec::new(),
-            moves: state
-                .moves
-                .iter()
-                .map(|(at, it)| MoveStatus { ago: since(*at), ..it.clone() })
-                .collect(),
-            moves_by_reason: state.moves_by_reason.clone(),
-            switches: state.switches.iter().map(|(at, it)| ago(*at, it)).collect(),
-            switches_by_reason: state.by_reason.clone(),
+            moves: state.moves.last(|ago, it| MoveStatus { ago, ..it }),
+            moves_by_reason: state.moves.by_reason(),
+            switches: state.switches.last(|ago, it| SwitchStatus { ago, ..it }),
+            switches_by_reason: state.switches.by_reason(),
             gaps: state.gaps.clone(),
             queued_bytes,
             queue_delay: status::milliseconds(queue_delay),
@@ -200,10 +196,6 @@ pub(super) fn unused(links: Vec<(String, Unusable)>, paths: &[PathStatus]) -> Ve
     unused.map(|(link, why)| UnusedLink { link, why: why.to_string() }).collect()
 }
 
-fn ago(at: Instant, switch: &SwitchStatus) -> SwitchStatus {
-    SwitchStatus { ago: since(at), ..switch.clone() }
-}
-
-fn since(at: Instant) -> f64 {
+pub(super) fn since(at: Instant) -> f64 {
     status::rounded(clock::now().duration_since(at))
 }

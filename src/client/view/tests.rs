@@ -8,6 +8,7 @@ use crate::{
     },
     daemon::status::{ClientStatus, UnusedLink},
     link::candidate::{Transport, Unusable},
+    path::Condition,
     tests::simulation::world::Hole,
     tunnel::counters::Counters,
 };
@@ -162,7 +163,7 @@ async fn the_last_sixteen_switches_are_shown_and_all_are_counted() {
         gap: Duration::from_millis(gap),
     };
     shown.switched(&switched(None, &wifi, Reason::Gone, 1500));
-    for _ in 0..SWITCHES {
+    for _ in 0..history::REMEMBERED {
         advance(Duration::from_secs(1)).await;
         shown.switched(&switched(Some(&wifi), &lte, Reason::Silent, 300));
     }
