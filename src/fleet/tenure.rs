@@ -10,12 +10,13 @@
 //!  hello ─▶ the session is here ─▶ another server claims it ─▶ no routes, ─▶ 3 s later: closed (TakenOver)
 //!           it has routes           for a later hello           │
 //!                    │                                          └▶ another process: closed at once (Displaced)
-//!                    └▶ etcd is away and so is the client: 4 to 6 s later no routes, until the client is heard;
-//!                                                           10 to 12 s later: closed (CutOff)
+//!                    └▶ etcd is away and so is the client: 4 to 6 s later no routes, until the client is heard (see
+//!                                                           Suspension); 10 to 12 s later: closed (CutOff)
 //! ```
 //! Claims carry the order of a process's hellos, so it does not matter which of two claims comes to etcd first.
 //! Among processes, and for a client that does not number its hellos, the claim that came last counts.
 
+mod suspension;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use self::suspension::{Suspension, UNHEARD};
 use crate::{identity::PublicKey, wire::foreign::Foreign};
 
 /// How long a claim outlives the contact of its server with etcd, and a session that with its client while etcd is
@@ -39,8 +41,6 @@ pub(crate) const GRACE: Duration = Duration::from_secs(3);
 pub(crate) const RENEWALS: u32 = 10;
 /// How long etcd may say nothing before clients are asked whether they are there: two renewals of a lease.
 const UNSURE: Duration = Duration::from_secs(2);
-/// How long a client that is asked may say nothing before its routes go. It may be at another server.
-const UNHEARD: Duration = Duration::from_secs(3);
 /// How long this server has to run, since it began or stood still, before it gives up a session that is not heard:
 /// what the client has sent meanwhile, and its answer, count.
 const AWAKE: Duration = Duration::from_secs(2);
@@ -191,8 +191,9 @@ pub(crate) struct Tenure {
     /// When the last tick came, and since when they come one by one.
     ticked: Instant,
     awake_since: Instant,
-    /// Since when clients are asked whether they are there, if they are.
-    asked_since: Option<Instant>,
+    /// Whether clients are asked whether they are there, as etcd is not heard, and since when that is so.
+    is_asking: bool,
+    turned: Instant,
     /// The last revision that was heard of.
     revision: i64,
     /// The largest epoch of claims that have ended, of all peers.
@@ -230,7 +231,7 @@ struct Session {
     client: Option<IpAddr>,
     heard: Instant,
     /// Whether its routes are gone until the client is heard.
-    is_suspended: bool,
+    suspension: Suspension,
     /// Whether its claim was in etcd.
     is_claimed: bool,
     /// Another server has the client; it is served until then.
@@ -256,16 +257,23 @@ impl Session {
     }
 
     /// Its routes go. Those of a session that has left are gone.
-    fn suspend(&mut self, peer: PublicKey, actions: &mut Vec<Action>) {
-        if self.leaves_at.is_none() && !std::mem::replace(&mut self.is_suspended, true) {
+    fn suspend(&mut self, peer: PublicKey, now: Instant, actions: &mut Vec<Action>) {
+        if self.leaves_at.is_none() && self.suspension.begin(now) {
             actions.push(Action::Do(Order::Suspend { peer, session: self.id }));
         }
     }
 
-    /// Its routes come back: its client is there. That etcd knows of no other server which has it does not suffice: that
-    /// one may not have reached etcd yet.
-    fn restore(&mut self, peer: PublicKey, actions: &mut Vec<Action>) {
-        if self.leaves_at.is_none() && std::mem::take(&mut self.is_suspended) {
+    /// Its client is there, so its routes may come back; `etcd`: since when that is heard. That etcd knows of no other
+    /// server which has the client does not suffice: that one may not have reached etcd yet.
+    fn hear(
+        &mut self,
+        peer: PublicKey,
+        etcd: Option<Instant>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        self.heard = now;
+        if self.leaves_at.is_none() && self.suspension.hear(etcd, now) {
             actions.push(Action::Do(Order::Restore { peer, session: self.id }));
         }
     }
@@ -298,7 +306,8 @@ impl Tenure {
             away_since: now,
             ticked: now,
             awake_since: now,
-            asked_since: None,
+            is_asking: false,
+            turned: now,
             revision: 0,
             last_epoch: 0,
         }
@@ -308,7 +317,7 @@ impl Tenure {
     /// session waits for a sign to have its routes back.
     pub(crate) fn wants_signs(&self, now: Instant) -> bool {
         let mut sessions = self.peers.values().filter_map(|tenant| tenant.session.as_ref());
-        self.is_unsure(now) || sessions.any(|session| session.is_suspended)
+        self.is_unsure(now) || sessions.any(|session| session.suspension.is_on())
     }
 
     /// Whether etcd has said nothing for some time.
@@ -349,7 +358,7 @@ impl Tenure {
                     hello,
                     client,
                     heard: now,
-                    is_suspended: false,
+                    suspension: Suspension::default(),
                     is_claimed: false,
                     leaves_at: None,
                 };
@@ -364,12 +373,12 @@ impl Tenure {
                 }
             }
             Event::Heard { peer, session } => {
+                let etcd = (!self.is_asking).then_some(self.turned);
                 let tenant = self.peers.get_mut(&peer);
                 if let Some(session) =
                     tenant.and_then(|it| it.session.as_mut()).filter(|it| it.id == session)
                 {
-                    session.heard = now;
-                    session.restore(peer, &mut actions);
+                    session.hear(peer, etcd, now, &mut actions);
                 }
             }
             Event::Lease { id, ends } => {
@@ -485,12 +494,16 @@ impl Tenure {
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         // This process or the whole machine stood still: no client was asked, and none was heard.
-        if now.saturating_duration_since(self.ticked) > 2 * TICK {
+        let has_stood = now.saturating_duration_since(self.ticked) > 2 * TICK;
+        if has_stood {
             self.awake_since = now;
         }
         self.ticked = now;
-        let asked = self.asked_since.filter(|_| self.awake_since != now).unwrap_or(now);
-        self.asked_since = self.is_unsure(now).then_some(asked);
+        let is_asking = self.is_unsure(now);
+        if has_stood || is_asking != self.is_asking {
+            self.turned = now;
+        }
+        self.is_asking = is_asking;
         let is_awake = now.saturating_duration_since(self.awake_since) >= AWAKE;
         let (is_cut_off, mut again) = (is_awake && now >= self.trusted_until(), Vec::new());
         for (&peer, tenant) in &mut self.peers {
@@ -502,8 +515,8 @@ impl Tenure {
             }
             let Some(session) = &mut tenant.session else { continue };
             let is_cut_off = is_cut_off && session.is_silent(now);
-            if is_cut_off || self.asked_since.is_some_and(|since| session.is_unheard(since, now)) {
-                session.suspend(peer, actions);
+            if is_cut_off || self.is_asking && session.is_unheard(self.turned, now) {
+                session.suspend(peer, now, actions);
             }
             let why = match session.leaves_at {
                 Some(at) if at <= now => Why::TakenOver,
@@ -592,7 +605,7 @@ impl Tenant {
             // One that left stays so.
             _ if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
             _ if self.asking != Asking::Nothing => Standing::Unsettled,
-            _ if session.is_suspended && session.is_unheard(session.heard, now) => {
+            _ if session.suspension.is_on() && session.is_unheard(session.heard, now) => {
                 Standing::Earlier
             }
             _ if session.is_silent(now) => Standing::Earlier,
@@ -607,7 +620,7 @@ impl Tenant {
             return;
         }
         let id = session.id;
-        session.is_suspended = false;
+        session.suspension.forgo();
         actions.push(Action::Do(Order::Withdraw { peer, session: id }));
         if session.hello.is_of_another_process(known.claim.hello) {
             let why = Why::Displaced(known.claim.client);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{suspension::LONGEST_WAIT, *};
 
 const PEER: [u8; 32] = [7; 32];
 /// The step of a random world.
@@ -380,6 +380,68 @@ fn etcd_alone_brings_no_routes_back() {
     }
 }
 
+/// Seconds pass without etcd, in some of which the client is heard: when routes went and came back.
+fn changes(server: &mut Server, seconds: impl Iterator<Item = bool>) -> Vec<(usize, bool)> {
+    let mut changes = Vec::new();
+    for (second, is_heard) in (1..).zip(seconds) {
+        server.wait(TICK);
+        if is_heard {
+            server.handle(Event::Heard { peer: peer(), session: 10 });
+        }
+        changes.extend(server.done().into_iter().map(|order| match order {
+            Order::Suspend { .. } => (second, false),
+            Order::Restore { .. } => (second, true),
+            other => panic!("{other:?}"),
+        }));
+    }
+    changes
+}
+
+#[test]
+fn without_etcd_a_client_that_answers_now_and_then_has_its_routes_back_once_and_then_stays_without()
+{
+    let (etcd, mut server, _) = two(hello(1, 1));
+    server.handle(Event::Away);
+    let changes = changes(&mut server, (1..=600).map(|second| second % 5 == 0));
+    let directions: Vec<_> = changes.iter().map(|(_, is_there)| *is_there).collect();
+    assert_eq!(directions, [false, true, false], "{changes:?}");
+    assert!(changes[2].0 < 20, "{changes:?}");
+    // etcd is back, and the client answers as seldom as before.
+    let mut waited = 0;
+    while server.done().is_empty() {
+        waited += 1;
+        assert!(waited < 20, "no routes");
+        server.renew(1);
+        server.hear_all(&etcd);
+        server.wait(TICK);
+        if waited % 5 == 0 {
+            server.handle(Event::Heard { peer: peer(), session: 10 });
+        }
+    }
+    assert!(waited > 10, "{waited}");
+}
+
+#[test]
+fn routes_that_go_again_and_again_wait_longer_each_time_until_they_have_stayed() {
+    let (_, mut server, _) = two(hello(1, 1));
+    server.handle(Event::Away);
+    // Out of reach for four seconds, and then heard for a minute.
+    let answers = |second: usize| second % 64 >= 4;
+    let changes = changes(&mut server, (0..64 * 6).map(answers));
+    let waits: Vec<_> = changes
+        .iter()
+        .filter(|(_, is_there)| *is_there)
+        .map(|(second, _)| second % 64 - 4)
+        .collect();
+    // The first outage is over before the routes would go.
+    assert_eq!(waits, [1, 11, 21, 31, 31], "{changes:?}");
+    let mut heard = std::iter::repeat_n(true, 300);
+    assert_eq!(self::changes(&mut server, &mut heard), []);
+    let changes = self::changes(&mut server, (0..10).map(answers));
+    assert_eq!(changes.iter().map(|it| it.1).collect::<Vec<_>>(), [false, true], "forgotten");
+    assert!(changes[1].0 < 7, "{changes:?}");
+}
+
 #[test]
 fn the_session_of_a_dead_process_does_not_displace_the_one_that_follows_it() {
     let etcd = Etcd::default();
@@ -621,6 +683,8 @@ struct Host {
     lacks_client_since: u64,
     session: Option<SessionId>,
     has_routes: bool,
+    /// How often it was without routes.
+    suspensions: usize,
     /// Whether the client was there since the last tick, and when it was there last.
     has_answered: bool,
     last_there: u64,
@@ -670,6 +734,7 @@ impl World {
                 lacks_client_since: 0,
                 session: None,
                 has_routes: false,
+                suspensions: 0,
                 has_answered: false,
                 last_there: 0,
                 heard: 0,
@@ -702,9 +767,14 @@ impl World {
                 Action::Ask(request) => {
                     host.requests.push((step + self.random.u64(0..4), request, None));
                 }
-                Action::Do(Order::Withdraw { session, .. } | Order::Suspend { session, .. }) => {
+                Action::Do(Order::Withdraw { session, .. }) => {
                     assert_eq!(host.session, Some(session));
                     host.has_routes = false;
+                }
+                Action::Do(Order::Suspend { session, .. }) => {
+                    assert_eq!(host.session, Some(session));
+                    host.has_routes = false;
+                    host.suspensions += 1;
                 }
                 Action::Do(Order::Restore { session, .. }) => {
                     assert_eq!(host.session, Some(session));
@@ -764,7 +834,7 @@ impl World {
                 self.hellos += 1;
                 let (session, number) = (self.hellos, self.hellos as u64);
                 (self.hosts[to].session, self.hosts[to].last_there) = (Some(session), self.step);
-                self.hosts[to].has_routes = true;
+                (self.hosts[to].has_routes, self.hosts[to].suspensions) = (true, 0);
                 let hello = hello(1, number);
                 self.handle(to, Event::Began { peer: peer(), session, hello, client: None });
                 // It hears of the end when it is awake again; until then its idle timeout stands for that.
@@ -903,6 +973,15 @@ impl World {
         }
     }
 
+    /// For how many steps everything is reached, with the client at this server; none if something is not.
+    fn steady(&self, at: usize) -> Option<u64> {
+        let is_reached =
+            self.hosts[at].reaches_client && self.hosts.iter().all(|host| host.reaches_etcd);
+        let changed = self.hosts.iter().map(|host| host.lacks_etcd_since.max(host.awake_at));
+        let since = changed.chain([self.moved, self.hosts[at].lacks_client_since]).max()?;
+        self.step.checked_sub(since).filter(|_| is_reached)
+    }
+
     fn check(&self) {
         let bound = steps((UNSURE + UNHEARD).mul_f64(1.02) + 2 * TICK);
         for (number, host) in self.hosts.iter().enumerate().filter(|(_, host)| host.has_routes) {
@@ -921,19 +1000,14 @@ impl World {
                 self.step - since
             );
         }
-        let settled = steps(LEASE.mul_f64(1.02) + 2 * TICK);
-        let is_steady = |since: u64, reaches: bool| reaches && self.step >= since + settled;
         if let Some(at) = self.at
-            && is_steady(
-                self.moved.max(self.hosts[at].lacks_client_since).max(self.hosts[at].awake_at),
-                self.hosts[at].reaches_client,
-            )
-            && self
-                .hosts
-                .iter()
-                .all(|host| is_steady(host.lacks_etcd_since.max(host.awake_at), host.reaches_etcd))
+            && let Some(steady) = self.steady(at)
+            && steady >= steps(LEASE.mul_f64(1.02) + 2 * TICK)
         {
-            for (number, host) in self.hosts.iter().enumerate() {
+            // Where routes went and came, they may wait.
+            let waits = self.hosts[at].suspensions > 1
+                && steady < steps((LEASE + LONGEST_WAIT + UNHEARD).mul_f64(1.02) + 4 * TICK);
+            for (number, host) in self.hosts.iter().enumerate().filter(|it| it.0 != at || !waits) {
                 assert_eq!(host.has_routes, number == at, "server {number}, client at {at}");
             }
             assert_eq!(self.etcd.holder(), Some(self.hosts[at].tenure.server));
@@ -941,8 +1015,52 @@ impl World {
     }
 }
 
+/// Changes of a peer's routes within a minute at most: after the first suspension they are back at once, and then after
+/// 10, 20 and 30 s at the earliest.
+const MOST_CHANGES: usize = 7;
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Whenever etcd and the client are heard, for runs of so many seconds: routes do not come and go often, and not at
+    /// all where one of both is heard.
+    #[test]
+    fn routes_change_seldom_however_etcd_and_the_client_come_and_go(
+        runs in proptest::collection::vec((any::<[bool; 2]>(), 1..8usize), 1..80),
+    ) {
+        let (etcd, mut server, _) = two(hello(1, 1));
+        let (mut changes, mut second, mut silent) = (Vec::new(), 0, [0; 2]);
+        for ([hears_etcd, hears_client], seconds) in runs {
+            for _ in 0..seconds {
+                second += 1;
+                let since = |is_heard, silent: usize| if is_heard { 0 } else { silent + 1 };
+                silent = [since(hears_etcd, silent[0]), since(hears_client, silent[1])];
+                if hears_etcd {
+                    server.renew(1);
+                    server.hear_all(&etcd);
+                }
+                server.now += TICK;
+                if hears_client && server.tenure.wants_signs(server.now) {
+                    server.handle(Event::Heard { peer: peer(), session: 10 });
+                }
+                server.handle(Event::Tick);
+                for order in server.done() {
+                    match order {
+                        Order::Suspend { .. } => {
+                            prop_assert!(silent[0] >= 5 && silent[1] >= 3, "{silent:?}");
+                            changes.push(second);
+                        }
+                        Order::Restore { .. } => changes.push(second),
+                        Order::Close { .. } => return Ok(()),
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+        for window in changes.windows(MOST_CHANGES + 1) {
+            prop_assert!(window[MOST_CHANGES] - window[0] >= 60, "{changes:?}");
+        }
+    }
 
     /// Whatever breaks, and in whichever order claims and news come, with clocks that run 1 % apart: no client is kept
     /// out of where it said hello last, a server that reaches neither etcd nor the client has no routes, and where
