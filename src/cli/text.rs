@@ -15,7 +15,7 @@ use crate::{
         status::{
             BulkState, ClientState, ClientStatus, DirectoryState, DirectoryStatus, LinkStatus,
             PassedOverStatus, PathStatus, PeerStatus, RecentStatus, RemoteState, RemoteStatus,
-            Role, ServerStatus, SessionStatus, Status, TcpStatus, UnusedLink,
+            Role, ServerStatus, SessionStatus, Status, TcpStatus, UnusedLink, Withdrawal,
         },
         usage::{BudgetLevel, BudgetStatus, scaled},
     },
@@ -232,6 +232,9 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         if let Some(holder) = peer.holder.as_ref().filter(|it| !it.here) {
             writeln!(f, "{}: at the server {}", peer.name, holder.server)?;
         }
+        if let Some(routes) = routes(peer) {
+            writeln!(f, "{}: {routes}", peer.name)?;
+        }
         if let Some(rival) = peer.rival {
             let name = &peer.name;
             writeln!(
@@ -241,6 +244,20 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
         }
     }
     Ok(())
+}
+
+/// What is to be said of the routes to a peer that may be at another server.
+fn routes(peer: &PeerStatus) -> Option<String> {
+    let count = peer.routes_withdrawn.get(&Withdrawal::Unheard)?;
+    let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
+    let gone = peer.routes.filter(|it| it.reason == Some(Withdrawal::Unheard));
+    Some(match gone {
+        Some(gone) => format!(
+            "no routes for {}, neither etcd nor it is heard; {times} so far",
+            Span(gone.since)
+        ),
+        None => format!("routes withdrawn {times}, when neither etcd nor it was heard"),
+    })
 }
 
 /// Records that are not used and shown: all of them are in the log.

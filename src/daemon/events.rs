@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::{
-    status::{DirectoryState, DrainingStatus, HomeState, MoveReason, SCHEMA},
+    status::{
+        DirectoryState, DrainingStatus, HomeState, MoveReason, RoutesState, SCHEMA, Withdrawal,
+    },
     usage::{BudgetLevel, Bytes},
 };
 use crate::{
@@ -163,6 +165,15 @@ pub(crate) enum Event {
         /// What the other server is called.
         server: Foreign,
     },
+    /// Server: the host's routes to a peer were withdrawn while its session goes on, or are back.
+    PeerRoutes {
+        /// Its name.
+        peer: String,
+        /// Whether they are there.
+        state: RoutesState,
+        /// Why not.
+        reason: Option<Withdrawal>,
+    },
     /// The configuration was read again.
     Reloaded {
         /// Keys whose change takes a restart.
@@ -255,6 +266,14 @@ impl Event {
             Self::Draining(draining) => draining.to_string(),
             Self::DrainCancelled => "draining was cancelled".into(),
             Self::PeerMoved { peer, server } => format!("{peer} moved to the server {server}"),
+            Self::PeerRoutes { peer, reason: None, .. } => format!("routes to {peer} are back"),
+            Self::PeerRoutes { peer, reason: Some(reason), .. } => {
+                let why = match reason {
+                    Withdrawal::Elsewhere => "another server has its session",
+                    Withdrawal::Unheard => "neither etcd nor it is heard",
+                };
+                format!("routes to {peer} are withdrawn: {why}")
+            }
             Self::Reloaded { restart_needed } if restart_needed.is_empty() => {
                 "configuration reloaded".into()
             }

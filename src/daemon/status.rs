@@ -563,6 +563,12 @@ pub(crate) struct PeerStatus {
     /// Which of several servers has its session; none if that is not known, or nobody has it.
     #[serde(default)]
     pub holder: Option<HolderStatus>,
+    /// The host's routes to it; none where the server sets none, and without a session.
+    #[serde(default)]
+    pub routes: Option<RoutesStatus>,
+    /// How often its session went on without routes, by reason.
+    #[serde(default)]
+    pub routes_withdrawn: BTreeMap<Withdrawal, u64>,
     /// Bytes that wait to be sent to it.
     pub queued_bytes: usize,
     /// How long the last packet that was sent had waited, in milliseconds.
@@ -591,6 +597,38 @@ pub(crate) struct HolderStatus {
     pub epoch: u64,
     /// Whether it is this one.
     pub here: bool,
+}
+
+/// The host's routes to a peer whose session is here.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct RoutesStatus {
+    /// Whether there are any.
+    pub state: RoutesState,
+    /// Why not.
+    pub reason: Option<Withdrawal>,
+    /// Seconds since it is so.
+    pub since: f64,
+}
+
+/// Whether routing daemons are told that a peer is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RoutesState {
+    /// The host has routes to it.
+    Told,
+    /// It had, and the session goes on.
+    Withdrawn,
+}
+
+/// Why a session goes on without routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Withdrawal {
+    /// Another server has the peer's session.
+    Elsewhere,
+    /// Another server may have it: neither etcd nor the peer was heard.
+    Unheard,
 }
 
 /// A session and the connection that carries it.

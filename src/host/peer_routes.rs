@@ -88,6 +88,12 @@ impl Held {
         self.0.changed.notify_one();
     }
 
+    /// Whether `session` holds one of these addresses.
+    pub(crate) fn is_of(&self, addresses: &[IpAddr], session: usize) -> bool {
+        let all = self.lock();
+        addresses.iter().any(|address| all.held.get(address) == Some(&session))
+    }
+
     #[cfg(test)]
     pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.lock().held.contains_key(&address)

@@ -3,7 +3,7 @@
 mod routing;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     clock::{self, AtomicInstant},
     config,
+    daemon::status::Withdrawal,
     identity::PublicKey,
     quic::close,
     tunnel::{
@@ -128,6 +129,8 @@ struct Place {
     last: Option<(Instant, SocketAddr)>,
     rivals: Rivals,
     elsewhere: Option<Elsewhere>,
+    /// How often sessions went on without routes.
+    withdrawn: BTreeMap<Withdrawal, u64>,
 }
 
 /// A peer's session at another server.
@@ -144,7 +147,7 @@ pub(super) struct Elsewhere {
 impl Place {
     fn whereabouts(&self) -> Whereabouts {
         match (&self.session, &self.elsewhere) {
-            (Some(session), _) if session.is_leaving => Whereabouts::Leaving,
+            (Some(session), _) if session.withdrawn.is_some() => Whereabouts::Leaving,
             (Some(_), _) => Whereabouts::Here,
             (None, Some(_)) => Whereabouts::Elsewhere,
             (None, None) => Whereabouts::Away,
@@ -165,8 +168,10 @@ pub struct PeerSession {
     pub instance: Option<u64>,
     /// What its pumps share.
     pub(super) datapath: Arc<pump::Session>,
-    /// Whether it gave its routes up.
-    pub(super) is_leaving: bool,
+    /// Why it gave its routes up, if it did.
+    pub(super) withdrawn: Option<Withdrawal>,
+    /// When it last got or gave up its routes.
+    pub(super) routed: Instant,
 }
 
 impl PeerSession {
@@ -367,13 +372,16 @@ impl Peer {
         }
     }
 
-    /// The session goes on without routes to the peer, or has them again; whether it is still there.
+    /// The session goes on without routes to the peer, for this reason, or has them again; whether it is still there.
     #[cfg(feature = "etcd")]
-    pub(super) fn set_leaving(&self, session: usize, is_leaving: bool) -> bool {
+    pub(super) fn set_withdrawn(&self, session: usize, reason: Option<Withdrawal>) -> bool {
         let place = &mut *self.place();
         let is_its = |it: &&mut PeerSession| it.connection.stable_id() == session;
         let Some(current) = place.session.as_mut().filter(is_its) else { return false };
-        current.is_leaving = is_leaving;
+        (current.withdrawn, current.routed) = (reason, clock::now());
+        if let Some(reason) = reason {
+            *place.withdrawn.entry(reason).or_default() += 1;
+        }
         self.publish(place);
         true
     }
@@ -439,6 +447,11 @@ impl Peer {
     pub(super) fn last_session(&self) -> Option<(Instant, SocketAddr)> {
         let place = self.place();
         place.last.filter(|_| place.session.is_none())
+    }
+
+    /// How often sessions went on without routes.
+    pub(super) fn withdrawn(&self) -> BTreeMap<Withdrawal, u64> {
+        self.place().withdrawn.clone()
     }
 
     /// What the pumps of the session share, if the process with this number has it.

@@ -78,7 +78,8 @@ impl Server {
             software: hello.software.clone(),
             instance: hello.instance,
             datapath,
-            is_leaving: false,
+            withdrawn: None,
+            routed: clock::now(),
         };
         peer.attach(claim, &self.socket);
         peer.begin_bulk(hello.instance);

@@ -453,7 +453,8 @@ async fn a_session_ends_with_its_task_even_if_that_panics() {
                 software: "a program".into(),
                 instance: None,
                 datapath: Arc::new(pump::Session::new(pump::Terms::default(), &congestion)),
-                is_leaving: false,
+                withdrawn: None,
+                routed: clock::now(),
             };
             peer.attach(session, &site.server.socket);
             let _attached = Attached { server: &site.server, peer: &peer, connection: &connection };

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Server, reload::Configured};
+use super::{Server, peers::Peer, reload::Configured};
 use crate::{
     clock,
     daemon::{
         events::Event,
         status::{
-            self, DirectoryState, DirectoryStatus, PassedOverStatus, PeerStatus, ServerStatus,
-            Status,
+            self, DirectoryState, DirectoryStatus, PassedOverStatus, PeerStatus, RoutesState,
+            RoutesStatus, ServerStatus, Status,
         },
     },
     fleet::{Known, PassedOver, Standing},
@@ -38,6 +38,8 @@ impl Server {
             }),
             rival: peer.rival(),
             holder: holders.remove(&peer.key),
+            routes: self.routes(peer),
+            routes_withdrawn: peer.withdrawn(),
             queued_bytes: peer.queue.bytes(),
             queue_delay: status::milliseconds(peer.queue.delay()),
             traffic: peer.counters.snapshot(),
@@ -66,6 +68,22 @@ impl Server {
             ),
             directory: directory(&configured),
         })
+    }
+}
+
+impl Server {
+    /// The host's routes to a peer. A session that has just come from another server has none yet.
+    fn routes(&self, peer: &Peer) -> Option<RoutesStatus> {
+        let (held, session) = (self.held.as_ref()?, peer.session()?);
+        let state = match session.withdrawn {
+            Some(_) => RoutesState::Withdrawn,
+            None if held.is_of(&peer.addresses, session.connection.stable_id()) => {
+                RoutesState::Told
+            }
+            None => return None,
+        };
+        let since = clock::now().saturating_duration_since(session.routed);
+        Some(RoutesStatus { state, reason: session.withdrawn, since: status::rounded(since) })
     }
 }
 

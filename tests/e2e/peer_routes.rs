@@ -334,6 +334,8 @@ mod fleet {
         fleet.until_way(0);
         // berlin's way to etcd and to the laptop break; its session with the router stays.
         let berlin = &fleet.servers[0];
+        let told = berlin.status()["peers"][0]["routes"].clone();
+        assert_eq!((told["state"].as_str(), told["reason"].is_null()), (Some("told"), true));
         run(
             berlin,
             "nft",
@@ -351,8 +353,12 @@ mod fleet {
         let took = begun.elapsed();
         eprintln!("given up after {took:?}");
         assert!(took < Duration::from_secs(7), "{took:?}");
-        let log = berlin.log();
-        assert!(log.contains("no routes: neither etcd nor the peer is heard"), "{log}");
+        let peer = berlin.status()["peers"][0].clone();
+        assert_eq!(peer["routes"]["state"], "withdrawn", "{peer}");
+        assert_eq!(peer["routes"]["reason"], "unheard", "{peer}");
+        assert_eq!(peer["routes-withdrawn"]["unheard"], 1, "{peer}");
+        let said = String::from_utf8(berlin.tell(&["status"]).stdout).unwrap();
+        assert!(said.contains("laptop: no routes for "), "{said}");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use prometheus_client::{
 use crate::{
     daemon::status::{
         ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, HomeState,
-        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
+        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, RoutesState, ServerStatus,
+        Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -274,6 +275,19 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
         .iter()
         .filter_map(|peer| Some((label(&peer.name), peer.session.as_ref()?.quic.rtt / 1000.0)));
     families.gauge("roamd_peer_rtt_seconds", "Round-trip time", rtts)?;
+    let routes = server.peers.iter().filter_map(|peer| {
+        let is_told = peer.routes?.state == RoutesState::Told;
+        Some((label(&peer.name), f64::from(u8::from(is_told))))
+    });
+    let help = "Whether the host has routes to a peer whose session is here";
+    families.gauge("roamd_peer_routes", help, routes)?;
+    let withdrawn = server.peers.iter().flat_map(|peer| {
+        peer.routes_withdrawn.iter().map(|(reason, count)| {
+            (vec![("peer", peer.name.clone()), ("reason", word(reason))], *count)
+        })
+    });
+    let help = "How often a session went on without routes";
+    families.counter("roamd_peer_routes_withdrawn", help, withdrawn)?;
     let queued = server.peers.iter().map(|peer| (label(&peer.name), peer.queued_bytes as f64));
     families.gauge("roamd_queue_bytes", "Bytes that wait to be sent", queued)?;
     let delays = server.peers.iter().map(|peer| (label(&peer.name), peer.queue_delay / 1000.0));
@@ -327,9 +341,17 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::daemon::status::PassedOverStatus;
+    use crate::daemon::status::{PassedOverStatus, PeerStatus, RoutesStatus, Withdrawal};
 
     fn server(tcp: Option<TcpStatus>, directory: Option<DirectoryStatus>) -> String {
+        server_of(tcp, directory, Vec::new())
+    }
+
+    fn server_of(
+        tcp: Option<TcpStatus>,
+        directory: Option<DirectoryStatus>,
+        peers: Vec<PeerStatus>,
+    ) -> String {
         let traffic = crate::tunnel::counters::Counters::default().snapshot();
         let status = Status::server(ServerStatus {
             listen: "[::]:4433".parse().unwrap(),
@@ -337,7 +359,7 @@ mod tests {
             interface: "roam0".into(),
             left_out: Vec::new(),
             uptime: 1.0,
-            peers: Vec::new(),
+            peers,
             traffic,
             send_errors: 0,
             receive_errors: 0,
@@ -393,6 +415,43 @@ mod tests {
             assert_eq!(figures.get("roamd_directory_unused_records"), Some(&unused), "{text}");
         }
         assert!(!server(None, None).contains("roamd_directory"));
+    }
+
+    #[test]
+    fn a_server_tells_whose_routes_are_there_and_how_often_they_were_withdrawn() {
+        let peer = |name: &str, state, withdrawn: &[(Withdrawal, u64)]| PeerStatus {
+            name: name.into(),
+            public_key: String::new(),
+            addresses: Vec::new(),
+            session: None,
+            last_session: None,
+            rival: None,
+            holder: None,
+            routes: state,
+            routes_withdrawn: withdrawn.iter().copied().collect(),
+            queued_bytes: 0,
+            queue_delay: 0.0,
+            traffic: crate::tunnel::counters::Counters::default().snapshot(),
+        };
+        let state = |state, reason| Some(RoutesStatus { state, reason, since: 1.0 });
+        let unheard = Withdrawal::Unheard;
+        let text = server_of(
+            None,
+            None,
+            vec![
+                peer("told", state(RoutesState::Told, None), &[(unheard, 2)]),
+                peer("gone", state(RoutesState::Withdrawn, Some(unheard)), &[(unheard, 1)]),
+                peer("away", None, &[]),
+            ],
+        );
+        for line in [
+            "roamd_peer_routes{peer=\"told\"} 1.0",
+            "roamd_peer_routes{peer=\"gone\"} 0.0",
+            "roamd_peer_routes_withdrawn_total{peer=\"told\",reason=\"unheard\"} 2",
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} {text}");
+        }
+        assert!(!text.contains("roamd_peer_routes{peer=\"away\"}"), "{text}");
     }
 
     fn figures(text: &str) -> BTreeMap<&str, &str> {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::{
-    daemon::events::Event,
+    daemon::{
+        events::Event,
+        status::{RoutesState, Withdrawal},
+    },
     fleet::{
         keeper::Site,
         tenure::{Claim, Order, SessionId, Why},
@@ -44,10 +47,7 @@ impl Server {
     }
 
     fn withdraw(&self, peer: &Peer, session: SessionId) {
-        if let Some(held) = &self.held {
-            held.remove(&peer.addresses, session);
-        }
-        if peer.set_leaving(session, true) {
+        if self.take_routes(peer, session, Withdrawal::Elsewhere) {
             let server = peer.elsewhere().unwrap_or_else(|| Foreign::from("none"));
             info!(peer = peer.name, %server, "the session is at another server");
             self.events.tell(Event::PeerMoved { peer: peer.name.clone(), server });
@@ -56,21 +56,35 @@ impl Server {
 
     /// The session goes on, and what the kernel has no other way for waits for it.
     fn suspend(&self, peer: &Peer, session: SessionId) {
-        if let Some(held) = &self.held {
-            held.remove(&peer.addresses, session);
-        }
-        if peer.set_leaving(session, true) {
+        if self.take_routes(peer, session, Withdrawal::Unheard) {
             info!(peer = peer.name, "no routes: neither etcd nor the peer is heard");
         }
     }
 
     fn restore(&self, peer: &Peer, session: SessionId) {
-        if peer.set_leaving(session, false)
+        if peer.set_withdrawn(session, None)
             && let Some(held) = &self.held
         {
             held.add(&peer.addresses, session);
             info!(peer = peer.name, "it has its routes again");
+            self.tell_of_routes(peer, RoutesState::Told, None);
         }
+    }
+
+    /// Takes the routes of a session that goes on; whether it is still there.
+    fn take_routes(&self, peer: &Peer, session: SessionId, reason: Withdrawal) -> bool {
+        let is_here = peer.set_withdrawn(session, Some(reason));
+        if let Some(held) = &self.held {
+            held.remove(&peer.addresses, session);
+            if is_here {
+                self.tell_of_routes(peer, RoutesState::Withdrawn, Some(reason));
+            }
+        }
+        is_here
+    }
+
+    fn tell_of_routes(&self, peer: &Peer, state: RoutesState, reason: Option<Withdrawal>) {
+        self.events.tell(Event::PeerRoutes { peer: peer.name.clone(), state, reason });
     }
 
     fn close(&self, peer: &Peer, session: SessionId, why: Why) {
