@@ -8,6 +8,9 @@
 //!  people ─────────────▶ orders ─────┘                       └─▶ SwitchMeter: gap
 //! ```
 
+mod orders;
+mod silence;
+
 use std::{
     collections::HashSet,
     net::SocketAddr,
@@ -22,20 +25,20 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    command::{Inquiries, Inquiry, Order, What, no_way},
+    command::{Inquiries, Order},
     greeting::Reached,
     home::Home,
     migration::MigratingConnection,
     paths::{Departure, PathTable},
     reload::InForce,
     servers::{RemoteServer, Servers},
-    signs::{Signals, Wish},
+    signs::Signals,
     usage::Overdrawn,
     view::{Said, Shown, milliseconds},
 };
 use crate::{
     clock,
-    daemon::{control::Reply, status::BulkState, systemd::Heart},
+    daemon::{status::BulkState, systemd::Heart},
     link::{
         candidate::Candidate,
         monitor,
@@ -43,9 +46,9 @@ use crate::{
     },
     path::{
         PathKey, Reason,
-        forgotten::{Advice, Forgotten},
+        forgotten::Forgotten,
         handshake::{Connected, Underlay},
-        manager::{Action, Choice, Event, Manager, Settings},
+        manager::{Action, Event, Manager, Settings},
         network::Network,
         probe::Prober,
         quality::Watch,
@@ -53,7 +56,7 @@ use crate::{
         switch_meter::SwitchMeter,
     },
     quic::{
-        liveness::{Liveness, Verdict, WATCH},
+        liveness::{Liveness, WATCH},
         session::MessageStream,
     },
     tunnel::{counters::Counters, pump, queue::Queue},
@@ -65,8 +68,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// So long after a switch the best standby is asked if it has no connection, as a path that was left for a better one: it
 /// takes copies as soon as it is warm, and its next check is far away. While somebody switches to and fro, nothing is asked.
 const WARM_AGAIN: Duration = Duration::from_millis(500);
-/// How long a TCP connection is waited for at least, and at most, before another one takes its place.
-const STALLED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(4)];
 /// Answers of probes that wait to be read.
 const ANSWERS: usize = 32;
 
@@ -393,63 +394,6 @@ impl<'a> Roamer<'a> {
         self.refresh_candidates().await;
     }
 
-    fn obey(&mut self, Order { what, reply }: Order) {
-        let reply_with = match what {
-            What::Server { name } => return self.signals.wish(Wish::Go { name, reply }),
-            What::Auto | What::AutoLink => {
-                if matches!(what, What::Auto) {
-                    self.signals.wish(Wish::Auto);
-                }
-                self.handle_event(Event::Choose(None));
-                Reply::Done(vec!["the best path is chosen again".into()])
-            }
-            What::Switch { link, pin } => match self.link(&link) {
-                Ok(index) => {
-                    self.handle_event(Event::Choose(Some(Choice {
-                        link: link.clone(),
-                        pinned: pin,
-                    })));
-                    let active = self.manager.active().is_some_and(|key| key.link == index);
-                    let when = if active { "in use" } else { "used as soon as it answers" };
-                    let until = if pin { "whatever happens" } else { "until it fails" };
-                    Reply::Done(vec![format!("{link}: {when}, {until}")])
-                }
-                Err(error) => error,
-            },
-            What::Probe { link } => match link.as_deref().map(|link| self.link(link)).transpose() {
-                Ok(index) => return self.inquire(Inquiry::new(reply), link, index),
-                Err(error) => error,
-            },
-        };
-        // Whoever asked may not wait for the answer any more.
-        let _ = reply.send(reply_with);
-    }
-
-    /// Asks over all paths, or those of one link, because somebody wants to know.
-    fn inquire(&mut self, mut inquiry: Inquiry, link: Option<String>, index: Option<u32>) {
-        let active = self.manager.active();
-        for (key, ..) in self.manager.paths() {
-            if index.is_none_or(|index| index == key.link)
-                && let Some(candidate) = self.paths.candidate(key)
-            {
-                let rtt = (active == Some(key)).then(|| self.connection.rtt());
-                inquiry.about(key, candidate, rtt);
-            }
-        }
-        self.handle_event(Event::Check(link));
-        self.inquiries.add(inquiry);
-    }
-
-    /// The index of a link that could carry the tunnel.
-    fn link(&self, name: &str) -> Result<u32, Reply> {
-        let links: Vec<_> =
-            self.manager.paths().filter_map(|(key, ..)| self.paths.candidate(key)).collect();
-        if let Some(found) = links.iter().find(|candidate| candidate.link == name) {
-            return Ok(found.index);
-        }
-        Err(no_way(name, links.iter().map(|candidate| candidate.link.as_str())))
-    }
-
     /// Finds out which candidates there are.
     async fn refresh_candidates(&mut self) {
         let config = self.config.borrow().clone();
@@ -506,54 +450,6 @@ impl<'a> Roamer<'a> {
             }
             Action::Switch(key, reason) => self.switch(key, reason),
             Action::BeginAnew(key) => self.begin_anew(key),
-        }
-    }
-
-    /// The server at the end of this path does not know the connection.
-    fn begin_anew(&mut self, key: PathKey) {
-        debug!(local = %key.local, server = %key.server, "the server does not have this session");
-        self.answered = self.paths.candidate(key).cloned();
-    }
-
-    /// Whether this is the path in use, and nothing is heard on it.
-    fn is_unheard(&self, key: PathKey) -> bool {
-        let is_unheard = self.liveness.is_suspected() || self.meter.awaited().is_some();
-        is_unheard && self.manager.active() == Some(key)
-    }
-
-    /// The socket of a path failed.
-    fn fail(&mut self, key: PathKey) {
-        if !key.transport.is_stream() {
-            return self.handle_event(Event::SendFailed(key));
-        }
-        if self.manager.active() != Some(key) {
-            // Whether its path works is up to the probe, which has a connection of its own.
-            return self.paths.close(key);
-        }
-        let has_worked = self.paths.heard_on(key).is_some();
-        self.handle_event(Event::SendFailed(key));
-        // A further one after one that never worked is left to the probe's answer.
-        if has_worked {
-            self.reconnect(Duration::ZERO);
-        }
-    }
-
-    /// Makes another TCP connection for the path in use, if it has one that is older than `age`.
-    fn reconnect(&mut self, age: Duration) {
-        let Some(active) = self.manager.active() else { return };
-        if active.transport.is_stream() && self.paths.reopen(active, age, clock::now()) {
-            debug!(local = %active.local, server = %active.server, "another TCP connection");
-            self.connection.introduce();
-        }
-    }
-
-    /// The same for a connection that is silent for so long that a new one would have answered.
-    fn reconnect_stalled(&mut self) {
-        let [shortest, longest] = STALLED;
-        let age = (4 * self.connection.rtt()).clamp(shortest, longest);
-        let unheard = self.underlay.socket().unheard_since();
-        if self.liveness.is_suspected() && unheard.is_some_and(|at| clock::now() >= at + age) {
-            self.reconnect(age);
         }
     }
 
@@ -670,59 +566,6 @@ impl<'a> Roamer<'a> {
             "switched"
         );
         self.shown.switched(&switched);
-    }
-
-    /// Does what follows from the silence of the active path, or from its end.
-    fn judge(&mut self) {
-        let Some(active) = self.manager.active() else { return };
-        let (signs, now) = (self.connection.signs(), clock::now());
-        let limit = self.connection.silence_limit();
-        match self.liveness.verdict(&signs, limit, now) {
-            Some(Verdict::Idle) => self.connection.expect_nothing(false),
-            Some(Verdict::Ping) => self.connection.expect_nothing(true),
-            Some(Verdict::Suspect) => self.handle_event(Event::Silent(active)),
-            Some(Verdict::Nudge) => {
-                self.connection.nudge();
-                self.paths.hurry();
-                self.ask_again(now);
-            }
-            Some(Verdict::Trust) => self.trust(active),
-            Some(Verdict::LostAll) => {
-                self.connection.restart();
-                self.trust(active);
-            }
-            None => {}
-        }
-    }
-
-    /// The active path answers again. What was sent into the silence may be lost.
-    fn trust(&mut self, active: PathKey) {
-        self.is_waking = false;
-        self.datapath.session.resume();
-        if !self.manager.is_asked_again(active) {
-            self.paths.stop_asking(active);
-        }
-        self.handle_event(Event::Heard(active));
-    }
-
-    /// Asks over the silent path what the connection and a probe are to ask.
-    fn ask_again(&mut self, now: Instant) {
-        self.roaming.silence.notify_one();
-        let Some(active) = self.manager.active() else { return };
-        match self.forgotten.ask(active, self.connection.newest_acknowledged(), now) {
-            Advice::Nudge => {}
-            Advice::AskBoth => {
-                self.connection.introduce();
-                self.ask(active);
-            }
-            // The probe's TCP connection may stand before the tunnel's does. The probe tells whether the server has the
-            // session.
-            Advice::GiveUp if active.transport.is_stream() => {
-                self.connection.introduce();
-                self.reconnect_stalled();
-            }
-            Advice::GiveUp => self.begin_anew(active),
-        }
     }
 
     /// Whether a question over this path is due, now or later.

@@ -1,8 +1,11 @@
 use super::*;
 use crate::{
-    client::tests::{
-        config,
-        session::{LTE, Tunnel, WIFI},
+    client::{
+        command::What,
+        tests::{
+            config,
+            session::{LTE, Tunnel, WIFI},
+        },
     },
     config::{ClientConfig, HostPort, Preference},
     tests::simulation::world::Hole,
