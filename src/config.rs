@@ -21,6 +21,7 @@ mod directory;
 #[cfg(test)]
 mod fake;
 mod filter;
+mod fleet;
 mod host_port;
 #[cfg(feature = "networkmanager")]
 mod items;
@@ -409,6 +410,8 @@ pub struct ServerConfig {
     pub peers: Vec<Peer>,
     /// Where more of them are, if anywhere.
     pub directory: Option<Directory>,
+    /// What new clients are told of all servers that share the directory, the preferred one first.
+    pub fleet: Vec<ServerPeer>,
     /// Every connection.
     pub quic: Quic,
     /// What to log.
@@ -450,6 +453,7 @@ impl ServerConfig {
             tun: ServerTun { routes: new.tun.routes, dns: new.tun.dns, ..self.tun.clone() },
             peers: new.peers,
             directory: self.directory.clone(),
+            fleet: new.fleet,
             quic: self.quic.clone(),
             log: Log { format: self.log.format, ..new.log },
             metrics: self.metrics.clone(),
@@ -473,6 +477,8 @@ pub struct Directory {
 pub(crate) struct DirectoryFile {
     /// The directory; none if the file does not name one.
     pub(crate) directory: Option<Directory>,
+    /// What new clients are told of the servers that share it.
+    pub(crate) fleet: Vec<ServerPeer>,
     /// A server's inner addresses with the networks that the peers share.
     pub(crate) networks: Vec<IpNet>,
     /// The server, if the file is one's.

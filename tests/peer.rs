@@ -307,3 +307,73 @@ fn a_shell_is_offered_the_tunnels_that_are_configured() {
     assert_eq!(offered(&["switch", "w"]), "");
     assert_eq!(offered(&["chec"]), "check");
 }
+
+/// A server's file that lists the servers of its fleet, of which it is the second one.
+#[cfg(feature = "etcd")]
+fn fleet(directory: &TempDir) -> String {
+    let own = roamd(directory, &["pubkey", "host.key"]);
+    let own = String::from_utf8(own.stdout).unwrap();
+    let servers = format!(
+        "[directory]
+name = \"paris\"
+etcd = {{ endpoints = [\"http://127.0.0.1:1\"], prefix = \"/roamd/home\" }}
+[[directory.server]]
+name = \"berlin \\\"one\\\"\"
+address = [\"berlin.example.net\", \"192.0.2.1:443\"]
+tcp-port = 443
+public-key = \"ILl7CgG0nt3G7BMUtJESNrZDpV6uAAA4R6aRA/ywxhE=\"
+[[directory.server]]
+name = \"paris\"
+address = \"paris.example.net\"
+public-key = \"{}\"
+",
+        own.trim()
+    );
+    write(directory, "home.toml", &format!("{SERVER}{servers}"), 0o640);
+    own.trim().to_owned()
+}
+
+#[test]
+#[cfg(feature = "etcd")]
+fn a_peer_of_one_server_is_told_of_that_one_and_a_person_may_say_another_address() {
+    let directory = directory();
+    let own = fleet(&directory);
+    for (name, more, address) in [
+        ("laptop", &[][..], "paris.example.net:4433"),
+        ("nas", &["-e", "192.0.2.9:80"], "192.0.2.9:80"),
+    ] {
+        let file = format!("{name}.toml");
+        let add = ["add", name, "home.toml", "-o", &file];
+        let output = peer(&directory, &[&add[..], more].concat());
+        assert!(output.status.success(), "{}", error(&output));
+        let text = read(&directory, &file);
+        assert!(text.contains(&format!("address = [\"{address}\"]\n")), "{text}");
+        assert!(text.contains(&own) && !text.contains("[[server]]"), "{text}");
+        assert!(roamd(&directory, &["check", &file]).status.success());
+    }
+}
+
+#[test]
+#[cfg(feature = "etcd")]
+fn without_an_endpoint_or_a_list_nobody_is_added() {
+    let directory = directory();
+    let output = peer(&directory, &["add", "laptop", "home.toml"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(error(&output).contains("Say --endpoint HOST"), "{}", error(&output));
+    assert_eq!(read(&directory, "home.toml"), SERVER);
+}
+
+#[test]
+#[cfg(feature = "etcd")]
+fn a_list_that_has_another_key_for_this_server_is_refused() {
+    let directory = directory();
+    fleet(&directory);
+    // It has the name of the first server.
+    let (own, first) = ("name = \"paris\"", r#"name = "berlin \"one\"""#);
+    let text = read(&directory, "home.toml").replacen(own, first, 1);
+    write(&directory, "home.toml", &text, 0o640);
+    let output = roamd(&directory, &["check", "home.toml"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = error(&output);
+    assert!(said.contains("directory.server[0].public-key") && said.contains("is not"), "{said}");
+}

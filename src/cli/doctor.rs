@@ -4,6 +4,7 @@ mod client;
 mod directory;
 mod finding;
 mod firewall;
+mod fleet;
 mod links;
 mod machine;
 mod routes;

@@ -23,7 +23,7 @@ use super::{
     tunnel::{self, Tunnel},
 };
 use crate::{
-    config::{self, Config, HostPort, Loaded, Peer, ServerConfig, process_environment},
+    config::{self, Config, HostPort, Loaded, Peer, ServerConfig, ServerPeer, process_environment},
     daemon::control::{ControlError, Request},
     host::instance::Instance,
     identity::{PrivateKey, PublicKey},
@@ -35,7 +35,8 @@ The client's configuration holds its private key: send it over a safe way, and o
 
 Examples:
   roamd peer add laptop --endpoint vpn.example.net > laptop.toml
-  roamd peer add nas home --endpoint 192.0.2.1:443 --output nas.toml";
+  roamd peer add nas home --endpoint 192.0.2.1:443 --output nas.toml
+  roamd peer add phone home --directory > phone.toml    all servers of [[directory.server]]";
 const QR_EXAMPLE: &str = if cfg!(feature = "qr") {
     "\n  roamd peer add tablet --endpoint vpn.example.net --qr"
 } else {
@@ -87,8 +88,9 @@ pub struct Add {
     name: String,
     #[command(flatten)]
     which: Which,
-    /// Where clients reach the server, a name or address with or without a port; may be repeated
-    #[arg(short, long, value_name = "HOST[:PORT]", required = true)]
+    /// Where clients reach the server, a name or address with or without a port; may be repeated [default: what the
+    /// server's file says in [[directory.server]]; with --directory of all servers, else of this one]
+    #[arg(short, long, value_name = "HOST[:PORT]")]
     endpoint: Vec<HostPort>,
     /// What the client sends into the tunnel, such as "default"; may be repeated [default: what the
     /// server offers]
@@ -164,7 +166,11 @@ impl Add {
         let peer = Peer { name: self.name.clone(), public_key, addresses };
         let mut file = ServerFile::open(path)?;
         file.add(&peer);
-        let text = client::toml(&self.endpoint, Some(&server), key.as_ref(), &self.route);
+        // The other servers of a fleet do not know this peer.
+        let own = |it: &&ServerPeer| it.public_key == server.private_key.public_key();
+        let own: Vec<_> = server.fleet.iter().filter(own).cloned().collect();
+        let servers = self.servers(&own, Some(&server), path)?;
+        let text = client::toml(&servers, key.as_ref(), &self.route);
         // The client's file first: with half of it done, nobody is let in.
         let checked = file.check(path)?;
         match &self.output {
@@ -181,6 +187,25 @@ impl Add {
         let mut stderr = io::stderr().lock();
         self.say(&peer, &path.display().to_string(), &mut stderr)?;
         tell_daemon(path, &mut stderr)
+    }
+
+    /// The servers in the client's file: the one at the endpoints, or else those of the `fleet`, as `path` has it.
+    fn servers(
+        &self,
+        fleet: &[ServerPeer],
+        known: Option<&ServerConfig>,
+        path: &Path,
+    ) -> anyhow::Result<Vec<client::Server>> {
+        if !self.endpoint.is_empty() {
+            return Ok(vec![client::Server::at(&self.endpoint, known)]);
+        }
+        if fleet.is_empty() {
+            let path = path.display();
+            return Err(Exit::Usage.because(anyhow!(
+                "where do clients reach the server? Say --endpoint HOST, or tell of it in a [[directory.server]] of {path}"
+            )));
+        }
+        Ok(fleet.iter().map(client::Server::from).collect())
     }
 
     /// The client's key pair; of a client that has one already, the public half.

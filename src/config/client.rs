@@ -1,6 +1,5 @@
 //! What a client's values mean.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +8,8 @@ use super::{
     Budget, ClientConfig, ClientTun, Exclude, HomeMode, HostPort, OverBudget, Paths, Period,
     Preference, Relay, ServerPeer,
     budget::{self, Written},
-    check::{self, Unique, elements, is_name},
+    check::{self, elements, is_name},
+    fleet::Distinct,
     problem::Problems,
     proxy::{self, Outside},
     raw::{
@@ -24,7 +24,7 @@ const MAX_STANDBY_CHECK: Duration = Duration::from_secs(600);
 /// Bytes a minute.
 const MOST_COPIES: u32 = 1_000_000;
 /// Each is known by name, admitted through the kill switch, and tried when those before it do not answer.
-const MOST_SERVERS: usize = 8;
+pub(super) const MOST_SERVERS: usize = 8;
 /// Each is a path of its own over each link of its network.
 const MOST_HOME_ADDRESSES: usize = 4;
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -86,17 +86,11 @@ fn servers(
             numbered.filter_map(|(i, raw)| Some((format!("server[{i}]"), raw.as_mut()?))).collect()
         }
     };
-    let (mut names, mut keys, mut servers) = (Unique::new(), Unique::new(), Some(Vec::new()));
-    let mut addresses = Unique::new();
+    let (mut distinct, mut servers) = (Distinct::new(), Some(Vec::new()));
     for (section, raw) in sections {
         let server = server(&section, raw, own, file, outside, problems);
         if let Some(server) = &server {
-            let own: BTreeSet<_> = server.addresses.iter().map(ToString::to_string).collect();
-            for address in own {
-                addresses.claim(address, &format!("{section}.address"), problems);
-            }
-            names.claim(server.name.clone(), &format!("{section}.name"), problems);
-            keys.claim(server.public_key, &format!("{section}.public-key"), problems);
+            distinct.claim(&section, server, problems);
         }
         servers = servers.zip(server).map(|(servers, server)| [servers, vec![server]].concat());
     }

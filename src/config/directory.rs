@@ -159,8 +159,12 @@ mod tests {
             fs::set_permissions(folder.path().join(name), Permissions::from_mode(mode)).unwrap();
         }
         let mut problems = Problems::default();
-        let mut raw =
-            RawDirectory { name: Some("berlin".into()), etcd: Some(etcd), ticket_key_file: None };
+        let mut raw = RawDirectory {
+            name: Some("berlin".into()),
+            etcd: Some(etcd),
+            ticket_key_file: None,
+            server: None,
+        };
         let found = build(&mut raw, &folder.path().join("home.toml"), &mut problems);
         let problems = problems.into_vec(|_| (Origin::File { line: None }, true));
         assert!(found.is_some() || !problems.is_empty());

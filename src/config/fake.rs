@@ -25,6 +25,7 @@ impl ServerConfig {
             },
             peers,
             directory: None,
+            fleet: Vec::new(),
             quic: Quic {
                 idle_timeout: Duration::from_secs(30),
                 keep_alive: Duration::from_secs(10),

@@ -186,6 +186,26 @@ const KEYS: &[Key] = &[
     key("directory.etcd.cert", SERVER, Kind::Text, PEM),
     key("directory.etcd.key", SERVER, Kind::Text, PEM),
     key(TICKET_KEY_FILE, SERVER, Kind::Text, "the path of a file that roamd genkey has written"),
+    key(
+        "directory.server",
+        SERVER,
+        Kind::Tables,
+        "a list of tables, each headed by [[directory.server]]",
+    ),
+    key(
+        "directory.server.name",
+        SERVER,
+        Kind::Text,
+        "a name for people: 1 to 64 characters, no control characters",
+    ),
+    key(
+        "directory.server.address",
+        SERVER,
+        Kind::List,
+        r#"a name or address such as "vpn.example.net:4433" or "[2001:db8::1]:4433" (port 4433 when there is none)"#,
+    ),
+    key("directory.server.tcp-port", SERVER, Kind::Number, "a TCP port from 1 to 65535"),
+    key("directory.server.public-key", SERVER, Kind::Text, PUBLIC_KEY),
     key("peer", SERVER, Kind::Tables, "a list of tables, each headed by [[peer]]"),
     key(
         "peer.name",

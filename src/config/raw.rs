@@ -187,6 +187,17 @@ pub(super) struct RawDirectory {
     pub(super) name: Option<String>,
     pub(super) etcd: Option<RawEtcd>,
     pub(super) ticket_key_file: Option<PathBuf>,
+    pub(super) server: List<RawFleetServer>,
+}
+
+/// `[[directory.server]]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RawFleetServer {
+    pub(super) name: Option<String>,
+    pub(super) address: List<HostPort>,
+    pub(super) tcp_port: Option<u16>,
+    pub(super) public_key: Option<PublicKey>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

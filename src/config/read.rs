@@ -52,6 +52,7 @@ pub(super) fn load_directory(
         return match load(path, text, environment)?.0 {
             Config::Server(server) => Ok(DirectoryFile {
                 directory: server.directory.clone(),
+                fleet: server.fleet.clone(),
                 networks: server.tun.addresses.clone(),
                 server: Some(server),
             }),
@@ -256,7 +257,11 @@ mod tests {
             quic: Some(Default::default()),
             log: Some(Default::default()),
             metrics: Some(Default::default()),
-            directory: Some(RawDirectory { etcd: Some(Default::default()), ..Default::default() }),
+            directory: Some(RawDirectory {
+                etcd: Some(Default::default()),
+                server: Some(vec![Some(Default::default())]),
+                ..Default::default()
+            }),
             private_key: Some(Secret(String::new().into())),
             peer: Some(vec![Some(RawPeer::default())]),
             ..Default::default()

@@ -7,13 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{
-    DirectoryFile, Peer, ServerConfig, ServerTun,
+    DirectoryFile, Peer, ServerConfig, ServerPeer, ServerTun,
     check::{self, Unique, elements, is_name},
-    directory,
+    directory, fleet,
     problem::Problems,
-    raw::{List, RawPeer, RawServer},
+    raw::{List, RawDirectory, RawPeer, RawServer},
 };
-use crate::identity::PublicKey;
+use crate::identity::{PrivateKey, PublicKey};
 
 /// UDP sockets, each with kernel buffers of 8 MB in each direction.
 const MOST_PORTS: usize = 8;
@@ -39,6 +39,7 @@ pub(super) fn build(
     let log = check::log(raw.log.get_or_insert_default());
     let metrics = check::metrics(raw.metrics.get_or_insert_default(), problems);
     let directory = raw.directory.as_mut().map(|raw| directory::build(raw, file, problems));
+    let fleet = servers(&raw.directory, private_key.as_ref().map(PrivateKey::public_key), problems);
     let drain = problems.accept_duration("drain", raw.drain, |it| it <= LONGEST_DRAIN);
     Some(ServerConfig {
         private_key: private_key?,
@@ -48,6 +49,7 @@ pub(super) fn build(
         tun: tun?,
         peers,
         directory: directory.flatten(),
+        fleet,
         quic: quic?,
         log: log?,
         metrics,
@@ -64,7 +66,18 @@ pub(super) fn directory_file(
     let tun = tun(raw, &mut taken, problems);
     let directory = raw.directory.as_mut().and_then(|raw| directory::build(raw, file, problems));
     let networks = tun.map(|tun| tun.addresses).unwrap_or_default();
-    DirectoryFile { directory, networks, server: None }
+    let fleet = servers(&raw.directory, None, problems);
+    DirectoryFile { directory, fleet, networks, server: None }
+}
+
+/// What clients are told of the servers of a fleet. `own` is this one's key.
+fn servers(
+    raw: &Option<RawDirectory>,
+    own: Option<PublicKey>,
+    problems: &mut Problems,
+) -> Vec<ServerPeer> {
+    let Some(raw) = raw else { return Vec::new() };
+    fleet::build(&raw.server, (raw.name.as_deref(), own), problems)
 }
 
 /// The UDP ports; none if they have been reported.

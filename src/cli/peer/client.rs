@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::anyhow;
+use toml_edit::{Array, Value};
 use zeroize::Zeroizing;
 #[cfg(feature = "qr")]
 use {
@@ -19,21 +20,44 @@ use {
 
 use crate::{
     cli::exit::Exit,
-    config::{DEFAULT_PORT, HostPort, ServerConfig, rights},
-    identity::PrivateKey,
+    config::{DEFAULT_PORT, HostPort, ServerConfig, ServerPeer, rights},
+    identity::{PrivateKey, PublicKey},
 };
 
-/// The whole file; a server that is not known is left for a person to fill in.
+/// What the file says of a server.
+pub(super) struct Server {
+    name: Option<String>,
+    addresses: Vec<HostPort>,
+    tcp_port: Option<u16>,
+    /// Without one a person fills it in.
+    public_key: Option<PublicKey>,
+}
+
+impl Server {
+    /// The one at these endpoints, of which more may be known.
+    pub(super) fn at(endpoints: &[HostPort], known: Option<&ServerConfig>) -> Self {
+        Self {
+            name: None,
+            addresses: endpoints.iter().flat_map(|it| with_ports(it, known)).collect(),
+            tcp_port: None,
+            public_key: known.map(|server| server.private_key.public_key()),
+        }
+    }
+}
+
+impl From<&ServerPeer> for Server {
+    fn from(server: &ServerPeer) -> Self {
+        let ServerPeer { name, addresses, tcp_port, public_key, .. } = server.clone();
+        Self { name: Some(name), addresses, tcp_port, public_key: Some(public_key) }
+    }
+}
+
+/// The whole file.
 pub(super) fn toml(
-    endpoints: &[HostPort],
-    server: Option<&ServerConfig>,
+    servers: &[Server],
     key: Option<&PrivateKey>,
     routes: &[String],
 ) -> Zeroizing<String> {
-    let quoted = |texts: Vec<String>| {
-        let texts: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
-        format!("[{}]", texts.join(", "))
-    };
     let mut text = Zeroizing::new(String::from("role = \"client\"\n"));
     match key {
         Some(key) => {
@@ -44,18 +68,30 @@ pub(super) fn toml(
         }
         None => text.push_str("private-key-file = \"the path of this client's key\"\n"),
     }
-    let addresses: Vec<_> =
-        endpoints.iter().flat_map(|endpoint| with_ports(endpoint, server)).collect();
-    let addresses = quoted(addresses.iter().map(ToString::to_string).collect());
-    let public_key = match server {
-        Some(server) => server.private_key.public_key().to_string(),
-        None => "the server's key, as roamd pubkey prints it there".into(),
-    };
-    text.push_str(&format!("\n[server]\naddress = {addresses}\npublic-key = \"{public_key}\"\n"));
+    let head = if servers.len() > 1 { "[[server]]" } else { "[server]" };
+    for server in servers {
+        text.push_str(&format!("\n{head}\n"));
+        if let Some(name) = &server.name {
+            text.push_str(&format!("name = {}\n", Value::from(name)));
+        }
+        text.push_str(&format!("address = {}\n", list(&server.addresses)));
+        if let Some(port) = server.tcp_port {
+            text.push_str(&format!("tcp-port = {port}\n"));
+        }
+        let public_key = match server.public_key {
+            Some(key) => key.to_string(),
+            None => "the server's key, as roamd pubkey prints it there".into(),
+        };
+        text.push_str(&format!("public-key = \"{public_key}\"\n"));
+    }
     if !routes.is_empty() {
-        text.push_str(&format!("\n[tun]\nroutes = {}\n", quoted(routes.to_vec())));
+        text.push_str(&format!("\n[tun]\nroutes = {}\n", list(routes)));
     }
     text
+}
+
+fn list(elements: &[impl ToString]) -> Array {
+    elements.iter().map(ToString::to_string).collect()
 }
 
 /// An endpoint that names no port is there at all UDP ports of the server: some network lets only one of them out.

@@ -36,7 +36,7 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 }
 
 pub(super) fn add(add: &Add, path: &Path) -> anyhow::Result<()> {
-    let (DirectoryFile { networks, server, .. }, etcd) = open(path)?;
+    let (DirectoryFile { networks, server, fleet, .. }, etcd) = open(path)?;
     let (shown, in_file) = (path.display(), server.as_ref().map(addresses_of).unwrap_or_default());
     let mut peers = server.iter().flat_map(|server| &server.peers);
     ensure!(peers.all(|it| it.name != add.name), "{shown} has a peer called {} already", add.name);
@@ -47,7 +47,8 @@ pub(super) fn add(add: &Add, path: &Path) -> anyhow::Result<()> {
         ensure!(!in_file.contains(address), "{shown} has {address} already");
     }
     let (key, public_key) = add.key()?;
-    let text = client::toml(&add.endpoint, server.as_ref(), key.as_ref(), &add.route);
+    let servers = add.servers(&fleet, server.as_ref(), path)?;
+    let text = client::toml(&servers, key.as_ref(), &add.route);
     if let Some(output) = &add.output {
         client::write_new(output, &text)?;
     }

@@ -10,9 +10,10 @@
 //!  office   berlin 10.78.1.2  paris 10.78.2.2   lo 10.78.0.10
 //! ```
 //! The servers give the laptop the same inner address, 10.66.0.2. BIRD on both of them tells the office which one has its
-//! session.
+//! session. The laptop's configuration is the one that `roamd peer add --directory` wrote.
 
 use std::{
+    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -86,6 +87,17 @@ impl Site {
     }
 
     fn configure(&self) {
+        let fleet: String = SERVERS
+            .iter()
+            .zip(&self.servers)
+            .map(|((name, address), server)| {
+                let key = server.key();
+                format!(
+                    "[[directory.server]]\nname = \"{name}\"\naddress = \"{address}\"\n\
+                     public-key = \"{key}\"\n"
+                )
+            })
+            .collect();
         for ((name, _), server) in SERVERS.iter().zip(&self.servers) {
             let directory = format!(
                 "[directory]\nname = \"{name}\"\netcd = {{ endpoints = [\"{}\"], \
@@ -93,32 +105,25 @@ impl Site {
                 self.member.endpoint()
             );
             server.configure(&format!(
-                "role = \"server\"\nlisten = \"[::]:4433\"\n{directory}\
+                "role = \"server\"\nlisten = \"[::]:4433\"\n{directory}{fleet}\
                  [tun]\nname = \"roam0\"\naddresses = [\"10.66.0.1/24\"]\nroutes = [\"10.78.0.0/16\"]\n"
             ));
         }
-        let mut toml = "role = \"client\"\n".to_owned();
-        for ((name, address), server) in SERVERS.iter().zip(&self.servers) {
-            toml += &format!(
-                "[[server]]\nname = \"{name}\"\naddress = [\"{address}:4433\"]\npublic-key = \"{}\"\n",
-                server.key()
-            );
-        }
-        self.client.configure(&format!(
-            "{toml}[tun]\nname = \"roam0\"\n[paths]\nstandby-check = \"5s\"\n"
-        ));
     }
 
     /// A site whose laptop has a session with the preferred server, and whose office can reach it.
     pub(crate) fn connected() -> Self {
         let mut site = Self::new();
-        site.add_peer("laptop", &site.client.key(), LAPTOP);
-        for server in &mut site.servers {
+        site.add_laptop();
+        let start = |server: &mut Host| {
             server.start();
             eventually("the server listens", || server.try_status());
-        }
+        };
+        // On a busy machine the second one may answer first.
+        start(&mut site.servers[0]);
         site.client.start();
         site.client.connected();
+        start(&mut site.servers[1]);
         site.until_server("berlin");
         site.until_reserve();
         site
@@ -129,25 +134,17 @@ impl Site {
         self.etcd = Some(start_etcd(&self.member, &self.office, self.folder.path()));
     }
 
-    /// Adds a peer to the directory, as an admin on the first server does.
-    pub(crate) fn add_peer(&self, name: &str, key: &str, address: &str) {
-        let file = self.servers[0].file();
-        let file = file.to_str().unwrap();
-        let arguments = [
-            "peer",
-            "add",
-            name,
-            "--directory",
-            file,
-            "--endpoint",
-            SERVERS[0].1,
-            "--public-key",
-            key,
-            "--address",
-            address,
-        ];
+    /// Adds the laptop to the directory, as an admin on the first server does, and gives it its file.
+    fn add_laptop(&self) {
+        let [server, laptop] = [&self.servers[0], &self.client].map(Host::file);
+        let [server, laptop_file] = [&server, &laptop].map(|it| it.to_str().unwrap());
+        let arguments =
+            ["peer", "add", "laptop", "--directory", server, "--output", laptop_file, "-a", LAPTOP];
         let output = self.servers[0].tell(&arguments);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let written = fs::read_to_string(&laptop).unwrap();
+        let more = "[tun]\nname = \"roam0\"\n[paths]\nstandby-check = \"5s\"\n";
+        fs::write(laptop, written + more).unwrap();
     }
 
     /// Limits wifi to 50 Mbit/s, so that a transfer lasts.
