@@ -361,6 +361,7 @@ impl<G: Growth> PathControl<G> {
             base: self.delay.base().unwrap_or_default(),
             competes: self.delay.competes(),
             delayed: self.delay.holds_back(self.growth.window()),
+            app_limited: self.app_limited,
             starves: self.delay.starves(),
             starts: self.growth.is_starting(),
             is_answered,

@@ -196,6 +196,28 @@ fn what_is_lost_of_little_leaves_the_window_for_what_comes_next() {
     }
 }
 
+/// They wait in the queue that the transfer fills the other way, so that whatever is lost seems to meet a full one.
+#[test]
+fn what_is_lost_of_the_acknowledgements_of_a_transfer_is_chance() {
+    let (start, window) = (Instant::now(), INITIAL_WINDOW);
+    let mut path = PathControl::<Cubic>::new(start, window, MTU);
+    let sent = |packet: u32| start + packet * MS;
+    let is_lost = |packet: u32| packet % 100 == 0;
+    for packet in 100..4000 {
+        path.on_sent(sent(packet), 80, window / 3, packet.into());
+        let now = sent(packet) + if packet < 200 { 40 * MS } else { 48 * MS };
+        if !is_lost(packet) {
+            path.on_ack(now, sent(packet), 80, true);
+        }
+        let before = packet - 48;
+        if is_lost(before) {
+            path.on_loss(now, sent(before), false, 80);
+        }
+        path.on_end_acks(now, window / 3, true, None);
+    }
+    assert!(path.window() >= window, "{}", path.window());
+}
+
 /// What little is sent is too much for a policer: the window becomes smaller than that.
 #[test]
 fn little_that_is_too_much_is_cut_all_the_same() {
