@@ -2,7 +2,7 @@
 //!
 //! A router at home keeps hundreds of milliseconds of packets before it drops one. A controller that waits for
 //! a loss fills that queue, and a keystroke waits behind an upload however fairly we send. So the window is
-//! limited from above by delay: at most what is under way when packets wait for [`target`], judged once a round
+//! limited from above by delay: at most what is under way when packets wait for a target time, judged once a round
 //! trip (the rule is that of FAST TCP, IEEE/ACM Transactions on Networking 14(6), 2006). A round is judged by
 //! the packet that was delivered fastest: the most bytes under way when it was sent for each moment of its own
 //! round trip. Jitter does not make a packet faster, and the packets of a burst are judged as a burst.
@@ -38,15 +38,17 @@ const MOST_JITTER: f64 = 0.04;
 const DRAIN: u8 = 3;
 /// What is left of the remembered rate after each round.
 const FADING: f64 = 0.998;
+/// Packets may wait on the way for a fifth of the round trip without a queue, within these bounds: enough that the link is
+/// never idle.
+const WAIT: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(8));
+/// The same for a slow link, in bytes: quinn's pacer sends ten packets at one moment, and in the middle one waits for five.
+const HALF_A_BURST: f64 = 5.0 * 1452.0;
+/// A slower link than this is not thought of, in bytes per second.
+const SLOWEST: f64 = 10_000.0;
 /// A sender with this share of its best rate does not starve.
 const ENOUGH: f64 = 0.6;
 /// A sender with less than this share does.
 const LITTLE: f64 = 0.3;
-
-/// For how long packets may wait on the way: enough that the link is never idle.
-pub(super) fn target(base: Duration) -> Duration {
-    (base / 5).clamp(Duration::from_millis(4), Duration::from_millis(8))
-}
 
 /// How much the round trips of neighbouring packets differ. A queue grows and shrinks slowly, while jitter is another for
 /// each packet.
@@ -92,7 +94,7 @@ pub(super) struct DelayLimit {
     /// The present one.
     rate: f64,
     jitter: Jitter,
-    /// What [`target`] is raised by for it.
+    /// What [`DelayLimit::target`] is raised by for it.
     allowance: Duration,
 }
 
@@ -200,7 +202,8 @@ impl DelayLimit {
 
     /// For how long packets may wait, where the round trip without a queue is `base`.
     fn target(&self, base: Duration) -> Duration {
-        target(base) + self.allowance
+        let burst = Duration::from_secs_f64(HALF_A_BURST / self.capacity.max(SLOWEST));
+        (base / 5).clamp(WAIT.0, WAIT.1.max(burst)) + self.allowance
     }
 
     pub(super) fn competes(&self) -> bool {

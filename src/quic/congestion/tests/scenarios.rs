@@ -174,6 +174,23 @@ fn a_radio_that_loses_three_packets_in_a_hundred_is_full_from_the_start() {
     }
 }
 
+/// What the pacer sends at one moment waits for itself there, and is no queue: 20 packets each round trip, and then a
+/// transfer.
+#[test]
+fn bursts_on_a_slow_link_of_great_length_do_not_close_the_window() {
+    for seed in 0..8 {
+        let mut network = Network::new(5.0, 300 * MS, 300 * MS).losing(0.01);
+        network.seed(seed);
+        let rate = 20.0 * f64::from(MTU) / 0.3;
+        network.add(Ours::new(network.now), Source::Bursts { rate, every: 300 * MS });
+        network.run(seconds(3));
+        network.fill(0);
+        let report = network.run(seconds(2));
+        // 3.3 to 3.5; 2.4 to 2.6 when such a burst was taken for a queue.
+        assert!(report.mbit[0] > 3.0, "{seed}: {report:?}");
+    }
+}
+
 /// A few packets each round trip, as the acknowledgements of a transfer the other way, and then a transfer.
 #[test]
 fn what_is_lost_of_little_leaves_the_window_for_what_comes_next() {
