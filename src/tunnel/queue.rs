@@ -41,9 +41,6 @@ pub(crate) use fair::Dropped;
 const UNCOPIED: usize = 256;
 /// How long CoDel pauses after a migration: several round trips.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The wait that CoDel accepts at least while losses are repaired. Held packets are delivered in a burst, and so are
-/// their acknowledgements and the data that these let out: all that a round trip holds.
-const REPAIRED: Duration = Duration::from_millis(60);
 /// Packets that are examined in the search for early ones.
 const EARLY_LOOKS: usize = 256;
 
@@ -390,13 +387,13 @@ impl Waiting {
             dropped.stale += 1;
         }
         let is_until = |until: Option<Instant>| until.is_some_and(|until| now < until);
-        let mut tolerance = Tolerance::of(self.rtt);
-        if is_until(self.repaired_until) {
-            tolerance.target = REPAIRED.max(self.rtt);
-        }
-        if is_until(self.patient_until) {
-            tolerance = Tolerance::ANY;
-        }
+        let tolerance = if is_until(self.patient_until) {
+            Tolerance::ANY
+        } else if is_until(self.repaired_until) {
+            Tolerance::of_repaired(self.rtt)
+        } else {
+            Tolerance::of(self.rtt)
+        };
         self.senders.pop(now, tolerance, dropped)
     }
 

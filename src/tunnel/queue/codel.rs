@@ -9,6 +9,12 @@ const TARGET_PART: u32 = 10;
 /// A wait that stays above the target for this time, or for a longer round trip, is a standing queue (RFC 8289 §4.2).
 const INTERVAL: Duration = Duration::from_millis(100);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
+/// While losses are repaired, a lost packet holds up its flow for one round trip more, and for two if the repair is lost as
+/// well. Then all that was held is delivered at once, and so are its acknowledgements and what these let out. So senders
+/// react later by so many round trips, and as much waits without standing.
+const HELD_UP: u32 = 2;
+/// The same at least.
+const SHORTEST_HELD_UP: Duration = Duration::from_millis(60);
 
 /// What is no standing queue.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +33,12 @@ impl Tolerance {
     pub(super) fn of(rtt: Duration) -> Self {
         let interval = rtt.clamp(INTERVAL, LONGEST_INTERVAL);
         Self { target: TARGET.max(interval / TARGET_PART), interval }
+    }
+
+    /// The same while losses are repaired.
+    pub(super) fn of_repaired(rtt: Duration) -> Self {
+        let held_up = HELD_UP * rtt;
+        Self { target: SHORTEST_HELD_UP.max(held_up), ..Self::of(rtt + held_up) }
     }
 }
 
@@ -134,6 +146,17 @@ mod tests {
         let signals = (0..400).filter(|at| codel.signals(50 * MS, far, false, start + *at * MS));
         assert_eq!(signals.collect::<Vec<_>>(), [300]);
         assert!(!codel.signals(25 * MS, far, false, start + 600 * MS));
+    }
+
+    #[test]
+    fn what_a_repair_has_held_up_may_take_three_round_trips() {
+        let repaired = Tolerance::of_repaired(60 * MS);
+        let (mut codel, start) = (Codel::default(), Instant::now());
+        let signals =
+            (0..200).filter(|at| codel.signals(150 * MS, repaired, false, start + *at * MS));
+        assert_eq!(signals.collect::<Vec<_>>(), [180]);
+        let mut codel = Codel::default();
+        assert!((0..1000).all(|at| !codel.signals(119 * MS, repaired, false, start + at * MS)));
     }
 
     #[test]
