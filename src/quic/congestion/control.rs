@@ -223,6 +223,8 @@ impl<G: Growth> PathControl<G> {
         if let Some(in_flight) = in_flight {
             let acked = Acked { sent, in_flight, app_limited };
             match self.delay.on_ack(now, acked, self.growth.window(), self.mtu) {
+                // Whoever keeps a part keeps just that: nobody answers to a larger one.
+                Some(Turn::Compete(_)) if self.stand.stands() => {}
                 Some(Turn::Compete(window)) => {
                     debug!(window, base = ?self.delay.base(), "somebody else fills the queue");
                     self.before_cut = None;

@@ -466,6 +466,19 @@ fn nobody_starves_us() {
     }
 }
 
+/// BBR does not answer to a window that grows: whoever tries loses half of the packets.
+#[test]
+fn a_part_that_is_kept_beside_bbr_does_not_grow() {
+    for seed in [1, 3, 6] {
+        let mut network = Network::new(20.0, 40 * MS, 20 * MS).with_us();
+        network.seed(seed);
+        network.run(seconds(5));
+        network.join(Other::Bbr);
+        let report = network.run(seconds(60));
+        assert!(report.lost[0] < 0.22 && report.mbit[0] > 1.5, "{seed}: {report:?}");
+    }
+}
+
 #[test]
 fn two_tunnels_share_a_link() {
     for (buffer, loss) in [(5, 0.0), (100, 0.0), (100, 0.01)] {
