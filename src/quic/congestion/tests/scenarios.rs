@@ -219,7 +219,7 @@ fn what_is_lost_of_the_acknowledgements_of_a_transfer_is_chance() {
     let (start, window) = (Instant::now(), INITIAL_WINDOW);
     let mut path = PathControl::<Cubic>::new(start, window, MTU);
     let sent = |packet: u32| start + packet * MS;
-    let is_lost = |packet: u32| packet % 100 == 0;
+    let is_lost = |packet: u32| packet.is_multiple_of(100);
     for packet in 100..4000 {
         path.on_sent(sent(packet), 80, window / 3, packet.into());
         let now = sent(packet) + if packet < 200 { 40 * MS } else { 48 * MS };
