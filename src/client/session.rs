@@ -133,6 +133,9 @@ impl Client {
             // The next session takes the place of none.
             return Ok(left);
         }
+        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
+            session.give_back(&self.queue, &self.counters);
+        }
         if let Left::Moved(_) = &left {
             session.retire();
             let ends = async move {

@@ -25,6 +25,7 @@ pub(crate) use self::{
 };
 use super::{
     acks::Thinning,
+    counters::Counters,
     pool::Share,
     queue::Queue,
     repair::{Exchanges, Moment, Receiver, Sender},
@@ -166,6 +167,17 @@ impl Session {
         } else if self.take_copy(datagram) {
             standby.heard_over(connection);
         }
+    }
+
+    /// The other side is gone, and another one takes its place: what it may not have got goes into the queue again, in
+    /// front of what waits.
+    pub(crate) fn give_back(&self, queue: &Queue, counters: &Counters) {
+        let Some(repair) = &self.repair else { return };
+        let mut sender = repair.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let packets = sender.take_unproven(clock::now());
+        drop(sender);
+        counters.resumed(packets.len() as u64);
+        queue.put_back(packets.into());
     }
 
     /// The path was silent: what was lost with it is sent again, and the other side does the same.

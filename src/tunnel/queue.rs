@@ -77,6 +77,13 @@ struct Waiting {
 #[derive(Debug)]
 pub struct Taken(Vec<(Instant, Packet)>);
 
+impl From<Vec<(Instant, Packet)>> for Taken {
+    /// Packets in their order, each with the time since when it waits.
+    fn from(packets: Vec<(Instant, Packet)>) -> Self {
+        Self(packets)
+    }
+}
+
 impl Taken {
     /// The packets as datagrams that every peer understands.
     #[must_use]

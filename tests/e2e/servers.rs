@@ -8,10 +8,10 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::UdpSocket,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     },
     thread::{JoinHandle, sleep, spawn},
@@ -19,7 +19,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use roamd_lab::{Namespace, veth};
+use roamd_lab::{Namespace, Process, veth};
 use tempfile::TempDir;
 
 use crate::{
@@ -35,7 +35,9 @@ struct Fleet {
     laptop: Host,
     servers: [Host; 2],
     internet: Namespace,
-    _folder: TempDir,
+    /// The packets that came to either server, in their order.
+    arrived: Arc<Mutex<Vec<u32>>>,
+    folder: TempDir,
 }
 
 impl Fleet {
@@ -73,11 +75,12 @@ impl Fleet {
         toml += "[tun]\nname = \"roam0\"\nroutes = [\"10.66.0.0/24\"]\nkill-switch = true\n\
                  [paths]\nprefer = [{ link = \"wifi\" }, { link = \"lte\" }]\nstandby-check = \"5s\"\n";
         laptop.configure(&toml);
-        let mut fleet = Self { laptop, servers, internet, _folder: folder };
+        let arrived = Arc::default();
+        let mut fleet = Self { laptop, servers, internet, arrived, folder };
         for server in &mut fleet.servers {
             server.start();
             eventually("the server listens", || server.try_status());
-            echo(server);
+            echo(server, fleet.arrived.clone());
         }
         fleet.laptop.start();
         fleet.laptop.connected();
@@ -114,6 +117,45 @@ impl Fleet {
         run("nft", &["list", "ruleset"]) + &run("ip", &["rule"]) + &addresses + &routes
     }
 
+    /// Hears of changes of the laptop's addresses, routes, rules and nftables from here on.
+    fn monitor(&self) -> [Process; 2] {
+        let programs: [(&str, &[&str]); 2] =
+            [("ip", &["monitor", "address", "route", "rule"]), ("nft", &["monitor"])];
+        let monitors = programs.map(|(program, arguments)| {
+            let mut command = self.laptop.namespace.command(program);
+            command.args(arguments);
+            let name = format!("{program}-monitor");
+            self.laptop.namespace.spawn(&name, command, self.folder.path()).unwrap()
+        });
+        self.stir(&monitors);
+        monitors
+    }
+
+    /// What the monitors have heard of the tunnel's.
+    fn heard(&self, monitors: &[Process; 2]) -> Vec<String> {
+        self.stir(monitors);
+        let log: String = monitors.iter().map(|it| it.log().unwrap()).collect();
+        let is_tunnels = |line: &&str| {
+            ["roam0", "10.66.0.", "fwmark", "roamd"].iter().any(|it| line.contains(it))
+        };
+        log.lines().filter(is_tunnels).map(str::to_owned).collect()
+    }
+
+    /// Changes something else until both monitors have told of it, and undoes it.
+    fn stir(&self, monitors: &[Process; 2]) {
+        let before = monitors.each_ref().map(|it| it.log().unwrap().len());
+        eventually("the monitors", || {
+            for change in ["add", "delete"] {
+                let mut command = self.laptop.namespace.command("ip");
+                command.args(["route", change, "blackhole", "203.0.113.1"]);
+                assert!(command.status().unwrap().success());
+                nft(&self.laptop.namespace, &[&format!("{change} table inet stirred")]);
+            }
+            let mut heard = monitors.iter().zip(before);
+            heard.all(|(it, before)| it.log().unwrap().len() > before).then_some(())
+        });
+    }
+
     /// The gap in milliseconds and the reason of the last move.
     fn last_move(&self) -> (f64, String) {
         let status = self.laptop.status();
@@ -132,14 +174,15 @@ fn attach(internet: &Namespace, host: &Namespace, link: &str, there: &str, net: 
     host.add_route("0.0.0.0/0", Some(&format!("{net}.1")), link, metric).unwrap();
 }
 
-/// Answers each packet, for as long as the test lasts.
-fn echo(server: &Host) {
+/// Answers each packet, and notes its number, for as long as the test lasts.
+fn echo(server: &Host, arrived: Arc<Mutex<Vec<u32>>>) {
     let socket =
         server.namespace.run(|| eventually("the inner address", || UdpSocket::bind(ECHO).ok()));
     let socket = socket.unwrap();
     spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            arrived.lock().unwrap().extend(buffer.first_chunk().map(|it| u32::from_be_bytes(*it)));
             let _ = socket.send_to(&buffer[..length], from);
         }
     });
@@ -210,20 +253,27 @@ impl Stream {
 /// Lets something happen to the server in use in the middle of a stream: how the session moved to the other one.
 fn left(what: &str, happens: impl FnOnce(&mut Fleet)) {
     let mut fleet = Fleet::new();
-    let before = fleet.host();
+    let (before, monitors) = (fleet.host(), fleet.monitor());
     let stream = Stream::begin(&fleet.laptop);
     happens(&mut fleet);
     fleet.until_in_use("paris");
     sleep(Duration::from_secs(2));
     let (gap, reason) = fleet.last_move();
     let (lost, sent, pause) = stream.end();
+    let arrived = std::mem::take(&mut *fleet.arrived.lock().unwrap());
+    let once: BTreeSet<_> = arrived.iter().copied().collect();
+    let (lost_up, twice) = (sent - once.len(), arrived.len() - once.len());
     shown((
         what,
-        format!("gap {gap} ms, lost {lost} of {sent}, longest pause {pause:?}, {reason}"),
+        format!(
+            "gap {gap} ms, lost {lost} of {sent}, {lost_up} of them on the way up, {twice} came twice, \
+             longest pause {pause:?}, {reason}"
+        ),
     ));
     assert!(gap <= 1500.0 && pause <= Duration::from_millis(1700), "{gap}, {pause:?}");
     assert!(lost <= 170, "{lost}");
     assert_eq!(fleet.host(), before);
+    assert_eq!(fleet.heard(&monitors), [""; 0]);
 }
 
 #[test]

@@ -466,6 +466,24 @@ impl Sender {
         taken
     }
 
+    /// The other side is gone: takes out the small packets that nothing proves to have arrived, in their order, with the
+    /// time at which each was sent. Large ones are TCP's, which has sent the first of them again by itself, or too many to
+    /// be of use later.
+    pub(crate) fn take_unproven(&mut self, now: Instant) -> Vec<(Instant, Packet)> {
+        let (ring, proof) = (std::mem::take(&mut self.ring), &self.proof);
+        let is_unproven = |at: Instant| proof.of(at).is_none_or(|newest| newest < at);
+        let small = ring
+            .into_iter()
+            .rev()
+            .filter(|sent| sent.is_small() && sent.is_of_use(now) && is_unproven(sent.at));
+        let packet = |sent: Sent| (sent.at, Packet::from_datagram(sent.datagram.slice(HEADER..)));
+        let mut taken: Vec<_> = small.take(MOST_SMALL).map(packet).collect();
+        taken.reverse();
+        (self.bytes, self.tail) = (0, None);
+        self.share.take(0);
+        taken
+    }
+
     /// How many packets are sent again because a path died or was silent, since the last call.
     pub(crate) fn take_resumed(&mut self) -> u64 {
         std::mem::take(&mut self.resumed)

@@ -847,6 +847,28 @@ fn questions_without_end_have_a_packet_sent_again_three_times() {
 }
 
 #[test]
+fn what_a_server_that_is_gone_may_not_have_got_is_taken_once_and_in_order() {
+    let (start, mut sender) = (Instant::now(), Sender::default());
+    let moment = |at: u32| Moment { now: start + at * MS, rtt: 10 * MS };
+    let number = |sender: &mut Sender, at, packets: &[Packet]| {
+        sender.number(packets, moment(at), &mut Vec::new());
+    };
+    number(&mut sender, 0, &[packet(0, 0, 80), packet(DATAGRAMS, 0, 80)]);
+    let late = [packet(0, 1, 80), packet(0, 2, 1400), bare_ack(), packet(DATAGRAMS, 1, 80)];
+    number(&mut sender, 10, &late);
+    number(&mut sender, 20, &[packet(0, 3, 80)]);
+    let _ = sender.acknowledged(Some(start + 5 * MS), None, moment(25));
+    let taken = sender.take_unproven(moment(300).now);
+    let expected = [(10, &late[0]), (10, &late[3]), (20, &packet(0, 3, 80))];
+    let taken: Vec<_> = taken.iter().map(|(at, it)| (*at - start, it)).collect();
+    assert_eq!(taken, expected.map(|(at, it)| (at * MS, it)));
+    assert!(sender.is_empty() && sender.take_unproven(moment(300).now).is_empty());
+    // It goes on with what comes.
+    number(&mut sender, 400, &[packet(0, 4, 80), packet(DATAGRAMS, 2, 80)]);
+    assert_eq!(sender.take_unproven(moment(4000).now).len(), 1, "a datagram is of no use for long");
+}
+
+#[test]
 fn what_copies_overtake_is_not_asked_for_within_a_round_trip() {
     let (start, mut receiver) = (Instant::now(), Receiver::default());
     let moment = |at: u32| Moment { now: start + at * MS, rtt: 40 * MS };
