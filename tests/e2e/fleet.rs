@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use self::site::{LAPTOP, OFFICE, Site};
 use crate::{
-    harness::{PATIENCE, eventually, transfer_to},
+    harness::{Host, PATIENCE, eventually, transfer_to},
     roaming::shown,
     ssh::Sshd,
 };
@@ -26,10 +26,10 @@ const MOVE: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(6);
 
 /// The longest time in which an ssh through the tunnel printed nothing while `event` happened, a second after its start.
-fn ssh_stall(site: &Site, sshd: &Sshd, event: impl FnOnce() + Send) -> Duration {
+fn ssh_stall(client: &Host, sshd: &Sshd, event: impl FnOnce() + Send) -> Duration {
     let script = "for i in $(seq 300); do echo $i; sleep 0.02; done; exit 7";
     let mut ssh =
-        sshd.ssh(&site.client, script).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+        sshd.ssh(client, script).stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(ssh.stdout.take().unwrap()).lines();
     std::thread::scope(|scope| {
         let (mut last, mut stall) = (None::<Instant>, Duration::ZERO);
@@ -103,7 +103,7 @@ fn a_server_that_is_killed_costs_ssh_and_a_stream_a_moment() {
     site.servers[0].start();
     site.until_returned();
     let berlin = site.servers[0].daemon.take().unwrap();
-    let stall = ssh_stall(&site, &sshd, || berlin.signal(Signal::SIGKILL).unwrap());
+    let stall = ssh_stall(&site.client, &sshd, || berlin.signal(Signal::SIGKILL).unwrap());
     assert!(stall < FAILOVER, "{stall:?}");
     site.until_server("paris");
 }
@@ -113,7 +113,7 @@ fn a_server_whose_power_is_cut_costs_ssh_and_a_stream_a_moment() {
     let site = Site::connected();
     let sshd = Sshd::start_at(&site.office, OFFICE);
     let stalls = std::thread::scope(|scope| {
-        let ssh = scope.spawn(|| ssh_stall(&site, &sshd, || ()));
+        let ssh = scope.spawn(|| ssh_stall(&site.client, &sshd, || ()));
         let from_office = scope.spawn(|| office_stall(&site, LONG));
         let stream = site.stream(LONG, || site.power(0, false));
         assert!(stream.gap < FAILOVER + stream.stall, "{stream:?}");
@@ -179,14 +179,16 @@ fn a_drained_server_loses_nothing_and_nor_does_the_way_back() {
 }
 
 #[test]
-fn a_rolling_restart_under_bulk_costs_no_connection() {
+fn a_rolling_restart_under_ssh_and_bulk_costs_no_connection() {
     let mut site = Site::connected();
     site.slow_down();
-    let client = site.client.namespace.clone();
+    let sshd = Sshd::start_at(&site.office, OFFICE);
+    let Site { client, servers, office, .. } = &mut site;
+    let (client, office) = (&*client, &*office);
     std::thread::scope(|scope| {
-        let office = &site.office;
-        let bulk = scope.spawn(move || transfer_to(&client, (office, OFFICE), 60_000_000));
-        for server in &mut site.servers {
+        let bulk = scope.spawn(|| transfer_to(&client.namespace, (office, OFFICE), 60_000_000));
+        let ssh = scope.spawn(|| ssh_stall(client, &sshd, || ()));
+        for server in servers {
             std::thread::sleep(Duration::from_secs(1));
             let mut daemon = server.daemon.take().unwrap();
             daemon.signal(Signal::SIGTERM).unwrap();
@@ -195,7 +197,26 @@ fn a_rolling_restart_under_bulk_costs_no_connection() {
             eventually("the server listens", || server.try_status());
         }
         bulk.join().unwrap();
+        ssh.join().unwrap();
     });
+}
+
+#[test]
+fn a_peer_that_is_removed_in_etcd_is_cut_off_at_every_server() {
+    let site = Site::connected();
+    let file = site.servers[1].file();
+    let remove = ["peer", "remove", "laptop", "--directory", file.to_str().unwrap()];
+    assert!(site.servers[1].tell(&remove).status.success());
+    let removed = Instant::now();
+    site.until_unrouted(0);
+    let cut_off = removed.elapsed();
+    for server in &site.servers {
+        eventually("the laptop is unknown", || {
+            server.try_status()?["peers"].as_array()?.is_empty().then_some(())
+        });
+    }
+    shown(("routes are gone, and the laptop is unknown everywhere", cut_off, removed.elapsed()));
+    eventually("the laptop is refused", || site.client.try_status()?["refused-since"].as_f64());
 }
 
 #[test]
