@@ -10,45 +10,18 @@
 //!
 //! Few packets prove little: a share of lost packets is judged by the lower bound of its confidence interval.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    time::{Duration, Instant},
-};
+mod watch;
 
+use std::{fmt, time::Duration};
+
+pub(crate) use self::watch::{Figures, Look, Watch};
 use super::Reason;
-
-/// From one look at the counters to the next.
-const LOOK: Duration = Duration::from_millis(250);
-/// Losses are counted over this time.
-const WINDOW: Duration = Duration::from_secs(2);
-/// A tunnel with no more packets than this in that time, each way, rests: keep-alives are such.
-const FEW: u64 = 4;
-/// Losses in this time after a switch may be those of the path before.
-const SETTLE: Duration = Duration::from_secs(1);
-/// The round trip is the shortest in so many looks with a sample, which are not older than this. Rarer ones show how
-/// late a network that saves power answers, and not how slow it is.
-const RTT_LOOKS: usize = 4;
-const RTT_WINDOW: Duration = Duration::from_secs(2);
-/// A queue that does not empty for so many looks means that more is asked than the path carries.
-const RATE_LOOKS: usize = 5;
-/// What is carried at the moment is counted between so many looks.
-const MOMENT_LOOKS: usize = 3;
-/// The queue stands if packets have always waited for so long.
-const STANDING: Duration = Duration::from_millis(20);
 
 /// A path with a lower rate than this, in bits per second, carries too little if it carried eight times as much before,
 const NARROW: u64 = 1_000_000;
 const FALL: u64 = 8;
-/// What is left of the highest rate of the last seconds from one look to the next: an eighth after five seconds.
-const FADING: f64 = 0.9;
 /// and one with less than this in any case.
 const VERY_NARROW: u64 = 300_000;
-/// While the tunnel itself carries more than this, in bits per second, the queue on the path is likely its own: it
-/// would form on any other path as well.
-const BUSY: u64 = 2_000_000;
-/// What such a queue may add to a round trip.
-const OWN_QUEUE: Duration = Duration::from_millis(400);
 
 /// The quantile of the normal distribution for a one-sided confidence of 95 %.
 const Z: f64 = 1.64;
@@ -116,28 +89,6 @@ pub(crate) fn standby_fault(
     (rtt > slow(floor) && rtt > comparable(active?)).then_some(Fault::Slow { rtt, floor })
 }
 
-/// Counters of the active path at one moment. All but the last two only grow.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
-    pub(crate) at: Instant,
-    /// Packets that were acknowledged.
-    pub(crate) acknowledged: u64,
-    /// Packets that QUIC takes for lost.
-    pub(crate) lost: u64,
-    /// Bytes that were acknowledged.
-    pub(crate) sent_bytes: u64,
-    /// Packets that arrived.
-    pub(crate) received: u64,
-    /// Packets from the other side that were missing.
-    pub(crate) missing: u64,
-    /// Bytes that arrived.
-    pub(crate) received_bytes: u64,
-    /// The shortest round trip since the last look.
-    pub(crate) rtt: Option<Duration>,
-    /// For how long packets have always waited to be sent.
-    pub(crate) wait: Duration,
-}
-
 /// What the tunnel's own packets show of the active path.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Symptoms {
@@ -153,184 +104,6 @@ pub(crate) struct Symptoms {
     /// What it carries at the moment, in bits per second, if that is little and something waits, or little of what it
     /// carried. This is not enough to leave a path. One that is left then, for whatever reason, may only be full.
     pub(crate) starved: Option<u64>,
-}
-
-/// What people are shown of the active path.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Figures {
-    /// The share of packets lost lately, up and down.
-    pub(crate) loss: [Option<f64>; 2],
-    /// Bits per second carried lately, up and down.
-    pub(crate) rate: [u64; 2],
-}
-
-/// Watches the counters of the active path.
-#[derive(Debug, Default)]
-pub(crate) struct Watch {
-    looks: VecDeque<Look>,
-    /// Round trips with the time of their look.
-    rtts: VecDeque<(Instant, Duration)>,
-    since: Option<Instant>,
-    /// Nothing is looked at until something is sent.
-    is_resting: bool,
-    /// When something was, after a rest.
-    woken: Option<Instant>,
-    /// The highest rate of the path so far.
-    best: u64,
-    /// The highest rates of the last seconds, up and down.
-    lately: [f64; 2],
-}
-
-impl Watch {
-    /// The path is another.
-    pub(crate) fn begin(&mut self, now: Instant) {
-        *self = Self { since: Some(now), ..Self::default() };
-    }
-
-    /// When the next look is due.
-    #[must_use]
-    pub(crate) fn next_look(&self) -> Option<Instant> {
-        if self.is_resting {
-            return None;
-        }
-        Some(self.looks.back().map(|look| look.at).max(self.woken).or(self.since)? + LOOK)
-    }
-
-    /// Whether the tunnel is idle: the next look is due after [`Self::wake`] only.
-    #[must_use]
-    pub(crate) fn is_resting(&self) -> bool {
-        self.is_resting
-    }
-
-    /// Something is sent.
-    pub(crate) fn wake(&mut self, now: Instant) {
-        self.is_resting = false;
-        self.woken = Some(now);
-    }
-
-    /// Takes in the counters; what they show.
-    pub(crate) fn look(&mut self, look: Look) -> Symptoms {
-        if self.since.is_some_and(|since| look.at < since + SETTLE) {
-            // Counting begins with the last look of this time.
-            self.looks.clear();
-        }
-        self.looks.push_back(look);
-        while self.looks.get(1).is_some_and(|next| next.at + WINDOW <= look.at) {
-            self.looks.pop_front();
-        }
-        self.rtts.extend(look.rtt.map(|rtt| (look.at, rtt)));
-        while self.rtts.len() > RTT_LOOKS
-            || self.rtts.front().is_some_and(|(at, _)| *at + RTT_WINDOW < look.at)
-        {
-            self.rtts.pop_front();
-        }
-        self.is_resting = self.is_quiet();
-        let rate = self.rate();
-        self.best = self.best.max(rate[0]);
-        for (lately, rate) in self.lately.iter_mut().zip(rate) {
-            *lately = (*lately * FADING).max(rate as f64);
-        }
-        Symptoms {
-            loss: self.loss(),
-            rtt: self.rtt(rate),
-            rate: self.narrow(rate[0]),
-            fell_to: self.fell_to(rate),
-            starved: self.starved(),
-        }
-    }
-
-    /// Whether hardly anything happened in the window.
-    fn is_quiet(&self) -> bool {
-        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else {
-            return false;
-        };
-        self.looks.len() > 1
-            && last.at >= first.at + WINDOW
-            && last.acknowledged <= first.acknowledged + FEW
-            && last.received <= first.received + FEW
-            && (last.lost, last.missing) == (first.lost, first.missing)
-    }
-
-    /// What people are shown.
-    #[must_use]
-    pub(crate) fn figures(&self) -> Figures {
-        let share = |(lost, all): (u64, u64)| (all > 0).then(|| lost as f64 / all as f64);
-        Figures { loss: self.losses().map(share), rate: self.rate() }
-    }
-
-    /// Packets lost in the window, and all packets, up and down.
-    fn losses(&self) -> [(u64, u64); 2] {
-        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else {
-            return [(0, 0); 2];
-        };
-        let up = last.lost.saturating_sub(first.lost);
-        let down = last.missing.saturating_sub(first.missing);
-        [
-            (up, up + last.acknowledged.saturating_sub(first.acknowledged)),
-            (down, down.max(last.received.saturating_sub(first.received))),
-        ]
-    }
-
-    fn loss(&self) -> f64 {
-        self.losses().into_iter().map(|(lost, all)| least_share(lost, all)).fold(0.0, f64::max)
-    }
-
-    /// Bits per second, up and down, of about a second.
-    fn rate(&self) -> [u64; 2] {
-        self.recent().map_or([0; 2], |first| self.rate_since(first))
-    }
-
-    fn rate_since(&self, first: &Look) -> [u64; 2] {
-        let Some(last) = self.looks.back() else { return [0; 2] };
-        let seconds = last.at.saturating_duration_since(first.at).as_secs_f64().max(1e-3);
-        let rate =
-            |after: u64, before: u64| (after.saturating_sub(before) as f64 * 8.0 / seconds) as u64;
-        [rate(last.sent_bytes, first.sent_bytes), rate(last.received_bytes, first.received_bytes)]
-    }
-
-    /// The first of the looks of about a second.
-    fn recent(&self) -> Option<&Look> {
-        self.looks.iter().nth_back(RATE_LOOKS - 1)
-    }
-
-    fn rtt(&self, rate: [u64; 2]) -> Option<Duration> {
-        let shortest = self.rtts.iter().map(|(_, rtt)| *rtt).min();
-        let shortest = shortest.filter(|_| self.rtts.len() == RTT_LOOKS)?;
-        let is_busy = rate.into_iter().any(|rate| rate > BUSY);
-        Some(if is_busy { shortest.saturating_sub(OWN_QUEUE) } else { shortest })
-    }
-
-    /// The higher of the rates that fell, while none is high.
-    fn fell_to(&self, rate: [u64; 2]) -> Option<u64> {
-        self.recent()?;
-        let is_busy = rate.into_iter().any(|rate| rate > BUSY);
-        let fell = |(rate, lately): &(u64, f64)| !is_busy && has_fallen(*rate, *lately);
-        let fallen = rate.into_iter().zip(self.lately).filter(fell);
-        fallen.map(|(rate, _)| rate).max()
-    }
-
-    fn starved(&self) -> Option<u64> {
-        let first = self.looks.iter().nth_back(MOMENT_LOOKS - 1)?;
-        let rate = self.rate_since(first).into_iter().max()?;
-        let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
-        // A keystroke now and then is no rate that could fall.
-        let mut busy = self.lately.into_iter().filter(|lately| *lately > NARROW as f64);
-        let fell = busy.any(|lately| has_fallen(rate, lately));
-        (rate < NARROW && (waits || fell)).then_some(rate)
-    }
-
-    /// The rate if the queue stood all the time, and something arrived all the time but for one look: a path that is
-    /// silent is another matter.
-    fn narrow(&self, rate: u64) -> Option<u64> {
-        self.recent()?;
-        let looks = || self.looks.iter().rev().take(RATE_LOOKS);
-        let stands = looks().all(|look| look.wait >= STANDING);
-        let pauses =
-            looks().zip(looks().skip(1)).filter(|(new, old)| new.sent_bytes == old.sent_bytes);
-        let flows = pauses.count() <= 1;
-        let fell = rate < NARROW && rate < self.best / FALL;
-        (stands && flows && (fell || rate < VERY_NARROW)).then_some(rate)
-    }
 }
 
 /// What kind of burst is to be made.
