@@ -82,6 +82,7 @@ mod tests {
             link: link.into(),
             index: 2,
             source: [192, 0, 2, 1].into(),
+            router: None,
             metric: 0,
             server: ([192, 0, 2, 9], 4433).into(),
             transport: Transport::Udp,

@@ -81,6 +81,7 @@ pub(super) fn candidate(link: &str, index: u32) -> Candidate {
         link: link.into(),
         index,
         source: [10, 0, 0, 2].into(),
+        router: None,
         metric: 100,
         server: SERVER.into(),
         transport: Transport::Udp,

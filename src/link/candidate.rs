@@ -13,7 +13,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, State},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
 };
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
@@ -101,6 +101,8 @@ pub struct Candidate {
     pub index: u32,
     /// The address that the kernel would send from.
     pub source: IpAddr,
+    /// The router that the kernel would send to, if one is on the way: it tells networks on one link apart.
+    pub router: Option<IpAddr>,
     /// The metric of the route; the kernel prefers the smallest.
     pub metric: u32,
     /// The server's address, or that of who leads there.
@@ -274,10 +276,11 @@ async fn way(
         return Ok(Err(Unusable::NoRoute));
     };
     let source = source(&chosen).filter(|source| is_usable(*source, is_loopback(link)));
-    let (link, metric) = (name(link), metric(&matched));
-    let is_direct = matched.header.destination_prefix_length > 0 && !has_router(&chosen);
+    let (link, metric, router) = (name(link), metric(&matched), router(&chosen));
+    let is_direct = matched.header.destination_prefix_length > 0 && router.is_none();
+    let transport = Transport::Udp;
     let found = source.map(|source| Way {
-        candidate: Candidate { link, index, source, metric, server, transport: Transport::Udp },
+        candidate: Candidate { link, index, source, router, metric, server, transport },
         is_direct,
     });
     Ok(found.ok_or(Unusable::NoAddress))
@@ -346,10 +349,14 @@ fn name(link: &LinkMessage) -> String {
         .unwrap_or_default()
 }
 
-fn has_router(route: &RouteMessage) -> bool {
-    let is_router =
-        |it: &RouteAttribute| matches!(it, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
-    route.attributes.iter().any(is_router)
+fn router(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(router))
+        | RouteAttribute::Via(RouteVia::Inet(router)) => Some(IpAddr::V4(*router)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(router))
+        | RouteAttribute::Via(RouteVia::Inet6(router)) => Some(IpAddr::V6(*router)),
+        _ => None,
+    })
 }
 
 fn metric(route: &RouteMessage) -> u32 {

@@ -21,14 +21,15 @@
 //! in any case and has no known fault.
 //! See [`quality`](super::quality) and [`inspection`].
 //!
-//! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice
-//! and the failures of links outlive the connection: the manager lives as long as the client, and while there is
-//! no connection it gives the order in which to dial.
+//! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice,
+//! the failures of links and what was found of bad ones outlive the connection: the manager lives as long as the client, and
+//! while there is no connection it gives the order in which to dial.
 
 mod dialing;
 mod event;
 mod inspection;
 mod preference;
+mod record;
 mod state;
 mod why;
 
@@ -120,7 +121,7 @@ impl Manager {
         match event.into() {
             Some(Event::Candidates(found)) => self.update(found, now, &mut actions),
             Some(Event::Connected(key)) => self.connect(key, now, &mut actions),
-            Some(Event::Disconnected) => self.disconnect(),
+            Some(Event::Disconnected) => self.disconnect(now),
             Some(Event::HasSession(key, has_session)) => {
                 self.recognise(key, has_session, now, &mut actions);
             }
@@ -255,21 +256,19 @@ impl Manager {
             |key: &PathKey| found.iter().any(|(candidate, _)| PathKey::from(candidate) == *key);
         let gone: Vec<_> = self.paths.keys().filter(|key| !is_found(key)).copied().collect();
         for key in gone {
-            if let Some(mut path) = self.paths.remove(&key) {
-                path.failures.add(now);
+            if let Some(path) = self.paths.remove(&key) {
                 if self.active.take_if(|active| active.key == key).is_some() {
                     self.end_choice(&path.link);
                 }
-                self.dialing.record.insert(key, path.failures);
+                self.dialing.record.keep(key, path, true, now);
             }
             actions.push(Action::Forget(key));
         }
-        self.dialing.record.retain(|_, failures| failures.count(now) > 0);
+        self.dialing.record.expire(now);
         for (candidate, facts) in found {
-            let key = PathKey::from(&candidate);
-            let failures = self.dialing.record.remove(&key).unwrap_or_default();
-            let path = self.paths.entry(key);
-            path.or_insert_with(|| Path::new(candidate.link, facts, failures)).facts = facts;
+            let (path, record) =
+                (self.paths.entry(PathKey::from(&candidate)), &mut self.dialing.record);
+            path.or_insert_with(|| record.recall(candidate, facts)).facts = facts;
         }
     }
 
@@ -292,11 +291,12 @@ impl Manager {
         }
     }
 
-    fn disconnect(&mut self) {
+    fn disconnect(&mut self, now: Instant) {
         self.connected = false;
         self.active = None;
-        let failures = std::mem::take(&mut self.paths).into_iter();
-        self.dialing.record.extend(failures.map(|(key, path)| (key, path.failures)));
+        for (key, path) in std::mem::take(&mut self.paths) {
+            self.dialing.record.keep(key, path, false, now);
+        }
     }
 
     fn recognise(

@@ -182,6 +182,7 @@ mod tests {
             link: "wwan0".into(),
             index: 3,
             source: [10, 0, 0, 2].into(),
+            router: None,
             metric: 700,
             server: server.parse().unwrap(),
             transport,

@@ -133,6 +133,7 @@ mod tests {
             link: "wlan0".into(),
             index: 3,
             source: [10, 0, 0, 2].into(),
+            router: None,
             metric: 600,
             server: server.parse().unwrap(),
             transport: Transport::Udp,

@@ -96,7 +96,8 @@ mod tests {
 
     fn candidate(link: &str, metric: u32) -> Candidate {
         let (source, server) = ([10, 0, 0, 1].into(), ([192, 0, 2, 1], 4433).into());
-        Candidate { link: link.into(), index: 1, source, metric, server, transport: Transport::Udp }
+        let (router, transport) = (None, Transport::Udp);
+        Candidate { link: link.into(), index: 1, source, router, metric, server, transport }
     }
 
     #[test]

@@ -373,6 +373,7 @@ mod tests {
                 link: format!("eth{link}"),
                 index: link,
                 source,
+                router: None,
                 metric,
                 server: *server,
                 transport: Transport::Udp,

@@ -75,6 +75,7 @@ mod tests {
             link: name.into(),
             index: 1,
             source: [10, 0, 0, 2].into(),
+            router: None,
             metric: 100,
             server: ([192, 0, 2, 1], 4433).into(),
             transport: Transport::Udp,

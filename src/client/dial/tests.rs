@@ -20,6 +20,7 @@ fn candidate(link: u32, server: u8) -> Candidate {
         link: format!("eth{link}"),
         index: link,
         source,
+        router: None,
         metric: 0,
         server,
         transport: Transport::Udp,

@@ -42,6 +42,7 @@ fn candidate(path: u8) -> Candidate {
         link: name(link(path)),
         index: link(path).into(),
         source,
+        router: None,
         metric: 0,
         server,
         transport: Transport::Udp,

@@ -1,24 +1,20 @@
 //! In which order links are dialed while there is no connection.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
-use super::{event::Choice, state::Failures};
-use crate::{
-    link::candidate::Candidate,
-    path::{PathKey, rank::LinkFacts},
-};
+use super::{event::Choice, record::Record};
+use crate::{link::candidate::Candidate, path::rank::LinkFacts};
 
 /// What decides in which order links are dialed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Dialing {
     pub(super) choice: Option<Choice>,
-    /// The failures of paths that are gone, for when they return.
-    pub(super) record: BTreeMap<PathKey, Failures>,
+    pub(super) record: Record,
 }
 
 impl Dialing {
     /// Sorts candidates into the order in which to dial, without those that a pinned link excludes. A link that
-    /// failed lately comes after those that did not.
+    /// failed lately, or that works badly as far as is known, comes after those that do not.
     #[must_use]
     pub(crate) fn order(&self, found: Vec<(Candidate, LinkFacts)>, now: Instant) -> Vec<Candidate> {
         let mut allowed: Vec<_> = found
@@ -26,9 +22,7 @@ impl Dialing {
             .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
             .map(|(candidate, link)| {
                 let chosen = self.is_chosen(&candidate.link);
-                let failures = self.record.get(&PathKey::from(&candidate));
-                let failed_lately = failures.is_some_and(|failures| failures.are_recent(now));
-                ((!chosen, failed_lately, link), candidate)
+                ((!chosen, self.record.is_bad(&candidate, now), link), candidate)
             })
             .collect();
         allowed.sort_by_key(|(place, _)| *place);

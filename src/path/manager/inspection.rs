@@ -42,7 +42,7 @@ const FRESH: Duration = Duration::from_secs(5);
 const NARROW_FOR: Duration = Duration::from_secs(600);
 
 /// What is known of the quality of a path.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Quality {
     pub(super) fault: Option<Fault>,
     /// The shortest round trip that was measured.
@@ -100,6 +100,13 @@ impl Quality {
     /// The fault that is remembered of the path if it is left now.
     pub(super) fn remembered(&self) -> Option<Fault> {
         self.fault.map(|fault| fault.under(&self.symptoms))
+    }
+
+    /// What is kept of a path with a fault that is gone.
+    pub(super) fn kept(&self, now: Instant) -> Option<Self> {
+        let fault = Some(self.remembered()?);
+        let Self { floor, pause, next, .. } = *self;
+        Some(Self { fault, floor, pause, next, left: self.left.or(Some(now)), ..Self::default() })
     }
 
     /// A standby answered, with this round trip, beside an active path with the other one.

@@ -1,9 +1,15 @@
 //! What the manager keeps of one path: its state and its failures.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::inspection::Quality;
-use crate::path::rank::{LinkFacts, Place};
+use crate::{
+    link::candidate::Candidate,
+    path::rank::{LinkFacts, Place},
+};
 
 /// From one failed probe of a path to the next, doubled up to the longest. The first is short: a
 /// route often comes a moment before the network behind it.
@@ -51,6 +57,8 @@ impl Turn {
 pub(super) struct Path {
     /// The link's name.
     pub(super) link: String,
+    /// The first router on the way, if there is one.
+    pub(super) router: Option<IpAddr>,
     pub(super) facts: LinkFacts,
     /// A captive portal seems to answer; cleared when the path works.
     pub(super) portal: bool,
@@ -72,9 +80,10 @@ pub(super) struct Failures {
 }
 
 impl Path {
-    pub(super) fn new(link: String, facts: LinkFacts, failures: Failures) -> Self {
+    pub(super) fn new(candidate: Candidate, facts: LinkFacts, failures: Failures) -> Self {
         Self {
-            link,
+            link: candidate.link,
+            router: candidate.router,
             facts,
             portal: false,
             is_stranger: false,

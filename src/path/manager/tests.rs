@@ -23,6 +23,7 @@ fn candidate(link: u32) -> Candidate {
         link: name(link),
         index: link,
         source: [10, 0, link as u8, 2].into(),
+        router: None,
         metric: 0,
         server: ([192, 0, 2, 1], 4433).into(),
         transport: Transport::Udp,

@@ -61,6 +61,7 @@ async fn listen() -> (TcpListener, Candidate) {
         link: "lo".into(),
         index: 1,
         source: [127, 0, 0, 1].into(),
+        router: None,
         metric: 0,
         server: listener.local_addr().unwrap(),
         transport: Transport::Tcp,

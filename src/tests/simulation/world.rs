@@ -235,6 +235,7 @@ impl Link {
             link: self.name.into(),
             index: index as u32,
             source: self.local,
+            router: None,
             metric: self.metric,
             server,
             transport: Transport::Udp,

@@ -536,6 +536,59 @@ fn what_a_small_burst_over_a_standby_does_not_tell_a_large_one_tells_at_once() {
     assert!(fixture.wait(2 * SECOND).contains(&large));
 }
 
+/// A lease that is renewed, or an address for privacy, makes no network better.
+#[test]
+fn what_was_found_of_a_network_is_known_under_another_address_of_ours() {
+    let at = |address: u8, router: u8| {
+        let mut links = found(&[WIFI, LTE]);
+        links[0].0.source = [10, 0, 1, address].into();
+        links[0].0.router = Some([10, 0, 1, router].into());
+        links
+    };
+    for (router, ends, expected) in
+        [(1, false, Some(Fault::Lossy(29))), (1, true, Some(Fault::Lossy(29))), (9, false, None)]
+    {
+        let mut fixture = nothing();
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        let _ = fixture.tell(Event::Connected(key(1)));
+        let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let actions = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+        if ends {
+            let _ = fixture.tell(Event::Disconnected);
+            let order = fixture.manager.dialing().order(at(77, router), fixture.now);
+            assert_eq!(order[0].link, name(2), "wifi is dialed last");
+        }
+        let links = at(77, router);
+        let renewed = PathKey::from(&links[0].0);
+        let _ = fixture.tell(Event::Candidates(links));
+        if ends {
+            let _ = fixture.tell(Event::Connected(key(2)));
+        }
+        assert_eq!(fixture.manager.fault(renewed), expected);
+        let _ = fixture.tell(Event::Answered(renewed, Some(10 * MS)));
+        let _ = fixture.wait(SECOND);
+        assert_eq!(fixture.manager.active() == Some(renewed), expected.is_none());
+    }
+}
+
+#[test]
+fn what_was_found_of_a_network_that_is_gone_is_known_for_ten_minutes() {
+    for (minutes, expected) in [(9, Some(Fault::Lossy(29))), (11, None)] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        let _ = fixture.tell(candidates(&[LTE]));
+        fixture.now += minutes * 60 * SECOND;
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{minutes} minutes");
+    }
+}
+
 /// What is true of the networks, whose bursts and packets show it.
 struct Truth {
     random: fastrand::Rng,

@@ -1,0 +1,88 @@
+//! What is remembered of paths that are gone, for when they return.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::{
+    inspection::Quality,
+    state::{Failures, Path},
+};
+use crate::{
+    link::candidate::{Candidate, Transport},
+    path::{PathKey, rank::LinkFacts},
+};
+
+/// A verdict counts for so long after the path is gone.
+const MEMORY: Duration = Duration::from_secs(600);
+
+/// A way through a network to a server, whatever our address there: a lease that is renewed or a privacy address (RFC 8981)
+/// changes nothing of how good it is. Another router is another network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    link: String,
+    router: Option<IpAddr>,
+    server: SocketAddr,
+    transport: Transport,
+}
+
+impl From<&Candidate> for Way {
+    fn from(Candidate { link, router, server, transport, .. }: &Candidate) -> Self {
+        Self { link: link.clone(), router: *router, server: *server, transport: *transport }
+    }
+}
+
+/// What was found of a path that works badly.
+#[derive(Clone, Debug, PartialEq)]
+struct Verdict {
+    quality: Quality,
+    failures: Failures,
+    until: Instant,
+}
+
+/// See the module's documentation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Record {
+    failures: BTreeMap<PathKey, Failures>,
+    verdicts: BTreeMap<Way, Verdict>,
+}
+
+impl Record {
+    /// The connection over this path, or `is_gone` with its link or address, is over.
+    pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
+        let Path { link, router, quality, mut failures, .. } = path;
+        if let Some(quality) = quality.kept(now) {
+            let PathKey { server, transport, .. } = key;
+            let way = Way { link, router, server, transport };
+            self.verdicts.insert(way, Verdict { quality, failures, until: now + MEMORY });
+        }
+        if is_gone {
+            failures.add(now);
+        }
+        self.failures.insert(key, failures);
+    }
+
+    /// Forgets what is too old.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.failures.retain(|_, failures| failures.count(now) > 0);
+        self.verdicts.retain(|_, verdict| now < verdict.until);
+    }
+
+    /// A path with what is remembered of it.
+    pub(super) fn recall(&mut self, candidate: Candidate, facts: LinkFacts) -> Path {
+        let failures = self.failures.remove(&PathKey::from(&candidate));
+        let verdict = self.verdicts.remove(&Way::from(&candidate));
+        let (quality, before) = verdict.map(|it| (it.quality, it.failures)).unwrap_or_default();
+        Path { quality, ..Path::new(candidate, facts, failures.unwrap_or(before)) }
+    }
+
+    /// Whether a path over this candidate failed a moment ago, or works badly as far as is known.
+    pub(super) fn is_bad(&self, candidate: &Candidate, now: Instant) -> bool {
+        let failures = self.failures.get(&PathKey::from(candidate));
+        let verdict = self.verdicts.get(&Way::from(candidate));
+        failures.is_some_and(|failures| failures.are_recent(now))
+            || verdict.is_some_and(|verdict| now < verdict.until)
+    }
+}
