@@ -17,8 +17,8 @@
 //! path takes over once it has answered a probe and, if it failed lately, has worked for a time that doubles with
 //! each failure.
 //!
-//! **An active path that works badly is left for a standby that was measured and is better**, or that would be preferred
-//! in any case and has no known fault.
+//! **An active path that works badly is left for a standby that was measured and is better**, even if that works badly, too,
+//! or that would be preferred in any case and has no known fault.
 //! See [`quality`](super::quality) and [`inspection`].
 //!
 //! The user can choose a link, which is preferred until it fails, or pin a link, which is used alone. The choice,

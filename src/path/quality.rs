@@ -40,6 +40,12 @@ const ENOUGH_WITH_SYMPTOMS: u32 = 40;
 /// A path that loses this percentage in each direction is hardly of use.
 const AWFUL: u8 = 20;
 
+/// What a lost packet costs, and how many bits an exchange has: by these, paths with different faults are compared.
+const LOST: Duration = Duration::from_secs(1);
+const EXCHANGE: f64 = 200_000.0;
+/// A path with a fault is left for one that costs this part of it, or less, whether that has a fault or not.
+const WORSE: u32 = 2;
+
 /// A lower bound of the share of lost packets, from the number of `lost` among `all` (Wilson's score interval).
 fn least_share(lost: u64, all: u64) -> f64 {
     if all == 0 {
@@ -144,6 +150,20 @@ impl Sample {
         self.sent.saturating_sub(self.answered)
     }
 
+    /// How long an exchange takes over this standby, about, if it has such a fault. Beside an active path that carries too
+    /// little its own rate counts as well. That no echo of a few is lost does not mean that none ever is.
+    fn cost(&self, fault: Option<Fault>, needs_rate: bool) -> Option<Duration> {
+        let rtt = self.rtt.filter(|_| self.sent >= ENOUGH)?;
+        let lost = (f64::from(self.lost()) + 0.5) / (f64::from(self.sent) + 1.0);
+        let rate = match fault {
+            // What shows now may be a burst that a limit lets pass.
+            Some(Fault::Narrow(rate)) => Some(rate),
+            Some(Fault::Lossy(_) | Fault::Slow { .. }) | None if needs_rate => Some(self.rate?),
+            Some(Fault::Lossy(_) | Fault::Slow { .. }) | None => None,
+        };
+        Some(rate.map_or(rtt, |rate| Fault::Narrow(rate).cost(rtt)) + LOST.mul_f64(lost))
+    }
+
     /// The percentage lost in each direction, if both lose alike.
     fn percent(&self) -> u8 {
         let answered = f64::from(self.answered.min(self.sent)) / f64::from(self.sent.max(1));
@@ -222,6 +242,31 @@ impl Fault {
             (Self::Lossy(_) | Self::Slow { .. }, Some(rate)) => Self::Narrow(rate),
             (Self::Lossy(_) | Self::Slow { .. } | Self::Narrow(_), _) => self,
         }
+    }
+
+    /// How long an exchange takes on a path with this fault and this round trip, about.
+    fn cost(self, rtt: Duration) -> Duration {
+        match self {
+            Self::Lossy(percent) => {
+                let arrives = 1.0 - f64::from(percent.min(100)) / 100.0;
+                rtt + LOST.mul_f64(1.0 - arrives * arrives)
+            }
+            Self::Slow { rtt, .. } => rtt,
+            Self::Narrow(rate) => rtt + Duration::from_secs_f64(EXCHANGE / rate.max(1) as f64),
+        }
+    }
+
+    /// Whether a path with this fault and the round trip `rtt` is much worse than a standby with this sample, which may have a
+    /// fault as well.
+    #[must_use]
+    pub(crate) fn is_worse_than(
+        self,
+        rtt: Duration,
+        standby: &Sample,
+        other: Option<Self>,
+    ) -> bool {
+        let cost = standby.cost(other, matches!(self, Self::Narrow(_)));
+        cost.is_some_and(|cost| self.cost(rtt) >= WORSE * cost)
     }
 
     /// Whether a path with this fault is worth leaving for a standby with this sample.

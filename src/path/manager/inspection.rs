@@ -7,7 +7,8 @@
 //!  the path that was left: a burst at times ─▶ clean for its dwell time ─▶ as good as before
 //! ```
 //! A path that was left while it carried little of what was asked is clean only if it carries more again: it loses
-//! nothing and is fast while nobody asks anything of it.
+//! nothing and is fast while nobody asks anything of it. Where all are bad, one that is much better than the active path takes
+//! over.
 
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,14 @@ impl Quality {
     /// Whether this standby is known to be better than an active path with this fault.
     pub(super) fn cures(&self, fault: Fault) -> bool {
         self.sample.is_some_and(|(_, sample)| fault.is_cured_by(&sample))
+    }
+
+    /// Whether this standby, which may have a fault as well, is known to be much better than an active path with this fault and
+    /// round trip.
+    pub(super) fn is_lesser_evil(&self, fault: Fault, rtt: Option<Duration>) -> bool {
+        self.sample
+            .zip(rtt)
+            .is_some_and(|((_, sample), rtt)| fault.is_worse_than(rtt, &sample, self.fault))
     }
 
     /// By when the result of a burst comes that is under way.
@@ -331,10 +340,15 @@ impl Manager {
         if !may_serve(path) || !self.is_allowed(path) {
             return None;
         }
+        let is_beside = path.link == active.link;
         let burst = match (path.quality.fault, active.quality.fault) {
-            (Some(fault), _) => {
-                let is_beside = path.link == active.link;
-                let burst = if is_beside { Burst::Small } else { fault.burst_again() };
+            (Some(fault), in_use) => {
+                let burst = match in_use {
+                    _ if is_beside => Burst::Small,
+                    // Each may be the lesser evil.
+                    Some(Fault::Narrow(_)) => Burst::Both,
+                    Some(_) | None => fault.burst_again(),
+                };
                 self.is_of_use(path, active).then_some(burst)
             }
             (None, _) if self.is_chosen(&active.link) => None,

@@ -64,25 +64,25 @@ impl Manager {
     /// Why the path `key` would be better than the active one, if it would and may be used.
     pub(super) fn improves(&self, key: PathKey) -> Option<Reason> {
         let path = self.paths.get(&key).filter(|path| self.is_allowed(path))?;
-        let Verdict::Better(reason) = self.compare(key)? else { return None };
-        let is_good = path.quality.fault.is_none() && !self.shares_fault(key, path);
         let active = self.active().and_then(|key| self.paths.get(&key))?;
+        let verdict = self.compare(key)?;
+        if path.quality.fault.is_some() && verdict != Verdict::Better(Reason::Chosen) {
+            return self.lesser_evil(path, active, verdict);
+        }
+        let Verdict::Better(reason) = verdict else { return None };
+        let is_good = !self.shares_fault(key, path);
         match reason {
             Reason::Chosen if path.is_stranger && self.may_have_session(&path.link) => None,
             Reason::Chosen => Some(reason),
             // A session is given up for a link that somebody chose, but for no other gain.
             _ if path.is_stranger => None,
-            // A path that works badly is no improvement.
-            Reason::Preferred if is_good || is_lesser_evil(path, active) => Some(reason),
             Reason::Preferred | Reason::Faster => is_good.then_some(reason),
-            // It likely has the same fault, whatever a burst says.
-            Reason::Lossy | Reason::Slow | Reason::Narrow
-                if path.link == active.link && self.has_good_standby_beside(&path.link) =>
-            {
+            Reason::Lossy | Reason::Slow | Reason::Narrow if self.is_no_way_out(path, active) => {
                 None
             }
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
-                if path.quality.cures(active.quality.fault?) {
+                let fault = active.quality.fault?;
+                if path.quality.cures(fault) || path.quality.is_lesser_evil(fault, active.rtt) {
                     return Some(reason);
                 }
                 // What would be better than the active path without its fault is so with it.
@@ -95,6 +95,30 @@ impl Manager {
             // These are not found by a comparison.
             Reason::Gone | Reason::Silent | Reason::SendFailed => None,
         }
+    }
+
+    /// Why a path that works badly is used all the same, if it is: the active one is much worse.
+    fn lesser_evil(&self, path: &Path, active: &Path, verdict: Verdict) -> Option<Reason> {
+        let fault = active.quality.fault.filter(|_| !path.is_stranger)?;
+        if self.is_no_way_out(path, active) || self.is_chosen(&active.link) {
+            return None;
+        }
+        let is_lossy =
+            |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
+        let is_preferred = verdict == Verdict::Better(Reason::Preferred);
+        // Whatever waits there will get through here.
+        if is_preferred
+            && matches!(fault, Fault::Narrow(_))
+            && path.quality.fault.is_some_and(is_lossy)
+        {
+            return Some(Reason::Preferred);
+        }
+        path.quality.is_lesser_evil(fault, active.rtt).then(|| fault.reason())
+    }
+
+    /// Whether a path likely has the fault of the active one, whatever a burst says, and a path over another link has not.
+    fn is_no_way_out(&self, path: &Path, active: &Path) -> bool {
+        path.link == active.link && self.has_good_standby_beside(&path.link)
     }
 
     /// Whether another standby over the same link has a fault: that is mostly the link's.
@@ -143,7 +167,8 @@ impl Manager {
             _ => path.failures.dwell(since),
         };
         let fault = self.active().and_then(|active| self.fault(active));
-        let is_cure = fault.is_some_and(|fault| path.quality.cures(fault));
+        let is_clean = path.quality.fault.is_none();
+        let is_cure = is_clean && fault.is_some_and(|fault| path.quality.cures(fault));
         Some(since + if is_cure { dwell.min(LONGEST_DWELL_OF_CURE) } else { dwell })
     }
 
@@ -192,13 +217,6 @@ impl Manager {
             .min_by_key(|(key, path)| (path.is_stranger, self.facts(path), **key))
             .map(|(key, _)| *key)
     }
-}
-
-/// Whether a path that is preferred but loses some packets is used all the same, as the active one carries too little.
-fn is_lesser_evil(path: &Path, active: &Path) -> bool {
-    let is_lossy = |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
-    matches!(active.quality.fault, Some(Fault::Narrow(_)))
-        && path.quality.fault.is_some_and(is_lossy)
 }
 
 /// Whether the user's choice allows `path` to be used.

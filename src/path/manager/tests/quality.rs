@@ -536,6 +536,45 @@ fn what_a_small_burst_over_a_standby_does_not_tell_a_large_one_tells_at_once() {
     assert!(fixture.wait(2 * SECOND).contains(&large));
 }
 
+/// Neither is good, so that nothing decides but how bad they are.
+#[test]
+fn of_two_bad_paths_the_one_that_becomes_much_worse_is_left() {
+    let slow = Symptoms { rtt: Some(1200 * MS), ..Symptoms::default() };
+    for (symptoms, answered, expected) in [
+        (lossy(0.3), 2, Some(Reason::Lossy)),
+        (lossy(0.3), 17, None),
+        (slow, 24, Some(Reason::Slow)),
+    ] {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+        // Lte was used once, and lost a tenth each way.
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(19, 50)));
+        let (mut left, end) = (None, fixture.now + 10 * SECOND);
+        while fixture.now < end && left.is_none() {
+            let mut actions = fixture.wait(LOOK);
+            actions.extend(feel(&mut fixture, symptoms));
+            while let Some(action) = actions.pop() {
+                match action {
+                    Action::Sample(path, _) if path == key(1) => {
+                        actions.extend(fixture.tell(Event::Sampled(path, sample(20, 10))));
+                    }
+                    Action::Sample(path, _) => {
+                        actions.extend(fixture.tell(Event::Sampled(path, sample(answered, 50))));
+                    }
+                    Action::Switch(path, reason) => left = Some((path, reason)),
+                    Action::Ask(_) | Action::Forget(_) | Action::BeginAnew(_) => {}
+                }
+            }
+        }
+        assert_eq!(left, expected.map(|reason| (key(1), reason)), "{answered} of 24");
+    }
+}
+
 /// A lease that is renewed, or an address for privacy, makes no network better.
 #[test]
 fn what_was_found_of_a_network_is_known_under_another_address_of_ours() {
@@ -589,6 +628,39 @@ fn what_was_found_of_a_network_that_is_gone_is_known_for_ten_minutes() {
     }
 }
 
+/// Lte is preferred, and costs money; it was left because it carried too little.
+#[test]
+fn bursts_over_a_metered_standby_take_no_more_than_copies_may() {
+    let mut fixture = nothing();
+    let mut links = found(&[(1, 300), LTE]);
+    links[1].1.metered = true;
+    links[0].1.preference = 1;
+    let _ = fixture.tell(Event::Candidates(links));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    let _ = feel(&mut fixture, Symptoms { rate: Some(200_000), ..Symptoms::default() });
+    let wide = Sample { rate: Some(9_000_000), ..sample(24, 10).unwrap() };
+    let actions = fixture.tell(Event::Sampled(key(1), Some(wide)));
+    assert_eq!(actions, [Action::Switch(key(1), Reason::Narrow)]);
+    let (begun, mut bytes) = (fixture.now, 0);
+    // Now it seems to carry enough, now it does not: the shortest pauses.
+    let mut rates = [100_000, 2_000_000].into_iter().cycle();
+    while fixture.manager.active() == Some(key(1)) && fixture.now < begun + 600 * SECOND {
+        for action in fixture.wait(LOOK) {
+            if let Action::Sample(path, burst) = action {
+                assert_eq!((path, burst), (key(2), Burst::Both));
+                bytes += burst.bytes();
+                let carries = Sample { rate: rates.next(), ..sample(24, 50).unwrap() };
+                let _ = fixture.tell(Event::Sampled(path, Some(carries)));
+            }
+        }
+        let took = fixture.now - begun;
+        let most = Burst::Both.bytes() as f64 + took.as_secs_f64() / 60.0 * 65_536.0;
+        assert!((bytes as f64) < most, "{bytes} in {took:?}");
+    }
+    assert!(bytes > 5 * (26 << 10), "{bytes}");
+}
+
 /// What is true of the networks, whose bursts and packets show it.
 struct Truth {
     random: fastrand::Rng,
@@ -606,6 +678,11 @@ impl Truth {
 
     fn of(&self, path: PathKey) -> (f64, u32) {
         self.links[path.link as usize - 1]
+    }
+
+    /// How long an exchange takes over each link, in milliseconds.
+    fn costs(&self) -> [f64; 2] {
+        self.links.map(|(loss, rtt)| f64::from(rtt) + 1000.0 * (1.0 - (1.0 - loss).powi(2)))
     }
 
     /// Lives until the next look.
@@ -673,21 +750,29 @@ fn a_path_that_becomes_bad_is_left_within_seconds_and_used_again_when_it_is_good
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20))]
-    /// Whatever the networks do: the dwell time of each path that was left limits how often it is left again.
+    /// Whatever the networks do: the dwell time of each path that was left limits how often it is left again, and beside one
+    /// that is four times as good a path is not used for longer than that, the pause between two bursts, and a moment.
     #[test]
-    fn switches_for_quality_are_few_whatever_networks_do(
+    fn switches_for_quality_are_few_and_no_path_is_used_beside_a_much_better_one(
         seed: u64,
         plan in proptest::collection::vec((0usize..2, 0u32..4, 1u32..120), 10..60),
     ) {
         let (mut fixture, mut truth) = (on_wifi(), Truth::new(seed));
         let mut plan = plan.into_iter().cycle();
-        let end = fixture.now + 3600 * SECOND;
+        let (mut since, end) = (fixture.now, fixture.now + 3600 * SECOND);
         while fixture.now < end {
             let (link, kind, seconds) = plan.next().unwrap();
             let good = [10, 50][link];
             truth.links[link] = [(0.0, good), (0.1, good), (0.4, good), (0.01, 40 * good)][kind as usize];
             for _ in 0..4 * seconds {
                 truth.live(&mut fixture);
+                let (costs, active) = (truth.costs(), fixture.manager.active().unwrap().link);
+                let other = costs[2 - active as usize];
+                if costs[active as usize - 1] < 4.0 * other {
+                    since = fixture.now;
+                }
+                let used = fixture.now - since;
+                prop_assert!(used < 165 * SECOND, "{active} for {used:?}: {costs:?}");
             }
         }
         let departures = truth.switches.iter().filter(|(_, reason)| reason.is_of_quality());
