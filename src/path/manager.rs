@@ -44,6 +44,7 @@ pub(crate) use self::{
     event::{Action, Choice, Event, METERED, Settings},
 };
 use self::{
+    inspection::Price,
     preference::is_allowed,
     state::{Check, Path, State, Turn},
 };
@@ -540,7 +541,8 @@ impl Manager {
         let active = self.active();
         let mut failed = Vec::new();
         for (key, path) in &mut self.paths {
-            path.quality.expire(now, path.facts.metered && active != Some(*key));
+            let is_standby = active != Some(*key);
+            path.quality.expire(now, Price::of(path, is_standby, &self.settings));
             match path.state {
                 State::Probing { deadline } if deadline <= now => failed.push(*key),
                 State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {

@@ -40,6 +40,13 @@ const ENOUGH_WITH_SYMPTOMS: u32 = 40;
 /// A path that loses this percentage in each direction is hardly of use.
 const AWFUL: u8 = 20;
 
+/// Echoes of a burst, the size in bytes of large ones, what is around an echo (QUIC, UDP and IP), and what is acknowledged.
+const SMALL: usize = 24;
+const LARGE: usize = 20;
+pub(crate) const LARGE_SIZE: usize = 1100;
+pub(crate) const OVERHEAD: usize = 64;
+const ACKNOWLEDGEMENTS: usize = 800;
+
 /// What a lost packet costs, and how many bits an exchange has: by these, paths with different faults are compared.
 const LOST: Duration = Duration::from_secs(1);
 const EXCHANGE: f64 = 200_000.0;
@@ -121,6 +128,25 @@ pub(crate) enum Burst {
     Large,
     /// Both, the large ones first.
     Both,
+}
+
+impl Burst {
+    /// Large echoes, and small ones.
+    #[must_use]
+    pub(crate) fn echoes(self) -> [usize; 2] {
+        match self {
+            Self::Small => [0, SMALL],
+            Self::Large => [LARGE, 0],
+            Self::Both => [LARGE, SMALL],
+        }
+    }
+
+    /// What it takes in each direction, about.
+    #[must_use]
+    pub(crate) fn bytes(self) -> usize {
+        let [large, small] = self.echoes();
+        large * (LARGE_SIZE + OVERHEAD) + small * (size_of::<u64>() + OVERHEAD) + ACKNOWLEDGEMENTS
+    }
 }
 
 /// What bursts found out about a path.

@@ -261,7 +261,7 @@ impl CongestionHandle {
 /// Bytes that a connection, or a path of which nothing is known, may have in flight at first: 32 packets.
 /// With ten (RFC 9002 §7.2) a server, whose packets are all padded until it has validated a path, could
 /// say little in the first round trip. quinn paces them.
-const INITIAL_WINDOW: u64 = 32 * 1452;
+pub(crate) const INITIAL_WINDOW: u64 = 32 * 1452;
 
 /// quinn declares a packet lost when one so many numbers later is acknowledged, or after so many round trips. On the
 /// way packets overtake one another: each that was declared lost and is not would be taken for congestion. To wait costs

@@ -21,6 +21,7 @@ pub(super) fn settings(checks_standbys: bool) -> Settings {
         probe_timeout: PROBE_TIMEOUT,
         standby_check: checks_standbys.then_some(STANDBY_CHECK),
         metered_check: checks_standbys.then_some(METERED_CHECK),
+        metered_bursts: 64 << 10,
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{
 /// How much more rarely a standby is asked where traffic costs money.
 pub(crate) const METERED: u32 = 20;
 
+/// What bursts may take there where copies may take less: without any, a path that works badly would never be used again.
+const LEAST_BURSTS: u32 = 16 << 10;
+
 /// Input of the manager.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -89,6 +92,8 @@ pub(crate) struct Settings {
     pub standby_check: Option<Duration>,
     /// The same on a metered link.
     pub metered_check: Option<Duration>,
+    /// Bytes a minute, in each direction, that bursts over a standby on a metered link take at most.
+    pub metered_bursts: u32,
 }
 
 impl Settings {
@@ -98,6 +103,7 @@ impl Settings {
             probe_timeout: paths.probe_timeout,
             standby_check: paths.standby_check,
             metered_check: paths.standby_check.map(|check| METERED * check),
+            metered_bursts: paths.metered_copies.max(LEAST_BURSTS),
         }
     }
 }

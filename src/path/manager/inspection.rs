@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Action, Manager,
+    Action, Manager, Settings,
     state::{Check, Path, State},
 };
 use crate::path::{
@@ -140,10 +140,10 @@ impl Quality {
     }
 
     /// Forgets what is too old.
-    pub(super) fn expire(&mut self, now: Instant, is_metered_standby: bool) {
+    pub(super) fn expire(&mut self, now: Instant, price: Price) {
         self.sample.take_if(|(at, _)| *at + FRESH < now);
         if self.awaited.take_if(|at| *at <= now).is_some() {
-            self.rest(now, pauses(is_metered_standby));
+            self.rest(now, price);
         }
     }
 
@@ -187,9 +187,9 @@ impl Quality {
     }
 
     /// The inspection is over; the next one may begin after a pause.
-    fn rest(&mut self, now: Instant, factor: u32) {
+    fn rest(&mut self, now: Instant, price: Price) {
         self.rounds = 0;
-        self.next = Some(now + self.pause.max(SHORTEST_PAUSE) * factor);
+        self.next = Some(now + price.pause(self.pause.max(SHORTEST_PAUSE), self.burst));
         self.pause = (2 * self.pause).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         self.last = Some(now);
         self.judged = self.judged.max(self.suspected);
@@ -205,9 +205,22 @@ impl Quality {
     }
 }
 
-/// How many times as long the pauses are.
-fn pauses(is_metered_standby: bool) -> u32 {
-    if is_metered_standby { METERED } else { 1 }
+/// What bursts over a path cost: no more than so many bytes a minute over a standby where traffic costs money.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Price(Option<u32>);
+
+impl Price {
+    pub(super) fn of(path: &Path, is_standby: bool, settings: &Settings) -> Self {
+        Self((is_standby && path.facts.metered).then_some(settings.metered_bursts))
+    }
+
+    /// How long the pause after this burst is that would be so long if it cost nothing.
+    fn pause(self, pause: Duration, burst: Option<Burst>) -> Duration {
+        let Self(Some(per_minute)) = self else { return pause };
+        let bytes = burst.map_or(0, Burst::bytes);
+        let earned = Duration::from_secs(60).mul_f64(bytes as f64 / f64::from(per_minute.max(1)));
+        earned.max(METERED * pause)
+    }
 }
 
 impl Manager {
@@ -261,7 +274,7 @@ impl Manager {
         let active_link = active.map(|active| active.link.clone());
         let next_check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
-        let metered = path.facts.metered;
+        let price = Price::of(path, !is_active, &self.settings);
         let quality = &mut path.quality;
         quality.add(sample, now);
         let sum = quality.sample.map(|(_, sum)| sum);
@@ -278,7 +291,7 @@ impl Manager {
                     quality.fault.take_if(|fault| matches!(fault, Fault::Lossy(_)));
                 }
             }
-            return quality.rest(now, 1);
+            return quality.rest(now, price);
         }
         if let Some(rtt) = sample.and_then(|sample| sample.rtt) {
             path.rtt = Some(rtt);
@@ -288,18 +301,17 @@ impl Manager {
                 *check = next;
             }
         }
-        let factor = pauses(metered);
         // The active path tells how narrow their link is.
         let is_beside = active_link.is_some_and(|link| link == path.link);
         let is_forgotten = quality.left.is_some_and(|left| left + NARROW_FOR <= now);
         let fault = match quality.fault {
             Some(Fault::Narrow(_)) if is_beside || is_forgotten => Fault::Lossy(0),
             Some(fault) => fault,
-            None => return quality.rest(now, factor),
+            None => return quality.rest(now, price),
         };
         if !sum.is_some_and(|sum| is_over(fault, &sum, quality.floor, active_rtt)) {
             quality.clean_since = None;
-            return quality.rest(now, factor);
+            return quality.rest(now, price);
         }
         let dwell = path.failures.dwell(now);
         let since = *quality.clean_since.get_or_insert(now);
@@ -308,7 +320,8 @@ impl Manager {
         }
         quality.rounds = 0;
         quality.pause = SHORTEST_PAUSE;
-        quality.next = Some(now + (dwell / 2).max(SHORTEST_PAUSE / 2) * factor);
+        let pause = (dwell / 2).max(SHORTEST_PAUSE / 2);
+        quality.next = Some(now + price.pause(pause, quality.burst));
     }
 
     /// Makes the bursts that are due.

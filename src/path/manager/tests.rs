@@ -15,7 +15,12 @@ const CHECK: Duration = Duration::from_secs(15);
 const MS: Duration = Duration::from_millis(1);
 
 fn settings() -> Settings {
-    Settings { probe_timeout: TIMEOUT, standby_check: Some(CHECK), metered_check: None }
+    Settings {
+        probe_timeout: TIMEOUT,
+        standby_check: Some(CHECK),
+        metered_check: None,
+        metered_bursts: 64 << 10,
+    }
 }
 
 fn candidate(link: u32) -> Candidate {

@@ -1,7 +1,10 @@
 //! A burst of echoes over a probe's connection.
 //!
 //! A burst of small echoes takes some 2.5 kB in each direction, headers and acknowledgements included, one of large
-//! echoes 12 kB, and one of both as much as the two.
+//! echoes 24 kB, and one of both as much as the two.
+//!
+//! Whoever limits a rate mostly lets some packets pass at first (a token bucket). So the first half of the large echoes
+//! only empties what there is, and how fast the second half arrives is the rate.
 
 use std::time::Duration;
 
@@ -9,19 +12,12 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::time::{self, Instant};
 
-use crate::path::quality::{Burst, Sample};
+use crate::path::quality::{Burst, LARGE_SIZE, OVERHEAD, Sample};
 
-/// Echoes of a small burst, and the time from one to the next.
-const SMALL: usize = 24;
+/// The time from one small echo to the next. Large ones leave at once, and QUIC paces them.
 const PACE: Duration = Duration::from_millis(16);
-/// Echoes of a large burst, which leave at once, and their size in bytes: together less than a fresh connection may
-/// have in flight (RFC 9002 §7.2).
-const LARGE: usize = 10;
-const LARGE_SIZE: usize = 1100;
-/// Fewer answers to them show no rate.
-const MOST_OF_LARGE: usize = 8;
-/// Bytes around an echo: QUIC, UDP and IP.
-const OVERHEAD: usize = 64;
+/// Fewer answers to the second half of the large ones, four of five, show no rate.
+const MOST: [usize; 2] = [4, 5];
 /// How long the last answer may take: three round trips and 100 ms, or twice the longest that was seen, as a queue may
 /// grow; within bounds. An answer that is late is not lost.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
@@ -57,11 +53,8 @@ impl Sampling {
         let wait = 3 * connection.rtt() + Duration::from_millis(100);
         self.wait = wait.clamp(SHORTEST_WAIT, LONGEST_WAIT);
         let begun = epoch.elapsed();
-        let large = large(self.burst);
-        let count = match self.burst {
-            Burst::Large => large,
-            Burst::Small | Burst::Both => large + SMALL,
-        };
+        let [large, small] = self.burst.echoes();
+        let count = large + small;
         loop {
             let now = epoch.elapsed();
             let due = |echoes: usize| begun + PACE * echoes.saturating_sub(large) as u32;
@@ -130,23 +123,17 @@ impl Sampling {
         (sent > 0).then_some(Sample { sent, answered, rtt, rate })
     }
 
-    /// How fast large echoes arrived, in bits per second, if most of them did.
+    /// How fast the second half of the large echoes arrived, in bits per second, if most of them did.
     fn rate(&self) -> Option<u64> {
-        let large = self.echoes.iter().take(large(self.burst));
-        let mut answers: Vec<_> = large.filter_map(|echo| echo.answered).collect();
+        let [large, _] = self.burst.echoes();
+        let second = self.echoes.get(large / 2..large)?;
+        let mut answers: Vec<_> = second.iter().filter_map(|echo| echo.answered).collect();
         answers.sort_unstable();
         let (first, last) = (*answers.first()?, *answers.last()?);
         let bits = (answers.len() - 1) * (LARGE_SIZE + OVERHEAD) * 8;
         let seconds = last.saturating_sub(first).as_secs_f64().max(1e-3);
-        (answers.len() >= MOST_OF_LARGE).then_some((bits as f64 / seconds) as u64)
-    }
-}
-
-/// The number of large echoes in a burst, which are the first.
-fn large(burst: Burst) -> usize {
-    match burst {
-        Burst::Small => 0,
-        Burst::Large | Burst::Both => LARGE,
+        let [most, of] = MOST;
+        (of * answers.len() >= most * second.len()).then_some((bits as f64 / seconds) as u64)
     }
 }
 
@@ -207,21 +194,25 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_follows_from_the_spread_of_large_echoes() {
-        let mut sampling = burst(Burst::Large, 10, 1);
-        for (answers, number) in (0..10).filter(|number| ![4, 7].contains(number)).enumerate() {
-            assert_eq!(sampling.sample(1000 * MS).and_then(|it| it.rate), None, "{answers} of ten");
-            answer(&mut sampling, number * MS, (50 + 40 * number) * MS);
+    fn the_rate_follows_from_the_spread_of_the_second_half_of_large_echoes() {
+        let mut sampling = burst(Burst::Large, 20, 1);
+        for number in 0..10 {
+            answer(&mut sampling, number * MS, 50 * MS);
         }
-        let rate = sampling.sample(1000 * MS).unwrap().rate.unwrap();
-        // Seven packets of 1164 bytes after the first, in 360 ms.
+        let second = (10..20).filter(|number| ![14, 17].contains(number));
+        for (answers, number) in second.enumerate() {
+            assert_eq!(sampling.sample(2000 * MS).and_then(|it| it.rate), None, "{answers} of ten");
+            answer(&mut sampling, number * MS, (50 + 40 * (number - 9)) * MS);
+        }
+        let rate = sampling.sample(2000 * MS).unwrap().rate.unwrap();
+        // Seven packets of 1164 bytes after the first, in 360 ms: that the first half came at once shows nothing.
         assert_eq!(rate, 181_066);
-        let mut both = burst(Burst::Both, 34, 1);
-        for number in (0..34).filter(|number| ![4, 7].contains(number)) {
-            answer(&mut both, number * MS, (50 + 40 * number.min(9)) * MS);
+        let mut both = burst(Burst::Both, 44, 1);
+        for number in (0..44).filter(|number| ![14, 17].contains(number)) {
+            answer(&mut both, number * MS, (50 + 40 * number.min(19)) * MS);
         }
         let sample = both.sample(2000 * MS).unwrap();
-        assert_eq!((sample.sent, sample.answered), (34, 32));
+        assert_eq!((sample.sent, sample.answered), (44, 42));
         assert_eq!(sample.rate, Some(181_066), "by the large ones alone");
     }
 }

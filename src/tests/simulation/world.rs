@@ -134,6 +134,8 @@ pub(crate) struct Link {
     pub(crate) others: Duration,
     /// Bits per second that it carries in each direction, if that is little. Its queue is [`QUEUE`] long.
     pub(crate) rate: Option<u32>,
+    /// Bytes that it lets pass at once, if it was idle for long enough.
+    pub(crate) bucket: u32,
     /// Until when the packets in its queue keep it busy, up and down.
     busy: [Option<Instant>; 2],
     pub(crate) mtu: usize,
@@ -223,6 +225,7 @@ impl Link {
             growth: None,
             others: Duration::ZERO,
             rate: None,
+            bucket: 0,
             busy: [None; 2],
             mtu: 1472,
             sent: 0,
@@ -258,10 +261,12 @@ impl Link {
         let now = clock::now();
         let busy = &mut self.busy[usize::from(matches!(from, Side::Server))];
         let mut wait = self.others.mul_f64(0.7 + 0.3 * random.f64());
+        let mut credit = Duration::ZERO;
         if let Some(rate) = self.rate {
+            credit = Duration::from_secs_f64(f64::from(self.bucket) * 8.0 / f64::from(rate));
             wait =
                 wait.max(busy.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now)));
-            if wait > QUEUE + self.others {
+            if wait > QUEUE + self.others + credit {
                 return None;
             }
             wait += Duration::from_secs_f64(bytes as f64 * 8.0 / f64::from(rate));
@@ -270,7 +275,7 @@ impl Link {
         wait = wait.max(busy.map_or(Duration::ZERO, |busy| busy.saturating_duration_since(now)));
         *busy = Some(now + wait);
         let shortest = self.longest_delay(now) - self.others - self.jitter;
-        Some(shortest + wait + self.jitter.mul_f64(random.f64()))
+        Some(shortest + wait.saturating_sub(credit) + self.jitter.mul_f64(random.f64()))
     }
 
     /// Has another address.
