@@ -496,7 +496,7 @@ impl<'a> Roamer<'a> {
         self.shown.copies(counters.copies(), now);
         let Some(active) = self.manager.active() else { return };
         if self.manager.minds(&symptoms) {
-            debug!(?symptoms, "the path in use works badly");
+            debug!(?symptoms, "what the path in use shows");
             self.handle_event(Event::Symptoms(active, symptoms));
         }
         // Bursts over it are not wanted any more.

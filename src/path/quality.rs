@@ -338,10 +338,11 @@ pub(crate) enum Finding {
 }
 
 impl Symptoms {
-    /// What a path is taken for that seemed dead with these symptoms.
+    /// What a path is taken for that seemed dead with these symptoms: over one that is dead nothing comes at all.
     #[must_use]
     pub(crate) fn suspicion(&self) -> Option<Fault> {
-        self.is_lossy().then_some(Fault::Lossy((self.loss * 100.0) as u8))
+        let lossy = self.is_lossy().then_some(Fault::Lossy((self.loss * 100.0) as u8));
+        lossy.or_else(|| self.starved.filter(|rate| *rate > 0).map(Fault::Narrow))
     }
 
     /// Whether the losses are worth a burst.

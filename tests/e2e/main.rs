@@ -43,6 +43,7 @@ mod measured;
 mod metered;
 mod moving;
 mod names;
+mod narrow;
 mod offload;
 mod peer_routes;
 mod ports;

@@ -235,9 +235,10 @@ impl Manager {
     pub(crate) fn minds(&self, symptoms: &Symptoms) -> bool {
         let active = self.active().and_then(|key| self.paths.get(&key));
         active.is_some_and(|Path { quality, .. }| {
+            let matters = |it: &Symptoms| it.is_lossy() || it.starved.is_some();
             quality.fault.is_some()
-                || quality.symptoms.is_lossy()
-                || symptoms.is_lossy()
+                || matters(&quality.symptoms)
+                || matters(symptoms)
                 || symptoms.fault(quality.floor).is_some()
         })
     }
@@ -354,6 +355,8 @@ impl Manager {
             return None;
         }
         let is_beside = path.link == active.link;
+        // What queues on a link delays large echoes over all its paths.
+        let symptoms = if is_beside { Symptoms::default() } else { active.quality.symptoms };
         let burst = match (path.quality.fault, active.quality.fault) {
             (Some(fault), in_use) => {
                 let burst = match in_use {
@@ -365,14 +368,16 @@ impl Manager {
                 self.is_of_use(path, active).then_some(burst)
             }
             (None, _) if self.is_chosen(&active.link) => None,
-            (None, Some(fault)) => Some(fault.burst()),
-            (None, None) => (is_suspected && !path.facts.metered).then_some(Burst::Small),
+            (None, Some(fault)) => Some(fault.under(&symptoms).burst()),
+            (None, None) if is_suspected && !path.facts.metered => {
+                Some(if symptoms.starved.is_some() { Burst::Large } else { Burst::Small })
+            }
+            (None, None) => None,
         };
         let burst = burst.filter(|burst| {
             path.quality.fault.is_some() || path.quality.goes_on(*burst) || self.has_turn(key, path)
         });
-        // What queues on a link delays large echoes over all its paths.
-        burst.filter(|burst| *burst == Burst::Small || path.link != active.link)
+        burst.filter(|burst| *burst == Burst::Small || !is_beside)
     }
 
     /// Whether it is of use to know that the fault of this standby is over, beside this active path.

@@ -78,14 +78,14 @@ pub(crate) struct Watch {
     woken: Option<Instant>,
     /// The highest rate of the path so far.
     best: u64,
-    /// The highest rates of the last seconds, up and down.
+    /// The highest rates of the last seconds, up and down, over whatever path: so much may still be asked.
     lately: [f64; 2],
 }
 
 impl Watch {
     /// The path is another.
     pub(crate) fn begin(&mut self, now: Instant) {
-        *self = Self { since: Some(now), ..Self::default() };
+        *self = Self { since: Some(now), lately: self.lately, ..Self::default() };
     }
 
     /// When the next look is due.
@@ -103,10 +103,9 @@ impl Watch {
         self.is_resting
     }
 
-    /// Something is sent.
+    /// Something is sent. What was asked before the rest is over.
     pub(crate) fn wake(&mut self, now: Instant) {
-        self.is_resting = false;
-        self.woken = Some(now);
+        (self.is_resting, self.woken, self.lately) = (false, Some(now), [0.0; 2]);
     }
 
     /// Takes in the counters; what they show.

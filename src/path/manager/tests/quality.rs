@@ -448,6 +448,21 @@ fn a_path_that_carries_too_little_is_left_for_one_that_carries_much_more() {
     assert_eq!(why, "carries 0.2 Mbit/s, more is asked");
 }
 
+/// What a standby carries is known by the time at which the active path turns out to be narrow.
+#[test]
+fn while_little_is_carried_the_rate_of_standbys_is_measured() {
+    let mut fixture = on_wifi();
+    let starved = Symptoms { starved: Some(200_000), ..lossy(0.1) };
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    let _ = feel(&mut fixture, starved);
+    let large = Action::Sample(key(2), Burst::Large);
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [large]);
+    let carries = Sample { rate: Some(9_000_000), ..sample(24, 50).unwrap() };
+    assert_eq!(fixture.tell(Event::Sampled(key(2), Some(carries))), []);
+    let actions = feel(&mut fixture, Symptoms { rate: Some(200_000), ..starved });
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Narrow)]);
+}
+
 /// Lets a look pass: wifi, the only standby, is clean, and carries so many bits per second. How many bursts showed that.
 fn look_at_standbys(fixture: &mut Fixture, carries: u64) -> u32 {
     let mut bursts = 0;
@@ -511,15 +526,24 @@ fn a_path_that_carries_no_more_than_when_it_was_left_is_used_again_after_ten_min
     assert!((600 * SECOND..840 * SECOND).contains(&after), "{after:?}");
 }
 
+/// The queue of a narrow path takes what is asked for longer than a silence lasts. Over a dead one nothing comes.
 #[test]
-fn a_path_that_seemed_dead_while_it_lost_packets_and_carried_little_must_carry_more() {
-    let mut fixture = on_wifi();
-    let _ = feel(&mut fixture, Symptoms { starved: Some(100_000), ..lossy(0.2) });
-    let _ = fixture.tell(Event::Silent(key(1)));
-    let _ = fixture.wait(SHORTEST_GRACE);
-    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
-    assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
-    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Narrow(100_000)));
+fn a_path_that_seemed_dead_while_it_carried_little_must_carry_more() {
+    for (loss, starved, expected) in [
+        (0.2, 100_000, Some(Fault::Narrow(100_000))),
+        (0.0, 100_000, Some(Fault::Narrow(100_000))),
+        (0.0, 0, None),
+    ] {
+        let mut fixture = on_wifi();
+        let symptoms = Symptoms { starved: Some(starved), ..lossy(loss) };
+        assert!(fixture.manager.minds(&symptoms));
+        let _ = feel(&mut fixture, symptoms);
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(SHORTEST_GRACE);
+        let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        assert!(actions.contains(&Action::Switch(key(2), Reason::Silent)), "{actions:?}");
+        assert_eq!(fixture.manager.fault(key(1)), expected);
+    }
 }
 
 #[test]

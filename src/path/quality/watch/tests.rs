@@ -231,3 +231,26 @@ fn a_path_is_starved_if_it_carries_little_of_what_is_asked_or_of_what_it_carried
     assert_eq!(carry(500_000, 40_000, 100 * MS).0, None, "this is enough");
     assert_eq!(carry(2_000, 0, MS).0, None, "somebody stops typing");
 }
+
+/// A path that is used again under a transfer: how fast the other path was is what is asked of it.
+#[test]
+fn what_was_carried_over_the_path_before_is_asked_of_the_next() {
+    for (rests, expected) in [(false, Some(200_000)), (true, None)] {
+        let mut path = path();
+        for _ in 0..8 {
+            path.next(|look| look.received_bytes += 500_000);
+        }
+        path.watch.begin(path.look.at);
+        if rests {
+            path.watch.wake(path.look.at);
+        }
+        let mut last = Symptoms::default();
+        for _ in 0..8 {
+            last = path.next(|look| {
+                look.received_bytes += 6_250;
+                look.rtt = Some(300 * MS);
+            });
+        }
+        assert_eq!((last.starved, last.fell_to), (expected, expected), "rests: {rests}");
+    }
+}
