@@ -34,7 +34,7 @@ mod state;
 mod why;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -267,9 +267,16 @@ impl Manager {
         }
         self.dialing.record.expire(now);
         for (candidate, facts) in found {
-            let (path, record) =
-                (self.paths.entry(PathKey::from(&candidate)), &mut self.dialing.record);
-            path.or_insert_with(|| record.recall(candidate, facts)).facts = facts;
+            let record = &mut self.dialing.record;
+            match self.paths.entry(PathKey::from(&candidate)) {
+                Entry::Vacant(path) => {
+                    path.insert(record.recall(candidate, facts));
+                }
+                Entry::Occupied(mut path) => {
+                    record.reroute(path.get_mut(), &candidate, now);
+                    path.get_mut().facts = facts;
+                }
+            }
         }
     }
 
@@ -286,6 +293,8 @@ impl Manager {
             path.rtt = None;
             path.portal = false;
             path.quality.begin();
+            // Its packets will tell.
+            path.quality.fault = None;
             path.state = State::Standby { since: now, check: None };
             // The tunnel's own traffic tells more about the path than a probe.
             actions.push(Action::Forget(key));

@@ -21,7 +21,7 @@ use super::Reason;
 const NARROW: u64 = 1_000_000;
 const FALL: u64 = 8;
 /// and one with less than this in any case.
-const VERY_NARROW: u64 = 300_000;
+pub(crate) const VERY_NARROW: u64 = 300_000;
 
 /// The quantile of the normal distribution for a one-sided confidence of 95 %.
 const Z: f64 = 1.64;
@@ -33,6 +33,8 @@ const BAD: f64 = 0.08;
 const BAD_WITH_SYMPTOMS: f64 = 0.06;
 /// The least share that QUIC must count if no burst could be made: even its handshake was lost.
 const BAD_WITHOUT_BURST: f64 = 0.15;
+/// Where more than this is lost of what is sent, and the rate fell, a queue overflows.
+const MOST: f64 = 0.5;
 /// Fewer echoes than this do not show that a path is good.
 const ENOUGH: u32 = 8;
 /// With one lost among fewer than these, a path with such symptoms is not shown to be good either.
@@ -111,8 +113,8 @@ pub(crate) struct Symptoms {
     pub(crate) rtt: Option<Duration>,
     /// What the path carries, in bits per second, if more is asked of it.
     pub(crate) rate: Option<u64>,
-    /// To how many bits per second it fell within seconds, in either direction. If the round trip grew as well, a queue
-    /// stands somewhere: more is asked.
+    /// To how many bits per second it fell within seconds, in either direction. If the round trip grew as well, or most
+    /// packets are lost, a queue stands somewhere: more is asked.
     pub(crate) fell_to: Option<u64>,
     /// What it carries at the moment, in bits per second, if that is little and something waits, or little of what it
     /// carried. This is not enough to leave a path. One that is left then, for whatever reason, may only be full.
@@ -156,7 +158,7 @@ pub(crate) struct Sample {
     pub(crate) sent: u32,
     /// Answers that came.
     pub(crate) answered: u32,
-    /// Their median round trip.
+    /// Their median round trip; of large ones alone the shortest.
     pub(crate) rtt: Option<Duration>,
     /// What the path carried of large echoes, in bits per second.
     pub(crate) rate: Option<u64>,
@@ -354,7 +356,9 @@ impl Symptoms {
     /// What is wrong, as far as it needs no burst, with a path whose shortest round trip was `floor`.
     #[must_use]
     pub(crate) fn fault(&self, floor: Option<Duration>) -> Option<Fault> {
-        let narrow = self.rate.map(Fault::Narrow);
+        // What is lost was asked, too, and no reordering looks like that.
+        let overflowed = self.fell_to.filter(|_| self.loss > MOST);
+        let narrow = self.rate.or(overflowed).map(Fault::Narrow);
         narrow.or_else(|| {
             let (rtt, floor) = (self.rtt?, floor?);
             let slow = self.fell_to.map_or(Fault::Slow { rtt, floor }, Fault::Narrow);
@@ -383,24 +387,24 @@ impl Symptoms {
     }
 }
 
-/// Whether a path that was left for this fault may be used again, by a sample of it. `floor` is its shortest round
-/// trip, and `active` that of the active path.
+/// Whether a path that was left for this fault may be used again, by a sample of it; without one a clean sample suffices.
+/// `floor` is its shortest round trip, and `active` that of the active path.
 #[must_use]
 pub(crate) fn is_over(
-    fault: Fault,
+    fault: Option<Fault>,
     sample: &Sample,
     floor: Option<Duration>,
     active: Option<Duration>,
 ) -> bool {
     let Some(rtt) = sample.rtt else { return false };
     let limit = match fault {
-        Fault::Slow { floor, .. } => Some(fast_again(floor)),
-        Fault::Lossy(_) | Fault::Narrow(_) => floor.map(slow),
+        Some(Fault::Slow { floor, .. }) => Some(fast_again(floor)),
+        Some(Fault::Lossy(_) | Fault::Narrow(_)) | None => floor.map(slow),
     };
     let is_fast = limit.is_none_or(|limit| rtt < limit.max(active.map_or(limit, comparable)));
     let is_wide = match fault {
-        Fault::Narrow(before) => sample.rate.is_some_and(|rate| rate >= wide_again(before)),
-        Fault::Lossy(_) | Fault::Slow { .. } => true,
+        Some(Fault::Narrow(before)) => sample.rate.is_some_and(|rate| rate >= wide_again(before)),
+        Some(Fault::Lossy(_) | Fault::Slow { .. }) | None => true,
     };
     is_fast && is_wide && Symptoms::default().finding(Some(sample)) == Finding::Clean
 }

@@ -2,11 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::{
-    Bbr, CongestionHandle, Cubic, Factory, INITIAL_WINDOW, PACKET_THRESHOLD, TIME_THRESHOLD,
-};
+use super::congestion::{Bbr, CongestionHandle, Cubic, Factory, PACKET_THRESHOLD, TIME_THRESHOLD};
 use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
@@ -77,11 +75,7 @@ pub fn probe_transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.interval(PROBE_DISCOVERY);
-    let mut congestion = CubicConfig::default();
-    // A burst of echoes is paced, and waits for no acknowledgement.
-    congestion.initial_window(INITIAL_WINDOW);
     transport
-        .congestion_controller_factory(Arc::new(congestion))
         .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
         .mtu_discovery_config(Some(discovery))
         .initial_rtt(INITIAL_RTT)

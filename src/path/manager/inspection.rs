@@ -38,9 +38,9 @@ const STALE: Duration = Duration::from_secs(5);
 /// How long the sample of a standby justifies a switch to it.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// For so long a path that was left because it carries too little must carry more before it is used again. What it carried
-/// then may be all that it ever does, and be enough at other times.
-const NARROW_FOR: Duration = Duration::from_secs(600);
+/// For so long what a path was left for must be over before it is used again. Then a clean burst suffices: what the path
+/// carried may be all that it ever does, and be enough at other times, or its network may be another by now.
+const OLD: Duration = Duration::from_secs(600);
 
 /// What is known of the quality of a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -70,8 +70,9 @@ pub(super) struct Quality {
     judged: f64,
     /// Since when bursts over a path with a fault find nothing.
     pub(super) clean_since: Option<Instant>,
-    /// When it was left.
+    /// When it was left, and whether that is long ago.
     left: Option<Instant>,
+    is_old: bool,
 }
 
 impl Quality {
@@ -106,8 +107,19 @@ impl Quality {
     /// What is kept of a path with a fault that is gone.
     pub(super) fn kept(&self, now: Instant) -> Option<Self> {
         let fault = Some(self.remembered()?);
-        let Self { floor, pause, next, .. } = *self;
-        Some(Self { fault, floor, pause, next, left: self.left.or(Some(now)), ..Self::default() })
+        let Self { pause, next, .. } = *self;
+        Some(Self { fault, pause, next, left: self.left.or(Some(now)), ..Self::default() })
+    }
+
+    /// What must be over before this standby, beside the active path on one link or not, is used again; none if a clean
+    /// burst suffices.
+    fn charge(&self, is_beside: bool) -> Option<Fault> {
+        match self.fault {
+            _ if self.is_old => None,
+            // The active path tells how narrow their link is.
+            Some(Fault::Narrow(_)) if is_beside => None,
+            fault => fault,
+        }
     }
 
     /// A standby answered, with this round trip, beside an active path with the other one.
@@ -142,6 +154,7 @@ impl Quality {
     /// Forgets what is too old.
     pub(super) fn expire(&mut self, now: Instant, price: Price) {
         self.sample.take_if(|(at, _)| *at + FRESH < now);
+        self.is_old |= self.left.is_some_and(|left| left + OLD <= now);
         if self.awaited.take_if(|at| *at <= now).is_some() {
             self.rest(now, price);
         }
@@ -302,15 +315,11 @@ impl Manager {
                 *check = next;
             }
         }
-        // The active path tells how narrow their link is.
-        let is_beside = active_link.is_some_and(|link| link == path.link);
-        let is_forgotten = quality.left.is_some_and(|left| left + NARROW_FOR <= now);
-        let fault = match quality.fault {
-            Some(Fault::Narrow(_)) if is_beside || is_forgotten => Fault::Lossy(0),
-            Some(fault) => fault,
-            None => return quality.rest(now, price),
-        };
-        if !sum.is_some_and(|sum| is_over(fault, &sum, quality.floor, active_rtt)) {
+        if quality.fault.is_none() {
+            return quality.rest(now, price);
+        }
+        let charge = quality.charge(active_link.is_some_and(|link| link == path.link));
+        if !sum.is_some_and(|sum| is_over(charge, &sum, quality.floor, active_rtt)) {
             quality.clean_since = None;
             return quality.rest(now, price);
         }
@@ -351,19 +360,25 @@ impl Manager {
             let has_standby = self.has_standby();
             return ((is_suspected || is_lossy) && has_standby).then_some(Burst::Small);
         }
-        if !may_serve(path) || !self.is_allowed(path) {
+        // Bursts over one link delay each other.
+        let is_busy = |(other, it): (&PathKey, &Path)| {
+            *other != key && it.link == path.link && it.quality.awaited().is_some()
+        };
+        if !may_serve(path) || !self.is_allowed(path) || self.paths.iter().any(is_busy) {
             return None;
         }
         let is_beside = path.link == active.link;
         // What queues on a link delays large echoes over all its paths.
         let symptoms = if is_beside { Symptoms::default() } else { active.quality.symptoms };
         let burst = match (path.quality.fault, active.quality.fault) {
-            (Some(fault), in_use) => {
+            (Some(_), in_use) => {
                 let burst = match in_use {
                     _ if is_beside => Burst::Small,
                     // Each may be the lesser evil.
                     Some(Fault::Narrow(_)) => Burst::Both,
-                    Some(_) | None => fault.burst_again(),
+                    Some(_) | None => {
+                        path.quality.charge(is_beside).map_or(Burst::Small, Fault::burst_again)
+                    }
                 };
                 self.is_of_use(path, active).then_some(burst)
             }

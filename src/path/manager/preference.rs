@@ -100,7 +100,8 @@ impl Manager {
     /// Why a path that works badly is used all the same, if it is: the active one is much worse.
     fn lesser_evil(&self, path: &Path, active: &Path, verdict: Verdict) -> Option<Reason> {
         let fault = active.quality.fault.filter(|_| !path.is_stranger)?;
-        if self.is_no_way_out(path, active) || self.is_chosen(&active.link) {
+        let leaves_choice = self.is_chosen(&active.link) && path.link != active.link;
+        if self.is_no_way_out(path, active) || leaves_choice {
             return None;
         }
         let is_lossy =

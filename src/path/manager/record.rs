@@ -52,16 +52,31 @@ pub(super) struct Record {
 impl Record {
     /// The connection over this path, or `is_gone` with its link or address, is over.
     pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
-        let Path { link, router, quality, mut failures, .. } = path;
-        if let Some(quality) = quality.kept(now) {
-            let PathKey { server, transport, .. } = key;
-            let way = Way { link, router, server, transport };
-            self.verdicts.insert(way, Verdict { quality, failures, until: now + MEMORY });
-        }
+        self.keep_verdict(key, &path, now);
+        let mut failures = path.failures;
         if is_gone {
             failures.add(now);
         }
         self.failures.insert(key, failures);
+    }
+
+    fn keep_verdict(&mut self, key: PathKey, path: &Path, now: Instant) {
+        let Some(quality) = path.quality.kept(now) else { return };
+        let (link, PathKey { server, transport, .. }) = (path.link.clone(), key);
+        let way = Way { link, router: path.router, server, transport };
+        let verdict = Verdict { quality, failures: path.failures, until: now + MEMORY };
+        self.verdicts.insert(way, verdict);
+    }
+
+    /// The path leads through this router from now on. If it was another one before, so is the network.
+    pub(super) fn reroute(&mut self, path: &mut Path, candidate: &Candidate, now: Instant) {
+        if path.router == candidate.router {
+            return;
+        }
+        self.keep_verdict(PathKey::from(candidate), path, now);
+        path.router = candidate.router;
+        let verdict = self.verdicts.remove(&Way::from(candidate));
+        path.quality = verdict.map(|it| it.quality).unwrap_or_default();
     }
 
     /// Forgets what is too old.
@@ -81,8 +96,13 @@ impl Record {
     /// Whether a path over this candidate failed a moment ago, or works badly as far as is known.
     pub(super) fn is_bad(&self, candidate: &Candidate, now: Instant) -> bool {
         let failures = self.failures.get(&PathKey::from(candidate));
-        let verdict = self.verdicts.get(&Way::from(candidate));
+        // What is wrong is mostly the link's, whichever server is asked. IPv4 and IPv6 have routers of their own.
+        let is_near = |way: &Way| {
+            let is_same_router = way.router == candidate.router;
+            let is_other_family = way.server.is_ipv4() != candidate.server.is_ipv4();
+            way.link == candidate.link && (is_same_router || is_other_family)
+        };
         failures.is_some_and(|failures| failures.are_recent(now))
-            || verdict.is_some_and(|verdict| now < verdict.until)
+            || self.verdicts.iter().any(|(way, verdict)| is_near(way) && now < verdict.until)
     }
 }

@@ -1,4 +1,5 @@
 mod quality;
+mod record;
 mod tcp;
 
 use proptest::prelude::*;

@@ -2,6 +2,17 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
+/// Packets that overtake each other look lost, but not most of them.
+#[test]
+fn a_path_that_carries_little_while_most_is_lost_is_narrow() {
+    let fell = Symptoms { fell_to: Some(100_000), rtt: Some(10 * MS), ..Symptoms::default() };
+    for (loss, expected) in [(0.3, None), (0.7, Some(Fault::Narrow(100_000)))] {
+        assert_eq!(Symptoms { loss, ..fell }.fault(Some(10 * MS)), expected, "{loss}");
+    }
+    let lost = Symptoms { loss: 0.7, ..Symptoms::default() };
+    assert_eq!(lost.fault(Some(10 * MS)), None, "a burst tells");
+}
+
 #[test]
 fn the_least_share_is_that_of_wilsons_interval() {
     for (lost, all, expected) in [
@@ -47,7 +58,11 @@ fn a_fault_is_over_when_a_burst_finds_nothing_of_it() {
         (Fault::Narrow(1000), sample(24, 12, Some(250_000)), false),
         (Fault::Narrow(50_000), sample(24, 12, Some(500_000)), true),
     ] {
-        assert_eq!(is_over(fault, &sample, floor, Some(10 * MS)), expected, "{fault}: {sample:?}");
+        assert_eq!(
+            is_over(Some(fault), &sample, floor, Some(10 * MS)),
+            expected,
+            "{fault}: {sample:?}"
+        );
     }
 }
 
@@ -56,7 +71,7 @@ fn a_slow_path_that_is_about_as_fast_as_the_active_one_is_used_again() {
     let slow = Fault::Slow { rtt: 400 * MS, floor: 10 * MS };
     for (rtt, expected) in [(99, true), (100, false)] {
         let sample = Sample { sent: 24, answered: 24, rtt: Some(rtt * MS), rate: None };
-        assert_eq!(is_over(slow, &sample, None, Some(50 * MS)), expected, "{rtt} ms");
+        assert_eq!(is_over(Some(slow), &sample, None, Some(50 * MS)), expected, "{rtt} ms");
         let active = Fault::Slow { rtt: rtt * MS, floor: 10 * MS };
         let other = Sample { rtt: Some(50 * MS), ..sample };
         assert!(!active.is_cured_by(&other), "and is not left at once");

@@ -85,7 +85,8 @@ pub(crate) struct Watch {
 impl Watch {
     /// The path is another.
     pub(crate) fn begin(&mut self, now: Instant) {
-        *self = Self { since: Some(now), lately: self.lately, ..Self::default() };
+        let lately = if self.is_resting { [0.0; 2] } else { self.lately };
+        *self = Self { since: Some(now), lately, ..Self::default() };
     }
 
     /// When the next look is due.

@@ -238,12 +238,15 @@ fn what_was_carried_over_the_path_before_is_asked_of_the_next() {
     for (rests, expected) in [(false, Some(200_000)), (true, None)] {
         let mut path = path();
         for _ in 0..8 {
-            path.next(|look| look.received_bytes += 500_000);
+            path.next(|look| {
+                look.received += 400;
+                look.received_bytes += 500_000;
+            });
+        }
+        for _ in 0..if rests { 8 } else { 0 } {
+            path.next(|_| {});
         }
         path.watch.begin(path.look.at);
-        if rests {
-            path.watch.wake(path.look.at);
-        }
         let mut last = Symptoms::default();
         for _ in 0..8 {
             last = path.next(|look| {

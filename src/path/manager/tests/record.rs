@@ -1,0 +1,155 @@
+//! What is remembered of paths that are gone, or whose network is another.
+
+use super::{
+    quality::{LOOK, SECOND, feel, lossy, sample},
+    *,
+};
+
+/// Wifi with this address of ours and this router, and lte.
+fn at(address: u8, router: u8) -> Vec<(Candidate, LinkFacts)> {
+    let mut links = found(&[WIFI, LTE]);
+    links[0].0.source = [10, 0, 1, address].into();
+    links[0].0.router = Some([10, 0, 1, router].into());
+    links
+}
+
+/// Wifi was left for lte, since it loses packets.
+fn lte_beside_bad_wifi() -> Fixture {
+    let mut fixture = nothing();
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    let actions = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
+    fixture
+}
+
+#[test]
+fn what_was_found_of_a_network_is_known_under_another_address_of_ours() {
+    for (router, ends, expected) in
+        [(1, false, Some(Fault::Lossy(29))), (1, true, Some(Fault::Lossy(29))), (9, false, None)]
+    {
+        let mut fixture = lte_beside_bad_wifi();
+        if ends {
+            let _ = fixture.tell(Event::Disconnected);
+            let order = fixture.manager.dialing().order(at(77, router), fixture.now);
+            assert_eq!(order[0].link, name(2), "wifi is dialed last");
+        }
+        let links = at(77, router);
+        let renewed = PathKey::from(&links[0].0);
+        let _ = fixture.tell(Event::Candidates(links));
+        if ends {
+            let _ = fixture.tell(Event::Connected(key(2)));
+        }
+        assert_eq!(fixture.manager.fault(renewed), expected);
+        let _ = fixture.tell(Event::Answered(renewed, Some(10 * MS)));
+        let _ = fixture.wait(SECOND);
+        assert_eq!(fixture.manager.active() == Some(renewed), expected.is_none());
+    }
+}
+
+#[test]
+fn what_was_found_of_a_network_that_is_gone_is_known_for_ten_minutes() {
+    for (minutes, expected) in [(9, Some(Fault::Lossy(29))), (11, None)] {
+        let mut fixture = on_wifi();
+        let _ = feel(&mut fixture, lossy(0.1));
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        let _ = fixture.tell(candidates(&[LTE]));
+        fixture.now += minutes * 60 * SECOND;
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{minutes} minutes");
+    }
+}
+
+/// The lease is the same, the router another.
+#[test]
+fn a_network_with_another_router_is_another_one_although_our_address_stays() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Candidates(at(2, 9)));
+    assert_eq!(fixture.manager.fault(key(1)), None);
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
+}
+
+#[test]
+fn a_bad_network_is_dialed_last_for_all_servers() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Disconnected);
+    let other_server = |(candidate, facts): (Candidate, LinkFacts)| {
+        (Candidate { server: ([192, 0, 2, 77], 4433).into(), ..candidate }, facts)
+    };
+    let links = at(2, 1).into_iter().map(other_server).collect();
+    let order = fixture.manager.dialing().order(links, fixture.now);
+    assert_eq!(order[0].link, name(2));
+}
+
+/// Nobody else is there who could be measured beside it.
+#[test]
+fn a_bad_network_over_which_the_next_session_begins_is_judged_anew() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Disconnected);
+    let mut links = at(2, 1);
+    links.truncate(1);
+    let _ = fixture.tell(Event::Candidates(links));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    assert_eq!(fixture.manager.fault(key(1)), None);
+}
+
+/// Another network has a router with the same address, and is far away: it was never that fast.
+#[test]
+fn what_was_found_of_a_network_counts_for_ten_minutes_in_one_that_looks_alike() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Measured(key(1), 5 * MS));
+    let left = fixture.now;
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    while fixture.manager.active() == Some(key(2)) && fixture.now < left + 900 * SECOND {
+        for action in fixture.wait(LOOK) {
+            let _ = match action {
+                Action::Sample(path, burst) => {
+                    assert_eq!((path, burst), (key(1), Burst::Small));
+                    fixture.tell(Event::Sampled(path, sample(24, 120)))
+                }
+                Action::Ask(path) => fixture.tell(Event::Answered(path, Some(120 * MS))),
+                _ => Vec::new(),
+            };
+        }
+    }
+    assert!(fixture.now < left + 60 * SECOND, "{:?}", fixture.now - left);
+}
+
+/// They would delay each other.
+#[test]
+fn paths_over_one_link_are_measured_one_after_the_other() {
+    let mut fixture = nothing();
+    let mut links = at(2, 1);
+    let mut other = links[0].clone();
+    other.0.server = ([192, 0, 2, 77], 4433).into();
+    let second = PathKey::from(&other.0);
+    links.push(other);
+    let _ = fixture.tell(Event::Candidates(links));
+    let _ = fixture.tell(Event::Connected(key(2)));
+    let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+    for path in [key(1), second] {
+        let _ = fixture.tell(Event::Answered(path, Some(10 * MS)));
+        let _ = fixture.tell(Event::Answered(path, Some(900 * MS)));
+        assert!(fixture.manager.fault(path).is_some(), "slow beside lte");
+    }
+    let (mut under_way, mut measured) = (None, Vec::new());
+    for _ in 0..200 {
+        for action in fixture.wait(LOOK) {
+            if let Action::Sample(path, _) = action {
+                assert_eq!(under_way.replace(path), None);
+                measured.push(path);
+            }
+        }
+        if let Some(path) = under_way.take() {
+            let _ = fixture.tell(Event::Sampled(path, sample(24, 900)));
+        }
+    }
+    assert!([key(1), second].iter().all(|path| measured.contains(path)), "{measured:?}");
+}
