@@ -432,7 +432,7 @@ pub(super) fn repairs(traffic: &Snapshot) -> Option<String> {
     (repaired_packets + lost_packets + repeated_packets > 0).then(|| {
         format!(
             "{repaired_packets} missing packets, {lost_packets} were lost; \
-             sent {repeated_packets} again, {resumed_packets} of them after a path died"
+             sent {repeated_packets} again, {resumed_packets} of them after a path or server died"
         )
     })
 }
@@ -515,7 +515,8 @@ mod tests {
         assert_eq!((repairs(&traffic), copies(&traffic)), (None, None));
         let traffic =
             Snapshot { resumed_packets: 2, repeated_packets: 3, copied_packets: 5, ..traffic };
-        let expected = "0 missing packets, 0 were lost; sent 3 again, 2 of them after a path died";
+        let expected =
+            "0 missing packets, 0 were lost; sent 3 again, 2 of them after a path or server died";
         assert_eq!(repairs(&traffic).as_deref(), Some(expected));
         let expected = "5 packets also sent over a standby; 0 came over one first";
         assert_eq!(copies(&traffic).as_deref(), Some(expected));

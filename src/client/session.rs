@@ -111,6 +111,7 @@ impl Client {
         self.shown.home(None);
         self.stop_standing_aside(host).await;
         let mut left = left?;
+        let is_lost = left.is_lost();
         if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
             && let Some(moved) = mover.conclude().await
         {
@@ -133,8 +134,8 @@ impl Client {
             // The next session takes the place of none.
             return Ok(left);
         }
-        if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
-            session.give_back(&self.queue, &self.counters);
+        if is_lost {
+            session.give_back(&connection, &self.queue, &self.counters);
         }
         if let Left::Moved(_) = &left {
             session.retire();
@@ -236,6 +237,17 @@ pub(super) enum Left {
 }
 
 impl Left {
+    /// Whether the server is gone without a word. One that closes a connection has what was sent over it.
+    fn is_lost(&self) -> bool {
+        match self {
+            Self::Ended(Ended::Lost(error)) => {
+                matches!(error, ConnectionError::TimedOut | ConnectionError::Reset)
+            }
+            Self::Ended(ended) => matches!(ended, Ended::Forgotten(_)),
+            Self::Moved(moved) => moved.why == MoveReason::Silent,
+        }
+    }
+
     fn reason(&self) -> MoveReason {
         match self {
             Self::Ended(_) => MoveReason::Ended,

@@ -347,6 +347,30 @@ async fn packets_of_every_size_cross_whole_even_where_the_path_is_narrow() {
     assert!(counters.snapshot().split_packets > 0);
 }
 
+/// The uplink puts back what it did not send, and the session gives back what may not have arrived.
+#[tokio::test]
+async fn what_a_connection_that_ended_did_not_take_is_in_the_queue_once() {
+    for is_given_back in [false, true] {
+        let Pair { client: _client, here, there: _there } =
+            timeout(PATIENCE, pair("127.0.0.1:0")).await.unwrap();
+        let (counters, queue) = (Counters::default(), Queue::new(1 << 20));
+        let session = pump::Session::new(terms(), &CongestionHandle::default());
+        queue.hold(false);
+        let sent: Vec<_> = (100..120).map(|size| inner(size, 0)).collect();
+        queue.push(&mut sent.clone());
+        here.close(close::GOODBYE, b"");
+        timeout(PATIENCE, pump::uplink(&here, &queue, &counters, &session)).await.unwrap();
+        if is_given_back {
+            session.give_back(&here, &queue, &counters);
+        }
+        let mut left = Vec::new();
+        let _ = queue.pop(&mut left, 100, usize::MAX);
+        left.sort_by_key(Packet::size);
+        assert!(left == sent, "{} of {}", left.len(), sent.len());
+        assert_eq!(counters.snapshot().repeated_packets, 0);
+    }
+}
+
 #[tokio::test]
 async fn garbage_in_datagrams_is_counted_and_the_rest_arrives() {
     let Pair { client: _client, here, there } =

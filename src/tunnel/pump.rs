@@ -169,13 +169,13 @@ impl Session {
         }
     }
 
-    /// The other side is gone, and another one takes its place: what it may not have got goes into the queue again, in
+    /// The other side of this connection is gone without a word: what it may not have got goes into the queue again, in
     /// front of what waits.
-    pub(crate) fn give_back(&self, queue: &Queue, counters: &Counters) {
+    pub(crate) fn give_back(&self, connection: &Connection, queue: &Queue, counters: &Counters) {
         let Some(repair) = &self.repair else { return };
-        let mut sender = repair.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        let packets = sender.take_unproven(clock::now());
-        drop(sender);
+        let moment = moment(connection);
+        let packets = repair.sender(moment).take_unproven(moment.now);
+        counters.repeated(packets.len() as u64);
         counters.resumed(packets.len() as u64);
         queue.put_back(packets.into());
     }

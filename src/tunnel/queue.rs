@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 
 use self::{
     codel::Tolerance,
-    fair::{OVERHEAD, Ready, is_stale},
+    fair::{OVERHEAD, Ready},
     senders::Senders,
 };
 use super::{
@@ -35,7 +35,7 @@ use super::{
     pool::{Pool, Share},
 };
 use crate::{clock, wire::packet::Packet};
-pub(crate) use fair::Dropped;
+pub(crate) use fair::{Dropped, is_stale};
 
 /// Packets that may wait without being copied: a few batches. A longer queue does not flow freely.
 const UNCOPIED: usize = 256;

@@ -271,7 +271,8 @@ fn left(what: &str, happens: impl FnOnce(&mut Fleet)) {
         ),
     ));
     assert!(gap <= 1500.0 && pause <= Duration::from_millis(1700), "{gap}, {pause:?}");
-    assert!(lost <= 170, "{lost}");
+    // Without what is given back it is more than 60. A server that dies has acknowledged all but the last 25 ms.
+    assert!(lost <= 20 && lost_up <= 10 && twice <= 10, "{lost}, {lost_up}, {twice}");
     assert_eq!(fleet.host(), before);
     assert_eq!(fleet.heard(&monitors), [""; 0]);
 }

@@ -58,6 +58,8 @@ struct Fleet {
     /// The packets that were sent, and those whose echo came.
     sent: Seen,
     came: Seen,
+    /// The packets that came to any server, in their order.
+    arrived: Arc<Mutex<Vec<u32>>>,
 }
 
 impl Drop for Fleet {
@@ -143,7 +145,8 @@ impl Fleet {
         };
         let tasks = vec![tokio::spawn(running), tokio::spawn(typing), tokio::spawn(reading)];
         let (servers, inner) = ([const { None }; 3], ["10.66.0.2"; 3]);
-        Self { world, client, host, orders, keys, inner, tasks, servers, sent, came }
+        let arrived = Arc::default();
+        Self { world, client, host, orders, keys, inner, tasks, servers, sent, came, arrived }
     }
 
     /// Starts a server; one that runs vanishes.
@@ -168,8 +171,10 @@ impl Fleet {
         // As the simulated network numbers them.
         let laptop = (AT_HOME.into(), [2, 0, 0, 0, 0, WIFI as u8]);
         server.knows(Box::new(Neighbourhood(vec![laptop])));
+        let arrived = self.arrived.clone();
         let echoing = async move {
             while let Some(packet) = delivered.recv().await {
+                arrived.lock().unwrap().push(number(&packet));
                 let _ = from_device.try_send(numbered(false, number(&packet)));
             }
         };
@@ -223,6 +228,15 @@ impl Fleet {
         sent.into_iter().filter(|number| !came.contains(number)).collect()
     }
 
+    /// Packets that were sent so far and came to no server, and how many came twice.
+    async fn lost_and_twice(&self) -> (Vec<u32>, usize) {
+        let sent = self.sent.lock().unwrap().clone();
+        sleep(Duration::from_secs(2)).await;
+        let arrived = self.arrived.lock().unwrap();
+        let once: BTreeSet<_> = arrived.iter().copied().collect();
+        (sent.difference(&once).copied().collect(), arrived.len() - once.len())
+    }
+
     async fn order(&self, what: What) -> Result<Vec<String>, String> {
         let (reply, answer) = oneshot::channel();
         self.orders.send(Order { what, reply }).await.unwrap();
@@ -268,6 +282,9 @@ async fn a_server_that_is_gone_without_a_word_is_left_for_the_next_within_a_seco
     assert!(told);
     let lost = fleet.lost().await;
     assert!(lost.len() < 50, "{lost:?}");
+    // What was under way to it is lost with its echo; nothing that was sent is.
+    let (lost_up, twice) = fleet.lost_and_twice().await;
+    assert_eq!((&lost_up[..], twice <= 2), (&[][..], true), "{lost_up:?} {twice}");
     // The host is as it was.
     let wishes = fleet.host.wishes();
     assert!(wishes.iter().all(|it| it.servers.len() == 2), "both are let through");
@@ -421,6 +438,7 @@ async fn a_server_that_says_goodbye_is_left_at_once() {
     sleep(Duration::from_millis(200)).await;
     assert_eq!(fleet.moves(), [("paris".into(), MoveReason::Ended)]);
     assert!(fleet.gap() < 100.0, "{}", fleet.gap());
+    assert_eq!(fleet.lost_and_twice().await.1, 0, "it had what it was sent");
 }
 
 #[tokio::test(start_paused = true)]

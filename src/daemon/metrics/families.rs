@@ -90,9 +90,11 @@ impl Families<'_> {
             ("roamd_received_bytes", "Bytes of inner packets received", |it| it.received_bytes),
             ("roamd_split_packets", "Inner packets that crossed in pieces", |it| it.split_packets),
             ("roamd_repeated_packets", "Inner packets sent once more", |it| it.repeated_packets),
-            ("roamd_resumed_packets", "Inner packets sent once more after a path died", |it| {
-                it.resumed_packets
-            }),
+            (
+                "roamd_resumed_packets",
+                "Inner packets sent once more after a path or server died",
+                |it| it.resumed_packets,
+            ),
             ("roamd_repaired_packets", "Missing packets that came in time", |it| {
                 it.repaired_packets
             }),

@@ -282,7 +282,7 @@ impl Uplink<'_> {
                 Ok(false) => self.counters.dropped(DropReason::TooLarge, 1),
                 Err(error) => {
                     self.counters.sent.add(packets, bytes);
-                    self.queue.put_back_all(batch.split_off(at));
+                    self.put_back(batch.split_off(at));
                     return Err(error);
                 }
             }
@@ -290,6 +290,15 @@ impl Uplink<'_> {
         self.counters.sent.add(packets, bytes);
         batch.clear();
         Ok(())
+    }
+
+    /// The newest packets were not sent, and will not be: they go into the queue again, unless they are there already.
+    fn put_back(&self, mut packets: Vec<Packet>) {
+        if let Some(repair) = &self.session.repair {
+            let kept = repair.sender(moment(self.connection)).drop_newest(packets.len());
+            packets.drain(..packets.len() - kept);
+        }
+        self.queue.put_back_all(packets);
     }
 
     /// Sends one datagram, whole or in fragments; `false` if even fragments do not fit. `max` is the last known

@@ -13,7 +13,8 @@ mod backlog;
 use std::time::Instant;
 
 use self::backlog::{Backlog, QUANTUM};
-pub(super) use self::backlog::{OVERHEAD, is_stale};
+pub(super) use self::backlog::OVERHEAD;
+pub(crate) use self::backlog::is_stale;
 use super::{
     codel::Tolerance,
     list::{Link, List, NONE, Slot},

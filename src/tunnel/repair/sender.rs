@@ -14,6 +14,7 @@ use crate::{
         chunks::Chunks,
         flow::{self, Classifier, Kind, SMALL},
         pool::Share,
+        queue::is_stale,
     },
     wire::{
         numbered::{HEADER, Missing, Numbered, Resume, encode_next},
@@ -466,17 +467,37 @@ impl Sender {
         taken
     }
 
-    /// The other side is gone: takes out the small packets that nothing proves to have arrived, in their order, with the
-    /// time at which each was sent. Large ones are TCP's, which has sent the first of them again by itself, or too many to
-    /// be of use later.
+    /// The connection is over, and the newest `count` packets were not sent: they leave the ring. Returns how many of them
+    /// it still had.
+    pub(crate) fn drop_newest(&mut self, count: usize) -> usize {
+        let dropped = self.ring.split_off(self.ring.len().saturating_sub(count));
+        self.next -= dropped.len() as u64;
+        self.bytes -= dropped.iter().map(|sent| sent.datagram.len() + OVERHEAD).sum::<usize>();
+        self.share.take(self.bytes);
+        self.tail = None;
+        dropped.len()
+    }
+
+    /// The other side is gone: empties the ring, and returns its small packets that nothing proves to have arrived and that
+    /// a queue still lets leave, in their order, with the time at which each was sent. Large ones belong to transfers, which
+    /// send again what is still of use. A copy over a standby counts for nothing: it went to the same place.
     pub(crate) fn take_unproven(&mut self, now: Instant) -> Vec<(Instant, Packet)> {
         let (ring, proof) = (std::mem::take(&mut self.ring), &self.proof);
         let is_unproven = |at: Instant| proof.of(at).is_none_or(|newest| newest < at);
+        let is_of_use = |sent: &Sent| match sent.kind {
+            Kind::Stream => !is_stale(true, sent.at, now),
+            Kind::Datagram => !is_stale(false, sent.at, now),
+            Kind::BareAck => false,
+        };
         let small = ring
             .into_iter()
             .rev()
-            .filter(|sent| sent.is_small() && sent.is_of_use(now) && is_unproven(sent.at));
-        let packet = |sent: Sent| (sent.at, Packet::from_datagram(sent.datagram.slice(HEADER..)));
+            .filter(|sent| sent.is_small() && is_of_use(sent) && is_unproven(sent.at));
+        let packet = |sent: Sent| {
+            let packet = Packet::from_datagram(sent.datagram.slice(HEADER..));
+            // It does not keep a chunk in memory.
+            (sent.at, packet.detached())
+        };
         let mut taken: Vec<_> = small.take(MOST_SMALL).map(packet).collect();
         taken.reverse();
         (self.bytes, self.tail) = (0, None);
