@@ -113,12 +113,13 @@ impl Server {
     /// The connection has no session any more.
     fn ended(&self, peer: &Peer, connection: &Connection) {
         let session = connection.stable_id();
-        if let Some(held) = &self.held {
-            held.remove(&peer.addresses, session);
-        }
+        // First, so that it gives this session no routes any more.
         #[cfg(feature = "etcd")]
         if let Some((keeper, _)) = &self.keeper {
             keeper.tell(self, Event::Ended { peer: peer.key, session });
+        }
+        if let Some(held) = &self.held {
+            held.remove(&peer.addresses, session);
         }
     }
 }

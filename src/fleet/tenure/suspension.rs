@@ -6,8 +6,13 @@
 
 use std::time::{Duration, Instant};
 
+use super::TICK;
+
 /// How long a client that is asked may say nothing before its routes go. It may be at another server.
 pub(super) const UNHEARD: Duration = Duration::from_secs(3);
+/// A client that is heard after less than that is heard without a pause. One that has nothing to say is asked every other
+/// second, and one of its answers may be lost.
+const PAUSE: Duration = UNHEARD.saturating_add(TICK);
 /// How long etcd or the client must be heard without a pause before routes that went twice are back, doubled with each
 /// further time. With the longest wait they go and come back twice a minute at most.
 const SHORTEST_WAIT: Duration = Duration::from_secs(10);
@@ -54,7 +59,7 @@ impl Suspension {
         if !self.is_on {
             return false;
         }
-        let is_steady = |last: Instant| now.saturating_duration_since(last) < UNHEARD;
+        let is_steady = |last: Instant| now.saturating_duration_since(last) < PAUSE;
         let since = self.heard.filter(|(_, last)| is_steady(*last)).map_or(now, |(since, _)| since);
         self.heard = Some((since, now));
         let steady = etcd.map_or(since, |etcd| etcd.min(since));

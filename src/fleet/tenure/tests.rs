@@ -443,6 +443,19 @@ fn routes_that_go_again_and_again_wait_longer_each_time_until_they_have_stayed()
 }
 
 #[test]
+fn a_client_that_has_nothing_to_say_and_leaves_out_an_answer_now_and_then_is_heard_steadily() {
+    let (_, mut server, _) = two(hello(1, 1));
+    server.handle(Event::Away);
+    let silent = |seconds| std::iter::repeat_n(false, seconds);
+    assert_eq!(changes(&mut server, silent(8)).len(), 1);
+    assert_eq!(changes(&mut server, std::iter::once(true)), [(1, true)]);
+    assert_eq!(changes(&mut server, silent(4)), [(3, false)]);
+    // It is asked when it was not heard: each other second, and once more after an answer that is lost.
+    let idle = (0..13).map(|second| [0, 2].contains(&(second % 5)));
+    assert_eq!(changes(&mut server, idle), [(11, true)]);
+}
+
+#[test]
 fn the_session_of_a_dead_process_does_not_displace_the_one_that_follows_it() {
     let etcd = Etcd::default();
     let [mut first, mut second] = [1, 2].map(|number| Server::new(number, &etcd));

@@ -12,9 +12,9 @@ mod backlog;
 
 use std::time::Instant;
 
-use self::backlog::{Backlog, QUANTUM};
 pub(super) use self::backlog::OVERHEAD;
 pub(crate) use self::backlog::is_stale;
+use self::backlog::{Backlog, QUANTUM};
 use super::{
     codel::Tolerance,
     list::{Link, List, NONE, Slot},
