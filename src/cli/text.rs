@@ -248,16 +248,11 @@ fn show_server(f: &mut fmt::Formatter<'_>, server: &ServerStatus, paint: Paint) 
 
 /// What is to be said of the routes to a peer that may be at another server.
 fn routes(peer: &PeerStatus) -> Option<String> {
-    let count = peer.routes_withdrawn.get(&Withdrawal::Unheard)?;
-    let times = if *count == 1 { "once".to_owned() } else { format!("{count} times") };
-    let gone = peer.routes.filter(|it| it.reason == Some(Withdrawal::Unheard));
-    Some(match gone {
-        Some(gone) => format!(
-            "no routes for {}, neither etcd nor it is heard; {times} so far",
-            Span(gone.since)
-        ),
-        None => format!("routes withdrawn {times}, when neither etcd nor it was heard"),
-    })
+    let gone = peer.routes.filter(|it| it.withdrawn == Some(Withdrawal::Unheard))?;
+    Some(format!(
+        "no routes for {}, as neither etcd nor it was heard; they return when it is heard without a pause",
+        Span(gone.since)
+    ))
 }
 
 /// Records that are not used and shown: all of them are in the log.

@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use super::{
-    status::{
-        DirectoryState, DrainingStatus, HomeState, MoveReason, RoutesState, SCHEMA, Withdrawal,
-    },
+    status::{DirectoryState, DrainingStatus, HomeState, MoveReason, SCHEMA, Withdrawal},
     usage::{BudgetLevel, Bytes},
 };
 use crate::{
@@ -169,10 +167,8 @@ pub(crate) enum Event {
     PeerRoutes {
         /// Its name.
         peer: String,
-        /// Whether they are there.
-        state: RoutesState,
-        /// Why not.
-        reason: Option<Withdrawal>,
+        /// Why they were; none when they are back.
+        withdrawn: Option<Withdrawal>,
     },
     /// The configuration was read again.
     Reloaded {
@@ -266,11 +262,11 @@ impl Event {
             Self::Draining(draining) => draining.to_string(),
             Self::DrainCancelled => "draining was cancelled".into(),
             Self::PeerMoved { peer, server } => format!("{peer} moved to the server {server}"),
-            Self::PeerRoutes { peer, reason: None, .. } => format!("routes to {peer} are back"),
-            Self::PeerRoutes { peer, reason: Some(reason), .. } => {
-                let why = match reason {
+            Self::PeerRoutes { peer, withdrawn: None } => format!("routes to {peer} are back"),
+            Self::PeerRoutes { peer, withdrawn: Some(why) } => {
+                let why = match why {
                     Withdrawal::Elsewhere => "another server has its session",
-                    Withdrawal::Unheard => "neither etcd nor it is heard",
+                    Withdrawal::Unheard => "neither etcd nor it was heard",
                 };
                 format!("routes to {peer} are withdrawn: {why}")
             }

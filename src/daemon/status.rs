@@ -22,8 +22,7 @@ pub(crate) use self::{
     },
     server::{
         DirectoryState, DirectoryStatus, DrainingStatus, HolderStatus, LastSessionStatus,
-        PassedOverStatus, PeerStatus, RoutesState, RoutesStatus, ServerStatus, TcpStatus,
-        Withdrawal,
+        PassedOverStatus, PeerStatus, RoutesStatus, ServerStatus, TcpStatus, Withdrawal,
     },
 };
 use crate::wire::foreign::Foreign;

@@ -75,17 +75,19 @@ impl Held {
         self.0.changed.notify_one();
     }
 
-    /// `session` gives these addresses up; those that another session holds by now stay.
-    pub(crate) fn remove(&self, addresses: &[IpAddr], session: usize) {
-        let mut all = self.lock();
+    /// `session` gives these addresses up; those that another session holds by now stay. Returns whether it held any.
+    pub(crate) fn remove(&self, addresses: &[IpAddr], session: usize) -> bool {
+        let (mut all, mut held_any) = (self.lock(), false);
         for address in addresses {
             if all.held.get(address) == Some(&session) {
                 all.held.remove(address);
                 all.changed.insert(*address);
+                held_any = true;
             }
         }
         drop(all);
         self.0.changed.notify_one();
+        held_any
     }
 
     /// Whether `session` holds one of these addresses.

@@ -378,12 +378,17 @@ impl Peer {
         let place = &mut *self.place();
         let is_its = |it: &&mut PeerSession| it.connection.stable_id() == session;
         let Some(current) = place.session.as_mut().filter(is_its) else { return false };
-        (current.withdrawn, current.routed) = (reason, clock::now());
-        if let Some(reason) = reason {
-            *place.withdrawn.entry(reason).or_default() += 1;
+        if current.withdrawn.is_some() != reason.is_some() {
+            current.routed = clock::now();
         }
+        current.withdrawn = reason;
         self.publish(place);
         true
+    }
+
+    #[cfg(feature = "etcd")]
+    pub(super) fn count_withdrawal(&self, why: Withdrawal) {
+        *self.place().withdrawn.entry(why).or_default() += 1;
     }
 
     /// The peer has its session at another server, or has none there any more.

@@ -8,8 +8,8 @@ use crate::{
     daemon::{
         events::Event,
         status::{
-            self, DirectoryState, DirectoryStatus, PassedOverStatus, PeerStatus, RoutesState,
-            RoutesStatus, ServerStatus, Status,
+            self, DirectoryState, DirectoryStatus, PassedOverStatus, PeerStatus, RoutesStatus,
+            ServerStatus, Status,
         },
     },
     fleet::{Known, PassedOver, Standing},
@@ -69,21 +69,16 @@ impl Server {
             directory: directory(&configured),
         })
     }
-}
 
-impl Server {
     /// The host's routes to a peer. A session that has just come from another server has none yet.
     fn routes(&self, peer: &Peer) -> Option<RoutesStatus> {
         let (held, session) = (self.held.as_ref()?, peer.session()?);
-        let state = match session.withdrawn {
-            Some(_) => RoutesState::Withdrawn,
-            None if held.is_of(&peer.addresses, session.connection.stable_id()) => {
-                RoutesState::Told
-            }
-            None => return None,
-        };
+        let withdrawn = session.withdrawn;
+        if withdrawn.is_none() && !held.is_of(&peer.addresses, session.connection.stable_id()) {
+            return None;
+        }
         let since = clock::now().saturating_duration_since(session.routed);
-        Some(RoutesStatus { state, reason: session.withdrawn, since: status::rounded(since) })
+        Some(RoutesStatus { withdrawn, since: status::rounded(since) })
     }
 }
 

@@ -12,8 +12,7 @@ use prometheus_client::{
 use crate::{
     daemon::status::{
         ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, HomeState,
-        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, RoutesState, ServerStatus,
-        Status, TcpStatus,
+        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -278,8 +277,8 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
         .filter_map(|peer| Some((label(&peer.name), peer.session.as_ref()?.quic.rtt / 1000.0)));
     families.gauge("roamd_peer_rtt_seconds", "Round-trip time", rtts)?;
     let routes = server.peers.iter().filter_map(|peer| {
-        let is_told = peer.routes?.state == RoutesState::Told;
-        Some((label(&peer.name), f64::from(u8::from(is_told))))
+        let is_there = peer.routes?.withdrawn.is_none();
+        Some((label(&peer.name), f64::from(u8::from(is_there))))
     });
     let help = "Whether the host has routes to a peer whose session is here";
     families.gauge("roamd_peer_routes", help, routes)?;
@@ -288,7 +287,7 @@ fn server_families(families: &mut Families<'_>, server: &ServerStatus) -> fmt::R
             (vec![("peer", peer.name.clone()), ("reason", word(reason))], *count)
         })
     });
-    let help = "How often a session went on without routes";
+    let help = "How often a session that went on lost its routes";
     families.counter("roamd_peer_routes_withdrawn", help, withdrawn)?;
     let queued = server.peers.iter().map(|peer| (label(&peer.name), peer.queued_bytes as f64));
     families.gauge("roamd_queue_bytes", "Bytes that wait to be sent", queued)?;
@@ -421,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_server_tells_whose_routes_are_there_and_how_often_they_were_withdrawn() {
-        let peer = |name: &str, state, withdrawn: &[(Withdrawal, u64)]| PeerStatus {
+        let peer = |name: &str, routes, withdrawn: &[(Withdrawal, u64)]| PeerStatus {
             name: name.into(),
             public_key: String::new(),
             addresses: Vec::new(),
@@ -429,20 +428,20 @@ mod tests {
             last_session: None,
             rival: None,
             holder: None,
-            routes: state,
+            routes,
             routes_withdrawn: withdrawn.iter().copied().collect(),
             queued_bytes: 0,
             queue_delay: 0.0,
             traffic: crate::tunnel::counters::Counters::default().snapshot(),
         };
-        let state = |state, reason| Some(RoutesStatus { state, reason, since: 1.0 });
+        let routes = |withdrawn| Some(RoutesStatus { withdrawn, since: 1.0 });
         let unheard = Withdrawal::Unheard;
         let text = server_of(
             None,
             None,
             vec![
-                peer("told", state(RoutesState::Told, None), &[(unheard, 2)]),
-                peer("gone", state(RoutesState::Withdrawn, Some(unheard)), &[(unheard, 1)]),
+                peer("told", routes(None), &[(unheard, 2)]),
+                peer("gone", routes(Some(unheard)), &[(unheard, 1)]),
                 peer("away", None, &[]),
             ],
         );

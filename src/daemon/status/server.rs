@@ -197,22 +197,10 @@ pub(crate) struct HolderStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct RoutesStatus {
-    /// Whether there are any.
-    pub state: RoutesState,
-    /// Why not.
-    pub reason: Option<Withdrawal>,
-    /// Seconds since it is so.
+    /// Why they were withdrawn, while the session goes on without them.
+    pub withdrawn: Option<Withdrawal>,
+    /// Seconds since they came or went.
     pub since: f64,
-}
-
-/// Whether routing daemons are told that a peer is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum RoutesState {
-    /// The host has routes to it.
-    Told,
-    /// It had, and the session goes on.
-    Withdrawn,
 }
 
 /// Why a session goes on without routes.
@@ -221,6 +209,6 @@ pub(crate) enum RoutesState {
 pub(crate) enum Withdrawal {
     /// Another server has the peer's session.
     Elsewhere,
-    /// Another server may have it: neither etcd nor the peer was heard.
+    /// Another server may have it: neither etcd nor the peer was heard, or the peer not without a pause since.
     Unheard,
 }

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::{
-    daemon::{
-        events::Event,
-        status::{RoutesState, Withdrawal},
-    },
+    daemon::{events::Event, status::Withdrawal},
     fleet::{
         keeper::Site,
         tenure::{Claim, Order, SessionId, Why},
@@ -67,24 +64,20 @@ impl Server {
         {
             held.add(&peer.addresses, session);
             info!(peer = peer.name, "it has its routes again");
-            self.tell_of_routes(peer, RoutesState::Told, None);
+            self.events.tell(Event::PeerRoutes { peer: peer.name.clone(), withdrawn: None });
         }
     }
 
     /// Takes the routes of a session that goes on; whether it is still there.
-    fn take_routes(&self, peer: &Peer, session: SessionId, reason: Withdrawal) -> bool {
-        let is_here = peer.set_withdrawn(session, Some(reason));
-        if let Some(held) = &self.held {
-            held.remove(&peer.addresses, session);
-            if is_here {
-                self.tell_of_routes(peer, RoutesState::Withdrawn, Some(reason));
-            }
+    fn take_routes(&self, peer: &Peer, session: SessionId, why: Withdrawal) -> bool {
+        let is_here = peer.set_withdrawn(session, Some(why));
+        let had_routes =
+            self.held.as_ref().is_some_and(|held| held.remove(&peer.addresses, session));
+        if is_here && had_routes {
+            peer.count_withdrawal(why);
+            self.events.tell(Event::PeerRoutes { peer: peer.name.clone(), withdrawn: Some(why) });
         }
         is_here
-    }
-
-    fn tell_of_routes(&self, peer: &Peer, state: RoutesState, reason: Option<Withdrawal>) {
-        self.events.tell(Event::PeerRoutes { peer: peer.name.clone(), state, reason });
     }
 
     fn close(&self, peer: &Peer, session: SessionId, why: Why) {
