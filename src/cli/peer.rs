@@ -205,7 +205,7 @@ impl Add {
                 "where do clients reach the server? Say --endpoint HOST, or tell of it in a [[directory.server]] of {path}"
             )));
         }
-        Ok(fleet.iter().map(client::Server::from).collect())
+        Ok(fleet.iter().map(|it| client::Server::of(it, known)).collect())
     }
 
     /// The client's key pair; of a client that has one already, the public half.

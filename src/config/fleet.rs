@@ -1,6 +1,6 @@
 //! The servers of a fleet, as a server's file tells its clients of them: `[[directory.server]]`.
 //!
-//! They stand in a file of the administrator's and not in etcd: who can write to etcd must not decide whom a new client
+//! They are in a file of the administrator's and not in etcd: who can write to etcd must not decide whom a new client
 //! trusts.
 
 use super::{
@@ -39,24 +39,25 @@ impl Distinct {
     }
 }
 
-/// The servers, the preferred one first. `own` is this server's name among them, and its key if the file has one.
+/// The servers, the preferred one first. `own` is the key of this one, if the file has it.
 pub(super) fn build(
     raw: &List<RawFleetServer>,
-    own: (Option<&str>, Option<PublicKey>),
+    own: Option<PublicKey>,
     problems: &mut Problems,
 ) -> Vec<ServerPeer> {
     let (mut servers, mut distinct) = (Vec::new(), Distinct::new());
-    for (section, raw) in elements(SERVERS, raw) {
+    let raw = elements(SERVERS, raw);
+    // New clients would be told of its former key, or of none.
+    if let Some(own) = own
+        && !raw.is_empty()
+        && raw.iter().all(|(_, server)| server.public_key != Some(own))
+    {
+        let reason = format!("has no element with the key of this server, {own}");
+        problems.add(SERVERS, None, reason);
+    }
+    for (section, raw) in raw {
         let Some(server) = server(&section, &raw, problems) else { continue };
         distinct.claim(&section, &server, problems);
-        if let (Some(name), Some(key)) = own
-            && name == server.name
-            && key != server.public_key
-        {
-            let reason = format!("is not {key}, the key of this server, which has the same name");
-            let (section, key) = (format!("{section}.public-key"), server.public_key.to_string());
-            problems.add(&section, Some(key), reason);
-        }
         servers.push(server);
     }
     if servers.len() > MOST_SERVERS {
@@ -95,8 +96,7 @@ mod tests {
 
     fn said(servers: Vec<Option<RawFleetServer>>) -> Vec<String> {
         let mut problems = Problems::default();
-        let own = (Some("berlin"), Some([1; 32].into()));
-        build(&Some(servers), own, &mut problems);
+        build(&Some(servers), Some([1; 32].into()), &mut problems);
         let problems = problems.into_vec(|_| (Origin::File { line: None }, true));
         problems.iter().map(|it| format!("{} {}", it.key, it.reason)).collect()
     }
@@ -106,7 +106,7 @@ mod tests {
         let berlin = || raw("berlin", "192.0.2.1", 1);
         let none: Vec<String> = Vec::new();
         assert_eq!(said(vec![berlin(), raw("paris", "192.0.2.2", 2)]), none);
-        assert_eq!(said(vec![raw("paris", "192.0.2.2", 2)]), none);
+        assert_eq!(said(Vec::new()), none);
         for (second, expected) in [
             (raw("berlin", "192.0.2.2", 2), "directory.server[1].name is already used by"),
             (raw("paris", "192.0.2.1:4433", 2), "directory.server[1].address is already used by"),
@@ -129,7 +129,8 @@ mod tests {
         }
         let other = said(vec![raw("berlin", "192.0.2.1", 3)]);
         let [reason] = &other[..] else { panic!("{other:?}") };
-        assert!(reason.starts_with("directory.server[0].public-key is not AQEB"), "{reason}");
+        let expected = "directory.server has no element with the key of this server, AQEB";
+        assert!(reason.starts_with(expected), "{reason}");
         let many = (1..=9)
             .map(|number| raw(&format!("server {number}"), &format!("192.0.2.{number}"), number));
         assert_eq!(said(many.collect()), ["directory.server has 9 elements; it may have 8"]);

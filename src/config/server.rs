@@ -77,7 +77,7 @@ fn servers(
     problems: &mut Problems,
 ) -> Vec<ServerPeer> {
     let Some(raw) = raw else { return Vec::new() };
-    fleet::build(&raw.server, (raw.name.as_deref(), own), problems)
+    fleet::build(&raw.server, own, problems)
 }
 
 /// The UDP ports; none if they have been reported.

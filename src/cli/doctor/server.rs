@@ -35,7 +35,7 @@ pub(super) async fn examine(
     routes::collisions("tun.addresses", &config.tun.addresses, &config.tun.name, tell).await;
     if let Some(directory) = &config.directory {
         directory::examine(directory, tell).await;
-        fleet::examine(&config.fleet, config.private_key.public_key(), tell).await;
+        fleet::examine(&config.fleet, tell).await;
     }
     if config.peers.is_empty() && config.directory.is_some() {
         tell(Finding::good("peers", "none in the file, they are in the directory"));

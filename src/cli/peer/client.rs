@@ -43,12 +43,16 @@ impl Server {
             public_key: known.map(|server| server.private_key.public_key()),
         }
     }
-}
 
-impl From<&ServerPeer> for Server {
-    fn from(server: &ServerPeer) -> Self {
-        let ServerPeer { name, addresses, tcp_port, public_key, .. } = server.clone();
-        Self { name: Some(name), addresses, tcp_port, public_key: Some(public_key) }
+    /// One of a fleet, of which more may be known: if it is this one.
+    pub(super) fn of(fleet: &ServerPeer, known: Option<&ServerConfig>) -> Self {
+        let known = known.filter(|it| it.private_key.public_key() == fleet.public_key);
+        Self {
+            name: Some(fleet.name.clone()),
+            tcp_port: fleet.tcp_port,
+            public_key: Some(fleet.public_key),
+            ..Self::at(&fleet.addresses, known)
+        }
     }
 }
 
