@@ -273,7 +273,11 @@ impl Manager {
                     path.insert(record.recall(candidate, facts));
                 }
                 Entry::Occupied(mut path) => {
-                    record.reroute(path.get_mut(), &candidate, now);
+                    let is_measured = path.get().quality.awaited().is_some();
+                    if record.reroute(path.get_mut(), &candidate, now) && is_measured {
+                        // The burst is over the network before.
+                        actions.push(Action::Forget(*path.key()));
+                    }
                     path.get_mut().facts = facts;
                 }
             }

@@ -17,6 +17,7 @@ mod loss;
 mod resume;
 mod round_trip;
 mod stand;
+mod steady;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +36,7 @@ use quinn_proto::RttEstimator;
 use tokio::sync::Notify;
 
 pub(crate) use self::resume::Remembered;
-pub(crate) use self::{bbr::Bbr, cubic::Cubic};
+pub(crate) use self::{bbr::Bbr, cubic::Cubic, steady::Steady};
 use self::{
     control::{Growth, PathControl},
     round_trip::RoundTrip,
@@ -261,7 +262,7 @@ impl CongestionHandle {
 /// Bytes that a connection, or a path of which nothing is known, may have in flight at first: 32 packets.
 /// With ten (RFC 9002 §7.2) a server, whose packets are all padded until it has validated a path, could
 /// say little in the first round trip. quinn paces them.
-pub(crate) const INITIAL_WINDOW: u64 = 32 * 1452;
+const INITIAL_WINDOW: u64 = 32 * 1452;
 
 /// quinn declares a packet lost when one so many numbers later is acknowledged, or after so many round trips. On the
 /// way packets overtake one another: each that was declared lost and is not would be taken for congestion. To wait costs

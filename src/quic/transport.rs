@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::{Bbr, CongestionHandle, Cubic, Factory, PACKET_THRESHOLD, TIME_THRESHOLD};
+use super::congestion::{
+    Bbr, CongestionHandle, Cubic, Factory, PACKET_THRESHOLD, Steady, TIME_THRESHOLD,
+};
 use crate::config::{Congestion, Quic};
 
 /// Largest datagram that is read: the whole of UDP, since loopback and data centres go beyond 1500.
@@ -76,6 +78,8 @@ pub fn probe_transport() -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.interval(PROBE_DISCOVERY);
     transport
+        // A train of echoes leaves at once, whatever was lost before: its spread is the rate.
+        .congestion_controller_factory(Arc::new(Steady))
         .max_idle_timeout(IdleTimeout::try_from(PROBE_IDLE).ok())
         .mtu_discovery_config(Some(discovery))
         .initial_rtt(INITIAL_RTT)

@@ -23,7 +23,7 @@ use crate::path::{
 };
 
 /// The result of a burst comes by then, or not at all.
-const AWAITED: Duration = Duration::from_millis(4000);
+const AWAITED: Duration = Duration::from_millis(6000);
 /// From one inspection of a path to the next, doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -327,6 +327,7 @@ impl Manager {
         let since = *quality.clean_since.get_or_insert(now);
         if since + dwell <= now {
             (quality.fault, quality.clean_since) = (None, None);
+            (quality.left, quality.is_old) = (None, false);
         }
         quality.rounds = 0;
         quality.pause = SHORTEST_PAUSE;
@@ -336,10 +337,11 @@ impl Manager {
 
     /// Makes the bursts that are due.
     pub(super) fn inspect(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let wanted: Vec<_> =
-            self.paths.keys().filter_map(|key| Some((*key, self.wanted(*key)?))).collect();
-        for (key, burst) in wanted {
-            if let Some(path) = self.paths.get_mut(&key)
+        let keys: Vec<_> = self.paths.keys().copied().collect();
+        for key in keys {
+            // What began for the paths before this one counts.
+            if let Some(burst) = self.wanted(key)
+                && let Some(path) = self.paths.get_mut(&key)
                 && path.quality.start(burst, now)
             {
                 actions.push(Action::Sample(key, burst));

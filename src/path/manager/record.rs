@@ -68,15 +68,16 @@ impl Record {
         self.verdicts.insert(way, verdict);
     }
 
-    /// The path leads through this router from now on. If it was another one before, so is the network.
-    pub(super) fn reroute(&mut self, path: &mut Path, candidate: &Candidate, now: Instant) {
+    /// The path leads through this router from now on. If it was another one before, so is the network, which is returned.
+    pub(super) fn reroute(&mut self, path: &mut Path, candidate: &Candidate, now: Instant) -> bool {
         if path.router == candidate.router {
-            return;
+            return false;
         }
         self.keep_verdict(PathKey::from(candidate), path, now);
         path.router = candidate.router;
         let verdict = self.verdicts.remove(&Way::from(candidate));
         path.quality = verdict.map(|it| it.quality).unwrap_or_default();
+        true
     }
 
     /// Forgets what is too old.

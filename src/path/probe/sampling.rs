@@ -75,7 +75,8 @@ impl Sampling {
                 }
                 continue;
             }
-            if self.trains == 0 && self.is_over(&self.large, now) {
+            // Later answers make the wait longer, but what has begun goes on.
+            if small_since.is_some() || self.trains == 0 && self.is_over(&self.large, now) {
                 let since = *small_since.get_or_insert(now);
                 let due = |echoes: usize| since + PACE * echoes as u32;
                 while self.small.len() < self.count && due(self.small.len()) <= now {

@@ -127,6 +127,7 @@ fn what_was_found_of_a_network_counts_for_ten_minutes_in_one_that_looks_alike() 
 fn paths_over_one_link_are_measured_one_after_the_other() {
     let mut fixture = nothing();
     let mut links = at(2, 1);
+    links[0].1.metric = 300;
     let mut other = links[0].clone();
     other.0.server = ([192, 0, 2, 77], 4433).into();
     let second = PathKey::from(&other.0);
