@@ -16,9 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     client::{
-        BulkState, ClientState, ClientStatus, GAP_BOUNDS, Gaps, HomeState, HomeStatus, LinkStatus,
-        MoveReason, MoveStatus, PathStatus, RecentStatus, RemoteState, RemoteStatus, SwitchStatus,
-        UnusedLink,
+        BulkState, ClientState, ClientStatus, Gaps, HomeState, HomeStatus, LinkStatus, MoveReason,
+        MoveStatus, PathStatus, RecentStatus, RemoteState, RemoteStatus, SwitchStatus, UnusedLink,
     },
     server::{
         DirectoryState, DirectoryStatus, DrainingStatus, HolderStatus, LastSessionStatus,

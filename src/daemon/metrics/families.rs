@@ -11,8 +11,8 @@ use prometheus_client::{
 
 use crate::{
     daemon::status::{
-        ClientState, ClientStatus, DirectoryState, DirectoryStatus, GAP_BOUNDS, HomeState,
-        PathStatus, RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
+        ClientState, ClientStatus, DirectoryState, DirectoryStatus, Gaps, HomeState, PathStatus,
+        RecentStatus, RemoteState, RemoteStatus, Role, ServerStatus, Status, TcpStatus,
     },
     path::Condition,
     tunnel::counters::Snapshot,
@@ -167,7 +167,7 @@ fn client_families(families: &mut Families<'_>, client: &ClientStatus) -> fmt::R
     let switches = switches.map(|(reason, count)| (vec![("reason", word(reason))], *count));
     families.counter("roamd_switches", "Changes of path", switches)?;
     let counts = client.gaps.counts;
-    let bounds = GAP_BOUNDS.iter().map(|bound| bound / 1000.0).chain([f64::INFINITY]);
+    let bounds = Gaps::BOUNDS.iter().map(|bound| bound / 1000.0).chain([f64::INFINITY]);
     let buckets: Vec<_> = bounds.zip(counts).collect();
     families
         .0

@@ -387,21 +387,22 @@ impl SwitchStatus {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Gaps {
-    /// Changes that took at most [`GAP_BOUNDS`] milliseconds, each counted once; the last is what took longer.
-    pub counts: [u64; GAP_BOUNDS.len() + 1],
+    /// Changes that took at most [`Self::BOUNDS`] milliseconds, each counted once; the last is what took longer.
+    pub counts: [u64; BOUNDS.len() + 1],
     /// All gaps together, in milliseconds.
     pub sum: f64,
 }
 
-/// The upper bounds of [`Gaps::counts`] in milliseconds.
-pub(crate) const GAP_BOUNDS: [f64; 9] =
-    [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
+const BOUNDS: [f64; 9] = [1.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 5000.0, 30_000.0];
 
 impl Gaps {
+    /// The upper bounds of [`Self::counts`] in milliseconds.
+    pub(crate) const BOUNDS: [f64; BOUNDS.len()] = BOUNDS;
+
     /// Counts a gap.
     pub(crate) fn add(&mut self, milliseconds: f64) {
-        let at = GAP_BOUNDS.iter().position(|bound| milliseconds <= *bound);
-        self.counts[at.unwrap_or(GAP_BOUNDS.len())] += 1;
+        let at = Self::BOUNDS.iter().position(|bound| milliseconds <= *bound);
+        self.counts[at.unwrap_or(Self::BOUNDS.len())] += 1;
         self.sum += milliseconds;
     }
 }
