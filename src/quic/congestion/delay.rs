@@ -255,11 +255,10 @@ impl DelayLimit {
         let sample = full.unwrap_or(fastest);
         self.rate = fastest.rate();
         let allowed = self.apply(window);
-        // A sender that never filled the window tells nothing about how large it should be: the acknowledgements of a
-        // transfer share the wait of what is sent the other way.
-        let is_unfilled = app_limited && full.is_none();
+        // A sender with little to send tells nothing about how large the window should be.
+        let is_small = app_limited && sample.in_flight < (allowed / 2).min(FEW * least);
         if self.competition.is_some() {
-            if is_unfilled && sample.in_flight < (allowed / 2).min(FEW * least) {
+            if is_small {
                 (self.competition, self.limit) = (None, None);
                 return Some(Turn::Alone);
             }
@@ -282,7 +281,7 @@ impl DelayLimit {
             return None;
         }
         let (wait, target) = (sample.rtt.saturating_sub(base.rtt), self.target(base.rtt));
-        if is_unfilled {
+        if is_small {
             self.stubborn = Stubborn::default();
             return None;
         }
@@ -446,24 +445,6 @@ mod tests {
                 prop_assert!(limit.apply(window) <= window);
             }
         }
-    }
-
-    /// So it is with the acknowledgements of a transfer, which meet the queue that it fills the other way.
-    #[test]
-    fn a_wait_of_less_than_fills_the_window_does_not_limit_it() {
-        let (window, start) = (50_000, Instant::now());
-        let limited = |in_flight| {
-            let mut limit = DelayLimit::default();
-            for packet in 0..4000_u32 {
-                let sent = start + packet * MS;
-                let rtt = if packet < 1000 { 40 * MS } else { 55 * MS };
-                let acked = Acked { sent, in_flight, app_limited: true };
-                limit.on_ack(sent + rtt, acked, window, MTU);
-            }
-            limit.holds_back(window)
-        };
-        assert!(!limited(30_000));
-        assert!(limited(window));
     }
 
     #[test]
