@@ -95,7 +95,7 @@ impl Items {
         let mut table = self.table(&mut problems);
         // Whatever name they came by.
         REFUSED.iter().for_each(|refused| _ = table.remove(*refused));
-        let mut tree = source::value(Value::Table(table));
+        let mut tree = source::tree(name, table, [])?;
         let origin = |key: &str| (IN_ITEMS, self.has(key));
         if !problems.is_empty() {
             return problems.judge(name, None, origin);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{self, Path};
 
-use serde_json::{Map, Value};
+use config::{ConfigError, Map, Value, ValueKind};
 
 use super::{
     keys::{self, Key, Kind},
@@ -16,6 +16,9 @@ const PREFIX: &str = "ROAMD_";
 
 /// Variables that start with [`PREFIX`] and are no configuration.
 const OTHER_VARIABLES: [&str; 2] = ["ROAMD_CONFIG_DIR", "ROAMD_RUNTIME_DIR"];
+/// What the file's table hangs from while it is merged. The library reads keys at the top as paths, and those below as
+/// names: a dot in quotes belongs to the name.
+const ROOT: &str = "file";
 const IN_TABLES: &str = "is in a list of tables, which only the file can set";
 
 /// The merged values, and where each came from.
@@ -24,7 +27,7 @@ pub(super) struct Source {
     lines: Lines,
     /// Variables by the keys that they set.
     variables: HashMap<String, String>,
-    pub(super) tree: Value,
+    pub(super) tree: serde_json::Value,
 }
 
 impl Source {
@@ -35,19 +38,21 @@ impl Source {
         problems: &mut Problems,
     ) -> Result<Self, ConfigErrors> {
         let (lines, table) = Lines::new(path, text)?;
-        let mut tree = value(toml::Value::Table(table));
+        let is_list = |section: &str| table.get(section).is_some_and(toml::Value::is_array);
+        let mut overrides = Vec::new();
         let mut variables = HashMap::new();
         let mut environment: Vec<_> = environment.into_iter().collect();
         environment.sort();
         for (variable, text) in environment {
             let Some(key) = key_of(&variable).filter(|_| !text.is_empty()) else { continue };
-            if tree[keys::split(&key).0].is_array() {
+            if is_list(keys::split(&key).0) {
                 problems.add(&key, None, IN_TABLES);
             } else if let Some(value) = value_of(&key, &text, problems) {
-                set(&mut tree, &key, value);
+                overrides.push((key.clone(), value));
             }
             variables.insert(key, variable);
         }
+        let tree = tree(path, table, overrides)?;
         Ok(Self { lines, variables, tree })
     }
 
@@ -107,32 +112,55 @@ fn from_here(file: &str) -> String {
     }
 }
 
-/// What TOML knows and JSON does not becomes a text (dates) or null (`nan` and `inf`).
-pub(super) fn value(toml: toml::Value) -> Value {
-    match toml {
+/// The table of the file at `path`, with other values at some of its keys.
+pub(super) fn tree(
+    path: &Path,
+    table: toml::Table,
+    overrides: impl IntoIterator<Item = (String, Value)>,
+) -> Result<serde_json::Value, ConfigErrors> {
+    let merge = || {
+        let mut builder = config::Config::builder().add_source(File(table));
+        for (key, value) in overrides {
+            builder = builder.set_override(format!("{ROOT}.{key}"), value)?;
+        }
+        builder.build()?.get(ROOT)
+    };
+    merge().map_err(|error: ConfigError| {
+        let message = error.to_string();
+        ConfigErrors::Syntax { path: path.into(), line: 1, column: 1, message }
+    })
+}
+
+/// The file's table.
+#[derive(Clone, Debug)]
+struct File(toml::Table);
+
+impl config::Source for File {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(Map::from_iter([(ROOT.to_owned(), map(self.0.clone()).into())]))
+    }
+}
+
+fn map(table: toml::Table) -> Map<String, Value> {
+    table.into_iter().map(|(key, inner)| (key, value(inner))).collect()
+}
+
+/// Dates, which no key is, become texts.
+fn value(toml: toml::Value) -> Value {
+    let kind: ValueKind = match toml {
         toml::Value::String(text) => text.into(),
         toml::Value::Integer(number) => number.into(),
         toml::Value::Float(number) => number.into(),
         toml::Value::Boolean(flag) => flag.into(),
         toml::Value::Datetime(date) => date.to_string().into(),
-        toml::Value::Array(list) => list.into_iter().map(value).collect(),
-        toml::Value::Table(table) => {
-            let entries = table.into_iter().map(|(key, inner)| (key, value(inner)));
-            Value::Object(entries.collect())
-        }
-    }
-}
-
-/// Sets `quic.idle-timeout`, in a new table where there was none.
-fn set(tree: &mut Value, key: &str, value: Value) {
-    let mut place = tree;
-    for name in key.split('.') {
-        if !place.is_object() {
-            *place = Map::new().into();
-        }
-        place = &mut place[name];
-    }
-    *place = value;
+        toml::Value::Array(list) => ValueKind::Array(list.into_iter().map(value).collect()),
+        toml::Value::Table(table) => map(table).into(),
+    };
+    kind.into()
 }
 
 #[cfg(test)]
