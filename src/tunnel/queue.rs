@@ -308,7 +308,7 @@ impl Queue {
 
     /// Packets of this queue were lost and are sent once more: for one second CoDel takes the bursts that this makes
     /// for what they are.
-    pub(crate) fn is_repaired(&self) {
+    pub(crate) fn note_repair(&self) {
         self.lock().repaired_until = Some(clock::now() + PATIENCE);
     }
 
@@ -592,7 +592,7 @@ mod tests {
             let queue = queue(1 << 20);
             queue.set_round_trip(Duration::from_millis(300));
             if is_repaired {
-                queue.is_repaired();
+                queue.note_repair();
             }
             queue.push(&mut packets(&[1000; 100]));
             let mut slow = 0;

@@ -180,7 +180,7 @@ impl Uplink<'_> {
         }
         if repeated > 0 {
             self.counters.repeated(repeated);
-            self.queue.is_repaired();
+            self.queue.note_repair();
         }
         self.counters.resumed(sender.take_resumed());
         let next = if all_sent { sender.next_deadline() } else { Some(moment.now + LOOK_AGAIN) };
@@ -295,8 +295,7 @@ impl Uplink<'_> {
     /// The newest packets were not sent, and will not be: they go into the queue again, unless they are there already.
     fn put_back(&self, mut packets: Vec<Packet>) {
         if let Some(repair) = &self.session.repair {
-            let kept = repair.sender(moment(self.connection)).drop_newest(packets.len());
-            packets.drain(..packets.len() - kept);
+            repair.sender(moment(self.connection)).take_unsent(&mut packets);
         }
         self.queue.put_back_all(packets);
     }

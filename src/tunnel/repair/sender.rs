@@ -12,7 +12,7 @@ use super::{Moment, proof::Proof};
 use crate::{
     tunnel::{
         chunks::Chunks,
-        flow::{self, Classifier, Kind, SMALL},
+        flow::{self, Classifier, Kind, SMALL, is_small},
         pool::Share,
         queue::is_stale,
     },
@@ -102,6 +102,8 @@ pub struct Sender {
     offered: u64,
     /// Packets that were to be sent again because a path died or was silent, since the last look.
     resumed: u64,
+    /// What was numbered last went into a queue again.
+    has_given_back: bool,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Default for Sender {
             tail: None,
             offered: 0,
             resumed: 0,
+            has_given_back: false,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Sender {
     /// Numbers the packets of `batch`: `datagrams` gets their datagrams, in order.
     pub fn number(&mut self, batch: &[Packet], moment: Moment, datagrams: &mut Vec<Bytes>) {
         let Moment { now, .. } = moment;
+        self.has_given_back = false;
         let mut run: Option<(&Packet, usize)> = None;
         for packet in batch {
             let (kind, number) = (flow::kind(packet.ip()), self.next);
@@ -467,15 +471,17 @@ impl Sender {
         taken
     }
 
-    /// The connection is over, and the newest `count` packets were not sent: they leave the ring. Returns how many of them
-    /// it still had.
-    pub(crate) fn drop_newest(&mut self, count: usize) -> usize {
-        let dropped = self.ring.split_off(self.ring.len().saturating_sub(count));
+    /// The connection is over, and `packets`, the newest ones, were not sent: they leave the ring. What has been given back
+    /// already leaves `packets`.
+    pub(crate) fn take_unsent(&mut self, packets: &mut Vec<Packet>) {
+        let dropped = self.ring.split_off(self.ring.len().saturating_sub(packets.len()));
         self.next -= dropped.len() as u64;
         self.bytes -= dropped.iter().map(|sent| sent.datagram.len() + OVERHEAD).sum::<usize>();
         self.share.take(self.bytes);
         self.tail = None;
-        dropped.len()
+        if self.has_given_back {
+            packets.retain(|packet| !is_small(packet));
+        }
     }
 
     /// The other side is gone: empties the ring, and returns its small packets that nothing proves to have arrived and that
@@ -500,7 +506,7 @@ impl Sender {
         };
         let mut taken: Vec<_> = small.take(MOST_SMALL).map(packet).collect();
         taken.reverse();
-        (self.bytes, self.tail) = (0, None);
+        (self.bytes, self.tail, self.has_given_back) = (0, None, true);
         self.share.take(0);
         taken
     }

@@ -874,11 +874,27 @@ fn what_was_not_sent_leaves_the_ring() {
     let moment = Moment { now, rtt: 10 * MS };
     let packets: Vec<_> = (0..5).map(|number| packet(0, number, 80)).collect();
     sender.number(&packets, moment, &mut Vec::new());
-    assert_eq!(sender.drop_newest(2), 2);
+    let mut unsent = packets[3..].to_vec();
+    sender.take_unsent(&mut unsent);
+    assert_eq!(unsent, packets[3..]);
     assert_eq!(sender.next_deadline().map(|at| at > now), Some(true));
     let taken: Vec<_> = sender.take_unproven(now).into_iter().map(|(_, packet)| packet).collect();
     assert_eq!(taken, packets[..3]);
-    assert_eq!((sender.kept(), sender.drop_newest(3)), (0, 0), "it was given back already");
+    let large = packet(0, 5, 1200);
+    let mut unsent = vec![packets[2].clone(), large.clone()];
+    sender.take_unsent(&mut unsent);
+    assert_eq!((sender.kept(), unsent), (0, vec![large]), "small ones were given back already");
+}
+
+#[test]
+fn what_was_not_sent_is_not_lost_where_no_memory_is_left_for_it() {
+    let (now, mut sender) = (Instant::now(), Sender::sharing(Share::of(Pool::new(0))));
+    let packets: Vec<_> = (0..5).map(|number| packet(0, number, 80)).collect();
+    sender.number(&packets, Moment { now, rtt: 10 * MS }, &mut Vec::new());
+    assert_eq!(sender.kept(), 0);
+    let mut unsent = packets.clone();
+    sender.take_unsent(&mut unsent);
+    assert_eq!(unsent, packets);
 }
 
 #[test]
