@@ -115,8 +115,8 @@ enum Whereabouts {
     Away,
     /// Its session is here.
     Here,
-    /// It has another session at another server, and what still comes here goes to the one before.
-    Leaving,
+    /// Its session is here, without routes to it: it is at another server by now, or nobody can tell.
+    WithoutRoutes,
     /// Its session is at another server.
     Elsewhere,
 }
@@ -147,7 +147,7 @@ pub(super) struct Elsewhere {
 impl Place {
     fn whereabouts(&self) -> Whereabouts {
         match (&self.session, &self.elsewhere) {
-            (Some(session), _) if session.withdrawn.is_some() => Whereabouts::Leaving,
+            (Some(session), _) if session.withdrawn.is_some() => Whereabouts::WithoutRoutes,
             (Some(_), _) => Whereabouts::Here,
             (None, Some(_)) => Whereabouts::Elsewhere,
             (None, None) => Whereabouts::Away,
@@ -419,16 +419,16 @@ impl Peer {
     }
 
     fn whereabouts(&self) -> Whereabouts {
-        use Whereabouts::{Away, Elsewhere, Here, Leaving};
+        use Whereabouts::{Away, Elsewhere, Here, WithoutRoutes};
         let now = self.whereabouts.load(Relaxed);
-        [Here, Leaving, Elsewhere].into_iter().find(|it| *it as u8 == now).unwrap_or(Away)
+        [Here, WithoutRoutes, Elsewhere].into_iter().find(|it| *it as u8 == now).unwrap_or(Away)
     }
 
     /// Whether the kernel is asked for the way to it. `by_routes`: also if it has no session.
     fn is_reached_by_routes(&self, by_routes: bool) -> bool {
         match self.whereabouts() {
             Whereabouts::Here => false,
-            Whereabouts::Leaving | Whereabouts::Elsewhere => true,
+            Whereabouts::WithoutRoutes | Whereabouts::Elsewhere => true,
             Whereabouts::Away => by_routes,
         }
     }

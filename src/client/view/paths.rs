@@ -1,6 +1,6 @@
 //! Paths as they are shown: what the path manager says of each, what of that is news, and all of them in a line.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use crate::{
     daemon::{events::Event, status},
@@ -57,6 +57,7 @@ pub(super) fn changes(before: &[ShownPath], now: &[ShownPath]) -> Vec<Event> {
 /// The paths as the service manager shows them: "active on wlan0, 12 ms; standby wwan0".
 pub(super) fn in_words(paths: &[ShownPath]) -> String {
     let mut words = String::new();
+    let mut told = HashSet::new();
     let mut paths: Vec<_> = paths.iter().collect();
     paths.sort_by_key(|path| path.said.condition);
     for ShownPath { candidate, said: Said { condition, rtt, .. }, .. } in paths {
@@ -66,7 +67,7 @@ pub(super) fn in_words(paths: &[ShownPath]) -> String {
             Condition::Standby => "standby ",
             Condition::Probing | Condition::Failed | Condition::Waiting => continue,
         };
-        if words.contains(&format!("{part}{}", candidate.link)) {
+        if !told.insert((part, &candidate.link)) {
             continue;
         }
         let separator = if words.is_empty() { "" } else { "; " };
