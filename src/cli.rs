@@ -73,13 +73,13 @@ Examples:
   roamd up home                                Start it, now and at every boot
   roamd status                                 Show what it does
 
-A tunnel is named by NAME, for /etc/roamd/NAME.toml, or by the path of its FILE. Where there is only one it need not be
+A tunnel is named by NAME, for /etc/roamd/NAME.toml, or by the path of its FILE. Where there is only one it need not be \
 named.
 
 The environment overrides the file: ROAMD_QUIC__IDLE_TIMEOUT=45s sets quic.idle-timeout.
 
-Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input,
-69 the server refused a client started by hand, 70 a bug, 73 the output cannot be created,
+Exit status: 0 success, 1 any other failure, 64 wrong usage, 65 not a key, 66 no input, \
+69 the server refused a client started by hand, 70 a bug, 73 the output cannot be created, \
 75 somebody uses the tunnel that a drill would disturb, 77 permission denied, 78 wrong configuration, 130 interrupted.";
 
 /// The subcommands.
@@ -128,7 +128,7 @@ Examples:
     },
     /// Find out what keeps a tunnel from working here, and what to do about it
     #[command(after_help = "\
-Looks at kernel, permission, TUN device, names, links, filters and MTU, and asks the server over each link.
+Looks at kernel, permission, TUN device, names, links, filters and MTU, and asks the server over each link. \
 Needs what the tunnel needs, so best as root. Fails if the tunnel cannot work.
 
 Examples:
@@ -188,7 +188,7 @@ Examples:
     },
     /// Show what a client's links carried, by month and day
     #[command(after_help = "\
-Counts IP packets of roamd on each link, as a provider does; STANDBY is the part that kept them warm.
+Counts IP packets of roamd on each link, as a provider does; STANDBY is the part that kept them warm. \
 Asks the client, or reads what it wrote down if it does not run.
 
 Examples:
@@ -237,7 +237,7 @@ Examples:
     },
     /// Send a server's clients to another server, and stop it when they have gone
     #[command(after_help = "\
-Only clients with another [[server]] are told and waited for; the server stops at once where there is none. The others
+Only clients with another [[server]] are told and waited for; the server stops at once where there is none. The others \
 hear the goodbye then. Waits until the server has ended; systemd does not start it again.
 
 Examples:
@@ -257,7 +257,7 @@ Examples:
     },
     /// Lift the kill switch of a tunnel that no longer runs
     #[command(after_help = "\
-A tunnel with tun.kill-switch that fails or is killed leaves its traffic held back. This removes its firewall table,
+A tunnel with tun.kill-switch that fails or is killed leaves its traffic held back. This removes its firewall table, \
 its routing rules and routes, and gives kernel parameters their former values. A tunnel that runs is left alone:
 stop it instead. Needs root.
 
@@ -333,7 +333,7 @@ Examples:
     },
     /// Pause a client: it sends nothing, and traffic goes as if there were no tunnel
     #[command(after_help = "\
-The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait.
+The session ends, routes and resolvers of the tunnel are withdrawn. Connections inside the tunnel's own network wait. \
 With tun.kill-switch nothing that belongs in the tunnel leaves. A restart of the daemon ends the pause.
 
 Examples:
@@ -412,9 +412,9 @@ People use nmcli or the desktop's switch instead:
     NetworkManagerDialog(network_manager::Dialog),
     /// Cut each link of a running client for some seconds, and measure what one would feel
     #[command(after_help = "\
-Types a keystroke every 100 ms through the tunnel, moves it to each link in turn, and cuts that link as the tunnel alone
-sees it: nothing else of this machine is touched. A cut ends by itself, and with this command. Fails with status 75
-while a TCP connection goes through the tunnel, unless --yes. The tunnel chooses its link as before afterwards. Ctrl-C
+Types a keystroke every 100 ms through the tunnel, moves it to each link in turn, and cuts that link as the tunnel alone \
+sees it: nothing else of this machine is touched. A cut ends by itself, and with this command. Fails with status 75 \
+while a TCP connection goes through the tunnel, unless --yes. The tunnel chooses its link as before afterwards. Ctrl-C \
 ends the drill and lists what happened, a second one leaves at once.
 
 Examples:

@@ -30,7 +30,7 @@ use crate::{
 };
 
 const ADD_HELP: &str = "\
-The client's configuration holds its private key: send it over a safe way, and only to the client. With
+The client's configuration holds its private key: send it over a safe way, and only to the client. With \
 --public-key the client keeps its own key, and writes private-key-file itself.
 
 Examples:
