@@ -9,7 +9,6 @@ use super::{
 };
 use crate::path::{
     PathKey, Reason,
-    quality::{Fault, Grade},
     rank::{Facts, Verdict, compare},
 };
 
@@ -67,7 +66,7 @@ impl Manager {
         let active = self.active().and_then(|key| self.paths.get(&key))?;
         let verdict = self.compare(key)?;
         if path.quality.fault.is_some() && verdict != Verdict::Better(Reason::Chosen) {
-            return self.lesser_evil(path, active, verdict);
+            return self.lesser_evil(path, active);
         }
         let Verdict::Better(reason) = verdict else { return None };
         let is_good = !self.shares_fault(key, path);
@@ -98,23 +97,12 @@ impl Manager {
     }
 
     /// Why a path that works badly is used all the same, if it is: the active one is much worse.
-    fn lesser_evil(&self, path: &Path, active: &Path, verdict: Verdict) -> Option<Reason> {
+    fn lesser_evil(&self, path: &Path, active: &Path) -> Option<Reason> {
         let fault = active.quality.fault.filter(|_| !path.is_stranger)?;
         let leaves_choice = self.is_chosen(&active.link) && path.link != active.link;
-        if self.is_no_way_out(path, active) || leaves_choice {
-            return None;
-        }
-        let is_lossy =
-            |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
-        let is_preferred = verdict == Verdict::Better(Reason::Preferred);
-        // Whatever waits there will get through here.
-        if is_preferred
-            && matches!(fault, Fault::Narrow(_))
-            && path.quality.fault.is_some_and(is_lossy)
-        {
-            return Some(Reason::Preferred);
-        }
-        path.quality.is_lesser_evil(fault, active.rtt).then(|| fault.reason())
+        let is_barred = leaves_choice || self.is_no_way_out(path, active);
+        let is_better = !is_barred && path.quality.is_lesser_evil(fault, active.rtt);
+        is_better.then(|| fault.reason())
     }
 
     /// Whether a path likely has the fault of the active one, whatever a burst says, and a path over another link has not.

@@ -392,8 +392,9 @@ fn a_preferred_path_that_loses_some_packets_is_better_than_one_that_carries_too_
         assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)]);
         let narrow = Symptoms { rate: Some(200_000), ..Symptoms::default() };
         let _ = feel(&mut fixture, narrow);
-        let _ = fixture.wait(SHORTEST_DWELL);
-        let _ = feel(&mut fixture, narrow);
+        assert_eq!(fixture.wait(SECOND), [Action::Sample(key(1), Burst::Both)]);
+        let carries = Sample { rate: Some(5_000_000), ..sample(answered, 10).unwrap() };
+        let _ = fixture.tell(Event::Sampled(key(1), Some(carries)));
         assert_eq!(fixture.manager.active(), expected, "{answered} of 24");
         let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
         assert_eq!(fixture.manager.active(), expected, "it does not go to and fro");
