@@ -70,9 +70,15 @@ pub(super) struct Quality {
     judged: f64,
     /// Since when bursts over a path with a fault find nothing.
     pub(super) clean_since: Option<Instant>,
-    /// When it was left, and whether that is long ago.
-    left: Option<Instant>,
-    is_old: bool,
+    left: Option<Left>,
+}
+
+/// When a path with a fault was left.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Left {
+    At(Instant),
+    /// Longer than [`OLD`].
+    LongAgo,
 }
 
 impl Quality {
@@ -94,7 +100,7 @@ impl Quality {
         }
         self.fault = self.remembered();
         self.begin();
-        self.left = Some(now);
+        self.left = Some(Left::At(now));
         self.next = Some(now + SHORTEST_PAUSE / 2);
         self.pause = SHORTEST_PAUSE;
     }
@@ -108,14 +114,20 @@ impl Quality {
     pub(super) fn kept(&self, now: Instant) -> Option<Self> {
         let fault = Some(self.remembered()?);
         let Self { pause, next, .. } = *self;
-        Some(Self { fault, pause, next, left: self.left.or(Some(now)), ..Self::default() })
+        Some(Self {
+            fault,
+            pause,
+            next,
+            left: self.left.or(Some(Left::At(now))),
+            ..Self::default()
+        })
     }
 
     /// What must be over before this standby, beside the active path on one link or not, is used again; none if a clean
     /// burst suffices.
     fn charge(&self, is_beside: bool) -> Option<Fault> {
         match self.fault {
-            _ if self.is_old => None,
+            _ if self.left == Some(Left::LongAgo) => None,
             // The active path tells how narrow their link is.
             Some(Fault::Narrow(_)) if is_beside => None,
             fault => fault,
@@ -154,7 +166,9 @@ impl Quality {
     /// Forgets what is too old.
     pub(super) fn expire(&mut self, now: Instant, price: Price) {
         self.sample.take_if(|(at, _)| *at + FRESH < now);
-        self.is_old |= self.left.is_some_and(|left| left + OLD <= now);
+        if matches!(self.left, Some(Left::At(left)) if left + OLD <= now) {
+            self.left = Some(Left::LongAgo);
+        }
         if self.awaited.take_if(|at| *at <= now).is_some() {
             self.rest(now, price);
         }
@@ -327,7 +341,7 @@ impl Manager {
         let since = *quality.clean_since.get_or_insert(now);
         if since + dwell <= now {
             (quality.fault, quality.clean_since) = (None, None);
-            (quality.left, quality.is_old) = (None, false);
+            quality.left = None;
         }
         quality.rounds = 0;
         quality.pause = SHORTEST_PAUSE;
