@@ -25,6 +25,7 @@
 //! the failures of links and what was found of bad ones outlive the connection: the manager lives as long as the client, and
 //! while there is no connection it gives the order in which to dial.
 
+mod debts;
 mod dialing;
 mod event;
 mod inspection;
@@ -39,14 +40,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::{
+    debts::Debts,
+    inspection::pauses,
+    preference::is_allowed,
+    state::{Check, Path, State, Turn},
+};
 pub(crate) use self::{
     dialing::Dialing,
     event::{Action, Choice, Event, METERED, Settings},
-};
-use self::{
-    inspection::Price,
-    preference::is_allowed,
-    state::{Check, Path, State, Turn},
 };
 use super::{Condition, PathKey, Reason, rank::LinkFacts};
 use crate::link::candidate::{Candidate, Transport};
@@ -93,6 +95,7 @@ pub(crate) struct Manager {
     /// The server's addresses that are known to have the session.
     homes: BTreeSet<SocketAddr>,
     active: Option<Active>,
+    debts: Debts,
 }
 
 impl Manager {
@@ -106,6 +109,7 @@ impl Manager {
             connected: false,
             homes: BTreeSet::new(),
             active: None,
+            debts: Debts::default(),
         }
     }
 
@@ -169,8 +173,7 @@ impl Manager {
             };
             let better = works && self.improves(*key).is_some();
             let dwell = self.ready_at(path).filter(|_| better);
-            let burst = self.wanted(*key).and_then(|_| path.quality.deadline());
-            [own, dwell, burst].into_iter().flatten()
+            [own, dwell, self.burst_due(*key, path)].into_iter().flatten()
         });
         let doubt = self.active.and_then(|active| match active.doubt {
             Some(Doubt::Asked(until)) => Some(until),
@@ -550,12 +553,12 @@ impl Manager {
                 None => self.active = Some(Active { key, doubt: Some(Doubt::Open(None)) }),
             }
         }
+        self.debts.expire(now);
         let deadline = now + self.settings.probe_timeout;
         let active = self.active();
         let mut failed = Vec::new();
         for (key, path) in &mut self.paths {
-            let is_standby = active != Some(*key);
-            path.quality.expire(now, Price::of(path, is_standby, &self.settings));
+            path.quality.expire(now, pauses(path, active == Some(*key)));
             match path.state {
                 State::Probing { deadline } if deadline <= now => failed.push(*key),
                 State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {

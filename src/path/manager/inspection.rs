@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Action, Manager, Settings,
+    Action, Manager,
     state::{Check, Path, State},
 };
 use crate::path::{
@@ -158,19 +158,19 @@ impl Quality {
         self.awaited
     }
 
-    /// When this has a deadline, if a burst is wanted.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.awaited.or(self.next)
+    /// When a burst may be made, or its result is due at last; `paid_at` is when its link has earned what others took.
+    fn deadline(&self, paid_at: Option<Instant>) -> Option<Instant> {
+        self.awaited.or(self.next.max(paid_at))
     }
 
-    /// Forgets what is too old.
-    pub(super) fn expire(&mut self, now: Instant, price: Price) {
+    /// Forgets what is too old. Pauses are so many `times` as long as usual.
+    pub(super) fn expire(&mut self, now: Instant, times: u32) {
         self.sample.take_if(|(at, _)| *at + FRESH < now);
         if matches!(self.left, Some(Left::At(left)) if left + OLD <= now) {
             self.left = Some(Left::LongAgo);
         }
         if self.awaited.take_if(|at| *at <= now).is_some() {
-            self.rest(now, price);
+            self.rest(now, times);
         }
     }
 
@@ -185,9 +185,9 @@ impl Quality {
     }
 
     /// Whether a burst may be made now; it is awaited from here on.
-    fn start(&mut self, burst: Burst, now: Instant) -> bool {
-        let waits = self.next.is_some_and(|next| now < next) && !self.goes_on(burst);
-        if self.awaited.is_some() || waits {
+    fn start(&mut self, burst: Burst, paid_at: Option<Instant>, now: Instant) -> bool {
+        let is_due = self.next.max(paid_at).is_none_or(|at| at <= now) || self.goes_on(burst);
+        if self.awaited.is_some() || !is_due {
             return false;
         }
         self.burst = Some(burst);
@@ -213,10 +213,10 @@ impl Quality {
         sum.add(sample);
     }
 
-    /// The inspection is over; the next one may begin after a pause.
-    fn rest(&mut self, now: Instant, price: Price) {
+    /// The inspection is over; the next one may begin after a pause, so many `times` as long as usual.
+    fn rest(&mut self, now: Instant, times: u32) {
         self.rounds = 0;
-        self.next = Some(now + price.pause(self.pause.max(SHORTEST_PAUSE), self.burst));
+        self.next = Some(now + times * self.pause.max(SHORTEST_PAUSE));
         self.pause = (2 * self.pause).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         self.last = Some(now);
         self.judged = self.judged.max(self.suspected);
@@ -229,24 +229,6 @@ impl Quality {
         {
             *next = (*next).min(last + SHORTEST_PAUSE);
         }
-    }
-}
-
-/// What bursts over a path cost: no more than so many bytes a minute over a standby where traffic costs money.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Price(Option<u32>);
-
-impl Price {
-    pub(super) fn of(path: &Path, is_standby: bool, settings: &Settings) -> Self {
-        Self((is_standby && path.facts.metered).then_some(settings.metered_bursts))
-    }
-
-    /// How long the pause after this burst is that would be so long if it cost nothing.
-    fn pause(self, pause: Duration, burst: Option<Burst>) -> Duration {
-        let Self(Some(per_minute)) = self else { return pause };
-        let bytes = burst.map_or(0, Burst::bytes);
-        let earned = Duration::from_secs(60).mul_f64(bytes as f64 / f64::from(per_minute.max(1)));
-        earned.max(METERED * pause)
     }
 }
 
@@ -302,7 +284,7 @@ impl Manager {
         let active_link = active.map(|active| active.link.clone());
         let next_check = self.next_check(key, now);
         let Some(path) = self.paths.get_mut(&key) else { return };
-        let price = Price::of(path, !is_active, &self.settings);
+        let times = pauses(path, is_active);
         let quality = &mut path.quality;
         quality.add(sample, now);
         let sum = quality.sample.map(|(_, sum)| sum);
@@ -319,7 +301,7 @@ impl Manager {
                     quality.fault.take_if(|fault| matches!(fault, Fault::Lossy(_)));
                 }
             }
-            return quality.rest(now, price);
+            return quality.rest(now, times);
         }
         if let Some(rtt) = sample.and_then(|sample| sample.rtt) {
             path.rtt = Some(rtt);
@@ -330,12 +312,12 @@ impl Manager {
             }
         }
         if quality.fault.is_none() {
-            return quality.rest(now, price);
+            return quality.rest(now, times);
         }
         let charge = quality.charge(active_link.is_some_and(|link| link == path.link));
         if !sum.is_some_and(|sum| is_over(charge, &sum, quality.floor, active_rtt)) {
             quality.clean_since = None;
-            return quality.rest(now, price);
+            return quality.rest(now, times);
         }
         let dwell = path.failures.dwell(now);
         let since = *quality.clean_since.get_or_insert(now);
@@ -345,22 +327,42 @@ impl Manager {
         }
         quality.rounds = 0;
         quality.pause = SHORTEST_PAUSE;
-        let pause = (dwell / 2).max(SHORTEST_PAUSE / 2);
-        quality.next = Some(now + price.pause(pause, quality.burst));
+        quality.next = Some(now + times * (dwell / 2).max(SHORTEST_PAUSE / 2));
     }
 
     /// Makes the bursts that are due.
     pub(super) fn inspect(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let keys: Vec<_> = self.paths.keys().copied().collect();
-        for key in keys {
+        let last = |(key, path): (&PathKey, &Path)| (path.quality.last, *key);
+        let mut paths: Vec<_> = self.paths.iter().map(last).collect();
+        // Those over one link take turns.
+        paths.sort_unstable();
+        for (_, key) in paths {
             // What began for the paths before this one counts.
-            if let Some(burst) = self.wanted(key)
+            let (wanted, paid_at, is_active) =
+                (self.wanted(key), self.paid_at(key), self.is_active(key));
+            if let Some(burst) = wanted
                 && let Some(path) = self.paths.get_mut(&key)
-                && path.quality.start(burst, now)
+                && path.quality.start(burst, paid_at, now)
             {
+                if costs(path, is_active) {
+                    let per_minute = self.settings.metered_bursts;
+                    self.debts.spend(&path.link, burst.bytes(), per_minute, now);
+                }
                 actions.push(Action::Sample(key, burst));
             }
         }
+    }
+
+    /// When a burst over this path is due, or its result at last; `None` if none is wanted.
+    pub(super) fn burst_due(&self, key: PathKey, path: &Path) -> Option<Instant> {
+        self.wanted(key)?;
+        path.quality.deadline(self.paid_at(key))
+    }
+
+    /// When what other bursts took of the budget of this path's link is earned again.
+    fn paid_at(&self, key: PathKey) -> Option<Instant> {
+        let path = self.paths.get(&key).filter(|path| costs(path, self.is_active(key)))?;
+        self.debts.paid_at(&path.link)
     }
 
     /// The burst that would tell something about this path.
@@ -433,6 +435,16 @@ impl Manager {
         let mut alike = self.paths.iter().filter(is_alike);
         alike.all(|(other, it)| it.quality.is_unknown() && place(key, path) < place(*other, it))
     }
+}
+
+/// Whether bursts over this path are more than what the tunnel costs there anyway.
+fn costs(path: &Path, is_active: bool) -> bool {
+    path.facts.metered && !is_active
+}
+
+/// How many times as long as usual the pauses between them are.
+pub(super) fn pauses(path: &Path, is_active: bool) -> u32 {
+    if costs(path, is_active) { METERED } else { 1 }
 }
 
 /// Whether the session could move to this path.

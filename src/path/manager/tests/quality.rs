@@ -339,7 +339,7 @@ fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
     assert_eq!(fixture.tell(Event::Sampled(key(1), sample(24, 10))), []);
     fixture.now += 6 * SECOND;
     let actions = feel(&mut fixture, lossy(0.1));
-    assert_eq!(actions, [small(1), Action::Sample(path, Burst::Small)], "it is its turn");
+    assert_eq!(actions, [Action::Sample(path, Burst::Small), small(1)], "it is its turn");
     let _ = fixture.tell(Event::HasSession(key(2), false));
     let _ = fixture.tell(Event::HasSession(path, false));
     for _ in 0..400 {
@@ -632,6 +632,46 @@ fn bursts_over_a_metered_standby_take_no_more_than_copies_may() {
         assert!((bytes as f64) < most, "{bytes} in {took:?}");
     }
     assert!(bytes > 5 * (26 << 10), "{bytes}");
+}
+
+/// Lte to two addresses is slow, and whether it carries more than wifi is not known.
+#[test]
+fn the_budget_of_a_metered_link_is_for_all_of_its_paths_in_turn() {
+    let mut fixture = with_metered_lte();
+    let mut links = found(&[WIFI, LTE]);
+    links.push(elsewhere(2));
+    links[1..].iter_mut().for_each(|(_, facts)| facts.metered = true);
+    let paths = [key(2), PathKey::from(&links[2].0)];
+    let _ = fixture.tell(Event::Candidates(links));
+    let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+    for path in paths {
+        let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+        let _ = fixture.tell(Event::Answered(path, Some(900 * MS)));
+    }
+    let (begun, mut bytes, mut bursts) = (fixture.now, 0, [0_u32; 2]);
+    while fixture.now < begun + 600 * SECOND {
+        let mut actions =
+            feel(&mut fixture, Symptoms { rate: Some(200_000), ..Symptoms::default() });
+        actions.extend(fixture.wait(LOOK));
+        for action in actions {
+            match action {
+                Action::Sample(path, burst) => {
+                    bursts[paths.iter().position(|it| *it == path).unwrap()] += 1;
+                    bytes += burst.bytes();
+                    let narrow = Sample { rate: Some(100_000), ..sample(24, 900).unwrap() };
+                    let _ = fixture.tell(Event::Sampled(path, Some(narrow)));
+                }
+                Action::Ask(path) => drop(fixture.tell(Event::Answered(path, Some(900 * MS)))),
+                Action::Forget(_) | Action::Switch(..) | Action::BeginAnew(_) => {
+                    panic!("{action:?}")
+                }
+            }
+        }
+        let took = fixture.now - begun;
+        let most = Burst::Both.bytes() as f64 + took.as_secs_f64() / 60.0 * 65_536.0;
+        assert!((bytes as f64) < most, "{bytes} in {took:?}");
+    }
+    assert!(bursts[0].min(bursts[1]) > 4 && bursts[0].abs_diff(bursts[1]) < 2, "{bursts:?}");
 }
 
 /// What is true of the networks, whose bursts and packets show it.
