@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Choice, Manager,
-    inspection::Quality,
+    quality::Quality,
     state::{Check, Path, State},
 };
 use crate::path::{
@@ -16,10 +16,6 @@ use crate::path::{
 pub(super) const BRIEF_DWELL: Duration = Duration::from_millis(500);
 /// The longest such time for a path that was measured to be better than an active one that works badly.
 const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
-/// While the active path is silent and another server answers, which does not have our session, the server that has it
-/// may take so long to answer, too: enough for two nudges, as a network that comes back is heard of by all at once.
-pub(super) const LAST_CHANCE: Duration = Duration::from_millis(600);
-
 impl Manager {
     pub(super) fn is_allowed(&self, path: &Path) -> bool {
         is_allowed(self.dialing.choice.as_ref(), path)
@@ -163,17 +159,6 @@ impl Manager {
 
     pub(super) fn best_standby(&self) -> Option<PathKey> {
         self.best_of(|path| matches!(path.state, State::Standby { .. }) && !path.is_stranger)
-    }
-
-    pub(super) fn last_chance(&self) -> Duration {
-        let known = self.paths.values().filter(|path| !path.is_stranger);
-        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
-        LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
-    }
-
-    /// The best path whose server does not have our session, and that has answered since then.
-    pub(super) fn stranger(&self, since: Instant) -> Option<PathKey> {
-        self.best_of(|path| path.is_stranger && path.answered >= Some(since))
     }
 
     /// The best standby whose server has our session, on another link than the active path if there is one; and
