@@ -81,11 +81,10 @@ impl Manager {
         paths.sort_unstable();
         for (_, key) in paths {
             // What began for the paths before this one counts.
-            let (wanted, paid_at, is_active) =
-                (self.wanted(key), self.paid_at(key), self.is_active(key));
-            if let Some(burst) = wanted
-                && let Some(path) = self.paths.get_mut(&key)
-                && path.quality.start(burst, paid_at, now)
+            let Some(burst) = self.wanted(key) else { continue };
+            let (allowed_at, is_active) = (self.allowed_at(key, burst), self.is_active(key));
+            if let Some(path) = self.paths.get_mut(&key)
+                && path.quality.start(burst, allowed_at, now)
             {
                 if costs(path, is_active) {
                     let per_minute = self.settings.metered_bursts;
@@ -98,14 +97,14 @@ impl Manager {
 
     /// When a burst over this path is due, or its result at last; `None` if none is wanted.
     pub(super) fn burst_due(&self, key: PathKey, path: &Path) -> Option<Instant> {
-        self.wanted(key)?;
-        path.quality.deadline(self.paid_at(key))
+        let burst = self.wanted(key)?;
+        path.quality.deadline(self.allowed_at(key, burst))
     }
 
-    /// When what other bursts took of the budget of this path's link is earned again.
-    fn paid_at(&self, key: PathKey) -> Option<Instant> {
+    /// When this burst is within the budget of its link; `None` for now.
+    fn allowed_at(&self, key: PathKey, burst: Burst) -> Option<Instant> {
         let path = self.paths.get(&key).filter(|path| costs(path, self.is_active(key)))?;
-        self.debts.paid_at(&path.link)
+        self.debts.allowed_at(&path.link, burst.bytes(), self.settings.metered_bursts)
     }
 
     /// The burst that would tell something about this path.

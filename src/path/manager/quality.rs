@@ -171,9 +171,9 @@ impl Quality {
         self.awaited
     }
 
-    /// When a burst may be made, or its result is due at last; `paid_at` is when its link has earned what others took.
-    pub(super) fn deadline(&self, paid_at: Option<Instant>) -> Option<Instant> {
-        self.awaited.or(self.next.max(paid_at))
+    /// When a burst is due that is allowed from then on, or its result at last.
+    pub(super) fn deadline(&self, allowed_at: Option<Instant>) -> Option<Instant> {
+        self.awaited.or(self.next.max(allowed_at))
     }
 
     /// Forgets what is too old. Pauses are so many `times` as long as usual.
@@ -197,9 +197,15 @@ impl Quality {
         burst == Burst::Large && self.burst == Some(Burst::Small) && self.sample.is_some()
     }
 
-    /// Whether a burst may be made now; it is awaited from here on.
-    pub(super) fn start(&mut self, burst: Burst, paid_at: Option<Instant>, now: Instant) -> bool {
-        let is_due = self.next.max(paid_at).is_none_or(|at| at <= now) || self.goes_on(burst);
+    /// Whether this burst, which is allowed from then on, is made now; it is awaited from here on.
+    pub(super) fn start(
+        &mut self,
+        burst: Burst,
+        allowed_at: Option<Instant>,
+        now: Instant,
+    ) -> bool {
+        let has_come = |at: Option<Instant>| at.is_none_or(|at| at <= now);
+        let is_due = has_come(allowed_at) && (has_come(self.next) || self.goes_on(burst));
         if self.awaited.is_some() || !is_due {
             return false;
         }
