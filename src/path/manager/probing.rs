@@ -1,4 +1,4 @@
-//! Which paths are asked, and when: probes, what follows when they fail, and who waits for whom.
+//! Which paths are asked, and when: probes, what follows when they fail, and which transport is asked before which.
 
 use std::time::{Duration, Instant};
 
