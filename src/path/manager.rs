@@ -25,10 +25,14 @@
 //! the failures of links and what was found of bad ones outlive the connection: the manager lives as long as the client, and
 //! while there is no connection it gives the order in which to dial.
 
+mod debts;
 mod dialing;
+mod doubt;
 mod event;
 mod inspection;
 mod preference;
+mod probing;
+mod quality;
 mod record;
 mod state;
 mod why;
@@ -39,48 +43,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use self::{
-    dialing::Dialing,
-    event::{Action, Choice, Event, METERED, Settings},
-};
 use self::{
-    inspection::Price,
+    debts::Debts,
+    doubt::Doubt,
     preference::is_allowed,
     state::{Check, Path, State, Turn},
 };
+pub(crate) use self::{
+    dialing::Dialing,
+    event::{Action, Choice, Event, METERED, Settings},
+    probing::HEAD_START,
+};
 use super::{Condition, PathKey, Reason, rank::LinkFacts};
-use crate::link::candidate::{Candidate, Transport};
-
-/// The longest pause between the probes of a path that fails.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// The longest pause while no path is known to work: the user is waiting.
-const DESPERATE_RETRY: Duration = Duration::from_secs(1);
-/// The pause while no path works after a probe that was not refused but timed out: such a probe has already taken
-/// its whole timeout.
-const SILENT_RETRY: Duration = Duration::from_millis(100);
-/// So many times a path at home is asked soon after it failed. Then it is asked rarely: another network has the same addresses,
-/// and a change of networks asks again. With the longest timeout of a probe that is less than failures are kept in mind for.
-const HOME_TRIES: u32 = 3;
-const HOME_RETRY: Duration = Duration::from_secs(540);
-/// How much earlier UDP is asked than TCP over the same link: more than most round trips, less than anybody notices.
-pub(crate) const HEAD_START: Duration = Duration::from_millis(300);
-/// The minimum timeout of a probe of a silent active path; its timeout is twice its round trip if that is longer.
-const SHORTEST_GRACE: Duration = Duration::from_millis(100);
+use crate::link::candidate::Candidate;
 
 #[derive(Clone, Copy, Debug)]
 struct Active {
     key: PathKey,
     doubt: Option<Doubt>,
-}
-
-/// State of an active path that is silent.
-#[derive(Clone, Copy, Debug)]
-enum Doubt {
-    /// It was probed and may answer until this deadline.
-    Asked(Instant),
-    /// It did not answer; the first path to answer takes over, unless its server does not have our session. With the
-    /// time of the first answer of such a server.
-    Open(Option<Instant>),
 }
 
 /// The policy; see the module's documentation.
@@ -93,6 +73,7 @@ pub(crate) struct Manager {
     /// The server's addresses that are known to have the session.
     homes: BTreeSet<SocketAddr>,
     active: Option<Active>,
+    debts: Debts,
 }
 
 impl Manager {
@@ -106,6 +87,7 @@ impl Manager {
             connected: false,
             homes: BTreeSet::new(),
             active: None,
+            debts: Debts::default(),
         }
     }
 
@@ -141,6 +123,7 @@ impl Manager {
             Some(Event::Check(link)) => self.check(link.as_deref(), now, &mut actions),
             None => {}
         }
+        self.end_doubt(now, &mut actions);
         self.expire(now, &mut actions);
         self.fill_vacancy(now, &mut actions);
         self.prefer(now, &mut actions);
@@ -169,15 +152,9 @@ impl Manager {
             };
             let better = works && self.improves(*key).is_some();
             let dwell = self.ready_at(path).filter(|_| better);
-            let burst = self.wanted(*key).and_then(|_| path.quality.deadline());
-            [own, dwell, burst].into_iter().flatten()
+            [own, dwell, self.burst_due(*key, path)].into_iter().flatten()
         });
-        let doubt = self.active.and_then(|active| match active.doubt {
-            Some(Doubt::Asked(until)) => Some(until),
-            Some(Doubt::Open(answered)) => answered.map(|at| at + self.last_chance()),
-            None => None,
-        });
-        of_paths.chain(doubt).min()
+        of_paths.chain(self.doubt_deadline()).min()
     }
 
     /// What decides in which order links are dialed, as it is now.
@@ -313,34 +290,6 @@ impl Manager {
         }
     }
 
-    fn recognise(
-        &mut self,
-        key: PathKey,
-        has_session: bool,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(path) = self.paths.get_mut(&key) else { return };
-        path.is_stranger = !has_session;
-        if has_session {
-            self.homes.insert(key.server);
-        } else {
-            self.homes.remove(&key.server);
-        }
-        let has_answered = match path.state {
-            State::Standby { check, .. } => !matches!(check, Some(Check::AnswerBy(_))),
-            State::Waiting | State::Probing { .. } | State::Failed { .. } => false,
-        };
-        let is_open = |active: Active| matches!(active.doubt, Some(Doubt::Open(_)));
-        if has_session
-            && has_answered
-            && is_allowed(self.dialing.choice.as_ref(), path)
-            && self.active.is_some_and(|active| active.key != key && is_open(active))
-        {
-            self.switch(key, Reason::Silent, now, actions);
-        }
-    }
-
     fn measure(&mut self, key: PathKey, rtt: Duration) {
         if self.is_active(key)
             && let Some(path) = self.paths.get_mut(&key)
@@ -390,82 +339,9 @@ impl Manager {
         }
     }
 
-    /// When a standby is probed next. The active path is not: its traffic is watched instead.
-    fn next_check(&self, key: PathKey, now: Instant) -> Option<Check> {
-        let path = self.paths.get(&key).filter(|_| !self.is_active(key))?;
-        let metered = path.facts.metered;
-        let every = if metered { self.settings.metered_check } else { self.settings.standby_check };
-        Some(Check::At(now + every?))
-    }
-
-    fn fail(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
-        if self.is_active(key) {
-            // The tunnel's own traffic tells more about the path than a probe.
-            return;
-        }
-        let works = self.works();
-        let longest = if works { LONGEST_RETRY } else { DESPERATE_RETRY };
-        if let Some(path) = self.paths.get_mut(&key) {
-            path.retry_later(now, longest);
-            if works && path.is_at_home() && path.failures.count(now) >= HOME_TRIES {
-                path.state = State::Failed { retry_at: now + HOME_RETRY };
-            }
-            // While nothing works, the fault may be the server's.
-            if works {
-                path.failures.add(now);
-            }
-            actions.push(Action::Forget(key));
-        }
-    }
-
-    /// A probe was not answered in time.
-    fn time_out(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
-        self.fail(key, now, actions);
-        if !self.works()
-            && !self.is_active(key)
-            && let Some(path) = self.paths.get_mut(&key)
-        {
-            path.state = State::Failed { retry_at: now + SILENT_RETRY };
-        }
-    }
-
     /// Whether the active path is trusted.
     fn works(&self) -> bool {
         self.active.is_some_and(|active| active.doubt.is_none())
-    }
-
-    fn doubt(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
-        let rtt = self.paths.get(&key).and_then(|path| path.rtt).unwrap_or_default();
-        if let Some(active) = &mut self.active
-            && active.key == key
-            && active.doubt.is_none()
-        {
-            active.doubt = Some(Doubt::Asked(now + (2 * rtt).max(SHORTEST_GRACE)));
-            actions.push(Action::Ask(key));
-        }
-    }
-
-    fn trust(&mut self, key: PathKey) {
-        if let Some(active) = &mut self.active
-            && active.key == key
-        {
-            active.doubt = None;
-        }
-    }
-
-    fn send_failed(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
-        if !self.is_active(key) {
-            self.fail(key, now, actions);
-        } else if let Some(standby) = self.best_standby() {
-            self.switch(standby, Reason::SendFailed, now, actions);
-        } else {
-            let before = self.active.and_then(|active| active.doubt);
-            self.ask_everyone(now, actions);
-            // Another server that answered keeps its place.
-            if let (Some(active), Some(Doubt::Open(_))) = (&mut self.active, before) {
-                active.doubt = before;
-            }
-        }
     }
 
     fn choose(&mut self, choice: Option<Choice>, now: Instant, actions: &mut Vec<Action>) {
@@ -475,116 +351,9 @@ impl Manager {
         self.dialing.choice = choice;
     }
 
-    fn suspect_portal(&mut self, key: PathKey) {
-        if !self.is_active(key)
-            && let Some(path) = self.paths.get_mut(&key)
-            && !matches!(path.state, State::Standby { .. })
-        {
-            path.portal = true;
-        }
-    }
-
-    fn check(&mut self, link: Option<&str>, now: Instant, actions: &mut Vec<Action>) {
-        let deadline = now + self.settings.probe_timeout;
-        let active = self.active();
-        for (key, path) in &mut self.paths {
-            if link.is_some_and(|link| link != path.link) {
-                continue;
-            }
-            if active != Some(*key) {
-                path.ask(deadline);
-            }
-            actions.push(Action::Ask(*key));
-        }
-    }
-
     /// The choice of `link` is over, unless it is pinned.
     fn end_choice(&mut self, link: &str) {
         self.dialing.choice.take_if(|choice| !choice.pinned && choice.link == link);
-    }
-
-    /// Suspects the active path and probes all others, including those that failed.
-    fn ask_everyone(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let deadline = now + self.settings.probe_timeout;
-        if let Some(active) = &mut self.active {
-            active.doubt = Some(Doubt::Open(None));
-        }
-        // The turn of a path over TCP depends on what was asked over UDP.
-        for transport in Transport::ALL {
-            let others = self
-                .paths
-                .iter()
-                .filter(|(key, path)| !self.is_active(**key) && path.facts.transport == transport);
-            let turns: Vec<_> = others.map(|(key, path)| (*key, self.turn(path))).collect();
-            for (key, turn) in turns {
-                let Some(path) = self.paths.get_mut(&key) else { continue };
-                match (path.state, turn) {
-                    (_, Turn::Never) => {}
-                    (State::Failed { .. }, turn) if !turn.has_come(now) => {
-                        path.state = State::Waiting;
-                    }
-                    (State::Waiting | State::Probing { .. }, turn) if !turn.has_come(now) => {}
-                    _ => {
-                        path.ask(deadline);
-                        actions.push(Action::Ask(key));
-                    }
-                }
-            }
-        }
-        actions.extend(self.active().map(Action::Ask));
-    }
-
-    /// Handles the deadlines that passed.
-    fn expire(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if let Some(Active { doubt: Some(Doubt::Asked(until)), .. }) = self.active
-            && until <= now
-        {
-            self.ask_everyone(now, actions);
-        }
-        if let Some(Active { key, doubt: Some(Doubt::Open(Some(answered))) }) = self.active
-            && answered + self.last_chance() <= now
-        {
-            match self.stranger(answered) {
-                Some(stranger) => self.switch(stranger, Reason::Silent, now, actions),
-                // It is gone.
-                None => self.active = Some(Active { key, doubt: Some(Doubt::Open(None)) }),
-            }
-        }
-        let deadline = now + self.settings.probe_timeout;
-        let active = self.active();
-        let mut failed = Vec::new();
-        for (key, path) in &mut self.paths {
-            let is_standby = active != Some(*key);
-            path.quality.expire(now, Price::of(path, is_standby, &self.settings));
-            match path.state {
-                State::Probing { deadline } if deadline <= now => failed.push(*key),
-                State::Standby { check: Some(Check::AnswerBy(at)), .. } if at <= now => {
-                    failed.push(*key);
-                }
-                // A question would cut a burst short.
-                State::Standby { since, check: Some(Check::At(at)) }
-                    if at <= now && path.quality.awaited().is_none() =>
-                {
-                    path.state = State::Standby { since, check: Some(Check::AnswerBy(deadline)) };
-                    actions.push(Action::Ask(*key));
-                }
-                State::Failed { retry_at } if retry_at <= now => path.state = State::Waiting,
-                State::Waiting
-                | State::Probing { .. }
-                | State::Standby { .. }
-                | State::Failed { .. } => {}
-            }
-        }
-        for key in failed {
-            if active == Some(key) {
-                // It never answered a probe but carries the tunnel: watch it like any active path.
-                if let Some(path) = self.paths.get_mut(&key) {
-                    path.state = State::Standby { since: now, check: None };
-                }
-            } else {
-                self.time_out(key, now, actions);
-            }
-        }
     }
 
     /// Gives a connection without an active path the best path, even one that has not answered a probe.
@@ -599,57 +368,6 @@ impl Manager {
         {
             self.switch(key, Reason::Gone, now, actions);
         }
-    }
-
-    fn ask_waiting(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        for transport in Transport::ALL {
-            let is_due = |(_, path): &(&PathKey, &Path)| {
-                path.state == State::Waiting
-                    && path.facts.transport == transport
-                    && self.turn(path).has_come(now)
-            };
-            let due: Vec<_> = self.paths.iter().filter(is_due).map(|(key, _)| *key).collect();
-            let deadline = now + self.settings.probe_timeout;
-            for key in due {
-                if let Some(path) = self.paths.get_mut(&key) {
-                    path.ask(deadline);
-                    actions.push(Action::Ask(key));
-                }
-            }
-        }
-    }
-
-    /// Whether a path is not needed as a standby.
-    fn rests(&self, key: PathKey) -> bool {
-        let path = self.paths.get(&key).filter(|_| !self.is_active(key));
-        path.is_some_and(|path| self.turn(path) == Turn::Never)
-    }
-
-    /// When a path may be probed. A path over TCP is while UDP over the same link does not answer: a moment after it was
-    /// asked, a standby too; one through a proxy while TCP does not, either. What another server answers does not count.
-    fn turn(&self, path: &Path) -> Turn {
-        let is_beside = |(_, other): &(&PathKey, &Path)| {
-            other.link == path.link && other.facts.transport < path.facts.transport
-        };
-        let is_given_up =
-            self.active.is_some_and(|active| matches!(active.doubt, Some(Doubt::Open(_))));
-        let mut turn = Turn::Now;
-        for (key, other) in self.paths.iter().filter(is_beside) {
-            match other.state {
-                _ if self.is_active(*key) && !is_given_up => return Turn::Never,
-                _ if self.is_active(*key) || other.is_stranger => {}
-                State::Probing { deadline }
-                | State::Standby { check: Some(Check::AnswerBy(deadline)), .. } => {
-                    let begun = deadline.checked_sub(self.settings.probe_timeout);
-                    let head_start = HEAD_START.max(2 * other.rtt.unwrap_or_default());
-                    turn = turn.max(Turn::After(begun.unwrap_or(deadline) + head_start));
-                }
-                // One that answers takes over from a path that was given up.
-                State::Standby { .. } if !is_given_up => return Turn::Never,
-                State::Standby { .. } | State::Waiting | State::Failed { .. } => {}
-            }
-        }
-        turn
     }
 
     fn switch(&mut self, key: PathKey, reason: Reason, now: Instant, actions: &mut Vec<Action>) {

@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::{
     Action, Choice, Manager,
-    inspection::Quality,
+    quality::Quality,
     state::{Check, Path, State},
 };
 use crate::path::{
     PathKey, Reason,
-    quality::{Fault, Grade},
     rank::{Facts, Verdict, compare},
 };
 
@@ -17,10 +16,6 @@ use crate::path::{
 pub(super) const BRIEF_DWELL: Duration = Duration::from_millis(500);
 /// The longest such time for a path that was measured to be better than an active one that works badly.
 const LONGEST_DWELL_OF_CURE: Duration = Duration::from_secs(4);
-/// While the active path is silent and another server answers, which does not have our session, the server that has it
-/// may take so long to answer, too: enough for two nudges, as a network that comes back is heard of by all at once.
-pub(super) const LAST_CHANCE: Duration = Duration::from_millis(600);
-
 impl Manager {
     pub(super) fn is_allowed(&self, path: &Path) -> bool {
         is_allowed(self.dialing.choice.as_ref(), path)
@@ -67,7 +62,7 @@ impl Manager {
         let active = self.active().and_then(|key| self.paths.get(&key))?;
         let verdict = self.compare(key)?;
         if path.quality.fault.is_some() && verdict != Verdict::Better(Reason::Chosen) {
-            return self.lesser_evil(path, active, verdict);
+            return self.lesser_evil(path, active);
         }
         let Verdict::Better(reason) = verdict else { return None };
         let is_good = !self.shares_fault(key, path);
@@ -98,23 +93,12 @@ impl Manager {
     }
 
     /// Why a path that works badly is used all the same, if it is: the active one is much worse.
-    fn lesser_evil(&self, path: &Path, active: &Path, verdict: Verdict) -> Option<Reason> {
+    fn lesser_evil(&self, path: &Path, active: &Path) -> Option<Reason> {
         let fault = active.quality.fault.filter(|_| !path.is_stranger)?;
         let leaves_choice = self.is_chosen(&active.link) && path.link != active.link;
-        if self.is_no_way_out(path, active) || leaves_choice {
-            return None;
-        }
-        let is_lossy =
-            |fault: Fault| matches!(fault, Fault::Lossy(_)) && fault.grade() < Grade::Awful;
-        let is_preferred = verdict == Verdict::Better(Reason::Preferred);
-        // Whatever waits there will get through here.
-        if is_preferred
-            && matches!(fault, Fault::Narrow(_))
-            && path.quality.fault.is_some_and(is_lossy)
-        {
-            return Some(Reason::Preferred);
-        }
-        path.quality.is_lesser_evil(fault, active.rtt).then(|| fault.reason())
+        let is_barred = leaves_choice || self.is_no_way_out(path, active);
+        let is_better = !is_barred && path.quality.is_lesser_evil(fault, active.rtt);
+        is_better.then(|| fault.reason())
     }
 
     /// Whether a path likely has the fault of the active one, whatever a burst says, and a path over another link has not.
@@ -175,17 +159,6 @@ impl Manager {
 
     pub(super) fn best_standby(&self) -> Option<PathKey> {
         self.best_of(|path| matches!(path.state, State::Standby { .. }) && !path.is_stranger)
-    }
-
-    pub(super) fn last_chance(&self) -> Duration {
-        let known = self.paths.values().filter(|path| !path.is_stranger);
-        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
-        LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
-    }
-
-    /// The best path whose server does not have our session, and that has answered since then.
-    pub(super) fn stranger(&self, since: Instant) -> Option<PathKey> {
-        self.best_of(|path| path.is_stranger && path.answered >= Some(since))
     }
 
     /// The best standby whose server has our session, on another link than the active path if there is one; and

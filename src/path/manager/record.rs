@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    inspection::Quality,
+    quality::Quality,
     state::{Failures, Path},
 };
 use crate::{

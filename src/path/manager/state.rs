@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::inspection::Quality;
+use super::quality::Quality;
 use crate::{
     link::candidate::Candidate,
     path::rank::{LinkFacts, Place},

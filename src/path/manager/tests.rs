@@ -1,3 +1,6 @@
+mod bursts;
+mod narrow;
+mod networks;
 mod quality;
 mod record;
 mod tcp;
@@ -5,11 +8,16 @@ mod tcp;
 use proptest::prelude::*;
 
 use super::{
-    preference::{BRIEF_DWELL, LAST_CHANCE},
+    doubt::{LAST_CHANCE, SHORTEST_GRACE},
+    preference::BRIEF_DWELL,
+    probing::{DESPERATE_RETRY, SILENT_RETRY},
     state::{SAME_FAULT, SHORTEST_DWELL, SHORTEST_RETRY},
     *,
 };
-use crate::path::quality::{Burst, Fault, Sample, Symptoms};
+use crate::{
+    link::candidate::Transport,
+    path::quality::{Burst, Fault, Sample, Symptoms},
+};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_secs(15);

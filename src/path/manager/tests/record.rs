@@ -6,7 +6,7 @@ use super::{
 };
 
 /// Wifi with this address of ours and this router, and lte.
-fn at(address: u8, router: u8) -> Vec<(Candidate, LinkFacts)> {
+pub(super) fn at(address: u8, router: u8) -> Vec<(Candidate, LinkFacts)> {
     let mut links = found(&[WIFI, LTE]);
     links[0].0.source = [10, 0, 1, address].into();
     links[0].0.router = Some([10, 0, 1, router].into());
@@ -120,37 +120,4 @@ fn what_was_found_of_a_network_counts_for_ten_minutes_in_one_that_looks_alike() 
         }
     }
     assert!(fixture.now < left + 60 * SECOND, "{:?}", fixture.now - left);
-}
-
-/// They would delay each other.
-#[test]
-fn paths_over_one_link_are_measured_one_after_the_other() {
-    let mut fixture = nothing();
-    let mut links = at(2, 1);
-    links[0].1.metric = 300;
-    let mut other = links[0].clone();
-    other.0.server = ([192, 0, 2, 77], 4433).into();
-    let second = PathKey::from(&other.0);
-    links.push(other);
-    let _ = fixture.tell(Event::Candidates(links));
-    let _ = fixture.tell(Event::Connected(key(2)));
-    let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
-    for path in [key(1), second] {
-        let _ = fixture.tell(Event::Answered(path, Some(10 * MS)));
-        let _ = fixture.tell(Event::Answered(path, Some(900 * MS)));
-        assert!(fixture.manager.fault(path).is_some(), "slow beside lte");
-    }
-    let (mut under_way, mut measured) = (None, Vec::new());
-    for _ in 0..200 {
-        for action in fixture.wait(LOOK) {
-            if let Action::Sample(path, _) = action {
-                assert_eq!(under_way.replace(path), None);
-                measured.push(path);
-            }
-        }
-        if let Some(path) = under_way.take() {
-            let _ = fixture.tell(Event::Sampled(path, sample(24, 900)));
-        }
-    }
-    assert!([key(1), second].iter().all(|path| measured.contains(path)), "{measured:?}");
 }
