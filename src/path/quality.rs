@@ -77,9 +77,9 @@ pub(crate) fn fast_again(floor: Duration) -> Duration {
     2 * floor + Duration::from_millis(30)
 }
 
-/// Whether a rate is less than what it was lately by a factor of [`FALL`].
+/// Whether a rate is less than what it was lately by a factor of [`FALL`]. A keystroke now and then is no rate that could fall.
 fn has_fallen(rate: u64, lately: f64) -> bool {
-    ((rate * FALL) as f64) < lately
+    lately > NARROW as f64 && ((rate * FALL) as f64) < lately
 }
 
 /// A path that carried `before` bits per second carries enough again from this rate on: what undoes a fall by [`FALL`], but no

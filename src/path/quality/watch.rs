@@ -214,9 +214,7 @@ impl Watch {
         let first = self.looks.iter().nth_back(MOMENT_LOOKS - 1)?;
         let rate = self.rate_since(first).into_iter().max()?;
         let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
-        // A keystroke now and then is no rate that could fall.
-        let mut busy = self.lately.into_iter().filter(|lately| *lately > NARROW as f64);
-        let fell = busy.any(|lately| has_fallen(rate, lately));
+        let fell = self.lately.into_iter().any(|lately| has_fallen(rate, lately));
         (rate < NARROW && (waits || fell)).then_some(rate)
     }
 

@@ -208,6 +208,7 @@ fn a_path_is_narrow_if_its_round_trip_grows_as_a_download_falls() {
     assert_eq!(fall(500_000, 6_250, 100).as_deref(), Some(narrow));
     assert_eq!(fall(25_000, 6_250, 100).as_deref(), Some(slow), "this is not far below");
     assert_eq!(fall(6_250, 6_250, 100).as_deref(), Some(slow), "it never carried more");
+    assert_eq!(fall(25_000, 0, 100).as_deref(), Some(slow), "somebody has read a page");
     assert_eq!(fall(500_000, 6_250, 500_000), None, "an upload fills the queue");
 }
 
