@@ -36,7 +36,7 @@ pub(crate) enum Event {
     Measured(PathKey, Duration),
     /// What the tunnel's own packets show of the active path; see [`Manager::minds`](super::Manager::minds).
     Symptoms(PathKey, Symptoms),
-    /// The result of a burst over this path; `None` if nothing came back.
+    /// The result of a burst over this path, which is empty if it was cut short; `None` if nothing came back.
     Sampled(PathKey, Option<Sample>),
     /// A probe of this path failed before its timeout: it was refused, or its socket failed.
     Refused(PathKey),

@@ -187,9 +187,9 @@ impl Quality {
         }
     }
 
-    /// Whether nothing is known of bursts over the path.
+    /// Whether nothing is known of bursts over the path. One that was cut short shows nothing.
     pub(super) fn is_unknown(&self) -> bool {
-        self.awaited.is_none() && self.sample.is_none()
+        self.awaited.is_none() && self.sample.is_none_or(|(_, sample)| sample.sent == 0)
     }
 
     /// Whether this burst goes on with what the last one has just begun: a small one does not tell what the path carries.

@@ -108,6 +108,18 @@ fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
 }
 
 #[test]
+fn after_a_burst_that_was_cut_short_another_standby_of_the_link_has_its_turn_at_once() {
+    let mut fixture = on_wifi();
+    let other = elsewhere(2);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    let actions = fixture.tell(Event::Sampled(key(2), Some(Sample::default())));
+    assert_eq!(actions, [Action::Sample(path, Burst::Small)]);
+}
+
+#[test]
 fn a_metered_standby_with_a_fault_is_measured_only_if_that_is_of_use() {
     let mut fixture = with_metered_lte();
     let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
