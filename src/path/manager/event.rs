@@ -75,7 +75,8 @@ pub(crate) enum Action {
     Ask(PathKey),
     /// Make a burst of echoes over this path; [`Event::Sampled`] should follow.
     Sample(PathKey, Burst),
-    /// Stop probing this path, and close its sockets unless it is the active path.
+    /// Stop probing this path, and close its sockets. The active path keeps its own, but what its packets showed is of another
+    /// network, or of the connection before.
     Forget(PathKey),
     /// Make this path the active one.
     Switch(PathKey, Reason),
