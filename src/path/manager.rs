@@ -51,7 +51,7 @@ use self::{
 };
 pub(crate) use self::{
     dialing::Dialing,
-    event::{Action, Choice, Event, METERED, Settings},
+    event::{Action, Choice, Event, METERED_CHECK, Settings},
     probing::HEAD_START,
 };
 use super::{Condition, PathKey, Reason, rank::LinkFacts};

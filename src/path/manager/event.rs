@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How much more rarely a standby is asked where traffic costs money.
-pub(crate) const METERED: u32 = 20;
+pub(crate) const METERED_CHECK: u32 = 20;
 
 /// What bursts may take there where copies may take less: without any, a path that works badly would never be used again.
 const LEAST_BURSTS: u32 = 16 << 10;
@@ -103,7 +103,7 @@ impl Settings {
         Self {
             probe_timeout: paths.probe_timeout,
             standby_check: paths.standby_check,
-            metered_check: paths.standby_check.map(|check| METERED * check),
+            metered_check: paths.standby_check.map(|check| METERED_CHECK * check),
             metered_bursts: paths.metered_copies.max(LEAST_BURSTS),
         }
     }

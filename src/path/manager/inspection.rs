@@ -23,7 +23,7 @@ use crate::path::{
 };
 
 /// How much longer the pauses over a standby are where traffic costs money.
-const METERED: u32 = 4;
+const METERED_PAUSE: u32 = 4;
 
 impl Manager {
     /// What is wrong with a path.
@@ -191,7 +191,7 @@ fn costs(path: &Path, is_active: bool) -> bool {
 
 /// How many times as long as usual the pauses between them are.
 pub(super) fn pauses(path: &Path, is_active: bool) -> u32 {
-    if costs(path, is_active) { METERED } else { 1 }
+    if costs(path, is_active) { METERED_PAUSE } else { 1 }
 }
 
 /// Whether the session could move to this path.
