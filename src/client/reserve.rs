@@ -15,7 +15,7 @@ use crate::{
     link::candidate::Candidate,
     path::{
         PathKey,
-        manager::{Event, METERED},
+        manager::{Event, METERED_CHECK},
         probe::{Probe, Prober},
     },
 };
@@ -101,7 +101,7 @@ impl Reserve {
         self.next = match (found.first(), paths.standby_check) {
             (_, _) if is_urgent => Some(now + URGENT),
             (None, _) => Some(now + RETRY),
-            (Some((_, facts)), Some(check)) if facts.metered => Some(now + METERED * check),
+            (Some((_, facts)), Some(check)) if facts.metered => Some(now + METERED_CHECK * check),
             (Some(_), check) => check.map(|check| now + check),
         };
         let chosen: Vec<_> = if is_urgent {

@@ -444,7 +444,9 @@ impl<'a> Roamer<'a> {
             Action::Forget(key) => {
                 self.paths.stop_asking(key);
                 self.inquiries.hear(&Event::Refused(key));
-                if active != Some(key) {
+                if active == Some(key) {
+                    self.quality.begin(clock::now());
+                } else {
                     self.paths.leave(key, clock::now());
                 }
             }

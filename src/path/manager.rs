@@ -38,7 +38,7 @@ mod state;
 mod why;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -51,7 +51,7 @@ use self::{
 };
 pub(crate) use self::{
     dialing::Dialing,
-    event::{Action, Choice, Event, METERED, Settings},
+    event::{Action, Choice, Event, METERED_CHECK, Settings},
     probing::HEAD_START,
 };
 use super::{Condition, PathKey, Reason, rank::LinkFacts};
@@ -244,20 +244,18 @@ impl Manager {
         }
         self.dialing.record.expire(now);
         for (candidate, facts) in found {
-            let record = &mut self.dialing.record;
-            match self.paths.entry(PathKey::from(&candidate)) {
-                Entry::Vacant(path) => {
-                    path.insert(record.recall(candidate, facts));
-                }
-                Entry::Occupied(mut path) => {
-                    let is_measured = path.get().quality.awaited().is_some();
-                    if record.reroute(path.get_mut(), &candidate, now) && is_measured {
-                        // The burst is over the network before.
-                        actions.push(Action::Forget(*path.key()));
-                    }
-                    path.get_mut().facts = facts;
-                }
+            let (key, record) = (PathKey::from(&candidate), &mut self.dialing.record);
+            let known = self.paths.get_mut(&key);
+            if let Some(path) = known.filter(|path| path.router == candidate.router) {
+                path.facts = facts;
+                continue;
             }
+            // Behind another router is another network.
+            if let Some(path) = self.paths.remove(&key) {
+                record.keep(key, path, false, now);
+                actions.push(Action::Forget(key));
+            }
+            self.paths.insert(key, record.recall(candidate, facts));
         }
     }
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::{
     sync::{Notify, mpsc},
-    time::{self, Instant, error::Elapsed},
+    time::{self, Instant},
 };
 use tracing::debug;
 
@@ -107,6 +107,23 @@ enum Wanted {
     },
 }
 
+/// What is wanted and not done yet: a newer question, or burst, replaces the one before.
+#[derive(Debug, Default)]
+struct Open {
+    question: bool,
+    /// Over a link that may be metered.
+    burst: Option<(Burst, bool)>,
+}
+
+impl Open {
+    fn add(&mut self, wanted: Wanted) {
+        match wanted {
+            Wanted::Echo => self.question = true,
+            Wanted::Burst { burst, is_metered } => self.burst = Some((burst, is_metered)),
+        }
+    }
+}
+
 impl Probe {
     /// Starts a task that probes `candidate` and reports answers as events about `key`. The timeout of a question
     /// is `limit`.
@@ -183,7 +200,7 @@ struct Asker {
     standing: Option<Connected>,
     /// No question was asked on it.
     is_new: bool,
-    /// For the last burst there was no connection in time.
+    /// For the last burst there was no connection.
     is_unanswered: bool,
     /// What the server said last on it about our session.
     has_session: Option<bool>,
@@ -206,35 +223,31 @@ enum Outcome {
 impl Asker {
     async fn run(mut self, mut asked: mpsc::Receiver<Wanted>) {
         let key = self.key;
-        let (mut pending, mut burst) = (false, None);
+        let mut open = Open::default();
         loop {
             self.show();
-            if !pending && burst.is_none() {
+            if !open.question && open.burst.is_none() {
                 tokio::select! {
-                    wanted = asked.recv() => match wanted {
-                        Some(Wanted::Echo) => pending = true,
-                        Some(Wanted::Burst { burst: next, is_metered }) => {
-                            burst = Some((next, is_metered));
-                        }
-                        None => return,
-                    },
+                    wanted = asked.recv() => {
+                        let Some(wanted) = wanted else { return };
+                        open.add(wanted);
+                    }
                     () = self.listen() => continue,
                 }
             }
-            let event = if mem::take(&mut pending) {
+            let event = if open.question {
                 let answer = tokio::select! {
                     answer = time::timeout(self.limit, self.question()) => answer,
                     again = asked.recv() => {
-                        pending = again.is_some();
-                        if let Some(Wanted::Burst { burst: next, is_metered }) = again {
-                            burst = Some((next, is_metered));
-                        }
+                        let Some(wanted) = again else { return };
+                        open.add(wanted);
                         continue;
                     }
                 };
+                open.question = false;
                 match answer {
                     Ok(Some(Outcome::Connected)) => {
-                        pending = true;
+                        open.question = true;
                         Event::Answered(key, None)
                     }
                     Ok(Some(Outcome::Echo(rtt))) => Event::Answered(key, Some(rtt)),
@@ -244,25 +257,30 @@ impl Asker {
                         Event::TimedOut(key)
                     }
                 }
-            } else if let Some((burst, is_metered)) = burst.take() {
+            } else if let Some((burst, is_metered)) = open.burst.take() {
                 let mut sampling = Sampling::new(burst);
-                let is_silent = tokio::select! {
-                    made = self.sample(&mut sampling, is_metered) => made.is_err(),
-                    // What was sent so far counts.
+                let has_failed = tokio::select! {
+                    is_made = self.sample(&mut sampling, is_metered) => !is_made,
                     again = asked.recv() => {
-                        pending = matches!(again, Some(Wanted::Echo));
+                        let Some(wanted) = again else { return };
+                        open.add(wanted);
+                        if open.burst.is_some() {
+                            // The result of the newer one is awaited.
+                            continue;
+                        }
+                        // What was sent so far counts.
                         false
                     }
                 };
-                self.is_unanswered |= is_silent;
-                if is_silent && is_metered {
+                self.is_unanswered |= has_failed;
+                if has_failed && is_metered {
                     // The server would go on with each of these handshakes.
                     self.attempt = None;
                 }
                 let sample = sampling.sample(self.epoch.elapsed());
-                debug!(link = self.candidate.link, ?sample, is_silent, "burst");
+                debug!(link = self.candidate.link, ?sample, has_failed, "burst");
                 // A burst that was cut short shows nothing.
-                Event::Sampled(key, sample.or((!is_silent).then(Sample::default)))
+                Event::Sampled(key, sample.or((!has_failed).then(Sample::default)))
             } else {
                 continue;
             };
@@ -344,13 +362,13 @@ impl Asker {
         Some(Outcome::Echo(rtt))
     }
 
-    /// Makes a burst on the existing connection or a new one, if there is one in time.
-    async fn sample(&mut self, sampling: &mut Sampling, is_metered: bool) -> Result<(), Elapsed> {
-        if let Some(connection) = time::timeout(READY, self.ready(is_metered)).await? {
-            // What came until it ended counts.
-            let _ = sampling.run(&connection, self.epoch, &*self.prober.heard).await;
-        }
-        Ok(())
+    /// Makes a burst on the existing connection or a new one; whether there is one in time.
+    async fn sample(&mut self, sampling: &mut Sampling, is_metered: bool) -> bool {
+        let ready = time::timeout(READY, self.ready(is_metered)).await;
+        let Some(connection) = ready.ok().flatten() else { return false };
+        // What came until it ended counts.
+        let _ = sampling.run(&connection, self.epoch, &*self.prober.heard).await;
+        true
     }
 
     /// Goes on with a new connection.

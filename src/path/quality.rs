@@ -17,10 +17,11 @@ use std::{fmt, time::Duration};
 pub(crate) use self::watch::{Figures, Look, Watch};
 use super::Reason;
 
-/// A path with a lower rate than this, in bits per second, carries too little if it carried eight times as much before,
+/// A path with a lower rate than this, in bits per second, carries too little if it carried [`FALL`] times as much before.
 const NARROW: u64 = 1_000_000;
+/// A rate that is less than before by this factor has fallen: a transfer that goes on varies less while its network stays the same.
 const FALL: u64 = 8;
-/// and one with less than this in any case.
+/// A path with a lower rate than this, in bits per second, carries too little whatever it carried before.
 pub(crate) const VERY_NARROW: u64 = 300_000;
 
 /// The quantile of the normal distribution for a one-sided confidence of 95 %.
@@ -52,7 +53,7 @@ const ACKNOWLEDGEMENTS: usize = 800;
 /// What a lost packet costs, and how many bits an exchange has: by these, paths with different faults are compared.
 const LOST: Duration = Duration::from_secs(1);
 const EXCHANGE: f64 = 200_000.0;
-/// A path with a fault is left for one that costs this part of it, or less, whether that has a fault or not.
+/// A path with a fault is left for one, with a fault or not, if it costs so many times as much as that, or more.
 const WORSE: u32 = 2;
 
 /// A lower bound of the share of lost packets, from the number of `lost` among `all` (Wilson's score interval).
@@ -77,9 +78,9 @@ pub(crate) fn fast_again(floor: Duration) -> Duration {
     2 * floor + Duration::from_millis(30)
 }
 
-/// Whether a rate is less than what it was lately by a factor of [`FALL`].
+/// Whether a rate is less than what it was lately by a factor of [`FALL`]. A keystroke now and then is no rate that could fall.
 fn has_fallen(rate: u64, lately: f64) -> bool {
-    ((rate * FALL) as f64) < lately
+    lately > NARROW as f64 && ((rate * FALL) as f64) < lately
 }
 
 /// A path that carried `before` bits per second carries enough again from this rate on: what undoes a fall by [`FALL`], but no

@@ -24,6 +24,7 @@ mod ends;
 mod lossy;
 mod moments;
 mod overload;
+mod probes;
 mod quality;
 pub(crate) mod world;
 

@@ -55,7 +55,7 @@ pub(super) fn key(path: u8) -> PathKey {
     PathKey::from(&candidate(path))
 }
 
-/// Paths, each with its rank below 16; a smaller one is better.
+/// Paths, each with its rank below 16; a smaller one is better. One whose rank becomes odd or even is in another network.
 fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts)> {
     let facts = |path: u8, rank: u8| LinkFacts {
         transport: candidate(path).transport,
@@ -64,7 +64,11 @@ fn found(paths: impl IntoIterator<Item = (u8, u8)>) -> Vec<(Candidate, LinkFacts
         metric: (rank & 0x03).into(),
         ..LinkFacts::default()
     };
-    paths.into_iter().map(|(path, rank)| (candidate(path), facts(path, rank))).collect()
+    let routed = |path: u8, rank: u8| {
+        let router = Some([10, 0, path, rank & 0x01].into());
+        (Candidate { router, ..candidate(path) }, facts(path, rank))
+    };
+    paths.into_iter().map(|(path, rank)| routed(path, rank)).collect()
 }
 
 pub(super) fn candidates(paths: impl IntoIterator<Item = (u8, u8)>) -> Event {

@@ -1,6 +1,6 @@
 //! In which order links are dialed while there is no connection.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use super::{event::Choice, record::Record};
 use crate::{link::candidate::Candidate, path::rank::LinkFacts};
@@ -17,12 +17,17 @@ impl Dialing {
     /// failed lately, or that works badly as far as is known, comes after those that do not.
     #[must_use]
     pub(crate) fn order(&self, found: Vec<(Candidate, LinkFacts)>, now: Instant) -> Vec<Candidate> {
+        let mut routers = BTreeMap::<_, Vec<_>>::new();
+        for (Candidate { link, router, .. }, _) in &found {
+            routers.entry(link.clone()).or_default().push(*router);
+        }
         let mut allowed: Vec<_> = found
             .into_iter()
             .filter(|(candidate, _)| self.pinned().is_none_or(|link| link == candidate.link))
             .map(|(candidate, link)| {
                 let chosen = self.is_chosen(&candidate.link);
-                ((!chosen, self.record.is_bad(&candidate, now), link), candidate)
+                let is_bad = self.record.is_bad(&candidate, &routers[&candidate.link], now);
+                ((!chosen, is_bad, link), candidate)
             })
             .collect();
         allowed.sort_by_key(|(place, _)| *place);

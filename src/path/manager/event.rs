@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// How much more rarely a standby is asked where traffic costs money.
-pub(crate) const METERED: u32 = 20;
+pub(crate) const METERED_CHECK: u32 = 20;
 
 /// What bursts may take there where copies may take less: without any, a path that works badly would never be used again.
 const LEAST_BURSTS: u32 = 16 << 10;
@@ -36,7 +36,7 @@ pub(crate) enum Event {
     Measured(PathKey, Duration),
     /// What the tunnel's own packets show of the active path; see [`Manager::minds`](super::Manager::minds).
     Symptoms(PathKey, Symptoms),
-    /// The result of a burst over this path; `None` if nothing came back.
+    /// The result of a burst over this path, which is empty if it was cut short; `None` if nothing came back.
     Sampled(PathKey, Option<Sample>),
     /// A probe of this path failed before its timeout: it was refused, or its socket failed.
     Refused(PathKey),
@@ -75,7 +75,8 @@ pub(crate) enum Action {
     Ask(PathKey),
     /// Make a burst of echoes over this path; [`Event::Sampled`] should follow.
     Sample(PathKey, Burst),
-    /// Stop probing this path, and close its sockets unless it is the active path.
+    /// Stop probing this path, and close its sockets. The active path keeps its own, but what its packets showed is of another
+    /// network, or of the connection before.
     Forget(PathKey),
     /// Make this path the active one.
     Switch(PathKey, Reason),
@@ -102,7 +103,7 @@ impl Settings {
         Self {
             probe_timeout: paths.probe_timeout,
             standby_check: paths.standby_check,
-            metered_check: paths.standby_check.map(|check| METERED * check),
+            metered_check: paths.standby_check.map(|check| METERED_CHECK * check),
             metered_bursts: paths.metered_copies.max(LEAST_BURSTS),
         }
     }

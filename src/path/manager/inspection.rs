@@ -23,7 +23,7 @@ use crate::path::{
 };
 
 /// How much longer the pauses over a standby are where traffic costs money.
-const METERED: u32 = 4;
+const METERED_PAUSE: u32 = 4;
 
 impl Manager {
     /// What is wrong with a path.
@@ -54,7 +54,9 @@ impl Manager {
         let active_rtt = active.and_then(|active| active.rtt);
         let active_link = active.map(|active| active.link.clone());
         let next_check = self.next_check(key, now);
-        let Some(path) = self.paths.get_mut(&key) else { return };
+        // What nobody awaits was cut short, is late, or crossed another network.
+        let path = self.paths.get_mut(&key).filter(|path| path.quality.awaited().is_some());
+        let Some(path) = path else { return };
         let times = pauses(path, is_active);
         path.quality.add(sample, now);
         if is_active {
@@ -95,10 +97,13 @@ impl Manager {
         }
     }
 
-    /// When a burst over this path is due, or its result at last; `None` if none is wanted.
+    /// When the result of a burst over this path is due at last, or the next burst if one is wanted.
     pub(super) fn burst_due(&self, key: PathKey, path: &Path) -> Option<Instant> {
-        let burst = self.wanted(key)?;
-        path.quality.deadline(self.allowed_at(key, burst))
+        // What is under way ends, wanted or not.
+        path.quality.awaited().or_else(|| {
+            let burst = self.wanted(key)?;
+            path.quality.due(self.allowed_at(key, burst))
+        })
     }
 
     /// When this burst is within the budget of its link; `None` for now.
@@ -186,7 +191,7 @@ fn costs(path: &Path, is_active: bool) -> bool {
 
 /// How many times as long as usual the pauses between them are.
 pub(super) fn pauses(path: &Path, is_active: bool) -> u32 {
-    if costs(path, is_active) { METERED } else { 1 }
+    if costs(path, is_active) { METERED_PAUSE } else { 1 }
 }
 
 /// Whether the session could move to this path.

@@ -49,6 +49,7 @@ impl Manager {
             if works {
                 path.failures.add(now);
             }
+            path.quality.abandon();
             actions.push(Action::Forget(key));
         }
     }

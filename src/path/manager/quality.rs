@@ -171,9 +171,14 @@ impl Quality {
         self.awaited
     }
 
-    /// When a burst is due that is allowed from then on, or its result at last.
-    pub(super) fn deadline(&self, allowed_at: Option<Instant>) -> Option<Instant> {
-        self.awaited.or(self.next.max(allowed_at))
+    /// A burst that is under way has no result any more.
+    pub(super) fn abandon(&mut self) {
+        self.awaited = None;
+    }
+
+    /// When a burst may be made that is allowed from then on.
+    pub(super) fn due(&self, allowed_at: Option<Instant>) -> Option<Instant> {
+        self.next.max(allowed_at)
     }
 
     /// Forgets what is too old. Pauses are so many `times` as long as usual.
@@ -187,9 +192,9 @@ impl Quality {
         }
     }
 
-    /// Whether nothing is known of bursts over the path.
+    /// Whether nothing is known of bursts over the path. One that was cut short shows nothing.
     pub(super) fn is_unknown(&self) -> bool {
-        self.awaited.is_none() && self.sample.is_none()
+        self.awaited.is_none() && self.sample.is_none_or(|(_, sample)| sample.sent == 0)
     }
 
     /// Whether this burst goes on with what the last one has just begun: a small one does not tell what the path carries.

@@ -50,34 +50,18 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The connection over this path, or `is_gone` with its link or address, is over.
+    /// The connection over this path, or `is_gone` with its link or address, is over, or its network is another.
     pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
-        self.keep_verdict(key, &path, now);
-        let mut failures = path.failures;
+        let Path { link, router, mut failures, quality, .. } = path;
+        if let Some(quality) = quality.kept(now) {
+            let PathKey { server, transport, .. } = key;
+            let verdict = Verdict { quality, failures, until: now + MEMORY };
+            self.verdicts.insert(Way { link, router, server, transport }, verdict);
+        }
         if is_gone {
             failures.add(now);
         }
         self.failures.insert(key, failures);
-    }
-
-    fn keep_verdict(&mut self, key: PathKey, path: &Path, now: Instant) {
-        let Some(quality) = path.quality.kept(now) else { return };
-        let (link, PathKey { server, transport, .. }) = (path.link.clone(), key);
-        let way = Way { link, router: path.router, server, transport };
-        let verdict = Verdict { quality, failures: path.failures, until: now + MEMORY };
-        self.verdicts.insert(way, verdict);
-    }
-
-    /// The path leads through this router from now on. If it was another one before, so is the network, which is returned.
-    pub(super) fn reroute(&mut self, path: &mut Path, candidate: &Candidate, now: Instant) -> bool {
-        if path.router == candidate.router {
-            return false;
-        }
-        self.keep_verdict(PathKey::from(candidate), path, now);
-        path.router = candidate.router;
-        let verdict = self.verdicts.remove(&Way::from(candidate));
-        path.quality = verdict.map(|it| it.quality).unwrap_or_default();
-        true
     }
 
     /// Forgets what is too old.
@@ -94,15 +78,17 @@ impl Record {
         Path { quality, ..Path::new(candidate, facts, failures.unwrap_or(before)) }
     }
 
-    /// Whether a path over this candidate failed a moment ago, or works badly as far as is known.
-    pub(super) fn is_bad(&self, candidate: &Candidate, now: Instant) -> bool {
+    /// Whether a path over this candidate failed a moment ago, or works badly as far as is known, if these are the `routers` of
+    /// its link.
+    pub(super) fn is_bad(
+        &self,
+        candidate: &Candidate,
+        routers: &[Option<IpAddr>],
+        now: Instant,
+    ) -> bool {
         let failures = self.failures.get(&PathKey::from(candidate));
         // What is wrong is mostly the link's, whichever server is asked. IPv4 and IPv6 have routers of their own.
-        let is_near = |way: &Way| {
-            let is_same_router = way.router == candidate.router;
-            let is_other_family = way.server.is_ipv4() != candidate.server.is_ipv4();
-            way.link == candidate.link && (is_same_router || is_other_family)
-        };
+        let is_near = |way: &Way| way.link == candidate.link && routers.contains(&way.router);
         failures.is_some_and(|failures| failures.are_recent(now))
             || self.verdicts.iter().any(|(way, verdict)| is_near(way) && now < verdict.until)
     }

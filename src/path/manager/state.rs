@@ -17,11 +17,11 @@ pub(super) const SHORTEST_RETRY: Duration = Duration::from_millis(500);
 /// How long a path must work after a failure before it is preferred again, doubled with each failure up to
 /// `LONGEST_DWELL`.
 pub(super) const SHORTEST_DWELL: Duration = Duration::from_secs(2);
-const LONGEST_DWELL: Duration = Duration::from_secs(120);
+pub(super) const LONGEST_DWELL: Duration = Duration::from_secs(120);
 /// What fails twice within this time has one fault: the kernel refuses to send a moment before it says that a link is gone.
 pub(super) const SAME_FAULT: Duration = Duration::from_millis(300);
 /// The time without a failure after which the earlier failures of a path no longer count.
-const FORGIVENESS: Duration = Duration::from_secs(600);
+pub(super) const FORGIVENESS: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {

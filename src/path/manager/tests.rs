@@ -11,7 +11,7 @@ use super::{
     doubt::{LAST_CHANCE, SHORTEST_GRACE},
     preference::BRIEF_DWELL,
     probing::{DESPERATE_RETRY, SILENT_RETRY},
-    state::{SAME_FAULT, SHORTEST_DWELL, SHORTEST_RETRY},
+    state::{FORGIVENESS, LONGEST_DWELL, SAME_FAULT, SHORTEST_DWELL, SHORTEST_RETRY},
     *,
 };
 use crate::{

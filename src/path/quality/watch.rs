@@ -136,7 +136,8 @@ impl Watch {
             rtt: self.rtt(rate),
             rate: self.narrow(rate[0]),
             fell_to: self.fell_to(rate),
-            starved: self.starved(),
+            // Of what rests nothing is asked, and it may rest for hours.
+            starved: self.starved().filter(|_| !self.is_resting),
         }
     }
 
@@ -181,9 +182,11 @@ impl Watch {
         self.recent().map_or([0; 2], |first| self.rate_since(first))
     }
 
+    /// The rate from this look on, or since a rest that came between.
     fn rate_since(&self, first: &Look) -> [u64; 2] {
         let Some(last) = self.looks.back() else { return [0; 2] };
-        let seconds = last.at.saturating_duration_since(first.at).as_secs_f64().max(1e-3);
+        let since = self.woken.map_or(first.at, |woken| woken.max(first.at));
+        let seconds = last.at.saturating_duration_since(since).as_secs_f64().max(1e-3);
         let rate =
             |after: u64, before: u64| (after.saturating_sub(before) as f64 * 8.0 / seconds) as u64;
         [rate(last.sent_bytes, first.sent_bytes), rate(last.received_bytes, first.received_bytes)]
@@ -214,9 +217,7 @@ impl Watch {
         let first = self.looks.iter().nth_back(MOMENT_LOOKS - 1)?;
         let rate = self.rate_since(first).into_iter().max()?;
         let waits = self.looks.iter().rev().take(MOMENT_LOOKS).any(|look| look.wait >= STANDING);
-        // A keystroke now and then is no rate that could fall.
-        let mut busy = self.lately.into_iter().filter(|lately| *lately > NARROW as f64);
-        let fell = busy.any(|lately| has_fallen(rate, lately));
+        let fell = self.lately.into_iter().any(|lately| has_fallen(rate, lately));
         (rate < NARROW && (waits || fell)).then_some(rate)
     }
 

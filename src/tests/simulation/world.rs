@@ -118,6 +118,8 @@ pub(crate) struct Link {
     pub(crate) name: &'static str,
     pub(crate) local: IpAddr,
     pub(crate) public: IpAddr,
+    /// The first router on the way to the server.
+    pub(crate) router: Option<IpAddr>,
     /// The server's home address, if the link's network has it: then none of its others is reached there.
     pub(crate) home: Option<SocketAddr>,
     pub(crate) metric: u32,
@@ -215,6 +217,7 @@ impl Link {
             name,
             local: local.parse().unwrap(),
             public: public.parse().unwrap(),
+            router: None,
             home: None,
             metric,
             up: true,
@@ -238,7 +241,7 @@ impl Link {
             link: self.name.into(),
             index: index as u32,
             source: self.local,
-            router: None,
+            router: self.router,
             metric: self.metric,
             server,
             transport: Transport::Udp,

@@ -108,6 +108,56 @@ fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
 }
 
 #[test]
+fn the_result_of_a_burst_that_is_not_awaited_any_more_shows_nothing() {
+    let mut fixture = on_wifi();
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    let _ = fixture.wait(6 * SECOND);
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [], "it is late");
+    let _ = fixture.wait(2 * SECOND);
+    let _ = fixture.tell(Event::Refused(key(2)));
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), [], "lte failed meanwhile");
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    assert_eq!(fixture.tell(Event::Answered(key(2), Some(50 * MS))), [small(2)]);
+}
+
+#[test]
+fn a_burst_over_a_path_that_fails_is_not_awaited() {
+    let mut fixture = on_wifi();
+    let other = elsewhere(2);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    let actions = fixture.tell(Event::Refused(key(2)));
+    assert_eq!(actions, [Action::Forget(key(2)), Action::Sample(path, Burst::Small)]);
+}
+
+#[test]
+fn a_burst_that_is_not_wanted_any_more_is_not_awaited_for_ever() {
+    let mut fixture = on_wifi();
+    fixture.manager.set_settings(Settings { standby_check: None, ..settings() });
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    assert_eq!(feel(&mut fixture, lossy(0.0)), []);
+    assert!(fixture.manager.is_asked_again(key(2)));
+    let _ = fixture.wait(6 * SECOND);
+    assert!(!fixture.manager.is_asked_again(key(2)), "nothing asks it any more");
+}
+
+#[test]
+fn after_a_burst_that_was_cut_short_another_standby_of_the_link_has_its_turn_at_once() {
+    let mut fixture = on_wifi();
+    let other = elsewhere(2);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
+    let actions = fixture.tell(Event::Sampled(key(2), Some(Sample::default())));
+    assert_eq!(actions, [Action::Sample(path, Burst::Small)]);
+}
+
+#[test]
 fn a_metered_standby_with_a_fault_is_measured_only_if_that_is_of_use() {
     let mut fixture = with_metered_lte();
     let _ = fixture.tell(Event::Measured(key(1), 10 * MS));

@@ -75,6 +75,62 @@ fn a_network_with_another_router_is_another_one_although_our_address_stays() {
     assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
 }
 
+/// A question, or a burst, that is under way is over the network before.
+#[test]
+fn a_network_that_is_another_one_is_asked_again_whatever_is_under_way() {
+    let mut fixture = lte_beside_bad_wifi();
+    assert_eq!(fixture.wait(SECOND), [Action::Sample(key(1), Burst::Small)]);
+    let _ = fixture.tell(Event::Check(None));
+    let actions = fixture.tell(Event::Candidates(at(2, 9)));
+    assert_eq!(actions, [Action::Forget(key(1)), Action::Ask(key(1))]);
+    assert_eq!(fixture.condition(1), Some(Condition::Probing));
+    assert!(fixture.manager.paths().all(|(path, _, rtt)| path != key(1) || rtt.is_none()));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(0, 10))), [], "it is that of before");
+    let actions = fixture.wait(SHORTEST_DWELL);
+    assert!(actions.contains(&Action::Switch(key(1), Reason::Preferred)), "{actions:?}");
+}
+
+/// Its connection tells more than a probe, and may well go on.
+#[test]
+fn the_active_path_stays_so_when_its_network_is_another() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+    let mut links = at(2, 1);
+    links[1].0.router = Some([10, 0, 2, 1].into());
+    let actions = fixture.tell(Event::Candidates(links));
+    assert_eq!(actions, [Action::Forget(key(2)), Action::Ask(key(2))]);
+    assert_eq!(fixture.condition(2), Some(Condition::Active));
+    let actions = fixture.wait(2 * TIMEOUT);
+    assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..) | Action::Forget(_))));
+    assert_eq!(fixture.condition(2), Some(Condition::Active));
+}
+
+/// A café's wifi was bad. At home its IPv6 is no worse for that.
+#[test]
+fn what_was_found_over_one_family_counts_for_the_other_one_in_the_same_network() {
+    for (router, expected) in [(1, [2, 1, 1]), (9, [1, 1, 2])] {
+        let mut fixture = lte_beside_bad_wifi();
+        let _ = fixture.tell(Event::Disconnected);
+        fixture.now += 10 * SECOND;
+        let mut links = at(2, router);
+        let (wifi, facts) = links[0].clone();
+        let [source, router, server] = ["2001:db8:1::2", "fe80::1", "2001:db8::1"];
+        links.push((
+            Candidate {
+                source: source.parse().unwrap(),
+                router: router.parse().ok(),
+                server: SocketAddr::new(server.parse().unwrap(), 4433),
+                ..wifi
+            },
+            facts,
+        ));
+        let order = fixture.manager.dialing().order(links, fixture.now);
+        let order: Vec<_> = order.into_iter().map(|it| it.link).collect();
+        assert_eq!(order, expected.map(name));
+    }
+}
+
 #[test]
 fn a_bad_network_is_dialed_last_for_all_servers() {
     let mut fixture = lte_beside_bad_wifi();

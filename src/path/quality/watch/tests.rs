@@ -34,6 +34,14 @@ impl Fixture {
         change(&mut self.look);
         self.watch.look(self.look)
     }
+
+    /// So many bytes are acknowledged, and packets have always waited for so long.
+    fn carry(&mut self, bytes: u64, wait: Duration) -> Symptoms {
+        self.next(|look| {
+            look.acknowledged += bytes.div_ceil(1250);
+            (look.sent_bytes, look.wait) = (look.sent_bytes + bytes, wait);
+        })
+    }
 }
 
 #[test]
@@ -208,6 +216,7 @@ fn a_path_is_narrow_if_its_round_trip_grows_as_a_download_falls() {
     assert_eq!(fall(500_000, 6_250, 100).as_deref(), Some(narrow));
     assert_eq!(fall(25_000, 6_250, 100).as_deref(), Some(slow), "this is not far below");
     assert_eq!(fall(6_250, 6_250, 100).as_deref(), Some(slow), "it never carried more");
+    assert_eq!(fall(25_000, 0, 100).as_deref(), Some(slow), "somebody has read a page");
     assert_eq!(fall(500_000, 6_250, 500_000), None, "an upload fills the queue");
 }
 
@@ -217,11 +226,9 @@ fn a_path_is_starved_if_it_carries_little_of_what_is_asked_or_of_what_it_carried
     let carry = |before: u64, after: u64, wait: Duration| {
         let mut path = path();
         for _ in 0..8 {
-            path.next(|look| look.sent_bytes += before);
+            path.carry(before, Duration::ZERO);
         }
-        let looks = [wait, Duration::ZERO].map(|wait| {
-            path.next(|look| (look.sent_bytes, look.wait) = (look.sent_bytes + after, wait))
-        });
+        let looks = [wait, Duration::ZERO].map(|wait| path.carry(after, wait));
         let [_, last] = looks;
         (last.starved, last.rate, last.fell_to)
     };
@@ -256,4 +263,25 @@ fn what_was_carried_over_the_path_before_is_asked_of_the_next() {
         }
         assert_eq!((last.starved, last.fell_to), (expected, expected), "rests: {rests}");
     }
+}
+
+/// Counters are not read during a rest, so that the last look before it is the first of the rate after it.
+#[test]
+fn a_rest_is_no_time_in_which_little_was_carried() {
+    let mut path = path();
+    for _ in 0..8 {
+        path.carry(500_000, Duration::ZERO);
+    }
+    let mut last = Symptoms::default();
+    while !path.watch.is_resting() {
+        last = path.next(|_| ());
+    }
+    assert_eq!(last.starved, None, "nothing is asked");
+    path.look.at += 60 * WINDOW;
+    path.watch.wake(path.look.at);
+    for _ in 0..8 {
+        let symptoms = path.carry(100_000, 100 * MS);
+        assert_eq!(symptoms.starved, None, "it carries 3.2 Mbit/s");
+    }
+    assert_eq!(path.watch.figures().rate, [3_200_000, 0]);
 }

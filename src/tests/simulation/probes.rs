@@ -1,0 +1,61 @@
+//! Bursts over a probe's connection: each one that is awaited has a result.
+
+use super::*;
+use crate::path::{
+    PathKey,
+    manager::Event,
+    probe::{Probe, Prober, Probes},
+    quality::{Burst, Sample},
+};
+
+/// A probe over wifi that asks the server with this key, and what it tells.
+async fn probe(day: &Day, server: crate::identity::PublicKey) -> (Probe, mpsc::Receiver<Event>) {
+    let servers = SERVERS.map(|server| server.parse().unwrap());
+    let paths = day.hosts.client_config().paths;
+    let (candidate, _) = day.world.candidates(&servers, &paths).await.unwrap().remove(0);
+    let handshake =
+        Handshake::new(&day.hosts.client, server, tls::PROBE, quic::probe_transport()).unwrap();
+    let (events, told) = mpsc::channel(4);
+    let prober = Prober::new(Probes { handshake, process: 1 }, events, drop);
+    let key = PathKey::from(&candidate);
+    (Probe::start(day.world.clone(), prober, candidate, key, BOUND), told)
+}
+
+async fn sampled(told: &mut mpsc::Receiver<Event>) -> Option<Sample> {
+    match timeout(BOUND, told.recv()).await.expect("it is told in time") {
+        Some(Event::Sampled(_, sample)) => sample,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_burst_that_is_asked_for_during_another_one_is_made_and_its_result_alone_is_told() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let (probe, mut told) = probe(&day, day.hosts.server.public_key()).await;
+        probe.sample(Burst::Small, false);
+        let small = sampled(&mut told).await.expect("it is answered");
+        assert!(small.answered > 0 && small.rate.is_none(), "{small:?}");
+        probe.sample(Burst::Small, false);
+        sleep(Duration::from_millis(200)).await;
+        probe.sample(Burst::Large, false);
+        let large = sampled(&mut told).await.expect("it is answered");
+        assert!(large.rate.is_some(), "{large:?}");
+        sleep(BOUND).await;
+        assert!(told.try_recv().is_err(), "the other one is over");
+    });
+}
+
+#[test]
+fn a_burst_over_a_path_whose_handshakes_fail_shows_that_nothing_came_back() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        let (probe, mut told) = probe(&day, day.hosts.client.public_key()).await;
+        let asked = clock::now();
+        probe.sample(Burst::Small, false);
+        assert_eq!(sampled(&mut told).await, None);
+        assert!(clock::now() - asked < Duration::from_secs(1), "it is another server that answers");
+    });
+}
