@@ -15,9 +15,10 @@
 //!
 //! Packets that a radio loses come in bursts, which chance alone would not explain. So the mean length of bursts is
 //! measured, and all counts are judged by the larger variance that it means; the first few may be of any length, and end
-//! no slow start. A cut follows from the worst of many moments: on such a link less is lost afterwards whatever we do, and
-//! that less is no proof that the cut has helped. What overflows is lost together, too, but
-//! where the queue is full, and that is no burst.
+//! no slow start. What overflows is lost together, too, but where the queue is full, and that is no burst.
+//!
+//! A cut follows from the worst of many moments: on a link that loses by chance less is lost afterwards whatever we do, and
+//! that less is no proof that the cut has helped. So what is to be expected is what was lost over a longer time.
 //!
 //! A loss is found out up to two round trips after the packet was sent, since packets may overtake one another. Its
 //! neighbours are those that were sent at about the same time.
@@ -60,9 +61,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A trial asks whether as much is lost as before, or this part of it (Wald's sequential test).
 const HELPED: f64 = 0.25;
-/// Where bursts of more than so many packets are lost, this part of the share that made a cut is to be expected
-/// afterwards, and [`CHANCE`] at least.
-const FEW_TOGETHER: f64 = 2.0;
+/// What is to be expected after a cut in vain is the share over once to twice so many packets, but this part of the share
+/// that made the cut at the least, and [`CHANCE`].
+const LASTING: f64 = 1000.0;
 const REGRESSION: f64 = 0.5;
 /// The logarithm of how much likelier one of both must be.
 const CERTAIN: f64 = 4.0;
@@ -106,7 +107,9 @@ pub(super) struct LossJudge {
     round_ends: Option<Instant>,
     /// The same over some hundred packets.
     long: Count,
-    /// When it was halved.
+    /// And over some thousand.
+    lasting: Count,
+    /// When `long` was halved.
     aged: Option<Instant>,
     /// For how many times [`WHILE`] in a row more was lost than is usual.
     high: u8,
@@ -130,6 +133,8 @@ pub(super) struct LossJudge {
 struct Trial {
     since: Instant,
     share_before: f64,
+    /// The same over a longer time.
+    lasting: f64,
     is_repeated: bool,
     /// Losses were few, but where the queue was full.
     is_of_few: bool,
@@ -139,11 +144,11 @@ struct Trial {
 }
 
 impl Trial {
-    /// The share that is lost after a cut that was in vain. What made the cut was the worst moment of many: where packets
-    /// are lost in bursts, less is lost afterwards without any help.
-    fn share_by_chance(&self, burst: f64) -> f64 {
-        let ordinary = CHANCE.max(self.share_before * REGRESSION);
-        if burst > FEW_TOGETHER { self.share_before.min(ordinary) } else { self.share_before }
+    /// The share that is lost after a cut that was in vain. What made the cut was the worst moment of many: less is lost
+    /// afterwards without any help.
+    fn share_by_chance(&self) -> f64 {
+        let ordinary = CHANCE.max(self.share_before * REGRESSION).max(self.lasting);
+        self.share_before.min(ordinary)
     }
 }
 
@@ -221,12 +226,16 @@ impl LossJudge {
             } else {
                 (0, Count::default())
             };
-            self.long = Count { arrived: self.long.arrived / 2, lost: self.long.lost / 2 };
+            self.long = self.long.half();
         }
         if self.is_after_cut(sent) {
             self.this.arrived += bytes;
         }
         self.long.arrived += bytes;
+        self.lasting.arrived += bytes;
+        if self.lasting.packets(mtu) > 2.0 * LASTING {
+            self.lasting = self.lasting.half();
+        }
         self.run.arrived += bytes;
         if let Some(unused) = &mut self.unused {
             unused.arrived += bytes;
@@ -252,6 +261,7 @@ impl LossJudge {
     pub(super) fn on_loss(&mut self, now: Instant, lost: Lost, mtu: u16) -> Verdict {
         let Lost { sent, bytes, rate, base, competes, delayed, starves, starts, .. } = lost;
         self.long.lost += bytes;
+        self.lasting.lost += bytes;
         self.run.lost += bytes;
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
@@ -308,6 +318,7 @@ impl LossJudge {
         self.trial = Some(Trial {
             since: now,
             share_before,
+            lasting: self.lasting.share(),
             is_repeated,
             is_of_few,
             is_of_start: starts && !delayed,
@@ -381,7 +392,7 @@ impl LossJudge {
     fn ends_trial(&mut self, now: Instant, rtt: Duration, mtu: u16) -> Option<Outcome> {
         let trial = self.trial?;
         let (packets, lost) = (trial.count.packets(mtu), trial.count.lost as f64 / f64::from(mtu));
-        let expected = packets * trial.share_by_chance(self.burst());
+        let expected = packets * trial.share_by_chance();
         // The logarithm of how much likelier it is that nothing has changed.
         let evidence = (1.0 - HELPED).mul_add(-expected, lost * (1.0 / HELPED).ln());
         let spread = variance(self.burst());
@@ -430,5 +441,31 @@ impl LossJudge {
         }
         self.next_trial = Some(now + self.pause);
         Some(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_made_a_cut_is_not_what_is_expected_after_it() {
+        let expected = |share_before, lasting| {
+            let trial = Trial {
+                since: Instant::now(),
+                share_before,
+                lasting,
+                is_repeated: false,
+                is_of_few: false,
+                is_of_start: false,
+                count: Count::default(),
+            };
+            trial.share_by_chance()
+        };
+        assert_eq!(expected(0.06, 0.035), 0.035, "a radio at a bad moment");
+        assert_eq!(expected(0.06, 0.001), 0.03, "little was lost for long");
+        assert_eq!(expected(0.06, 0.08), 0.06);
+        assert_eq!(expected(0.03, 0.001), CHANCE);
+        assert_eq!(expected(0.015, 0.001), 0.015);
     }
 }

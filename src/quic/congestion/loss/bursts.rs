@@ -21,6 +21,10 @@ impl Count {
         self.lost as f64 / (self.arrived + self.lost).max(1) as f64
     }
 
+    pub(super) fn half(self) -> Self {
+        Self { arrived: self.arrived / 2, lost: self.lost / 2 }
+    }
+
     pub(super) fn packets(self, mtu: u16) -> f64 {
         (self.arrived + self.lost) as f64 / f64::from(mtu)
     }
