@@ -299,6 +299,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
             // is lost on the old path.
             fresh_since: now,
             acked: None,
+            together: None,
             asked: self.handle.0.asked.load(Relaxed),
         })
     }
@@ -316,8 +317,18 @@ struct Renewable<G> {
     fresh_since: Instant,
     /// When the newest packet that the present acknowledgement tells of was sent, and the number of its packets.
     acked: Option<(Instant, u32)>,
+    together: Option<Together>,
     /// Bytes that the other side had asked for at the last look.
     asked: u64,
+}
+
+/// Acknowledged packets that quinn sent at one moment. They tell the same, so that all of them are judged once.
+#[derive(Clone, Copy)]
+struct Together {
+    sent: Instant,
+    packets: u64,
+    bytes: u64,
+    app_limited: bool,
 }
 
 impl<G> Drop for Renewable<G> {
@@ -348,6 +359,35 @@ impl<G: Growth> Renewable<G> {
             let asked = self.handle.0.asked.load(Relaxed);
             let before = std::mem::replace(&mut self.asked, asked);
             self.path.on_asked(now, asked.saturating_sub(before));
+        }
+    }
+
+    /// A packet is acknowledged. It is judged with the others that were sent at the same moment.
+    fn arrived(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
+        let (newest, packets) = self.acked.unwrap_or((sent, 0));
+        self.acked = Some((newest.max(sent), packets + 1));
+        match &mut self.together {
+            Some(together) if together.sent == sent => {
+                together.packets += 1;
+                together.bytes += bytes;
+            }
+            _ => {
+                self.judge(now);
+                self.together = Some(Together { sent, packets: 1, bytes, app_limited });
+            }
+        }
+    }
+
+    /// Judges what was acknowledged, and not judged yet.
+    fn judge(&mut self, now: Instant) {
+        let Some(Together { sent, packets, bytes, app_limited }) = self.together.take() else {
+            return;
+        };
+        self.handle.acknowledged(now, sent);
+        if !self.landed(sent, bytes) {
+            self.handle.0.delivered_packets.fetch_add(packets, Relaxed);
+            self.handle.0.delivered_bytes.fetch_add(bytes, Relaxed);
+            self.path.on_ack(now, sent, bytes, app_limited);
         }
     }
 
@@ -387,15 +427,8 @@ impl<G: Growth> Controller for Renewable<G> {
         rtt: &RttEstimator,
     ) {
         self.renew(now);
-        self.handle.acknowledged(now, sent);
-        let (newest, packets) = self.acked.unwrap_or((sent, 0));
-        self.acked = Some((newest.max(sent), packets + 1));
-        if !self.landed(sent, bytes) {
-            self.handle.0.delivered_packets.fetch_add(1, Relaxed);
-            self.handle.0.delivered_bytes.fetch_add(bytes, Relaxed);
-            self.path.estimate(rtt);
-            self.path.on_ack(now, sent, bytes, app_limited);
-        }
+        self.path.estimate(rtt);
+        self.arrived(now, sent, bytes, app_limited);
     }
 
     fn on_end_acks(
@@ -406,6 +439,7 @@ impl<G: Growth> Controller for Renewable<G> {
         largest_packet_num_acked: Option<u64>,
     ) {
         self.renew(now);
+        self.judge(now);
         if let Some((sent, packets)) = self.acked.take() {
             self.handle.acknowledged_to(now, sent, packets);
         }

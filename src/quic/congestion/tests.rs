@@ -52,6 +52,28 @@ fn what_the_other_side_does_not_miss_is_not_lost() {
     assert!(controller.window() < window, "nothing arrives at all");
 }
 
+/// quinn sends bursts at one moment, and tells of each packet that arrived.
+#[test]
+fn packets_that_were_sent_at_one_moment_count_as_one() {
+    let (start, size) = (Instant::now(), u64::from(MTU));
+    let told = |packets: u64, size: u64| {
+        let handle = CongestionHandle::default();
+        let controller = Arc::new(Factory::<Cubic>::new(handle.clone())).build(start, MTU);
+        let mut controller = controller.into_any().downcast::<Renewable<Cubic>>().unwrap();
+        for round in 0..20 {
+            let sent = start + round * Duration::from_millis(50);
+            let now = sent + Duration::from_millis(40);
+            (0..packets).for_each(|packet| controller.on_sent(sent, size, packet));
+            (0..packets).for_each(|_| controller.arrived(now, sent, size, false));
+            controller.on_end_acks(now, 0, false, None);
+        }
+        (controller.window(), handle.delivered())
+    };
+    let ((window, delivered), (same, _)) = (told(20, size), told(1, 20 * size));
+    assert_eq!((window, delivered), (same, (400, 400 * size)));
+    assert!(window > INITIAL_WINDOW, "it grew");
+}
+
 /// So it is with the acknowledgements of a transfer the other way.
 #[test]
 fn a_burst_that_takes_all_of_the_little_that_is_sent_does_not_close_the_window() {
