@@ -6,8 +6,9 @@ use bytes::BytesMut;
 
 /// Memory to cut packets from. A chunk is reused when all its packets are gone.
 ///
-/// Of several such chunks, the one whose packets went last comes first: it is still in the processor's cache. If they took
-/// turns, each would be fetched from memory again, however few are needed at once.
+/// Of several such chunks, the one that was filled last comes first: it is still in the processor's cache. If they took
+/// turns, each would be fetched from memory again, however few are needed at once. One whose packets are not gone hides those that
+/// were filled after it.
 #[derive(Debug)]
 pub(crate) struct Chunks {
     size: usize,
@@ -15,7 +16,7 @@ pub(crate) struct Chunks {
     current: Option<BytesMut>,
     /// Chunks with packets, oldest first.
     used: VecDeque<BytesMut>,
-    /// Chunks without, in the order in which they became free.
+    /// Chunks without. Those that were filled last come last, and are used first.
     free: Vec<BytesMut>,
 }
 

@@ -1,7 +1,7 @@
 //! The sending side: numbers, the ring of what was sent, and what is sent once more.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     iter,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use super::{Moment, proof::Proof};
 use crate::{
     tunnel::{
         chunks::Chunks,
-        flow::{self, Classifier, Kind, SMALL, is_small},
+        flow::{self, Classifier, Kind, SMALL},
         pool::Share,
         queue::is_stale,
     },
@@ -102,8 +102,8 @@ pub struct Sender {
     offered: u64,
     /// Packets that were to be sent again because a path died or was silent, since the last look.
     resumed: u64,
-    /// What was numbered last went into a queue again.
-    has_given_back: bool,
+    /// The numbers of packets of the newest batch that went into a queue again.
+    given_back: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -176,7 +176,7 @@ impl Default for Sender {
             tail: None,
             offered: 0,
             resumed: 0,
-            has_given_back: false,
+            given_back: HashSet::new(),
         }
     }
 }
@@ -190,7 +190,7 @@ impl Sender {
     /// Numbers the packets of `batch`: `datagrams` gets their datagrams, in order.
     pub fn number(&mut self, batch: &[Packet], moment: Moment, datagrams: &mut Vec<Bytes>) {
         let Moment { now, .. } = moment;
-        self.has_given_back = false;
+        self.given_back.clear();
         let mut run: Option<(&Packet, usize)> = None;
         for packet in batch {
             let (kind, number) = (flow::kind(packet.ip()), self.next);
@@ -474,14 +474,13 @@ impl Sender {
     /// The connection is over, and `packets`, the newest ones, were not sent: they leave the ring. What has been given back
     /// already leaves `packets`.
     pub(crate) fn take_unsent(&mut self, packets: &mut Vec<Packet>) {
+        let mut numbers = self.next.saturating_sub(packets.len() as u64)..;
+        packets.retain(|_| numbers.next().is_some_and(|number| !self.given_back.contains(&number)));
         let dropped = self.ring.split_off(self.ring.len().saturating_sub(packets.len()));
         self.next -= dropped.len() as u64;
         self.bytes -= dropped.iter().map(|sent| sent.datagram.len() + OVERHEAD).sum::<usize>();
         self.share.take(self.bytes);
         self.tail = None;
-        if self.has_given_back {
-            packets.retain(|packet| !is_small(packet));
-        }
     }
 
     /// The other side is gone: empties the ring, and returns its small packets that nothing proves to have arrived and that
@@ -495,18 +494,18 @@ impl Sender {
             Kind::Datagram => !is_stale(false, sent.at, now),
             Kind::BareAck => false,
         };
-        let small = ring
-            .into_iter()
-            .rev()
-            .filter(|sent| sent.is_small() && is_of_use(sent) && is_unproven(sent.at));
-        let packet = |sent: Sent| {
+        let newest_first = (0..self.next).rev().zip(ring.into_iter().rev());
+        let small = newest_first
+            .filter(|(_, sent)| sent.is_small() && is_of_use(sent) && is_unproven(sent.at))
+            .take(MOST_SMALL);
+        let packet = |(number, sent): (u64, Sent)| {
             let packet = Packet::from_datagram(sent.datagram.slice(HEADER..));
             // It does not keep a chunk in memory.
-            (sent.at, packet.detached())
+            (number, (sent.at, packet.detached()))
         };
-        let mut taken: Vec<_> = small.take(MOST_SMALL).map(packet).collect();
+        let (numbers, mut taken): (HashSet<_>, Vec<_>) = small.map(packet).unzip();
+        (self.given_back, self.bytes, self.tail) = (numbers, 0, None);
         taken.reverse();
-        (self.bytes, self.tail, self.has_given_back) = (0, None, true);
         self.share.take(0);
         taken
     }

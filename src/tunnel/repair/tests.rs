@@ -880,10 +880,27 @@ fn what_was_not_sent_leaves_the_ring() {
     assert_eq!(sender.next_deadline().map(|at| at > now), Some(true));
     let taken: Vec<_> = sender.take_unproven(now).into_iter().map(|(_, packet)| packet).collect();
     assert_eq!(taken, packets[..3]);
-    let large = packet(0, 5, 1200);
-    let mut unsent = vec![packets[2].clone(), large.clone()];
+    let mut unsent = packets[1..3].to_vec();
     sender.take_unsent(&mut unsent);
-    assert_eq!((sender.kept(), unsent), (0, vec![large]), "small ones were given back already");
+    assert_eq!((sender.kept(), unsent), (0, vec![]), "they were given back already");
+}
+
+/// Large packets are not given back, nor is what an acknowledgement of their batch seems to prove.
+#[test]
+fn what_was_not_sent_and_not_given_back_is_returned() {
+    let (now, mut sender) = (Instant::now(), Sender::default());
+    let moment = Moment { now, rtt: 10 * MS };
+    let packets = [packet(0, 0, 80), packet(0, 1, 1200), packet(0, 2, 80)];
+    for (is_proven, expected) in [(false, &packets[1..2]), (true, &packets[1..])] {
+        sender.number(&packets, moment, &mut Vec::new());
+        if is_proven {
+            let _ = sender.acknowledged(Some(now), None, Moment { now: now + 10 * MS, ..moment });
+        }
+        let _ = sender.take_unproven(now + 10 * MS);
+        let mut unsent = packets[1..].to_vec();
+        sender.take_unsent(&mut unsent);
+        assert_eq!(unsent, expected);
+    }
 }
 
 #[test]
