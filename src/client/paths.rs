@@ -122,6 +122,10 @@ impl PathTable {
         for candidate in found {
             let entry = self.entries.entry(PathKey::from(candidate));
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
+            if entry.candidate.router != candidate.router {
+                // Of another network.
+                entry.memory = None;
+            }
             entry.candidate.clone_from(candidate);
         }
     }

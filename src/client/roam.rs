@@ -445,6 +445,10 @@ impl<'a> Roamer<'a> {
                 self.paths.stop_asking(key);
                 self.inquiries.hear(&Event::Refused(key));
                 if active == Some(key) {
+                    // The first round trip of a connection is its own.
+                    if self.is_measured {
+                        self.measure_anew();
+                    }
                     self.quality.begin(clock::now());
                 } else {
                     self.paths.leave(key, clock::now());
@@ -463,11 +467,16 @@ impl<'a> Roamer<'a> {
         self.paths.ask(key, self.config.borrow().paths.probe_timeout);
     }
 
+    /// The round trip that was measured is of another network.
+    fn measure_anew(&mut self) {
+        self.connection.measure_anew();
+        self.is_measured = false;
+    }
+
     fn switch(&mut self, to: PathKey, reason: Reason) {
         let now = clock::now();
         let memory = self.connection.remembered();
-        self.connection.measure_anew();
-        self.is_measured = false;
+        self.measure_anew();
         self.shown.copies(self.datapath.counters.copies(), now);
         let Some(departure) = self.paths.switch(to, memory, now) else { return };
         // What a server that just answered says of our session is still to come.

@@ -252,7 +252,7 @@ impl Manager {
             }
             // Behind another router is another network.
             if let Some(path) = self.paths.remove(&key) {
-                record.keep(key, path, false, now);
+                record.keep_verdict(key, path, now);
                 actions.push(Action::Forget(key));
             }
             self.paths.insert(key, record.recall(candidate, facts));

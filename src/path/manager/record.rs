@@ -50,18 +50,24 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The connection over this path, or `is_gone` with its link or address, is over, or its network is another.
+    /// The connection over this path, or `is_gone` with its link or address, is over.
     pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
-        let Path { link, router, mut failures, quality, .. } = path;
+        let mut failures = path.failures;
+        self.keep_verdict(key, path, now);
+        if is_gone {
+            failures.add(now);
+        }
+        self.failures.insert(key, failures);
+    }
+
+    /// This path is over, or its network is another.
+    pub(super) fn keep_verdict(&mut self, key: PathKey, path: Path, now: Instant) {
+        let Path { link, router, failures, quality, .. } = path;
         if let Some(quality) = quality.kept(now) {
             let PathKey { server, transport, .. } = key;
             let verdict = Verdict { quality, failures, until: now + MEMORY };
             self.verdicts.insert(Way { link, router, server, transport }, verdict);
         }
-        if is_gone {
-            failures.add(now);
-        }
-        self.failures.insert(key, failures);
     }
 
     /// Forgets what is too old.
