@@ -325,6 +325,8 @@ struct Renewable<G> {
 /// Acknowledged packets that quinn sent at one moment. They tell the same, so that all of them are judged once.
 #[derive(Clone, Copy)]
 struct Together {
+    /// When the first of them was acknowledged.
+    now: Instant,
     sent: Instant,
     packets: u64,
     bytes: u64,
@@ -372,15 +374,15 @@ impl<G: Growth> Renewable<G> {
                 together.bytes += bytes;
             }
             _ => {
-                self.judge(now);
-                self.together = Some(Together { sent, packets: 1, bytes, app_limited });
+                self.judge();
+                self.together = Some(Together { now, sent, packets: 1, bytes, app_limited });
             }
         }
     }
 
     /// Judges what was acknowledged, and not judged yet.
-    fn judge(&mut self, now: Instant) {
-        let Some(Together { sent, packets, bytes, app_limited }) = self.together.take() else {
+    fn judge(&mut self) {
+        let Some(Together { now, sent, packets, bytes, app_limited }) = self.together.take() else {
             return;
         };
         self.handle.acknowledged(now, sent);
@@ -439,7 +441,7 @@ impl<G: Growth> Controller for Renewable<G> {
         largest_packet_num_acked: Option<u64>,
     ) {
         self.renew(now);
-        self.judge(now);
+        self.judge();
         if let Some((sent, packets)) = self.acked.take() {
             self.handle.acknowledged_to(now, sent, packets);
         }
