@@ -149,7 +149,7 @@ fn map(table: toml::Table) -> Map<String, Value> {
     table.into_iter().map(|(key, inner)| (key, value(inner))).collect()
 }
 
-/// Dates, which no key is, become texts.
+/// Dates, which no key is, become texts. In [`tree`] `nan` and `inf` are null.
 fn value(toml: toml::Value) -> Value {
     let kind: ValueKind = match toml {
         toml::Value::String(text) => text.into(),
