@@ -64,7 +64,7 @@ use crate::{
 };
 
 /// Days of an ordinary test run.
-const DAYS: u64 = 20;
+const DAYS: u64 = 10;
 /// How long a day lasts.
 const DAY: Duration = Duration::from_secs(300);
 /// Longer than any retry or dwell.
