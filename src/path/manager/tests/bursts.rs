@@ -1,7 +1,7 @@
 //! Which bursts are made, and when.
 
 use super::{
-    quality::{LOOK, SECOND, feel, lossy, sample, small, with_metered_lte},
+    quality::{LOOK, SECOND, feel, lossy, sample, small, with_another_way_over, with_metered_lte},
     record::at,
     *,
 };
@@ -78,11 +78,7 @@ fn the_worst_symptoms_of_an_inspection_count_until_it_ends() {
 
 #[test]
 fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
-    let mut fixture = on_wifi();
-    let other = elsewhere(2);
-    let path = PathKey::from(&other.0);
-    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
-    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    let (mut fixture, path) = with_another_way_over(2);
     assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
     assert_eq!(fixture.tell(Event::Sampled(key(2), sample(24, 50))), []);
     assert_eq!(fixture.tell(Event::Sampled(key(1), sample(24, 10))), []);
@@ -123,11 +119,7 @@ fn the_result_of_a_burst_that_is_not_awaited_any_more_shows_nothing() {
 
 #[test]
 fn a_burst_over_a_path_that_fails_is_not_awaited() {
-    let mut fixture = on_wifi();
-    let other = elsewhere(2);
-    let path = PathKey::from(&other.0);
-    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
-    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    let (mut fixture, path) = with_another_way_over(2);
     assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
     let actions = fixture.tell(Event::Refused(key(2)));
     assert_eq!(actions, [Action::Forget(key(2)), Action::Sample(path, Burst::Small)]);
@@ -147,11 +139,7 @@ fn a_burst_that_is_not_wanted_any_more_is_not_awaited_for_ever() {
 
 #[test]
 fn after_a_burst_that_was_cut_short_another_standby_of_the_link_has_its_turn_at_once() {
-    let mut fixture = on_wifi();
-    let other = elsewhere(2);
-    let path = PathKey::from(&other.0);
-    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
-    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    let (mut fixture, path) = with_another_way_over(2);
     assert_eq!(feel(&mut fixture, lossy(0.1)), [small(1), small(2)]);
     let actions = fixture.tell(Event::Sampled(key(2), Some(Sample::default())));
     assert_eq!(actions, [Action::Sample(path, Burst::Small)]);

@@ -1,17 +1,13 @@
 //! Paths that carry too little.
 
 use super::{
-    quality::{LOOK, SECOND, feel, lossy, sample, small},
+    quality::{LOOK, SECOND, feel, lossy, sample, small, with_another_way_over},
     *,
 };
 
 #[test]
 fn large_echoes_do_not_go_over_a_link_that_carries_too_little() {
-    let mut fixture = on_wifi();
-    let other = elsewhere(1);
-    let path = PathKey::from(&other.0);
-    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
-    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    let (mut fixture, _) = with_another_way_over(1);
     let narrow = Symptoms { rate: Some(200_000), ..Symptoms::default() };
     assert_eq!(feel(&mut fixture, narrow), [Action::Sample(key(2), Burst::Large)]);
 }

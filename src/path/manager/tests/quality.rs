@@ -22,6 +22,16 @@ pub(super) fn small(link: u32) -> Action {
     Action::Sample(key(link), Burst::Small)
 }
 
+/// Like [`on_wifi`], with a second standby over this link: to another address of the server.
+pub(super) fn with_another_way_over(link: u32) -> (Fixture, PathKey) {
+    let mut fixture = on_wifi();
+    let other = elsewhere(link);
+    let path = PathKey::from(&other.0);
+    let _ = fixture.tell(Event::Candidates([found(&[WIFI, LTE]), vec![other]].concat()));
+    let _ = fixture.tell(Event::Answered(path, Some(50 * MS)));
+    (fixture, path)
+}
+
 /// Like [`on_wifi`], with an lte that costs money.
 pub(super) fn with_metered_lte() -> Fixture {
     let mut fixture = on_wifi();
