@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chunk_that_became_free_last_is_used_first() {
+    fn of_free_chunks_the_one_that_was_filled_last_is_used_first() {
         let mut chunks = Chunks::new(SIZE, KEPT);
         let packets = [(); KEPT].map(|()| cut(&mut chunks));
         let [first, second, third] = packets.each_ref().map(|packet| packet.as_ptr());
