@@ -308,7 +308,8 @@ impl Manager {
         let active = self.active().filter(|active| *active != key);
         let active_rtt = active.and_then(|active| self.paths.get(&active)?.rtt);
         let Some(path) = self.paths.get_mut(&key) else { return };
-        path.rtt = rtt.or(path.rtt);
+        // A handshake measures nothing, and what was measured before the path failed may be true no more.
+        path.rtt = rtt.or(path.rtt.filter(|_| matches!(path.state, State::Standby { .. })));
         path.answered = Some(now);
         if let Some(rtt) = rtt {
             path.quality.answered(rtt, active_rtt);

@@ -137,14 +137,14 @@ impl Manager {
         })
     }
 
-    /// The time from which a path may replace one that works; `None` unless it is a standby that is not being
-    /// probed.
+    /// The time from which a path may replace one that works; `None` unless it is a standby that was measured and is
+    /// not being probed.
     pub(super) fn ready_at(&self, path: &Path) -> Option<Instant> {
         let State::Standby { since, check } = path.state else { return None };
         if self.is_chosen(&path.link) {
             return Some(since);
         }
-        if matches!(check, Some(Check::AnswerBy(_))) {
+        if matches!(check, Some(Check::AnswerBy(_))) || path.rtt.is_none() {
             return None;
         }
         let dwell = match path.failures.count(since) {

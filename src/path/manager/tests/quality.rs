@@ -318,6 +318,28 @@ fn a_standby_that_became_slow_is_not_moved_to_until_it_is_fast_again() {
 }
 
 /// Neither is good, so that nothing decides but how bad they are.
+/// It grew at once from 10 to 800 ms, so that the path was taken for silent.
+#[test]
+fn a_path_that_answers_again_is_measured_before_it_is_preferred() {
+    for (rtt, expected) in [(12, Some(Reason::Preferred)), (800, None)] {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+        doubt(&mut fixture);
+        let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        assert_eq!(actions.first(), Some(&Action::Switch(key(2), Reason::Silent)));
+        let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
+        let actions = fixture.wait(SECOND);
+        assert!(actions.contains(&Action::Ask(key(1))), "{actions:?}");
+        assert_eq!(fixture.tell(Event::Answered(key(1), None)), [], "a handshake");
+        assert_eq!(fixture.wait(SECOND), [], "its round trip is not known");
+        let mut actions = fixture.tell(Event::Answered(key(1), Some(rtt * MS)));
+        actions.extend(fixture.wait(SECOND));
+        let switch = actions.iter().find(|action| matches!(action, Action::Switch(..)));
+        assert_eq!(switch, expected.map(|reason| Action::Switch(key(1), reason)).as_ref());
+        assert_eq!(fixture.manager.fault(key(1)).is_some(), expected.is_none());
+    }
+}
+
 #[test]
 fn of_two_bad_paths_the_one_that_becomes_much_worse_is_left() {
     let slow = Symptoms { rtt: Some(1200 * MS), ..Symptoms::default() };
