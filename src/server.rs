@@ -201,7 +201,6 @@ pub(crate) async fn run(config: ServerConfig, daemon: Daemon) -> anyhow::Result<
         // The goodbye comes before the connections' tasks are dropped: a connection that nobody holds is closed
         // without a word.
         () = apart(server.drained(&mut stops)).map(|()| endpoint.close(close::GOODBYE, b"the server stops")) => {
-            systemd::stopping();
             let goodbye = tokio::time::timeout(GOODBYE, endpoint.wait_idle());
             // What is sent to the peers from here on may go to another server at once.
             let (_, (), ()) = tokio::join!(goodbye, routes.remove(), server.give_up_claims());

@@ -12,6 +12,7 @@
 use std::{
     convert::Infallible,
     fmt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,8 @@ const BULK_PACE: Duration = Duration::from_secs(1);
 pub(super) struct Drain {
     /// When the server stops at the latest; none while it serves on.
     until: watch::Sender<Option<Instant>>,
+    /// A signal said so: whoever sent it waits for the end of the process.
+    is_final: AtomicBool,
     clients: watch::Sender<Clients>,
 }
 
@@ -124,9 +127,21 @@ impl Drain {
         self.until.send_replace(Some(until));
     }
 
-    /// Serves on; `false` if nothing was drained.
-    fn cancel(&self) -> bool {
-        self.until.send_replace(None).is_some()
+    /// Gives clients until `end`, or until the earlier time that they were given before. This cannot be cancelled.
+    pub(super) fn stop(&self, end: Instant) {
+        self.is_final.store(true, Relaxed);
+        let sooner = self.until.borrow().filter(|until| *until < end);
+        self.begin(sooner.unwrap_or(end));
+    }
+
+    /// Serves on, or says why not.
+    fn cancel(&self) -> Result<(), &'static str> {
+        if self.is_final.load(Relaxed) {
+            return Err(
+                "a signal stops the server, as `systemctl stop` does; start it again instead",
+            );
+        }
+        self.until.send_replace(None).map(|_| ()).ok_or("nothing is being drained")
     }
 
     /// Waits until nobody is waited for any more. Cancel safe.
@@ -160,7 +175,6 @@ impl fmt::Display for DrainingStatus {
 impl Server {
     /// Serves until a signal comes or a person drains the server, and all clients that can move have gone then.
     pub(super) async fn drained(&self, stops: &mut Stops) {
-        let mut is_told_to_stop = false;
         loop {
             tokio::select! {
                 // First: where nobody can move there is nothing to report.
@@ -169,12 +183,10 @@ impl Server {
                 signal = stops.next() => {
                     info!(signal, "stopping");
                     systemd::stopping();
-                    if std::mem::replace(&mut is_told_to_stop, true) {
+                    if self.drain.is_final.load(Relaxed) {
                         return;
                     }
-                    let end = clock::now() + self.configured.borrow().config.drain;
-                    let sooner = self.drain.until.borrow().filter(|until| *until < end);
-                    self.drain.begin(sooner.unwrap_or(end));
+                    self.drain.stop(clock::now() + self.configured.borrow().config.drain);
                 }
                 never = self.report_draining() => match never {},
             }
@@ -197,8 +209,8 @@ impl Server {
 
     /// Serves on.
     pub(super) fn cancel_drain(&self) -> Reply {
-        if !self.drain.cancel() {
-            return Reply::Error("nothing is being drained".into());
+        if let Err(reason) = self.drain.cancel() {
+            return Reply::Error(reason.into());
         }
         info!("draining was cancelled");
         self.events.tell(Event::DrainCancelled);

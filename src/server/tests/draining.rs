@@ -134,6 +134,18 @@ async fn a_server_that_serves_on_sends_nobody_away() {
 }
 
 #[tokio::test]
+async fn a_stop_is_not_cancelled() {
+    let site = Site::new();
+    let mut client = Bare::new(&site, 1, true).await;
+    begin(&site, 1);
+    assert!(client.is_sent_away().await);
+    site.server.drain.stop(clock::now() + PATIENCE);
+    assert!(matches!(site.server.cancel_drain(), Reply::Error(_)), "somebody waits for the end");
+    // The time that was given before is the shorter one, and stays.
+    timeout(PATIENCE / 2, site.server.drain.over()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_probe_of_a_process_that_is_elsewhere_is_refused_while_the_server_drains() {
     let site = Site::new();
     let _client = Bare::new(&site, 1, true).await;
