@@ -13,6 +13,8 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
+use anyhow::bail;
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -68,13 +70,7 @@ fn join(config: &ServerConfig, shared: &Known) -> (Vec<config::Peer>, Vec<Passed
         if in_file.get(&peer.public_key).is_some_and(|same| *same == peer) {
             continue;
         }
-        let misplaced = peer.addresses.iter().find_map(|address| {
-            if networks.iter().any(|network| network.addr() == *address) {
-                return Some(format!("{address} is this server's own"));
-            }
-            Some(format!("{address} {}", config::misplaced(*address, networks)?))
-        });
-        let problem = match misplaced {
+        let problem = match misplaced(peer, networks) {
             _ if peer.public_key == own_key => Some("has this server's own key".to_owned()),
             None => {
                 let taken = taken.claim(peer).err();
@@ -90,17 +86,37 @@ fn join(config: &ServerConfig, shared: &Known) -> (Vec<config::Peer>, Vec<Passed
     (peers, passed_over)
 }
 
+/// Why a peer cannot have one of its addresses in these networks of the server.
+fn misplaced(peer: &config::Peer, networks: &[IpNet]) -> Option<String> {
+    peer.addresses.iter().find_map(|address| {
+        if networks.iter().any(|network| network.addr() == *address) {
+            return Some(format!("{address} is this server's own"));
+        }
+        Some(format!("{address} {}", config::misplaced(*address, networks)?))
+    })
+}
+
 impl Server {
     /// Takes over a changed configuration; what takes a restart stays as it was and is named. Peers that are
     /// not in it any more, or have other addresses, are cut off; all others notice nothing.
-    pub(super) fn renew(&self, new: ServerConfig) -> Vec<&'static str> {
+    ///
+    /// # Errors
+    ///
+    /// If its peers fit its own networks only, which take a restart. Nothing changes then.
+    pub(super) fn renew(&self, new: ServerConfig) -> anyhow::Result<Vec<&'static str>> {
         let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let (stays, now) = {
             let before = self.configured.borrow();
+            for peer in &new.peers {
+                if let Some(reason) = misplaced(peer, &before.config.tun.addresses) {
+                    let name = &peer.name;
+                    bail!("peer {name}: {reason}; tun.addresses changes with a restart only");
+                }
+            }
             (before.config.takes_restart(&new), before.renewed(new, before.shared.clone()))
         };
         self.put_in_force(now);
-        stays
+        Ok(stays)
     }
 
     /// Takes over what the directory has now.
@@ -175,8 +191,9 @@ impl Server {
                 return Err("role: a server becomes a client with a restart".into());
             }
         };
-        daemon.log(&config.log);
-        let stays = self.renew(config);
+        let log = config.log.clone();
+        let stays = self.renew(config).map_err(|error| daemon.refused(&error))?;
+        daemon.log(&log);
         let restart_needed = stays.iter().map(ToString::to_string).collect();
         self.events.tell(Event::Reloaded { restart_needed });
         Ok(daemon.reloaded(&stays))

@@ -138,7 +138,7 @@ impl Site {
     }
 
     fn forget_laptop(&self) {
-        self.server.renew(Self::config(&self.key, &[]));
+        self.server.renew(Self::config(&self.key, &[])).unwrap();
     }
 
     fn tls(&self, key: &PrivateKey, alpn: &[u8]) -> ClientTls {
@@ -318,8 +318,23 @@ async fn a_peer_of_the_directory_has_a_session_until_it_is_removed_there() {
     assert_eq!(closed(&connection).await, close::UNKNOWN_KEY);
     assert!(laptop.close_reason().is_none(), "the others notice nothing");
     // The file is read again, and what the directory has stays.
-    site.server.renew(Site::config(&site.key, &[&site.laptop]));
+    site.server.renew(Site::config(&site.key, &[&site.laptop])).unwrap();
     assert!(site.server.configured.borrow().peers.with_key(other(2)).is_some());
+    assert!(laptop.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn peers_of_networks_that_take_a_restart_are_not_taken_over() {
+    let site = Site::new();
+    let laptop = site.connect(&site.laptop, tls::TUNNEL).await;
+    let _session = session::open(&laptop, true, 1).await.unwrap();
+    for (network, address) in [("10.66.0.254/24", "10.66.0.1"), ("10.67.0.1/24", "10.67.0.2")] {
+        let mut new = Site::config(&site.key, &[&site.laptop]);
+        new.tun.addresses = vec![network.parse().unwrap()];
+        new.peers[0].addresses = vec![address.parse().unwrap()];
+        let refused = site.server.renew(new).unwrap_err().to_string();
+        assert!(refused.contains(address) && refused.contains("restart"), "{refused}");
+    }
     assert!(laptop.close_reason().is_none());
 }
 
