@@ -31,6 +31,8 @@ mod problem;
 mod proxy;
 mod raw;
 mod read;
+#[cfg(test)]
+mod reference;
 mod relay;
 pub(crate) mod rights;
 mod server;

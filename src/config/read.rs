@@ -270,62 +270,6 @@ mod tests {
         assert_eq!(written(&RawConfig::Server(server)), known(Role::Server));
     }
 
-    /// What a file with nothing in it amounts to, as TOML.
-    fn defaults(role: Role) -> Value {
-        let prefer = Some(vec![Some(RawPreference::default())]);
-        let paths = RawPaths { prefer, ..Default::default() };
-        let (quic, log) = (Some(Default::default()), Some(Default::default()));
-        let raw = match role {
-            Role::Client => RawConfig::Client(RawClient {
-                server: Some(Default::default()),
-                tun: Some(Default::default()),
-                home: Some(Default::default()),
-                paths: Some(paths),
-                quic,
-                log,
-                ..Default::default()
-            }),
-            Role::Server => RawConfig::Server(RawServer {
-                tun: Some(Default::default()),
-                peer: Some(Vec::new()),
-                quic,
-                log,
-                ..Default::default()
-            }),
-        };
-        let toml = toml::to_string(&raw).unwrap();
-        toml::from_str(&toml).unwrap()
-    }
-
-    #[test]
-    fn the_reference_has_every_key_with_its_role_and_default() {
-        let reference = include_str!("../../docs/configuration.md");
-        let rows = reference.lines().filter(|line| line.starts_with("| `"));
-        let mut described = BTreeSet::new();
-        for row in rows {
-            let cells: Vec<_> = row.split('|').map(str::trim).collect();
-            let [_, path, role, shown, ..] = cells[..] else { panic!("{row}") };
-            let path = path.trim_matches('`');
-            let key = keys::find(path).unwrap_or_else(|| panic!("{path} is no key"));
-            assert_eq!(role, key.role.map_or("both".into(), |role| role.to_string()), "{path}");
-            let defaults = defaults(key.role.unwrap_or(Role::Client));
-            let default = path.split('.').try_fold(&defaults, |value, name| match value {
-                Value::Array(tables) => tables.first()?.get(name),
-                value => value.get(name),
-            });
-            let expected = match default {
-                Some(Value::Object(_)) | None => "–".to_owned(),
-                Some(Value::Array(tables)) if tables.iter().any(Value::is_object) => "`[]`".into(),
-                Some(value) => format!("`{value}`"),
-            };
-            assert!(path == "role" || shown == expected, "{path}: {shown}, {expected}");
-            described.insert(path.to_owned());
-        }
-        let known: BTreeSet<_> = known(Role::Client).union(&known(Role::Server)).cloned().collect();
-        let undescribed: Vec<_> = known.difference(&described).collect();
-        assert!(undescribed.is_empty(), "{undescribed:?}");
-    }
-
     fn any_value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
