@@ -107,6 +107,8 @@ impl Keeper {
             let mut changed = next.is_none();
             while let Some(news) = next {
                 match news {
+                    // Whether etcd is away is known when it was asked.
+                    News::Lost => {}
                     News::Away(why) => self.note(Standing::Away(Foreign::of(why))),
                     News::All(snapshot) => changed |= self.all(snapshot).await,
                     News::Changes(changes) => {

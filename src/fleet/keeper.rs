@@ -165,6 +165,7 @@ impl Keeper {
                         }
                     }
                 }
+                News::Lost => self.tell(site, Event::Away),
                 News::Away(error) => {
                     debug!(%error, "claims are not followed");
                     self.tell(site, Event::Away);

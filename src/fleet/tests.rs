@@ -143,7 +143,7 @@ async fn all(follow: &mut Follow) -> Snapshot {
     loop {
         match next(follow).await {
             News::All(snapshot) => return snapshot,
-            News::Away(_) => {}
+            News::Lost | News::Away(_) => {}
             News::Changes(changes) => panic!("{changes:?}"),
         }
     }
@@ -209,6 +209,7 @@ async fn a_follower_is_told_that_etcd_is_away_and_all_when_it_is_back() {
     let mut follow = store.follow("peers/");
     let before = all(&mut follow).await;
     cluster.kill(0);
+    assert!(matches!(next(&mut follow).await, News::Lost));
     assert!(matches!(next(&mut follow).await, News::Away(StoreError::Away(_))));
     let begun = clock::now();
     assert!(matches!(store.read("peers/").await, Err(StoreError::Away(_))));
@@ -230,6 +231,7 @@ async fn a_member_that_falls_silent_is_left_for_another() {
     // The first one is the one that is asked.
     cluster.signal(0, Signal::SIGSTOP);
     let begun = clock::now();
+    assert!(matches!(next(&mut follow).await, News::Lost));
     assert!(matches!(next(&mut follow).await, News::All(_)), "another one answers at once");
     assert!(clock::now() - begun < Duration::from_secs(8));
     store.transact([], [put("peers/a", "1")]).await.unwrap();

@@ -24,13 +24,15 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// News that wait for a slow follower. Then etcd waits, too.
 const NEWS: usize = 16;
 
-/// What a follower hears, in this order: `All`, then `Changes`, until `Away`, after which `All` comes again.
+/// What a follower hears, in this order: `All`, then `Changes`, until `Lost` or `Away`, after which `All` comes again.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
     /// Everything, at the beginning and after each interruption: what is not there was deleted.
     All(Snapshot),
     /// What changed since; in order, each once.
     Changes(Vec<Change>),
+    /// The watch has ended, and etcd is asked for everything: until it answers nobody knows what changes.
+    Lost,
     /// etcd cannot be asked any more; said once, and again when the reason changes.
     Away(StoreError),
 }
@@ -70,6 +72,9 @@ async fn follow(store: Store, prefix: String, news: mpsc::Sender<News>) {
                 match store.watch(&prefix, snapshot, &news).await {
                     Ok(()) => return,
                     Err(why) => debug!(%why, prefix, "the watch has ended"),
+                }
+                if news.send(News::Lost).await.is_err() {
+                    return;
                 }
                 if clock::now() - begun > LONGEST {
                     pauses = begin();
@@ -176,10 +181,15 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::Signal;
     use tokio::time::timeout;
 
     use super::*;
     use crate::fleet::tests::Cluster;
+
+    async fn next(follow: &mut Follow) -> News {
+        timeout(5 * HEARTBEAT, follow.next()).await.expect("nothing is told")
+    }
 
     #[tokio::test]
     async fn a_watch_begins_anew_when_another_call_has_left_its_member() {
@@ -187,10 +197,30 @@ mod tests {
         let store = cluster.store();
         let mut follow = store.follow("sessions/");
         for _ in 0..2 {
-            let news = timeout(5 * HEARTBEAT, follow.next()).await.unwrap();
+            let news = next(&mut follow).await;
             assert!(matches!(news, News::All(_)), "{news:?}");
             let number = store.place().number;
             store.leave(number);
+            let news = next(&mut follow).await;
+            assert!(matches!(news, News::Lost), "{news:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_ends_is_told_before_etcd_is_asked_again() {
+        let cluster = Cluster::of(1).await;
+        let mut follow = cluster.store().follow("sessions/");
+        let news = next(&mut follow).await;
+        assert!(matches!(news, News::All(_)), "{news:?}");
+        cluster.signal(0, Signal::SIGSTOP);
+        let news = next(&mut follow).await;
+        assert!(matches!(news, News::Lost), "{news:?}");
+        // What asks etcd has not been told yet that nobody answers.
+        assert!(follow.try_next().is_none());
+        let news = next(&mut follow).await;
+        assert!(matches!(news, News::Away(_)), "{news:?}");
+        cluster.signal(0, Signal::SIGCONT);
+        let news = next(&mut follow).await;
+        assert!(matches!(news, News::All(_)), "{news:?}");
     }
 }

@@ -83,7 +83,7 @@ impl Shared {
                 }
                 None => false,
             },
-            News::Away(_) => {
+            News::Lost | News::Away(_) => {
                 self.modified = None;
                 false
             }
