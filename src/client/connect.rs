@@ -55,10 +55,7 @@ impl Client {
             let begun = clock::now();
             let sessions = self.shown.sessions();
             let ended = self.connect(host, &mut minds, &loss, &mut before).await?;
-            // What its actions would close was the roamer's, and is closed.
-            let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
             self.queue.hold(true);
-            self.desired.lock().await.session = None;
             if matches!(ended, Ended::Paused) {
                 (loss, is_goodbye) = (Loss::none(), false);
                 before.forget();
@@ -293,8 +290,6 @@ impl Client {
                 Left::Ended(ended) => return Ok(ended),
                 Left::Moved(moved) => reached = moved.reached,
             }
-            // What its actions would close was the roamer's, and is closed.
-            let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::{
     host::Setup,
     identity::PublicKey,
     link::candidate::Candidate,
+    path::manager,
     quic::close,
     task::apart,
     tunnel::{egress, pump},
@@ -109,7 +110,7 @@ impl Client {
             never = apart(before.remains.run()) => match never {},
         };
         self.shown.home(None);
-        self.stop_standing_aside(host).await;
+        self.end_session(host).await;
         let mut left = left?;
         let is_lost = left.is_lost();
         if let Left::Ended(Ended::Lost(_) | Ended::Forgotten(_)) = left
@@ -125,6 +126,8 @@ impl Client {
         let known = [is_return && is_preferred, is_greeted];
         learn(minds.course, server.key(), &left, lasted, known);
         let (underlay, unheard_since) = roamer.end();
+        // What its actions would close was the roamer's, and is closed.
+        let _ = minds.manager.handle(manager::Event::Disconnected, clock::now());
         let mut silent_since = now;
         if matches!(reason, MoveReason::Silent | MoveReason::Ended) {
             silent_since = unheard_since.unwrap_or(now);

@@ -40,9 +40,9 @@ impl Client {
         .await
     }
 
-    /// Stands aside no more, and takes nothing of the inner address: there is no session any more. An order to stand aside may be under
-    /// way still, which nobody waits for; this one comes after it.
-    pub(super) async fn stop_standing_aside(&self, host: &mut impl Setup) {
+    /// There is no session any more: the host stands aside no more, and takes nothing of the inner address. An order to stand aside
+    /// may be under way still, which nobody waits for; this one comes after it.
+    pub(super) async fn end_session(&self, host: &mut impl Setup) {
         let is_due = {
             let desired = self.desired.lock().await;
             desired.aside.is_some() || desired.takes_own() || !desired.is_applied
@@ -51,6 +51,8 @@ impl Client {
         if is_due && let Err(error) = self.apply(host, end).await {
             warn!(%error, "the host stays as it was");
         }
+        // Whatever the host refuses.
+        self.desired.lock().await.session = None;
     }
 
     /// Whether the session is of use, as the host is now. One that is not is closed.
@@ -233,6 +235,19 @@ mod tests {
         assert_eq!(host.wishes(), []);
         let desired = client.desired.lock().await;
         assert!(desired.welcome.is_none() && desired.session.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_ends_is_over_whatever_the_host_refuses() {
+        for is_refused in [false, true] {
+            let (client, mut host) = greeted(client(config(), FakeNetwork::of(&[]))).await;
+            client.apply(&mut host, |desired| desired.aside = Some("wlan0".into())).await.unwrap();
+            host.refuse(&[is_refused]);
+            client.end_session(&mut host).await;
+            let desired = client.desired.lock().await;
+            assert!(desired.session.is_none() && desired.aside.is_none());
+            assert_eq!(desired.is_applied, !is_refused);
+        }
     }
 
     #[tokio::test(start_paused = true)]
