@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "quic::congestion::round_trip",
     "server::gate",
     "server::rivals",
+    "server::socket::heard",
     "server::streams::standing",
     "tunnel::acks",
     "tunnel::chunks",
