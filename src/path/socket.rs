@@ -7,6 +7,8 @@
 //! - No I/O error reaches quinn: one from a send would leave a connection that neither works nor
 //!   ends, one from a receive ends the endpoint. Errors become [`PathError`]s.
 
+mod open;
+
 use std::{
     fmt,
     io::{self, IoSliceMut},
@@ -14,7 +16,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Instant,
@@ -29,6 +31,8 @@ use quinn::{
 };
 use tokio::sync::{Notify, mpsc};
 
+use self::open::OpenPath;
+pub(crate) use self::open::{PathId, PathStats};
 use super::{cut::Cut, udp::RECEIVE_SEGMENTS};
 use crate::clock::{self, AtomicInstant};
 
@@ -41,16 +45,6 @@ pub(crate) const VIRTUAL_SERVER: SocketAddr =
 /// then works or waits; one that only fails would spin.
 const RECEIVE_ERRORS: u32 = 16;
 
-/// Identifies an open path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PathId(u64);
-
-impl fmt::Display for PathId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// A send or receive on a path failed. Reported once until the path works again.
 #[derive(Debug)]
 pub struct PathError {
@@ -58,21 +52,6 @@ pub struct PathError {
     pub path: PathId,
     /// The kernel's error.
     pub error: io::Error,
-}
-
-/// Counters of a path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PathStats {
-    /// Bytes handed to the kernel, UDP payload only.
-    pub sent_bytes: u64,
-    /// Bytes received from the server, UDP payload only.
-    pub received_bytes: u64,
-    /// Sends and receives that failed, other than by `EMSGSIZE` (a probe for a larger MTU).
-    pub errors: u64,
-    /// Datagrams that were not from the server.
-    pub foreign: u64,
-    /// When the server was last heard.
-    pub last_heard: Option<Instant>,
 }
 
 /// See the module's documentation.
@@ -95,20 +74,6 @@ pub struct PathSocket {
 struct Paths {
     open: Vec<Arc<OpenPath>>,
     active: Option<Arc<OpenPath>>,
-}
-
-struct OpenPath {
-    id: PathId,
-    socket: Arc<dyn AsyncUdpSocket>,
-    server: SocketAddr,
-    cut: Cut,
-    failing: AtomicBool,
-    receives: AtomicBool,
-    sent_bytes: AtomicU64,
-    received_bytes: AtomicU64,
-    errors: AtomicU64,
-    foreign: AtomicU64,
-    last_heard: AtomicInstant,
 }
 
 impl PathSocket {
@@ -134,19 +99,7 @@ impl PathSocket {
     /// the active one.
     pub fn open(&self, socket: Arc<dyn AsyncUdpSocket>, server: SocketAddr, cut: Cut) -> PathId {
         let id = PathId(self.next_id.fetch_add(1, Relaxed));
-        let path = Arc::new(OpenPath {
-            id,
-            socket,
-            server: canonical(server),
-            cut,
-            failing: AtomicBool::new(false),
-            receives: AtomicBool::new(true),
-            sent_bytes: AtomicU64::default(),
-            received_bytes: AtomicU64::default(),
-            errors: AtomicU64::default(),
-            foreign: AtomicU64::default(),
-            last_heard: AtomicInstant::default(),
-        });
+        let path = Arc::new(OpenPath::new(id, socket, server, cut));
         self.update(|paths| {
             paths.open.push(path.clone());
             paths.active.get_or_insert_with(|| path.clone());
@@ -292,49 +245,6 @@ impl PathSocket {
         path.receives.store(false, Relaxed);
         Poll::Pending
     }
-}
-
-impl OpenPath {
-    /// Replaces the source of the server's datagrams by the virtual address and empties all others, which quinn
-    /// then skips. Returns whether one was from the server. While the link is cut, nothing has arrived.
-    fn received(&self, meta: &mut [RecvMeta]) -> bool {
-        if self.cut.is_on() {
-            meta.iter_mut().for_each(|meta| meta.len = 0);
-            return false;
-        }
-        let mut bytes = 0;
-        for meta in meta {
-            if canonical(meta.addr) == self.server {
-                bytes += meta.len as u64;
-                meta.addr = VIRTUAL_SERVER;
-                meta.dst_ip = None;
-            } else {
-                self.foreign.fetch_add(1, Relaxed);
-                meta.len = 0;
-            }
-        }
-        if bytes > 0 {
-            self.received_bytes.fetch_add(bytes, Relaxed);
-            self.last_heard.set(clock::now());
-            self.failing.store(false, Relaxed);
-        }
-        bytes > 0
-    }
-
-    fn stats(&self) -> PathStats {
-        PathStats {
-            sent_bytes: self.sent_bytes.load(Relaxed),
-            received_bytes: self.received_bytes.load(Relaxed),
-            errors: self.errors.load(Relaxed),
-            foreign: self.foreign.load(Relaxed),
-            last_heard: self.last_heard.get(),
-        }
-    }
-}
-
-/// The address without flow label and scope, and as IPv4 if a dual-stack socket shows it as IPv4-mapped IPv6.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 impl AsyncUdpSocket for PathSocket {
