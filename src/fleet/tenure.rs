@@ -16,21 +16,25 @@
 //! Claims carry the order of a process's hellos, so it does not matter which of two claims comes to etcd first.
 //! Among processes, and for a client that does not number its hellos, the claim that came last counts.
 
+mod event;
 mod suspension;
+mod tenant;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    cmp::Ordering,
     collections::HashMap,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
-use self::suspension::{Suspension, UNHEARD};
+use self::{
+    suspension::Suspension,
+    tenant::{Asking, Session, Standing, Tenant},
+};
 use crate::{identity::PublicKey, wire::foreign::Foreign};
+pub(crate) use event::{
+    Action, Answer, Claim, Event, Hello, Known, Order, Request, SessionId, Why,
+};
 
 /// How long a claim outlives the contact of its server with etcd, and a session that with its client while etcd is
 /// away.
@@ -46,134 +50,6 @@ const UNSURE: Duration = Duration::from_secs(2);
 const AWAKE: Duration = Duration::from_secs(2);
 /// How often [`Event::Tick`] comes, and the wait before a request to etcd that failed is made again.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
-
-/// A session of this server, see [`quinn::Connection::stable_id`].
-pub(crate) type SessionId = usize;
-
-/// What a client said of itself in its hello.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hello {
-    /// Its process.
-    #[serde(default, rename = "instance")]
-    pub(crate) process: Option<u64>,
-    /// Which of the hellos of its process it is: a later one has a larger number.
-    #[serde(default, rename = "hello")]
-    pub(crate) number: Option<u64>,
-}
-
-/// The value at `sessions/KEY`: a server has the session of this peer. The key ends with the server's lease.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Claim {
-    /// The server's key.
-    pub(crate) holder: PublicKey,
-    /// What the server is called.
-    pub(crate) name: Foreign,
-    /// Grows with each claim on this peer's session, as far as the server that makes it knows.
-    pub(crate) epoch: u64,
-    /// What the client said.
-    #[serde(flatten)]
-    pub(crate) hello: Hello,
-    /// Where the client was then.
-    pub(crate) client: Option<IpAddr>,
-}
-
-/// A claim as etcd has it, and the lease that it ends with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
-    pub(crate) claim: Claim,
-    pub(crate) lease: i64,
-}
-
-/// What happens.
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    /// A session begins here, and takes the place of the one before.
-    Began { peer: PublicKey, session: SessionId, hello: Hello, client: Option<IpAddr> },
-    /// It is over.
-    Ended { peer: PublicKey, session: SessionId },
-    /// Its client was heard.
-    Heard { peer: PublicKey, session: SessionId },
-    /// We have this lease, at least until then.
-    Lease { id: i64, ends: Instant },
-    /// etcd has these claims and no others, each put by a revision, and says what changes after `revision`.
-    All { revision: i64, claims: Vec<(PublicKey, i64, Known)> },
-    /// By this revision etcd has this claim on the peer's session, or none. They come in order.
-    Changed { peer: PublicKey, revision: i64, known: Option<Known> },
-    /// etcd does not say what changes any more.
-    Away,
-    /// etcd answered to a [`Request`].
-    Answered(PublicKey, Answer),
-    /// Some time has passed.
-    Tick,
-}
-
-/// What became of a request to etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// It was done, with this revision.
-    Done(i64),
-    /// Somebody was faster.
-    Beaten,
-    /// There was no answer: it may have been done.
-    Unclear,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// By etcd, which answers with [`Event::Answered`].
-    Ask(Request),
-    /// By this server.
-    Do(Order),
-}
-
-/// What etcd is asked to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
-    /// Put the claim, if what is there was put by the revision `after`; 0: if nothing is.
-    Claim { peer: PublicKey, claim: Claim, after: i64, lease: i64 },
-    /// Delete our claim, if it is still the one of this revision.
-    Release { peer: PublicKey, revision: i64 },
-}
-
-/// What this server does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// The session's routes go: another server has the peer.
-    Withdraw { peer: PublicKey, session: SessionId },
-    /// They go, since another server may have the peer: neither etcd nor the client is heard.
-    Suspend { peer: PublicKey, session: SessionId },
-    /// They come back.
-    Restore { peer: PublicKey, session: SessionId },
-    /// The session's connection is closed; it has no routes any more.
-    Close { peer: PublicKey, session: SessionId, why: Why },
-    /// Another server has the peer's session, or none has any more.
-    Elsewhere { peer: PublicKey, holder: Option<Claim> },
-}
-
-impl Order {
-    /// Whom it concerns.
-    pub(crate) fn peer(&self) -> PublicKey {
-        match self {
-            Self::Withdraw { peer, .. }
-            | Self::Suspend { peer, .. }
-            | Self::Restore { peer, .. }
-            | Self::Close { peer, .. }
-            | Self::Elsewhere { peer, .. } => *peer,
-        }
-    }
-}
-
-/// Why a session is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// The client has its session at another server.
-    TakenOver,
-    /// Another process with the client's key has, which is at this address.
-    Displaced(Option<IpAddr>),
-    /// Neither etcd nor the client is heard.
-    CutOff,
-}
 
 /// All peers' sessions, as one server sees them.
 #[derive(Debug)]
@@ -198,98 +74,6 @@ pub(crate) struct Tenure {
     revision: i64,
     /// The largest epoch of claims that have ended, of all peers.
     last_epoch: u64,
-}
-
-/// A peer that has a session here, or a claim in etcd.
-#[derive(Debug, Default)]
-struct Tenant {
-    known: Option<Known>,
-    /// The revision that made it so.
-    revision: i64,
-    session: Option<Session>,
-    asking: Asking,
-}
-
-/// A request to etcd. One for each peer is under way at most, and what it has done is known when etcd tells of the
-/// change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Asking {
-    #[default]
-    Nothing,
-    /// Not answered. It depends on this revision.
-    Asked { after: i64 },
-    /// There will be news of this revision or a later one; after a while nobody waits for them.
-    Answered { revision: i64, until: Instant },
-    /// It failed, and is made again then.
-    Again { at: Instant },
-}
-
-#[derive(Debug)]
-struct Session {
-    id: SessionId,
-    hello: Hello,
-    client: Option<IpAddr>,
-    heard: Instant,
-    /// Whether its routes are gone until the client is heard.
-    suspension: Suspension,
-    /// Whether its claim was in etcd.
-    is_claimed: bool,
-    /// Another server has the client; it is served until then.
-    leaves_at: Option<Instant>,
-}
-
-impl Known {
-    /// The claim, if another server than this one holds it.
-    fn elsewhere(&self, server: PublicKey) -> Option<&Claim> {
-        Some(&self.claim).filter(|claim| claim.holder != server)
-    }
-}
-
-impl Session {
-    /// Whether its client was not heard for as long as a lease lasts.
-    fn is_silent(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard) >= LEASE
-    }
-
-    /// Whether its client was not heard although it was asked.
-    fn is_unheard(&self, asked_since: Instant, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard.max(asked_since)) >= UNHEARD
-    }
-
-    /// Its routes go. Those of a session that has left are gone.
-    fn suspend(&mut self, peer: PublicKey, now: Instant, actions: &mut Vec<Action>) {
-        if self.leaves_at.is_none() && self.suspension.begin(now) {
-            actions.push(Action::Do(Order::Suspend { peer, session: self.id }));
-        }
-    }
-
-    /// Its client is there, so its routes may come back; `etcd`: since when that is heard. That etcd knows of no other
-    /// server which has the client does not suffice: that one may not have reached etcd yet.
-    fn hear(
-        &mut self,
-        peer: PublicKey,
-        etcd: Option<Instant>,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        self.heard = now;
-        if self.leaves_at.is_none() && self.suspension.hear(etcd, now) {
-            actions.push(Action::Do(Order::Restore { peer, session: self.id }));
-        }
-    }
-}
-
-impl Hello {
-    /// Which of the two is the later one, if they say.
-    fn order(self, other: Self) -> Option<Ordering> {
-        let is_same = self.process.is_some() && self.process == other.process;
-        self.number.zip(other.number).filter(|_| is_same).map(|(own, other)| own.cmp(&other))
-    }
-
-    /// Whether both are known to be of different processes.
-    fn is_of_another_process(self, other: Self) -> bool {
-        matches!((self.process, other.process), (Some(own), Some(other)) if own != other)
-    }
 }
 
 impl Tenure {
@@ -575,64 +359,5 @@ impl Tenure {
             tenant.asking = Asking::Asked { after: tenant.revision };
             actions.push(Action::Ask(Request::Claim { peer, claim, after, lease }));
         }
-    }
-}
-
-/// How the session here stands to the claim in etcd.
-enum Standing {
-    /// The claim is that of this session.
-    Ours { lease: i64 },
-    /// There is no claim, or the session began after it.
-    Later,
-    /// Another server has the client.
-    Earlier,
-    /// Our own claim is under way, and what becomes of it decides.
-    Unsettled,
-}
-
-impl Tenant {
-    fn standing(&self, server: PublicKey, now: Instant) -> Standing {
-        let (Some(session), Some(Known { claim, lease })) = (&self.session, &self.known) else {
-            return Standing::Later;
-        };
-        if claim.holder == server {
-            let is_ours = claim.hello == session.hello;
-            return if is_ours { Standing::Ours { lease: *lease } } else { Standing::Later };
-        }
-        match session.hello.order(claim.hello) {
-            Some(Ordering::Greater) => Standing::Later,
-            Some(Ordering::Less) => Standing::Earlier,
-            // One that left stays so.
-            _ if session.is_claimed || session.leaves_at.is_some() => Standing::Earlier,
-            _ if self.asking != Asking::Nothing => Standing::Unsettled,
-            _ if session.suspension.is_on() && session.is_unheard(session.heard, now) => {
-                Standing::Earlier
-            }
-            _ if session.is_silent(now) => Standing::Earlier,
-            _ => Standing::Later,
-        }
-    }
-
-    /// Another server has the client.
-    fn yield_session(&mut self, peer: PublicKey, now: Instant, actions: &mut Vec<Action>) {
-        let (Some(session), Some(known)) = (&mut self.session, &self.known) else { return };
-        if session.leaves_at.is_some() {
-            return;
-        }
-        let id = session.id;
-        session.suspension.forgo();
-        actions.push(Action::Do(Order::Withdraw { peer, session: id }));
-        if session.hello.is_of_another_process(known.claim.hello) {
-            let why = Why::Displaced(known.claim.client);
-            actions.push(Action::Do(Order::Close { peer, session: id, why }));
-            self.session = None;
-        } else {
-            session.leaves_at = Some(now + GRACE);
-        }
-    }
-
-    /// The revision of the claim; 0 if there is none.
-    fn revision_of_claim(&self) -> i64 {
-        if self.known.is_some() { self.revision } else { 0 }
     }
 }
