@@ -348,7 +348,7 @@ fn bind(
     if let Err(error) = &bound {
         debug!(link = candidate.link, %error, "cannot open a socket");
         // If the channel is full the event is dropped; the next attempt reports it again.
-        let _ = prober.events.try_send(Event::SendFailed(key));
+        let _ = prober.reports.try_send(Event::SendFailed(key).into());
     }
     bound.ok()
 }

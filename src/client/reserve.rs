@@ -16,7 +16,7 @@ use crate::{
     path::{
         PathKey,
         manager::{Event, METERED_CHECK},
-        probe::{Probe, Prober},
+        probe::{Probe, Prober, Report},
     },
 };
 
@@ -45,7 +45,7 @@ const FRESH: Duration = Duration::from_secs(2);
 pub(super) struct Reserve {
     pub(super) server: Arc<RemoteServer>,
     prober: Prober,
-    events: mpsc::Receiver<Event>,
+    reports: mpsc::Receiver<Report>,
     probes: BTreeMap<PathKey, Probe>,
     /// The paths over which it could be asked, the best first.
     paths: Vec<PathKey>,
@@ -65,11 +65,11 @@ pub(super) struct Reserve {
 
 impl Reserve {
     pub(super) fn new(server: Arc<RemoteServer>) -> Self {
-        let (events, answers) = mpsc::channel(ANSWERS);
+        let (sender, reports) = mpsc::channel(ANSWERS);
         Self {
-            prober: Prober::new(server.probes.clone(), events, drop),
+            prober: Prober::new(server.probes.clone(), sender, drop),
             server,
-            events: answers,
+            reports,
             probes: BTreeMap::new(),
             paths: Vec::new(),
             turn: 0,
@@ -138,10 +138,8 @@ impl Reserve {
 
     /// Takes in the next answer. Cancel safe.
     pub(super) async fn hear(&mut self) {
-        let event = match self.events.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
-        };
+        let Some(report) = self.reports.recv().await else { return std::future::pending().await };
+        let Some(event) = report.event() else { return };
         let now = clock::now();
         match event {
             Event::Answered(_, rtt) => {

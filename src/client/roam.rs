@@ -50,7 +50,7 @@ use crate::{
         handshake::{Connected, Underlay},
         manager::{Action, Event, Manager, Settings},
         network::Network,
-        probe::Prober,
+        probe::{Prober, Report},
         quality::Watch,
         servers::{Known, choose_paths},
         switch_meter::SwitchMeter,
@@ -111,7 +111,7 @@ pub(super) struct Roamer<'a> {
     underlay: Underlay,
     manager: &'a mut Manager,
     paths: PathTable,
-    answers: mpsc::Receiver<Event>,
+    reports: mpsc::Receiver<Report>,
     liveness: Liveness,
     forgotten: Forgotten,
     meter: SwitchMeter,
@@ -144,7 +144,7 @@ impl<'a> Roamer<'a> {
         Reached { server, connected, messages, welcome }: Reached,
     ) -> Self {
         let Connected { connection, underlay, path, candidate, .. } = connected;
-        let (events, answers) = mpsc::channel(ANSWERS);
+        let (sender, reports) = mpsc::channel(ANSWERS);
         let (network, socket) = (server.network.clone(), underlay.socket().clone());
         let congestion = server.congestion.clone();
         let first = PathKey::from(&candidate);
@@ -177,7 +177,7 @@ impl<'a> Roamer<'a> {
                 (candidate, path),
             ),
             server,
-            answers,
+            reports,
             liveness: Liveness::default(),
             forgotten: Forgotten::default(),
             meter: SwitchMeter::default(),
@@ -239,7 +239,7 @@ impl<'a> Roamer<'a> {
                         self.handle_event(Event::Silent(key));
                     }
                 }
-                Some(event) = self.answers.recv() => self.hear(event),
+                Some(report) = self.reports.recv() => self.hear(report),
                 (key, link) = self.paths.portal_found() => {
                     self.shown.portal(&link);
                     self.handle_event(Event::Portal(key));
@@ -281,7 +281,8 @@ impl<'a> Roamer<'a> {
     }
 
     /// An answer of a probe came, or it failed.
-    fn hear(&mut self, event: Event) {
+    fn hear(&mut self, report: Report) {
+        let Some(event) = report.event() else { return };
         self.inquiries.hear(&event);
         match event {
             Event::Answered(key, _) => {

@@ -6,11 +6,12 @@
 //! handshake. The connection stays open (a warm standby), so that each further answer takes one round trip. Bursts of
 //! echoes tell more: loss, and how fast the path carries large ones.
 
+mod report;
 mod sampling;
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ use tokio::{
 };
 use tracing::debug;
 
+pub(crate) use self::report::Report;
 use self::sampling::Sampling;
 use super::{
     PathKey,
@@ -71,7 +73,7 @@ pub(crate) struct Measured {
 pub(crate) struct Prober {
     probes: Probes,
     /// Answers, as events about the path.
-    pub(crate) events: mpsc::Sender<Event>,
+    pub(crate) reports: mpsc::Sender<Report>,
     /// Datagrams that are no answers: the server has something to say over a standby.
     heard: Arc<dyn Fn(Bytes) + Send + Sync>,
 }
@@ -79,10 +81,10 @@ pub(crate) struct Prober {
 impl Prober {
     pub(crate) fn new(
         probes: Probes,
-        events: mpsc::Sender<Event>,
+        reports: mpsc::Sender<Report>,
         heard: impl Fn(Bytes) + Send + Sync + 'static,
     ) -> Self {
-        Self { probes, events, heard: Arc::new(heard) }
+        Self { probes, reports, heard: Arc::new(heard) }
     }
 }
 
@@ -93,6 +95,8 @@ pub(crate) struct Probe {
     hurry: Arc<Notify>,
     measured: Arc<Mutex<Option<Measured>>>,
     standing: Arc<Mutex<Option<Connection>>>,
+    /// What it finds out counts while this is there.
+    _held: Arc<()>,
     _task: Task,
 }
 
@@ -137,11 +141,13 @@ impl Probe {
     ) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let (hurry, measured, standing) = (Arc::default(), Arc::default(), Arc::default());
+        let held = Arc::new(());
         let asker = Asker {
             network,
             prober,
             candidate,
             key,
+            handle: Arc::downgrade(&held),
             limit,
             attempt: None,
             standing: None,
@@ -155,7 +161,7 @@ impl Probe {
             shown: Arc::clone(&standing),
         };
         let task = Task::spawn("probe", asker.run(asked));
-        Self { questions, hurry, measured, standing, _task: task }
+        Self { questions, hurry, measured, standing, _held: held, _task: task }
     }
 
     /// The connection, if it stands: the path is warm.
@@ -195,6 +201,8 @@ struct Asker {
     prober: Prober,
     candidate: Candidate,
     key: PathKey,
+    /// Whoever asks.
+    handle: Weak<()>,
     limit: Duration,
     attempt: Option<Attempt>,
     standing: Option<Connected>,
@@ -285,10 +293,15 @@ impl Asker {
                 continue;
             };
             self.show();
-            if self.prober.events.send(event).await.is_err() {
+            let report = self.report(event);
+            if self.prober.reports.send(report).await.is_err() {
                 return;
             }
         }
+    }
+
+    fn report(&self, event: Event) -> Report {
+        Report::of(&self.handle, event)
     }
 
     /// Lets others know which connection stands.
@@ -340,7 +353,8 @@ impl Asker {
         };
         self.attempt = None;
         if let Some(said) = has_session.filter(|_| self.has_session != has_session) {
-            let _ = self.prober.events.send(Event::HasSession(self.key, said)).await;
+            let report = self.report(Event::HasSession(self.key, said));
+            let _ = self.prober.reports.send(report).await;
             self.has_session = has_session;
         }
         let connection = &self.standing.as_ref()?.connection;

@@ -7,7 +7,12 @@ use super::*;
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
-    path::{cut::Cut, handshake::Handshake, probe::Probes, udp::fake::FakeSocket},
+    path::{
+        cut::Cut,
+        handshake::Handshake,
+        probe::{Probes, Report},
+        udp::fake::FakeSocket,
+    },
     quic::{self, tls},
 };
 
@@ -19,7 +24,7 @@ struct Fixture {
     paths: PathTable,
     socket: Arc<PathSocket>,
     network: Arc<FakeNetwork>,
-    events: mpsc::Receiver<Event>,
+    reports: mpsc::Receiver<Report>,
     wifi: Arc<FakeSocket>,
     now: Instant,
 }
@@ -39,7 +44,7 @@ fn lte() -> Candidate {
 /// Connected over wifi, with lte as a further candidate.
 fn on_wifi() -> Fixture {
     let (errors, _) = mpsc::channel(1);
-    let (events, reported) = mpsc::channel(4);
+    let (sender, reports) = mpsc::channel(4);
     let (socket, network) = (PathSocket::new(errors), Arc::new(FakeNetwork::default()));
     let udp = FakeSocket::new("10.0.0.2:1000");
     let id = socket.open(udp.clone(), wifi().server, Cut::default());
@@ -50,7 +55,7 @@ fn on_wifi() -> Fixture {
     let prober = Prober::new(probes, events, drop);
     let paths = PathTable::new(socket.clone(), network.clone(), prober, (wifi(), id));
     let now = clock_now();
-    let mut fixture = Fixture { paths, socket, network, events: reported, wifi: udp, now };
+    let mut fixture = Fixture { paths, socket, network, reports, wifi: udp, now };
     fixture.update(&[wifi(), lte()]);
     fixture
 }
@@ -159,8 +164,10 @@ async fn a_path_that_cannot_be_opened_changes_nothing_and_is_reported() {
     assert_eq!(fixture.switch(&lte()), None);
     assert_eq!(fixture.active(), Some("wlan0"));
     assert!(!fixture.paths.is_draining());
-    let reported = fixture.events.try_recv().unwrap();
-    assert!(matches!(reported, Event::SendFailed(path) if path == key(&lte())), "{reported:?}");
+    let reported = fixture.reports.try_recv().unwrap().event();
+    let is_of_lte =
+        |event: &Event| matches!(event, Event::SendFailed(path) if *path == key(&lte()));
+    assert!(reported.as_ref().is_some_and(is_of_lte), "{reported:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,7 +273,7 @@ async fn an_unknown_path_is_neither_probed_nor_used() {
     assert_eq!(fixture.switch(&strange), None);
     let_run().await;
     assert_eq!(fixture.probe_sockets("eth0"), 0);
-    assert!(fixture.events.try_recv().is_err());
+    assert!(fixture.reports.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
