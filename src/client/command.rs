@@ -19,6 +19,11 @@ use crate::{
     },
 };
 
+/// What became of a path that was asked in vain, for people.
+pub(super) const NO_ANSWER: &str = "no answer";
+/// The same of one whose network is another one meanwhile.
+pub(super) const OTHER_NETWORK: &str = "the link is in another network by now";
+
 /// An order, and where the answer goes.
 #[derive(Debug)]
 pub(crate) struct Order {
@@ -139,16 +144,22 @@ impl Inquiry {
     }
 
     /// Takes in an answer if it is about one of the paths.
-    pub(crate) fn hear(&mut self, event: &Event) {
-        let (key, answer) = match event {
+    fn hear(&mut self, event: &Event) {
+        match event {
             // Otherwise another answer follows, with the round trip.
-            Event::Answered(key, Some(rtt)) => (key, format!("works, {}", shown(*rtt))),
-            Event::Refused(key) | Event::TimedOut(key) => (key, "no answer".into()),
-            _ => return,
-        };
-        if let Some((_, open)) = self.paths.get_mut(key) {
-            self.works |= matches!(event, Event::Answered(..));
-            open.get_or_insert(answer);
+            Event::Answered(key, Some(rtt)) => {
+                self.works |= self.paths.contains_key(key);
+                self.end(*key, &format!("works, {}", shown(*rtt)));
+            }
+            Event::Refused(key) | Event::TimedOut(key) => self.end(*key, NO_ANSWER),
+            _ => {}
+        }
+    }
+
+    /// No further answer over this path is waited for; this is what became of it, unless one has come.
+    fn end(&mut self, key: PathKey, what: &str) {
+        if let Some((_, open)) = self.paths.get_mut(&key) {
+            open.get_or_insert_with(|| what.into());
         }
     }
 
@@ -188,8 +199,17 @@ impl Inquiries {
 
     /// Lets those who asked hear an answer.
     pub(crate) fn hear(&mut self, answer: &Event) {
+        self.tell(|inquiry| inquiry.hear(answer));
+    }
+
+    /// Lets them hear what became of a path that is not asked any more.
+    pub(crate) fn end(&mut self, key: PathKey, what: &str) {
+        self.tell(|inquiry| inquiry.end(key, what));
+    }
+
+    fn tell(&mut self, tell: impl Fn(&mut Inquiry)) {
         self.0.retain_mut(|inquiry| {
-            inquiry.hear(answer);
+            tell(inquiry);
             !inquiry.finish()
         });
     }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -51,13 +52,21 @@ struct PathEntry {
     /// When the socket was opened.
     opened: Option<Instant>,
     probe: Option<Probe>,
-    /// What the path was like when it was left, and when that was.
-    memory: Option<(Instant, Remembered)>,
+    memory: Option<Memory>,
     /// Whether a captive portal was asked about: each path that fails is asked about once, until it works again or is
     /// gone.
     is_asked_about: bool,
     /// When the socket of a path that was left is closed.
     closing_at: Option<Instant>,
+}
+
+/// What a path was like when it was left.
+#[derive(Debug)]
+struct Memory {
+    left_at: Instant,
+    /// The network was that of this router.
+    router: Option<IpAddr>,
+    remembered: Remembered,
 }
 
 /// What the connection must know of a switch.
@@ -85,8 +94,9 @@ impl PathEntry {
     }
 
     fn memory(&self, now: Instant) -> Option<Remembered> {
-        let (left_at, memory) = self.memory?;
-        (now.duration_since(left_at) < MEMORY).then_some(memory)
+        let Memory { left_at, router, remembered } = *self.memory.as_ref()?;
+        let counts = now.duration_since(left_at) < MEMORY && router == self.candidate.router;
+        counts.then_some(remembered)
     }
 }
 
@@ -122,10 +132,6 @@ impl PathTable {
         for candidate in found {
             let entry = self.entries.entry(PathKey::from(candidate));
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
-            if entry.candidate.router != candidate.router {
-                // Of another network.
-                entry.memory = None;
-            }
             entry.candidate.clone_from(candidate);
         }
     }
@@ -179,6 +185,13 @@ impl PathTable {
         self.entries.values().filter_map(|entry| entry.probe.as_ref()).for_each(Probe::hurry);
     }
 
+    /// The path's network is another one: whether a captive portal is in it is not known.
+    pub(super) fn renew(&mut self, key: PathKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.is_asked_about = false;
+        }
+    }
+
     /// Closes what was opened for this path, after a grace period; nothing more is asked over it.
     pub(super) fn leave(&mut self, key: PathKey, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&key) {
@@ -203,7 +216,8 @@ impl PathTable {
         let id = self.open(to, now)?;
         self.socket.switch(id);
         if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
-            from.memory = memory.map(|memory| (now, memory));
+            let router = from.candidate.router;
+            from.memory = memory.map(|remembered| Memory { left_at: now, router, remembered });
         }
         let new = self.entries.get_mut(&to)?;
         new.closing_at = None;

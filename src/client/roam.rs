@@ -25,7 +25,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    command::{Inquiries, Order},
+    command::{Inquiries, NO_ANSWER, OTHER_NETWORK, Order},
     greeting::Reached,
     home::Home,
     migration::MigratingConnection,
@@ -443,20 +443,28 @@ impl<'a> Roamer<'a> {
                 self.paths.sample(key, burst, self.manager.is_metered(key), limit);
             }
             Action::Forget(key) => {
-                self.paths.stop_asking(key);
-                self.inquiries.hear(&Event::Refused(key));
+                self.inquiries.end(key, NO_ANSWER);
+                self.forget(key);
+            }
+            Action::Renew(key) => {
+                self.inquiries.end(key, OTHER_NETWORK);
+                self.forget(key);
+                self.paths.renew(key);
                 if active == Some(key) {
-                    // The first round trip of a connection is its own.
-                    if self.is_measured {
-                        self.measure_anew();
-                    }
+                    self.measure_anew();
                     self.quality.begin(clock::now());
-                } else {
-                    self.paths.leave(key, clock::now());
                 }
             }
             Action::Switch(key, reason) => self.switch(key, reason),
             Action::BeginAnew(key) => self.begin_anew(key),
+        }
+    }
+
+    fn forget(&mut self, key: PathKey) {
+        if self.manager.active() == Some(key) {
+            self.paths.stop_asking(key);
+        } else {
+            self.paths.leave(key, clock::now());
         }
     }
 

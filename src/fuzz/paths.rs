@@ -236,7 +236,7 @@ impl World {
                     let path = self.candidate(key);
                     self.asked.insert(path);
                 }
-                Action::Forget(forgotten) => {
+                Action::Forget(forgotten) | Action::Renew(forgotten) => {
                     let is_kept = |path: &u8| key(*path) != forgotten;
                     self.asked.retain(is_kept);
                     self.good.retain(|path| is_kept(path) || self.active == Some(*path));

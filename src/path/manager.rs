@@ -253,7 +253,7 @@ impl Manager {
             // Behind another router is another network.
             if let Some(path) = self.paths.remove(&key) {
                 record.keep_verdict(key, path, now);
-                actions.push(Action::Forget(key));
+                actions.push(Action::Renew(key));
             }
             self.paths.insert(key, record.recall(candidate, facts));
         }

@@ -52,7 +52,7 @@ fn on_wifi() -> Fixture {
     let probes =
         Handshake::new(&key, key.public_key(), tls::PROBE, quic::probe_transport()).unwrap();
     let probes = Probes { handshake: probes, process: 1 };
-    let prober = Prober::new(probes, events, drop);
+    let prober = Prober::new(probes, sender, drop);
     let paths = PathTable::new(socket.clone(), network.clone(), prober, (wifi(), id));
     let now = clock_now();
     let mut fixture = Fixture { paths, socket, network, reports, wifi: udp, now };
@@ -189,6 +189,29 @@ async fn another_network_on_the_same_link_inherits_nothing() {
     let other = Candidate { source: "10.9.0.2".parse().unwrap(), ..wifi() };
     fixture.update(&[other.clone(), lte()]);
     assert_eq!(fixture.switch(&other).expect("a socket").memory, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_remembered_of_a_path_is_of_the_network_that_it_was_left_in() {
+    let other = Candidate { router: Some([10, 0, 0, 9].into()), ..wifi() };
+    for (there, memory) in [([other.clone(), lte()], None), ([wifi(), lte()], Some(KNOWN))] {
+        let mut fixture = on_wifi();
+        assert!(fixture.switch(&lte()).is_some());
+        fixture.update(&[other.clone(), lte()]);
+        fixture.update(&there);
+        assert_eq!(fixture.switch(&there[0]).expect("a socket").memory, memory);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_captive_portal_is_asked_about_again_in_another_network() {
+    let mut fixture = on_wifi();
+    for turn in 1..3 {
+        fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+        let_run().await;
+        assert_eq!(fixture.network.asked.lock().unwrap().len(), turn);
+        fixture.paths.renew(key(&lte()));
+    }
 }
 
 #[tokio::test(start_paused = true)]

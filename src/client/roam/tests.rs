@@ -136,6 +136,20 @@ async fn a_probe_asks_over_every_path_that_is_not_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_whose_link_gets_into_another_network_says_so() {
+    let tunnel = Tunnel::connected().await;
+    tunnel.world.change(LTE, |lte| lte.hole = Hole::Everything);
+    let probe = tunnel.order(What::Probe { link: Some("lte0".into()) });
+    let change = async {
+        time::sleep(Duration::from_secs(1)).await;
+        tunnel.world.change(LTE, |lte| lte.router = Some([10, 0, 2, 9].into()));
+    };
+    let (answer, ()) = tokio::join!(probe, change);
+    let expected = "lte0 10.0.2.2 -> 192.0.2.1:4433: the link is in another network by now";
+    assert_eq!(answer.unwrap_err(), expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_preference_moves_the_tunnel_within_its_session() {
     let tunnel = Tunnel::connected().await;
     let lte = Preference { link: "lte*".into(), metered: false, ..Preference::default() };

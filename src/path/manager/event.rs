@@ -75,9 +75,11 @@ pub(crate) enum Action {
     Ask(PathKey),
     /// Make a burst of echoes over this path; [`Event::Sampled`] should follow.
     Sample(PathKey, Burst),
-    /// Stop probing this path, and close its sockets. The active path keeps its own, but what its packets showed is of another
-    /// network, or of the connection before.
+    /// Stop probing this path, and close its sockets; what was asked before is not told any more. The active path keeps its
+    /// sockets.
     Forget(PathKey),
+    /// The same, as the network of this path is another one: what the active path's packets showed is of the one before, too.
+    Renew(PathKey),
     /// Make this path the active one.
     Switch(PathKey, Reason),
     /// Begin a new session over this path: its server does not have the present one.

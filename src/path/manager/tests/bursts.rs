@@ -18,7 +18,10 @@ fn losses_that_no_burst_confirms_cause_no_switch_and_ever_fewer_bursts() {
             let answer = match action {
                 Action::Sample(path, _) => Event::Sampled(path, sample(24, 20)),
                 Action::Ask(path) => Event::Answered(path, Some(50 * MS)),
-                Action::Switch(..) | Action::Forget(_) | Action::BeginAnew(_) => {
+                Action::Switch(..)
+                | Action::Forget(_)
+                | Action::Renew(_)
+                | Action::BeginAnew(_) => {
                     panic!("{action:?}")
                 }
             };
@@ -95,7 +98,10 @@ fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
                     let _ = fixture.tell(Event::Sampled(path, sample(24, 10)));
                 }
                 Action::Ask(path) => drop(fixture.tell(Event::Answered(path, Some(50 * MS)))),
-                Action::Forget(_) | Action::Switch(..) | Action::BeginAnew(_) => {
+                Action::Forget(_)
+                | Action::Renew(_)
+                | Action::Switch(..)
+                | Action::BeginAnew(_) => {
                     panic!("{action:?}")
                 }
             }
@@ -233,7 +239,10 @@ fn the_budget_of_a_metered_link_is_for_all_of_its_paths_in_turn() {
                     let _ = fixture.tell(Event::Sampled(path, Some(narrow)));
                 }
                 Action::Ask(path) => drop(fixture.tell(Event::Answered(path, Some(900 * MS)))),
-                Action::Forget(_) | Action::Switch(..) | Action::BeginAnew(_) => {
+                Action::Forget(_)
+                | Action::Renew(_)
+                | Action::Switch(..)
+                | Action::BeginAnew(_) => {
                     panic!("{action:?}")
                 }
             }

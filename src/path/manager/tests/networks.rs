@@ -148,7 +148,7 @@ impl Truth {
                     self.under_way.push((fixture.now + TAKES, path, burst));
                 }
                 Action::Switch(path, reason) => self.switch(path, reason, fixture.now),
-                Action::Forget(_) | Action::BeginAnew(_) => {}
+                Action::Forget(_) | Action::Renew(_) | Action::BeginAnew(_) => {}
             }
         }
     }

@@ -370,7 +370,10 @@ fn of_two_bad_paths_the_one_that_becomes_much_worse_is_left() {
                         actions.extend(fixture.tell(Event::Sampled(path, sample(answered, 50))));
                     }
                     Action::Switch(path, reason) => left = Some((path, reason)),
-                    Action::Ask(_) | Action::Forget(_) | Action::BeginAnew(_) => {}
+                    Action::Ask(_)
+                    | Action::Forget(_)
+                    | Action::Renew(_)
+                    | Action::BeginAnew(_) => {}
                 }
             }
         }

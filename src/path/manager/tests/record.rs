@@ -82,7 +82,7 @@ fn a_network_that_is_another_one_is_asked_again_whatever_is_under_way() {
     assert_eq!(fixture.wait(SECOND), [Action::Sample(key(1), Burst::Small)]);
     let _ = fixture.tell(Event::Check(None));
     let actions = fixture.tell(Event::Candidates(at(2, 9)));
-    assert_eq!(actions, [Action::Forget(key(1)), Action::Ask(key(1))]);
+    assert_eq!(actions, [Action::Renew(key(1)), Action::Ask(key(1))]);
     assert_eq!(fixture.condition(1), Some(Condition::Probing));
     assert!(fixture.manager.paths().all(|(path, _, rtt)| path != key(1) || rtt.is_none()));
     assert_eq!(fixture.tell(Event::Sampled(key(1), sample(0, 10))), [], "it is that of before");
@@ -99,7 +99,7 @@ fn the_active_path_stays_so_when_its_network_is_another() {
     let mut links = at(2, 1);
     links[1].0.router = Some([10, 0, 2, 1].into());
     let actions = fixture.tell(Event::Candidates(links));
-    assert_eq!(actions, [Action::Forget(key(2)), Action::Ask(key(2))]);
+    assert_eq!(actions, [Action::Renew(key(2)), Action::Ask(key(2))]);
     assert_eq!(fixture.condition(2), Some(Condition::Active));
     let actions = fixture.wait(2 * TIMEOUT);
     assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..) | Action::Forget(_))));
