@@ -285,8 +285,8 @@ impl Fault {
         }
     }
 
-    /// Whether a path with this fault and the round trip `rtt` is much worse than a standby with this sample, which may have a
-    /// fault as well.
+    /// Whether a path with this fault and the round trip `rtt` is much worse than a standby with this sample, which may be judged
+    /// with a fault as well.
     #[must_use]
     pub(crate) fn is_worse_than(
         self,

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::path::{
     PathKey, Reason,
+    quality::Fault,
     rank::{Facts, Verdict, compare},
 };
 
@@ -77,7 +78,7 @@ impl Manager {
             }
             Reason::Lossy | Reason::Slow | Reason::Narrow => {
                 let fault = active.quality.fault?;
-                if path.quality.cures(fault) || path.quality.is_lesser_evil(fault, active.rtt) {
+                if path.quality.cures(fault) || is_lesser_evil(path, active, fault) {
                     return Some(reason);
                 }
                 // What would be better than the active path without its fault is so with it.
@@ -95,15 +96,15 @@ impl Manager {
     /// Why a path that works badly is used all the same, if it is: the active one is much worse.
     fn lesser_evil(&self, path: &Path, active: &Path) -> Option<Reason> {
         let fault = active.quality.fault.filter(|_| !path.is_stranger)?;
-        let leaves_choice = self.is_chosen(&active.link) && path.link != active.link;
+        let leaves_choice = self.is_chosen(&active.link) && !path.is_beside(active);
         let is_barred = leaves_choice || self.is_no_way_out(path, active);
-        let is_better = !is_barred && path.quality.is_lesser_evil(fault, active.rtt);
+        let is_better = !is_barred && is_lesser_evil(path, active, fault);
         is_better.then(|| fault.reason())
     }
 
     /// Whether a path likely has the fault of the active one, whatever a burst says, and a path over another link has not.
     fn is_no_way_out(&self, path: &Path, active: &Path) -> bool {
-        path.link == active.link && self.has_good_standby_beside(&path.link)
+        path.is_beside(active) && self.has_good_standby_beside(&path.link)
     }
 
     /// Whether another standby over the same link has a fault: that is mostly the link's.
@@ -191,6 +192,11 @@ impl Manager {
             .min_by_key(|(key, path)| (path.is_stranger, self.facts(path), **key))
             .map(|(key, _)| *key)
     }
+}
+
+/// Whether `path` is known to be much better than the active one with this fault.
+fn is_lesser_evil(path: &Path, active: &Path, fault: Fault) -> bool {
+    path.quality.is_lesser_evil(fault, active.rtt, path.is_beside(active))
 }
 
 /// Whether the user's choice allows `path` to be used.

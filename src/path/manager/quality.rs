@@ -105,8 +105,8 @@ impl Quality {
         })
     }
 
-    /// What must be over before this standby, beside the active path on one link or not, is used again; none if a clean
-    /// burst suffices.
+    /// The fault with which this standby, beside the active path on one link or not, is judged at present: what must be over
+    /// before it is used again, and what it costs. None if its bursts alone tell.
     pub(super) fn charge(&self, is_beside: bool) -> Option<Fault> {
         match self.fault {
             _ if self.left == Some(Left::LongAgo) => None,
@@ -159,11 +159,17 @@ impl Quality {
     }
 
     /// Whether this standby, which may have a fault as well, is known to be much better than an active path with this fault and
-    /// round trip.
-    pub(super) fn is_lesser_evil(&self, fault: Fault, rtt: Option<Duration>) -> bool {
+    /// round trip, on one link with it or not.
+    pub(super) fn is_lesser_evil(
+        &self,
+        fault: Fault,
+        rtt: Option<Duration>,
+        is_beside: bool,
+    ) -> bool {
+        let charge = self.charge(is_beside);
         self.sample
             .zip(rtt)
-            .is_some_and(|((_, sample), rtt)| fault.is_worse_than(rtt, &sample, self.fault))
+            .is_some_and(|((_, sample), rtt)| fault.is_worse_than(rtt, &sample, charge))
     }
 
     /// By when the result of a burst comes that is under way.

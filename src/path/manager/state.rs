@@ -99,6 +99,11 @@ impl Path {
         self.facts.place == Place::Home
     }
 
+    /// Whether both go over one link.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        self.link == other.link
+    }
+
     pub(super) fn retry_later(&mut self, now: Instant, longest: Duration) {
         let retry = doubled(SHORTEST_RETRY, self.failures.count(now)).min(longest);
         self.state = State::Failed { retry_at: now + retry };

@@ -106,6 +106,38 @@ fn a_path_that_carries_no_more_than_when_it_was_left_is_used_again_after_ten_min
     assert!((600 * SECOND..840 * SECOND).contains(&after), "{after:?}");
 }
 
+/// Its bursts are never quite clean, and then lte loses half of the packets.
+#[test]
+fn a_path_that_was_left_for_its_rate_long_ago_is_compared_by_what_its_bursts_show() {
+    for (minutes, expected) in [(8, key(2)), (11, key(1))] {
+        let mut fixture = on_wifi();
+        let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+        let _ = feel(&mut fixture, Symptoms { starved: Some(200_000), ..lossy(0.3) });
+        let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+        let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+        assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Narrow(200_000)));
+        let (left, minute) = (fixture.now, 60 * SECOND);
+        while fixture.manager.active() == Some(key(2)) && fixture.now < left + minutes * minute {
+            let mut actions = fixture.wait(LOOK);
+            if fixture.now >= left + (minutes - 1) * minute {
+                actions.extend(feel(&mut fixture, lossy(0.5)));
+            }
+            for action in actions {
+                let told = match action {
+                    Action::Sample(path, _) if path == key(1) => {
+                        Event::Sampled(path, sample(21, 10))
+                    }
+                    Action::Sample(path, _) => Event::Sampled(path, sample(6, 50)),
+                    Action::Ask(path) => Event::Answered(path, Some(10 * MS)),
+                    _ => continue,
+                };
+                let _ = fixture.tell(told);
+            }
+        }
+        assert_eq!(fixture.manager.active(), Some(expected), "{minutes}");
+    }
+}
+
 /// The queue of a narrow path takes what is asked for longer than a silence lasts. Over a dead one nothing comes.
 #[test]
 fn a_path_that_seemed_dead_while_it_carried_little_must_carry_more() {
