@@ -244,25 +244,6 @@ impl Fault {
         }
     }
 
-    /// The burst that shows whether a standby is a cure for this fault of the active path.
-    #[must_use]
-    pub(crate) fn burst(self) -> Burst {
-        match self {
-            Self::Narrow(_) => Burst::Large,
-            Self::Lossy(_) | Self::Slow { .. } => Burst::Small,
-        }
-    }
-
-    /// The burst that shows whether a standby has this fault still. One that carries too little is only full, or loses
-    /// packets as well: a few large echoes do not tell.
-    #[must_use]
-    pub(crate) fn burst_again(self) -> Burst {
-        match self {
-            Self::Narrow(_) => Burst::Both,
-            Self::Lossy(_) | Self::Slow { .. } => Burst::Small,
-        }
-    }
-
     /// The fault that is remembered of a path that is left with this one, whose packets showed these symptoms. A queue that
     /// overflows loses and delays packets, and is empty as soon as nothing is asked of it.
     #[must_use]

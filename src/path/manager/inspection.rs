@@ -52,7 +52,8 @@ impl Manager {
         let is_active = self.is_active(key);
         let active = self.active().and_then(|key| self.paths.get(&key));
         let active_rtt = active.and_then(|active| active.rtt);
-        let active_link = active.map(|active| active.link.clone());
+        let is_beside =
+            active.zip(self.paths.get(&key)).is_some_and(|(it, path)| path.is_beside(it));
         let next_check = self.next_check(key, now);
         // What nobody awaits was cut short, is late, or crossed another network.
         let path = self.paths.get_mut(&key).filter(|path| path.quality.awaited().is_some());
@@ -70,7 +71,6 @@ impl Manager {
                 *check = next;
             }
         }
-        let is_beside = active_link.is_some_and(|link| link == path.link);
         let dwell = path.failures.dwell(now);
         path.quality.judge_standby((is_beside, active_rtt), dwell, times, now);
     }
@@ -125,39 +125,23 @@ impl Manager {
             let has_standby = self.has_standby();
             return ((is_suspected || is_lossy) && has_standby).then_some(Burst::Small);
         }
+        let burst = path.quality.burst(&active.quality, path.is_beside(active))?;
         // Bursts over one link delay each other.
         let is_busy = |(other, it): (&PathKey, &Path)| {
-            *other != key && it.link == path.link && it.quality.awaited().is_some()
+            *other != key && it.is_beside(path) && it.quality.awaited().is_some()
         };
         if !may_serve(path) || !self.is_allowed(path) || self.paths.iter().any(is_busy) {
             return None;
         }
-        let is_beside = path.link == active.link;
-        // What queues on a link delays large echoes over all its paths.
-        let symptoms = if is_beside { Symptoms::default() } else { active.quality.symptoms };
-        let burst = match (path.quality.fault, active.quality.fault) {
-            (Some(_), in_use) => {
-                let burst = match in_use {
-                    _ if is_beside => Burst::Small,
-                    // Each may be the lesser evil.
-                    Some(Fault::Narrow(_)) => Burst::Both,
-                    Some(_) | None => {
-                        path.quality.charge(is_beside).map_or(Burst::Small, Fault::burst_again)
-                    }
-                };
-                self.is_of_use(path, active).then_some(burst)
+        let is_of_use = match path.quality.fault {
+            Some(_) => self.is_of_use(path, active),
+            None if self.is_chosen(&active.link) => false,
+            None => {
+                (active.quality.fault.is_some() || is_suspected && !path.facts.metered)
+                    && (path.quality.goes_on(burst) || self.has_turn(key, path))
             }
-            (None, _) if self.is_chosen(&active.link) => None,
-            (None, Some(fault)) => Some(fault.under(&symptoms).burst()),
-            (None, None) if is_suspected && !path.facts.metered => {
-                Some(if symptoms.starved.is_some() { Burst::Large } else { Burst::Small })
-            }
-            (None, None) => None,
         };
-        let burst = burst.filter(|burst| {
-            path.quality.fault.is_some() || path.quality.goes_on(*burst) || self.has_turn(key, path)
-        });
-        burst.filter(|burst| *burst == Burst::Small || !is_beside)
+        is_of_use.then_some(burst)
     }
 
     /// Whether it is of use to know that the fault of this standby is over, beside this active path.
@@ -175,7 +159,7 @@ impl Manager {
         let is_alike = |(other, it): &(&PathKey, &Path)| {
             **other != key
                 && !self.is_active(**other)
-                && it.link == path.link
+                && it.is_beside(path)
                 && it.quality.fault.is_none()
                 && may_serve(it)
         };

@@ -203,6 +203,31 @@ impl Quality {
         self.awaited.is_none() && self.sample.is_none_or(|(_, sample)| sample.sent == 0)
     }
 
+    /// Whether little is carried over this active path while something seems to be wrong with it.
+    fn is_short(&self) -> bool {
+        let is_suspected = self.fault.is_some() || self.symptoms.is_lossy();
+        matches!(self.fault, Some(Fault::Narrow(_)))
+            || is_suspected && self.symptoms.starved.is_some()
+    }
+
+    /// Which burst over this standby, beside the active path on one link or not, tells what is to be known of it: small
+    /// echoes what it loses and how long it takes, large ones what it carries, which matters where one of the two carries
+    /// little. Without a fault that is all; with one it must be clean as well.
+    pub(super) fn burst(&self, active: &Self, is_beside: bool) -> Option<Burst> {
+        if is_beside {
+            // What queues on a link delays large echoes over all its paths, and small ones do not tell what it carries.
+            let tells = self.fault.is_some() || !matches!(active.fault, Some(Fault::Narrow(_)));
+            return tells.then_some(Burst::Small);
+        }
+        let needs_rate =
+            active.is_short() || matches!(self.charge(is_beside), Some(Fault::Narrow(_)));
+        Some(match self.fault {
+            _ if !needs_rate => Burst::Small,
+            Some(_) => Burst::Both,
+            None => Burst::Large,
+        })
+    }
+
     /// Whether this burst goes on with what the last one has just begun: a small one does not tell what the path carries.
     pub(super) fn goes_on(&self, burst: Burst) -> bool {
         burst == Burst::Large && self.burst == Some(Burst::Small) && self.sample.is_some()

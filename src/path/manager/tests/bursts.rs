@@ -5,6 +5,7 @@ use super::{
     record::at,
     *,
 };
+use crate::path::manager::quality::Quality;
 
 #[test]
 fn losses_that_no_burst_confirms_cause_no_switch_and_ever_fewer_bursts() {
@@ -77,6 +78,32 @@ fn the_worst_symptoms_of_an_inspection_count_until_it_ends() {
     assert_eq!(feel(&mut fixture, lossy(0.04)), []);
     let actions = fixture.tell(Event::Sampled(key(1), sample(19, 10)));
     assert_eq!(actions, [Action::Switch(key(2), Reason::Lossy)], "6 of 48");
+}
+
+#[test]
+fn what_a_standby_carries_is_measured_where_little_is_carried_over_it_or_the_active_path() {
+    let (lossy, narrow) = (Some(Fault::Lossy(30)), Some(Fault::Narrow(200_000)));
+    for (standby, active, starved, expected) in [
+        (None, None, false, Burst::Small),
+        (None, None, true, Burst::Large),
+        (None, lossy, false, Burst::Small),
+        (None, lossy, true, Burst::Large),
+        (None, narrow, false, Burst::Large),
+        (lossy, None, false, Burst::Small),
+        (lossy, lossy, false, Burst::Small),
+        (lossy, lossy, true, Burst::Both),
+        (lossy, narrow, false, Burst::Both),
+        (narrow, None, false, Burst::Both),
+    ] {
+        let mut paths = [Quality::default(); 2];
+        (paths[0].fault, paths[1].fault) = (standby, active);
+        let starved = starved.then_some(100_000);
+        paths[1].symptoms = Symptoms { starved, loss: 0.1, ..Symptoms::default() };
+        let burst = |is_beside| paths[0].burst(&paths[1], is_beside);
+        assert_eq!(burst(false), Some(expected), "{standby:?} {active:?} {starved:?}");
+        let is_known = standby.is_none() && active == narrow;
+        assert_eq!(burst(true), (!is_known).then_some(Burst::Small), "over one link");
+    }
 }
 
 #[test]
