@@ -31,9 +31,9 @@ impl Debts {
         self.0.insert(link.to_owned(), before + time_of(bytes, per_minute));
     }
 
-    /// Forgets what is earned again.
+    /// Forgets what was earned again a minute ago.
     pub(super) fn expire(&mut self, now: Instant) {
-        self.0.retain(|_, paid| now < *paid);
+        self.0.retain(|_, paid| now < *paid + MINUTE);
     }
 }
 
@@ -54,7 +54,9 @@ mod tests {
         assert!(waits(&debts, 2000, after(9)) && !waits(&debts, 2000, after(10)));
         assert!(waits(&debts, 7000, after(49)) && !waits(&debts, 7000, after(50)));
         assert_eq!(debts.allowed_at("wwan1", 7000, 6000), None);
-        debts.expire(after(50));
+        debts.expire(after(109));
+        assert_eq!(debts.allowed_at("wwan0", 7000, 6000), Some(after(50)));
+        debts.expire(after(110));
         assert_eq!(debts.allowed_at("wwan0", 7000, 6000), None);
     }
 }

@@ -102,7 +102,7 @@ impl Manager {
         // What is under way ends, wanted or not.
         path.quality.awaited().or_else(|| {
             let burst = self.wanted(key)?;
-            path.quality.due(self.allowed_at(key, burst))
+            path.quality.due(burst, self.allowed_at(key, burst))
         })
     }
 

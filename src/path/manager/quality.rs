@@ -182,9 +182,9 @@ impl Quality {
         self.awaited = None;
     }
 
-    /// When a burst may be made that is allowed from then on.
-    pub(super) fn due(&self, allowed_at: Option<Instant>) -> Option<Instant> {
-        self.next.max(allowed_at)
+    /// When this burst may be made, which its link allows from then on; `None` for at once.
+    pub(super) fn due(&self, burst: Burst, allowed_at: Option<Instant>) -> Option<Instant> {
+        self.next.filter(|_| !self.goes_on(burst)).max(allowed_at)
     }
 
     /// Forgets what is too old. Pauses are so many `times` as long as usual.
@@ -233,20 +233,21 @@ impl Quality {
         burst == Burst::Large && self.burst == Some(Burst::Small) && self.sample.is_some()
     }
 
-    /// Whether this burst, which is allowed from then on, is made now; it is awaited from here on.
+    /// Whether this burst, which its link allows from then on, is made now; it is awaited from here on.
     pub(super) fn start(
         &mut self,
         burst: Burst,
         allowed_at: Option<Instant>,
         now: Instant,
     ) -> bool {
-        let has_come = |at: Option<Instant>| at.is_none_or(|at| at <= now);
-        let is_due = has_come(allowed_at) && (has_come(self.next) || self.goes_on(burst));
+        let is_due = self.due(burst, allowed_at).is_none_or(|due| due <= now);
         if self.awaited.is_some() || !is_due {
             return false;
         }
         self.burst = Some(burst);
-        if self.next.is_none_or(|next| next + FORGOTTEN < now) {
+        // While it waited for its budget, its turn had come.
+        let turn = self.next.map(|next| allowed_at.map_or(next, |at| at.max(next)));
+        if turn.is_none_or(|turn| turn + FORGOTTEN < now) {
             (self.pause, self.judged) = (SHORTEST_PAUSE, 0.0);
         }
         if self.rounds == 0 {

@@ -89,6 +89,7 @@ impl Fixture {
         while let Some(deadline) = self.manager.next_deadline().filter(|at| *at <= end) {
             self.now = deadline;
             actions.extend(self.manager.handle(None, deadline));
+            assert!(self.manager.next_deadline().is_none_or(|at| at > deadline), "it fires again");
         }
         self.now = end;
         actions

@@ -313,3 +313,41 @@ fn paths_over_one_link_are_measured_one_after_the_other() {
     }
     assert!([key(1), second].iter().all(|path| measured.contains(path)), "{measured:?}");
 }
+
+/// One that goes on with the last one has no pause, and each waits for the budget of its link.
+#[test]
+fn a_burst_is_made_when_it_is_due_and_not_before() {
+    let now = Instant::now();
+    let after = |seconds: u64| now + Duration::from_secs(seconds);
+    let mut standby = Quality::default();
+    assert!(standby.start(Burst::Small, None, now));
+    standby.add(sample(24, 50), now);
+    standby.judge_standby((false, None), Duration::ZERO, 4, now);
+    for (burst, allowed, due) in [
+        (Burst::Small, None, Some(8)),
+        (Burst::Small, Some(3), Some(8)),
+        (Burst::Small, Some(20), Some(20)),
+        (Burst::Large, None, None),
+        (Burst::Large, Some(3), Some(3)),
+    ] {
+        let (mut standby, allowed, due) = (standby, allowed.map(after), due.map(after));
+        assert_eq!(standby.due(burst, allowed), due);
+        assert!(!due.is_some_and(|due| standby.start(burst, allowed, due - MS)));
+        assert!(standby.start(burst, allowed, due.unwrap_or(now)));
+    }
+}
+
+#[test]
+fn pauses_grow_although_bursts_wait_for_their_budget() {
+    let (mut standby, mut now) = (Quality::default(), Instant::now());
+    let mut pauses = Vec::new();
+    for _ in 0..6 {
+        let allowed = Some(now + 90 * SECOND);
+        now = standby.due(Burst::Both, allowed).unwrap();
+        assert!(standby.start(Burst::Both, allowed, now));
+        standby.add(None, now);
+        standby.judge_standby((false, None), Duration::ZERO, 1, now);
+        pauses.push((standby.due(Burst::Both, None).unwrap() - now).as_secs());
+    }
+    assert_eq!(pauses, [2, 4, 8, 16, 30, 30]);
+}
