@@ -171,7 +171,7 @@ impl<'a> Roamer<'a> {
             paths: PathTable::new(
                 socket,
                 network,
-                Prober::new(server.probes.clone(), events, move |datagram| {
+                Prober::new(server.probes.clone(), sender, move |datagram| {
                     session.take_copy(&datagram);
                 }),
                 (candidate, path),
@@ -511,7 +511,8 @@ impl<'a> Roamer<'a> {
     /// Looks at what the tunnel's own packets show of the path in use.
     fn look(&mut self) {
         let (counters, now) = (self.datapath.counters, clock::now());
-        let symptoms = self.quality.look(self.connection.look(counters, self.datapath.queue, now));
+        let look = self.connection.look(counters, self.datapath.queue, now);
+        let symptoms = self.quality.look(look, self.manager.floor());
         self.shown.figures(self.quality.figures());
         self.shown.copies(counters.copies(), now);
         let Some(active) = self.manager.active() else { return };

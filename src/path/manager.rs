@@ -202,6 +202,12 @@ impl Manager {
         self.paths.get(&key).is_some_and(|path| path.facts.metered)
     }
 
+    /// The shortest round trip of the active path.
+    #[must_use]
+    pub(crate) fn floor(&self) -> Option<Duration> {
+        self.active().and_then(|active| self.paths.get(&active)?.quality.floor)
+    }
+
     /// Every path with its state and, if measured, its round-trip time.
     pub(crate) fn paths(&self) -> impl Iterator<Item = (PathKey, Condition, Option<Duration>)> {
         self.paths.iter().map(|(key, path)| (*key, self.condition(*key, path), path.rtt))

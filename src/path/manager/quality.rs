@@ -29,7 +29,7 @@ const OLD: Duration = Duration::from_secs(600);
 pub(super) struct Quality {
     pub(super) fault: Option<Fault>,
     /// The shortest round trip that was measured.
-    floor: Option<Duration>,
+    pub(super) floor: Option<Duration>,
     /// What its packets show at present, if it is the active path.
     pub(super) symptoms: Symptoms,
     /// The worst loss that they showed since the present inspection began.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{FALL, NARROW, Symptoms, VERY_NARROW, has_fallen, least_share};
+use super::{FALL, NARROW, Symptoms, VERY_NARROW, has_fallen, least_share, slow};
 
 /// From one look at the counters to the next.
 const LOOK: Duration = Duration::from_millis(250);
@@ -28,6 +28,8 @@ const STANDING: Duration = Duration::from_millis(20);
 
 /// What is left of the highest rate of the last seconds from one look to the next: an eighth after five seconds.
 const FADING: f64 = 0.9;
+/// The packets of a download have more bytes than this on average, those of somebody who types or speaks have fewer.
+const TYPED: u64 = 300;
 /// While the tunnel itself carries more than this, in bits per second, the queue on the path is likely its own: it
 /// would form on any other path as well.
 const BUSY: u64 = 2_000_000;
@@ -78,7 +80,8 @@ pub(crate) struct Watch {
     woken: Option<Instant>,
     /// The highest rate of the path so far.
     best: u64,
-    /// The highest rates of the last seconds, up and down, over whatever path: so much may still be asked.
+    /// The highest rates of the last seconds, up and down, over whatever path: so much may still be asked. While nothing is
+    /// wrong, what is asked is carried.
     lately: [f64; 2],
 }
 
@@ -109,8 +112,8 @@ impl Watch {
         (self.is_resting, self.woken, self.lately) = (false, Some(now), [0.0; 2]);
     }
 
-    /// Takes in the counters; what they show.
-    pub(crate) fn look(&mut self, look: Look) -> Symptoms {
+    /// Takes in the counters of a path whose shortest round trip was `floor`; what they show.
+    pub(crate) fn look(&mut self, look: Look, floor: Option<Duration>) -> Symptoms {
         if self.since.is_some_and(|since| look.at < since + SETTLE) {
             // Counting begins with the last look of this time.
             self.looks.clear();
@@ -128,8 +131,9 @@ impl Watch {
         self.is_resting = self.is_quiet();
         let rate = self.rate();
         self.best = self.best.max(rate[0]);
+        let fading = if self.is_fine(floor) { 0.0 } else { FADING };
         for (lately, rate) in self.lately.iter_mut().zip(rate) {
-            *lately = (*lately * FADING).max(rate as f64);
+            *lately = (*lately * fading).max(rate as f64);
         }
         Symptoms {
             loss: self.loss(),
@@ -141,14 +145,29 @@ impl Watch {
         }
     }
 
+    /// The ends of the window, once it is as long as it gets.
+    fn window(&self) -> Option<(&Look, &Look)> {
+        let (first, last) = (self.looks.front()?, self.looks.back()?);
+        (last.at >= first.at + WINDOW).then_some((first, last))
+    }
+
+    /// Whether something crossed the path, and nothing in the window was lost, late or kept waiting, here or, as far as can be
+    /// told, at the other end.
+    fn is_fine(&self, floor: Option<Duration>) -> bool {
+        let (Some((first, last)), Some(floor)) = (self.window(), floor) else { return false };
+        let packets = last.received.saturating_sub(first.received);
+        let has_download = last.received_bytes > first.received_bytes + TYPED * packets;
+        last.rtt.is_some()
+            && !has_download
+            && self.losses().into_iter().all(|(lost, _)| lost == 0)
+            && self.rtts.iter().all(|(_, rtt)| *rtt < slow(floor))
+            && self.looks.iter().all(|look| look.wait < STANDING)
+    }
+
     /// Whether hardly anything happened in the window.
     fn is_quiet(&self) -> bool {
-        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else {
-            return false;
-        };
-        self.looks.len() > 1
-            && last.at >= first.at + WINDOW
-            && last.acknowledged <= first.acknowledged + FEW
+        let Some((first, last)) = self.window() else { return false };
+        last.acknowledged <= first.acknowledged + FEW
             && last.received <= first.received + FEW
             && (last.lost, last.missing) == (first.lost, first.missing)
     }

@@ -88,7 +88,8 @@ impl Truth {
     }
 
     /// What the packets of the active path show.
-    fn show(&mut self, Net { loss, rtt, carries }: Net, now: Instant) -> Symptoms {
+    fn show(&mut self, active: PathKey, now: Instant) -> Symptoms {
+        let Net { loss, rtt, carries } = self.of(active);
         // Somebody types, and a quarter of what is carried in a second.
         let bytes = self.asked.map(|asked| 300 + asked.min(carries) / 8 / 4);
         let packets = bytes.map(|bytes| 3 + bytes / 1250);
@@ -105,7 +106,7 @@ impl Truth {
         look.received_bytes += bytes[1];
         look.rtt = Some((rtt + waits) * MS);
         look.wait = if is_full[0] { FULL * MS } else { Duration::ZERO };
-        self.watch.look(*look)
+        self.watch.look(*look, Some(GOOD[active.link as usize - 1].rtt * MS))
     }
 
     /// What a burst over a path shows.
@@ -131,7 +132,7 @@ impl Truth {
             actions.extend(fixture.tell(Event::Sampled(path, sampled)));
         }
         if let Some(active) = fixture.manager.active() {
-            let symptoms = self.show(self.of(active), fixture.now);
+            let symptoms = self.show(active, fixture.now);
             let rtt = GOOD[active.link as usize - 1].rtt * MS;
             actions.extend(fixture.tell(Event::Measured(active, rtt)));
             if fixture.manager.minds(&symptoms) {

@@ -23,7 +23,7 @@ fn path() -> Fixture {
         rtt: None,
         wait: Duration::ZERO,
     };
-    let _ = watch.look(look);
+    let _ = watch.look(look, None);
     Fixture { watch, look }
 }
 
@@ -32,7 +32,7 @@ impl Fixture {
         self.look.at += LOOK;
         self.look.rtt = None;
         change(&mut self.look);
-        self.watch.look(self.look)
+        self.watch.look(self.look, Some(10 * MS))
     }
 
     /// So many bytes are acknowledged, and packets have always waited for so long.
@@ -263,6 +263,29 @@ fn what_was_carried_over_the_path_before_is_asked_of_the_next() {
         }
         assert_eq!((last.starved, last.fell_to), (expected, expected), "rests: {rests}");
     }
+}
+
+/// A download ends, and somebody types; six seconds later the path loses packets. Or its rate falls, and then it does.
+#[test]
+fn a_transfer_that_has_ended_asks_for_nothing_and_one_whose_rate_falls_does() {
+    let after = |packets: u64, bytes: u64, rtt: u32| {
+        let mut path = path();
+        let mut last = Symptoms::default();
+        for number in 0..33 {
+            last = path.next(|look| {
+                let (packets, bytes) = if number < 8 { (800, 1_000_000) } else { (packets, bytes) };
+                look.received += packets;
+                look.received_bytes += bytes;
+                look.rtt = Some(if number < 8 { 10 } else { rtt } * MS);
+                look.missing += u64::from(number == 32);
+            });
+        }
+        (last.starved, last.fell_to)
+    };
+    assert_eq!(after(3, 300, 10), (None, None));
+    let fell = (Some(200_000), Some(200_000));
+    assert_eq!(after(8, 6_250, 300), fell);
+    assert_eq!(after(8, 6_250, 10), fell, "it waits at the server");
 }
 
 /// Counters are not read during a rest, so that the last look before it is the first of the rate after it.
