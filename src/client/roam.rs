@@ -491,6 +491,7 @@ impl<'a> Roamer<'a> {
         // What a server that just answered says of our session is still to come.
         if reason != Reason::Silent {
             self.paths.stop_asking(to);
+            self.inquiries.end(to, "in use now");
         }
         debug!(local = %to.local, server = %to.server, %reason, "switching");
         let Departure { from, to, memory, unheard_since } = departure;

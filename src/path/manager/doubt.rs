@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{
     Action, Active, Manager,
     preference::is_allowed,
-    state::{Check, State},
+    state::{Check, Path, State},
 };
 use crate::path::{PathKey, Reason};
 
@@ -34,7 +34,7 @@ impl Active {
 
 impl Manager {
     pub(super) fn doubt(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
-        let rtt = self.paths.get(&key).and_then(|path| path.rtt).unwrap_or_default();
+        let rtt = self.paths.get(&key).and_then(Path::known_rtt).unwrap_or_default();
         if let Some(active) = &mut self.active
             && active.key == key
             && active.doubt.is_none()
@@ -122,7 +122,7 @@ impl Manager {
 
     fn last_chance(&self) -> Duration {
         let known = self.paths.values().filter(|path| !path.is_stranger);
-        let slowest = known.filter_map(|path| path.rtt).max().unwrap_or_default();
+        let slowest = known.filter_map(Path::known_rtt).max().unwrap_or_default();
         LAST_CHANCE.max(LAST_CHANCE / 2 + 2 * slowest)
     }
 

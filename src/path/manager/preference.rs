@@ -138,14 +138,15 @@ impl Manager {
         })
     }
 
-    /// The time from which a path may replace one that works; `None` unless it is a standby that was measured and is
-    /// not being probed.
+    /// The time from which a path may replace one that works; `None` unless it is a standby that is not being probed, and
+    /// was measured since it failed.
     pub(super) fn ready_at(&self, path: &Path) -> Option<Instant> {
         let State::Standby { since, check } = path.state else { return None };
         if self.is_chosen(&path.link) {
             return Some(since);
         }
-        if matches!(check, Some(Check::AnswerBy(_))) || path.rtt.is_none() {
+        let is_measured = path.rtt.is_some() || path.failures.count(since) == 0;
+        if matches!(check, Some(Check::AnswerBy(_))) || !is_measured {
             return None;
         }
         let dwell = match path.failures.count(since) {

@@ -99,6 +99,11 @@ impl Path {
         self.facts.place == Place::Home
     }
 
+    /// Its round trip, or the shortest one that it ever had.
+    pub(super) fn known_rtt(&self) -> Option<Duration> {
+        self.rtt.or(self.quality.floor)
+    }
+
     /// Whether both go over one link.
     pub(super) fn is_beside(&self, other: &Self) -> bool {
         self.link == other.link

@@ -86,6 +86,9 @@ impl Manager {
                     within(ready, now)
                 )
             }
+            (Some(Verdict::Better(_)), None) if path.rtt.is_none() => {
+                "failed lately, takes over once its round trip is known".into()
+            }
             (Some(Verdict::Better(_)), _) => {
                 "takes over as soon as the active path is trusted".into()
             }

@@ -317,7 +317,6 @@ fn a_standby_that_became_slow_is_not_moved_to_until_it_is_fast_again() {
     assert_eq!(actions, [Action::Switch(key(1), Reason::Preferred)]);
 }
 
-/// Neither is good, so that nothing decides but how bad they are.
 /// It grew at once from 10 to 800 ms, so that the path was taken for silent.
 #[test]
 fn a_path_that_answers_again_is_measured_before_it_is_preferred() {
@@ -332,6 +331,10 @@ fn a_path_that_answers_again_is_measured_before_it_is_preferred() {
         assert!(actions.contains(&Action::Ask(key(1))), "{actions:?}");
         assert_eq!(fixture.tell(Event::Answered(key(1), None)), [], "a handshake");
         assert_eq!(fixture.wait(SECOND), [], "its round trip is not known");
+        assert_eq!(
+            fixture.manager.why(key(1), fixture.now),
+            "failed lately, takes over once its round trip is known"
+        );
         let mut actions = fixture.tell(Event::Answered(key(1), Some(rtt * MS)));
         actions.extend(fixture.wait(SECOND));
         let switch = actions.iter().find(|action| matches!(action, Action::Switch(..)));
@@ -340,6 +343,7 @@ fn a_path_that_answers_again_is_measured_before_it_is_preferred() {
     }
 }
 
+/// Neither is good, so that nothing decides but how bad they are.
 #[test]
 fn of_two_bad_paths_the_one_that_becomes_much_worse_is_left() {
     let slow = Symptoms { rtt: Some(1200 * MS), ..Symptoms::default() };
