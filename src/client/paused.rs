@@ -20,6 +20,7 @@ use super::{
     command::next_choice,
     connect::Minds,
     desired::ApplyError,
+    upkeep::AGAIN,
     view::{Line, milliseconds},
 };
 use crate::{
@@ -104,7 +105,8 @@ impl Client {
         Minds { manager, course, orders }: &mut Minds<'_>,
     ) {
         let (mut changes, jump) = (self.paused.subscribe(), ClockJump::watch().ok());
-        let (mut shown, mut slept) = (None, suspended());
+        // A host that did not take the routes back is asked again then.
+        let (mut shown, mut slept, mut again) = (None, suspended(), None);
         loop {
             let Some(paused) = *changes.borrow_and_update() else { break };
             if shown != Some(paused) && paused.lasts() != Some(Duration::ZERO) {
@@ -113,16 +115,20 @@ impl Client {
                 shown = Some(paused);
             }
             tokio::select! {
-                _ = changes.changed() => {}
+                _ = changes.changed() => again = None,
                 () = occurs(jump.as_ref()) => {
                     let before = std::mem::replace(&mut slept, suspended());
                     self.wakes(slept.saturating_sub(before));
                 }
-                () = clock::sleep_until(paused.until) => {
-                    if let Err(error) = self.return_routes(host).await {
-                        warn!(%error, "the host stays as it was");
+                () = clock::sleep_until(again.or(paused.until)) => {
+                    match self.return_routes(host).await {
+                        Ok(()) => _ = self.paused.send_replace(None),
+                        // A session would carry nothing: the traffic would go on directly.
+                        Err(error) => {
+                            warn!(%error, "still paused: the host stays as it was");
+                            again = Some(clock::now() + AGAIN);
+                        }
                     }
-                    self.paused.send_replace(None);
                 }
                 (choice, reply) = next_choice(orders, || "it is paused".into()) => {
                     let _ = reply.send(self.choose(choice, manager, course).await);

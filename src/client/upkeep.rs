@@ -21,8 +21,8 @@ use crate::{
     wire::message::Welcome,
 };
 
-/// A host that refused to let the tunnel stand aside, or to take that back, is asked again so soon.
-const AGAIN: Duration = Duration::from_secs(1);
+/// A host that refused a change which nobody else asks for again is asked again so soon.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
 impl Client {
     /// Gives the host what is taken of the server's offer.

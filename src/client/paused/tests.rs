@@ -92,6 +92,25 @@ async fn a_pause_ends_by_itself_and_can_be_made_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_whose_end_the_host_refuses_lasts_until_the_routes_are_back() {
+    let tunnel = Tunnel::connected().await;
+    let usual = tunnel.layout();
+    let mut events = tunnel.client.events.listen();
+    tunnel.pause(Some(60)).await;
+    sleep(Duration::from_secs(30)).await;
+    // Twice the routes are not taken back, and what there was before is.
+    tunnel.host.refuse(&[true, false, true, false]);
+    sleep(Duration::from_millis(31_500)).await;
+    assert_eq!(tunnel.client.status().state, ClientState::Paused);
+    assert_eq!(tunnel.layout(), usual.withdrawn());
+    assert_eq!(state(&tunnel.after(3).await), (ClientState::Connected, 2, None));
+    assert_eq!(tunnel.layout(), usual);
+    let told = std::iter::from_fn(|| events.try_recv().ok());
+    let pauses: Vec<_> = told.filter(|it| matches!(it, Event::Paused { .. })).collect();
+    assert_eq!(pauses.len(), 1, "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_time_of_a_pause_goes_on_while_the_machine_is_suspended() {
     let tunnel = Tunnel::connected().await;
     let mut events = tunnel.client.events.listen();
