@@ -505,7 +505,7 @@ impl Host {
             warn!(%error, "cannot remove routing rules");
         }
         if seal == Seal::Lifted
-            && let Err(error) = self.firewall.remove().await
+            && let Err(error) = nft::within(nft::STOP, self.firewall.remove()).await
         {
             warn!(%error, "cannot remove firewall rules");
         }

@@ -8,11 +8,14 @@ use crate::{
     config::{ConfigErrors, rights::Unreadable},
     host::{
         HostError,
+        firewall::FirewallError,
         interface::InterfaceError,
         nat::NatError,
+        nft::NftError,
         record::{RecordError, UndoError},
     },
     identity::KeyError,
+    link::netlink::os_error,
 };
 
 /// A reason to end, with its exit status. Anything else ends with status 1.
@@ -72,9 +75,8 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<Exit> {
         Some(failure.exit)
     } else if let Some(errors) = cause.downcast_ref::<ConfigErrors>() {
         Some(of_config(errors))
-    } else if cause.is::<HostError>() {
-        // Without its kill switch, or beside another tunnel that takes everything, a tunnel does not start.
-        Some(Exit::Config)
+    } else if let Some(error) = cause.downcast_ref::<HostError>() {
+        of_host(error)
     } else if let Some(error) = cause.downcast_ref::<KeyError>() {
         of_key(error)
     } else if cause.is::<Unreadable>() {
@@ -86,10 +88,31 @@ fn of_cause(cause: &(dyn Error + 'static)) -> Option<Exit> {
     }
 }
 
+/// Without its kill switch, or beside another tunnel that takes everything, a tunnel does not start. What a kernel or nft
+/// refuses at one moment they may take at the next: that has no status.
+fn of_host(error: &HostError) -> Option<Exit> {
+    match error {
+        HostError::Record(RecordError::Taken(_)) => Some(Exit::Config),
+        HostError::Firewall(FirewallError::Set(error) | FirewallError::Lift(error))
+        | HostError::Tables(error) => of_nft(error),
+        HostError::Rules(error) => os_error(error).and_then(of_errno),
+        // Their causes say it.
+        HostError::Record(_) | HostError::Interface(_) | HostError::Gone => None,
+    }
+}
+
+fn of_nft(error: &NftError) -> Option<Exit> {
+    match error {
+        NftError::Start(error) if error.kind() == io::ErrorKind::NotFound => Some(Exit::Config),
+        NftError::Start(error) | NftError::Talk(error) => of_io(error),
+        NftError::Timeout | NftError::Refused(_) => None,
+    }
+}
+
 /// The status of an error of the operating system, whichever part of this host it comes from.
 fn of_system(cause: &(dyn Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<InterfaceError>() {
-        return error.os_error().map(io::Error::from_raw_os_error).as_ref().and_then(of_io);
+        return error.os_error().and_then(of_errno);
     }
     let error = if let Some(error) = cause.downcast_ref::<NatError>() {
         error.io_error()
@@ -119,6 +142,10 @@ fn of_key(error: &KeyError) -> Option<Exit> {
     }
 }
 
+fn of_errno(errno: i32) -> Option<Exit> {
+    of_io(&io::Error::from_raw_os_error(errno))
+}
+
 fn of_io(error: &io::Error) -> Option<Exit> {
     (error.kind() == io::ErrorKind::PermissionDenied).then_some(Exit::Permission)
 }
@@ -127,6 +154,13 @@ fn of_io(error: &io::Error) -> Option<Exit> {
 mod tests {
     use super::*;
     use anyhow::{Context, anyhow};
+    use nix::errno::Errno;
+
+    fn refused(errno: Errno) -> rtnetlink::Error {
+        let mut message = rtnetlink::packet_core::ErrorMessage::default();
+        message.code = std::num::NonZeroI32::new(-(errno as i32));
+        rtnetlink::Error::NetlinkError(message)
+    }
 
     #[test]
     fn a_reason_survives_context_above_and_below_it() {
@@ -141,8 +175,30 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_cannot_hold_the_kill_switch_is_a_wrong_configuration() {
-        assert_eq!(Exit::of(&HostError::Gone.into()), Some(Exit::Config));
+    fn a_host_without_nft_or_with_another_tunnel_that_takes_all_is_a_wrong_configuration() {
+        let absent = NftError::Start(io::ErrorKind::NotFound.into());
+        for error in [
+            HostError::Firewall(FirewallError::Set(absent)),
+            HostError::Record(RecordError::Taken("work".into())),
+        ] {
+            assert_eq!(Exit::of(&anyhow!(error).context("starting")), Some(Exit::Config));
+        }
+    }
+
+    #[test]
+    fn passing_trouble_of_the_host_is_tried_again() {
+        let busy = || io::Error::from_raw_os_error(11);
+        for error in [
+            HostError::Firewall(FirewallError::Set(NftError::Timeout)),
+            HostError::Firewall(FirewallError::Set(NftError::Refused("Resource busy".into()))),
+            HostError::Firewall(FirewallError::Lift(NftError::Start(busy()))),
+            HostError::Tables(NftError::Talk(busy())),
+            HostError::Rules(refused(Errno::ENOBUFS)),
+            HostError::Record(RecordError::Io { path: "home.state".into(), error: busy() }),
+            HostError::Gone,
+        ] {
+            assert_eq!(Exit::of(&anyhow!(error)), None);
+        }
     }
 
     #[test]
@@ -152,6 +208,12 @@ mod tests {
             anyhow!(NatError::Forwarding(denied())).context("starting"),
             anyhow!(RecordError::Io { path: "home.state".into(), error: denied() }),
             anyhow!(UndoError::Netlink(denied())),
+            anyhow!(HostError::Tables(NftError::Start(denied()))),
+            anyhow!(HostError::Rules(refused(Errno::EPERM))),
+            anyhow!(HostError::Record(RecordError::Io {
+                path: "home.state".into(),
+                error: denied()
+            })),
         ] {
             assert_eq!(Exit::of(&error), Some(Exit::Permission), "{error:#}");
         }

@@ -85,7 +85,7 @@ impl Nat {
     /// Takes everything back, also what an earlier run has left.
     pub(crate) async fn remove(&self) {
         self.sysctls.restore();
-        if let Err(error) = self.record.remove_tables(None).await {
+        if let Err(error) = nft::within(nft::STOP, self.record.remove_tables(None)).await {
             warn!(%error, "cannot remove firewall rules");
         }
     }

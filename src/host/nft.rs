@@ -12,12 +12,12 @@ use crate::wire::foreign::Foreign;
 
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const NFTABLES: u32 = 7;
-/// How long nft may take to delete a table: a daemon that stops waits for this.
-const DELETE: Duration = Duration::from_secs(1);
 /// As much of a message as is read.
 const MESSAGE: usize = 4096;
 /// How long nft(8) may take. It takes milliseconds.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a daemon that stops waits for it.
+pub(crate) const STOP: Duration = Duration::from_secs(1);
 
 /// Why nft(8) did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +59,15 @@ pub(crate) async fn replace(table: &str, chains: &str) -> Result<(), NftError> {
 
 /// Deletes the table, if it is there.
 pub(crate) async fn delete(table: &str) -> Result<(), NftError> {
-    let script = format!("table inet {table} {{}}\ndelete table inet {table}\n");
-    time::timeout(DELETE, run(&script)).await.map_err(|_elapsed| NftError::Timeout)?
+    run(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
+}
+
+/// The same work, for no longer than this.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, NftError>>,
+) -> Result<T, NftError> {
+    time::timeout(limit, work).await.map_err(|_elapsed| NftError::Timeout)?
 }
 
 /// The table with the handles of its rules and without its counters, as nft(8) shows it; `None` where there is
@@ -69,8 +76,8 @@ pub(crate) async fn listing(table: &str) -> Result<Option<String>, NftError> {
     let mut command = Command::new("nft");
     command.args(["--stateless", "--handle", "list", "table", "inet", table]);
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = time::timeout(LIMIT, command.output()).await;
-    let output = output.map_err(|_elapsed| NftError::Timeout)?.map_err(NftError::Start)?;
+    let listed = async { command.output().await.map_err(NftError::Start) };
+    let output = within(LIMIT, listed).await?;
     Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
@@ -103,14 +110,29 @@ async fn run(script: &str) -> Result<(), NftError> {
     command.args(["-f", "-"]).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut nft = command.spawn().map_err(NftError::Start)?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(script.as_bytes()).await.map_err(NftError::Talk)?;
-    }
-    let output = time::timeout(LIMIT, nft.wait_with_output()).await;
-    let output = output.map_err(|_elapsed| NftError::Timeout)?.map_err(NftError::Talk)?;
+    let talk = async {
+        if let Some(mut stdin) = nft.stdin.take() {
+            stdin.write_all(script.as_bytes()).await?;
+        }
+        nft.wait_with_output().await
+    };
+    let output = within(LIMIT, async { talk.await.map_err(NftError::Talk) }).await?;
     if !output.status.success() {
         let complaint = output.stderr.split(|byte| *byte == b'\n').next();
         return Err(NftError::Refused(Foreign::from(complaint.unwrap_or(b"without a word"))));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_stops_does_not_wait_long_for_nft() {
+        let begun = time::Instant::now();
+        let stuck = within(STOP, within(LIMIT, std::future::pending::<Result<(), _>>())).await;
+        assert!(matches!(stuck, Err(NftError::Timeout)), "{stuck:?}");
+        assert_eq!(begun.elapsed().as_secs(), 1);
+    }
 }
