@@ -1,10 +1,16 @@
 //! Parameters of the kernel's network (Documentation/networking/ip-sysctl.rst).
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use tracing::{debug, warn};
 
 use super::record::{Parameter, Record};
+
+/// Where the parameters are.
+const NET: &str = "/proc/sys/net";
 
 /// Parameters that were changed; what they were before is in the record, and outlives the daemon there.
 #[derive(Debug)]
@@ -34,16 +40,27 @@ impl Sysctls {
         fs::write(path(name), value)
     }
 
-    /// Gives everything its former value, unless somebody has changed it since.
+    /// Gives everything its former value, unless somebody has changed it since. What cannot be reset stays in the record.
     pub(crate) fn restore(&self) {
+        self.restore_in(Path::new(NET));
+    }
+
+    fn restore_in(&self, net: &Path) {
         for (name, Parameter { before, set }) in self.0.changes().sysctls.into_iter().rev() {
-            let restored = match read(&name) {
-                Ok(value) if value == set => fs::write(path(&name), before),
+            let path = net.join(&name);
+            let restored = match read_at(&path) {
+                Ok(value) if value == set => fs::write(&path, before),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };
-            if let Err(error) = restored {
-                warn!(%error, name, "cannot reset a kernel parameter");
+            match restored {
+                Ok(()) => {}
+                // The link is gone, and with it its parameters.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    warn!(%error, name, "cannot reset a kernel parameter");
+                    continue;
+                }
             }
             self.0.update(|changes| _ = changes.sysctls.remove(&name));
         }
@@ -61,8 +78,7 @@ pub(super) fn is_ours(name: &str) -> bool {
 
 /// The value of `net.NAME`.
 pub(crate) fn read(name: &str) -> io::Result<String> {
-    let value = fs::read_to_string(path(name));
-    value.map(|value| value.trim().to_owned()).map_err(|error| {
+    read_at(&path(name)).map_err(|error| {
         io::Error::new(error.kind(), format!("kernel parameter net/{name}: {error}"))
     })
 }
@@ -80,6 +96,36 @@ pub(crate) fn links() -> io::Result<Vec<String>> {
     Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
 }
 
+fn read_at(path: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(path)?.trim().to_owned())
+}
+
 fn path(name: &str) -> PathBuf {
-    PathBuf::from("/proc/sys/net").join(name)
+    Path::new(NET).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::instance::Instance;
+
+    #[test]
+    fn what_cannot_be_reset_stays_in_the_record_and_what_needs_no_reset_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = Record::open(&Instance::within(folder.path(), "home")).unwrap();
+        let names = ["ours", "changed-since", "gone", "stuck"];
+        record.update(|changes| {
+            let parameter = Parameter { before: "0".into(), set: "1".into() };
+            changes.sysctls = names.map(|it| (it.to_owned(), parameter.clone())).into();
+        });
+        let net = tempfile::tempdir().unwrap();
+        fs::write(net.path().join("ours"), "1\n").unwrap();
+        fs::write(net.path().join("changed-since"), "2\n").unwrap();
+        // Not even root can read or write it.
+        fs::create_dir(net.path().join("stuck")).unwrap();
+        Sysctls::new(record.clone()).restore_in(net.path());
+        assert_eq!(record.changes().sysctls.into_keys().collect::<Vec<_>>(), ["stuck"]);
+        let value = |name| fs::read_to_string(net.path().join(name)).unwrap();
+        assert_eq!((value("ours"), value("changed-since")), ("0".into(), "2\n".into()));
+    }
 }
