@@ -5,7 +5,7 @@ use std::{collections::HashSet, convert::Infallible, time::Duration};
 
 use tokio::time::sleep;
 use tracing::debug;
-use zbus::{Connection, OwnedObjectPath, proxy};
+use zbus::{Connection, OwnedObjectPath, fdo, proxy};
 
 /// From one look to the next.
 const PACE: Duration = Duration::from_secs(10);
@@ -55,12 +55,47 @@ async fn keep_looking(
     loop {
         let mut metered = HashSet::new();
         for device in ManagerProxy::new(bus).await?.get_devices().await? {
-            let device = DeviceProxy::builder(bus).path(device).build().await?;
-            if YES.contains(&device.metered().await?) {
-                metered.insert(device.interface().await?);
+            match metered_interface(bus, device).await {
+                Ok(interface) => metered.extend(interface),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         tell(metered);
         sleep(PACE).await;
+    }
+}
+
+/// The interface of this device, if it is metered.
+async fn metered_interface(
+    bus: &Connection,
+    device: OwnedObjectPath,
+) -> zbus::Result<Option<String>> {
+    let device = DeviceProxy::builder(bus).path(device).build().await?;
+    if YES.contains(&device.metered().await?) {
+        return device.interface().await.map(Some);
+    }
+    Ok(None)
+}
+
+/// Whether the device has been removed since NetworkManager listed it: containers come and go. NetworkManager's library for
+/// D-Bus, GDBus, says `UnknownMethod` where there is no such object; others say `UnknownObject`.
+fn is_gone(error: &zbus::Error) -> bool {
+    let zbus::Error::FDO(error) = error else { return false };
+    matches!(**error, fdo::Error::UnknownObject(_) | fdo::Error::UnknownMethod(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_gone_is_passed_over_and_a_networkmanager_that_is_gone_is_not() {
+        let said = |error: fdo::Error| is_gone(&error.into());
+        let path = "Object does not exist at path /org/freedesktop/NetworkManager/Devices/7";
+        assert!(said(fdo::Error::UnknownMethod(path.into())));
+        assert!(said(fdo::Error::UnknownObject(path.into())));
+        assert!(!said(fdo::Error::ServiceUnknown("org.freedesktop.NetworkManager".into())));
+        assert!(!said(fdo::Error::NoReply("disconnected".into())));
     }
 }
