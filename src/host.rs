@@ -41,7 +41,9 @@ mod without_dbus;
 #[cfg(not(feature = "dbus"))]
 pub(crate) use without_dbus::{metered, resolver};
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet, convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration,
+};
 
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -166,13 +168,8 @@ impl Layout {
         let mut all: Vec<_> = networks.chain(routes).collect();
         all.extend(aside::destinations(self, index));
         // The user may name a network of the tunnel's.
-        let mut seen = Vec::new();
-        all.retain(|it| {
-            !seen.contains(it) && {
-                seen.push(*it);
-                true
-            }
-        });
+        let mut seen = HashSet::with_capacity(all.len());
+        all.retain(|it| seen.insert(*it));
         all
     }
 

@@ -1,6 +1,6 @@
 //! Keeps the host as the session and its networks want it.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -150,7 +150,8 @@ impl Client {
             }
             return Err(ApplyError::Host(error));
         }
-        for route in layout.blocked.iter().filter(|route| !before.blocked.contains(route)) {
+        let known: HashSet<_> = before.blocked.iter().collect();
+        for route in layout.blocked.iter().filter(|route| !known.contains(route)) {
             warn!(%route, "the server gave this client no address of that family");
         }
         changed.take(&plan);

@@ -1,11 +1,11 @@
 //! What is wanted and cannot be had.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
 /// A part of a tunnel that is left out; the tunnel does without it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct LeftOut {
     /// What it is, such as `route 192.168.1.0/24`.
@@ -29,11 +29,12 @@ impl fmt::Display for LeftOut {
 
 /// Logs what has changed between two looks.
 pub(crate) fn log(before: &[LeftOut], now: &[LeftOut]) {
-    for LeftOut { what, why } in now.iter().filter(|item| !before.contains(item)) {
+    let known: HashSet<_> = before.iter().collect();
+    for LeftOut { what, why } in now.iter().filter(|item| !known.contains(item)) {
         tracing::warn!(what, why, "left out of the tunnel");
     }
-    let is_gone = |item: &&LeftOut| now.iter().all(|other| other.what != item.what);
-    for LeftOut { what, .. } in before.iter().filter(is_gone) {
+    let left_out: HashSet<_> = now.iter().map(|item| &item.what).collect();
+    for LeftOut { what, .. } in before.iter().filter(|item| !left_out.contains(&item.what)) {
         tracing::info!(what, "no longer left out of the tunnel");
     }
 }

@@ -17,7 +17,7 @@ use crate::link::netlink::Netlink;
 const METRIC_V6: u32 = 1;
 
 /// What is routed through an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Destination {
     /// The network.
     pub net: IpNet,
