@@ -208,10 +208,12 @@ pub(super) fn tun_name(name: &Option<String>, problems: &mut Problems) -> Option
     problems.accept("tun.name", name.clone(), |name| is_interface_name(name))
 }
 
-/// What the kernel's `dev_valid_name` accepts, less `%`, which it would number, and `"`, which nft would not.
+/// What the kernel's `dev_valid_name` accepts, less `%`, which it would number, and what means something else to nft than
+/// itself: `"`, `*` (many interfaces) and `\`.
 fn is_interface_name(name: &str) -> bool {
-    let is_bad =
-        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%' | '"');
+    let is_bad = |c: char| {
+        c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%' | '"' | '*' | '\\')
+    };
     (1..=MAX_INTERFACE_NAME).contains(&name.len())
         && !matches!(name, "." | "..")
         && !name.contains(is_bad)

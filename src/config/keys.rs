@@ -115,7 +115,7 @@ const KEYS: &[Key] = &[
         "tun.name",
         None,
         Kind::Text,
-        r#"a name for an interface: 1 to 15 bytes, no white space, "/", ":", "%" or quotes, and not "." or "..""#,
+        r#"a name for an interface: 1 to 15 bytes, no white space, "/", ":", "%", "*", "\" or quotes, and not "." or "..""#,
     ),
     key(
         "tun.mtu",

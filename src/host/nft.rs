@@ -1,6 +1,6 @@
 //! Tables of the firewall, through nft(8): in its own language they read as an admin reads them.
 
-use std::{io, process::Stdio, time::Duration};
+use std::{fmt::Write as _, io, process::Stdio, time::Duration};
 
 use futures_util::FutureExt as _;
 use netlink_sys::{
@@ -42,11 +42,19 @@ impl NftError {
     }
 }
 
-/// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone.
+/// The name of the one table that the tunnel on `interface` has (family `inet`). Other tools leave it alone. No two
+/// interfaces have the same: what nft does not take in a name, and `_` itself, is `_` and its bytes in hexadecimal.
 #[must_use]
 pub(crate) fn table(interface: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
-    format!("roamd-{}", interface.chars().map(plain).collect::<String>())
+    let mut table = String::from("roamd-");
+    for byte in interface.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' {
+            table.push(byte.into());
+        } else {
+            let _ = write!(table, "_{byte:02x}");
+        }
+    }
+    table
 }
 
 /// Puts these chains in place of all that the table has, at once.
@@ -127,6 +135,16 @@ async fn run(script: &str) -> Result<(), NftError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_interface_has_a_table_of_its_own_under_a_name_that_nft_takes() {
+        assert_eq!(table("roam0"), "roamd-roam0");
+        let names = ["a.b", "a_b", "a-b", "a_2eb", "ä", "a;b"];
+        let tables: std::collections::BTreeSet<_> = names.iter().map(|it| table(it)).collect();
+        assert_eq!(tables.len(), names.len(), "{tables:?}");
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        assert!(tables.iter().all(|it| it.chars().all(is_plain)), "{tables:?}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_stops_does_not_wait_long_for_nft() {
