@@ -52,7 +52,7 @@ use tracing::info;
 
 use self::{
     command::Order,
-    desired::Desired,
+    desired::{ApplyError, Desired},
     greeting::{Terms, instance},
     paused::Paused,
     roam::Roaming,
@@ -158,12 +158,12 @@ pub(crate) async fn run_until(
     let (host, wish) = Host::new(interface, inherited, daemon.record.clone(), monitor.hints())?;
     let mut host = host.delegated(delegate);
     host.survey().await;
-    // Without its kill switch a tunnel that has one does not run.
-    host.lay_out(Desired::new(config.clone()).plan()?.layout).await?;
     let links = KernelNetwork::new(Netlink::open()?, index, config.quic.dscp, monitor.hints());
     let links = Arc::new(links);
     let (writer, reports) = (Box::new(device.writer()), host.reports());
     let client = Client::new(config.clone(), links.clone(), writer, reports)?;
+    // Without its kill switch a tunnel that has one does not run.
+    client.apply(&mut host, |_| ()).await.map_err(ApplyError::cause)?;
     let (client, daemon) = (Arc::new(client), Arc::new(daemon));
     let (orders, mut ordered) = mpsc::channel(ORDERS);
     let _control = control::serve(&daemon.instance, client.events.clone(), {

@@ -285,6 +285,13 @@ pub(crate) struct Host {
     inherited: bool,
 }
 
+/// Before the task runs that obeys a [`Wish`].
+impl Setup for Host {
+    async fn set(&mut self, layout: Layout) -> Result<(), HostError> {
+        self.lay_out(layout).await
+    }
+}
+
 impl Host {
     /// The host with the tunnel's interface; whether that one is `inherited`, with rules and resolvers, from
     /// an earlier run.
@@ -387,7 +394,7 @@ impl Host {
     }
 
     /// Makes the host as the layout says; an error only where the kill switch or routing rules cannot be set.
-    pub(crate) async fn lay_out(&mut self, layout: Layout) -> Result<(), HostError> {
+    async fn lay_out(&mut self, layout: Layout) -> Result<(), HostError> {
         let takes = layout.everything;
         if takes {
             self.record.take_everything(true)?;

@@ -84,6 +84,14 @@ pub(super) enum ApplyError {
 }
 
 impl ApplyError {
+    /// What it comes from.
+    pub(super) fn cause(self) -> anyhow::Error {
+        match self {
+            Self::Offer(error) => error.into(),
+            Self::Host(error) => error.into(),
+        }
+    }
+
     /// Ends the session that needs it.
     pub(super) fn end(self, connection: &Connection) -> Ended {
         match self {

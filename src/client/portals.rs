@@ -35,14 +35,20 @@ impl Client {
 
     /// Lets everything leave outside of the tunnel, or not any more.
     pub(super) async fn give_way(&self, gives_way: bool, host: &mut impl Setup) {
-        let desired = self.desired.lock().await;
-        if desired.is_applied && desired.portal == gives_way {
-            return;
-        }
-        drop(desired);
-        info!(gives_way, "captive portal: everything outside of the tunnel");
-        if let Err(error) = self.apply(host, |desired| desired.portal = gives_way).await {
-            warn!(%error, "the host stays as it was");
+        let gave_way = {
+            let desired = self.desired.lock().await;
+            if desired.is_applied && desired.portal == gives_way {
+                return;
+            }
+            desired.portal
+        };
+        match self.apply(host, |desired| desired.portal = gives_way).await {
+            Err(error) => warn!(%error, "the host stays as it was"),
+            Ok(()) if gave_way == gives_way => {}
+            Ok(()) if gives_way => {
+                info!("captive portal: everything may leave outside of the tunnel")
+            }
+            Ok(()) => info!("no captive portal any more: the tunnel takes its traffic again"),
         }
     }
 }
@@ -92,6 +98,14 @@ mod tests {
         let (client, host, _) = behind_portal(Exclude::default());
         assert_eq!(look(&client, &host, 2).await, [false]);
         assert_eq!(client.status().portal.as_deref(), Some("wlan0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_was_laid_out_at_the_start_is_not_laid_out_again() {
+        let client = client(config(), FakeNetwork::of(&["eth0"]));
+        let mut host = FakeHost::default();
+        client.apply(&mut host, |_| ()).await.unwrap();
+        assert_eq!(look(&client, &host, 2).await, [false], "that of the start");
     }
 
     #[tokio::test(start_paused = true)]
