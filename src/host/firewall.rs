@@ -125,11 +125,6 @@ impl Firewall {
     pub(crate) async fn remove(&mut self) -> Result<(), NftError> {
         let was_sealed = self.record.changes().sealed;
         self.record.remove_tables(None).await?;
-        // A run of an earlier version, which kept no record, may have left one.
-        let table = nft::table(&self.interface);
-        if self.made.is_none() && nft::listing(&table).await.is_ok_and(|found| found.is_some()) {
-            nft::delete(&table).await?;
-        }
         self.record.update(|changes| changes.sealed = false);
         if was_sealed {
             info!("kill switch lifted");
