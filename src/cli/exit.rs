@@ -96,7 +96,7 @@ fn of_host(error: &HostError) -> Option<Exit> {
         HostError::Firewall(FirewallError::Set(error) | FirewallError::Lift(error))
         | HostError::Tables(error) => of_nft(error),
         HostError::Rules(error) => os_error(error).and_then(of_errno),
-        // Their causes say it.
+        // What may pass: a restart tries again.
         HostError::Record(_) | HostError::Interface(_) | HostError::Gone => None,
     }
 }

@@ -142,6 +142,9 @@ impl Client {
                 desired.aside = None;
                 return Err(ApplyError::Host(error));
             }
+            if before == *layout {
+                return Err(ApplyError::Host(error));
+            }
             match host.set(before).await {
                 Ok(()) => desired.is_applied = true,
                 Err(error) => {

@@ -119,10 +119,13 @@ impl Drain {
         }
     }
 
-    /// Gives clients until `until`.
-    fn begin(&self, until: Instant) {
+    /// Gives clients until `until`; no longer than before once a signal has come.
+    fn begin(&self, mut until: Instant) {
         if !self.is_draining() {
             self.clients.send_modify(|clients| clients.told = clients.here);
+        }
+        if self.is_final.load(Relaxed) {
+            until = self.until.borrow().map_or(until, |before| before.min(until));
         }
         self.until.send_replace(Some(until));
     }
@@ -130,8 +133,7 @@ impl Drain {
     /// Gives clients until `end`, or until the earlier time that they were given before. This cannot be cancelled.
     pub(super) fn stop(&self, end: Instant) {
         self.is_final.store(true, Relaxed);
-        let sooner = self.until.borrow().filter(|until| *until < end);
-        self.begin(sooner.unwrap_or(end));
+        self.begin(end);
     }
 
     /// Serves on, or says why not.
@@ -179,7 +181,12 @@ impl Server {
             tokio::select! {
                 // First: where nobody can move there is nothing to report.
                 biased;
-                () = self.drain.over() => return,
+                () = self.drain.over() => {
+                    if !self.drain.is_final.load(Relaxed) {
+                        systemd::stopping();
+                    }
+                    return;
+                }
                 signal = stops.next() => {
                     info!(signal, "stopping");
                     systemd::stopping();

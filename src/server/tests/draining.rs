@@ -142,6 +142,7 @@ async fn a_stop_is_not_cancelled() {
     site.server.drain.stop(clock::now() + PATIENCE);
     assert!(matches!(site.server.cancel_drain(), Reply::Error(_)), "somebody waits for the end");
     // The time that was given before is the shorter one, and stays.
+    begin(&site, SECONDS);
     timeout(PATIENCE / 2, site.server.drain.over()).await.unwrap();
 }
 
