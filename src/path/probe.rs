@@ -338,7 +338,8 @@ impl Asker {
                     None if self.is_new => return None,
                     None => self.standing = None,
                 },
-                connected = self.connect(standing.is_none()) => {
+                // The next of hurried handshakes would take the place of a connection whose first answer is on its way.
+                connected = self.connect(standing.is_none()), if !self.is_new || standing.is_none() => {
                     self.attempt = None;
                     match connected {
                         Ok(connected) => self.begin(connected),

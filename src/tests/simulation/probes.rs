@@ -82,3 +82,36 @@ fn what_a_probe_found_out_does_not_count_any_more_once_it_is_dropped() {
         }
     });
 }
+
+/// A round trip takes longer than the pause between two handshakes.
+#[test]
+fn handshakes_that_are_hurried_do_not_keep_a_slow_path_from_being_measured() {
+    virtual_time().block_on(async {
+        let mut day = Day::new(0);
+        day.start_server();
+        day.world.change(0, |wifi| wifi.delay = Duration::from_millis(300));
+        let (probe, mut told) = probe(&day, day.hosts.server.public_key()).await;
+        probe.ask();
+        let answered = async {
+            while let Some(report) = told.recv().await {
+                if let Some(Event::Answered(_, Some(rtt))) = report.event() {
+                    return rtt;
+                }
+            }
+            panic!("the probe ended");
+        };
+        let hurrying = async {
+            loop {
+                sleep(Duration::from_millis(250)).await;
+                probe.hurry();
+            }
+        };
+        tokio::select! {
+            rtt = timeout(BOUND, answered) => {
+                let rtt = rtt.expect("it is measured in time");
+                assert!(rtt.abs_diff(Duration::from_millis(600)) < Duration::from_millis(20), "{rtt:?}");
+            }
+            () = hurrying => {}
+        }
+    });
+}
