@@ -41,6 +41,10 @@ impl Manager {
         let works = self.works();
         let longest = if works { LONGEST_RETRY } else { DESPERATE_RETRY };
         if let Some(path) = self.paths.get_mut(&key) {
+            if matches!(path.state, State::Failed { .. }) {
+                // A probe ends at the same moment as the wait for it: that is one failure.
+                return;
+            }
             path.retry_later(now, longest);
             if works && path.is_at_home() && path.failures.count(now) >= HOME_TRIES {
                 path.state = State::Failed { retry_at: now + HOME_RETRY };

@@ -293,6 +293,19 @@ fn while_no_path_works_a_silent_path_is_probed_sooner_than_one_that_refused() {
 }
 
 #[test]
+fn a_probe_that_ends_with_the_wait_for_it_has_failed_once() {
+    for ended in [Event::Refused(key(2)), Event::TimedOut(key(2))] {
+        let mut fixture = nothing();
+        let _ = fixture.tell(candidates(&[WIFI, LTE]));
+        let _ = fixture.tell(Event::Connected(key(1)));
+        assert_eq!(fixture.wait(settings().probe_timeout), [Action::Forget(key(2))]);
+        assert_eq!(fixture.tell(ended), []);
+        assert_eq!(fixture.wait(SHORTEST_RETRY - MS), []);
+        assert_eq!(fixture.wait(MS), [Action::Ask(key(2))]);
+    }
+}
+
+#[test]
 fn a_path_that_flaps_waits_longer_each_time_before_it_is_preferred() {
     let mut fixture = on_wifi();
     let mut waits = Vec::new();
