@@ -232,12 +232,7 @@ async fn a_member_that_falls_silent_is_left_for_another() {
     cluster.signal(0, Signal::SIGSTOP);
     let begun = clock::now();
     assert!(matches!(next(&mut follow).await, News::Lost));
-    let mut news = next(&mut follow).await;
-    while matches!(news, News::Away(_)) {
-        // On a busy machine the others may take a moment as well.
-        news = next(&mut follow).await;
-    }
-    assert!(matches!(news, News::All(_)), "another one answers");
+    assert!(matches!(next(&mut follow).await, News::All(_)), "another one answers at once");
     assert!(clock::now() - begun < Duration::from_secs(8));
     store.transact([], [put("peers/a", "1")]).await.unwrap();
     assert_eq!(changes(&mut follow).await.len(), 1);
