@@ -32,6 +32,14 @@ const CONTROL_BUFFER: u32 = 128 * 1024;
 /// A probe finds out once what a path carries, since it only shows that: to try again every ten minutes would cost a
 /// metered link more than all else.
 const PROBE_DISCOVERY: Duration = Duration::from_secs(24 * 3600);
+/// quinn takes a few bursts of losses for a link that carries small packets only from here on, and by default looks after a
+/// minute what it does carry. Mostly it was just losses, and meanwhile each packet of a transfer leaves in two pieces. A
+/// search takes a packet in each of some round trips, and had better not begin while so much is lost: it takes a size for
+/// impossible after three losses.
+const SEARCH_AGAIN: Duration = Duration::from_secs(1);
+/// From one search to the next: one that losses have ended early is made up for. Where the largest size is known already, a
+/// search sends nothing.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(300);
 /// How long a probe's connection stays open without a question.
 pub(crate) const PROBE_IDLE: Duration = Duration::from_secs(60);
 
@@ -46,7 +54,10 @@ pub fn transport(quic: &Quic, mtu: u16, congestion: CongestionHandle) -> Transpo
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(quic.idle_timeout).ok();
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(MAX_UDP_PAYLOAD.min(mtu.saturating_add(OVERHEAD).max(1452)));
+    discovery
+        .upper_bound(MAX_UDP_PAYLOAD.min(mtu.saturating_add(OVERHEAD).max(1452)))
+        .black_hole_cooldown(SEARCH_AGAIN)
+        .interval(SEARCH_INTERVAL);
     transport
         .max_idle_timeout(idle)
         .initial_rtt(INITIAL_RTT)

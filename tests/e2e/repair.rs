@@ -9,7 +9,10 @@ use std::{
 
 use roamd_lab::{Access, LinkShape, Namespace, emulator::Direction};
 
-use crate::roaming::{Laptop, shown};
+use crate::{
+    harness::{eventually, transfer},
+    roaming::{Laptop, path, shown},
+};
 
 const SERVER: &str = "10.66.0.1:7008";
 /// Segments of a program that sends 1 Mbit/s for fifteen seconds: too little for any queue.
@@ -77,4 +80,28 @@ fn tcp_inside_sees_next_to_nothing_of_the_loss_outside() {
     assert!(noticed * 5 <= lost[0] + lost[1], "{noticed} of {lost:?}: {traffic}");
     assert!(traffic["repaired-packets"].as_u64().unwrap() >= 5, "{traffic}");
     assert!(traffic["repeated-packets"].as_u64().unwrap() >= 5, "{traffic}");
+}
+
+/// quinn takes them for a link that drops large packets, and by default splits those of the tunnel for a minute.
+#[test]
+fn after_bursts_of_losses_packets_are_soon_whole_again() {
+    const AFTER: Duration = Duration::from_secs(6);
+    let laptop = Laptop::connected();
+    laptop.scene.disconnect(Access::Lte).unwrap();
+    let air = laptop.scene.air(Access::Wifi);
+    let shape = LinkShape::delayed(Duration::from_millis(20));
+    air.set(LinkShape { rate: Some(20_000_000), ..shape });
+    let mtu = || path(&laptop.client.status(), Access::Wifi).unwrap()["mtu"].as_u64().unwrap();
+    let before = eventually("the largest packet", || Some(mtu()).filter(|mtu| *mtu > 1400));
+    let (smallest, after) = std::thread::scope(|scope| {
+        scope.spawn(|| transfer(&laptop.client, &laptop.server, "10.66.0.1", 25_000_000));
+        std::thread::sleep(Duration::from_secs(1));
+        air.set(LinkShape { rate: Some(20_000_000), loss: 0.3, ..shape });
+        let smallest = eventually("bursts of losses", || Some(mtu()).filter(|mtu| *mtu < 1400));
+        air.set(LinkShape { rate: Some(20_000_000), ..shape });
+        std::thread::sleep(AFTER);
+        (smallest, mtu())
+    });
+    shown((before, smallest, after));
+    assert_eq!(after, before);
 }
