@@ -6,6 +6,7 @@ mod endpoint;
 pub(crate) mod lateness;
 pub(crate) mod liveness;
 mod ping;
+mod reordering;
 pub(crate) mod session;
 pub(crate) mod tls;
 mod transport;

@@ -41,7 +41,7 @@ use self::{
     control::{Growth, PathControl},
     round_trip::RoundTrip,
 };
-use super::{lateness::Lateness, liveness::Owed};
+use super::{lateness::Lateness, liveness::Owed, reordering::Reordering};
 use crate::clock::{self, AtomicInstant};
 
 /// quinn tells of packets with nothing but an acknowledgement as of any other, and nobody answers those. What
@@ -77,6 +77,8 @@ struct Shared {
     asks: AtomicBool,
     asked: AtomicU64,
     lateness: Mutex<OfPath>,
+    /// By how much packets overtake one another on the present path, in microseconds: see [`Reordering`].
+    reordering: AtomicU64,
 }
 
 /// How long acknowledgements take on the present path.
@@ -101,6 +103,7 @@ impl CongestionHandle {
     fn start_with(&self, path: Option<Remembered>) {
         *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner) = path;
         self.0.epoch.fetch_add(1, Relaxed);
+        self.0.reordering.store(0, Relaxed);
         self.0.began.advance(clock::now());
     }
 
@@ -176,6 +179,12 @@ impl CongestionHandle {
     pub(crate) fn late_at(&self) -> Option<Instant> {
         let since = self.unacknowledged_since()?;
         Some(since + self.of_path().lateness.limit()?)
+    }
+
+    /// The time from a packet to the last one that overtakes it on the present path, but for the most delayed in thirty.
+    #[must_use]
+    pub(crate) fn reordering(&self) -> Duration {
+        Duration::from_micros(self.0.reordering.load(Relaxed))
     }
 
     fn of_path(&self) -> MutexGuard<'_, OfPath> {
@@ -288,6 +297,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
         self.handle.set_in_flight(0);
         self.handle.0.began.advance(now);
         self.handle.of_another_path(now);
+        self.handle.0.reordering.store(0, Relaxed);
         Box::new(Renewable::<G> {
             epoch: self.handle.epoch(),
             handle: self.handle.clone(),
@@ -300,6 +310,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
             fresh_since: now,
             acked: None,
             together: None,
+            reordering: Reordering::default(),
             asked: self.handle.0.asked.load(Relaxed),
         })
     }
@@ -318,6 +329,7 @@ struct Renewable<G> {
     /// When the newest packet that the present acknowledgement tells of was sent, and the number of its packets.
     acked: Option<(Instant, u32)>,
     together: Option<Together>,
+    reordering: Reordering,
     /// Bytes that the other side had asked for at the last look.
     asked: u64,
 }
@@ -346,6 +358,7 @@ impl<G: Growth> Renewable<G> {
         if self.epoch != epoch {
             self.epoch = epoch;
             self.path = PathControl::new(now, INITIAL_WINDOW, self.mtu);
+            self.reordering = Reordering::default();
             self.handle.0.in_round_trip.store(0, Relaxed);
             if let Some(path) = self.handle.remembered() {
                 self.path.resume(path);
@@ -389,6 +402,7 @@ impl<G: Growth> Renewable<G> {
         if !self.landed(sent, bytes) {
             self.handle.0.delivered_packets.fetch_add(packets, Relaxed);
             self.handle.0.delivered_bytes.fetch_add(bytes, Relaxed);
+            self.reordering.acknowledged(now, sent);
             self.path.on_ack(now, sent, bytes, app_limited);
         }
     }
@@ -445,6 +459,8 @@ impl<G: Growth> Controller for Renewable<G> {
         if let Some((sent, packets)) = self.acked.take() {
             self.handle.acknowledged_to(now, sent, packets);
         }
+        self.reordering.end();
+        self.handle.0.reordering.store(self.reordering.span().as_micros() as u64, Relaxed);
         // quinn's own count: it also knows of packets that were dropped with their keys.
         self.in_flight = in_flight;
         self.handle.set_in_flight(in_flight);

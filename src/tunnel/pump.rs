@@ -2,6 +2,7 @@
 
 mod alarm;
 mod downlink;
+mod spacing;
 mod standby;
 mod uplink;
 

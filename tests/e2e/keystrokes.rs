@@ -102,6 +102,14 @@ fn nothing_is_copied_over_a_standby_while_a_busy_path_works() {
     let traffic = &status["traffic"];
     let count = |key: &str| traffic[key].as_u64().unwrap();
     shown((count("copied-packets"), count("rescued-packets"), count("sent-packets"), traffic));
+    let server = laptop.server.status();
+    for traffic in [traffic, &server["peers"][0]["traffic"]] {
+        let count = |key: &str| traffic[key].as_u64().unwrap();
+        shown((count("repeated-packets"), count("split-packets"), count("sent-packets")));
+        // 0 to 0.2 %.
+        assert!(count("repeated-packets") * 200 <= count("sent-packets"), "{traffic}");
+        assert!(count("split-packets") * 50 <= count("sent-packets"), "{traffic}");
+    }
     // At most 0.5 % of the bytes: a copy has 600 at most.
     assert!(count("copied-packets") * 600 <= count("sent-bytes") / 200, "{traffic}");
     assert!(count("rescued-packets") * 600 <= count("received-bytes") / 200, "{traffic}");

@@ -9,7 +9,12 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError, SendDatagramError};
 use tokio::{task, time};
 
-use super::{Repair, Session, alarm::Alarm, moment};
+use super::{
+    Repair, Session,
+    alarm::Alarm,
+    moment,
+    spacing::{Given, Spacing},
+};
 use crate::{
     clock,
     quic::SEND_BUFFER,
@@ -52,6 +57,7 @@ pub(crate) async fn uplink(
         alarm: Alarm::default(),
         ahead: 0.0,
         budget: 0,
+        spacing: Spacing::default(),
     };
     let (mut batch, mut datagrams) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     loop {
@@ -62,7 +68,7 @@ pub(crate) async fn uplink(
             continue;
         }
         counters.dropped_by_queue(match room {
-            Room::Bytes(room) => queue.pop(&mut batch, BATCH, room),
+            Room::For { packets, bytes } => queue.pop(&mut batch, packets, bytes),
             Room::ForCopies(count) => queue.pop_sparse(&mut batch, count.min(BATCH)),
         });
         if !session.unchecked {
@@ -98,8 +104,8 @@ fn complete(batch: &mut Vec<Packet>) -> u64 {
 
 /// What may leave the queue.
 enum Room {
-    /// So many bytes.
-    Bytes(usize),
+    /// So many packets, and so many bytes.
+    For { packets: usize, bytes: usize },
     /// So many packets that do not wait for the path, which is late: small ones of flows that send little.
     ForCopies(usize),
 }
@@ -115,6 +121,7 @@ struct Uplink<'a> {
     ahead: f64,
     /// Bytes that may be sent again before new packets have their turn.
     budget: usize,
+    spacing: Spacing,
 }
 
 impl Uplink<'_> {
@@ -155,12 +162,15 @@ impl Uplink<'_> {
         if asked.is_some_and(|question| question.is_first) {
             sender.moved(moment);
         }
-        let mut repeated = 0;
+        let (mut repeated, mut left) = (0, self.spaced().unwrap_or(usize::MAX));
         // Twice what new packets may be ahead: they would leave no room otherwise.
         let most = if sender.is_wanted() { 2 * ahead(self.connection) } else { 0 };
         let all_sent = loop {
             if !sender.is_wanted() {
                 break true;
+            }
+            if left == 0 {
+                break false;
             }
             let room = most.min(SEND_BUFFER).saturating_sub(given(self.connection));
             let Some(datagram) = sender.repeat(room.min(self.budget), moment.now) else {
@@ -169,6 +179,7 @@ impl Uplink<'_> {
             self.budget -= datagram.len();
             self.send_now(datagram);
             repeated += 1;
+            left -= 1;
         };
         if let Some(tail) = sender.tail(moment)
             && tail.len() <= self.connection.datagram_send_buffer_space()
@@ -237,12 +248,13 @@ impl Uplink<'_> {
                 self.queue.be_patient();
             }
             let ahead = (window as usize).max(LEAST_AHEAD);
-            if ahead >= SEND_BUFFER {
-                return Room::Bytes(SEND_BUFFER);
+            let packets = self.spaced().unwrap_or(BATCH).min(BATCH);
+            if packets > 0 && ahead >= SEND_BUFFER {
+                return Room::For { packets, bytes: SEND_BUFFER };
             }
             let given = given(self.connection);
-            if given < ahead {
-                return Room::Bytes(ahead - given);
+            if packets > 0 && given < ahead {
+                return Room::For { packets, bytes: ahead - given };
             }
             // While its window is open, quinn sends all that it has at its next turn, and must not run dry:
             // a window that is not filled does not grow.
@@ -263,6 +275,15 @@ impl Uplink<'_> {
                 }
             }
         }
+    }
+
+    /// How many packets may leave now, where they overtake one another.
+    fn spaced(&mut self) -> Option<usize> {
+        let (repair, connection) = (self.session.repair.as_ref()?, self.connection);
+        self.spacing.room(clock::now(), repair.congestion.reordering(), || Given {
+            sent: connection.stats().udp_tx.datagrams,
+            held: given(connection).div_ceil(connection.max_datagram_size().unwrap_or(1200)),
+        })
     }
 
     /// Sends a batch; after an error the rest of it is in the queue again.
