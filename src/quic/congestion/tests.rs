@@ -4,7 +4,10 @@ mod foreign;
 mod network;
 mod scenarios;
 
+use std::time::Duration;
+
 use super::*;
+use crate::quic::liveness::Owed;
 
 const MTU: u16 = 1200;
 
