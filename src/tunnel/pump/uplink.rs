@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock,
-    quic::SEND_BUFFER,
+    quic::{SEND_BUFFER, SMALLEST_UDP_PAYLOAD},
     tunnel::{
         counters::{Counters, DropReason},
         device::BATCH,
@@ -162,9 +162,13 @@ impl Uplink<'_> {
         if asked.is_some_and(|question| question.is_first) {
             sender.moved(moment);
         }
-        let (mut repeated, mut left) = (0, self.spaced().unwrap_or(usize::MAX));
+        let mut repeated = 0;
         // Twice what new packets may be ahead: they would leave no room otherwise.
-        let most = if sender.is_wanted() { 2 * ahead(self.connection) } else { 0 };
+        let (most, mut left) = if sender.is_wanted() {
+            (2 * ahead(self.connection), self.spaced(moment.now).unwrap_or(usize::MAX))
+        } else {
+            (0, 0)
+        };
         let all_sent = loop {
             if !sender.is_wanted() {
                 break true;
@@ -248,7 +252,7 @@ impl Uplink<'_> {
                 self.queue.be_patient();
             }
             let ahead = (window as usize).max(LEAST_AHEAD);
-            let packets = self.spaced().unwrap_or(BATCH).min(BATCH);
+            let packets = self.spaced(clock::now()).unwrap_or(BATCH).min(BATCH);
             if packets > 0 && ahead >= SEND_BUFFER {
                 return Room::For { packets, bytes: SEND_BUFFER };
             }
@@ -278,11 +282,12 @@ impl Uplink<'_> {
     }
 
     /// How many packets may leave now, where they overtake one another.
-    fn spaced(&mut self) -> Option<usize> {
+    fn spaced(&mut self, now: Instant) -> Option<usize> {
         let (repair, connection) = (self.session.repair.as_ref()?, self.connection);
-        self.spacing.room(clock::now(), repair.congestion.reordering(), || Given {
+        self.spacing.room(now, repair.congestion.reordering(), || Given {
             sent: connection.stats().udp_tx.datagrams,
-            held: given(connection).div_ceil(connection.max_datagram_size().unwrap_or(1200)),
+            held: given(connection)
+                .div_ceil(connection.max_datagram_size().unwrap_or(SMALLEST_UDP_PAYLOAD.into())),
         })
     }
 
