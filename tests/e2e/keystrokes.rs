@@ -106,7 +106,7 @@ fn nothing_is_copied_over_a_standby_while_a_busy_path_works() {
     for traffic in [traffic, &server["peers"][0]["traffic"]] {
         let count = |key: &str| traffic[key].as_u64().unwrap();
         shown((count("repeated-packets"), count("split-packets"), count("sent-packets")));
-        // 0 to 0.2 %.
+        // None in six transfers.
         assert!(count("repeated-packets") * 200 <= count("sent-packets"), "{traffic}");
         assert!(count("split-packets") * 50 <= count("sent-packets"), "{traffic}");
     }
