@@ -48,7 +48,7 @@ pub(super) struct Shared {
     pub(super) asks: AtomicBool,
     pub(super) asked: AtomicU64,
     lateness: Mutex<OfPath>,
-    /// By how much packets overtake one another on the present path, in microseconds: see [`Reordering`].
+    /// By how much packets overtake one another on the present path, in microseconds: see `quic::reordering`.
     pub(super) reordering: AtomicU64,
 }
 
