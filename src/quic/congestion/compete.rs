@@ -7,9 +7,12 @@
 //! ```text
 //!  the wait                    the queue is
 //!  all but vanishes            ours: delay limits us again
-//!  does not change             not there: the way is longer, and that is the new base
+//!  does not change, twice      not there: the way is longer, and that is the new base
 //!  gets somewhat shorter       shared with somebody who fills it: we go on
 //! ```
+//! A sender far below its best rate has too few packets in the queue to change the delay, and a queue that somebody else
+//! fills has another length at the next test. So a test that changes nothing counts only at a good part of the best rate,
+//! and if the wait is that of the test before; else the window is raised, until a test shows something.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +33,10 @@ const MOST: f64 = 0.75;
 const CALM: u8 = 12;
 /// Tests in a row in which the queue vanishes, after which it was ours: BBR empties its own now and then.
 const CONFIRMED: u8 = 2;
-/// Tests in a row that change nothing, after which the way is longer.
-const UNMOVED: u8 = 2;
+/// A sender with less than this share of its best rate may have too few packets in the queue.
+pub(super) const VISIBLE: f64 = 0.4;
+/// After so many raises in a row, none of which showed anything, the way is longer.
+const RAISES: u8 = 3;
 
 /// A share of the link that is not too much beside up to five others, and not too little beside one.
 const MODEST: f64 = 0.4;
@@ -43,7 +48,9 @@ pub(super) struct Competition {
     next_test: Instant,
     test: Option<Test>,
     calm: u8,
-    unmoved: u8,
+    /// The wait, if the last test did not change it.
+    unmoved: Option<Duration>,
+    raises: u8,
     emptied: u8,
 }
 
@@ -63,8 +70,9 @@ pub(super) enum Finding {
     Foreign { limit: Option<u64>, window: Option<u64> },
     /// There is no queue, but a longer way.
     Longer,
-    /// It is our queue, of a link with so many bytes per second.
-    Ours { rate: f64 },
+    /// It is our queue, of a link with so many bytes per second. More than the target is left of the wait with half of our packets:
+    /// of our queue, or of a longer way.
+    Ours { rate: f64, is_left: bool },
 }
 
 impl Competition {
@@ -73,12 +81,14 @@ impl Competition {
             next_test: now + FIRST.max(FEW_ROUNDS * rtt),
             test: None,
             calm: 0,
-            unmoved: 0,
+            unmoved: None,
+            raises: 0,
             emptied: 0,
         }
     }
 
-    /// Judges a round whose shortest wait was `wait`; `in_flight` and `rtt` are of its fastest packet.
+    /// Judges a round whose shortest wait was `wait`; `in_flight` and `rtt` are of its fastest packet. `enough` is the rate in
+    /// bytes per second at which a sender shows in a queue.
     pub(super) fn judge(
         &mut self,
         now: Instant,
@@ -86,12 +96,13 @@ impl Competition {
         target: Duration,
         in_flight: u64,
         rtt: Duration,
+        enough: f64,
     ) -> Finding {
         let rate = in_flight as f64 / rtt.as_secs_f64().max(1e-6);
         self.calm = if wait <= target { self.calm + 1 } else { 0 };
         let Some(test) = &mut self.test else {
             if self.calm >= CALM {
-                return Finding::Ours { rate };
+                return Finding::Ours { rate, is_left: false };
             }
             if now < self.next_test {
                 return Finding::Foreign { limit: None, window: None };
@@ -116,7 +127,7 @@ impl Competition {
         if least_wait < wait_before.mul_f64(OURS) || share > MOST {
             self.emptied += 1;
             if self.emptied == CONFIRMED {
-                return Finding::Ours { rate: rate_before };
+                return Finding::Ours { rate: rate_before, is_left: least_wait > target };
             }
             self.test = None;
             self.next_test = now + FIRST.max(FEW_ROUNDS * rtt);
@@ -128,12 +139,22 @@ impl Competition {
         self.test = None;
         self.emptied = 0;
         let moved = wait_before.abs_diff(least_wait) > (target / 4).max(rtt_before / 20);
-        self.unmoved = if moved { 0 } else { self.unmoved + 1 };
-        if self.unmoved == UNMOVED {
-            return Finding::Longer;
+        let before = self.unmoved.take();
+        if moved {
+            self.raises = 0;
+        } else if rate_before >= enough && before.is_none() {
+            self.unmoved = Some(least_wait);
+        } else {
+            let is_steady =
+                before.is_some_and(|it| it.abs_diff(least_wait) <= (target / 4).max(rtt / 64));
+            if is_steady || self.raises == RAISES {
+                return Finding::Longer;
+            }
+            self.raises += 1;
         }
         let more = (MODEST / share.max(0.01)).min(MOST_AT_ONCE);
-        let window = (moved && more > 1.0).then_some((2.0 * limit as f64 * more) as u64);
+        let window =
+            (self.unmoved.is_none() && more > 1.0).then_some((2.0 * limit as f64 * more) as u64);
         let is_settled = moved && window.is_none();
         let pause = if is_settled {
             BETWEEN.max(BETWEEN_ROUNDS * rtt)

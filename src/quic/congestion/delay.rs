@@ -13,7 +13,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::compete::{Competition, Finding};
+use super::compete::{Competition, Finding, VISIBLE};
 
 /// A shortest round trip that is older may be that of another way (BBR has the same, draft-ietf-ccwg-bbr
 /// §2.13).
@@ -147,6 +147,8 @@ struct Drain {
     rounds: u8,
     /// The limit afterwards.
     after: u64,
+    /// The rate of the link, if nobody else has packets in its queue: then what remains of the wait is the way.
+    alone: Option<f64>,
 }
 
 /// What an acknowledged packet tells.
@@ -262,22 +264,23 @@ impl DelayLimit {
                 (self.competition, self.limit) = (None, None);
                 return Some(Turn::Alone);
             }
-            return self.compete(now, shortest, sample, least);
+            return self.compete(now, round, sample, window, least);
         }
-        if let Some(Drain { rounds, after }) = self.drains {
+        if let Some(Drain { rounds, after, alone }) = self.drains {
             let is_shorter = shortest + self.target(known) / 4 < known;
             let is_queued = shortest > known + self.target(known);
             if (is_shorter || is_queued) && rounds < DRAIN {
                 // There still was a queue: base or rate are not what they were.
-                self.drain(now, shortest.min(known), sample, least);
+                self.drain(now, shortest.min(known), sample, alone, least);
                 return None;
             }
             self.drains = None;
-            if is_queued {
+            if is_queued && alone.is_none() {
                 return self.begin(now, sample);
             }
             self.base = Some(Base { rtt: shortest, measured: now });
-            self.set(now, Some(after), least);
+            let holds = |rate| (rate * shortest.as_secs_f64()) as u64;
+            self.set(now, Some(alone.map_or(after, holds)), least);
             return None;
         }
         let (wait, target) = (sample.rtt.saturating_sub(base.rtt), self.target(base.rtt));
@@ -330,17 +333,24 @@ impl DelayLimit {
         if let Some(limit) = self.limit
             && now.duration_since(base.measured) > BASE_AGE
         {
-            self.drain(now, base.rtt, Sample { in_flight: limit, rtt: shortest }, least);
+            self.drain(now, base.rtt, Sample { in_flight: limit, rtt: shortest }, None, least);
         }
         None
     }
 
     /// Sends so little for a round that no queue is left, and afterwards just what the way holds: as
     /// far as we know from `sample`, where `base` is possible.
-    fn drain(&mut self, now: Instant, base: Duration, sample: Sample, least: u64) {
+    fn drain(
+        &mut self,
+        now: Instant,
+        base: Duration,
+        sample: Sample,
+        alone: Option<f64>,
+        least: u64,
+    ) {
         let empty = (sample.rate() * base.as_secs_f64()) as u64;
         let rounds = self.drains.map_or(1, |drain| drain.rounds + 1);
-        self.drains = Some(Drain { rounds, after: empty });
+        self.drains = Some(Drain { rounds, after: empty, alone });
         self.set(now, Some(empty * 3 / 4), least);
     }
 
@@ -359,28 +369,39 @@ impl DelayLimit {
     fn compete(
         &mut self,
         now: Instant,
-        shortest: Duration,
+        Round { shortest, app_limited, .. }: Round,
         sample: Sample,
+        window: u64,
         least: u64,
     ) -> Option<Turn> {
         let base = self.base?;
         let target = self.target(base.rtt);
         let competition = self.competition.as_mut()?;
         let wait = shortest.saturating_sub(base.rtt);
-        let finding = competition.judge(now, wait, target, sample.in_flight, sample.rtt);
+        let Sample { in_flight, rtt } = sample;
+        // A program that sends no more has nothing to raise.
+        let enough = if app_limited { 0.0 } else { VISIBLE * self.capacity };
+        let finding = competition.judge(now, wait, target, in_flight, rtt, enough);
         match finding {
-            Finding::Foreign { limit, window } => {
+            Finding::Foreign { limit, window: raised } => {
                 let limit = limit.map(|limit| limit.max(least));
                 if self.limit != limit {
                     (self.limit, self.changed, self.round) = (limit, Some(now), None);
                 }
-                return window.map(Turn::Compete);
+                return raised.map(|raised| Turn::Compete(raised.max(window)));
             }
             Finding::Longer => {
                 self.base = Some(Base { rtt: shortest, measured: now });
                 self.set(now, Some(sample.in_flight), least);
             }
-            Finding::Ours { rate } => {
+            Finding::Ours { rate, is_left: true } => {
+                // What remains of it where next to nothing is under way is the way.
+                self.competition = None;
+                let in_flight = (rate * base.rtt.as_secs_f64()) as u64;
+                self.drain(now, base.rtt, Sample { in_flight, rtt: base.rtt }, Some(rate), least);
+                return Some(Turn::Alone);
+            }
+            Finding::Ours { rate, is_left: false } => {
                 let space = base.rtt + target;
                 self.set(now, Some((rate * space.as_secs_f64()) as u64), least);
             }

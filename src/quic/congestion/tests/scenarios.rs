@@ -421,6 +421,34 @@ fn a_longer_way_is_learnt() {
     assert!(report.mbit[0] > 18.0 && report.p99 < 45 * MS, "{report:?}");
 }
 
+/// As an LTE that goes back to an older radio: nobody competes.
+#[test]
+fn a_way_that_becomes_longer_and_slower_is_learnt() {
+    for buffer in [50, 400] {
+        let mut network = Network::new(20.0, 40 * MS, buffer * MS).with_us();
+        network.run(seconds(10));
+        (network.base, network.rate) = (240 * MS, 5.0 * 125_000.0);
+        network.run(seconds(20));
+        let report = network.run(seconds(40));
+        assert!(report.mbit[0] > 4.5 && report.lost[0] < 0.01, "{buffer} ms: {report:?}");
+    }
+}
+
+/// Tests of the queue show what chance makes of the shortest round trip.
+#[test]
+fn a_longer_way_is_learnt_where_packets_overtake_one_another() {
+    for seed in [1, 2, 3] {
+        let mut network = Network::new(20.0, 40 * MS, 400 * MS).with_us();
+        network.seed(seed);
+        network.jitter = 40 * MS;
+        network.run(seconds(10));
+        network.base = 240 * MS;
+        network.run(seconds(25));
+        let report = network.run(seconds(30));
+        assert!(report.mbit[0] > 18.0 && report.p99 < 120 * MS, "{seed}: {report:?}");
+    }
+}
+
 #[test]
 fn each_gets_its_share_beside_a_flow_that_fills_queues() {
     for (other, buffer, seed) in [
@@ -463,6 +491,27 @@ fn nobody_starves_us() {
             let report = network.run(seconds(5));
             assert!(report.mbit[1] > 0.15, "{other:?}, {buffer} ms: {report:?}");
         }
+    }
+}
+
+/// A tunnel that begins beside a full queue has too few packets in it to change the delay.
+#[test]
+fn a_tunnel_that_begins_beside_a_flow_that_fills_queues_gets_a_share() {
+    for (buffer, seed) in [(200, 7), (200, 8), (400, 7)] {
+        let mut network = Network::new(20.0, 40 * MS, buffer * MS).with_us();
+        network.seed(seed);
+        network.join(Other::Cubic);
+        let report = network.run(seconds(60));
+        assert!(report.mbit[0] > 4.0, "together, {buffer} ms: {report:?}");
+    }
+    for seed in [7, 8] {
+        let mut network = Network::new(20.0, 40 * MS, 400 * MS);
+        network.seed(seed);
+        network.join(Other::Cubic);
+        network.run(seconds(20));
+        network.add(Ours::new(network.now), Source::Endless);
+        let report = network.run(seconds(60));
+        assert!(report.mbit[1] > 3.0, "later: {report:?}");
     }
 }
 
