@@ -73,6 +73,7 @@ impl<G: Growth> ControllerFactory for Factory<G> {
         self.handle.0.began.advance(now);
         self.handle.of_another_path(now);
         self.handle.0.reordering.store(0, Relaxed);
+        self.handle.0.start_on_trial.store(false, Relaxed);
         Box::new(Renewable::<G> {
             epoch: self.handle.epoch(),
             handle: self.handle.clone(),
@@ -245,6 +246,7 @@ impl<G: Growth> Controller for Renewable<G> {
         let new = in_flight - self.old_in_flight;
         self.path.on_end_acks(now, new, app_limited, largest_packet_num_acked);
         self.handle.set_delivered(&self.path);
+        self.handle.0.start_on_trial.store(self.path.is_start_on_trial(), Relaxed);
     }
 
     fn on_congestion_event(
@@ -267,6 +269,7 @@ impl<G: Growth> Controller for Renewable<G> {
         if !is_of_old && (new > 0 || lost_bytes == 0) {
             self.path.on_loss(now, sent, is_persistent_congestion && old == 0, new);
         }
+        self.handle.0.start_on_trial.store(self.path.is_start_on_trial(), Relaxed);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {

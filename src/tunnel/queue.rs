@@ -300,8 +300,8 @@ impl Queue {
         packets
     }
 
-    /// Pauses CoDel for one second: the connection has migrated and does not know the new path's rate yet,
-    /// and senders must be ready when it does.
+    /// Pauses CoDel for one second: the connection does not know the path's rate, as it has migrated or its slow start was cut
+    /// short, and senders must be ready when it does.
     pub fn be_patient(&self) {
         self.lock().patient_until = Some(clock::now() + PATIENCE);
     }

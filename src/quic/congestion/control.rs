@@ -169,6 +169,12 @@ impl<G: Growth> PathControl<G> {
         self.delay.apply(self.growth.window()).max(LEAST * u64::from(self.mtu))
     }
 
+    /// Whether the cut that ended the first slow start is on trial, after which slow start goes on: how much the path carries
+    /// is not known meanwhile.
+    pub(super) fn is_start_on_trial(&self) -> bool {
+        self.start == Start::First && self.before_cut.is_some() && self.losses.is_start_on_trial()
+    }
+
     /// Goes on with what is remembered of the path, as soon as it has proved to be the same.
     pub(super) fn resume(&mut self, path: Remembered) {
         self.resume = Some(CarefulResume::new(path));

@@ -50,6 +50,7 @@ pub(super) struct Shared {
     lateness: Mutex<OfPath>,
     /// By how much packets overtake one another on the present path, in microseconds: see `quic::reordering`.
     pub(super) reordering: AtomicU64,
+    pub(super) start_on_trial: AtomicBool,
 }
 
 /// How long acknowledgements take on the present path.
@@ -75,6 +76,7 @@ impl CongestionHandle {
         *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner) = path;
         self.0.epoch.fetch_add(1, Relaxed);
         self.0.reordering.store(0, Relaxed);
+        self.0.start_on_trial.store(false, Relaxed);
         self.0.began.advance(clock::now());
     }
 
@@ -156,6 +158,12 @@ impl CongestionHandle {
     #[must_use]
     pub(crate) fn reordering(&self) -> Duration {
         Duration::from_micros(self.0.reordering.load(Relaxed))
+    }
+
+    /// Whether the cut that ended slow start is on trial: how much the path carries is not known meanwhile.
+    #[must_use]
+    pub(crate) fn is_start_on_trial(&self) -> bool {
+        self.0.start_on_trial.load(Relaxed)
     }
 
     fn of_path(&self) -> MutexGuard<'_, OfPath> {

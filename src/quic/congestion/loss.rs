@@ -337,6 +337,11 @@ impl LossJudge {
         self.trial.is_some()
     }
 
+    /// Whether that cut ended slow start, and not where a queue was full.
+    pub(super) fn is_start_on_trial(&self) -> bool {
+        self.trial.is_some_and(|trial| trial.is_of_start && !trial.is_of_few)
+    }
+
     /// The share that is lost of late; an underestimate where there are few packets.
     fn share(&self, mtu: u16) -> f64 {
         self.long.lost as f64 / f64::from(mtu) / self.long.packets(mtu).max(self.long_enough())

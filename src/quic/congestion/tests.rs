@@ -201,6 +201,34 @@ fn slow_start_is_not_ahead_of_what_arrived_where_more_waits() {
     assert!(window_after(&[40; 20], false) <= 2 * 40 + 1);
 }
 
+/// A long burst of losses among the first packets, as of a radio, and then none.
+#[test]
+fn the_handle_tells_while_slow_start_is_on_trial() {
+    let (handle, start) = (CongestionHandle::default(), Instant::now());
+    let controller = Arc::new(Factory::<Cubic>::new(handle.clone())).build(start, MTU);
+    let mut controller = controller.into_any().downcast::<Renewable<Cubic>>().unwrap();
+    let (rtt, size) = (Duration::from_millis(40), u64::from(MTU));
+    let mut round = |number: u32, lost: u64| {
+        let sent = |packet| start + number * rtt + packet as u32 * Duration::from_micros(100);
+        for packet in 0..100 {
+            controller.on_sent(sent(packet), size, packet);
+        }
+        for packet in lost..100 {
+            controller.arrived(sent(packet) + rtt, sent(packet), size, false);
+        }
+        if lost > 0 {
+            controller.on_congestion_event(sent(100) + rtt, sent(lost), false, lost * size);
+        }
+        controller.on_end_acks(sent(100) + rtt, 0, false, Some(100));
+        handle.is_start_on_trial()
+    };
+    assert!(!round(0, 0));
+    assert!(round(1, 50));
+    let rounds = (2..20).take_while(|number| round(*number, 0)).count();
+    assert!((6..10).contains(&rounds), "{rounds}");
+    assert!(!round(20, 50), "it goes on once");
+}
+
 #[tokio::test]
 async fn the_handle_tells_that_a_path_was_left() {
     use futures_util::FutureExt as _;

@@ -242,13 +242,15 @@ impl Uplink<'_> {
     ///
     /// quinn sends in the order of its buffer, so the buffer holds at most one window of data: a keystroke must
     /// wait in our queue, which can reorder. Where a window is larger than quinn's buffer, quinn's own limit
-    /// applies. A drop to less than half since the last call means that the connection has migrated.
+    /// applies. A drop to less than half since the last call means that the connection has migrated. CoDel pauses then, and
+    /// while the cut that ended slow start is on trial.
     async fn room(&mut self) -> Room {
         let mut before = None;
         self.budget = ahead(self.connection);
         loop {
             let window = window_ahead(self.connection);
-            if std::mem::replace(&mut self.ahead, window) > 2.0 * window {
+            let has_dropped = std::mem::replace(&mut self.ahead, window) > 2.0 * window;
+            if has_dropped || self.is_start_on_trial() {
                 self.queue.be_patient();
             }
             let ahead = (window as usize).max(LEAST_AHEAD);
@@ -279,6 +281,10 @@ impl Uplink<'_> {
                 }
             }
         }
+    }
+
+    fn is_start_on_trial(&self) -> bool {
+        self.session.repair.as_ref().is_some_and(|repair| repair.congestion.is_start_on_trial())
     }
 
     /// How many packets may leave now, where they overtake one another.
