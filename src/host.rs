@@ -33,6 +33,7 @@ pub(crate) mod record;
 #[cfg(feature = "dbus")]
 pub(crate) mod resolver;
 pub(crate) mod reverse_path;
+mod rule_set;
 pub(crate) mod rules;
 pub(crate) mod sysctl;
 #[cfg(not(feature = "dbus"))]

@@ -22,21 +22,20 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily,
     route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use nix::{
     errno::Errno,
     net::if_::{if_indextoname, if_nametoindex},
 };
-use rtnetlink::{Error, IpVersion};
+use rtnetlink::Error;
 use tracing::debug;
 
 use super::{
     Layout, TABLE,
     interface::Destination,
-    rules::{PROTOCOL, priority, table_of, unless},
+    rule_set::{self, PROTOCOL, Rule},
 };
-use crate::link::netlink::Netlink;
+use crate::link::netlink::{Netlink, unless};
 
 /// Before the rules of a tunnel that takes everything: its neighbourhood, which stays outside, is home.
 const FROM_INNER: u32 = 5305;
@@ -55,7 +54,7 @@ pub(crate) struct Aside {
     tunnel: u32,
     /// The link of home, while the tunnel stands aside, and the rules; before the first look it is not known whether there
     /// are some.
-    given: Option<(Option<String>, Vec<RuleMessage>)>,
+    given: Option<(Option<String>, Vec<Rule>)>,
 }
 
 impl Aside {
@@ -92,26 +91,8 @@ impl Aside {
     }
 
     /// Returns how many were missing.
-    async fn make_rules(&self, wanted: &[RuleMessage]) -> Result<usize, Error> {
-        let mut found = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let rules = self.netlink.handle().rule().get(version).execute();
-            found.extend(rules.try_collect::<Vec<_>>().await?);
-        }
-        let mut missing = 0;
-        for rule in wanted.iter().filter(|it| !found.iter().any(|other| is_same(it, other))) {
-            let mut request = self.netlink.handle().rule().add();
-            *request.message_mut() = rule.clone();
-            unless(Errno::EEXIST, request.execute().await)?;
-            missing += 1;
-        }
-        for rule in found {
-            let is_wanted = wanted.iter().any(|it| is_same(it, &rule));
-            if is_ours(&rule, self.tunnel) && !is_wanted {
-                unless(Errno::ENOENT, self.netlink.handle().rule().del(rule).execute().await)?;
-            }
-        }
-        Ok(missing)
+    async fn make_rules(&self, wanted: &[Rule]) -> Result<usize, Error> {
+        rule_set::make(&self.netlink, wanted, |rule| belongs(rule, self.tunnel)).await
     }
 
     /// Makes the table of home what the main one has for its link.
@@ -149,23 +130,24 @@ impl Aside {
 }
 
 /// The rules of a layout: those of a tunnel that stands aside, or before that those for what comes from its own addresses.
-fn rules(layout: &Layout, tunnel: u32) -> Vec<RuleMessage> {
+fn rules(layout: &Layout, tunnel: u32) -> Vec<Rule> {
     let Layout { addresses, networks, routes, blocked, dns, .. } = layout;
     let (own, home) = (own_table(tunnel), home_table(tunnel));
+    let rule = |net: IpNet, priority, table| Rule::lookup(net.addr().into(), priority, table);
     if layout.aside.is_none() {
         let taken = from_own(layout);
-        let rules =
-            taken.map(|(from, to)| rule(Packets::Between(to), from, own, FROM_INNER_TO_HOME));
-        return rules.collect();
+        return taken
+            .map(|(from, to)| rule(from, FROM_INNER_TO_HOME, own).from(from).to(to))
+            .collect();
     }
-    let from = addresses.iter().map(|net| rule(Packets::From, *net, own, FROM_INNER));
+    let from = addresses.iter().map(|net| rule(*net, FROM_INNER, own).from(*net));
     let resolvers = dns.servers.iter().map(|it| IpNet::from(*it));
-    let to = |nets: Vec<IpNet>, table, priority| {
-        nets.into_iter().map(move |net| rule(Packets::To, net, table, priority))
+    let to = |nets: Vec<IpNet>, priority, table| {
+        nets.into_iter().map(move |net| rule(net, priority, table).to(net))
     };
-    from.chain(to(resolvers.collect(), own, TO_RESOLVER))
-        .chain(to(networks.clone(), own, TO_NETWORK))
-        .chain(to([&routes[..], blocked].concat(), home, TO_ROUTE))
+    from.chain(to(resolvers.collect(), TO_RESOLVER, own))
+        .chain(to(networks.clone(), TO_NETWORK, own))
+        .chain(to([&routes[..], blocked].concat(), TO_ROUTE, home))
         .collect()
 }
 
@@ -175,44 +157,6 @@ fn from_own(layout: &Layout) -> impl Iterator<Item = (IpNet, IpNet)> {
         let same = |to: &&IpNet| to.addr().is_ipv4() == from.addr().is_ipv4();
         layout.home.iter().filter(same).map(|to| (*from, *to))
     })
-}
-
-/// Which packets a rule is for: those from a network, those to it, or those from it to another one.
-#[derive(Clone, Copy)]
-enum Packets {
-    From,
-    To,
-    Between(IpNet),
-}
-
-fn rule(packets: Packets, net: IpNet, table: u32, priority: u32) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    let address = net.network();
-    message.header.family =
-        if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    message.header.action = RuleAction::ToTable;
-    match packets {
-        Packets::From => {
-            message.header.src_len = net.prefix_len();
-            message.attributes.push(RuleAttribute::Source(address));
-        }
-        Packets::Between(to) => {
-            (message.header.src_len, message.header.dst_len) = (net.prefix_len(), to.prefix_len());
-            message.attributes.push(RuleAttribute::Source(address));
-            message.attributes.push(RuleAttribute::Destination(to.network()));
-        }
-        Packets::To if net.prefix_len() > 0 => {
-            message.header.dst_len = net.prefix_len();
-            message.attributes.push(RuleAttribute::Destination(address));
-        }
-        Packets::To => {}
-    }
-    message.attributes.extend([
-        RuleAttribute::Table(table),
-        RuleAttribute::Priority(priority),
-        RuleAttribute::Protocol(PROTOCOL),
-    ]);
-    message
 }
 
 /// The routes of the tunnel's own table.
@@ -236,26 +180,18 @@ fn home_table(tunnel: u32) -> u32 {
     TABLE.wrapping_sub(tunnel)
 }
 
-/// Whether it is a rule of this tunnel, or of one whose interface is gone.
-fn is_ours(rule: &RuleMessage, tunnel: u32) -> bool {
+/// Whether a rule of ours is one of this tunnel, or of one whose interface is gone.
+fn belongs(rule: &Rule, tunnel: u32) -> bool {
     // nix gives an empty name in place of an error.
     let is_gone = |index| !if_indextoname(index).is_ok_and(|name| !name.is_empty());
     let of = |index: u32| index == tunnel || is_gone(index);
-    let is_owned = match (priority(rule), table_of(rule)) {
+    match (rule.priority(), rule.table()) {
         (Some(FROM_INNER | TO_RESOLVER | FROM_INNER_TO_HOME | TO_NETWORK), Some(table)) => {
             of(table.wrapping_sub(TABLE))
         }
         (Some(TO_ROUTE), Some(table)) => of(TABLE.wrapping_sub(table)),
         _ => false,
-    };
-    is_owned && rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
-}
-
-/// Whether the kernel's rule `found` is the `wanted` one.
-fn is_same(wanted: &RuleMessage, found: &RuleMessage) -> bool {
-    let lengths = |it: &RuleMessage| (it.header.family, it.header.src_len, it.header.dst_len);
-    lengths(wanted) == lengths(found)
-        && wanted.attributes.iter().all(|it| found.attributes.contains(it))
+    }
 }
 
 fn table_of_route(route: &RouteMessage) -> u32 {
@@ -314,11 +250,11 @@ mod tests {
     #[test]
     fn what_stays_in_the_tunnel_comes_before_what_goes_over_the_link() {
         let rules = rules(&layout(), 7);
-        let found: Vec<_> = rules.iter().map(|it| priority(it).unwrap()).collect();
+        let found: Vec<_> = rules.iter().map(|it| it.priority().unwrap()).collect();
         assert_eq!(found, [5305, 5305, 5305, 5306, 5325, 5326, 5326, 5326]);
-        let home = rules.iter().filter(|it| table_of(it) == Some(home_table(7))).count();
+        let home = rules.iter().filter(|it| it.table() == Some(home_table(7))).count();
         assert_eq!(home, 3, "its routes and what is blocked");
-        assert!(rules.iter().all(|rule| is_ours(rule, 7)));
+        assert!(rules.iter().all(|rule| belongs(rule, 7)));
     }
 
     #[test]
@@ -327,10 +263,12 @@ mod tests {
         assert_eq!((rules(&elsewhere, 7), destinations(&elsewhere, 7)), (vec![], vec![]));
         let layout = Layout { home: nets(&["192.168.1.0/24"]), ..elsewhere };
         let rules_there = rules(&layout, 7);
-        let found: Vec<_> = rules_there.iter().map(|it| priority(it).unwrap()).collect();
+        let found: Vec<_> = rules_there.iter().map(|it| it.priority().unwrap()).collect();
         assert_eq!(found, [5307, 5307], "one for each address of the family");
-        assert!(rules_there.iter().all(|rule| is_ours(rule, 7)));
-        assert!(rules_there.iter().all(|it| (it.header.src_len, it.header.dst_len) == (32, 24)));
+        assert!(rules_there.iter().all(|rule| belongs(rule, 7)));
+        let (from, to) = (layout.addresses[0], layout.home[0]);
+        let first = Rule::lookup(AddressFamily::Inet, FROM_INNER_TO_HOME, own_table(7));
+        assert_eq!(rules_there[0], first.from(from).to(to));
         let found: Vec<_> = destinations(&layout, 7).iter().map(|it| it.net).collect();
         assert_eq!(found, nets(&["0.0.0.0/0"]));
         assert_eq!(rules(&layout.withdrawn(), 7), []);
@@ -347,9 +285,9 @@ mod tests {
     #[test]
     fn a_tunnel_knows_its_own_rules_and_those_of_tunnels_that_are_gone() {
         let of = |tunnel| rules(&layout(), tunnel).into_iter();
-        assert!(of(7).all(|rule| is_ours(&rule, 7)));
-        assert!(of(1 << 20).all(|rule| is_ours(&rule, 7)), "no interface has this index");
+        assert!(of(7).all(|rule| belongs(&rule, 7)));
+        assert!(of(1 << 20).all(|rule| belongs(&rule, 7)), "no interface has this index");
         // The loopback interface, which is there, has the index 1.
-        assert!(!of(1).any(|rule| is_ours(&rule, 7)), "another tunnel's");
+        assert!(!of(1).any(|rule| belongs(&rule, 7)), "another tunnel's");
     }
 }

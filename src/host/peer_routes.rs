@@ -23,15 +23,12 @@ use rtnetlink::Error;
 use tokio::{sync::Notify, time};
 use tracing::{info, warn};
 
-use super::{
-    interface::{Destination, through},
-    rules::unless,
-};
+use super::interface::{Destination, through};
 use crate::{
     clock,
     link::{
         monitor::Hints,
-        netlink::{Netlink, os_error},
+        netlink::{Netlink, os_error, unless},
     },
 };
 

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The packets of roamd itself have a mark and are not led by it. Of other programs it leads what they send to the
-//! server from the link's own address, and over that link. As the other rules of ours these have the protocol number
-//! [`PROTOCOL`]. The table's number tells the tunnel that they belong to, so that two tunnels do not disturb each other.
+//! server from the link's own address, and over that link. The table's number tells the tunnel that a rule belongs to, so
+//! that two tunnels do not disturb each other.
 
 use std::{
     convert::Infallible,
@@ -26,10 +26,9 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::{
     AddressFamily,
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use nix::errno::Errno;
-use rtnetlink::{Error, IpVersion, RouteMessageBuilder};
+use rtnetlink::{Error, RouteMessageBuilder};
 use tokio::{sync::Mutex, time};
 use tracing::{debug, warn};
 use wildmatch::WildMatch;
@@ -37,13 +36,13 @@ use wildmatch::WildMatch;
 use super::{
     Layout, facts,
     record::Record,
-    rules::{PROTOCOL, priority, table_of, unless},
+    rule_set::{self, PROTOCOL, Rule},
     sysctl,
 };
 use crate::link::{
     candidate::{Candidate, candidates},
     monitor::Hints,
-    netlink::{Netlink, os_error},
+    netlink::{Netlink, os_error, unless},
 };
 
 /// Before the rules of a tunnel that takes everything, for which the server's address is one like all others.
@@ -163,8 +162,9 @@ impl ReversePaths {
 
     /// Makes these ways the ones of the tunnel.
     async fn make(&self, tunnel: u32, ways: &[Way]) -> Result<(), Error> {
-        let rules = self.rules(tunnel).await?;
-        let mut tables: Vec<_> = rules.iter().filter_map(table_of).collect();
+        let belongs = |rule: &Rule| belongs(rule, tunnel);
+        let found = rule_set::found(&self.netlink, belongs).await?;
+        let mut tables: Vec<_> = found.iter().filter_map(Rule::table).collect();
         tables.extend(ways.iter().map(|way| way.table(tunnel)));
         tables.sort_unstable();
         tables.dedup();
@@ -172,19 +172,10 @@ impl ReversePaths {
             let ways: Vec<_> = ways.iter().filter(|way| way.table(tunnel) == table).collect();
             self.make_routes(table, &ways).await?;
         }
-        for rule in &rules {
-            if !ways.iter().any(|way| way.is_ruled_by(rule, tunnel)) {
-                let deleted = self.netlink.handle().rule().del(rule.clone()).execute().await;
-                unless(Errno::ENOENT, deleted)?;
-            }
-        }
-        for way in ways {
-            if !rules.iter().any(|rule| way.is_ruled_by(rule, tunnel)) {
-                let mut request = self.netlink.handle().rule().add();
-                *request.message_mut() = way.rule(tunnel);
-                unless(Errno::EEXIST, request.execute().await)?;
-                debug!(link = way.link, local = %way.local, server = %way.server, "let through");
-            }
+        let wanted: Vec<_> = ways.iter().map(|way| way.rule(tunnel)).collect();
+        let added = rule_set::make(&self.netlink, &wanted, belongs).await?;
+        if added > 0 {
+            debug!(?ways, "let through");
         }
         Ok(())
     }
@@ -206,23 +197,6 @@ impl ReversePaths {
             }
         }
         Ok(())
-    }
-
-    /// The rules of one tunnel.
-    async fn rules(&self, tunnel: u32) -> Result<Vec<RuleMessage>, Error> {
-        let mut rules = Vec::new();
-        let mut messages = self.netlink.handle().rule().get(IpVersion::V4).execute();
-        while let Some(rule) = messages.try_next().await? {
-            let is_ours = rule.attributes.contains(&RuleAttribute::Protocol(PROTOCOL));
-            let of_tunnel = |number: u32| number >> 16 == table(tunnel, 0) >> 16;
-            if is_ours
-                && priority(&rule) == Some(PRIORITY)
-                && table_of(&rule).is_some_and(of_tunnel)
-            {
-                rules.push(rule);
-            }
-        }
-        Ok(rules)
     }
 
     /// The routes in one table.
@@ -253,31 +227,9 @@ impl Way {
         table(tunnel, self.link)
     }
 
-    fn rule(&self, tunnel: u32) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.action = RuleAction::ToTable;
-        (message.header.src_len, message.header.dst_len) = (32, 32);
-        message.attributes = vec![
-            RuleAttribute::Source(self.local.into()),
-            RuleAttribute::Destination(self.server.into()),
-            RuleAttribute::FwMark(0),
-            RuleAttribute::FwMask(u32::MAX),
-            RuleAttribute::Table(self.table(tunnel)),
-            RuleAttribute::Priority(PRIORITY),
-            RuleAttribute::Protocol(PROTOCOL),
-        ];
-        message
-    }
-
-    /// Whether `rule`, one of the tunnel's, is that of this way.
-    fn is_ruled_by(&self, rule: &RuleMessage, tunnel: u32) -> bool {
-        let has = |attribute| rule.attributes.contains(&attribute);
-        (rule.header.src_len, rule.header.dst_len) == (32, 32)
-            && has(RuleAttribute::Source(self.local.into()))
-            && has(RuleAttribute::Destination(self.server.into()))
-            && has(RuleAttribute::FwMask(u32::MAX))
-            && table_of(rule) == Some(self.table(tunnel))
+    fn rule(&self, tunnel: u32) -> Rule {
+        let rule = Rule::lookup(AddressFamily::Inet, PRIORITY, self.table(tunnel));
+        rule.from(IpAddr::V4(self.local).into()).to(IpAddr::V4(self.server).into()).unmarked()
     }
 
     fn route(&self, table: u32) -> RouteMessage {
@@ -308,6 +260,12 @@ impl Way {
 /// The table of a tunnel and a link, by the indices of both: those with the highest bit are nobody else's.
 fn table(tunnel: u32, link: u32) -> u32 {
     1 << 31 | (tunnel & 0x7fff) << 16 | link & 0xffff
+}
+
+/// Whether a rule of ours is one of this tunnel.
+fn belongs(rule: &Rule, tunnel: u32) -> bool {
+    let is_of_tunnel = |number: u32| number >> 16 == table(tunnel, 0) >> 16;
+    rule.priority() == Some(PRIORITY) && rule.table().is_some_and(is_of_tunnel)
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Addr> {
@@ -367,7 +325,7 @@ mod tests {
     fn ways_read_as_they_are_written() {
         let on_link = Way { router: None, ..way(3) };
         for way in [way(3), on_link] {
-            assert!(way.is_ruled_by(&way.rule(7), 7));
+            assert!(belongs(&way.rule(7), 7));
             assert!(way.is_routed_by(&way.route(way.table(7))));
         }
     }
@@ -381,11 +339,11 @@ mod tests {
             Way { router: None, ..way(3) },
         ];
         for other in others {
-            let same_rule = way(3).is_ruled_by(&other.rule(7), 7);
+            let same_rule = way(3).rule(7) == other.rule(7);
             let same_route = way(3).is_routed_by(&other.route(other.table(7)));
             assert!(!(same_rule && same_route), "{other:?}");
         }
-        assert!(!way(3).is_ruled_by(&way(3).rule(8), 7), "another tunnel's");
+        assert!(!belongs(&way(3).rule(8), 7), "another tunnel's");
     }
 
     #[test]

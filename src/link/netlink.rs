@@ -5,6 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use nix::errno::Errno;
 use rtnetlink::Handle;
 use tracing::warn;
 
@@ -69,6 +70,17 @@ pub(crate) fn os_error(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
         _ => None,
+    }
+}
+
+/// Success also where the kernel says that nothing was left to do.
+pub(crate) fn unless(
+    done: Errno,
+    result: Result<(), rtnetlink::Error>,
+) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(error) if os_error(&error) == Some(done as i32) => Ok(()),
+        other => other,
     }
 }
 

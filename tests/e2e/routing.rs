@@ -149,6 +149,34 @@ fn a_family_that_the_server_lacks_does_not_bypass_the_tunnel() {
 }
 
 #[test]
+fn a_family_that_the_server_gets_is_held_back_until_it_is_in_the_tunnel() {
+    let mut world = world("nat = true", "routes = [\"default\"]");
+    world.net.server.amend(", \"fd66::2\"]", "]");
+    world.net.start();
+    let client = &world.net.clients[0];
+    let mut command = client.namespace.command("ip");
+    command.args(["-6", "monitor", "rule"]);
+    let monitor = client.namespace.spawn("ip-monitor", command, client.folder()).unwrap();
+    eventually("the monitor", || {
+        for change in ["add", "del"] {
+            run(client, "ip", &["-6", "rule", change, "pref", "7000", "lookup", "main"]);
+        }
+        (!monitor.log().unwrap().is_empty()).then_some(())
+    });
+    world.net.server.amend("\"10.66.0.2\"]", "\"10.66.0.2\", \"fd66::2\"]");
+    assert!(world.net.server.tell(&["reload", "roamd"]).status.success());
+    let heard = eventually("nothing is held back", || {
+        let is_tunnels = |line: &&str| line.contains("5330:");
+        let log = monitor.log().unwrap();
+        let heard: Vec<_> = log.lines().filter(is_tunnels).map(str::to_owned).collect();
+        (heard.len() == 2).then_some(heard)
+    });
+    assert!(heard[0].contains("lookup 1919902061"), "{heard:?}");
+    assert!(heard[1].contains("Deleted") && heard[1].contains("unreachable"), "{heard:?}");
+    client.assert_ping(OUTSIDE[1], &[]);
+}
+
+#[test]
 fn excluded_networks_stay_outside_the_tunnel() {
     let exclude = "routes = [\"default\"]\nexclude = [\"198.51.100.0/24\", \"2001:db8:1::/48\"]";
     let mut world = world("nat = true", exclude);
