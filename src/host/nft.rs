@@ -1,11 +1,17 @@
 //! Tables of the firewall, through nft(8): in its own language they read as an admin reads them.
 
-use std::{fmt::Write as _, io, process::Stdio, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use netlink_sys::{
     AsyncSocket as _, AsyncSocketExt as _, TokioSocket, protocols::NETLINK_NETFILTER,
 };
+use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command, time};
 
 use crate::wire::foreign::Foreign;
@@ -81,12 +87,21 @@ pub(crate) async fn within<T>(
 /// The table with the handles of its rules and without its counters, as nft(8) shows it; `None` where there is
 /// no such table. Any change to the table makes another text.
 pub(crate) async fn listing(table: &str) -> Result<Option<String>, NftError> {
-    let mut command = Command::new("nft");
-    command.args(["--stateless", "--handle", "list", "table", "inet", table]);
-    command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let listed = async { command.output().await.map_err(NftError::Start) };
-    let output = within(LIMIT, listed).await?;
+    let output = ask(&["--stateless", "--handle", "list", "table", "inet", table]).await?;
     Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// All rules of this host, as libnftables-json(5) has them.
+pub(crate) async fn ruleset() -> Result<Value, NftError> {
+    let output = ask(&["--json", "list", "ruleset"]).await?;
+    check(&output)?;
+    serde_json::from_slice(&output.stdout).map_err(|error| NftError::Talk(error.into()))
+}
+
+async fn ask(arguments: &[&str]) -> Result<Output, NftError> {
+    let mut command = Command::new("nft");
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    within(LIMIT, async { command.output().await.map_err(NftError::Start) }).await
 }
 
 /// Hears of changes to tables, also those that other programs make.
@@ -125,11 +140,15 @@ async fn run(script: &str) -> Result<(), NftError> {
         nft.wait_with_output().await
     };
     let output = within(LIMIT, async { talk.await.map_err(NftError::Talk) }).await?;
-    if !output.status.success() {
-        let complaint = output.stderr.split(|byte| *byte == b'\n').next();
-        return Err(NftError::Refused(Foreign::from(complaint.unwrap_or(b"without a word"))));
+    check(&output)
+}
+
+fn check(output: &Output) -> Result<(), NftError> {
+    if output.status.success() {
+        return Ok(());
     }
-    Ok(())
+    let complaint = output.stderr.split(|byte| *byte == b'\n').next();
+    Err(NftError::Refused(Foreign::from(complaint.unwrap_or(b"without a word"))))
 }
 
 #[cfg(test)]

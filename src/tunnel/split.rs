@@ -13,15 +13,13 @@ use super::{
 };
 use crate::wire::{
     checksum,
-    packet::{Packet, UNCHECKED},
+    packet::{DETACH_UP_TO, Packet, UNCHECKED},
     transport::{Protocol, Transport},
 };
 
 /// Packets are cut from chunks of this size: a super-packet with the headers of all its segments.
 const CHUNK: usize = 72 * 1024;
-/// Small packets have their own chunks, so that a small packet that is kept for long does not keep
-/// the payload of a bulk transfer in memory.
-const SMALL: usize = 512;
+/// Packets of at most [`DETACH_UP_TO`] bytes are cut from chunks of this size, of their own.
 const SMALL_CHUNK: usize = 16 * 1024;
 /// Used chunks that are kept for reuse: as many as the queue and QUIC's buffer hold.
 const KEPT: usize = 32;
@@ -126,7 +124,7 @@ impl Splitter {
     }
 
     fn chunk(&mut self, size: usize) -> &mut BytesMut {
-        if size <= SMALL { self.small.room(size) } else { self.bulk.room(size) }
+        if size <= DETACH_UP_TO { self.small.room(size) } else { self.bulk.room(size) }
     }
 }
 

@@ -4,10 +4,7 @@
 //! segment of a TCP connection.
 //! A match that this program does not know may hold or not, and so may the rule.
 
-use std::process::Stdio;
-
 use serde_json::Value;
-use tokio::process::Command;
 
 use crate::link::candidate::Transport;
 
@@ -25,19 +22,7 @@ pub(super) enum Fate {
     Unclear(String),
 }
 
-/// The rules of this host as nft(8) lists them, or why they are not known.
-pub(super) async fn ruleset() -> Result<Value, String> {
-    let mut command = Command::new("nft");
-    command.args(["-j", "list", "ruleset"]).kill_on_drop(true);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let output = command.output().await.map_err(|error| format!("cannot run nft: {error}"))?;
-    if !output.status.success() {
-        return Err("nft does not list its rules".into());
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("nft's answer: {error}"))
-}
-
-/// What becomes of a first packet to `port` of this host.
+/// What becomes of a first packet to `port` of a host with these rules.
 pub(super) fn fate(ruleset: &Value, transport: Transport, port: u16) -> Fate {
     let all = ruleset["nftables"].as_array().map_or(&[][..], Vec::as_slice);
     let rules = Rules { all, protocol: transport.to_string(), port };

@@ -14,14 +14,21 @@ use super::{
     fleet, machine, routes,
     running::Running,
 };
-use crate::{config::ServerConfig, host::sysctl, link::candidate::Transport};
+use crate::{
+    config::ServerConfig,
+    host::{
+        nft::{self, NftError},
+        sysctl,
+    },
+    link::candidate::Transport,
+};
 
 pub(super) async fn examine(
     config: &ServerConfig,
     running: &Running,
     tell: &mut dyn FnMut(Finding),
 ) {
-    let ruleset = firewall::ruleset().await;
+    let ruleset = nft::ruleset().await;
     let udp = config.listen.iter().map(|listen| (Transport::Udp, *listen));
     let tcp = config.listen_tcp.map(|listen| (Transport::Tcp, listen));
     for (transport, listen) in udp.chain(tcp) {
@@ -100,7 +107,7 @@ fn listening(transport: Transport, listen: SocketAddr, running: &Running) -> Fin
 }
 
 /// Whether this host's own firewall lets clients in.
-fn let_in(transport: Transport, port: u16, ruleset: Result<&Value, &String>) -> Finding {
+fn let_in(transport: Transport, port: u16, ruleset: Result<&Value, &NftError>) -> Finding {
     let subject = "firewall";
     let name = if transport.is_stream() { "TCP" } else { "UDP" };
     let advice = |chain: &str| format!("nft insert rule {chain} {transport} dport {port} accept");

@@ -9,12 +9,8 @@ use crate::{
         device::PacketSink,
         egress::{self, Verdict},
     },
-    wire::packet::Packet,
+    wire::packet::{DETACH_UP_TO, Packet},
 };
-
-/// A packet from one peer for another is copied up to this size in bytes. It would otherwise keep the whole
-/// receive buffer of 64 KB in memory while a slow peer does not take it.
-const SMALL: usize = 512;
 
 impl Peers {
     /// Queues packets from the server's side for their peers. Packets without a peer are counted in
@@ -52,7 +48,7 @@ impl Peers {
             match run.find(self, addresses.destination) {
                 Some(to) if to.is_reached_by_routes(self.by_routes) => Verdict::Deliver,
                 Some(to) => {
-                    let small = packet.size() <= SMALL;
+                    let small = packet.size() <= DETACH_UP_TO;
                     run.add(to, if small { packet.detached() } else { packet.clone() });
                     Verdict::Taken
                 }

@@ -16,14 +16,14 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::Notify;
 
-use crate::wire::datagram::encode_offer;
+use crate::{tunnel::flow, wire::datagram::encode_offer};
 
 /// Copies that wait to be taken. Further ones are dropped: they are copies.
 const INBOX: usize = 256;
 /// Bytes around a copy on the network (IP, UDP, QUIC), about.
 const OVERHEAD: u32 = 64;
-/// A standby whose budget has no room for a packet of so many bytes is of no use.
-const SMALL: u32 = 512;
+/// Bytes on the network of the largest copy. A standby whose budget has no room for it is of no use.
+const LARGEST: u32 = flow::SMALL as u32 + OVERHEAD;
 /// Bytes a minute on a standby that is not metered, in both directions each, and the most that the other side may offer.
 pub(crate) const UNMETERED: u32 = 256 << 10;
 /// The same where the other side has sent a copy and not said how much may be sent back.
@@ -138,13 +138,13 @@ impl Standby {
     /// Whether copies can be sent now.
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         let mut way = self.way();
-        way.answering(now).is_some() && way.budget.has(SMALL + OVERHEAD, way.per_minute, now)
+        way.answering(now).is_some() && way.budget.has(LARGEST, way.per_minute, now)
     }
 
     /// How many small packets the budget has room for.
     pub(super) fn room(&self, now: Instant) -> usize {
         let way = self.way();
-        way.budget.packets(SMALL + OVERHEAD, way.per_minute, now)
+        way.budget.packets(LARGEST, way.per_minute, now)
     }
 
     /// Sends a copy if it fits and the budget allows it; whether it did.
