@@ -195,7 +195,7 @@ pub(crate) enum HostError {
     Rules(rtnetlink::Error),
     #[error("{0}")]
     Interface(#[from] InterfaceError),
-    #[error("nobody sets up the interface")]
+    #[error("the task that sets up the host has ended")]
     Gone,
 }
 

@@ -27,4 +27,4 @@ pub(crate) mod split;
 pub(crate) mod vnet;
 
 #[cfg(test)]
-mod offload_tests;
+mod tests;

@@ -26,6 +26,10 @@ const ANSWERS: usize = 16;
 const URGENT: Duration = Duration::from_millis(500);
 /// A server whose names are being resolved, or that no link reaches, is looked at again so soon.
 const RETRY: Duration = Duration::from_secs(5);
+/// From one look at names that stand for nothing to the next.
+const RESOLVE: Duration = Duration::from_secs(10);
+/// An answer is fresh for so long.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// How a server is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +39,6 @@ pub(super) enum Pace {
     /// Over each link and by each transport, at once: the server in use is silent.
     Urgent,
 }
-
-/// From one look at names that stand for nothing to the next.
-const RESOLVE: Duration = Duration::from_secs(10);
-/// An answer is fresh for so long.
-const FRESH: Duration = Duration::from_secs(2);
 
 /// The probes of one server.
 pub(super) struct Reserve {

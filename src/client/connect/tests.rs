@@ -189,7 +189,7 @@ async fn a_session_that_the_host_cannot_carry_ends_and_is_tried_again() {
     tunnel.host.refuse(&[true, false]);
     tunnel.start_server(true);
     let status = tunnel.after(2).await;
-    assert_eq!(status.last_error.as_deref(), Some("nobody sets up the interface"));
+    assert_eq!(status.last_error.as_deref(), Some("the task that sets up the host has ended"));
     let status = tunnel.after(10).await;
     assert_eq!((status.state, status.sessions), (ClientState::Connected, 1));
     let addresses: Vec<_> =

@@ -163,7 +163,7 @@ async fn a_link_that_is_chosen_in_a_pause_is_used_after_it_and_a_probe_is_refuse
 async fn a_host_that_does_not_withdraw_routes_leaves_the_tunnel_as_it_is() {
     let tunnel = Tunnel::connected().await;
     tunnel.host.refuse(&[true, false]);
-    assert_eq!(tunnel.pause(None).await, "error: nobody sets up the interface");
+    assert_eq!(tunnel.pause(None).await, "error: the task that sets up the host has ended");
     assert_eq!(state(&tunnel.after(5).await), (ClientState::Connected, 1, None));
 }
 
