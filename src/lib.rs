@@ -20,7 +20,7 @@
 //! - [`daemon`]: the process as its host sees it: control socket, status, metrics, log, systemd.
 //! - `desktop`: notifications and a tray icon, beside the daemons.
 //! - [`config`], [`cli`]: what people write and type.
-//! - [`clock`], [`task`]: the one clock, and background tasks.
+//! - [`clock`], [`task`], [`mutex`]: the one clock, background tasks, and a lock without poison.
 
 #![cfg_attr(
     test,
@@ -44,6 +44,7 @@ mod host;
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod identity;
 mod link;
+mod mutex;
 #[cfg(feature = "networkmanager")]
 #[cfg_attr(not(test), warn(clippy::wildcard_enum_match_arm))]
 mod networkmanager;

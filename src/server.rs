@@ -29,7 +29,7 @@ mod view;
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
@@ -68,6 +68,7 @@ use crate::{
         peer_routes::{Held, PeerRoutes},
     },
     link::{monitor::Monitor, neighbour::Neighbours, netlink::Netlink},
+    mutex::Mutex,
     path::udp::UdpSocket,
     quic::{self, close, tls::ServerTls},
     task::apart,

@@ -61,6 +61,7 @@ const PURE: &[&str] = &[
 /// What a pure module may not name.
 const IMPURE: &[&str] = &[
     "crate::clock",
+    "crate::mutex",
     "netlink_sys",
     "nix::sys",
     "nix::unistd",
@@ -90,6 +91,7 @@ const IMPURE: &[&str] = &[
 const ROOMS: &[&[&str]] = &[
     &["clock"],
     &["task"],
+    &["mutex"],
     &["identity"],
     &["wire"],
     &["quic"],

@@ -4,7 +4,7 @@ use std::{
     fmt,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -15,6 +15,7 @@ use crate::{
     clock,
     daemon::status::{ClientStatus, Role, SwitchStatus},
     host::instance::Instance,
+    mutex::Mutex,
     tunnel::counters::Snapshot,
 };
 
@@ -98,7 +99,7 @@ impl Watch {
                     if let Ok(status) = client.status()
                         && let Role::Client(status) = status.role
                     {
-                        lock(&record).add(clock::now(), &status);
+                        record.lock().add(clock::now(), &status);
                     }
                     thread::park_timeout(INTERVAL);
                 }
@@ -109,11 +110,11 @@ impl Watch {
 
     /// What was said last.
     pub(crate) fn last(&self) -> Option<Sample> {
-        lock(&self.record).samples.last().cloned()
+        self.record.lock().samples.last().cloned()
     }
 
     pub(crate) fn record(&self) -> Record {
-        lock(&self.record).clone()
+        self.record.lock().clone()
     }
 }
 
@@ -220,10 +221,6 @@ impl Record {
             }
         }
     }
-}
-
-fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

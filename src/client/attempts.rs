@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::MutexGuard,
     time::{Duration, Instant},
 };
 
-use crate::{daemon::status::PathStatus, link::candidate::Candidate, path::Condition};
+use crate::{
+    daemon::status::PathStatus, link::candidate::Candidate, mutex::Mutex, path::Condition,
+};
 
 /// The attempts since the last connection, one for each way to the server.
 #[derive(Debug, Default)]
@@ -22,7 +24,7 @@ struct Attempt {
 
 impl Attempts {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Candidate, Attempt>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Notes that an attempt over `candidate` began.

@@ -9,13 +9,7 @@
 mod ledger;
 mod store;
 
-use std::{
-    collections::BTreeSet,
-    convert::Infallible,
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, io, sync::MutexGuard, time::Duration};
 
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -37,6 +31,7 @@ use crate::{
         status::{LinkStatus, SCHEMA},
         usage::{Amount, BudgetLevel, BudgetStatus, Bytes, Usage},
     },
+    mutex::Mutex,
     path::{meter::Meters, preference::Preferences},
 };
 
@@ -71,7 +66,7 @@ struct Disk {
 
 impl Usages {
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.ledger)
+        self.ledger.lock()
     }
 
     /// The ledger, and the day into which is counted.
@@ -83,14 +78,14 @@ impl Usages {
 
     /// Takes over what an earlier run kept. Blocks for the disk.
     fn open(&self, store: Store) {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         *disk = Disk { store: Some(store), is_read: false };
         self.told(self.take_over(&mut disk), &disk);
     }
 
     /// Writes down what was counted so far. Blocks until the disk has it. A failure is told once.
     fn save(&self) {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         let saved = self.take_over(&mut disk).and_then(|()| {
             // The disk may be slow, and others need the ledger.
             let kept = self.ledger().clone();
@@ -116,7 +111,7 @@ impl Usages {
     fn told(&self, done: io::Result<()>, disk: &Disk) {
         let Some(store) = &disk.store else { return };
         let failed = done.err().map(|error| error.to_string());
-        let before = std::mem::replace(&mut *lock(&self.unsaved), failed.clone());
+        let before = std::mem::replace(&mut *self.unsaved.lock(), failed.clone());
         match failed {
             Some(reason) if before.is_none() => {
                 let file = store.path().display();
@@ -126,10 +121,6 @@ impl Usages {
             None => {}
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Client {
@@ -164,7 +155,7 @@ impl Client {
                 saving = Some(spawn_blocking(move || usages.save()));
                 (is_changed, written) = (false, now);
             }
-            is_changed |= lock(&self.usages.unsaved).is_some();
+            is_changed |= self.usages.unsaved.lock().is_some();
             let soon = left.map(|left| now + soon(left));
             tokio::select! {
                 // The other consumers poll at the same moment: an idle machine wakes up once.
@@ -250,7 +241,7 @@ impl Client {
     pub(super) fn usage(&self) -> Usage {
         let budget = budgets(&self.config.borrow().paths);
         let (ledger, today) = self.usages.today();
-        let unsaved = lock(&self.usages.unsaved).clone();
+        let unsaved = self.usages.unsaved.lock().clone();
         Usage { schema: SCHEMA, links: ledger.links(budget, today), unsaved }
     }
 }

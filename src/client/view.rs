@@ -7,7 +7,7 @@ mod paths;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -31,6 +31,7 @@ use crate::{
     host::interface::{self, LeftOut},
     identity::PublicKey,
     link::candidate::Candidate,
+    mutex::Mutex,
     path::{Reason, quality::Figures, socket::PathSocket, switch_meter::Switched},
     quic::congestion::CongestionHandle,
     wire::foreign::Foreign,
@@ -420,7 +421,7 @@ impl Shown {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.state.lock())
     }
 }
 

@@ -6,14 +6,14 @@
 //! moderated, and a busy thread never waits.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::runtime::Builder;
 
-use crate::clock;
+use crate::{clock, mutex::Mutex};
 
 /// How long packets may gather. The kernel adds some 50 us (PR_SET_TIMERSLACK of prctl(2)).
 const PAUSE: Duration = Duration::from_micros(400);
@@ -37,17 +37,13 @@ pub(crate) fn moderate(runtime: &mut Builder) -> &mut Builder {
     let of_wakes = of_waits.clone();
     runtime
         .on_thread_park(move || {
-            let pause = locked(&of_waits).waits(clock::now());
+            let pause = of_waits.lock().waits(clock::now());
             if let Some(pause) = pause {
                 thread::sleep(pause);
-                locked(&of_waits).paused(clock::now());
+                of_waits.lock().paused(clock::now());
             }
         })
-        .on_thread_unpark(move || locked(&of_wakes).wakes(clock::now()))
-}
-
-fn locked(moderation: &Mutex<Moderation>) -> MutexGuard<'_, Moderation> {
-    moderation.lock().unwrap_or_else(PoisonError::into_inner)
+        .on_thread_unpark(move || of_wakes.lock().wakes(clock::now()))
 }
 
 /// When the thread should pause.

@@ -10,10 +10,7 @@ use std::{
     convert::Infallible,
     io,
     os::fd::{AsFd, FromRawFd as _, OwnedFd},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -21,7 +18,7 @@ use sd_notify::NotifyState;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use crate::wire::foreign::printable;
+use crate::{mutex::Mutex, wire::foreign::printable};
 
 /// Characters of a status: some paths with their states. A new line in it would begin the next assignment
 /// (sd_notify(3)), and sd-notify writes it as it is.
@@ -62,7 +59,7 @@ pub(crate) fn note(note: &str) {
 }
 
 fn say(states: &[NotifyState<'_>], change: impl FnOnce(&mut (String, String))) {
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = TOLD.lock();
     change(&mut told);
     let text = match &*told {
         (status, note) if note.is_empty() => status.clone(),

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use super::{
     owners::Owners,
     seen::{Seen, Way},
 };
-use crate::daemon::control::Request;
+use crate::{daemon::control::Request, mutex::Mutex};
 
 const ITEM: &str = "/StatusNotifierItem";
 const MENU: &str = "/MenuBar";
@@ -123,7 +123,7 @@ impl Tray {
         let (way, tooltip) = (menu::worst(tunnels), menu::tooltip(tunnels));
         let entries = flat(menu::entries(tunnels));
         let (is_other_way, is_other_tooltip, revision) = {
-            let mut shown = locked(&self.shown);
+            let mut shown = self.shown.lock();
             let is_other_way = std::mem::replace(&mut shown.way, way) != way;
             let is_other_tooltip = shown.tooltip != tooltip;
             shown.tooltip = tooltip;
@@ -149,10 +149,6 @@ impl Tray {
         }
         Ok(())
     }
-}
-
-fn locked(shown: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
-    shown.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All entries in order, behind a root.
@@ -202,17 +198,17 @@ impl Item {
 
     #[zbus(property(emits_changed_signal = "false"))]
     fn icon_name(&self) -> String {
-        if self.has_theme { icon::name(locked(&self.shown).way).into() } else { String::new() }
+        if self.has_theme { icon::name(self.shown.lock().way).into() } else { String::new() }
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
     fn icon_pixmap(&self) -> Vec<Pixmap> {
-        icon::pixmaps(locked(&self.shown).way)
+        icon::pixmaps(self.shown.lock().way)
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
     fn tool_tip(&self) -> (String, Vec<Pixmap>, String, String) {
-        (String::new(), Vec::new(), "roamd".into(), locked(&self.shown).tooltip.clone())
+        (String::new(), Vec::new(), "roamd".into(), self.shown.lock().tooltip.clone())
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
@@ -294,7 +290,7 @@ impl Menu {
         recursion_depth: i32,
         _property_names: Vec<String>,
     ) -> fdo::Result<(u32, Layout)> {
-        let shown = locked(&self.shown);
+        let shown = self.shown.lock();
         let place = shown.place(parent_id).ok_or_else(no_such)?;
         Ok((shown.revision, shown.layout(place, recursion_depth)))
     }
@@ -304,7 +300,7 @@ impl Menu {
         ids: Vec<i32>,
         _property_names: Vec<String>,
     ) -> Vec<(i32, Properties)> {
-        let shown = locked(&self.shown);
+        let shown = self.shown.lock();
         // Each once, however often it is asked for.
         let places: BTreeSet<_> = match ids[..] {
             [] => (0..shown.entries.len()).collect(),
@@ -314,7 +310,7 @@ impl Menu {
     }
 
     fn get_property(&self, id: i32, name: &str) -> fdo::Result<Variant<'static>> {
-        let shown = locked(&self.shown);
+        let shown = self.shown.lock();
         let place = shown.place(id).ok_or_else(no_such)?;
         shown.properties(place).remove(name).ok_or_else(no_such)
     }
@@ -323,7 +319,7 @@ impl Menu {
         if event_id != "clicked" {
             return;
         }
-        let shown = locked(&self.shown);
+        let shown = self.shown.lock();
         let asks = shown.place(id).and_then(|place| shown.entries[place].entry.asks.clone());
         if let Some(asks) = asks
             && self.click.try_send(asks).is_err()
@@ -334,7 +330,7 @@ impl Menu {
 
     fn event_group(&self, events: Vec<(i32, String, OwnedVariant, u32)>) -> Vec<i32> {
         let unknown = events.iter().map(|it| it.0);
-        let unknown = unknown.filter(|id| locked(&self.shown).place(*id).is_none()).collect();
+        let unknown = unknown.filter(|id| self.shown.lock().place(*id).is_none()).collect();
         for (id, event, data, timestamp) in events {
             self.event(id, &event, data, timestamp);
         }

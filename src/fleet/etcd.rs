@@ -11,7 +11,7 @@ use std::{
     error::Error,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use self::tls::tls;
 use super::entry::{Entry, Snapshot};
-use crate::{clock, config::Etcd, wire::foreign::Foreign};
+use crate::{clock, config::Etcd, mutex::Mutex, wire::foreign::Foreign};
 
 /// How long one member may take to answer, the handshake of TCP and TLS included.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -287,7 +287,7 @@ impl Store {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.shared.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.place.lock()
     }
 }
 

@@ -9,7 +9,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::MutexGuard,
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use super::{
         Action, Answer, Claim, Event, Hello, Known, LEASE, Order, Request, SessionId, TICK, Tenure,
     },
 };
-use crate::{clock, identity::PublicKey, wire::foreign::Foreign};
+use crate::{clock, identity::PublicKey, mutex::Mutex, wire::foreign::Foreign};
 
 /// Where the claims are: `sessions/`, and the peer's key as in `peers/`.
 const SESSIONS: &str = "sessions/";
@@ -122,7 +122,7 @@ impl Keeper {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     async fn hold_lease(&self, store: &Store, site: &impl Site) -> Infallible {
@@ -297,19 +297,16 @@ mod tests {
 
     impl Site for Hall {
         fn carry_out(&self, order: Order) {
-            self.done.lock().unwrap().push(order);
+            self.done.lock().push(order);
         }
 
         fn sessions(&self) -> Vec<(PublicKey, SessionId, u64)> {
-            let session = *self.session.lock().unwrap();
-            session
-                .map(|session| (peer(), session, *self.count.lock().unwrap()))
-                .into_iter()
-                .collect()
+            let session = *self.session.lock();
+            session.map(|session| (peer(), session, *self.count.lock())).into_iter().collect()
         }
 
         fn ask(&self, _: PublicKey, _: SessionId) {
-            *self.count.lock().unwrap() += u64::from(*self.is_heard.lock().unwrap());
+            *self.count.lock() += u64::from(*self.is_heard.lock());
         }
     }
 
@@ -341,7 +338,7 @@ mod tests {
         }
 
         fn begin(&self, session: SessionId, number: u64) {
-            *self.hall.session.lock().unwrap() = Some(session);
+            *self.hall.session.lock() = Some(session);
             let hello = Hello { process: Some(1), number: Some(number) };
             let began = Event::Began { peer: peer(), session, hello, client: None };
             self.keeper.tell(&*self.hall, began);
@@ -358,7 +355,7 @@ mod tests {
 
         /// Waits until the server has done what is wanted, once; how long that took.
         async fn does(&self, what: &str, is_it: impl Fn(&Order) -> bool) -> Duration {
-            self.until(what, || self.hall.done.lock().unwrap().iter().any(&is_it)).await
+            self.until(what, || self.hall.done.lock().iter().any(&is_it)).await
         }
 
         async fn holds(&self, epoch: u64) -> Duration {
@@ -370,7 +367,7 @@ mod tests {
         }
 
         fn is_closed(&self) -> bool {
-            let done = self.hall.done.lock().unwrap();
+            let done = self.hall.done.lock();
             done.iter().any(|it| matches!(it, Order::Close { .. }))
         }
     }
@@ -432,7 +429,7 @@ mod tests {
         let mut cluster = Cluster::of(1).await;
         let berlin = Server::new("berlin", 1, &cluster).await;
         let paris = Server::new("paris", 2, &cluster).await;
-        *berlin.hall.is_heard.lock().unwrap() = true;
+        *berlin.hall.is_heard.lock() = true;
         berlin.begin(1, 1);
         berlin.holds(1).await;
         paris.begin(2, 2);

@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     convert::Infallible,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
@@ -30,6 +30,7 @@ use crate::{
         monitor::Hints,
         netlink::{Netlink, os_error, unless},
     },
+    mutex::Mutex,
 };
 
 /// Who has set a route, `rtm_protocol` of rtnetlink(7): "R" for a peer of roamd. /usr/share/iproute2/rt_protos has none
@@ -99,7 +100,7 @@ impl Held {
     }
 
     fn lock(&self) -> MutexGuard<'_, Addresses> {
-        self.0.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.addresses.lock()
     }
 
     /// Waits for changes. Cancel safe.

@@ -11,7 +11,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 use nix::{
@@ -29,7 +29,7 @@ use super::{
     rules::Rules,
     sysctl::{self, Sysctls},
 };
-use crate::link::netlink::Netlink;
+use crate::{link::netlink::Netlink, mutex::Mutex};
 
 pub(crate) const SUFFIX: &str = "state";
 /// More than any record of ours has.
@@ -194,12 +194,12 @@ impl Record {
     }
 
     fn lock(&self) -> MutexGuard<'_, Changes> {
-        self.0.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.changes.lock()
     }
 
     /// Makes this the tunnel that takes all traffic, or not any more.
     pub(crate) fn take_everything(&self, takes: bool) -> Result<(), RecordError> {
-        let mut held = self.0.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.everything.lock();
         if !takes {
             *held = None;
         } else if held.is_none() {
@@ -210,7 +210,7 @@ impl Record {
 
     /// The right to change what belongs to the tunnel that takes all traffic: it is this one or none.
     pub(super) fn borrow_everything(&self) -> Option<Borrowed> {
-        let held = self.0.everything.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.0.everything.lock();
         if held.is_some() {
             Some(Borrowed(None))
         } else {

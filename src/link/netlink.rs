@@ -1,15 +1,12 @@
 //! A route netlink socket (rtnetlink(7)) and the task that serves it.
 
-use std::{
-    io,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{io, sync::MutexGuard};
 
 use nix::errno::Errno;
 use rtnetlink::Handle;
 use tracing::warn;
 
-use crate::task::Task;
+use crate::{mutex::Mutex, task::Task};
 
 /// An open netlink socket. It is closed when this is dropped; handles then fail.
 #[derive(Debug)]
@@ -60,7 +57,7 @@ impl Netlink {
     }
 
     fn socket(&self) -> MutexGuard<'_, Socket> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

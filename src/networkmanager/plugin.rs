@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
 };
@@ -20,7 +20,7 @@ use super::{
     handover::Entries,
     profile::{Profile, Settings, Unusable},
 };
-use crate::{config::ClientConfig, host::instance::Instance};
+use crate::{config::ClientConfig, host::instance::Instance, mutex::Mutex};
 
 /// `NMVpnServiceState`
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +74,12 @@ impl Requests {
     /// Lets one come.
     pub(super) fn open(&self) -> oneshot::Receiver<ConnectRequest> {
         let (sender, request) = oneshot::channel();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        *self.0.lock() = Some(sender);
         request
     }
 
     fn hand_over(&self, request: ConnectRequest) -> bool {
-        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let sender = self.0.lock().take();
         sender.is_some_and(|sender| sender.send(request).is_ok())
     }
 }

@@ -7,10 +7,12 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
+
+use crate::mutex::Mutex;
 
 /// Whether a link is cut. A clone is about the same link; nobody cuts the default one.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +46,7 @@ pub(crate) struct Cuts(Mutex<BTreeMap<String, Cut>>);
 impl Cuts {
     /// The flag of this link. One without a socket or a lease is forgotten.
     pub(crate) fn of(&self, link: &str) -> Cut {
-        let mut cuts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cuts = self.0.lock();
         cuts.retain(|name, cut| name == link || Arc::strong_count(&cut.0) > 1);
         cuts.entry(link.to_owned()).or_default().clone()
     }
@@ -73,7 +75,7 @@ mod tests {
         let lease = cuts.of("wlan0").begin().unwrap();
         cuts.of("veth1");
         cuts.of("veth2");
-        assert_eq!(cuts.0.lock().unwrap().len(), 2);
+        assert_eq!(cuts.0.lock().len(), 2);
         assert!(cuts.of("wlan0").is_on());
         drop(lease);
     }

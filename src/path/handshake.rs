@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     future, io,
     net::SocketAddr,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -276,7 +276,7 @@ impl Handshake {
     /// What it means that the handshake ended with this `error`.
     fn told(&self, candidate: &Candidate, error: &ConnectionError) -> Option<HandshakeError> {
         let server = candidate.server;
-        let shown = self.wrong.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let shown = self.wrong.lock().take();
         match (shown, error) {
             (Some(shown), ConnectionError::TransportError(_)) => {
                 let expected = self.expected;

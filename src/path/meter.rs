@@ -11,7 +11,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -22,7 +22,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::link::candidate::Candidate;
+use crate::{link::candidate::Candidate, mutex::Mutex};
 
 /// Bytes of a packet's headers (RFC 791, RFC 8200, RFC 768).
 const IPV4: u64 = 20;
@@ -61,7 +61,7 @@ pub(crate) struct Meters(Mutex<BTreeMap<String, Arc<Link>>>);
 impl Meters {
     /// What each link carried since the last call: for the tunnel, and for probes.
     pub(crate) fn take(&self) -> Vec<(String, [Carried; 2])> {
-        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.0.lock();
         let taken = |link: &Link| {
             [&link.tunnel, &link.probes]
                 .map(|[up, down]| Carried { up: up.swap(0, Relaxed), down: down.swap(0, Relaxed) })
@@ -84,7 +84,7 @@ impl Meters {
         candidate: &Candidate,
         purpose: Purpose,
     ) -> Arc<dyn AsyncUdpSocket> {
-        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.0.lock();
         let link = links.entry(candidate.link.clone()).or_default().clone();
         let ip = match candidate.server.ip() {
             IpAddr::V4(_) => IPV4,

@@ -11,7 +11,7 @@ mod sampling;
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     clock,
     link::candidate::Candidate,
+    mutex::Mutex,
     task::Task,
     wire::question::{Answer, Question},
 };
@@ -167,13 +168,13 @@ impl Probe {
     /// The connection, if it stands: the path is warm.
     #[must_use]
     pub(crate) fn standing(&self) -> Option<Connection> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.standing.lock().clone()
     }
 
     /// The figures so far.
     #[must_use]
     pub(crate) fn measured(&self) -> Option<Measured> {
-        *self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.measured.lock()
     }
 
     /// Asks a question. It replaces an earlier one that is not answered yet.
@@ -307,7 +308,7 @@ impl Asker {
     /// Lets others know which connection stands.
     fn show(&self) {
         let standing = self.standing.as_ref().map(|it| it.connection.clone());
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = standing;
+        *self.shown.lock() = standing;
     }
 
     /// Hears what the server says unasked, until the connection ends. Cancel safe.
@@ -373,7 +374,7 @@ impl Asker {
         let path = connection.stats().path;
         let measured =
             Measured { mtu: path.current_mtu, sent: path.sent_packets, lost: path.lost_packets };
-        *self.measured.lock().unwrap_or_else(PoisonError::into_inner) = Some(measured);
+        *self.measured.lock() = Some(measured);
         Some(Outcome::Echo(rtt))
     }
 

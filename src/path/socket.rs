@@ -15,7 +15,7 @@ use std::{
     net::{Ipv6Addr, SocketAddr, SocketAddrV6},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -34,7 +34,10 @@ use tokio::sync::{Notify, mpsc};
 use self::open::OpenPath;
 pub(crate) use self::open::{PathId, PathStats};
 use super::{cut::Cut, udp::RECEIVE_SEGMENTS};
-use crate::clock::{self, AtomicInstant};
+use crate::{
+    clock::{self, AtomicInstant},
+    mutex::Mutex,
+};
 
 /// The server's address as quinn knows it. It never leaves the machine; 2001:db8::/32 is reserved
 /// for documentation (RFC 3849), so it cannot be an address of the server by chance.
@@ -208,7 +211,7 @@ impl PathSocket {
             paths
         });
         self.receiver.wake();
-        let mut senders = self.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = self.senders.lock();
         senders.drain(..).for_each(Waker::wake);
     }
 
@@ -347,7 +350,7 @@ impl UdpPoller for ActivePoller {
         if poller.as_mut().poll_writable(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        let mut senders = this.socket.senders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = this.socket.senders.lock();
         if !senders.iter().any(|waker| waker.will_wake(cx.waker())) {
             senders.push(cx.waker().clone());
         }

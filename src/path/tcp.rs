@@ -24,7 +24,7 @@ use std::{
     io::{self, IoSliceMut},
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -47,7 +47,7 @@ pub(crate) use self::{
     stream::{AnyIo, Stream, Taker, carry},
     way::{Way, Ways},
 };
-use crate::task::Task;
+use crate::{mutex::Mutex, task::Task};
 
 /// Bytes that wait to be written; with more of them quinn waits. What waits is not in the tunnel's queue, which lets
 /// small packets overtake.
@@ -148,13 +148,9 @@ impl Life {
         let Err(error) = carried.await;
         debug!(server = %to, %error, "TCP connection ended");
         outbox.close();
-        *lock(&failure.error) = Some(error);
+        *failure.error.lock() = Some(error);
         failure.receiver.wake();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl AsyncUdpSocket for TcpSocket {
@@ -173,10 +169,10 @@ impl AsyncUdpSocket for TcpSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         self.failure.receiver.register(cx.waker());
-        if let Poll::Ready(count) = receive(&mut lock(&self.arrivals), cx, bufs, meta) {
+        if let Poll::Ready(count) = receive(&mut self.arrivals.lock(), cx, bufs, meta) {
             return Poll::Ready(Ok(count));
         }
-        lock(&self.failure.error).take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
+        self.failure.error.lock().take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     task::{Context, Poll, ready},
 };
 
@@ -26,6 +26,8 @@ use super::{
     burst::{Advice, Burst},
     dscp,
 };
+
+use crate::mutex::Mutex;
 
 /// Kernel buffer in each direction in bytes: about 60 ms at 1 Gbit/s, as long as other processes may keep this one
 /// from the CPU.
@@ -89,7 +91,7 @@ impl UdpSocket {
     }
 
     fn burst(&self) -> MutexGuard<'_, Burst> {
-        self.burst.lock().unwrap_or_else(PoisonError::into_inner)
+        self.burst.lock()
     }
 
     fn send(&self, transmit: &Transmit) -> io::Result<()> {

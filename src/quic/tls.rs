@@ -9,10 +9,7 @@ mod client;
 mod connection;
 pub(crate) mod sealed;
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use quinn::crypto::rustls::{HandshakeData, NoInitialCipherSuite, QuicServerConfig};
 use rustls::{
@@ -29,7 +26,10 @@ use rustls::{
 pub use self::client::client;
 pub(crate) use self::client::{ClientTls, Resuming, Servers};
 use self::connection::{ConnectionTls, ServerTickets, TICKETS_A_SESSION};
-use crate::identity::{PrivateKey, PublicKey};
+use crate::{
+    identity::{PrivateKey, PublicKey},
+    mutex::Mutex,
+};
 
 /// The ALPN (RFC 7301) of a tunnel's connection.
 pub const TUNNEL: &[u8] = b"roamd";

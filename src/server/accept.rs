@@ -162,11 +162,7 @@ pub(super) async fn accept(server: &Arc<Server>, endpoint: &Endpoint) {
                     connections.spawn(serve(server.clone(), incoming, permit).instrument(span));
                 }
             }
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    warn!(%error, "a connection's task panicked");
-                }
-            }
+            Some(_ended) = connections.join_next() => {}
         }
     }
 }

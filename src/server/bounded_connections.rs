@@ -1,14 +1,10 @@
 //! Bounds the connections of a peer that are not its session, since each costs memory.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, net::SocketAddr, sync::MutexGuard};
 
 use quinn::{Connection, VarInt};
 
-use crate::quic::close;
+use crate::{mutex::Mutex, quic::close};
 
 /// Connections of one kind and one peer, oldest first; at most `most`.
 #[derive(Debug)]
@@ -30,7 +26,7 @@ impl BoundedConnections {
     }
 
     fn open(&self) -> MutexGuard<'_, VecDeque<Connection>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     /// Adds a connection; beyond the maximum the oldest is closed.

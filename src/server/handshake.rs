@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use quinn::Incoming;
 use tokio::sync::oneshot;
 
 use super::gate::{Gate, Verdict};
-use crate::clock;
+use crate::{clock, mutex::Mutex};
 
 /// How long a client may take to prove its key: a round trip of one second and two retransmissions.
 pub(crate) const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
@@ -76,10 +76,6 @@ impl Inner {
     }
 }
 
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    inner.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl HandshakeLimiter {
     /// Admits `incoming`, answers it with a Retry, or ignores it. Its client is at `source`, and `is_validated` says
     /// that it has proved that.
@@ -121,7 +117,7 @@ impl HandshakeLimiter {
         &self,
         enter: impl FnOnce(&mut Gate) -> Verdict,
     ) -> Result<HandshakePermit, Refusal> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         match enter(&mut inner.gate) {
             Verdict::Admit { id, give_way } => {
                 inner.give_way(&give_way);
@@ -143,7 +139,7 @@ impl HandshakeLimiter {
 
     fn may_log_at(&self, now: Instant) -> Option<u64> {
         let refused = self.refused.fetch_add(1, Relaxed) + 1;
-        let mut last = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_line.lock();
         match *last {
             Some((then, _)) if now.duration_since(then) < LOG_INTERVAL => None,
             before => {
@@ -168,23 +164,23 @@ impl HandshakePermit {
 
     /// The client of a TCP connection asked for datagrams; see [`Gate::asked_for_datagrams`].
     pub(crate) fn asked_for_datagrams(&self) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let give_way = inner.gate.asked_for_datagrams(self.id);
         inner.give_way(&give_way);
     }
 
     /// The handshake's own task runs: as long as it had to wait, a packet of a session waits as well.
     pub(crate) fn begins(&self) {
-        lock(&self.inner).gate.waited(clock::now().saturating_duration_since(self.since));
+        self.inner.lock().gate.waited(clock::now().saturating_duration_since(self.since));
     }
 
     /// The client proved a known key; `false` if a newer handshake has replaced this one. If not, `returns` says whether
     /// the client comes back after it had no session; it may take other locks.
     #[must_use]
     pub(crate) fn proven(self, returns: impl FnOnce() -> bool) -> bool {
-        let stays = lock(&self.inner).gate.proven(self.id);
+        let stays = self.inner.lock().gate.proven(self.id);
         if stays && returns() {
-            lock(&self.inner).gate.returned();
+            self.inner.lock().gate.returned();
         }
         stays
     }
@@ -192,7 +188,7 @@ impl HandshakePermit {
 
 impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         inner.gate.ended(self.id);
         inner.stays.remove(&self.id);
     }

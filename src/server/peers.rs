@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -28,6 +28,7 @@ use crate::{
     config,
     daemon::status::Withdrawal,
     identity::PublicKey,
+    mutex::Mutex,
     quic::close,
     tunnel::{
         counters::{Counters, DropReason},
@@ -357,7 +358,7 @@ impl Peer {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        self.place.lock()
     }
 
     /// Ends the session of `connection`, whose peer was at `remote`, unless another connection has taken it over.

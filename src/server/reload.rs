@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
     future::pending,
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use anyhow::bail;
@@ -104,7 +104,7 @@ impl Server {
     ///
     /// If its peers fit its own networks only, which take a restart. Nothing changes then.
     pub(super) fn renew(&self, new: ServerConfig) -> anyhow::Result<Vec<&'static str>> {
-        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.renewing.lock();
         let (stays, now) = {
             let before = self.configured.borrow();
             for peer in &new.peers {
@@ -121,7 +121,7 @@ impl Server {
 
     /// Takes over what the directory has now.
     pub(super) fn heed(&self, shared: Arc<Known>) {
-        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.renewing.lock();
         let before = self.configured.borrow().shared.clone();
         if before.standing != shared.standing {
             self.events.tell(view::directory_event(&shared));

@@ -28,7 +28,7 @@ use std::{
     num::NonZeroUsize,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -43,7 +43,7 @@ use quinn::{
 
 use self::heard::{Heard, Local};
 use super::streams::{Streams, is_virtual};
-use crate::clock;
+use crate::{clock, mutex::Mutex};
 
 /// Clients whose local addresses are kept. Beyond that, the least recently used client is answered
 /// from the address of its first datagram, or from one that the kernel picks.
@@ -186,10 +186,7 @@ impl ServerSocket {
     }
 
     fn remember(&self, place: usize, meta: &mut [RecvMeta]) {
-        let mut heard_at = self
-            .heard_at
-            .as_ref()
-            .map(|heard_at| heard_at.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut heard_at = self.heard_at.as_ref().map(|heard_at| heard_at.lock());
         let now = clock::now();
         for meta in meta {
             meta.addr = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
@@ -210,7 +207,7 @@ impl ServerSocket {
     /// The socket and the source address for answers to `destination`.
     fn source(&self, destination: SocketAddr, first: Option<IpAddr>) -> (&Bound, Option<IpAddr>) {
         let Some(heard_at) = &self.heard_at else { return (&self.bound[0], None) };
-        let mut heard_at = heard_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard_at = heard_at.lock();
         let heard =
             heard_at.get(&destination).and_then(|heard| heard.answer_from(first, clock::now()));
         let place = heard.map_or_else(

@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroUsize,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -38,6 +38,7 @@ use super::tcp::Meter;
 use crate::{
     clock,
     identity::PublicKey,
+    mutex::Mutex,
     path::tcp::{self, Arrival, Outbox, Taker},
 };
 
@@ -122,7 +123,7 @@ impl Channel {
         if bufs.is_empty() || meta.is_empty() {
             return 0;
         }
-        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut arrivals = self.arrivals.lock();
         match tcp::receive(&mut arrivals, cx, bufs, meta) {
             Poll::Ready(count) => count,
             Poll::Pending => 0,
@@ -161,11 +162,11 @@ impl Streams {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<SocketAddr, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     fn ended(&self) -> MutexGuard<'_, LruCache<SocketAddr, SocketAddr>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ended.lock()
     }
 
     /// Adds a connection of the client at this real address, a stranger.

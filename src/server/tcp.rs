@@ -17,7 +17,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -39,7 +39,7 @@ use tokio::{
     time,
 };
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 pub(crate) use self::meter::Meter;
 use self::{meter::Metered, tls::acceptor};
@@ -50,6 +50,7 @@ use super::{
 };
 use crate::{
     clock,
+    mutex::Mutex,
     path::tcp::{AnyIo, HTTP_2, PATH, Stream, UPGRADE as CONNECT_UDP, carry, settle},
     task::Task,
 };
@@ -170,11 +171,7 @@ async fn serve(server: &Arc<Server>, streams: &Arc<Streams>, port: Arc<Port>) ->
                 };
                 visits.spawn(visit.run(stream, permit));
             }
-            Some(ended) = visits.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    warn!(%error, "a TCP connection's task panicked");
-                }
-            }
+            Some(_ended) = visits.join_next() => {}
         }
     }
 }
@@ -269,7 +266,7 @@ impl Visit {
             .with_upgrades()
             .await
             .map_err(io::Error::other)?;
-        let upgrade = upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let upgrade = upgrade.into_inner();
         let Some(upgrade) = upgrade else { return Ok(None) };
         Stream::of(upgrade.await.map_err(io::Error::other)?).map(Some)
     }
@@ -297,8 +294,7 @@ fn answer(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
-    *upgrade.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(hyper::upgrade::on(&mut request));
+    *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -268,7 +268,7 @@ async fn a_server_with_another_key_is_refused_and_named() {
     tokio::spawn(async move { endpoint.accept().await.unwrap().await });
     let client = Client::new(&client_key, client_key.public_key(), server);
     timeout(PATIENCE, client.connect()).await.unwrap().unwrap_err();
-    assert_eq!(*client.wrong.lock().unwrap(), Some(server_key.public_key()));
+    assert_eq!(*client.wrong.lock(), Some(server_key.public_key()));
 }
 
 #[tokio::test]

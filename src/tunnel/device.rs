@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use nix::{libc, sys::uio::writev, unistd::read};
@@ -15,7 +15,7 @@ use super::{
     split::Splitter,
     vnet::{self, Header, Offload},
 };
-use crate::wire::packet::Packet;
+use crate::{mutex::Mutex, wire::packet::Packet};
 
 /// Packets in one batch, approximately. It bounds how long one pump delays the others.
 pub(crate) const BATCH: usize = 64;
@@ -240,7 +240,7 @@ impl PacketSink for TunWriter {
             return batch.iter().filter(|packet| !self.write_whole(packet)).count() as u64;
         }
         let mut failed = 0;
-        let mut merger = self.merger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut merger = self.merger.lock();
         merger.merge(batch, self.offload, |joined| {
             let count = joined.count as u64;
             if !self.write(joined) {

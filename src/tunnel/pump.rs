@@ -8,7 +8,7 @@ mod uplink;
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Instant,
@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     clock,
+    mutex::Mutex,
     quic::congestion::CongestionHandle,
     wire::datagram::{decode_offer, is_copy},
 };
@@ -200,8 +201,8 @@ impl Session {
 impl Repair {
     fn new(share: impl Fn() -> Share, congestion: CongestionHandle, copies: bool) -> Self {
         Self {
-            sender: Sender::sharing(share()).into(),
-            receiver: Receiver::sharing(share()).into(),
+            sender: Mutex::new(Sender::sharing(share())),
+            receiver: Mutex::new(Receiver::sharing(share())),
             exchanges: Mutex::default(),
             wanted: Notify::default(),
             thinning: Mutex::default(),
@@ -216,7 +217,7 @@ impl Repair {
     }
 
     fn exchanges(&self) -> MutexGuard<'_, Exchanges> {
-        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exchanges.lock()
     }
 
     /// The standby, if the path in use is late, or the other side takes it for that.
@@ -228,7 +229,7 @@ impl Repair {
 
     /// The sender; it knows what was acknowledged so far.
     fn sender(&self, moment: Moment) -> MutexGuard<'_, Sender> {
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sender = self.sender.lock();
         let (newest, began) = (self.congestion.newest_acknowledged(), self.congestion.began());
         if sender.acknowledged(newest, began, moment) {
             self.resume();
@@ -237,11 +238,11 @@ impl Repair {
     }
 
     fn receiver(&self) -> MutexGuard<'_, Receiver> {
-        self.receiver.lock().unwrap_or_else(PoisonError::into_inner)
+        self.receiver.lock()
     }
 
     fn thinning(&self) -> MutexGuard<'_, Thinning> {
-        self.thinning.lock().unwrap_or_else(PoisonError::into_inner)
+        self.thinning.lock()
     }
 }
 

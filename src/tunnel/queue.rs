@@ -18,7 +18,7 @@ mod thrift;
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -34,7 +34,7 @@ use super::{
     flow::{self, Classifier},
     pool::{Pool, Share},
 };
-use crate::{clock, wire::packet::Packet};
+use crate::{clock, mutex::Mutex, wire::packet::Packet};
 pub(crate) use fair::{Dropped, is_stale};
 
 /// Packets that may wait without being copied: a few batches. A longer queue does not flow freely.
@@ -110,12 +110,12 @@ impl Queue {
     #[must_use]
     pub fn sharing(pool: Arc<Pool>, capacity: usize) -> Self {
         let mut queue = Self::new(capacity);
-        queue.waiting.get_mut().unwrap_or_else(PoisonError::into_inner).share = Share::of(pool);
+        queue.waiting.get_mut().share = Share::of(pool);
         queue
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     /// Appends all packets of `batch`; returns the packets that were dropped for them.

@@ -4,13 +4,15 @@ use std::{
     io::{Read, Write},
     net::{Ipv6Addr, Shutdown, TcpListener, TcpStream},
     os::fd::AsRawFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
 };
 
 use nix::sys::socket;
 
 use roamd_lab::Namespace;
+
+use crate::mutex::Mutex;
 
 /// An echo server in a namespace, reachable at each of its addresses. Dropped, it stops.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl EchoServer {
         thread::Builder::new().name("echo".to_owned()).spawn(move || {
             while let Ok((connection, _)) = incoming.accept() {
                 let Ok(handle) = connection.try_clone() else { return };
-                accepted.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+                accepted.lock().push(handle);
                 thread::spawn(move || echo(connection));
             }
         })?;
@@ -44,7 +46,7 @@ impl Drop for EchoServer {
     fn drop(&mut self) {
         // A listener that is shut down ends the accept that waits on it.
         let _ = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
-        for connection in &*self.connections.lock().unwrap_or_else(PoisonError::into_inner) {
+        for connection in &*self.connections.lock() {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }

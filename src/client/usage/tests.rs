@@ -300,7 +300,7 @@ fn what_cannot_be_written_is_counted_on_and_written_later() {
     fs::write(&obstacle, "a file where the folder should be").unwrap();
     let usages = Usages::default();
     usages.open(Store::at(obstacle.join("home.usage")));
-    let unsaved = || super::lock(&usages.unsaved).is_some();
+    let unsaved = || usages.unsaved.lock().is_some();
     for day in ["2026-11-20", "2026-11-21"] {
         usages.ledger().add("wwan0", date(day), amount(1, 0, 0));
         usages.save();
@@ -324,7 +324,7 @@ fn what_a_later_version_wrote_is_not_overwritten() {
     usages.ledger().add("wwan0", date("2026-11-20"), amount(1, 0, 0));
     usages.save();
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
-    let unsaved = super::lock(&usages.unsaved).clone().unwrap();
+    let unsaved = usages.unsaved.lock().clone().unwrap();
     assert!(unsaved.contains("version 2"), "{unsaved}");
 }
 

@@ -9,7 +9,7 @@
 
 use std::{
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::MutexGuard,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use bytes::{Buf as _, BytesMut};
 use quinn::udp::Transmit;
 use tokio::sync::Notify;
 
-use crate::{clock, wire::capsule};
+use crate::{clock, mutex::Mutex, wire::capsule};
 
 /// How long a datagram may wait, about.
 const DELAY: Duration = Duration::from_millis(30);
@@ -120,7 +120,7 @@ impl Outbox {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     /// Has room until `most` bytes wait.

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use tokio::{
 };
 
 use super::connect::Refused;
-use crate::{clock, link::candidate::Transport};
+use crate::{clock, link::candidate::Transport, mutex::Mutex};
 
 /// How long nobody is asked who refused user and password, for the first time and at most: a directory locks an account
 /// after a few times.
@@ -87,7 +86,7 @@ impl Patience {
     }
 
     fn pause(&self) -> std::sync::MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pause.lock()
     }
 }
 

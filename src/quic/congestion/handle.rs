@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     clock::{self, AtomicInstant},
+    mutex::Mutex,
     quic::{lateness::Lateness, liveness::Owed},
 };
 
@@ -73,7 +74,7 @@ impl CongestionHandle {
     }
 
     fn start_with(&self, path: Option<Remembered>) {
-        *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner) = path;
+        *self.0.remembered.lock() = path;
         self.0.epoch.fetch_add(1, Relaxed);
         self.0.reordering.store(0, Relaxed);
         self.0.start_on_trial.store(false, Relaxed);
@@ -94,7 +95,7 @@ impl CongestionHandle {
 
     /// What is remembered of the path of the next start.
     pub(super) fn remembered(&self) -> Option<Remembered> {
-        *self.0.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.remembered.lock()
     }
 
     /// What the other side has to acknowledge.
@@ -167,7 +168,7 @@ impl CongestionHandle {
     }
 
     fn of_path(&self) -> MutexGuard<'_, OfPath> {
-        self.0.lateness.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lateness.lock()
     }
 
     pub(super) fn of_another_path(&self, now: Instant) {

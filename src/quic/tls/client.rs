@@ -11,7 +11,7 @@
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,7 @@ use super::{
 use crate::{
     clock,
     identity::{PrivateKey, PublicKey},
+    mutex::Mutex,
 };
 
 /// Tickets of one kind that a client keeps for one server. Each is used once, and a server hands out several.
@@ -103,7 +104,7 @@ pub struct ClientTls {
     /// Uses tickets.
     pub resuming: Resuming,
     /// Set when a server presents another key than the expected one.
-    pub wrong: WrongServerKey,
+    pub(crate) wrong: WrongServerKey,
 }
 
 /// Makes configurations that resume earlier sessions.
@@ -189,7 +190,7 @@ impl Known {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        self.state.lock()
     }
 
     /// Expects this `key` of the server that rustls calls `name`, until what this returns is dropped.
@@ -272,7 +273,7 @@ impl ClientSessionStore for Tickets {
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
         let Some(Session { known, server, proof }) = &self.of else { return };
-        let (from, proof) = (*server, *lock(proof));
+        let (from, proof) = (*server, *proof.lock());
         let is_sealed = value.max_early_data_size() == 0;
         known.state().put(Ticket { from, proof, is_sealed, value });
     }
@@ -280,13 +281,9 @@ impl ClientSessionStore for Tickets {
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         let Session { known, server, proof } = self.of.as_ref()?;
         let ticket = known.state().take(*server)?;
-        *lock(proof) = ticket.proof;
+        *proof.lock() = ticket.proof;
         Some(ticket.value)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Checks that a server has the expected key and owns it.
@@ -310,7 +307,7 @@ impl ServerCertVerifier for Known {
             return Ok(ServerCertVerified::assertion());
         }
         if let Some(wrong) = expected.wrong.upgrade() {
-            *lock(&wrong) = Some(shown);
+            *wrong.lock() = Some(shown);
         }
         Err(refused)
     }

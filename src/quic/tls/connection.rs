@@ -14,7 +14,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 use rustls::{
@@ -35,7 +35,7 @@ use super::{
     TICKET_LIFE, TUNNEL, check_signature, public_key,
     sealed::{Client, TicketKeys},
 };
-use crate::{clock, identity::PublicKey};
+use crate::{clock, identity::PublicKey, mutex::Mutex};
 
 /// Tickets that a server keeps for one key: twice as many as a client keeps.
 pub(super) const SHARE: usize = 16;
@@ -78,7 +78,7 @@ impl ServerTickets {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     fn put(&self, client: Client, name: Vec<u8>, state: Vec<u8>) -> bool {
@@ -180,7 +180,7 @@ impl ConnectionTls {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 
     /// rustls' state of the session that the client's `ticket` resumes.

@@ -148,7 +148,7 @@ struct Pocket {
 
 impl Pocket {
     fn empty(&self) -> (usize, usize) {
-        let taken = |tickets: &Mutex<Vec<_>>| std::mem::take(&mut *tickets.lock().unwrap()).len();
+        let taken = |tickets: &Mutex<Vec<_>>| std::mem::take(&mut *tickets.lock()).len();
         (taken(&self.kept), taken(&self.sealed))
     }
 }
@@ -170,11 +170,11 @@ impl ClientSessionStore for Pocket {
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, ticket: Tls13ClientSessionValue) {
         let kind = if ticket.max_early_data_size() > 0 { &self.kept } else { &self.sealed };
-        kind.lock().unwrap().push(ticket);
+        kind.lock().push(ticket);
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let mut ticket = self.sealed.lock().unwrap().pop()?;
+        let mut ticket = self.sealed.lock().pop()?;
         if self.lies.load(Relaxed) {
             ticket._private_set_max_early_data_size(u32::MAX);
         }
@@ -290,8 +290,8 @@ fn early_data_on_a_sealed_ticket_are_refused_whatever_the_client_claims() {
 fn every_session_gives_tickets_of_both_kinds_however_it_began() {
     let (fleet, pocket) = (Fleet::new(), Arc::new(Pocket::default()));
     assert_eq!(fleet.meet_with(&pocket, 0), FULL);
-    assert_eq!((pocket.kept.lock().unwrap().len(), pocket.sealed.lock().unwrap().len()), (4, 2));
-    pocket.kept.lock().unwrap().clear();
+    assert_eq!((pocket.kept.lock().len(), pocket.sealed.lock().len()), (4, 2));
+    pocket.kept.lock().clear();
     assert_eq!(fleet.meet_with(&pocket, 1), RESUMED);
     assert_eq!(pocket.empty(), (4, 1 + 2));
     // Without keys in force all are of the one kind.
@@ -406,8 +406,8 @@ fn each_of_a_clients_servers_proves_its_own_key() {
     }
     client.read_tls(&mut wire.as_slice()).unwrap();
     client.process_new_packets().unwrap_err();
-    assert_eq!(*tls.wrong.lock().unwrap(), Some(fleet.keys[1].public_key()));
-    assert_eq!(*fleet.to[1].wrong.lock().unwrap(), None);
+    assert_eq!(*tls.wrong.lock(), Some(fleet.keys[1].public_key()));
+    assert_eq!(*fleet.to[1].wrong.lock(), None);
 }
 
 #[tokio::test(start_paused = true)]

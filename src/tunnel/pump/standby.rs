@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        MutexGuard,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::Notify;
 
-use crate::{tunnel::flow, wire::datagram::encode_offer};
+use crate::{mutex::Mutex, tunnel::flow, wire::datagram::encode_offer};
 
 /// Copies that wait to be taken. Further ones are dropped: they are copies.
 const INBOX: usize = 256;
@@ -88,7 +88,7 @@ fn received(connection: &Connection) -> u64 {
 
 impl Standby {
     fn way(&self) -> MutexGuard<'_, Way> {
-        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.way.lock()
     }
 
     /// Sends copies over this connection from here on, so many bytes a minute. Returns whether one of the two is another one.
@@ -164,7 +164,7 @@ impl Standby {
 
     /// Takes note of a copy that came.
     pub(super) fn arrive(&self, datagram: Bytes) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inbox = self.inbox.lock();
         if inbox.len() < INBOX {
             inbox.push_back(datagram);
             self.arrived.notify_one();
@@ -178,7 +178,7 @@ impl Standby {
 
     /// The copies that have come.
     pub(super) fn take(&self) -> VecDeque<Bytes> {
-        std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.inbox.lock())
     }
 
     /// Whether the other side sends copies that are needed.
