@@ -64,11 +64,14 @@ pub(crate) fn report(
 }
 
 fn print(out: &mut impl Write, day: &Day) -> io::Result<()> {
-    let Day { begin, end, moves, outages, skipped, .. } = day;
+    let Day { begin, end, moves, outages, skipped, missed, .. } = day;
     let whole = day.length();
     writeln!(out, "from {} to {}, {}", clock::local(*begin), clock::local(*end), spoken(whole))?;
     if *skipped > 0 {
         writeln!(out, "{skipped} lines are no events of this version, and are left out")?;
+    }
+    if *missed > 0 {
+        writeln!(out, "{missed} events are missing: they came faster than they were recorded")?;
     }
     writeln!(out, "\n{:<18}{:>12}{:>8}", "in use", "time", "share")?;
     for (way, time) in day.times() {
@@ -101,12 +104,17 @@ fn print(out: &mut impl Write, day: &Day) -> io::Result<()> {
         writeln!(out, "\nno connection")?;
     }
     for (at, time, why) in outages.iter().rev().take(LISTED).rev() {
-        writeln!(out, "  {:<18}{:>9}  {why}", clock::local(*at), spoken(*time))?;
+        writeln!(out, "  {:<18}{:>9}  {why}", clock::local(*at), lasted(*time))?;
     }
     if let Some(more @ 1..) = outages.len().checked_sub(LISTED) {
         writeln!(out, "  and {more} before")?;
     }
     Ok(())
+}
+
+/// How long an outage was, where an event tells of its end.
+fn lasted(time: Duration) -> String {
+    if time.is_zero() { "not known".into() } else { spoken(time) }
 }
 
 fn picture(day: &Day) -> Picture {
@@ -123,14 +131,15 @@ fn picture(day: &Day) -> Picture {
     let mut acts: Vec<_> = day
         .outages
         .iter()
-        .map(|(at, time, why)| (*at, *time, format!("no connection: {why}")))
+        .map(|(at, time, why)| (*at, *time, format!("no connection: {why}"), lasted(*time)))
         .chain(day.moves.iter().map(|moved| {
             let from = moved.from.as_deref().unwrap_or("no path");
-            (moved.at, moved.gap, format!("{from} -> {}: {}", moved.to, moved.why))
+            let title = format!("{from} -> {}: {}", moved.to, moved.why);
+            (moved.at, moved.gap, title, spoken(moved.gap))
         }))
         .collect();
     // The costliest, in order.
-    acts.sort_by_key(|(_, cost, _)| std::cmp::Reverse(*cost));
+    acts.sort_by_key(|(_, cost, ..)| std::cmp::Reverse(*cost));
     acts.truncate(DRAWN);
     acts.sort_by_key(|(at, ..)| *at);
     Picture {
@@ -146,7 +155,7 @@ fn picture(day: &Day) -> Picture {
         spans: spans.collect(),
         acts: acts
             .into_iter()
-            .map(|(at, cost, title)| Act { at: since(at), title, cost: spoken(cost) })
+            .map(|(at, _, title, cost)| Act { at: since(at), title, cost })
             .collect(),
     }
 }

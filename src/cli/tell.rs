@@ -75,7 +75,7 @@ pub(crate) fn drain(tunnel: Option<&Tunnel>, within: Duration) -> anyhow::Result
     for line in events.map_while(Result::ok) {
         let Ok(Told { event, summary }) = serde_json::from_str(&line) else { continue };
         match event.as_str() {
-            "draining" => writeln!(stdout, "{summary}")?,
+            "draining" | "missed" => writeln!(stdout, "{summary}")?,
             "drain-cancelled" => bail!(summary),
             _ => {}
         }

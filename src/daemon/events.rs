@@ -23,8 +23,13 @@ const BACKLOG: usize = 256;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub(crate) enum Event {
-    /// The first line: no later event is missed.
+    /// The first line: what happens from here on is told.
     Listening,
+    /// Events came faster than this listener read them, and some are not told: those between the one before and this one.
+    Missed {
+        /// How many.
+        count: u64,
+    },
     /// Client: the tunnel carries packets.
     Connected {
         /// The link.
@@ -202,6 +207,9 @@ impl Event {
     pub(crate) fn summary(&self) -> String {
         match self {
             Self::Listening => "listening".into(),
+            Self::Missed { count } => {
+                format!("{count} events are missing: they came faster than they were read")
+            }
             Self::Connected { link, server, rtt } => {
                 format!("connected to {server} over {link}, {rtt:.0} ms")
             }

@@ -1,6 +1,6 @@
 //! Follows the tunnels of this computer: looks at each when something happened there, and outlives their daemons.
 
-use std::{collections::HashMap, io, iter, time::Duration};
+use std::{collections::HashMap, io, iter, mem, time::Duration};
 
 use serde::Deserialize;
 use tokio::{
@@ -16,8 +16,9 @@ use super::{matters::Budget, seen::Seen};
 use crate::{
     daemon::{
         control::{ControlError, Reply},
-        status::{Role, Status},
-        usage::BudgetLevel,
+        events,
+        status::{ClientStatus, Role, Status},
+        usage::{BudgetLevel, BudgetStatus},
     },
     host::instance::Instance,
     task::Task,
@@ -62,6 +63,8 @@ pub(super) enum What {
 enum Event {
     /// The first one.
     Listening,
+    /// Others are missing before it.
+    Missed,
     Budget {
         link: Foreign,
         level: BudgetLevel,
@@ -71,13 +74,21 @@ enum Event {
     Other,
 }
 
-fn budget(line: &str) -> Option<Budget> {
-    match serde_json::from_str(line).ok()? {
-        Event::Budget { link, level, summary } => {
-            Some(Budget { link, is_used_up: level == BudgetLevel::Reached, words: summary })
-        }
-        Event::Listening | Event::Other => None,
+impl Event {
+    fn read(line: &str) -> Self {
+        serde_json::from_str(line).unwrap_or(Self::Other)
     }
+}
+
+/// The budgets that are used up or nearly so, in the words of their events, which may be among those that are missing.
+fn budgets(status: &ClientStatus) -> impl Iterator<Item = Budget> {
+    let with_budget = status.links.iter().filter_map(|it| Some((&it.link, it.budget.as_ref()?)));
+    with_budget.filter(|(_, budget)| budget.level != BudgetLevel::Within).map(|(link, budget)| {
+        let BudgetStatus { level, used, of, over, .. } = *budget;
+        let event = events::Event::Budget { link: link.clone(), level, used, of, over };
+        let (is_used_up, words) = (level == BudgetLevel::Reached, Foreign::from(event.summary()));
+        Budget { link: Foreign::of(link), is_used_up, words }
+    })
 }
 
 /// Follows all tunnels, or the one with this name, for ever.
@@ -146,7 +157,7 @@ async fn listen(instance: Instance) -> Result<Option<Events>, ControlError> {
         }
     });
     let Ok(Some(first)) = timeout(GREETING, lines.recv()).await else { return Ok(None) };
-    if let Ok(Event::Listening) = serde_json::from_str(&first) {
+    if let Event::Listening = Event::read(&first) {
         return Ok(Some(Events { lines, _reading: reading }));
     }
     match serde_json::from_str(&first) {
@@ -175,13 +186,23 @@ async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<N
         tunnel = instance.name().to_owned();
     }
     let is = |what| News { tunnel: tunnel.clone(), what };
-    let mut first = None;
+    let (mut first, mut has_missed) = (None, false);
     loop {
         // All others are in the status.
         let more = iter::from_fn(|| events.lines.try_recv().ok()).take(EVENTS);
-        let heard = first.take().into_iter().chain(more);
-        for budget in heard.filter_map(|line| budget(&line)).collect::<Vec<_>>() {
-            if news.send(is(What::Budget(budget))).await.is_err() {
+        for line in first.take().into_iter().chain(more).collect::<Vec<String>>() {
+            let what = match Event::read(&line) {
+                Event::Budget { link, level, summary } => {
+                    let is_used_up = level == BudgetLevel::Reached;
+                    What::Budget(Budget { link, is_used_up, words: summary })
+                }
+                Event::Missed => {
+                    has_missed = true;
+                    continue;
+                }
+                Event::Listening | Event::Other => continue,
+            };
+            if news.send(is(what)).await.is_err() {
                 return;
             }
         }
@@ -189,8 +210,12 @@ async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<N
         let status = spawn_blocking(move || asked.status()).await;
         match status {
             Ok(Ok(Status { role: Role::Client(client), .. })) => {
-                if news.send(is(What::Is(Seen::of(&client)))).await.is_err() {
-                    return;
+                let missed = mem::take(&mut has_missed).then(|| budgets(&client));
+                let missed = missed.into_iter().flatten().map(What::Budget);
+                for what in iter::once(What::Is(Seen::of(&client))).chain(missed) {
+                    if news.send(is(what)).await.is_err() {
+                        return;
+                    }
                 }
             }
             // A server has nothing for a desktop.
@@ -214,7 +239,10 @@ async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<N
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::desktop::seen::tests::status;
 
     #[tokio::test]
     async fn lines_are_read_up_to_one_that_is_too_long() {
@@ -230,12 +258,39 @@ mod tests {
     fn of_all_events_budgets_are_told_of_as_such() {
         let line = r#"{"schema":1,"time":"2026-11-29T15:00:00Z","event":"budget","link":"wwan0","level":"reached",
             "used":2000000000,"of":2000000000,"summary":"wwan0 has used up its budget of 2 GB"}"#;
-        let budget = budget(line).unwrap();
-        assert!(budget.is_used_up && budget.link.as_str() == "wwan0");
-        assert_eq!(budget.words.as_str(), "wwan0 has used up its budget of 2 GB");
+        let Event::Budget { link, level, summary } = Event::read(line) else { panic!("a budget") };
+        assert_eq!((link.as_str(), level), ("wwan0", BudgetLevel::Reached));
+        assert_eq!(summary.as_str(), "wwan0 has used up its budget of 2 GB");
         for line in [r#"{"event":"switched","summary":"x"}"#, r#"{"event":"budget"}"#, "GET /", ""]
         {
-            assert!(super::budget(line).is_none(), "{line}");
+            assert!(matches!(Event::read(line), Event::Other), "{line}");
         }
+    }
+
+    #[test]
+    fn budgets_whose_events_are_missing_are_read_from_the_status() {
+        let missed = events::Event::Missed { count: 3 }.line().unwrap();
+        assert!(matches!(Event::read(&missed), Event::Missed));
+        let link = |link: &str, budget: Value| {
+            json!({ "link": link, "sent-bytes": 0, "received-bytes": 0, "upkeep-bytes": 0,
+                    "budget": budget })
+        };
+        let budget = |used: u64, level: &str| {
+            json!({ "used": used, "of": 2_000_000_000, "period": "month", "since": "2026-11-01",
+                    "level": level, "over": "hold-bulk" })
+        };
+        let links = json!([
+            link("wlan0", Value::Null),
+            link("wwan0", budget(1_000_000_000, "within")),
+            link("wwan1", budget(1_700_000_000, "warned")),
+            link("wwan2", budget(2_000_000_000, "reached")),
+        ]);
+        let told: Vec<_> = budgets(&status(json!({ "links": links }))).collect();
+        let words = told.iter().map(|it| (it.link.as_str(), it.is_used_up, it.words.as_str()));
+        let expected = [
+            ("wwan1", false, "wwan1 has carried 1.7 GB of its 2.0 GB"),
+            ("wwan2", true, "wwan2 has used up its budget of 2.0 GB: large transfers wait"),
+        ];
+        assert_eq!(words.collect::<Vec<_>>(), expected);
     }
 }

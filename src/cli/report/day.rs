@@ -71,10 +71,12 @@ pub(super) struct Day {
     /// What carried the tunnel, and when.
     pub(super) spans: Vec<(Range<SystemTime>, Way)>,
     pub(super) moves: Vec<Moved>,
-    /// When there was no connection, for how long, and why.
+    /// When there was no connection, for how long (zero: nothing tells), and why.
     pub(super) outages: Vec<(SystemTime, Duration, String)>,
     /// Lines that could not be understood.
     pub(super) skipped: usize,
+    /// Events that the record lacks, as it says itself.
+    pub(super) missed: u64,
     /// The link that a drill cuts.
     cut: Option<String>,
     timeline: Timeline,
@@ -90,6 +92,7 @@ impl Day {
             moves: Vec::new(),
             outages: Vec::new(),
             skipped: 0,
+            missed: 0,
             cut: None,
             timeline: Timeline::default(),
         };
@@ -137,15 +140,22 @@ impl Day {
     fn take(&mut self, time: SystemTime, event: Event) {
         let time = self.timeline.pass(time);
         if self.spans.is_empty() {
-            self.begin = time;
+            (self.begin, self.end) = (time, time);
             self.spans.push((time..time, Way::Unknown));
         }
-        self.end = time;
+        let before = std::mem::replace(&mut self.end, time);
         match event {
             // The events before it were another daemon's, and the record may have been off.
             Event::Listening => {
                 self.cut = None;
                 self.enter(time, Way::Unknown);
+            }
+            Event::Missed { count } => {
+                self.missed = self.missed.saturating_add(count);
+                self.cut = None;
+                self.enter(before, Way::Unknown);
+                // What a later event says of the time before it holds from here on, and not for that of the missing ones.
+                self.begin_span(time, Way::Unknown);
             }
             Event::Connected { link, .. } => self.enter(time, Way::Over(link)),
             // Who pauses has no connection to lose.
@@ -202,11 +212,17 @@ impl Day {
     }
 
     fn enter(&mut self, time: SystemTime, way: Way) {
-        let Some((span, before)) = self.spans.last_mut() else { return };
-        span.end = time;
-        if *before != way {
-            self.spans.push((time..time, way));
+        match self.spans.last_mut() {
+            Some((span, before)) if *before == way => span.end = time,
+            _ => self.begin_span(time, way),
         }
+    }
+
+    fn begin_span(&mut self, time: SystemTime, way: Way) {
+        if let Some((span, _)) = self.spans.last_mut() {
+            span.end = time;
+        }
+        self.spans.push((time..time, way));
     }
 
     fn finish(&mut self, since: Option<SystemTime>) {
@@ -342,6 +358,23 @@ this is no event
         let day = Day::read(text.as_bytes(), None).unwrap();
         let expected = [("not known".to_owned(), minutes(60)), ("wlan0".to_owned(), minutes(30))];
         assert_eq!((times(&day), day.skipped), (expected.into(), 0));
+    }
+
+    #[test]
+    fn where_events_are_missing_it_is_not_known_what_was_in_use() {
+        let text = "\
+{\"time\":\"2026-11-23T08:00:00Z\",\"event\":\"connected\",\"link\":\"wlan0\",\"server\":\"203.0.113.5:4433\",\"rtt\":1.0}
+{\"time\":\"2026-11-23T08:30:00Z\",\"event\":\"disconnected\",\"reason\":\"no path\"}
+{\"time\":\"2026-11-23T09:00:00Z\",\"event\":\"missed\",\"count\":7}
+{\"time\":\"2026-11-23T09:10:00Z\",\"event\":\"switched\",\"from\":\"wwan0\",\"from-transport\":\"udp\",\"to\":\"wlan0\",\"to-transport\":\"udp\",\"reason\":\"a better path\",\"gap\":0.0}
+{\"time\":\"2026-11-23T09:30:00Z\",\"event\":\"missed\",\"count\":18446744073709551615}
+{\"time\":\"2026-11-23T09:45:00Z\",\"event\":\"drain-cancelled\"}
+";
+        let day = Day::read(text.as_bytes(), None).unwrap();
+        let known = [("not known", 65), ("wlan0", 30), ("wwan0", 10)];
+        assert_eq!(times(&day), known.map(|(way, time)| (way.to_owned(), minutes(time))));
+        assert_eq!(day.outages, [(at("08:30"), Duration::ZERO, "no path".to_owned())]);
+        assert_eq!((day.missed, day.skipped), (u64::MAX, 0));
     }
 
     #[test]

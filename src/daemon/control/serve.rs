@@ -180,8 +180,41 @@ async fn tell(events: Events, write: &mut (impl AsyncWrite + Unpin)) -> io::Resu
     loop {
         match events.recv().await {
             Ok(event) => say(event).await?,
-            Err(RecvError::Lagged(missed)) => debug!(missed, "a listener is too slow for events"),
+            Err(RecvError::Lagged(count)) => say(Event::Missed { count }).await?,
             Err(RecvError::Closed) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_is_too_slow_is_told_how_many_events_it_missed() {
+        let events = Events::default();
+        // Room for the first line and no more.
+        let (mut write, read) = duplex(128);
+        tokio::spawn({
+            let events = events.clone();
+            async move { tell(events, &mut write).await }
+        });
+        let mut lines = BufReader::new(read).lines();
+        let name = |line: String| {
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            (line["event"].as_str().unwrap().to_owned(), line["count"].as_u64())
+        };
+        let mut told = vec![name(lines.next_line().await.unwrap().unwrap())];
+        (0..1000).for_each(|_| events.tell(Event::Resumed));
+        events.tell(Event::DrainCancelled);
+        while told.last().is_none_or(|(event, _)| event != "drain-cancelled") {
+            told.push(name(lines.next_line().await.unwrap().unwrap()));
+        }
+        let missed: u64 = told.iter().filter_map(|(_, count)| *count).sum();
+        let resumed = told.iter().filter(|(event, _)| event == "resumed").count() as u64;
+        assert_eq!((told[0].0.as_str(), missed + resumed), ("listening", 1000));
+        assert!(missed > 0, "{told:?}");
     }
 }
