@@ -475,7 +475,7 @@ pub enum ImportFrom {
 Keys are of another kind and are not taken over; the comments say what is to be done by hand.
 
 Examples:
-  roamd import wireguard /etc/wireguard/wg0.conf > /etc/roamd/home.toml")]
+  roamd import wireguard /etc/wireguard/wg0.conf > /etc/roamd/wg0.toml")]
     Wireguard {
         /// The file
         file: PathBuf,

@@ -51,7 +51,7 @@ use crate::identity::{PrivateKey, PublicKey};
 pub use budget::{Budget, OverBudget, Period};
 #[cfg(feature = "etcd")]
 pub(crate) use check::is_name;
-pub(crate) use check::{MIN_MTU, is_domain};
+pub(crate) use check::{MAX_MTU, MIN_MTU, is_domain};
 pub use congestion::Congestion;
 pub(crate) use filter::Filter;
 pub(crate) use host_port::{DEFAULT_PORT, HostPort};

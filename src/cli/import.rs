@@ -9,9 +9,13 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use ipnet::IpNet;
+use toml_edit::{Array, Value};
 
-use super::exit::Exit;
-use crate::config::DEFAULT_PORT;
+use super::{advice::quoted, exit::Exit};
+use crate::{
+    config::{DEFAULT_PORT, HostPort, MAX_MTU, MIN_MTU, is_domain},
+    wire::foreign::printable,
+};
 
 /// One section of the file: its name, and keys with values in their order.
 struct Section<'a> {
@@ -20,12 +24,14 @@ struct Section<'a> {
     entries: Vec<(usize, String, &'a str)>,
 }
 
-/// Prints a client's configuration with what the file says, and what is to be done by hand.
+/// Prints a client's configuration with what the file says, and what is to be done by hand. Its key is called as the file is.
 pub(crate) fn wireguard(file: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(file)
         .map_err(|error| Exit::NoInput.because(error))
         .with_context(|| format!("cannot read {}", file.display()))?;
-    let converted = convert(&text).map_err(|(line, reason)| {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    let converted = convert(&text, &name).map_err(|(line, reason)| {
+        let reason = printable(&reason, usize::MAX);
         Exit::Data.because(anyhow!("{}:{line}: {reason}", file.display()))
     })?;
     Ok(io::stdout().lock().write_all(converted.as_bytes())?)
@@ -56,7 +62,7 @@ fn sections(text: &str) -> Result<Vec<Section<'_>>, Wrong> {
     Ok(sections)
 }
 
-fn convert(text: &str) -> Result<String, Wrong> {
+fn convert(text: &str, name: &str) -> Result<String, Wrong> {
     let sections = sections(text)?;
     let of =
         |name: &str| sections.iter().filter(|section| section.name == name).collect::<Vec<_>>();
@@ -87,7 +93,7 @@ fn convert(text: &str) -> Result<String, Wrong> {
     for (line, key, value) in &peer.entries {
         out.peer(*line, key, value)?;
     }
-    out.finish(peer.line)
+    out.finish(peer.line, name)
 }
 
 #[derive(Default)]
@@ -96,7 +102,7 @@ struct Converted {
     mtu: Option<u16>,
     dns: Vec<String>,
     domains: Vec<String>,
-    endpoint: Option<String>,
+    endpoint: Option<HostPort>,
     routes: Vec<String>,
     left_out: Vec<String>,
 }
@@ -114,8 +120,14 @@ impl Converted {
             }
             "dns" => {
                 for entry in list(value) {
-                    let is_address = entry.parse::<IpAddr>().is_ok();
-                    if is_address { &mut self.dns } else { &mut self.domains }.push(entry.into());
+                    let kind = match entry.parse::<IpAddr>() {
+                        Ok(_) => &mut self.dns,
+                        Err(_) if is_domain(entry) => &mut self.domains,
+                        Err(_) => {
+                            return Err((line, format!("{entry} is no address and no domain")));
+                        }
+                    };
+                    kind.push(entry.into());
                 }
             }
             "mtu" => {
@@ -139,13 +151,18 @@ impl Converted {
     fn peer(&mut self, line: usize, key: &str, value: &str) -> Result<(), Wrong> {
         match key {
             "endpoint" => {
-                let (host, port) = value
-                    .rsplit_once(':')
-                    .ok_or((line, format!("Endpoint {value} has no port")))?;
+                // The colons of an address without brackets are its own.
+                let host = value.rsplit_once(':').map(|(host, _)| host);
+                if host.is_none_or(|host| host.contains(':') && !host.ends_with(']')) {
+                    return Err((line, format!("Endpoint {value} has no port")));
+                }
+                let endpoint: HostPort =
+                    value.parse().map_err(|error| (line, format!("Endpoint {value}: {error}")))?;
                 self.left_out.push(format!(
-                    "Endpoint's port {port}: WireGuard has it; roamd listens on {DEFAULT_PORT}"
+                    "Endpoint's port {}: WireGuard has it; roamd listens on {DEFAULT_PORT}",
+                    endpoint.port
                 ));
-                self.endpoint = Some(host.trim_matches(['[', ']']).to_owned());
+                self.endpoint = Some(HostPort { port: DEFAULT_PORT, ..endpoint });
             }
             "allowedips" => {
                 for prefix in list(value) {
@@ -153,7 +170,10 @@ impl Converted {
                         .parse::<IpNet>()
                         .or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
                     let net = net.map_err(|_| (line, format!("{prefix} is no prefix")))?;
-                    self.routes.push(net.trunc().to_string());
+                    let net = net.trunc().to_string();
+                    if !self.routes.contains(&net) {
+                        self.routes.push(net);
+                    }
                 }
             }
             "publickey" => self.left_out.push(
@@ -173,46 +193,50 @@ impl Converted {
         Ok(())
     }
 
-    fn finish(mut self, peer: usize) -> Result<String, Wrong> {
+    fn finish(mut self, peer: usize, name: &str) -> Result<String, Wrong> {
         let endpoint = self.endpoint.ok_or((peer, "this [Peer] has no Endpoint".to_owned()))?;
-        let quoted = |texts: &[String]| {
-            let texts: Vec<_> = texts.iter().map(|text| format!("{text:?}")).collect();
-            texts.join(", ")
-        };
         let both = ["0.0.0.0/0", "::/0"];
         if both.iter().all(|all| self.routes.iter().any(|route| route == all)) {
             self.routes.retain(|route| !both.contains(&route.as_str()));
             self.routes.insert(0, "default".into());
         }
-        let host = if endpoint.contains(':') { format!("[{endpoint}]") } else { endpoint };
+        let key = format!("/etc/roamd/{name}.key");
         let mut text = format!(
-            "role = \"client\"\nprivate-key-file = \"/etc/roamd/home.key\"   # roamd genkey --output /etc/roamd/home.key\n\n\
-             [server]\naddress = [\"{host}:{}\"]\npublic-key = \"\"   # what roamd pubkey prints on the server\n\n[tun]\n",
-            DEFAULT_PORT
+            "role = \"client\"\nprivate-key-file = {}   # roamd genkey --output {}\n\n\
+             [server]\naddress = {}\npublic-key = \"\"   # what roamd pubkey prints on the server\n\n[tun]\n",
+            Value::from(&key),
+            quoted(&key),
+            Array::from_iter([endpoint.to_string()])
         );
         if let Some(mtu) = self.mtu {
             // Less than IPv6 works with is not allowed, and not needed: what does not fit is split.
-            text += &format!("mtu = {}\n", mtu.max(1280));
+            text += &format!("mtu = {}\n", mtu.clamp(MIN_MTU, MAX_MTU));
         }
-        text += &format!("routes = [{}]\n", quoted(&self.routes));
-        if !self.dns.is_empty() {
-            text += &format!("dns = [{}]\n", quoted(&self.dns));
-            if !self.domains.is_empty() {
-                text += &format!("search-domains = [{}]\n", quoted(&self.domains));
+        text += &format!("routes = {}\n", Array::from_iter(&self.routes));
+        match (&self.dns[..], &self.domains[..]) {
+            ([], []) => {}
+            ([], domains) => self.left_out.push(format!(
+                "DNS = {}: domains need a resolver that is asked about them",
+                domains.join(", ")
+            )),
+            (dns, domains) => {
+                text += &format!("dns = {}\n", Array::from_iter(dns));
+                if !domains.is_empty() {
+                    text += &format!("search-domains = {}\n", Array::from_iter(domains));
+                }
             }
         }
         if !self.addresses.is_empty() {
-            let addresses: Vec<_> =
-                self.addresses.iter().map(|net| net.addr().to_string()).collect();
+            let addresses = self.addresses.iter().map(|net| net.addr().to_string());
             text += &format!(
-                "\n# The server gives a client its addresses. On the server:\n#   [[peer]]\n#   addresses = [{}]\n",
-                quoted(&addresses)
+                "\n# The server gives a client its addresses. On the server:\n#   [[peer]]\n#   addresses = {}\n",
+                Array::from_iter(addresses)
             );
         }
         if !self.left_out.is_empty() {
             text += "\n# Left out:\n";
             for left_out in &self.left_out {
-                text += &format!("#   {left_out}\n");
+                text += &format!("#   {}\n", printable(left_out, usize::MAX));
             }
         }
         Ok(text)
@@ -226,6 +250,10 @@ fn list(value: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{Config, Loaded},
+        identity::PrivateKey,
+    };
 
     const FILE: &str = "\
 [Interface]
@@ -245,8 +273,9 @@ PersistentKeepalive = 25
 
     #[test]
     fn import_converts_known_settings_and_names_the_rest() {
-        let converted = convert(FILE).unwrap();
+        let converted = convert(FILE, "wg0").unwrap();
         for line in [
+            "private-key-file = \"/etc/roamd/wg0.key\"   # roamd genkey --output /etc/roamd/wg0.key",
             "address = [\"[2001:db8::1]:4433\"]",
             "mtu = 1420",
             "routes = [\"default\", \"10.9.0.0/16\"]",
@@ -259,7 +288,50 @@ PersistentKeepalive = 25
             assert!(converted.contains(line), "{converted}");
         }
         assert!(!converted.contains("yAnz5TF"), "a private key is not copied");
-        converted.parse::<toml_edit::DocumentMut>().unwrap();
+    }
+
+    /// A file with this in place of one of its lines.
+    fn file_with(key: &str, value: &str) -> String {
+        let lines = FILE.lines().map(|line| match line.split_once(" = ") {
+            Some((its, _)) if its == key => format!("{key} = {value}\n"),
+            _ => format!("{line}\n"),
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn what_is_imported_is_a_configuration_once_its_blanks_are_filled_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("home.toml");
+        let server = PrivateKey::generate().unwrap().public_key();
+        let load = |file: &str, name: &str| {
+            let mut text = convert(file, name).unwrap().parse::<toml_edit::DocumentMut>().unwrap();
+            let key = format!("/etc/roamd/{name}.key");
+            assert_eq!(text["private-key-file"].as_str(), Some(&*key));
+            let key = PrivateKey::generate().unwrap().to_base64();
+            text.remove("private-key-file");
+            text["private-key"] = toml_edit::value(key.as_str());
+            text["server"]["public-key"] = toml_edit::value(server.to_string());
+            let loaded = Loaded::of_text(&path, &text.to_string(), []);
+            let Config::Client(client) = loaded.unwrap().config else { panic!("{text}") };
+            client
+        };
+        let client = load(FILE, "my \"tunnel\"\u{1b}[2J\n");
+        assert_eq!(client.servers[0].addresses[0].to_string(), "[2001:db8::1]:4433");
+        for (key, value) in [
+            ("Endpoint", "vpn.example.net:51820"),
+            ("Endpoint", "192.0.2.1:1"),
+            ("AllowedIPs", "0.0.0.0/0"),
+            ("AllowedIPs", "10.0.0.0/8, 10.0.0.0/8, 192.0.2.7, fd00::/8"),
+            ("AllowedIPs", ""),
+            ("DNS", "corp.example"),
+            ("DNS", "10.8.0.1, 10.8.0.1, fd08::1"),
+            ("MTU", "65535"),
+            ("MTU", "576"),
+            ("PostUp", "echo \"\u{1b}[2J\u{202e}\r\t[server]"),
+        ] {
+            load(&file_with(key, value), "wg0");
+        }
     }
 
     #[test]
@@ -273,9 +345,29 @@ PersistentKeepalive = 25
             ("hello\n", 1, "no key with a value"),
             ("[Wireless]\n", 1, "neither"),
         ] {
-            let (at, reason) = convert(text).unwrap_err();
+            let (at, reason) = convert(text, "wg0").unwrap_err();
             assert_eq!(at, line, "{reason}");
             assert!(reason.contains(word), "{reason}");
+        }
+    }
+
+    #[test]
+    fn import_refuses_endpoints_and_domains_that_are_none() {
+        for (key, value, line, word) in [
+            ("Endpoint", "a b:51820", 12, "not a host name"),
+            ("Endpoint", "x\"y:1", 12, "not a host name"),
+            ("Endpoint", "x\\\u{1b}[2J:1", 12, "not a host name"),
+            ("Endpoint", "\"]\\n[tun]:1", 12, "not a host name"),
+            ("Endpoint", "vpn.example.net", 12, "no port"),
+            ("Endpoint", "2001:db8::1", 12, "no port"),
+            ("Endpoint", "[2001:db8::1]", 12, "no port"),
+            ("Endpoint", "vpn.example.net:0", 12, "not a port"),
+            ("Endpoint", "vpn.example.net:65536", 12, "not a port"),
+            ("DNS", "10.8.0.1, corp\"]", 5, "no address and no domain"),
+        ] {
+            let (at, reason) = convert(&file_with(key, value), "wg0").unwrap_err();
+            assert_eq!(at, line, "{value}: {reason}");
+            assert!(reason.contains(word), "{value}: {reason}");
         }
     }
 }

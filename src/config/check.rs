@@ -35,7 +35,7 @@ const MAX_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What IPv6 asks of a link (RFC 8200 §5).
 pub(crate) const MIN_MTU: u16 = 1280;
-const MAX_MTU: u16 = 9000;
+pub(crate) const MAX_MTU: u16 = 9000;
 
 /// Characters of a name for people.
 const MAX_NAME: usize = 64;
