@@ -33,9 +33,6 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ),
 ];
 
-/// As Cargo.toml has it.
-const MAINTAINER: &str = "The roamd developers <roamd@lists.example.org>";
-
 fn main() -> anyhow::Result<()> {
     let to = env::args_os().nth(1).unwrap_or_else(|| "target/assets".into());
     let to = Path::new(&to);
@@ -55,10 +52,17 @@ fn main() -> anyhow::Result<()> {
 fn debian_changelog() -> anyhow::Result<String> {
     let date =
         env::var("SOURCE_DATE_EPOCH").map_or_else(|_| "now".into(), |time| format!("@{time}"));
-    let date = Command::new("date").args(["-uR", "-d", &date]).stderr(Stdio::inherit()).output()?;
-    ensure!(date.status.success(), "date does not know when this is");
-    let (date, version) = (String::from_utf8(date.stdout)?, env!("CARGO_PKG_VERSION"));
+    let date = said(Command::new("date").args(["-uR", "-d", &date]))?;
+    let maintainer = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/maintainer");
+    let (maintainer, version) = (said(&mut Command::new(maintainer))?, env!("CARGO_PKG_VERSION"));
     Ok(format!(
-        "roamd ({version}-1) unstable; urgency=medium\n\n  * Release {version}.\n\n -- {MAINTAINER}  {date}"
+        "roamd ({version}-1) unstable; urgency=medium\n\n  * Release {version}.\n\n -- {maintainer}  {date}\n"
     ))
+}
+
+/// The line that a program prints.
+fn said(program: &mut Command) -> anyhow::Result<String> {
+    let output = program.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{program:?} failed");
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
