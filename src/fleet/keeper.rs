@@ -21,9 +21,7 @@ use super::{
     entry::{Change, Entry},
     etcd::{Compare, Store, Write, follow::News},
     record,
-    tenure::{
-        Action, Answer, Claim, Event, Hello, Known, LEASE, Order, Request, SessionId, TICK, Tenure,
-    },
+    tenure::{Action, Answer, Claim, Event, Known, LEASE, Order, Request, SessionId, TICK, Tenure},
 };
 use crate::{clock, identity::PublicKey, mutex::Mutex, wire::foreign::Foreign};
 
@@ -252,7 +250,7 @@ fn read(entry: &Entry) -> Option<(PublicKey, Known)> {
     let claim = record::read(&entry.value).unwrap_or_else(|why| {
         warn!(key = %Foreign::from(entry.key.as_str()), %why, "this claim cannot be read");
         // Somebody has claimed the session, perhaps a newer program.
-        let (hello, client) = (Hello::default(), None);
+        let (hello, client) = (None, None);
         Claim { holder: [0; 32].into(), name: "?".into(), epoch: 0, hello, client }
     });
     Some((peer, Known { claim, lease: entry.lease }))
@@ -279,7 +277,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        fleet::{tenure::Why, tests::Cluster},
+        fleet::{
+            tenure::{Hello, Why},
+            tests::Cluster,
+        },
         task::Task,
     };
 
@@ -339,7 +340,7 @@ mod tests {
 
         fn begin(&self, session: SessionId, number: u64) {
             *self.hall.session.lock() = Some(session);
-            let hello = Hello { process: Some(1), number: Some(number) };
+            let hello = Hello { process: 1, number };
             let began = Event::Began { peer: peer(), session, hello, client: None };
             self.keeper.tell(&*self.hall, began);
         }

@@ -14,7 +14,7 @@
 //!                                                           Suspension); 10 to 12 s later: closed (CutOff)
 //! ```
 //! Claims carry the order of a process's hellos, so it does not matter which of two claims comes to etcd first.
-//! Among processes, and for a client that does not number its hellos, the claim that came last counts.
+//! Among processes the claim that came last counts.
 
 mod event;
 mod suspension;
@@ -250,7 +250,7 @@ impl Tenure {
         }
         if let (Some(session), Some(known)) = (&mut tenant.session, &tenant.known) {
             session.is_claimed |=
-                known.claim.holder == self.server && known.claim.hello == session.hello;
+                known.claim.holder == self.server && known.claim.hello == Some(session.hello);
         }
     }
 
@@ -352,7 +352,7 @@ impl Tenure {
         if let Some(lease) = lease.filter(|_| claims) {
             let before = tenant.known.as_ref().map_or(0, |known| known.claim.epoch);
             let epoch = before.max(self.last_epoch).saturating_add(1);
-            let (hello, client) = (session.hello, session.client);
+            let (hello, client) = (Some(session.hello), session.client);
             let (holder, name, after) =
                 (self.server, self.name.clone(), tenant.revision_of_claim());
             let claim = Claim { holder, name, epoch, hello, client };

@@ -67,11 +67,11 @@ impl Sysctls {
     }
 }
 
-/// Whether this is the name of a parameter that roamd sets, or that an earlier version did.
+/// Whether this is the name of a parameter that roamd sets.
 pub(super) fn is_ours(name: &str) -> bool {
     let of_link = name.strip_prefix("ipv6/conf/").and_then(|rest| rest.strip_suffix("/accept_ra"));
     match name {
-        "ipv4/ip_forward" | "ipv4/conf/all/src_valid_mark" | "ipv6/conf/all/forwarding" => true,
+        "ipv4/ip_forward" | "ipv6/conf/all/forwarding" => true,
         _ => of_link.is_some_and(|link| !link.contains('/') && !matches!(link, "" | "." | "..")),
     }
 }

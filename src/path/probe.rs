@@ -354,10 +354,9 @@ impl Asker {
             }
         };
         self.attempt = None;
-        if let Some(said) = has_session.filter(|_| self.has_session != has_session) {
-            let report = self.report(Event::HasSession(self.key, said));
+        if self.has_session.replace(has_session) != Some(has_session) {
+            let report = self.report(Event::HasSession(self.key, has_session));
             let _ = self.prober.reports.send(report).await;
-            self.has_session = has_session;
         }
         let connection = &self.standing.as_ref()?.connection;
         if mem::take(&mut self.is_new) {
@@ -440,14 +439,14 @@ impl Asker {
     }
 }
 
-/// The round trip of an echo, repeated until it is answered, and whether the server has a session of this process, if
-/// it says so; `None` if the connection ends. A question carries the time at which it was sent, counted from `epoch`,
+/// The round trip of an echo, repeated until it is answered, and whether the server has a session of this process;
+/// `None` if the connection ends. A question carries the time at which it was sent, counted from `epoch`,
 /// which is the same for the whole task.
 async fn echo(
     connection: &Connection,
     epoch: Instant,
     Prober { probes, heard, .. }: &Prober,
-) -> Option<(Duration, Option<bool>)> {
+) -> Option<(Duration, bool)> {
     let repeat = (3 * connection.rtt()).max(SHORTEST_REPEAT);
     let begun = epoch.elapsed();
     loop {

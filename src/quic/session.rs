@@ -89,11 +89,11 @@ pub(crate) async fn open_as(
         versions: VERSIONS.to_vec(),
         software: SOFTWARE.into(),
         unchecked,
-        instance: Some(instance),
+        instance,
         repair: true,
         copies: true,
         moves,
-        number: Some(HELLOS.fetch_add(1, Relaxed)),
+        number: HELLOS.fetch_add(1, Relaxed),
     };
     let opened = say_hello(connection, hello).await;
     opened.inspect_err(|error| error.close(connection))

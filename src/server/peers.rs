@@ -18,9 +18,7 @@ use quinn::{Connection, VarInt};
 use tracing::warn;
 
 use super::{
-    bounded_connections::BoundedConnections,
-    rivals::{Instance, Rivals},
-    socket::ServerSocket,
+    bounded_connections::BoundedConnections, rivals::Rivals, socket::ServerSocket,
     streams::is_virtual,
 };
 use crate::{
@@ -139,8 +137,8 @@ struct Place {
 pub(super) struct Elsewhere {
     /// What the server is called.
     pub(super) server: Foreign,
-    /// The peer's process.
-    pub(super) process: Instance,
+    /// The peer's process; none if the other server's claim cannot be read.
+    pub(super) process: Option<u64>,
     /// The peer's address when the session began.
     pub(super) client: Option<IpAddr>,
 }
@@ -165,8 +163,8 @@ pub struct PeerSession {
     pub since: SystemTime,
     /// The peer's software and version.
     pub software: Foreign,
-    /// The instance id of its process, if its hello has one.
-    pub instance: Option<u64>,
+    /// The instance id of its process.
+    pub instance: u64,
     /// What its pumps share.
     pub(super) datapath: Arc<pump::Session>,
     /// Why it gave its routes up, if it did.
@@ -309,14 +307,16 @@ impl Peer {
     /// and `connection` is closed.
     pub(super) fn admits(
         &self,
-        instance: Instance,
+        instance: u64,
         connection: &Connection,
         socket: &ServerSocket,
     ) -> bool {
         let mut place = self.place();
         let current = place.session.as_ref().filter(|it| it.is_alive());
         let (current, newer) = match (current, &place.elsewhere) {
-            (Some(session), _) => (session.instance, Some(address(&session.connection, socket))),
+            (Some(session), _) => {
+                (Some(session.instance), Some(address(&session.connection, socket)))
+            }
             (None, Some(elsewhere)) => (elsewhere.process, elsewhere.client),
             (None, None) => return true,
         };
@@ -344,7 +344,7 @@ impl Peer {
             place.rivals.take_over(instance, elsewhere);
             return;
         };
-        if !place.rivals.take_over(instance, old.instance) {
+        if !place.rivals.take_over(instance, Some(old.instance)) {
             return old.connection.close(close::TAKEN_OVER, b"another connection has this key");
         }
         // A process that has ended does not hear the reason.
@@ -397,9 +397,9 @@ impl Peer {
     pub(super) fn set_elsewhere(&self, elsewhere: Option<Elsewhere>) {
         let place = &mut *self.place();
         let session = place.session.as_ref().map(|session| session.instance);
-        let before = session.or_else(|| place.elsewhere.as_ref().map(|it| it.process));
-        if let Some(Elsewhere { process, .. }) = &elsewhere {
-            place.rivals.take_over(*process, before.flatten());
+        let before = session.or_else(|| place.elsewhere.as_ref()?.process);
+        if let Some(Elsewhere { process: Some(process), .. }) = elsewhere {
+            place.rivals.take_over(process, before);
         }
         place.elsewhere = elsewhere;
         self.publish(place);
@@ -464,22 +464,20 @@ impl Peer {
     pub(super) fn datapath_of(&self, process: u64) -> Option<Arc<pump::Session>> {
         let place = self.place();
         let session = place.session.as_ref()?;
-        let is_its = session.is_alive() && session.instance == Some(process);
+        let is_its = session.is_alive() && session.instance == process;
         is_its.then(|| session.datapath.clone())
     }
 
     /// A session of this process begins: what the same one wanted of bulk in the session before holds on.
-    pub(super) fn begin_bulk(&self, process: Option<u64>) {
-        let holder = self.bulk_held_for.load(Relaxed);
-        if process.is_none_or(|process| process != holder) {
+    pub(super) fn begin_bulk(&self, process: u64) {
+        if process != self.bulk_held_for.load(Relaxed) {
             self.hold_bulk(process, false);
         }
     }
 
     /// Holds bulk back that waits for it, as this process of it wants, or not any more.
-    pub(super) fn hold_bulk(&self, process: Option<u64>, held: bool) {
-        let holder = process.filter(|_| held).unwrap_or_default();
-        self.bulk_held_for.store(holder, Relaxed);
+    pub(super) fn hold_bulk(&self, process: u64, held: bool) {
+        self.bulk_held_for.store(if held { process } else { 0 }, Relaxed);
         self.queue.hold_bulk(held);
     }
 

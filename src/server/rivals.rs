@@ -21,9 +21,6 @@ const REMEMBERED: usize = 8;
 /// A displaced machine asks every few minutes; after this time without a question it is gone.
 const SHOWN: Duration = Duration::from_secs(600);
 
-/// The instance id of a process in its hello; older clients send none.
-pub(super) type Instance = Option<u64>;
-
 /// The machines with a peer's key whose session another machine has taken over.
 #[derive(Debug, Default)]
 pub(super) struct Rivals {
@@ -32,18 +29,16 @@ pub(super) struct Rivals {
 }
 
 impl Rivals {
-    /// Whether `newcomer` may take the session over from the process `current`.
-    pub(super) fn admit(&self, newcomer: Instance, current: Instance) -> bool {
-        newcomer == current || newcomer.is_none_or(|it| !self.displaced.contains(&it))
+    /// Whether `newcomer` may take the session over from the process `current`, if that is known.
+    pub(super) fn admit(&self, newcomer: u64, current: Option<u64>) -> bool {
+        current == Some(newcomer) || !self.displaced.contains(&newcomer)
     }
 
-    /// `newcomer` takes the session over from the process `current`. Returns whether `current` is known to be
-    /// another machine.
-    pub(super) fn take_over(&mut self, newcomer: Instance, current: Instance) -> bool {
-        self.displaced.retain(|it| Some(*it) != newcomer);
-        let (Some(_), Some(current)) = (newcomer, current.filter(|_| newcomer != current)) else {
-            return false;
-        };
+    /// `newcomer` takes the session over from the process `current`, or a free one. Returns whether `current` is another
+    /// machine.
+    pub(super) fn take_over(&mut self, newcomer: u64, current: Option<u64>) -> bool {
+        self.displaced.retain(|it| *it != newcomer);
+        let Some(current) = current.filter(|it| *it != newcomer) else { return false };
         if self.displaced.len() == REMEMBERED {
             self.displaced.pop_front();
         }
@@ -70,44 +65,35 @@ mod tests {
     #[test]
     fn the_newer_machine_stays() {
         let mut rivals = Rivals::default();
-        assert!(rivals.admit(Some(2), Some(1)));
-        assert!(rivals.take_over(Some(2), Some(1)));
-        assert!(!rivals.admit(Some(1), Some(2)), "the older one asks again");
-        assert!(rivals.admit(Some(2), Some(2)), "the newer one roams");
-        assert!(!rivals.take_over(Some(2), Some(2)));
+        assert!(rivals.admit(2, Some(1)));
+        assert!(rivals.take_over(2, Some(1)));
+        assert!(!rivals.admit(1, Some(2)), "the older one asks again");
+        assert!(rivals.admit(2, Some(2)), "the newer one roams");
+        assert!(!rivals.take_over(2, Some(2)));
     }
 
     #[test]
     fn a_restarted_machine_counts_as_the_newer_one() {
         let mut rivals = Rivals::default();
-        rivals.take_over(Some(2), Some(1));
-        assert!(rivals.admit(Some(3), Some(2)));
-        rivals.take_over(Some(3), Some(2));
-        assert!(!rivals.admit(Some(1), Some(3)) && !rivals.admit(Some(2), Some(3)));
+        rivals.take_over(2, Some(1));
+        assert!(rivals.admit(3, Some(2)));
+        rivals.take_over(3, Some(2));
+        assert!(!rivals.admit(1, Some(3)) && !rivals.admit(2, Some(3)));
     }
 
     #[test]
     fn a_displaced_machine_that_returns_while_the_newer_one_is_away_is_readmitted() {
         let mut rivals = Rivals::default();
-        rivals.take_over(Some(2), Some(1));
-        rivals.take_over(Some(1), None);
-        assert!(rivals.admit(Some(1), Some(2)));
-    }
-
-    #[test]
-    fn a_client_without_an_instance_id_takes_the_session_over() {
-        let mut rivals = Rivals::default();
-        for (newcomer, current) in [(None, None), (Some(1), None), (None, Some(1))] {
-            assert!(rivals.admit(newcomer, current));
-            assert!(!rivals.take_over(newcomer, current));
-        }
+        rivals.take_over(2, Some(1));
+        rivals.take_over(1, None);
+        assert!(rivals.admit(1, Some(2)));
     }
 
     #[test]
     fn displaced_instances_are_bounded_and_shown_for_a_limited_time() {
         let (mut rivals, now) = (Rivals::default(), Instant::now());
         for instance in 0..100 {
-            rivals.take_over(Some(instance + 1), Some(instance));
+            rivals.take_over(instance + 1, Some(instance));
         }
         assert_eq!(rivals.displaced.len(), REMEMBERED);
         let address = "192.0.2.1".parse().unwrap();

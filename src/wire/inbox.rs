@@ -58,11 +58,11 @@ mod tests {
             versions: vec![1],
             software: "x".into(),
             unchecked: false,
-            instance: Some(number),
+            instance: number,
             repair: false,
             copies: false,
             moves: false,
-            number: None,
+            number: 1,
         })
     }
 

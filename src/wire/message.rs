@@ -54,7 +54,7 @@ pub struct Hello {
     pub unchecked: bool,
     /// Drawn anew by each process: tells machines apart that have the same key.
     #[n(3)]
-    pub instance: Option<u64>,
+    pub instance: u64,
     /// Whether the client takes numbered packets, and repeats those that the server misses.
     #[n(4)]
     #[cbor(default)]
@@ -69,7 +69,7 @@ pub struct Hello {
     pub moves: bool,
     /// Larger than in any hello that this process sent before, to whichever server: the session is where the last one went.
     #[n(8)]
-    pub number: Option<u64>,
+    pub number: u64,
 }
 
 /// What the client must know to set up its side.
@@ -218,11 +218,11 @@ mod tests {
             versions: vec![1],
             software: "".into(),
             unchecked: false,
-            instance: None,
+            instance: 1,
             repair: false,
             copies: false,
             moves: false,
-            number: None,
+            number: 1,
         }
     }
 
@@ -243,7 +243,7 @@ mod tests {
                 proptest::collection::vec(any::<u16>(), 0..4),
                 ".*",
                 any::<[bool; 3]>(),
-                any::<[Option<u64>; 2]>()
+                any::<[u64; 2]>()
             )
                 .prop_map(
                     |(versions, software, [unchecked, repair, moves], [instance, number])| {
@@ -315,8 +315,8 @@ mod tests {
     fn unknown_keys_and_messages_of_a_newer_version_are_skipped() {
         // [99, [{}]] is a message that we do not know.
         assert_eq!(Message::decode(&[0x82, 0x18, 99, 0x81, 0xa0]).unwrap(), None);
-        // [0, [{0: [1], 1: "x", 23: true}]] is a hello with a key that we do not know.
-        let newer = [0x82, 0, 0x81, 0xa3, 0, 0x81, 1, 1, 0x61, b'x', 23, 0xf5];
+        // [0, [{0: [1], 1: "x", 3: 1, 8: 1, 23: true}]] is a hello with a key that we do not know.
+        let newer = [0x82, 0, 0x81, 0xa5, 0, 0x81, 1, 1, 0x61, b'x', 3, 1, 8, 1, 23, 0xf5];
         let hello = Hello { software: "x".into(), ..hello() };
         assert_eq!(Message::decode(&newer).unwrap(), Some(Message::Hello(hello)));
     }
@@ -338,11 +338,11 @@ mod tests {
             versions: vec![1],
             software: "roamd 0.1.0".into(),
             unchecked: true,
-            instance: Some(0x1234),
+            instance: 0x1234,
             repair: true,
             copies: true,
             moves: false,
-            number: Some(3),
+            number: 3,
         });
         let shown =
             b"\x00\x22\x82\x00\x81\xa8\x00\x81\x01\x01\x6broamd 0.1.0\x02\xf5\x03\x19\x12\x34\x04\xf5\x06\xf5\x07\xf4\x08\x03";

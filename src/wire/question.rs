@@ -4,8 +4,8 @@
 //!  0          8          16        17
 //!  | asked at | process  | session |
 //! ```
-//! The server sends a question back as it came and appends whether it has a session of the process. A server of an
-//! earlier version appends nothing.
+//! The server sends a question back as it came and appends whether it has a session of the process. Other datagrams that
+//! begin with a zero byte are echoes, for measurements: they come back as they are.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -25,8 +25,8 @@ pub(crate) struct Question {
 pub(crate) struct Answer {
     /// When the question was asked.
     pub(crate) asked: u64,
-    /// Whether the server has a session of the process, if it says so.
-    pub(crate) has_session: Option<bool>,
+    /// Whether the server has a session of the process.
+    pub(crate) has_session: bool,
 }
 
 impl Question {
@@ -34,8 +34,8 @@ impl Question {
         [self.asked.to_be_bytes(), self.process.to_be_bytes()].concat().into()
     }
 
-    /// Whether a datagram on a probe connection is a question, or one of an earlier version. A time begins with a zero
-    /// byte, and a copy of a packet or an offer of copies does not.
+    /// Whether a datagram on a probe connection is a question or an echo. A time begins with a zero byte, and a copy of a
+    /// packet or an offer of copies does not.
     #[must_use]
     pub(crate) fn may_be(datagram: &[u8]) -> bool {
         datagram.first() == Some(&0)
@@ -65,9 +65,8 @@ impl Answer {
         // A time is far from the first byte of everything else.
         let (asked, _) = halves(datagram).filter(|_| datagram[0] == 0)?;
         let has_session = match datagram.get(QUESTION..)? {
-            [] => None,
-            [0] => Some(false),
-            [1] => Some(true),
+            [0] => false,
+            [1] => true,
             _ => return None,
         };
         Some(Self { asked, has_session })
@@ -94,7 +93,7 @@ mod tests {
                 assert_eq!(process, 0x1234);
                 has_session
             });
-            let expected = Answer { asked: 7, has_session: Some(has_session) };
+            let expected = Answer { asked: 7, has_session };
             assert_eq!(Answer::decode(&answer), Some(expected));
         }
     }
@@ -114,12 +113,6 @@ mod tests {
     }
 
     #[test]
-    fn a_server_of_an_earlier_version_says_nothing_of_sessions() {
-        let expected = Answer { asked: 7, has_session: None };
-        assert_eq!(Answer::decode(&QUESTION.encode()), Some(expected));
-    }
-
-    #[test]
     fn what_is_no_question_comes_back_as_it_was_sent() {
         for length in [0, 8, 15, 17, 1200] {
             let datagram = Bytes::from(vec![0; length]);
@@ -129,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_refused() {
-        for length in [0, 8, 15, 18, 1200] {
+        for length in [0, 8, 15, 16, 18, 1200] {
             assert_eq!(Answer::decode(&vec![0; length]), None, "{length}");
         }
         assert_eq!(Answer::decode(&[2; 17]), None);

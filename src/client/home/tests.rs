@@ -207,7 +207,7 @@ async fn stood_aside(tunnel: &Tunnel) -> bool {
 #[tokio::test(start_paused = true)]
 async fn in_a_cafe_that_forwards_the_home_address_to_the_server_the_tunnel_does_not_stand_aside() {
     // A router translates the laptop's address; or one of the server's network does, to its own address, which the café gave
-    // the laptop as well. Or the server is one that knows no neighbours, as of an earlier version.
+    // the laptop as well. Or the server's kernel knows no such neighbour.
     let router = Neighbourhood(vec![(LAPTOP.into(), [2, 0, 0, 0, 0, 99])]);
     let laptop_is_there = Neighbourhood(vec![(LAPTOP.into(), HARDWARE)]);
     for (seen, neighbours) in [

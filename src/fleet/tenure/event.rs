@@ -10,14 +10,14 @@ use crate::{identity::PublicKey, wire::foreign::Foreign};
 pub(crate) type SessionId = usize;
 
 /// What a client said of itself in its hello.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     /// Its process.
-    #[serde(default, rename = "instance")]
-    pub(crate) process: Option<u64>,
+    #[serde(rename = "instance")]
+    pub(crate) process: u64,
     /// Which of the hellos of its process it is: a later one has a larger number.
-    #[serde(default, rename = "hello")]
-    pub(crate) number: Option<u64>,
+    #[serde(rename = "hello")]
+    pub(crate) number: u64,
 }
 
 /// The value at `sessions/KEY`: a server has the session of this peer. The key ends with the server's lease.
@@ -29,9 +29,9 @@ pub(crate) struct Claim {
     pub(crate) name: Foreign,
     /// Grows with each claim on this peer's session, as far as the server that makes it knows.
     pub(crate) epoch: u64,
-    /// What the client said.
+    /// What the client said; none in a claim that cannot be read.
     #[serde(flatten)]
-    pub(crate) hello: Hello,
+    pub(crate) hello: Option<Hello>,
     /// Where the client was then.
     pub(crate) client: Option<IpAddr>,
 }
@@ -142,14 +142,8 @@ impl Known {
 }
 
 impl Hello {
-    /// Which of the two is the later one, if they say.
+    /// Whether it is the later one of two hellos of one process.
     pub(super) fn order(self, other: Self) -> Option<Ordering> {
-        let is_same = self.process.is_some() && self.process == other.process;
-        self.number.zip(other.number).filter(|_| is_same).map(|(own, other)| own.cmp(&other))
-    }
-
-    /// Whether both are known to be of different processes.
-    pub(super) fn is_of_another_process(self, other: Self) -> bool {
-        matches!((self.process, other.process), (Some(own), Some(other)) if own != other)
+        (self.process == other.process).then(|| self.number.cmp(&other.number))
     }
 }

@@ -98,10 +98,10 @@ impl Tenant {
             return Standing::Later;
         };
         if claim.holder == server {
-            let is_ours = claim.hello == session.hello;
+            let is_ours = claim.hello == Some(session.hello);
             return if is_ours { Standing::Ours { lease: *lease } } else { Standing::Later };
         }
-        match session.hello.order(claim.hello) {
+        match claim.hello.and_then(|hello| session.hello.order(hello)) {
             Some(Ordering::Greater) => Standing::Later,
             Some(Ordering::Less) => Standing::Earlier,
             // One that left stays so.
@@ -129,7 +129,7 @@ impl Tenant {
         let id = session.id;
         session.suspension.forgo();
         actions.push(Action::Do(Order::Withdraw { peer, session: id }));
-        if session.hello.is_of_another_process(known.claim.hello) {
+        if known.claim.hello.is_some_and(|hello| hello.process != session.hello.process) {
             let why = Why::Displaced(known.claim.client);
             actions.push(Action::Do(Order::Close { peer, session: id, why }));
             self.session = None;

@@ -21,7 +21,7 @@ use crate::{
 
 impl From<Claim> for Elsewhere {
     fn from(claim: Claim) -> Self {
-        Self { server: claim.name, process: claim.hello.process, client: claim.client }
+        Self { server: claim.name, process: claim.hello.map(|it| it.process), client: claim.client }
     }
 }
 

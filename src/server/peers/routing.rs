@@ -170,13 +170,11 @@ mod tests {
             left < 100
         };
         assert!(!is_held(|_| {}));
-        assert!(is_held(|it| it.hold_bulk(Some(7), true)));
-        assert!(is_held(|it| it.begin_bulk(Some(7))), "a new session of the same process");
-        assert!(!is_held(|it| it.begin_bulk(Some(8))), "another one may not know of it");
-        assert!(is_held(|it| it.hold_bulk(None, true)));
-        assert!(!is_held(|it| it.begin_bulk(None)), "it does not say which one it is");
-        assert!(is_held(|it| it.hold_bulk(Some(7), true)));
-        assert!(!is_held(|it| it.hold_bulk(Some(7), false)));
+        assert!(is_held(|it| it.hold_bulk(7, true)));
+        assert!(is_held(|it| it.begin_bulk(7)), "a new session of the same process");
+        assert!(!is_held(|it| it.begin_bulk(8)), "another one may not know of it");
+        assert!(is_held(|it| it.hold_bulk(7, true)));
+        assert!(!is_held(|it| it.hold_bulk(7, false)));
     }
 
     #[test]

@@ -27,11 +27,11 @@ impl Bare {
             versions: vec![1],
             software: "bare".into(),
             unchecked: false,
-            instance: Some(instance),
+            instance,
             repair: false,
             copies: false,
             moves,
-            number: None,
+            number: 1,
         });
         send.write_all(&hello.encode().unwrap()).await.unwrap();
         let mut bare = Self { connection, receive, _send: send };

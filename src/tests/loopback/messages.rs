@@ -72,11 +72,11 @@ fn message(number: u64) -> Message {
         versions: vec![1],
         software: "bare".into(),
         unchecked: false,
-        instance: Some(number),
+        instance: number,
         repair: true,
         copies: true,
         moves: false,
-        number: None,
+        number: 1,
     })
 }
 

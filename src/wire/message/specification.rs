@@ -54,11 +54,11 @@ fn samples() -> Vec<Message> {
             versions: vec![1],
             software: "x".into(),
             unchecked: true,
-            instance: Some(1),
+            instance: 1,
             repair: true,
             copies: true,
             moves: true,
-            number: Some(1),
+            number: 1,
         }),
         Message::Welcome(Welcome {
             version: 1,
