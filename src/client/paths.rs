@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -42,7 +42,7 @@ pub(super) struct PathTable {
     socket: Arc<PathSocket>,
     network: Arc<dyn Network>,
     prober: Prober,
-    asking_for_portals: JoinSet<(PathKey, bool)>,
+    asking_for_portals: JoinSet<(PathKey, Weak<()>, bool)>,
 }
 
 #[derive(Debug)]
@@ -53,9 +53,9 @@ struct PathEntry {
     opened: Option<Instant>,
     probe: Option<Probe>,
     memory: Option<Memory>,
-    /// Whether a captive portal was asked about: each path that fails is asked about once, until it works again or is
-    /// gone.
-    is_asked_about: bool,
+    /// The question whether a captive portal answers: each path that fails is asked about once, until it works again, is
+    /// gone or is in another network. An answer counts for as long as its question is kept.
+    asked_about: Option<Arc<()>>,
     /// When the socket of a path that was left is closed.
     closing_at: Option<Instant>,
 }
@@ -88,7 +88,7 @@ impl PathEntry {
             opened: None,
             probe: None,
             memory: None,
-            is_asked_about: false,
+            asked_about: None,
             closing_at: None,
         }
     }
@@ -140,7 +140,7 @@ impl PathTable {
     pub(super) fn retain(&mut self, known: &HashSet<PathKey>, now: Instant) {
         self.entries.retain(|key, entry| {
             let is_known = known.contains(key);
-            entry.is_asked_about &= is_known;
+            entry.asked_about.take_if(|_| !is_known);
             is_known || entry.socket.is_some() || entry.memory(now).is_some()
         });
     }
@@ -188,7 +188,7 @@ impl PathTable {
     /// The path's network is another one: whether a captive portal is in it is not known.
     pub(super) fn renew(&mut self, key: PathKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.is_asked_about = false;
+            entry.asked_about = None;
         }
     }
 
@@ -309,12 +309,12 @@ impl PathTable {
         for (key, condition) in conditions {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             match condition {
-                Condition::Active | Condition::Standby => entry.is_asked_about = false,
-                Condition::Failed if !entry.is_asked_about => {
-                    entry.is_asked_about = true;
+                Condition::Active | Condition::Standby => entry.asked_about = None,
+                Condition::Failed if entry.asked_about.is_none() => {
+                    let question = Arc::downgrade(entry.asked_about.insert(Arc::default()));
                     let (network, candidate) = (self.network.clone(), entry.candidate.clone());
                     self.asking_for_portals
-                        .spawn(async move { (key, network.portal(&candidate).await) });
+                        .spawn(async move { (key, question, network.portal(&candidate).await) });
                 }
                 Condition::Failed
                 | Condition::Suspect
@@ -328,8 +328,8 @@ impl PathTable {
     pub(super) async fn portal_found(&mut self) -> (PathKey, String) {
         loop {
             match self.asking_for_portals.join_next().await {
-                Some(Ok((key, true))) => {
-                    if let Some(entry) = self.entries.get(&key).filter(|it| it.is_asked_about) {
+                Some(Ok((key, question, true))) if question.strong_count() > 0 => {
+                    if let Some(entry) = self.entries.get(&key) {
                         return (key, entry.candidate.link.clone());
                     }
                 }

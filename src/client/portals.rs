@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use tracing::{info, warn};
 
 use super::Client;
-use crate::host::Setup;
+use crate::{host::Setup, link::candidate::Candidate};
 
 /// From one look for captive portals to the next, while there is no connection. Before the first one a good
 /// network has answered.
@@ -19,17 +19,23 @@ impl Client {
             // A link with a portal has one whichever server is asked.
             let known = self.servers.all().iter().map(|it| it.names.known()).collect::<Vec<_>>();
             let servers = known.into_iter().find(|known| !known.is_empty()).unwrap_or_default();
-            let config = self.config.borrow().clone();
-            let found = self.roaming.network.candidates(&servers, &config.paths).await;
-            let mut suspected = false;
-            for (candidate, _) in found.unwrap_or_default() {
-                if self.roaming.network.portal(&candidate).await {
-                    self.shown.portal(&candidate.link);
-                    suspected = true;
+            let (network, config) = (&self.roaming.network, self.config.borrow().clone());
+            let find = async || network.candidates(&servers, &config.paths).await;
+            let mut suspected = Vec::new();
+            for (candidate, _) in find().await.unwrap_or_default() {
+                if network.portal(&candidate).await {
+                    suspected.push(candidate);
                 }
             }
+            // Meanwhile a link may have got into another network. Its metric and address may change within one.
+            if let Ok(found) = find().await {
+                let network_of = |it: &Candidate| (it.index, it.router);
+                let found = found.iter().map(|(it, _)| network_of(it)).collect::<Vec<_>>();
+                suspected.retain(|it| found.contains(&network_of(it)));
+            }
+            suspected.iter().for_each(|candidate| self.shown.portal(&candidate.link));
             let may_pass = self.config.borrow().tun.exclude.portal;
-            self.give_way(suspected && may_pass, host).await;
+            self.give_way(!suspected.is_empty() && may_pass, host).await;
         }
     }
 
@@ -91,6 +97,35 @@ mod tests {
         assert!(events.try_recv().is_err(), "it is told once");
         network.portals.lock().unwrap().clear();
         assert_eq!(look(&client, &host, 3).await, [false]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_portal_that_answers_after_its_link_got_into_another_network_opens_nothing() {
+        let exclude = Exclude { portal: true, ..Exclude::default() };
+        let (client, host, network) = behind_portal(exclude);
+        *network.portals_take.lock().unwrap() = Duration::from_secs(1);
+        let moves = async {
+            tokio::time::sleep(PORTAL_PACE + Duration::from_millis(1500)).await;
+            let mut candidates = network.candidates.lock().unwrap();
+            candidates[1].router = Some([10, 0, 0, 9].into());
+            network.portals.lock().unwrap().clear();
+        };
+        let (wishes, ()) = tokio::join!(look(&client, &host, 2), moves);
+        assert_eq!((wishes, client.status().portal), (vec![false], None));
+    }
+
+    /// NetworkManager makes a route behind a portal worse as soon as it knows.
+    #[tokio::test(start_paused = true)]
+    async fn a_portal_counts_although_the_metric_of_its_route_changes_meanwhile() {
+        let exclude = Exclude { portal: true, ..Exclude::default() };
+        let (client, host, network) = behind_portal(exclude);
+        *network.portals_take.lock().unwrap() = Duration::from_secs(1);
+        let changes = async {
+            tokio::time::sleep(PORTAL_PACE + Duration::from_millis(1500)).await;
+            network.candidates.lock().unwrap()[1].metric += 20_000;
+        };
+        let (wishes, ()) = tokio::join!(look(&client, &host, 2), changes);
+        assert_eq!(wishes, [true]);
     }
 
     #[tokio::test(start_paused = true)]

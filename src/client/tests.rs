@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use quinn::AsyncUdpSocket;
 use tokio::sync::{mpsc, watch};
 
@@ -102,6 +102,8 @@ pub(super) struct FakeNetwork {
     pub(super) broken: Mutex<Vec<String>>,
     /// Links behind a captive portal.
     pub(super) portals: Mutex<Vec<String>>,
+    /// How long the answer takes whether they are.
+    pub(super) portals_take: Mutex<Duration>,
     /// Links of which somebody asked whether they are.
     pub(super) asked: Mutex<Vec<String>>,
 }
@@ -152,7 +154,8 @@ impl Network for FakeNetwork {
     fn portal<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, bool> {
         self.asked.lock().unwrap().push(candidate.link.clone());
         let is_portal = self.portals.lock().unwrap().contains(&candidate.link);
-        Box::pin(std::future::ready(is_portal))
+        let takes = *self.portals_take.lock().unwrap();
+        Box::pin(tokio::time::sleep(takes).map(move |()| is_portal))
     }
 
     fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {

@@ -215,6 +215,20 @@ async fn a_captive_portal_is_asked_about_again_in_another_network() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_captive_portal_that_answers_late_counts_in_its_own_network_alone() {
+    let mut fixture = on_wifi();
+    let failed = || [(key(&lte()), Condition::Failed)].into_iter();
+    fixture.network.portals.lock().unwrap().push("wwan0".into());
+    fixture.paths.look_for_portals(failed());
+    let_run().await;
+    fixture.network.portals.lock().unwrap().clear();
+    fixture.paths.renew(key(&lte()));
+    fixture.paths.look_for_portals(failed());
+    let found = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
+    assert!(found.is_err(), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
     let mut fixture = on_wifi();
     assert!(fixture.switch(&lte()).is_some());
