@@ -152,7 +152,8 @@ impl Manager {
             };
             let better = works && self.improves(*key).is_some();
             let dwell = self.ready_at(path).filter(|_| better);
-            [own, dwell, self.burst_due(*key, path)].into_iter().flatten()
+            let burst = self.burst_due(*key, path);
+            [own, dwell, burst, path.quality.expires_at()].into_iter().flatten()
         });
         of_paths.chain(self.doubt_deadline()).min()
     }

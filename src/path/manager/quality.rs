@@ -189,13 +189,23 @@ impl Quality {
 
     /// Forgets what is too old. Pauses are so many `times` as long as usual.
     pub(super) fn expire(&mut self, now: Instant, times: u32) {
-        self.sample.take_if(|(at, _)| *at + FRESH < now);
+        self.sample.take_if(|(at, _)| *at + FRESH <= now);
         if matches!(self.left, Some(Left::At(left)) if left + OLD <= now) {
             self.left = Some(Left::LongAgo);
         }
         if self.awaited.take_if(|at| *at <= now).is_some() {
             self.rest(now, times);
         }
+    }
+
+    /// When something is too old: then another path may have its turn, or this one be judged more mildly.
+    pub(super) fn expires_at(&self) -> Option<Instant> {
+        let sample = self.sample.map(|(at, _)| at + FRESH);
+        let left = match self.left {
+            Some(Left::At(left)) => Some(left + OLD),
+            Some(Left::LongAgo) | None => None,
+        };
+        [sample, left].into_iter().flatten().min()
     }
 
     /// Whether nothing is known of bursts over the path. One that was cut short shows nothing.

@@ -755,6 +755,8 @@ proptest! {
                 prop_assert!(steps < 1000, "time does not move on");
             }
             fixture.now = end;
+            let due = fixture.manager.handle(None, end);
+            prop_assert_eq!(due, [], "without a deadline");
 
             let conditions: Vec<_> = fixture.manager.paths().map(|(_, it, _)| it).collect();
             let in_use = |it: &&Condition| matches!(it, Condition::Active | Condition::Suspect);

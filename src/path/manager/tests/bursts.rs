@@ -106,6 +106,17 @@ fn what_a_standby_carries_is_measured_where_little_is_carried_over_it_or_the_act
     }
 }
 
+/// Nothing else happens meanwhile that would have the manager look.
+#[test]
+fn the_next_standby_of_a_link_has_its_turn_as_soon_as_the_sample_of_the_last_one_is_too_old() {
+    let (mut fixture, path) = with_another_way_over(2);
+    let _ = feel(&mut fixture, lossy(0.1));
+    assert_eq!(fixture.tell(Event::Sampled(key(2), sample(12, 50))), []);
+    assert_eq!(fixture.tell(Event::Sampled(key(1), sample(12, 10))), [], "no better");
+    assert_eq!(fixture.wait(5 * SECOND - MS), [small(1)]);
+    assert_eq!(fixture.wait(MS), [Action::Sample(path, Burst::Small)]);
+}
+
 #[test]
 fn one_standby_of_each_link_is_measured_at_a_time_and_none_to_another_server() {
     let (mut fixture, path) = with_another_way_over(2);
@@ -208,7 +219,7 @@ fn bursts_over_a_metered_standby_take_no_more_than_copies_may() {
     let (begun, mut bytes) = (fixture.now, 0);
     // Now it seems to carry enough, now it does not: the shortest pauses.
     let mut rates = [100_000, 2_000_000].into_iter().cycle();
-    while fixture.manager.active() == Some(key(1)) && fixture.now < begun + 600 * SECOND {
+    while fixture.manager.active() == Some(key(1)) && fixture.now < begun + 590 * SECOND {
         for action in fixture.wait(LOOK) {
             if let Action::Sample(path, burst) = action {
                 assert_eq!((path, burst), (key(2), Burst::Both));
