@@ -140,7 +140,8 @@ fn rules(layout: &Layout, tunnel: u32) -> Vec<Rule> {
             .map(|(from, to)| rule(from, FROM_INNER_TO_HOME, own).from(from).to(to))
             .collect();
     }
-    // To the kernel a rule to everything is the same as one of its priority to a network: whatever is within another goes.
+    // The kernel takes a rule to everything for the same as one of its priority to a network, so that only the widest networks
+    // have rules.
     let taken = IpNet::aggregate(&[&routes[..], blocked].concat());
     let from = addresses.iter().map(|net| rule(*net, FROM_INNER, own).from(*net));
     let resolvers = dns.servers.iter().map(|it| IpNet::from(*it));

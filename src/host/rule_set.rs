@@ -18,24 +18,21 @@ use crate::link::netlink::{Netlink, os_error, unless};
 /// `RTPROT_STATIC` (4) to programs, and /usr/share/iproute2/rt_protos has none of this value.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'r');
 
-/// Makes those of our rules for which `belongs` holds the `wanted` ones, and returns how many were missing.
+/// Makes those of our rules for which `belongs` holds the `wanted` ones, and returns how many it added.
 ///
-/// What is missing comes before the rest goes: no packet meets neither the old rules nor the new ones.
+/// What is missing is added before the rest is deleted, so that no packet meets neither the old rules nor the new ones. A rule
+/// to everything is an exception where one of its priority to a network is to be deleted: the kernel takes both for the same.
 pub(super) async fn make(
     netlink: &Netlink,
     wanted: &[Rule],
     belongs: impl Fn(&Rule) -> bool,
 ) -> Result<usize, Error> {
     let found = found(netlink, belongs).await?;
-    let mut added = 0;
+    let (mut added, mut exist) = (0, Vec::new());
     for rule in wanted.iter().filter(|rule| !found.iter().any(|it| rule.is_same(it))) {
-        let mut request = netlink.handle().rule().add();
-        request.message_mut().clone_from(&rule.0);
-        match request.execute().await {
-            Ok(()) => added += 1,
-            // The same rule, set by another program.
-            Err(error) if os_error(&error) == Some(Errno::EEXIST as i32) => {}
-            Err(error) => return Err(error),
+        match add(netlink, rule).await? {
+            true => added += 1,
+            false => exist.push(rule),
         }
     }
     for rule in found {
@@ -43,7 +40,21 @@ pub(super) async fn make(
             unless(Errno::ENOENT, netlink.handle().rule().del(rule.0).execute().await)?;
         }
     }
+    for rule in exist {
+        added += usize::from(add(netlink, rule).await?);
+    }
     Ok(added)
+}
+
+/// Adds a rule, if the kernel has none that it takes for the same: of another program, or to a network.
+async fn add(netlink: &Netlink, rule: &Rule) -> Result<bool, Error> {
+    let mut request = netlink.handle().rule().add();
+    request.message_mut().clone_from(&rule.0);
+    match request.execute().await {
+        Ok(()) => Ok(true),
+        Err(error) if os_error(&error) == Some(Errno::EEXIST as i32) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Those of our rules for which `belongs` holds.

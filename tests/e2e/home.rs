@@ -276,6 +276,28 @@ fn rules(laptop: &Host) -> Vec<String> {
     lines.lines().filter(|line| line.starts_with("53")).map(Into::into).collect()
 }
 
+/// The kernel takes a rule to everything for the same as one to a network.
+#[test]
+fn a_tunnel_that_gets_everything_while_it_stands_aside_stands_aside_for_everything() {
+    let mut world = World::new("off");
+    world.laptop.amend(r#"["0.0.0.0/0"]"#, r#"["198.51.99.0/24"]"#);
+    world.laptop.start();
+    world.laptop.connected();
+    world.until_home("aside");
+    world.laptop.amend(r#"["198.51.99.0/24"]"#, r#"["0.0.0.0/0"]"#);
+    world.laptop.daemon.as_mut().unwrap().signal(Signal::SIGHUP).unwrap();
+    eventually("a rule to everything", || {
+        let rules = rules(&world.laptop);
+        let is_to_all =
+            |rule: &String| rule.starts_with("5326:") && rule.contains("from all lookup");
+        rules.iter().any(is_to_all).then_some(())
+    });
+    assert_eq!(way(&world.laptop, "198.51.100.2", &[]), "wlan0");
+    // It is not what mends the host that has added it.
+    let log = world.laptop.log();
+    assert!(!log.contains("put back what was missing"), "{log}");
+}
+
 #[test]
 fn a_daemon_that_is_killed_while_the_tunnel_stands_aside_leaves_the_way_to_the_kernel() {
     let mut world = World::new("off");
