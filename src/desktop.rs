@@ -59,6 +59,7 @@ pub(crate) async fn run(name: Option<String>, has_tray: bool) -> anyhow::Result<
             Some(News { tunnel, what }) = news.recv() => match what {
                 What::Is(seen) => desk.see(&tunnel, seen),
                 What::Budget(budget) => desk.hear(&tunnel, budget),
+                What::StillBudget(budget) => desk.hear_again(&tunnel, budget),
                 What::Gone => desk.gone(&tunnel, clock::now()),
             },
             () = clock::sleep_until(desk.next_deadline()) => {}

@@ -53,6 +53,8 @@ pub(super) enum What {
     Is(Seen),
     /// An event that no status tells of later.
     Budget(Budget),
+    /// The same of a status, after events were missed.
+    StillBudget(Budget),
     /// Its daemon has gone.
     Gone,
 }
@@ -211,7 +213,7 @@ async fn follow_one(instance: Instance, mut events: Events, news: mpsc::Sender<N
         match status {
             Ok(Ok(Status { role: Role::Client(client), .. })) => {
                 let missed = mem::take(&mut has_missed).then(|| budgets(&client));
-                let missed = missed.into_iter().flatten().map(What::Budget);
+                let missed = missed.into_iter().flatten().map(What::StillBudget);
                 for what in iter::once(What::Is(Seen::of(&client))).chain(missed) {
                     if news.send(is(what)).await.is_err() {
                         return;

@@ -144,6 +144,15 @@ impl Desk {
         }
     }
 
+    /// Takes in how a budget is, after events were missed: no news if it was heard.
+    pub(crate) fn hear_again(&mut self, name: &str, budget: Budget) {
+        let known =
+            self.tunnels.get(name).and_then(|tunnel| tunnel.budgets.get(budget.link.as_str()));
+        if known.is_none_or(|known| known.is_used_up != budget.is_used_up) {
+            self.hear(name, budget);
+        }
+    }
+
     /// The daemon of a tunnel is not there any more.
     pub(crate) fn gone(&mut self, name: &str, now: Instant) {
         if let Some(tunnel) = self.tunnels.get_mut(name) {

@@ -184,6 +184,20 @@ fn the_notification_of_a_budget_is_closed_when_its_next_period_begins() {
 }
 
 #[test]
+fn a_budget_of_which_an_event_told_is_no_news_after_others_were_missed() {
+    let mut days = Days::new();
+    days.is(budgets(&[("wwan0", "warned")]), 1);
+    days.desk.hear("home", budget("wwan0", "1.7 GB", false));
+    days.is(budgets(&[("wwan0", "warned")]), 100);
+    days.desk.hear_again("home", budget("wwan0", "1.8 GB", false));
+    days.is(budgets(&[("wwan0", "warned")]), 100);
+    days.desk.hear_again("home", budget("wwan0", "all of it", true));
+    days.is(budgets(&[("wwan0", "reached")]), 100);
+    let news = "home: data budget of wwan0";
+    assert_eq!(days.told(), words(&[(1, news), (201, news)]));
+}
+
+#[test]
 fn two_links_that_reach_their_budgets_have_a_notification_each() {
     let mut days = Days::new();
     days.is(json!({}), 1);
