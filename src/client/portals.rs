@@ -20,19 +20,19 @@ impl Client {
             let known = self.servers.all().iter().map(|it| it.names.known()).collect::<Vec<_>>();
             let servers = known.into_iter().find(|known| !known.is_empty()).unwrap_or_default();
             let (network, config) = (&self.roaming.network, self.config.borrow().clone());
-            let find = async || network.candidates(&servers, &config.paths).await;
+            let find =
+                async || network.candidates(&servers, &config.paths).await.unwrap_or_default();
             let mut suspected = Vec::new();
-            for (candidate, _) in find().await.unwrap_or_default() {
+            for (candidate, _) in find().await {
                 if network.portal(&candidate).await {
                     suspected.push(candidate);
                 }
             }
-            // Meanwhile a link may have got into another network. Its metric and address may change within one.
-            if let Ok(found) = find().await {
-                let network_of = |it: &Candidate| (it.index, it.router);
-                let found = found.iter().map(|(it, _)| network_of(it)).collect::<Vec<_>>();
-                suspected.retain(|it| found.contains(&network_of(it)));
-            }
+            // Meanwhile a link may be behind another router. Its metric and address may change within one network.
+            let network_of = |it: &Candidate| (it.index, it.router);
+            let found = find().await;
+            let found = found.iter().map(|(it, _)| network_of(it)).collect::<Vec<_>>();
+            suspected.retain(|it| found.contains(&network_of(it)));
             suspected.iter().for_each(|candidate| self.shown.portal(&candidate.link));
             let may_pass = self.config.borrow().tun.exclude.portal;
             self.give_way(!suspected.is_empty() && may_pass, host).await;
