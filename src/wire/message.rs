@@ -322,6 +322,17 @@ mod tests {
     }
 
     #[test]
+    fn a_hello_names_its_process_and_its_number() {
+        let with = |keys: &[u8]| {
+            let mut hello = vec![0x82, 0, 0x81, 0xa2 + keys.len() as u8, 0, 0x81, 1, 1, 0x61, b'x'];
+            hello.extend(keys.iter().flat_map(|key| [*key, 1]));
+            Message::decode(&hello)
+        };
+        assert!(with(&[3, 8]).is_ok());
+        assert!(with(&[3]).is_err() && with(&[8]).is_err());
+    }
+
+    #[test]
     fn the_name_of_a_server_is_printable_as_soon_as_it_is_read() {
         // [1, [{0: 1, 1: "a\n\x1b[0m", 2: "b\rc", 3: [], 4: [], 5: 1400}]]
         let raw = b"\x82\x01\x81\xa6\x00\x01\x01\x66a\n\x1b[0m\x02\x63b\rc\x03\x80\x04\x80\x05\x19\x05\x78";

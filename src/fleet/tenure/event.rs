@@ -29,7 +29,7 @@ pub(crate) struct Claim {
     pub(crate) name: Foreign,
     /// Grows with each claim on this peer's session, as far as the server that makes it knows.
     pub(crate) epoch: u64,
-    /// What the client said; none in a claim that cannot be read.
+    /// What the client said; none in a claim that does not say both parts, or cannot be read.
     #[serde(flatten)]
     pub(crate) hello: Option<Hello>,
     /// Where the client was then.
