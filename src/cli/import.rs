@@ -120,14 +120,14 @@ impl Converted {
             }
             "dns" => {
                 for entry in list(value) {
-                    let kind = match entry.parse::<IpAddr>() {
-                        Ok(_) => &mut self.dns,
-                        Err(_) if is_domain(entry) => &mut self.domains,
-                        Err(_) => {
-                            return Err((line, format!("{entry} is no address and no domain")));
-                        }
-                    };
-                    kind.push(entry.into());
+                    if entry.parse::<IpAddr>().is_ok() {
+                        self.dns.push(entry.into());
+                    } else if is_domain(entry) {
+                        self.domains.push(entry.into());
+                    } else {
+                        // wg-quick hands such as "~corp.example" on to resolvconf.
+                        self.left_out.push(format!("DNS = {entry}: no address and no domain"));
+                    }
                 }
             }
             "mtu" => {
@@ -326,12 +326,15 @@ PersistentKeepalive = 25
             ("AllowedIPs", ""),
             ("DNS", "corp.example"),
             ("DNS", "10.8.0.1, 10.8.0.1, fd08::1"),
+            ("DNS", "10.8.0.1, ~corp.example, corp\"]"),
             ("MTU", "65535"),
             ("MTU", "576"),
             ("PostUp", "echo \"\u{1b}[2J\u{202e}\r\t[server]"),
         ] {
             load(&file_with(key, value), "wg0");
         }
+        let routed = convert(&file_with("DNS", "10.8.0.1, ~corp.example"), "wg0").unwrap();
+        assert!(routed.contains("#   DNS = ~corp.example: no address and no domain"), "{routed}");
     }
 
     #[test]
@@ -352,7 +355,7 @@ PersistentKeepalive = 25
     }
 
     #[test]
-    fn import_refuses_endpoints_and_domains_that_are_none() {
+    fn import_refuses_endpoints_that_are_none() {
         for (key, value, line, word) in [
             ("Endpoint", "a b:51820", 12, "not a host name"),
             ("Endpoint", "x\"y:1", 12, "not a host name"),
@@ -363,7 +366,6 @@ PersistentKeepalive = 25
             ("Endpoint", "[2001:db8::1]", 12, "no port"),
             ("Endpoint", "vpn.example.net:0", 12, "not a port"),
             ("Endpoint", "vpn.example.net:65536", 12, "not a port"),
-            ("DNS", "10.8.0.1, corp\"]", 5, "no address and no domain"),
         ] {
             let (at, reason) = convert(&file_with(key, value), "wg0").unwrap_err();
             assert_eq!(at, line, "{value}: {reason}");
