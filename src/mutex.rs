@@ -1,4 +1,4 @@
-//! A mutex that is never poisoned.
+//! A mutex that ignores poison.
 //!
 //! A lock is poisoned where a thread panics that holds it. A panic ends the process before it unwinds (cli/panic.rs), so
 //! that no other thread meets such a lock. Only tests survive a panic, and go on with what it left.

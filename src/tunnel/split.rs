@@ -19,7 +19,7 @@ use crate::wire::{
 
 /// Packets are cut from chunks of this size: a super-packet with the headers of all its segments.
 const CHUNK: usize = 72 * 1024;
-/// Packets of at most [`DETACH_UP_TO`] bytes are cut from chunks of this size, of their own.
+/// What the device reads in at most [`DETACH_UP_TO`] bytes is cut from chunks of this size, of their own.
 const SMALL_CHUNK: usize = 16 * 1024;
 /// Used chunks that are kept for reuse: as many as the queue and QUIC's buffer hold.
 const KEPT: usize = 32;

@@ -11,8 +11,8 @@ use super::{checksum, transport::Transport};
 /// (`CHECKSUM_PARTIAL`). QUIC's own protection against damage is stronger.
 pub(crate) const UNCHECKED: u8 = 0x02;
 
-/// A packet of at most so many bytes is kept apart from larger ones. In one buffer with them it would keep up to 64 KB in memory
-/// for as long as somebody is slow to take it.
+/// A packet of at most so many bytes gets memory apart from larger ones: else it would hold their buffer, of 64 to 72 KB, until it
+/// is sent.
 pub(crate) const DETACH_UP_TO: usize = 512;
 
 /// One inner IP packet. Its bytes are those of the datagram that carries it: the bare packet, or

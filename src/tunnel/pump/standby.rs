@@ -16,14 +16,18 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::sync::Notify;
 
-use crate::{mutex::Mutex, tunnel::flow, wire::datagram::encode_offer};
+use crate::{
+    mutex::Mutex,
+    tunnel::flow,
+    wire::{datagram::encode_offer, numbered},
+};
 
 /// Copies that wait to be taken. Further ones are dropped: they are copies.
 const INBOX: usize = 256;
 /// Bytes around a copy on the network (IP, UDP, QUIC), about.
 const OVERHEAD: u32 = 64;
 /// Bytes on the network of the largest copy. A standby whose budget has no room for it is of no use.
-const LARGEST: u32 = flow::SMALL as u32 + OVERHEAD;
+const LARGEST: u32 = (numbered::HEADER + flow::SMALL) as u32 + OVERHEAD;
 /// Bytes a minute on a standby that is not metered, in both directions each, and the most that the other side may offer.
 pub(crate) const UNMETERED: u32 = 256 << 10;
 /// The same where the other side has sent a copy and not said how much may be sent back.
