@@ -129,8 +129,9 @@ fn say(config: &Path) -> anyhow::Result<()> {
         let handshake = Handshake::new(&private_key, server.public_key, tls::TUNNEL, transport)?;
         let connected = handshake.run(&links, candidate, PATIENCE, None).await?;
         let (mut send, mut receive) = connected.connection.open_bi().await?;
-        // [0, [{0: [1], 1: "evil 1..."}]]
-        send.write_all(b"\x00\x16\x82\x00\x81\xa2\x00\x81\x01\x01\x6devil 1\n\x1b[31mz").await?;
+        // [0, [{0: [1], 1: "evil 1...", 3: 1, 8: 1}]]
+        let hello = b"\x82\x00\x81\xa4\x00\x81\x01\x01\x6devil 1\n\x1b[31mz\x03\x01\x08\x01";
+        send.write_all(&[&[0, hello.len() as u8], &hello[..]].concat()).await?;
         receive.read_exact(&mut [0; 2]).await?;
         connected.connection.close(7u32.into(), b"x\nroot logged in\x1b[31m");
         connected.underlay.endpoint().wait_idle().await;
