@@ -250,10 +250,6 @@ fn list(value: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Config, Loaded},
-        identity::PrivateKey,
-    };
 
     const FILE: &str = "\
 [Interface]
@@ -299,8 +295,15 @@ PersistentKeepalive = 25
         lines.collect()
     }
 
+    /// Without D-Bus nobody can be told of a resolver, and the configuration is refused.
+    #[cfg(feature = "dbus")]
     #[test]
     fn what_is_imported_is_a_configuration_once_its_blanks_are_filled_in() {
+        use crate::{
+            config::{Config, Loaded},
+            identity::PrivateKey,
+        };
+
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("home.toml");
         let server = PrivateKey::generate().unwrap().public_key();
