@@ -90,7 +90,7 @@ impl Aside {
         self.make_rules(rules).await
     }
 
-    /// Returns how many were missing.
+    /// Returns how many it added.
     async fn make_rules(&self, wanted: &[Rule]) -> Result<usize, Error> {
         rule_set::make(&self.netlink, wanted, |rule| belongs(rule, self.tunnel)).await
     }
