@@ -3,9 +3,10 @@
 //! [`PathTable`] performs what the path manager wants done with one path, and tells what the connection must
 //! know of a switch. It decides nothing.
 
+mod memory;
+
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use quinn::{AsyncUdpSocket, Connection};
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use self::memory::Memories;
 use super::view::{Said, ShownPath};
 use crate::{
     link::candidate::Candidate,
@@ -33,12 +35,11 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a socket stays open that was opened before its path is used.
 const PREPARED: Duration = Duration::from_secs(5);
-/// A path is remembered for so long: other people use the network, too.
-const MEMORY: Duration = Duration::from_secs(600);
 
 /// See the module's documentation.
 pub(super) struct PathTable {
     entries: BTreeMap<PathKey, PathEntry>,
+    memories: Memories,
     socket: Arc<PathSocket>,
     network: Arc<dyn Network>,
     prober: Prober,
@@ -52,21 +53,11 @@ struct PathEntry {
     /// When the socket was opened.
     opened: Option<Instant>,
     probe: Option<Probe>,
-    memory: Option<Memory>,
     /// The question whether a captive portal answers: each path that fails is asked about once, until it works again, is
     /// gone or is in another network. An answer counts for as long as its question is kept.
     asked_about: Option<Arc<()>>,
     /// When the socket of a path that was left is closed.
     closing_at: Option<Instant>,
-}
-
-/// What a path was like when it was left.
-#[derive(Debug)]
-struct Memory {
-    left_at: Instant,
-    /// The network was that of this router.
-    router: Option<IpAddr>,
-    remembered: Remembered,
 }
 
 /// What the connection must know of a switch.
@@ -87,16 +78,9 @@ impl PathEntry {
             socket: None,
             opened: None,
             probe: None,
-            memory: None,
             asked_about: None,
             closing_at: None,
         }
-    }
-
-    fn memory(&self, now: Instant) -> Option<Remembered> {
-        let Memory { left_at, router, remembered } = *self.memory.as_ref()?;
-        let counts = now.duration_since(left_at) < MEMORY && router == self.candidate.router;
-        counts.then_some(remembered)
     }
 }
 
@@ -111,6 +95,7 @@ impl PathTable {
         let first = PathEntry { socket: Some(id), ..PathEntry::new(candidate) };
         Self {
             entries: [(PathKey::from(&first.candidate), first)].into(),
+            memories: Memories::default(),
             socket,
             network,
             prober,
@@ -127,21 +112,42 @@ impl PathTable {
         self.entries.iter().find(|(_, entry)| entry.socket == Some(id)).map(|(key, _)| *key)
     }
 
-    /// Adds the candidates that were found, or takes in what is new of them.
-    pub(super) fn update<'a>(&mut self, found: impl Iterator<Item = &'a Candidate>) {
+    /// The path by which packets are sent.
+    pub(super) fn in_use(&self) -> Option<PathKey> {
+        self.socket.active().and_then(|id| self.with_socket(id))
+    }
+
+    /// What is remembered of a path in its present network, if it was left not long ago.
+    pub(super) fn memory(&self, key: PathKey, now: Instant) -> Option<Remembered> {
+        self.memories.of(self.candidate(key)?, now)
+    }
+
+    /// Adds the candidates that were found, or takes in what is new of them. If the path in use leads into another network by
+    /// now, the one before will be remembered with `memory`.
+    pub(super) fn update<'a>(
+        &mut self,
+        found: impl Iterator<Item = &'a Candidate>,
+        memory: Option<Remembered>,
+        now: Instant,
+    ) {
+        let in_use = self.in_use();
         for candidate in found {
-            let entry = self.entries.entry(PathKey::from(candidate));
+            let key = PathKey::from(candidate);
+            let entry = self.entries.entry(key);
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
+            if in_use == Some(key) && entry.candidate.router != candidate.router {
+                self.memories.keep(&entry.candidate, memory, now);
+            }
             entry.candidate.clone_from(candidate);
         }
     }
 
-    /// Forgets the paths that the manager does not know, except what of them still serves.
-    pub(super) fn retain(&mut self, known: &HashSet<PathKey>, now: Instant) {
+    /// Forgets the paths that the manager does not know, except those whose sockets are open.
+    pub(super) fn retain(&mut self, known: &HashSet<PathKey>) {
         self.entries.retain(|key, entry| {
             let is_known = known.contains(key);
             entry.asked_about.take_if(|_| !is_known);
-            is_known || entry.socket.is_some() || entry.memory(now).is_some()
+            is_known || entry.socket.is_some()
         });
     }
 
@@ -212,16 +218,15 @@ impl PathTable {
         now: Instant,
     ) -> Option<Departure> {
         let unheard_since = self.socket.unheard_since();
-        let from = self.socket.active().and_then(|old| self.with_socket(old));
+        let from = self.in_use();
         let id = self.open(to, now)?;
         self.socket.switch(id);
-        if let Some(from) = from.and_then(|from| self.entries.get_mut(&from)) {
-            let router = from.candidate.router;
-            from.memory = memory.map(|remembered| Memory { left_at: now, router, remembered });
+        if let Some(from) = from.and_then(|from| self.entries.get(&from)) {
+            self.memories.keep(&from.candidate, memory, now);
         }
         let new = self.entries.get_mut(&to)?;
         new.closing_at = None;
-        let (candidate, memory) = (new.candidate.clone(), new.memory(now));
+        let (candidate, memory) = (new.candidate.clone(), self.memories.of(&new.candidate, now));
         if let Some(from) = from.filter(|from| *from != to)
             && let Some(old) = self.entries.get_mut(&from)
         {

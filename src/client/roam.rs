@@ -24,6 +24,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::silence::SETTLED;
 use super::{
     command::{Inquiries, NO_ANSWER, OTHER_NETWORK, Order},
     greeting::Reached,
@@ -403,12 +404,13 @@ impl<'a> Roamer<'a> {
             Ok(found) => choose_paths(found, active),
             Err(error) => return warn!(%error, "the candidates stay as they were"),
         };
-        self.paths.update(found.iter().map(|(candidate, _)| candidate));
+        let candidates = found.iter().map(|(candidate, _)| candidate);
+        self.paths.update(candidates, self.connection.remembered(), clock::now());
         self.handle_event(Event::Candidates(found));
         // The routes return first of all.
         self.look_for_home();
         let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
-        self.paths.retain(&known, clock::now());
+        self.paths.retain(&known);
     }
 
     /// Tells the manager, or with `None` that its deadline passed, and does what it wants.
@@ -450,9 +452,9 @@ impl<'a> Roamer<'a> {
                 self.inquiries.end(key, OTHER_NETWORK);
                 self.forget(key);
                 self.paths.renew(key);
-                if active == Some(key) {
-                    self.measure_anew();
-                    self.quality.begin(clock::now());
+                // A switch may follow, to the path that the manager calls active by now.
+                if self.paths.in_use() == Some(key) {
+                    self.go_on_elsewhere(key);
                 }
             }
             Action::Switch(key, reason) => self.switch(key, reason),
@@ -474,6 +476,16 @@ impl<'a> Roamer<'a> {
             self.paths.prepare(key, clock::now());
         }
         self.paths.ask(key, self.config.borrow().paths.probe_timeout);
+    }
+
+    /// The path in use leads into another network. What is in flight may be lost there.
+    fn go_on_elsewhere(&mut self, key: PathKey) {
+        let now = clock::now();
+        self.measure_anew();
+        self.quality.begin(now);
+        self.connection.moved(self.paths.memory(key, now), false);
+        self.datapath.session.resume_elsewhere();
+        self.reconnect_over(key, SETTLED);
     }
 
     /// The round trip that was measured is of another network.

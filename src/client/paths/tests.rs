@@ -3,7 +3,7 @@ use std::io;
 use quinn::AsyncUdpSocket as _;
 use tokio::sync::mpsc;
 
-use super::*;
+use super::{memory::MEMORY, *};
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
@@ -66,8 +66,13 @@ fn clock_now() -> Instant {
 
 impl Fixture {
     fn update(&mut self, found: &[Candidate]) {
-        self.paths.update(found.iter());
-        self.paths.retain(&found.iter().map(key).collect(), self.now);
+        self.find(found, None);
+    }
+
+    /// The same, where the path in use delivers so much.
+    fn find(&mut self, found: &[Candidate], memory: Option<Remembered>) {
+        self.paths.update(found.iter(), memory, self.now);
+        self.paths.retain(&found.iter().map(key).collect());
     }
 
     fn switch(&mut self, to: &Candidate) -> Option<Departure> {
@@ -203,6 +208,35 @@ async fn what_is_remembered_of_a_path_is_of_the_network_that_it_was_left_in() {
     }
 }
 
+/// Two routers of one network may take turns.
+#[tokio::test(start_paused = true)]
+async fn what_is_remembered_of_the_path_in_use_outlives_its_turns_between_two_networks() {
+    let mut fixture = on_wifi();
+    let (here, there) = (wifi(), Candidate { router: Some([10, 0, 0, 9].into()), ..wifi() });
+    let elsewhere = Remembered { window: 50_000, ..KNOWN };
+    let memory = |fixture: &Fixture| fixture.paths.memory(key(&wifi()), fixture.now);
+    fixture.find(&[there.clone(), lte()], Some(KNOWN));
+    assert_eq!(memory(&fixture), None);
+    fixture.find(&[here.clone(), lte()], Some(elsewhere));
+    assert_eq!(memory(&fixture), Some(KNOWN));
+    // So little is sent in this turn and the next one that nothing is found out.
+    fixture.find(&[there, lte()], None);
+    assert_eq!(memory(&fixture), Some(elsewhere));
+    fixture.find(&[here, lte()], None);
+    assert_eq!(memory(&fixture), Some(KNOWN));
+    fixture.wait(MEMORY, &wifi());
+    assert_eq!(memory(&fixture), None, "it is too old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_left_for_another_one_stays_known_although_nothing_was_sent() {
+    let mut fixture = on_wifi();
+    assert!(fixture.switch(&lte()).is_some());
+    assert!(fixture.paths.switch(key(&wifi()), None, fixture.now).is_some());
+    assert!(fixture.paths.switch(key(&lte()), None, fixture.now).is_some());
+    assert_eq!(fixture.switch(&wifi()).expect("a socket").memory, Some(KNOWN));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_captive_portal_is_asked_about_again_in_another_network() {
     let mut fixture = on_wifi();
@@ -229,18 +263,17 @@ async fn a_captive_portal_that_answers_late_counts_in_its_own_network_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_window_outlives_the_path_and_then_the_path_is_forgotten() {
+async fn the_window_outlives_the_path() {
     let mut fixture = on_wifi();
     assert!(fixture.switch(&lte()).is_some());
     fixture.update(&[lte()]);
     assert!(fixture.paths.candidate(key(&wifi())).is_some(), "it is still read");
-    fixture.wait(MEMORY - MS, &lte());
-    fixture.update(&[lte()]);
-    assert!(fixture.paths.candidate(key(&wifi())).is_some(), "its window is known");
-    fixture.wait(MS, &lte());
+    fixture.wait(GRACE, &lte());
     fixture.update(&[lte()]);
     assert_eq!(fixture.paths.candidate(key(&wifi())), None);
     assert_eq!(fixture.paths.candidate(key(&lte())), Some(&lte()));
+    fixture.update(&[wifi(), lte()]);
+    assert_eq!(fixture.switch(&wifi()).expect("a socket").memory, Some(KNOWN));
 }
 
 #[tokio::test(start_paused = true)]

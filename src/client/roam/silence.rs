@@ -13,6 +13,9 @@ use crate::{
 
 /// How long a TCP connection is waited for at least, and at most, before another one takes its place.
 const STALLED: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(4)];
+/// A TCP connection that is younger stays where the network becomes another one: two routers may take turns, and if it is
+/// dead the silence tells.
+pub(super) const SETTLED: Duration = Duration::from_secs(10);
 
 impl Roamer<'_> {
     /// Does what follows from the silence of the active path, or from its end.
@@ -99,9 +102,15 @@ impl Roamer<'_> {
 
     /// Makes another TCP connection for the path in use, if it has one that is older than `age`.
     pub(super) fn reconnect(&mut self, age: Duration) {
-        let Some(active) = self.manager.active() else { return };
-        if active.transport.is_stream() && self.paths.reopen(active, age, clock::now()) {
-            debug!(local = %active.local, server = %active.server, "another TCP connection");
+        if let Some(active) = self.manager.active() {
+            self.reconnect_over(active, age);
+        }
+    }
+
+    /// The same for this path.
+    pub(super) fn reconnect_over(&mut self, key: PathKey, age: Duration) {
+        if key.transport.is_stream() && self.paths.reopen(key, age, clock::now()) {
+            debug!(local = %key.local, server = %key.server, "another TCP connection");
             self.connection.introduce();
         }
     }

@@ -8,7 +8,7 @@ use crate::{
         },
     },
     config::{ClientConfig, HostPort, Preference},
-    tests::simulation::world::Hole,
+    tests::simulation::world::{Hole, Link},
 };
 
 /// Changes the configuration while the client runs.
@@ -108,6 +108,76 @@ async fn a_network_that_becomes_another_one_is_asked_again_and_the_session_goes_
         assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
     }
     assert_eq!((moves(&tunnel), tunnel.client.status().sessions), (vec![], 1));
+}
+
+/// A client with a session over wifi, of which it knows how much it carries, and lte as standby.
+async fn measured() -> Tunnel {
+    let mut links = vec![
+        Link::new("wifi0", "10.0.1.2", "198.51.100.1", 100),
+        Link::new("lte0", "10.0.2.2", "198.51.100.2", 200),
+    ];
+    links.iter_mut().for_each(|it| it.delay = Duration::from_millis(100));
+    let mut tunnel = Tunnel::over(links, |_| ());
+    tunnel.start_server(true);
+    tunnel.after(3).await;
+    for _ in 0..300 {
+        tunnel.client.queue.push(&mut vec![vec![0x45; 1200].into(); 20]);
+        time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+    assert!(tunnel.client.servers.all()[0].congestion.known().is_some());
+    tunnel
+}
+
+fn behind(router: Option<u8>) -> impl FnOnce(&mut Link) {
+    move |link| link.router = router.map(|last| [10, 0, 1, last].into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_to_which_the_link_returns_is_known_as_it_was_and_another_one_is_not() {
+    let tunnel = measured().await;
+    let congestion = || tunnel.client.servers.all()[0].congestion.clone();
+    let known = congestion().known();
+    for (router, expected) in [(Some(9), None), (None, known), (Some(9), None), (None, known)] {
+        tunnel.world.change(WIFI, behind(router));
+        tunnel.after(5).await;
+        assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+        assert_eq!((congestion().known(), congestion().remembered()), (None, expected));
+    }
+}
+
+/// The switch follows in the same breath.
+#[tokio::test(start_paused = true)]
+async fn what_a_network_delivered_stays_its_own_although_another_link_takes_over_at_once() {
+    let tunnel = measured().await;
+    let remembered = || tunnel.client.servers.all()[0].congestion.remembered();
+    tunnel.world.change(LTE, |it| it.metric = 50);
+    tunnel.world.change(WIFI, behind(Some(9)));
+    for (router, is_known) in [(Some(9), false), (None, true)] {
+        tunnel.world.change(WIFI, behind(router));
+        tunnel.after(5).await;
+        assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
+        tunnel.world.change(WIFI, |it| it.metric = 10);
+        tunnel.after(5).await;
+        assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+        assert_eq!(remembered().is_some(), is_known, "behind {router:?}");
+        tunnel.world.change(WIFI, |it| it.metric = 100);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_packets_that_are_lost_as_the_network_becomes_another_one_are_sent_again() {
+    let tunnel = Tunnel::connected().await;
+    tunnel.world.change(WIFI, |it| it.hole = Hole::Everything);
+    for _ in 0..5 {
+        tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+        time::sleep(Duration::from_millis(10)).await;
+    }
+    tunnel.world.change(WIFI, |it| it.hole = Hole::None);
+    tunnel.world.change(WIFI, behind(Some(9)));
+    let resumed = tunnel.after(1).await.traffic.resumed_packets;
+    assert!(resumed >= 5, "{resumed}");
+    assert_eq!(moves(&tunnel), []);
 }
 
 #[tokio::test(start_paused = true)]

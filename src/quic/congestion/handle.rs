@@ -94,7 +94,7 @@ impl CongestionHandle {
     }
 
     /// What is remembered of the path of the next start.
-    pub(super) fn remembered(&self) -> Option<Remembered> {
+    pub(crate) fn remembered(&self) -> Option<Remembered> {
         *self.0.remembered.lock()
     }
 

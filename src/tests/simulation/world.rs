@@ -333,7 +333,7 @@ impl World {
     }
 
     fn change_locked(&self, inner: &mut Inner, link: usize, change: impl FnOnce(&mut Link)) {
-        let seen = |link: &Link| (link.up, link.local);
+        let seen = |link: &Link| (link.up, link.local, link.router, link.metric);
         let before = seen(&inner.links[link]);
         change(&mut inner.links[link]);
         if seen(&inner.links[link]) != before {
