@@ -259,10 +259,14 @@ impl Manager {
             }
             // Behind another router is another network.
             if let Some(path) = self.paths.remove(&key) {
-                record.keep_verdict(key, path, now);
+                record.keep_verdict(key, &path, now);
                 actions.push(Action::Renew(key));
             }
-            self.paths.insert(key, record.recall(candidate, facts));
+            let mut path = record.recall(candidate, facts);
+            if self.active.is_some_and(|active| active.key == key) {
+                path.begin(now);
+            }
+            self.paths.insert(key, path);
         }
     }
 
@@ -275,13 +279,8 @@ impl Manager {
         });
         self.active = self.paths.contains_key(&key).then_some(Active { key, doubt: None });
         if let Some(path) = self.paths.get_mut(&key) {
-            // A handshake takes longer than a round trip.
-            path.rtt = None;
-            path.portal = false;
-            path.quality.begin();
-            // Its packets will tell.
-            path.quality.fault = None;
-            path.state = State::Standby { since: now, check: None };
+            // The handshake took longer than a round trip.
+            path.begin(now);
             // The tunnel's own traffic tells more about the path than a probe.
             actions.push(Action::Forget(key));
         }

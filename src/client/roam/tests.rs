@@ -98,12 +98,15 @@ async fn bulk_is_held_on_a_link_that_has_used_up_its_budget_and_flows_on_another
 #[tokio::test(start_paused = true)]
 async fn a_network_that_becomes_another_one_is_asked_again_and_the_session_goes_on() {
     let tunnel = Tunnel::connected().await;
-    for (link, other, delay) in [(WIFI, 9, 60), (LTE, 9, 25), (WIFI, 1, 5)] {
+    for (link, other, delay) in [(WIFI, 9, 60u32), (LTE, 9, 25), (WIFI, 1, 5)] {
         tunnel.world.change(link, |it| {
-            (it.router, it.delay) = (Some([10, 0, 1, other].into()), Duration::from_millis(delay));
+            (it.router, it.delay) =
+                (Some([10, 0, 1, other].into()), Duration::from_millis(delay.into()));
         });
-        tunnel.after(1).await;
+        let paths = tunnel.after(1).await.paths;
         assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+        let trip = f64::from(2 * delay);
+        assert!(paths[link].rtt.is_some_and(|it| (trip..trip + 10.0).contains(&it)), "{paths:?}");
         tunnel.after(30).await;
         assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
     }

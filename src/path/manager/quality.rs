@@ -28,6 +28,8 @@ const OLD: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Quality {
     pub(super) fault: Option<Fault>,
+    /// The fault is remembered, and nothing has shown it since.
+    is_recalled: bool,
     /// The shortest round trip that was measured.
     pub(super) floor: Option<Duration>,
     /// What its packets show at present, if it is the active path.
@@ -63,6 +65,15 @@ enum Left {
     LongAgo,
 }
 
+/// What is kept of a path with a fault that is gone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Kept {
+    fault: Fault,
+    left: Left,
+    pause: Duration,
+    next: Option<Instant>,
+}
+
 impl Quality {
     /// Takes in a round trip.
     pub(super) fn measured(&mut self, rtt: Duration) {
@@ -71,7 +82,19 @@ impl Quality {
 
     /// The path becomes the active one.
     pub(super) fn begin(&mut self) {
-        *self = Self { fault: self.fault, floor: self.floor, ..Self::default() };
+        let Self { fault, is_recalled, floor, .. } = *self;
+        *self = Self { fault, is_recalled, floor, ..Self::default() };
+    }
+
+    /// The same with a path that is not known: its packets will tell what it is like.
+    pub(super) fn begin_anew(&mut self) {
+        self.find(None);
+        self.begin();
+    }
+
+    /// This is what shows now.
+    fn find(&mut self, fault: Option<Fault>) {
+        (self.fault, self.is_recalled) = (fault, false);
     }
 
     /// The path was left. If it works badly it must be measured before it is used again; one that seemed dead may
@@ -92,17 +115,17 @@ impl Quality {
         self.fault.map(|fault| fault.under(&self.symptoms))
     }
 
-    /// What is kept of a path with a fault that is gone.
-    pub(super) fn kept(&self, now: Instant) -> Option<Self> {
-        let fault = Some(self.remembered()?);
+    /// What is to be kept of a path that is gone, if something of its own is.
+    pub(super) fn kept(&self, now: Instant) -> Option<Kept> {
+        let fault = self.remembered().filter(|_| !self.is_recalled)?;
         let Self { pause, next, .. } = *self;
-        Some(Self {
-            fault,
-            pause,
-            next,
-            left: self.left.or(Some(Left::At(now))),
-            ..Self::default()
-        })
+        Some(Kept { fault, left: self.left.unwrap_or(Left::At(now)), pause, next })
+    }
+
+    /// This was kept of the path.
+    pub(super) fn recall(&mut self, Kept { fault, left, pause, next }: Kept) {
+        (self.fault, self.is_recalled) = (Some(fault), true);
+        (self.left, self.pause, self.next) = (Some(left), pause, next);
     }
 
     /// The fault with which this standby, beside the active path on one link or not, is judged at present: what must be over
@@ -119,7 +142,9 @@ impl Quality {
     /// A standby answered, with this round trip, beside an active path with the other one.
     pub(super) fn answered(&mut self, rtt: Duration, active: Option<Duration>) {
         self.measured(rtt);
-        self.fault = self.fault.or(standby_fault(rtt, self.floor, active));
+        if self.fault.is_none() {
+            self.find(standby_fault(rtt, self.floor, active));
+        }
     }
 
     /// Whether these symptoms of the active path, or their end, matter.
@@ -138,19 +163,18 @@ impl Quality {
         self.hurry();
         let unmeasured = symptoms.rtt.is_none().then(|| self.unmeasured.unwrap_or(now));
         self.unmeasured = unmeasured;
-        self.fault = match (symptoms.fault(self.floor), self.fault) {
+        let fault = match (symptoms.fault(self.floor), self.fault) {
             // Only a burst shows the end of losses.
-            (_, lossy @ Some(Fault::Lossy(_))) => lossy,
+            (_, Some(Fault::Lossy(_))) => return,
             (Some(fault), _) => Some(fault),
-            (None, Some(Fault::Slow { rtt, floor })) => {
-                let is_slow = match (symptoms.rtt, unmeasured) {
-                    (Some(rtt), _) => rtt >= fast_again(floor),
-                    (None, since) => since.is_none_or(|since| now < since + STALE),
-                };
-                is_slow.then_some(Fault::Slow { rtt: symptoms.rtt.unwrap_or(rtt), floor })
-            }
+            (None, Some(Fault::Slow { floor, .. })) => match symptoms.rtt {
+                Some(rtt) => (rtt >= fast_again(floor)).then_some(Fault::Slow { rtt, floor }),
+                None if unmeasured.is_none_or(|since| now < since + STALE) => return,
+                None => None,
+            },
             (None, Some(Fault::Narrow(_)) | None) => None,
         };
+        self.find(fault);
     }
 
     /// Whether this standby is known to be better than an active path with this fault.
@@ -289,9 +313,11 @@ impl Quality {
                 self.next = Some(now);
                 return;
             }
-            Finding::Bad(fault) => self.fault = Some(fault),
+            Finding::Bad(fault) => self.find(Some(fault)),
             Finding::Unsure | Finding::Clean => {
-                self.fault.take_if(|fault| matches!(fault, Fault::Lossy(_)));
+                if matches!(self.fault, Some(Fault::Lossy(_))) {
+                    self.find(None);
+                }
             }
         }
         self.rest(now, times);
@@ -310,11 +336,13 @@ impl Quality {
         let is_clean = |sum: Sample| is_over(charge, &sum, self.floor, active);
         if self.fault.is_none() || !self.sample.is_some_and(|(_, sum)| is_clean(sum)) {
             self.clean_since = None;
+            self.is_recalled &= self.sample.is_none_or(|(_, sum)| sum.sent == 0);
             return self.rest(now, times);
         }
         let since = *self.clean_since.get_or_insert(now);
         if since + dwell <= now {
-            (self.fault, self.clean_since, self.left) = (None, None, None);
+            self.find(None);
+            (self.clean_since, self.left) = (None, None);
         }
         (self.rounds, self.last) = (0, Some(now));
         self.pause = SHORTEST_PAUSE;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    quality::Quality,
+    quality::Kept,
     state::{Failures, Path},
 };
 use crate::{
@@ -28,16 +28,17 @@ struct Way {
     transport: Transport,
 }
 
-impl From<&Candidate> for Way {
-    fn from(Candidate { link, router, server, transport, .. }: &Candidate) -> Self {
-        Self { link: link.clone(), router: *router, server: *server, transport: *transport }
+impl Way {
+    fn of(key: PathKey, Path { link, router, .. }: &Path) -> Self {
+        let PathKey { server, transport, .. } = key;
+        Self { link: link.clone(), router: *router, server, transport }
     }
 }
 
 /// What was found of a path that works badly.
 #[derive(Clone, Debug, PartialEq)]
 struct Verdict {
-    quality: Quality,
+    kept: Kept,
     failures: Failures,
     until: Instant,
 }
@@ -53,20 +54,22 @@ impl Record {
     /// The connection over this path, or `is_gone` with its link or address, is over.
     pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
         let mut failures = path.failures;
-        self.keep_verdict(key, path, now);
+        self.keep_verdict(key, &path, now);
         if is_gone {
             failures.add(now);
         }
         self.failures.insert(key, failures);
     }
 
-    /// This path is over, or its network is another.
-    pub(super) fn keep_verdict(&mut self, key: PathKey, path: Path, now: Instant) {
-        let Path { link, router, failures, quality, .. } = path;
-        if let Some(quality) = quality.kept(now) {
-            let PathKey { server, transport, .. } = key;
-            let verdict = Verdict { quality, failures, until: now + MEMORY };
-            self.verdicts.insert(Way { link, router, server, transport }, verdict);
+    /// This path is over, or its network is another. A verdict that was recalled and that nothing has confirmed counts for as
+    /// long as it did.
+    pub(super) fn keep_verdict(&mut self, key: PathKey, path: &Path, now: Instant) {
+        let way = Way::of(key, path);
+        if path.is_good(now) {
+            self.verdicts.remove(&way);
+        } else if let Some(kept) = path.quality.kept(now) {
+            let verdict = Verdict { kept, failures: path.failures, until: now + MEMORY };
+            self.verdicts.insert(way, verdict);
         }
     }
 
@@ -76,12 +79,16 @@ impl Record {
         self.verdicts.retain(|_, verdict| now < verdict.until);
     }
 
-    /// A path with what is remembered of it.
+    /// A path with what is remembered of it. A verdict stays, for when the network is another one for a moment.
     pub(super) fn recall(&mut self, candidate: Candidate, facts: LinkFacts) -> Path {
-        let failures = self.failures.remove(&PathKey::from(&candidate));
-        let verdict = self.verdicts.remove(&Way::from(&candidate));
-        let (quality, before) = verdict.map(|it| (it.quality, it.failures)).unwrap_or_default();
-        Path { quality, ..Path::new(candidate, facts, failures.unwrap_or(before)) }
+        let key = PathKey::from(&candidate);
+        let failures = self.failures.remove(&key);
+        let mut path = Path::new(candidate, facts, failures.unwrap_or_default());
+        if let Some(Verdict { kept, failures: before, .. }) = self.verdicts.get(&Way::of(key, &path)) {
+            path.quality.recall(*kept);
+            path.failures = failures.unwrap_or(*before);
+        }
+        path
     }
 
     /// Whether a path over this candidate failed a moment ago, or works badly as far as is known, if these are the `routers` of

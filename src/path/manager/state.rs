@@ -95,6 +95,20 @@ impl Path {
         }
     }
 
+    /// The connection goes over it from here on: its packets will tell what it is like.
+    pub(super) fn begin(&mut self, now: Instant) {
+        (self.rtt, self.portal) = (None, false);
+        self.quality.begin_anew();
+        self.state = State::Standby { since: now, check: None };
+    }
+
+    /// Whether it has worked for so long that what was remembered of it is over.
+    pub(super) fn is_good(&self, now: Instant) -> bool {
+        let has_fault = self.quality.fault.or(self.quality.symptoms.suspicion()).is_some();
+        let dwell = self.failures.dwell(now).max(SHORTEST_DWELL);
+        !has_fault && matches!(self.state, State::Standby { since, .. } if since + dwell <= now)
+    }
+
     pub(super) fn is_at_home(&self) -> bool {
         self.facts.place == Place::Home
     }

@@ -98,12 +98,94 @@ fn the_active_path_stays_so_when_its_network_is_another() {
     let _ = fixture.tell(Event::Measured(key(2), 50 * MS));
     let mut links = at(2, 1);
     links[1].0.router = Some([10, 0, 2, 1].into());
-    let actions = fixture.tell(Event::Candidates(links));
-    assert_eq!(actions, [Action::Renew(key(2)), Action::Ask(key(2))]);
+    assert_eq!(fixture.tell(Event::Candidates(links)), [Action::Renew(key(2))]);
     assert_eq!(fixture.condition(2), Some(Condition::Active));
     let actions = fixture.wait(2 * TIMEOUT);
     assert!(!actions.iter().any(|it| matches!(it, Action::Switch(..) | Action::Forget(_))));
     assert_eq!(fixture.condition(2), Some(Condition::Active));
+}
+
+/// Nothing but a burst shows the end of losses, and without another path none is made.
+#[test]
+fn a_network_that_was_bad_is_judged_anew_where_the_active_path_gets_into_it_again() {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Candidates(at(2, 9)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    let wifi = || vec![at(2, 1).remove(0)];
+    assert_eq!(
+        fixture.tell(Event::Candidates(wifi())),
+        [Action::Forget(key(2)), Action::Renew(key(1))]
+    );
+    assert_eq!(fixture.manager.fault(key(1)), None);
+    let _ = fixture.wait(60 * SECOND);
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    assert_eq!(actions, [], "there is no fault that would have lte measured");
+    let _ = fixture.wait(SECOND);
+    // It is bad again, and that it was before counts.
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+    let left = fixture.now;
+    while fixture.manager.active() == Some(key(2)) {
+        for action in fixture.wait(LOOK) {
+            if let Action::Sample(path, _) = action {
+                let _ = fixture.tell(Event::Sampled(path, sample(24, 10)));
+            }
+        }
+        assert!(fixture.now < left + 60 * SECOND);
+    }
+    assert!(fixture.now >= left + 2 * SHORTEST_DWELL, "{:?}", fixture.now - left);
+}
+
+/// Wifi was bad behind the first router, and is in use behind the other one.
+fn wifi_in_a_good_network() -> Fixture {
+    let mut fixture = lte_beside_bad_wifi();
+    let _ = fixture.tell(Event::Candidates(at(2, 9)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    fixture
+}
+
+/// Two routers of one network may take turns.
+#[test]
+fn a_network_in_which_the_active_path_was_for_a_moment_is_as_bad_as_before() {
+    let mut fixture = wifi_in_a_good_network();
+    for router in [1, 9, 1, 9] {
+        let _ = fixture.tell(Event::Candidates(at(2, router)));
+        assert_eq!(fixture.manager.fault(key(1)), None, "it is in use");
+        let _ = fixture.wait(SECOND);
+    }
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
+}
+
+#[test]
+fn a_network_in_which_the_active_path_works_is_bad_no_more() {
+    let mut fixture = wifi_in_a_good_network();
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    let _ = fixture.wait(2 * SHORTEST_DWELL);
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    assert_eq!(fixture.manager.fault(key(1)), None);
+}
+
+#[test]
+fn a_verdict_that_nothing_confirms_counts_no_longer_than_at_first() {
+    for (minutes, expected) in [(9, Some(Fault::Lossy(29))), (11, None)] {
+        let mut fixture = lte_beside_bad_wifi();
+        let _ = fixture.tell(candidates(&[LTE]));
+        fixture.now += 5 * 60 * SECOND;
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
+        let _ = fixture.tell(candidates(&[LTE]));
+        fixture.now += (minutes - 5) * 60 * SECOND;
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{minutes} minutes");
+    }
 }
 
 /// A café's wifi was bad. At home its IPv6 is no worse for that.
