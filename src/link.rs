@@ -5,6 +5,7 @@ pub(crate) mod monitor;
 pub(crate) mod neighbour;
 pub(crate) mod netlink;
 pub(crate) mod portal;
+pub(crate) mod router;
 pub(crate) mod suspend;
 
 /// The mark of packets that carry a tunnel ("roam"), SO_MARK of socket(7): they stay outside of every tunnel.

@@ -6,7 +6,8 @@
 mod memory;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, btree_map::Entry},
+    net::IpAddr,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -18,12 +19,16 @@ use tracing::debug;
 use self::memory::Memories;
 use super::view::{Said, ShownPath};
 use crate::{
-    link::candidate::Candidate,
+    link::{
+        candidate::Candidate,
+        neighbour::Hardware,
+        router::{Router, Routers},
+    },
     path::{
         Condition, PathKey,
         manager::Event,
         meter::Purpose,
-        network::Network,
+        network::{Network, NetworkError},
         probe::{Probe, Prober},
         quality::Burst,
         socket::{PathId, PathSocket},
@@ -43,7 +48,21 @@ pub(super) struct PathTable {
     socket: Arc<PathSocket>,
     network: Arc<dyn Network>,
     prober: Prober,
-    asking_for_portals: JoinSet<(PathKey, Weak<()>, bool)>,
+    routers: Routers,
+    /// The questions which machine a router is: one for each router of a link, as soon as a path has answered over it, for as
+    /// long as a path leads through it.
+    router_questions: BTreeMap<(u32, IpAddr), Arc<()>>,
+    /// An answer counts for as long as its question is kept.
+    asking: JoinSet<(Weak<()>, Answer)>,
+}
+
+/// What is found out about a network.
+#[derive(Debug)]
+enum Answer {
+    /// Whether a captive portal seems to answer on this path.
+    Portal(PathKey, bool),
+    /// The hardware address of the router at this address of a link, if it has one.
+    Router(u32, IpAddr, Result<Option<Hardware>, NetworkError>),
 }
 
 #[derive(Debug)]
@@ -54,8 +73,8 @@ struct PathEntry {
     opened: Option<Instant>,
     probe: Option<Probe>,
     /// The question whether a captive portal answers: each path that fails is asked about once, until it works again, is
-    /// gone or is in another network. An answer counts for as long as its question is kept.
-    asked_about: Option<Arc<()>>,
+    /// gone or is in another network.
+    portal_question: Option<Arc<()>>,
     /// When the socket of a path that was left is closed.
     closing_at: Option<Instant>,
 }
@@ -78,7 +97,7 @@ impl PathEntry {
             socket: None,
             opened: None,
             probe: None,
-            asked_about: None,
+            portal_question: None,
             closing_at: None,
         }
     }
@@ -99,7 +118,9 @@ impl PathTable {
             socket,
             network,
             prober,
-            asking_for_portals: JoinSet::new(),
+            routers: Routers::default(),
+            router_questions: BTreeMap::new(),
+            asking: JoinSet::new(),
         }
     }
 
@@ -119,7 +140,12 @@ impl PathTable {
 
     /// What is remembered of a path in its present network, if it was left not long ago.
     pub(super) fn memory(&self, key: PathKey, now: Instant) -> Option<Remembered> {
-        self.memories.of(self.candidate(key)?, now)
+        self.memories.of(key, self.router(self.candidate(key)?), now)
+    }
+
+    /// The router of a candidate, as far as it is known.
+    fn router(&self, candidate: &Candidate) -> Router {
+        self.routers.of(candidate.index, candidate.router)
     }
 
     /// Adds the candidates that were found, or takes in what is new of them. If the path in use leads into another network by
@@ -136,19 +162,29 @@ impl PathTable {
             let entry = self.entries.entry(key);
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
             if in_use == Some(key) && entry.candidate.router != candidate.router {
-                self.memories.keep(&entry.candidate, memory, now);
+                let router = self.routers.of(key.link, entry.candidate.router);
+                self.memories.keep(key, router, memory, now);
             }
             entry.candidate.clone_from(candidate);
         }
     }
 
-    /// Forgets the paths that the manager does not know, except those whose sockets are open.
+    /// Forgets the paths that the manager does not know, except those whose sockets are open, and the routers to which no path
+    /// leads.
     pub(super) fn retain(&mut self, known: &HashSet<PathKey>) {
         self.entries.retain(|key, entry| {
             let is_known = known.contains(key);
-            entry.asked_about.take_if(|_| !is_known);
+            entry.portal_question.take_if(|_| !is_known);
             is_known || entry.socket.is_some()
         });
+        let is_in_use = |link, address| {
+            let of = |(key, entry): (&PathKey, &PathEntry)| {
+                (key.link, entry.candidate.router) == (link, Some(address)) && known.contains(key)
+            };
+            self.entries.iter().any(of)
+        };
+        self.routers.retain(is_in_use);
+        self.router_questions.retain(|(link, address), _| is_in_use(*link, *address));
     }
 
     /// Asks the server over a path on a connection of its own, within `limit`.
@@ -194,7 +230,7 @@ impl PathTable {
     /// The path's network is another one: whether a captive portal is in it is not known.
     pub(super) fn renew(&mut self, key: PathKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
-            entry.asked_about = None;
+            entry.portal_question = None;
         }
     }
 
@@ -221,12 +257,14 @@ impl PathTable {
         let from = self.in_use();
         let id = self.open(to, now)?;
         self.socket.switch(id);
-        if let Some(from) = from.and_then(|from| self.entries.get(&from)) {
-            self.memories.keep(&from.candidate, memory, now);
+        if let Some((key, from)) = from.and_then(|from| Some((from, self.candidate(from)?))) {
+            let router = self.router(from);
+            self.memories.keep(key, router, memory, now);
         }
+        let memory = self.memory(to, now);
         let new = self.entries.get_mut(&to)?;
         new.closing_at = None;
-        let (candidate, memory) = (new.candidate.clone(), self.memories.of(&new.candidate, now));
+        let candidate = new.candidate.clone();
         if let Some(from) = from.filter(|from| *from != to)
             && let Some(old) = self.entries.get_mut(&from)
         {
@@ -306,40 +344,70 @@ impl PathTable {
         self.socket.stats(self.entries.get(&key)?.socket?)?.last_heard
     }
 
-    /// Asks about captive portals where a path failed.
-    pub(super) fn look_for_portals(
+    /// Asks about the networks of paths in these conditions and with these round trips: where one failed, whether a captive
+    /// portal answers; where one has answered, which machine its router is, which the kernel knows by then.
+    pub(super) fn ask_networks(
         &mut self,
-        conditions: impl Iterator<Item = (PathKey, Condition)>,
+        paths: impl Iterator<Item = (PathKey, Condition, Option<Duration>)>,
     ) {
-        for (key, condition) in conditions {
+        for (key, condition, rtt) in paths {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             match condition {
-                Condition::Active | Condition::Standby => entry.asked_about = None,
-                Condition::Failed if entry.asked_about.is_none() => {
-                    let question = Arc::downgrade(entry.asked_about.insert(Arc::default()));
+                Condition::Active | Condition::Standby => entry.portal_question = None,
+                Condition::Failed if entry.portal_question.is_none() => {
+                    let question = Arc::downgrade(entry.portal_question.insert(Arc::default()));
                     let (network, candidate) = (self.network.clone(), entry.candidate.clone());
-                    self.asking_for_portals
-                        .spawn(async move { (key, question, network.portal(&candidate).await) });
+                    self.asking.spawn(async move {
+                        (question, Answer::Portal(key, network.portal(&candidate).await))
+                    });
                 }
                 Condition::Failed
                 | Condition::Suspect
                 | Condition::Probing
                 | Condition::Waiting => {}
             }
+            let router = entry.candidate.router.filter(|_| rtt.is_some());
+            if let Some(address) = router
+                && let Entry::Vacant(vacant) = self.router_questions.entry((key.link, address))
+            {
+                let question = Arc::downgrade(vacant.insert(Arc::default()));
+                let (network, link) = (self.network.clone(), key.link);
+                self.asking.spawn(async move {
+                    let found = network.router(link, address).await;
+                    (question, Answer::Router(link, address, found))
+                });
+            }
         }
     }
 
-    /// Waits for the next path that leads into a captive portal; gives its link, too. Cancel safe.
-    pub(super) async fn portal_found(&mut self) -> (PathKey, String) {
+    /// Waits for the next answer that tells something. Cancel safe.
+    pub(super) async fn answered(&mut self) -> Event {
         loop {
-            match self.asking_for_portals.join_next().await {
-                Some(Ok((key, question, true))) if question.strong_count() > 0 => {
-                    if let Some(entry) = self.entries.get(&key) {
-                        return (key, entry.candidate.link.clone());
+            match self.asking.join_next().await {
+                Some(Ok((question, answer))) if question.strong_count() > 0 => {
+                    if let Some(event) = self.take(answer) {
+                        return event;
                     }
                 }
                 Some(Ok(_) | Err(_)) => {}
                 None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn take(&mut self, answer: Answer) -> Option<Event> {
+        match answer {
+            Answer::Portal(key, is_portal) => is_portal.then_some(Event::Portal(key)),
+            Answer::Router(link, address, Ok(found)) => {
+                let hardware = found?;
+                self.routers.learn(link, address, hardware);
+                Some(Event::Router { link, address, hardware })
+            }
+            // The next look at the paths asks again.
+            Answer::Router(link, address, Err(error)) => {
+                debug!(link, router = %address, %error, "the router is not known");
+                self.router_questions.remove(&(link, address));
+                None
             }
         }
     }

@@ -241,9 +241,13 @@ impl<'a> Roamer<'a> {
                     }
                 }
                 Some(report) = self.reports.recv() => self.hear(report),
-                (key, link) = self.paths.portal_found() => {
-                    self.shown.portal(&link);
-                    self.handle_event(Event::Portal(key));
+                event = self.paths.answered() => {
+                    if let Event::Portal(key) = event
+                        && let Some(candidate) = self.paths.candidate(key)
+                    {
+                        self.shown.portal(&candidate.link);
+                    }
+                    self.handle_event(event);
                 }
                 Some(order) = self.orders.recv() => self.obey(order),
                 message = self.messages.received() => self.heed(message),
@@ -540,8 +544,7 @@ impl<'a> Roamer<'a> {
     }
 
     fn show(&mut self, now: Instant) {
-        let conditions = self.manager.paths().map(|(key, condition, _)| (key, condition));
-        self.paths.look_for_portals(conditions);
+        self.paths.ask_networks(self.manager.paths());
         let (manager, paths) = (&*self.manager, &self.paths);
         let shown = manager.paths().filter_map(|(key, condition, rtt)| {
             let (portal, why) = (manager.is_behind_portal(key), manager.why(key, now));

@@ -5,7 +5,7 @@ pub(super) mod session;
 use std::{
     collections::VecDeque,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
@@ -26,6 +26,7 @@ use crate::{
     link::{
         candidate::{Candidate, Transport, Unusable},
         monitor::Hints,
+        neighbour::Hardware,
     },
     path::{
         meter::Purpose,
@@ -106,6 +107,10 @@ pub(super) struct FakeNetwork {
     pub(super) portals_take: Mutex<Duration>,
     /// Links of which somebody asked whether they are.
     pub(super) asked: Mutex<Vec<String>>,
+    /// What the next questions are answered which machine a router is; after them, that it is none.
+    pub(super) machines: Mutex<VecDeque<Result<Option<Hardware>, NetworkError>>>,
+    /// The routers of which somebody asked.
+    pub(super) asked_routers: Mutex<Vec<(u32, IpAddr)>>,
 }
 
 impl FakeNetwork {
@@ -156,6 +161,16 @@ impl Network for FakeNetwork {
         let is_portal = self.portals.lock().unwrap().contains(&candidate.link);
         let takes = *self.portals_take.lock().unwrap();
         Box::pin(tokio::time::sleep(takes).map(move |()| is_portal))
+    }
+
+    fn router(
+        &self,
+        link: u32,
+        address: IpAddr,
+    ) -> BoxFuture<'_, Result<Option<Hardware>, NetworkError>> {
+        self.asked_routers.lock().unwrap().push((link, address));
+        let answer = self.machines.lock().unwrap().pop_front().unwrap_or(Ok(None));
+        Box::pin(std::future::ready(answer))
     }
 
     fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {

@@ -7,7 +7,6 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use futures_util::TryStreamExt as _;
@@ -15,16 +14,10 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, State},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteVia},
 };
-use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
-use tokio::time;
 
-use super::netlink::{Netlink, os_error};
+use super::netlink::Netlink;
 use crate::wire::foreign::{LIMIT, is_printable, printable};
-
-/// How long a dump of the links takes at most, about, and for how many of them another one waits.
-const DUMP: Duration = Duration::from_millis(5);
-const MOST_REFUSED: u32 = 100;
 
 /// What carries the QUIC packets of a path. Declared best first.
 #[derive(
@@ -228,20 +221,8 @@ pub(crate) async fn unusable(
     Ok(found)
 }
 
-/// All links. The kernel makes one dump at a time for a socket, and refuses a second one.
 async fn links(netlink: &Netlink) -> Result<Vec<LinkMessage>, rtnetlink::Error> {
-    let mut refused = 0;
-    loop {
-        match netlink.handle().link().get().execute().try_collect().await {
-            Err(error)
-                if os_error(&error) == Some(Errno::EBUSY as i32) && refused < MOST_REFUSED =>
-            {
-                refused += 1;
-                time::sleep(DUMP).await;
-            }
-            links => return links,
-        }
-    }
+    netlink.dump(|handle| handle.link().get().execute()).await
 }
 
 /// The candidate of a link for a server.

@@ -8,6 +8,7 @@ use netlink_packet_route::{
     link::LinkAttribute,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
+use rtnetlink::Handle;
 use tracing::debug;
 
 use super::netlink::Netlink;
@@ -24,13 +25,33 @@ pub(crate) trait Neighbours: Send + Sync {
 impl Neighbours for Netlink {
     fn hardware(&self, address: IpAddr) -> BoxFuture<'_, Vec<Hardware>> {
         Box::pin(async move {
-            let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-            let neighbours = self.handle().neighbours().get().set_address_family(family).execute();
-            let found: Result<Vec<_>, _> = neighbours.try_collect().await;
+            let found = find(self, address).await;
             let found = found.inspect_err(|error| debug!(%error, "cannot read neighbours"));
-            found.iter().flatten().filter_map(|it| hardware_of(it, address)).collect()
+            found.into_iter().flatten().map(|(_, hardware)| hardware).collect()
         })
     }
+}
+
+/// The hardware address of the host at this address of the link with this index, if it has one and has answered.
+pub(crate) async fn on(
+    netlink: &Netlink,
+    link: u32,
+    address: IpAddr,
+) -> Result<Option<Hardware>, rtnetlink::Error> {
+    let found = find(netlink, address).await?;
+    Ok(found.into_iter().find(|(on, _)| *on == link).map(|(_, hardware)| hardware))
+}
+
+/// The links on which this address is, and its hardware address there.
+async fn find(
+    netlink: &Netlink,
+    address: IpAddr,
+) -> Result<Vec<(u32, Hardware)>, rtnetlink::Error> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let request = |handle: Handle| handle.neighbours().get().set_address_family(family).execute();
+    let found = netlink.dump(request).await?;
+    let on_link = |it: &NeighbourMessage| Some((it.header.ifindex, hardware_of(it, address)?));
+    Ok(found.iter().filter_map(on_link).collect())
 }
 
 /// The hardware address of this entry, if it is that of `address` and the host has answered.

@@ -1,16 +1,27 @@
 //! A route netlink socket (rtnetlink(7)) and the task that serves it.
 
-use std::{io, sync::MutexGuard};
+use std::{
+    io,
+    sync::{Arc, MutexGuard},
+};
 
+use futures_util::{TryStream, TryStreamExt as _};
 use nix::errno::Errno;
 use rtnetlink::Handle;
 use tracing::warn;
 
-use crate::{mutex::Mutex, task::Task};
+use crate::{
+    mutex::Mutex,
+    task::{Task, entire},
+};
 
 /// An open netlink socket. It is closed when this is dropped; handles then fail.
 #[derive(Debug)]
-pub struct Netlink(Mutex<Socket>);
+pub struct Netlink {
+    socket: Mutex<Socket>,
+    /// Held by the dump that is under way: the kernel makes one at a time for a socket, and refuses a second one.
+    dumping: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Debug)]
 struct Socket {
@@ -35,12 +46,16 @@ impl Socket {
 impl Netlink {
     /// Opens the socket in the namespace of the calling thread.
     pub fn open() -> io::Result<Self> {
-        Ok(Self(Mutex::new(Socket::open(false)?)))
+        Ok(Self::with(Socket::open(false)?))
     }
 
     /// The same, with a kernel that answers exactly what is asked (`NETLINK_GET_STRICT_CHK`), where it can.
     pub fn open_strict() -> io::Result<Self> {
-        Ok(Self(Mutex::new(Socket::open(true)?)))
+        Ok(Self::with(Socket::open(true)?))
+    }
+
+    fn with(socket: Socket) -> Self {
+        Self { socket: Mutex::new(socket), dumping: Arc::default() }
     }
 
     /// Makes requests. The task ends at a message that it cannot read; then this opens another socket.
@@ -56,8 +71,25 @@ impl Netlink {
         socket.handle.clone()
     }
 
+    /// Makes a dump, after those that others make. The kernel goes on with it although nobody waits for it any more.
+    pub(crate) async fn dump<S>(
+        &self,
+        request: impl FnOnce(Handle) -> S,
+    ) -> Result<Vec<S::Ok>, rtnetlink::Error>
+    where
+        S: TryStream<Ok: Send, Error = rtnetlink::Error> + Send + 'static,
+    {
+        let turn = self.dumping.clone().lock_owned().await;
+        let dump = request(self.handle()).try_collect();
+        entire(async move {
+            let _turn = turn;
+            dump.await
+        })
+        .await
+    }
+
     fn socket(&self) -> MutexGuard<'_, Socket> {
-        self.0.lock()
+        self.socket.lock()
     }
 }
 
@@ -83,7 +115,7 @@ pub(crate) fn unless(
 
 #[cfg(test)]
 mod tests {
-    use futures_util::TryStreamExt as _;
+    use futures_util::FutureExt as _;
 
     use super::*;
 
@@ -99,5 +131,15 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(ask(&netlink).await, "the first question after the end");
         assert!(ask(&netlink).await);
+    }
+
+    #[tokio::test]
+    async fn a_dump_for_which_nobody_waits_any_more_is_over_before_the_next_one() {
+        let netlink = Netlink::open().unwrap();
+        for _ in 0..20 {
+            let links = || netlink.dump(|handle| handle.link().get().execute());
+            assert!(links().now_or_never().is_none(), "it takes a while");
+            assert!(links().await.is_ok_and(|it| !it.is_empty()));
+        }
     }
 }

@@ -39,7 +39,7 @@ mod why;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -55,7 +55,7 @@ pub(crate) use self::{
     probing::HEAD_START,
 };
 use super::{Condition, PathKey, Reason, rank::LinkFacts};
-use crate::link::candidate::Candidate;
+use crate::link::{candidate::Candidate, neighbour::Hardware, router::Routers};
 
 #[derive(Clone, Copy, Debug)]
 struct Active {
@@ -73,6 +73,8 @@ pub(crate) struct Manager {
     /// The server's addresses that are known to have the session.
     homes: BTreeSet<SocketAddr>,
     active: Option<Active>,
+    /// Those through which paths lead.
+    routers: Routers,
     debts: Debts,
 }
 
@@ -87,6 +89,7 @@ impl Manager {
             connected: false,
             homes: BTreeSet::new(),
             active: None,
+            routers: Routers::default(),
             debts: Debts::default(),
         }
     }
@@ -118,6 +121,9 @@ impl Manager {
             Some(Event::Heard(key)) => self.trust(key),
             Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
             Some(Event::Portal(key)) => self.suspect_portal(key),
+            Some(Event::Router { link, address, hardware }) => {
+                self.identify(link, address, hardware);
+            }
             Some(Event::Woke) => self.ask_everyone(now, &mut actions),
             Some(Event::Choose(choice)) => self.choose(choice, now, &mut actions),
             Some(Event::Check(link)) => self.check(link.as_deref(), now, &mut actions),
@@ -245,7 +251,8 @@ impl Manager {
                 if self.active.take_if(|active| active.key == key).is_some() {
                     self.end_choice(&path.link);
                 }
-                self.dialing.record.keep(key, path, true, now);
+                let router = self.routers.of(key.link, path.router);
+                self.dialing.record.keep(key, &path, router, true, now);
             }
             actions.push(Action::Forget(key));
         }
@@ -259,14 +266,37 @@ impl Manager {
             }
             // Behind another router is another network.
             if let Some(path) = self.paths.remove(&key) {
-                record.keep_verdict(key, &path, now);
+                record.keep_verdict(key, &path, self.routers.of(key.link, path.router), now);
                 actions.push(Action::Renew(key));
             }
-            let mut path = record.recall(candidate, facts);
+            let router = self.routers.of(key.link, candidate.router);
+            let mut path = record.recall(candidate, facts, router);
             if self.active.is_some_and(|active| active.key == key) {
                 path.begin(now);
             }
             self.paths.insert(key, path);
+        }
+        let paths = &self.paths;
+        self.routers.retain(|link, address| {
+            paths.iter().any(|(key, it)| (key.link, it.router) == (link, Some(address)))
+        });
+    }
+
+    /// The router at this address of a link has this hardware address. From its paths it drops what was recalled of a network
+    /// whose router has another one, and recalls what was found of theirs.
+    fn identify(&mut self, link: u32, address: IpAddr, hardware: Hardware) {
+        self.routers.learn(link, address, hardware);
+        let router = self.routers.of(link, Some(address));
+        let active = self.active();
+        for (key, path) in &mut self.paths {
+            let is_behind = key.link == link && path.router == Some(address);
+            if !is_behind || path.recalled.is_none_or(|it| it.router.may_be(router)) {
+                continue;
+            }
+            path.disown();
+            if active != Some(*key) && path.quality.fault.is_none() {
+                self.dialing.record.recall_verdict(*key, path, router);
+            }
         }
     }
 
@@ -290,8 +320,10 @@ impl Manager {
         self.connected = false;
         self.active = None;
         for (key, path) in std::mem::take(&mut self.paths) {
-            self.dialing.record.keep(key, path, false, now);
+            let router = self.routers.of(key.link, path.router);
+            self.dialing.record.keep(key, &path, router, false, now);
         }
+        self.routers = Routers::default();
     }
 
     fn measure(&mut self, key: PathKey, rtt: Duration) {

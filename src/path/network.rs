@@ -2,7 +2,12 @@
 
 pub(crate) mod kernel;
 
-use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc};
+use std::{
+    error::Error,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
 use quinn::AsyncUdpSocket;
@@ -43,6 +48,15 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// The hardware address of the candidate's link, if it has one.
     fn hardware<'a>(&'a self, _candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
         Box::pin(std::future::ready(None))
+    }
+
+    /// The hardware address of the router at this address of the link with this index, if it has one and has answered.
+    fn router(
+        &self,
+        _link: u32,
+        _address: IpAddr,
+    ) -> BoxFuture<'_, Result<Option<Hardware>, NetworkError>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// The links that carry no path to any of `servers`, with the reason.

@@ -9,8 +9,12 @@ use std::{
 };
 
 use roamd_lab::{Access, LinkShape, scene::SERVER_V4};
+use serde_json::Value;
 
-use crate::roaming::{Laptop, last_switch, shown};
+use crate::{
+    harness::eventually,
+    roaming::{Laptop, last_switch, shown},
+};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -100,6 +104,35 @@ fn a_wifi_whose_round_trip_grows_is_left_before_300_ms_without_a_loss() {
     let switch = last_switch(&laptop.client.status());
     let reason = switch["reason"].as_str().unwrap();
     assert!(reason.starts_with("the old path takes "), "{switch}");
+}
+
+/// As the routers of most homes and cafés, both have one address.
+#[test]
+fn a_good_wifi_is_not_taken_for_a_bad_one_whose_router_had_the_same_address() {
+    let laptop = Laptop::connected();
+    let (scene, air) = (&laptop.scene, laptop.scene.air(Access::Wifi));
+    std::thread::scope(|scope| {
+        scope.spawn(|| keystrokes(&laptop, 6 * SECOND));
+        air.set(LinkShape { loss: 0.3, ..LinkShape::delayed(5 * MS) });
+        laptop.until_active(Access::Lte);
+    });
+    scene.disconnect(Access::Wifi).unwrap();
+    let mut other = scene.router(Access::Wifi).command("ip");
+    other.args(["link", "set", "client", "address", "02:00:00:00:00:09"]);
+    assert!(other.status().unwrap().success());
+    air.set(LinkShape::delayed(5 * MS));
+    scene.connect(Access::Wifi).unwrap();
+    // One that is taken for the other "loses" packets.
+    eventually("wifi is told from the one before", || {
+        let status = laptop.client.try_status()?;
+        let mut paths = status["paths"].as_array()?.iter();
+        let is_told_apart = |path: &Value| {
+            let why = path["why"].as_str().is_some_and(|it| it.starts_with("failed lately"));
+            path["link"] == Access::Wifi.link() && why
+        };
+        paths.any(is_told_apart).then_some(())
+    });
+    laptop.until_active(Access::Wifi);
 }
 
 /// Uploads past the tunnel, as another laptop on the same wifi would, until `done`.

@@ -2,11 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use crate::{link::candidate::Candidate, path::PathKey, quic::congestion::Remembered};
+use crate::{link::router::Router, path::PathKey, quic::congestion::Remembered};
 
 /// A path is remembered for so long: other people use the network, too.
 pub(super) const MEMORY: Duration = Duration::from_secs(600);
@@ -21,37 +20,32 @@ pub(super) struct Memories(VecDeque<Memory>);
 struct Memory {
     path: PathKey,
     /// The network is that of this router: links may lead through two in turns.
-    router: Option<IpAddr>,
+    router: Router,
     left_at: Instant,
     remembered: Remembered,
 }
 
-impl Memory {
-    fn is_of(&self, candidate: &Candidate) -> bool {
-        self.path == PathKey::from(candidate) && self.router == candidate.router
-    }
-}
-
 impl Memories {
-    /// The path of this candidate is left. If nothing was found out of it, what was known before stays so.
+    /// The path is left, and led through this router. If nothing was found out of it, what was known before stays so.
     pub(super) fn keep(
         &mut self,
-        candidate: &Candidate,
+        path: PathKey,
+        router: Router,
         remembered: Option<Remembered>,
         now: Instant,
     ) {
         let Some(remembered) = remembered else { return };
-        self.0.retain(|it| !it.is_of(candidate));
+        self.0.retain(|it| (it.path, it.router) != (path, router));
         if self.0.len() == MOST {
             self.0.pop_front();
         }
-        let (path, router) = (PathKey::from(candidate), candidate.router);
         self.0.push_back(Memory { path, router, left_at: now, remembered });
     }
 
-    /// What is remembered of the path of this candidate.
-    pub(super) fn of(&self, candidate: &Candidate, now: Instant) -> Option<Remembered> {
-        let memory = self.0.iter().find(|it| it.is_of(candidate))?;
+    /// What is remembered of a path through this router.
+    pub(super) fn of(&self, path: PathKey, router: Router, now: Instant) -> Option<Remembered> {
+        let is_it = |it: &&Memory| it.path == path && it.router.may_be(router);
+        let memory = self.0.iter().rev().find(is_it)?;
         (now < memory.left_at + MEMORY).then_some(memory.remembered)
     }
 }
@@ -61,23 +55,40 @@ mod tests {
     use super::*;
     use crate::client::tests::candidate;
 
+    fn router(last: usize, machine: Option<u8>) -> Router {
+        Router {
+            address: Some([10, 0, 0, last as u8].into()),
+            hardware: machine.map(|last| [2, 0, 0, 0, 0, last]),
+        }
+    }
+
+    fn remembered(window: usize) -> Option<Remembered> {
+        Some(Remembered { window: window as u64, rtt: Duration::from_millis(40) })
+    }
+
     #[test]
     fn the_oldest_of_too_many_networks_is_forgotten() {
         let (mut memories, now) = (Memories::default(), crate::clock::now());
-        let behind = |router: usize| Candidate {
-            router: Some([10, 0, 0, router as u8].into()),
-            ..candidate("wlan0", 1)
-        };
-        let remembered = |window: usize| Remembered {
-            window: window as u64,
-            rtt: Duration::from_millis(40),
-        };
-        for router in 0..=MOST {
-            memories.keep(&behind(router), Some(remembered(router)), now);
+        let path = PathKey::from(&candidate("wlan0", 1));
+        for last in 0..=MOST {
+            memories.keep(path, router(last, None), remembered(last), now);
         }
-        assert_eq!(memories.of(&behind(0), now), None);
-        for router in 1..=MOST {
-            assert_eq!(memories.of(&behind(router), now), Some(remembered(router)));
+        assert_eq!(memories.of(path, router(0, None), now), None);
+        for last in 1..=MOST {
+            assert_eq!(memories.of(path, router(last, None), now), remembered(last));
+        }
+    }
+
+    #[test]
+    fn networks_whose_routers_have_one_address_are_told_apart_where_their_machines_are_known() {
+        let (mut memories, now) = (Memories::default(), crate::clock::now());
+        let path = PathKey::from(&candidate("wlan0", 1));
+        memories.keep(path, router(1, Some(1)), remembered(1), now);
+        assert_eq!(memories.of(path, router(1, None), now), remembered(1), "it may be that one");
+        assert_eq!(memories.of(path, router(1, Some(2)), now), None);
+        memories.keep(path, router(1, Some(2)), remembered(2), now);
+        for (machine, expected) in [(Some(1), 1), (Some(2), 2), (None, 2)] {
+            assert_eq!(memories.of(path, router(1, machine), now), remembered(expected));
         }
     }
 }

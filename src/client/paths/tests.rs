@@ -75,6 +75,22 @@ impl Fixture {
         self.paths.retain(&found.iter().map(key).collect());
     }
 
+    /// This path is in this condition.
+    fn is(&mut self, candidate: &Candidate, condition: Condition) {
+        self.paths.ask_networks([(key(candidate), condition, None)].into_iter());
+    }
+
+    /// This path has answered.
+    fn works(&mut self, candidate: &Candidate) {
+        let path = (key(candidate), Condition::Standby, Some(20 * MS));
+        self.paths.ask_networks([path].into_iter());
+    }
+
+    /// What is found out in a while.
+    async fn answered(&mut self) -> Option<Event> {
+        tokio::time::timeout(LIMIT, self.paths.answered()).await.ok()
+    }
+
     fn switch(&mut self, to: &Candidate) -> Option<Departure> {
         self.paths.switch(key(to), Some(KNOWN), self.now)
     }
@@ -241,7 +257,7 @@ async fn a_path_that_is_left_for_another_one_stays_known_although_nothing_was_se
 async fn a_captive_portal_is_asked_about_again_in_another_network() {
     let mut fixture = on_wifi();
     for turn in 1..3 {
-        fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+        fixture.is(&lte(), Condition::Failed);
         let_run().await;
         assert_eq!(fixture.network.asked.lock().unwrap().len(), turn);
         fixture.paths.renew(key(&lte()));
@@ -251,15 +267,13 @@ async fn a_captive_portal_is_asked_about_again_in_another_network() {
 #[tokio::test(start_paused = true)]
 async fn a_captive_portal_that_answers_late_counts_in_its_own_network_alone() {
     let mut fixture = on_wifi();
-    let failed = || [(key(&lte()), Condition::Failed)].into_iter();
     fixture.network.portals.lock().unwrap().push("wwan0".into());
-    fixture.paths.look_for_portals(failed());
+    fixture.is(&lte(), Condition::Failed);
     let_run().await;
     fixture.network.portals.lock().unwrap().clear();
     fixture.paths.renew(key(&lte()));
-    fixture.paths.look_for_portals(failed());
-    let found = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
-    assert!(found.is_err(), "{found:?}");
+    fixture.is(&lte(), Condition::Failed);
+    assert!(fixture.answered().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,35 +364,105 @@ async fn an_unknown_path_is_neither_probed_nor_used() {
 async fn a_failed_path_is_checked_once_for_a_captive_portal() {
     let mut fixture = on_wifi();
     for _ in 0..3 {
-        fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+        fixture.is(&lte(), Condition::Failed);
         let_run().await;
     }
     assert_eq!(*fixture.network.asked.lock().unwrap(), ["wwan0"]);
-    fixture.paths.look_for_portals([(key(&lte()), Condition::Standby)].into_iter());
-    fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+    fixture.is(&lte(), Condition::Standby);
+    fixture.is(&lte(), Condition::Failed);
     let_run().await;
     assert_eq!(*fixture.network.asked.lock().unwrap(), ["wwan0", "wwan0"], "it worked meanwhile");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_captive_portal_is_reported_with_its_path_and_link() {
+async fn a_captive_portal_is_reported_with_its_path() {
     let mut fixture = on_wifi();
     fixture.network.portals.lock().unwrap().push("wlan0".into());
-    let failed = [(key(&wifi()), Condition::Failed), (key(&lte()), Condition::Failed)];
-    fixture.paths.look_for_portals(failed.into_iter());
-    assert_eq!(fixture.paths.portal_found().await, (key(&wifi()), "wlan0".into()));
-    let further = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
-    assert!(further.is_err(), "{further:?}");
+    fixture.is(&wifi(), Condition::Failed);
+    fixture.is(&lte(), Condition::Failed);
+    let found = fixture.answered().await;
+    assert!(matches!(found, Some(Event::Portal(path)) if path == key(&wifi())), "{found:?}");
+    assert!(fixture.answered().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_portal_answer_for_a_removed_path_is_ignored() {
     let mut fixture = on_wifi();
     fixture.network.portals.lock().unwrap().push("wwan0".into());
-    fixture.paths.look_for_portals([(key(&lte()), Condition::Failed)].into_iter());
+    fixture.is(&lte(), Condition::Failed);
     fixture.update(&[wifi()]);
-    let found = tokio::time::timeout(LIMIT, fixture.paths.portal_found()).await;
-    assert!(found.is_err(), "{found:?}");
+    assert!(fixture.answered().await.is_none());
+}
+
+fn behind(router: u8, candidate: Candidate) -> Candidate {
+    Candidate { router: Some([10, 0, 0, router].into()), ..candidate }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_is_asked_about_once_for_all_paths_through_it() {
+    let mut fixture = on_wifi();
+    let wifi = behind(1, wifi());
+    let renewed = Candidate { source: [10, 0, 0, 3].into(), ..wifi.clone() };
+    let links = [wifi.clone(), renewed.clone(), behind(1, lte())];
+    fixture.update(&links);
+    fixture.network.machines.lock().unwrap().push_back(Ok(Some([2, 0, 0, 0, 0, 1])));
+    for path in [&links[0], &links[1], &links[0]] {
+        fixture.works(path);
+    }
+    let found = fixture.answered().await;
+    let [address, hardware] = ["10.0.0.1", "[2, 0, 0, 0, 0, 1]"];
+    let expected = format!("Router {{ link: 1, address: {address}, hardware: {hardware} }}");
+    assert_eq!(found.map(|it| format!("{it:?}")), Some(expected));
+    fixture.works(&links[2]);
+    let_run().await;
+    let address = address.parse().unwrap();
+    let asked = || fixture.network.asked_routers.lock().unwrap().clone();
+    assert_eq!(asked(), [(1, address), (2, address)]);
+    assert!(fixture.paths.routers.of(1, wifi.router).hardware.is_some());
+    // No path leads there for a moment.
+    fixture.update(&[lte()]);
+    assert_eq!(fixture.paths.routers.of(1, wifi.router).hardware, None);
+    fixture.update(&links);
+    fixture.works(&wifi);
+    let_run().await;
+    assert_eq!(fixture.network.asked_routers.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_is_asked_about_again_only_if_the_question_failed() {
+    let error = || Err(NetworkError("netlink".into()));
+    for (answer, questions) in [(error(), 2), (Ok(None), 1), (Ok(Some([2; 6])), 1)] {
+        let mut fixture = on_wifi();
+        let wifi = behind(1, wifi());
+        fixture.update(std::slice::from_ref(&wifi));
+        fixture.network.machines.lock().unwrap().push_back(answer);
+        for _ in 0..2 {
+            fixture.works(&wifi);
+            let _ = fixture.answered().await;
+        }
+        assert_eq!(fixture.network.asked_routers.lock().unwrap().len(), questions);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_is_not_known_by_the_address_of_its_router_where_that_is_another_machine() {
+    for (machine, expected) in [(1, Some(KNOWN)), (2, None)] {
+        let mut fixture = on_wifi();
+        let wifi = behind(1, wifi());
+        fixture.update(&[wifi.clone(), lte()]);
+        for last in [1, machine] {
+            let hardware = Ok(Some([2, 0, 0, 0, 0, last]));
+            fixture.network.machines.lock().unwrap().push_back(hardware);
+        }
+        fixture.works(&wifi);
+        assert!(fixture.answered().await.is_some());
+        assert!(fixture.switch(&lte()).is_some());
+        fixture.update(&[lte()]);
+        fixture.update(&[wifi.clone(), lte()]);
+        fixture.works(&wifi);
+        assert!(fixture.answered().await.is_some());
+        assert_eq!(fixture.switch(&wifi).expect("a socket").memory, expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -140,12 +140,12 @@ fn behind(router: Option<u8>) -> impl FnOnce(&mut Link) {
 async fn a_network_to_which_the_link_returns_is_known_as_it_was_and_another_one_is_not() {
     let tunnel = measured().await;
     let congestion = || tunnel.client.servers.all()[0].congestion.clone();
-    let known = congestion().known();
-    for (router, expected) in [(Some(9), None), (None, known), (Some(9), None), (None, known)] {
+    for router in [Some(9), None, Some(9), None] {
         tunnel.world.change(WIFI, behind(router));
         tunnel.after(5).await;
         assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
-        assert_eq!((congestion().known(), congestion().remembered()), (None, expected));
+        assert_eq!(congestion().known(), None, "nothing is sent");
+        assert_eq!(congestion().remembered().is_some(), router.is_none(), "{router:?}");
     }
 }
 
@@ -181,6 +181,29 @@ async fn small_packets_that_are_lost_as_the_network_becomes_another_one_are_sent
     let resumed = tunnel.after(1).await.traffic.resumed_packets;
     assert!(resumed >= 5, "{resumed}");
     assert_eq!(moves(&tunnel), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_is_not_taken_for_a_bad_one_whose_router_had_the_same_address() {
+    for (machine, expected) in [(0, "loses "), (9, "failed lately, ")] {
+        let tunnel = Tunnel::connected().await;
+        let change = |change: fn(&mut Link)| tunnel.world.change(WIFI, change);
+        change(|it| it.router = Some([192, 168, 1, 1].into()));
+        tunnel.after(1).await;
+        change(|it| it.loss = 0.3);
+        for _ in 0..500 {
+            tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+            time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(tunnel.states(), ["wifi0 Standby", "lte0 Active"]);
+        change(|it| it.up = false);
+        tunnel.after(1).await;
+        tunnel.world.change(WIFI, |it| {
+            (it.up, it.loss, it.hardware[5]) = (true, 0.0, machine);
+        });
+        let paths = tunnel.after(1).await.paths;
+        assert!(paths[WIFI].why.starts_with(expected), "{machine}: {paths:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,10 @@
 //! What the manager is told, and what it wants done.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use crate::{
     config::Paths,
-    link::candidate::Candidate,
+    link::{candidate::Candidate, neighbour::Hardware},
     path::{
         PathKey, Reason,
         quality::{Burst, Sample, Symptoms},
@@ -50,6 +50,9 @@ pub(crate) enum Event {
     SendFailed(PathKey),
     /// A captive portal seems to answer on this path, which failed.
     Portal(PathKey),
+    /// The router at this address of a link has this hardware address, which tells networks apart whose routers have one
+    /// address.
+    Router { link: u32, address: IpAddr, hardware: Hardware },
     /// The machine was suspended or this process was stopped: the state of every path is unknown.
     Woke,
     /// The user chose a link, or with `None` cancelled the choice.

@@ -128,6 +128,15 @@ impl Quality {
         (self.left, self.pause, self.next) = (Some(left), pause, next);
     }
 
+    /// That is of another network. A burst that is under way is not.
+    pub(super) fn disown(&mut self) {
+        if self.is_recalled {
+            self.find(None);
+            (self.clean_since, self.left) = (None, None);
+            (self.pause, self.next) = (Duration::ZERO, None);
+        }
+    }
+
     /// The fault with which this standby, beside the active path on one link or not, is judged at present: what must be over
     /// before it is used again, and what it costs. None if its bursts alone tell.
     pub(super) fn charge(&self, is_beside: bool) -> Option<Fault> {

@@ -8,30 +8,42 @@ use std::{
 
 use super::{
     quality::Kept,
-    state::{Failures, Path},
+    state::{Failures, Path, Recalled},
 };
 use crate::{
-    link::candidate::{Candidate, Transport},
+    link::{
+        candidate::{Candidate, Transport},
+        router::Router,
+    },
     path::{PathKey, rank::LinkFacts},
 };
 
 /// A verdict counts for so long after the path is gone.
 const MEMORY: Duration = Duration::from_secs(600);
+/// So many are kept at most. A network may name another router again and again.
+const MOST: usize = 64;
 
 /// A way through a network to a server, whatever our address there: a lease that is renewed or a privacy address (RFC 8981)
 /// changes nothing of how good it is. Another router is another network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
     link: String,
-    router: Option<IpAddr>,
+    router: Router,
     server: SocketAddr,
     transport: Transport,
 }
 
 impl Way {
-    fn of(key: PathKey, Path { link, router, .. }: &Path) -> Self {
+    fn of(key: PathKey, path: &Path, router: Router) -> Self {
         let PathKey { server, transport, .. } = key;
-        Self { link: link.clone(), router: *router, server, transport }
+        Self { link: path.link.clone(), router, server, transport }
+    }
+
+    /// Whether both may be one way.
+    fn may_be(&self, other: &Self) -> bool {
+        let Self { link, router, server, transport } = other;
+        self.router.may_be(*router)
+            && (&self.link, self.server, self.transport) == (link, *server, *transport)
     }
 }
 
@@ -51,26 +63,43 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The connection over this path, or `is_gone` with its link or address, is over.
-    pub(super) fn keep(&mut self, key: PathKey, path: Path, is_gone: bool, now: Instant) {
+    /// The connection over this path through this router, or `is_gone` with its link or address, is over.
+    pub(super) fn keep(
+        &mut self,
+        key: PathKey,
+        path: &Path,
+        router: Router,
+        is_gone: bool,
+        now: Instant,
+    ) {
+        self.keep_verdict(key, path, router, now);
         let mut failures = path.failures;
-        self.keep_verdict(key, &path, now);
         if is_gone {
             failures.add(now);
         }
         self.failures.insert(key, failures);
     }
 
-    /// This path is over, or its network is another. A verdict that was recalled and that nothing has confirmed counts for as
-    /// long as it did.
-    pub(super) fn keep_verdict(&mut self, key: PathKey, path: &Path, now: Instant) {
-        let way = Way::of(key, path);
-        if path.is_good(now) {
-            self.verdicts.remove(&way);
-        } else if let Some(kept) = path.quality.kept(now) {
-            let verdict = Verdict { kept, failures: path.failures, until: now + MEMORY };
-            self.verdicts.insert(way, verdict);
+    /// This path is over, or its network, that of this router, is another. A verdict that was recalled and that nothing has
+    /// confirmed counts for as long as it did.
+    pub(super) fn keep_verdict(&mut self, key: PathKey, path: &Path, router: Router, now: Instant) {
+        let (way, kept) = (Way::of(key, path, router), path.quality.kept(now));
+        if kept.is_none() && !path.is_good(now) {
+            return;
         }
+        self.verdicts.remove(&way);
+        // It was found before the hardware address was known.
+        let router = Router { hardware: None, ..router };
+        self.verdicts.remove(&Way { router, ..way.clone() });
+        let Some(kept) = kept else { return };
+        if self.verdicts.len() >= MOST
+            && let Some((oldest, _)) = self.verdicts.iter().min_by_key(|(_, it)| it.until)
+        {
+            let oldest = oldest.clone();
+            self.verdicts.remove(&oldest);
+        }
+        let verdict = Verdict { kept, failures: path.failures, until: now + MEMORY };
+        self.verdicts.insert(way, verdict);
     }
 
     /// Forgets what is too old.
@@ -79,16 +108,33 @@ impl Record {
         self.verdicts.retain(|_, verdict| now < verdict.until);
     }
 
-    /// A path with what is remembered of it. A verdict stays, for when the network is another one for a moment.
-    pub(super) fn recall(&mut self, candidate: Candidate, facts: LinkFacts) -> Path {
+    /// A path through this router with what is remembered of it.
+    pub(super) fn recall(
+        &mut self,
+        candidate: Candidate,
+        facts: LinkFacts,
+        router: Router,
+    ) -> Path {
         let key = PathKey::from(&candidate);
         let failures = self.failures.remove(&key);
         let mut path = Path::new(candidate, facts, failures.unwrap_or_default());
-        if let Some(Verdict { kept, failures: before, .. }) = self.verdicts.get(&Way::of(key, &path)) {
-            path.quality.recall(*kept);
-            path.failures = failures.unwrap_or(*before);
-        }
+        self.recall_verdict(key, &mut path, router);
         path
+    }
+
+    /// Recalls the newest verdict on a network that looks like this path's. It stays here, for when the network is another one
+    /// for a moment.
+    pub(super) fn recall_verdict(&self, key: PathKey, path: &mut Path, router: Router) {
+        let way = Way::of(key, path, router);
+        let alike = self.verdicts.iter().filter(|(it, _)| it.may_be(&way));
+        if let Some((Way { router, .. }, verdict)) = alike.max_by_key(|(_, it)| it.until) {
+            let Verdict { kept, failures, .. } = *verdict;
+            path.quality.recall(kept);
+            // Those of the path itself tell more.
+            let failures = (path.failures == Failures::default()).then_some(failures);
+            path.failures = failures.unwrap_or(path.failures);
+            path.recalled = Some(Recalled { router: *router, failures });
+        }
     }
 
     /// Whether a path over this candidate failed a moment ago, or works badly as far as is known, if these are the `routers` of
@@ -101,7 +147,8 @@ impl Record {
     ) -> bool {
         let failures = self.failures.get(&PathKey::from(candidate));
         // What is wrong is mostly the link's, whichever server is asked. IPv4 and IPv6 have routers of their own.
-        let is_near = |way: &Way| way.link == candidate.link && routers.contains(&way.router);
+        let is_near =
+            |way: &Way| way.link == candidate.link && routers.contains(&way.router.address);
         failures.is_some_and(|failures| failures.are_recent(now))
             || self.verdicts.iter().any(|(way, verdict)| is_near(way) && now < verdict.until)
     }

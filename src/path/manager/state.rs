@@ -7,7 +7,7 @@ use std::{
 
 use super::quality::Quality;
 use crate::{
-    link::candidate::Candidate,
+    link::{candidate::Candidate, router::Router},
     path::rank::{LinkFacts, Place},
 };
 
@@ -70,6 +70,16 @@ pub(super) struct Path {
     pub(super) state: State,
     pub(super) failures: Failures,
     pub(super) quality: Quality,
+    pub(super) recalled: Option<Recalled>,
+}
+
+/// Whence the verdict comes that was recalled of a path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recalled {
+    /// The router of its network, which looked like that of the path.
+    pub(super) router: Router,
+    /// The failures that it brought along, if the path itself had none.
+    pub(super) failures: Option<Failures>,
 }
 
 /// The number of failures of a path that count, and the time of the last one.
@@ -92,6 +102,17 @@ impl Path {
             state: State::Waiting,
             failures,
             quality: Quality::default(),
+            recalled: None,
+        }
+    }
+
+    /// What was recalled is of another network than its own, which keeps what it showed itself.
+    pub(super) fn disown(&mut self) {
+        if let Some(Recalled { failures, .. }) = self.recalled.take() {
+            self.quality.disown();
+            if failures == Some(self.failures) {
+                self.failures = Failures::default();
+            }
         }
     }
 

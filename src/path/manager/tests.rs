@@ -677,8 +677,13 @@ fn event() -> impl Strategy<Value = Event> {
     let path = (0u32..4).prop_map(key);
     let rtt = (1u32..500).prop_map(|ms| ms * MS);
     prop_oneof![
-        3 => proptest::collection::btree_set((0u32..4, 0u32..3), 0..4)
-            .prop_map(|links| candidates(&links.into_iter().collect::<Vec<_>>())),
+        3 => proptest::collection::btree_map(0u32..4, (0u32..3, 0u8..2), 0..4).prop_map(|links| {
+            let of = |(link, (metric, router)): (u32, (u32, u8))| {
+                let (candidate, facts) = found(&[(link, metric)]).remove(0);
+                (Candidate { router: Some([10, 0, 0, router].into()), ..candidate }, facts)
+            };
+            Event::Candidates(links.into_iter().map(of).collect())
+        }),
         2 => path.clone().prop_map(Event::Connected),
         2 => (path.clone(), rtt.clone()).prop_map(|(path, rtt)| Event::Measured(path, rtt)),
         1 => Just(Event::Disconnected),
@@ -702,6 +707,11 @@ fn event() -> impl Strategy<Value = Event> {
             Event::Sampled(path, (answered > 0).then_some(sample))
         }),
         1 => path.prop_map(Event::Portal),
+        1 => (0u32..4, 0u8..2, 0u8..2).prop_map(|(link, router, machine)| Event::Router {
+            link,
+            address: [10, 0, 0, router].into(),
+            hardware: [2, 0, 0, 0, 0, machine],
+        }),
         1 => Just(Event::Woke),
         1 => prop_oneof![
             Just(Event::Choose(None)),

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -128,6 +128,14 @@ impl Network for KernelNetwork {
 
     fn hardware<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
         Box::pin(neighbour::own(&self.kernel.netlink, candidate.index))
+    }
+
+    fn router(
+        &self,
+        link: u32,
+        address: IpAddr,
+    ) -> BoxFuture<'_, Result<Option<Hardware>, NetworkError>> {
+        Box::pin(async move { Ok(neighbour::on(&self.kernel.netlink, link, address).await?) })
     }
 
     fn unusable<'a>(

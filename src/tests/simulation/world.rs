@@ -120,6 +120,8 @@ pub(crate) struct Link {
     pub(crate) public: IpAddr,
     /// The first router on the way to the server.
     pub(crate) router: Option<IpAddr>,
+    /// That router's hardware address.
+    pub(crate) hardware: Hardware,
     /// The server's home address, if the link's network has it: then none of its others is reached there.
     pub(crate) home: Option<SocketAddr>,
     pub(crate) metric: u32,
@@ -218,6 +220,7 @@ impl Link {
             local: local.parse().unwrap(),
             public: public.parse().unwrap(),
             router: None,
+            hardware: [2, 0, 0, 0, 1, 0],
             home: None,
             metric,
             up: true,
@@ -586,6 +589,16 @@ impl Network for World {
     fn hardware<'a>(&'a self, candidate: &'a Candidate) -> BoxFuture<'a, Option<Hardware>> {
         let last = candidate.index as u8;
         Box::pin(std::future::ready(Some([2, 0, 0, 0, 0, last])))
+    }
+
+    fn router(
+        &self,
+        link: u32,
+        address: IpAddr,
+    ) -> BoxFuture<'_, Result<Option<Hardware>, NetworkError>> {
+        let link = &self.lock().links[link as usize];
+        let found = (link.router == Some(address)).then_some(link.hardware);
+        Box::pin(std::future::ready(Ok(found)))
     }
 
     fn bind(&self, candidate: &Candidate, _: Purpose) -> io::Result<Arc<dyn AsyncUdpSocket>> {

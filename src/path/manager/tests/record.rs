@@ -188,6 +188,99 @@ fn a_verdict_that_nothing_confirms_counts_no_longer_than_at_first() {
     }
 }
 
+/// The routers of a café and at home have one address.
+const CAFE: u8 = 1;
+const HOME: u8 = 2;
+
+/// Wifi leads through this machine.
+fn is_at(fixture: &mut Fixture, machine: u8) -> Vec<Action> {
+    let (address, hardware) = ([10, 0, 1, 1].into(), [2, 0, 0, 0, 0, machine]);
+    fixture.tell(Event::Router { link: 1, address, hardware })
+}
+
+/// The café's wifi was left for lte, since it lost packets. Wifi is back, nobody knows where.
+fn somewhere() -> Fixture {
+    let mut fixture = nothing();
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    let _ = fixture.tell(Event::Connected(key(1)));
+    let _ = is_at(&mut fixture, CAFE);
+    let _ = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    let _ = fixture.tell(candidates(&[LTE]));
+    let _ = fixture.wait(SECOND);
+    return_to_wifi(&mut fixture);
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)), "it looks alike");
+    fixture
+}
+
+fn return_to_wifi(fixture: &mut Fixture) {
+    let _ = fixture.tell(Event::Candidates(at(2, 1)));
+    let _ = fixture.tell(Event::Answered(key(1), Some(10 * MS)));
+    assert_eq!(fixture.manager.active(), Some(key(2)));
+}
+
+#[test]
+fn what_was_found_of_a_network_does_not_count_where_the_router_is_another_machine() {
+    for (machine, expected) in [(CAFE, Some(Fault::Lossy(29))), (HOME, None)] {
+        let mut fixture = somewhere();
+        let _ = is_at(&mut fixture, machine);
+        assert_eq!(fixture.manager.fault(key(1)), expected);
+        let actions = fixture.wait(3 * SHORTEST_DWELL);
+        let switch = Action::Switch(key(1), Reason::Preferred);
+        assert_eq!(actions.contains(&switch), expected.is_none(), "{actions:?}");
+    }
+}
+
+#[test]
+fn what_was_found_of_a_network_is_known_there_after_a_visit_to_another_one_that_looks_alike() {
+    for (minutes, expected) in [(9, Some(Fault::Lossy(29))), (11, None)] {
+        let mut fixture = somewhere();
+        let _ = is_at(&mut fixture, HOME);
+        let _ = fixture.tell(candidates(&[LTE]));
+        fixture.now += minutes * 60 * SECOND;
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        let _ = is_at(&mut fixture, CAFE);
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{minutes} minutes");
+    }
+}
+
+#[test]
+fn two_bad_networks_that_look_alike_are_told_apart() {
+    let mut fixture = somewhere();
+    let _ = is_at(&mut fixture, HOME);
+    let _ = fixture.wait(3 * SHORTEST_DWELL);
+    assert_eq!(fixture.manager.active(), Some(key(1)));
+    let _ = feel(&mut fixture, lossy(0.1));
+    let _ = fixture.tell(Event::Sampled(key(2), sample(24, 50)));
+    let _ = fixture.tell(Event::Sampled(key(1), sample(17, 10)));
+    let _ = fixture.tell(candidates(&[LTE]));
+    for (machine, expected) in [(CAFE, Fault::Lossy(29)), (HOME, Fault::Lossy(16))] {
+        return_to_wifi(&mut fixture);
+        assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(16)), "the newest");
+        let _ = is_at(&mut fixture, machine);
+        assert_eq!(fixture.manager.fault(key(1)), Some(expected));
+        let _ = fixture.tell(candidates(&[LTE]));
+    }
+}
+
+#[test]
+fn what_a_network_showed_itself_stays_when_it_is_told_from_another_one() {
+    let mut fixture = somewhere();
+    let _ = is_at(&mut fixture, HOME);
+    assert_eq!(fixture.manager.fault(key(1)), None);
+    let path = &fixture.manager.paths[&key(1)];
+    assert!(path.quality.awaited().is_some(), "a burst is under way, and is so here");
+    assert_eq!(path.failures.count(fixture.now), 1, "the link was gone");
+
+    let mut fixture = somewhere();
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    let _ = is_at(&mut fixture, HOME);
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)), "it is no better");
+}
+
 /// A café's wifi was bad. At home its IPv6 is no worse for that.
 #[test]
 fn what_was_found_over_one_family_counts_for_the_other_one_in_the_same_network() {
