@@ -6,7 +6,7 @@
 mod memory;
 
 use std::{
-    collections::{BTreeMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::{Arc, Weak},
     time::{Duration, Instant},
@@ -38,6 +38,8 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
+/// From one question which machine a router is to the next: nobody says that a link got into a network that looks alike.
+const ROUTER_CHECK: Duration = Duration::from_secs(60);
 /// How long a socket stays open that was opened before its path is used.
 const PREPARED: Duration = Duration::from_secs(5);
 
@@ -49,9 +51,9 @@ pub(super) struct PathTable {
     network: Arc<dyn Network>,
     prober: Prober,
     routers: Routers,
-    /// The questions which machine a router is: one for each router of a link, as soon as a path has answered over it, for as
-    /// long as a path leads through it.
-    router_questions: BTreeMap<(u32, IpAddr), Arc<()>>,
+    /// The questions which machine a router is: one for each router of a link, as soon as a path has answered over it, and when
+    /// it was asked.
+    router_questions: BTreeMap<(u32, IpAddr), (Arc<()>, Instant)>,
     /// An answer counts for as long as its question is kept.
     asking: JoinSet<(Weak<()>, Answer)>,
 }
@@ -234,8 +236,12 @@ impl PathTable {
         }
     }
 
-    /// Closes what was opened for this path, after a grace period; nothing more is asked over it.
-    pub(super) fn leave(&mut self, key: PathKey, now: Instant) {
+    /// Closes what was opened for this path, after a grace period; nothing more is asked over it. If it is in use, it will be
+    /// remembered with `memory`.
+    pub(super) fn leave(&mut self, key: PathKey, memory: Option<Remembered>, now: Instant) {
+        if self.in_use() == Some(key) {
+            self.remember(key, memory, now);
+        }
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.probe = None;
             if entry.socket.is_some() {
@@ -257,9 +263,8 @@ impl PathTable {
         let from = self.in_use();
         let id = self.open(to, now)?;
         self.socket.switch(id);
-        if let Some((key, from)) = from.and_then(|from| Some((from, self.candidate(from)?))) {
-            let router = self.router(from);
-            self.memories.keep(key, router, memory, now);
+        if let Some(from) = from {
+            self.remember(from, memory, now);
         }
         let memory = self.memory(to, now);
         let new = self.entries.get_mut(&to)?;
@@ -272,6 +277,14 @@ impl PathTable {
         }
         let from = from.and_then(|from| self.candidate(from).cloned());
         Some(Departure { from, to: candidate, memory, unheard_since })
+    }
+
+    /// Remembers what the path in use delivered, unless that was done when it was left.
+    fn remember(&mut self, key: PathKey, memory: Option<Remembered>, now: Instant) {
+        if let Some(entry) = self.entries.get(&key).filter(|entry| entry.closing_at.is_none()) {
+            let router = self.router(&entry.candidate);
+            self.memories.keep(key, router, memory, now);
+        }
     }
 
     /// The socket of a path, opened if need be.
@@ -349,6 +362,7 @@ impl PathTable {
     pub(super) fn ask_networks(
         &mut self,
         paths: impl Iterator<Item = (PathKey, Condition, Option<Duration>)>,
+        now: Instant,
     ) {
         for (key, condition, rtt) in paths {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
@@ -366,18 +380,25 @@ impl PathTable {
                 | Condition::Probing
                 | Condition::Waiting => {}
             }
-            let router = entry.candidate.router.filter(|_| rtt.is_some());
-            if let Some(address) = router
-                && let Entry::Vacant(vacant) = self.router_questions.entry((key.link, address))
-            {
-                let question = Arc::downgrade(vacant.insert(Arc::default()));
+            let Some(address) = entry.candidate.router.filter(|_| rtt.is_some()) else { continue };
+            let of_router = (key.link, address);
+            let asked = self.router_questions.get(&of_router);
+            if asked.is_none_or(|(_, at)| *at + ROUTER_CHECK <= now) {
+                let question = Arc::default();
                 let (network, link) = (self.network.clone(), key.link);
+                let asked = Arc::downgrade(&question);
+                self.router_questions.insert(of_router, (question, now));
                 self.asking.spawn(async move {
                     let found = network.router(link, address).await;
-                    (question, Answer::Router(link, address, found))
+                    (asked, Answer::Router(link, address, found))
                 });
             }
         }
+    }
+
+    /// Routers may be other machines by now.
+    pub(super) fn ask_routers_again(&mut self) {
+        self.router_questions.clear();
     }
 
     /// Waits for the next answer that tells something. Cancel safe.

@@ -211,6 +211,7 @@ impl<'a> Roamer<'a> {
             if suspend.was_suspended() {
                 info!("woke up");
                 self.is_waking = true;
+                self.paths.ask_routers_again();
                 self.handle_event(Event::Woke);
                 // The network may have forgotten it, and TCP retransmits at doubling intervals.
                 self.reconnect(Duration::ZERO);
@@ -454,11 +455,13 @@ impl<'a> Roamer<'a> {
             }
             Action::Renew(key) => {
                 self.inquiries.end(key, OTHER_NETWORK);
-                self.forget(key);
                 self.paths.renew(key);
                 // A switch may follow, to the path that the manager calls active by now.
                 if self.paths.in_use() == Some(key) {
+                    self.paths.stop_asking(key);
                     self.go_on_elsewhere(key);
+                } else {
+                    self.forget(key);
                 }
             }
             Action::Switch(key, reason) => self.switch(key, reason),
@@ -470,7 +473,7 @@ impl<'a> Roamer<'a> {
         if self.manager.active() == Some(key) {
             self.paths.stop_asking(key);
         } else {
-            self.paths.leave(key, clock::now());
+            self.paths.leave(key, self.connection.remembered(), clock::now());
         }
     }
 
@@ -485,6 +488,10 @@ impl<'a> Roamer<'a> {
     /// The path in use leads into another network. What is in flight may be lost there.
     fn go_on_elsewhere(&mut self, key: PathKey) {
         let now = clock::now();
+        // The silence was that of the network before, unless that was left before it had answered at all.
+        if self.is_measured {
+            self.connection.expect_nothing(false);
+        }
         self.measure_anew();
         self.quality.begin(now);
         self.connection.moved(self.paths.memory(key, now), false);
@@ -544,7 +551,7 @@ impl<'a> Roamer<'a> {
     }
 
     fn show(&mut self, now: Instant) {
-        self.paths.ask_networks(self.manager.paths());
+        self.paths.ask_networks(self.manager.paths(), now);
         let (manager, paths) = (&*self.manager, &self.paths);
         let shown = manager.paths().filter_map(|(key, condition, rtt)| {
             let (portal, why) = (manager.is_behind_portal(key), manager.why(key, now));

@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, MutexGuard},
+    time::Duration,
 };
 
 use futures_util::{TryStream, TryStreamExt as _};
@@ -15,10 +16,13 @@ use crate::{
     task::{Task, entire},
 };
 
+/// A dump ends within milliseconds, unless its last message was lost because the socket's buffer was full.
+const DUMP: Duration = Duration::from_secs(2);
+
 /// An open netlink socket. It is closed when this is dropped; handles then fail.
 #[derive(Debug)]
 pub struct Netlink {
-    socket: Mutex<Socket>,
+    socket: Arc<Mutex<Socket>>,
     /// Held by the dump that is under way: the kernel makes one at a time for a socket, and refuses a second one.
     dumping: Arc<tokio::sync::Mutex<()>>,
 }
@@ -41,6 +45,14 @@ impl Socket {
         let (connection, handle, _messages) = opened?;
         Ok(Self { handle, connection: Task::spawn("netlink", connection), strict })
     }
+
+    /// Opens another one in its place.
+    fn renew(&mut self) {
+        match Self::open(self.strict) {
+            Ok(open) => *self = open,
+            Err(error) => warn!(%error, "cannot open another netlink socket"),
+        }
+    }
 }
 
 impl Netlink {
@@ -55,7 +67,7 @@ impl Netlink {
     }
 
     fn with(socket: Socket) -> Self {
-        Self { socket: Mutex::new(socket), dumping: Arc::default() }
+        Self { socket: Arc::new(Mutex::new(socket)), dumping: Arc::default() }
     }
 
     /// Makes requests. The task ends at a message that it cannot read; then this opens another socket.
@@ -63,15 +75,13 @@ impl Netlink {
     pub fn handle(&self) -> Handle {
         let mut socket = self.socket();
         if socket.connection.is_finished() {
-            match Socket::open(socket.strict) {
-                Ok(open) => *socket = open,
-                Err(error) => warn!(%error, "cannot open another netlink socket"),
-            }
+            socket.renew();
         }
         socket.handle.clone()
     }
 
-    /// Makes a dump, after those that others make. The kernel goes on with it although nobody waits for it any more.
+    /// Makes a dump, after those that others make. The kernel goes on with it although nobody waits for it any more. One that
+    /// does not end fails, and the socket is opened anew.
     pub(crate) async fn dump<S>(
         &self,
         request: impl FnOnce(Handle) -> S,
@@ -80,10 +90,13 @@ impl Netlink {
         S: TryStream<Ok: Send, Error = rtnetlink::Error> + Send + 'static,
     {
         let turn = self.dumping.clone().lock_owned().await;
-        let dump = request(self.handle()).try_collect();
+        let (dump, socket) = (request(self.handle()).try_collect(), self.socket.clone());
         entire(async move {
             let _turn = turn;
-            dump.await
+            tokio::time::timeout(DUMP, dump).await.unwrap_or_else(|_| {
+                socket.lock().renew();
+                Err(rtnetlink::Error::RequestFailed)
+            })
         })
         .await
     }
@@ -115,7 +128,7 @@ pub(crate) fn unless(
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt as _;
+    use futures_util::{FutureExt as _, stream};
 
     use super::*;
 
@@ -131,6 +144,18 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(ask(&netlink).await, "the first question after the end");
         assert!(ask(&netlink).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dump_that_does_not_end_fails_and_the_next_one_is_made_on_another_socket() {
+        let netlink = Netlink::open().unwrap();
+        let endless = netlink.dump(|_| stream::pending::<Result<(), rtnetlink::Error>>());
+        let begun = tokio::time::Instant::now();
+        assert!(endless.await.is_err());
+        assert_eq!(begun.elapsed(), DUMP);
+        tokio::time::resume();
+        let links = netlink.dump(|handle| handle.link().get().execute()).await;
+        assert!(links.is_ok_and(|it| !it.is_empty()));
     }
 
     #[tokio::test]

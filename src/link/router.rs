@@ -1,8 +1,13 @@
 //! The first router on the way of a path: it tells the networks apart that one link gets into.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use super::neighbour::Hardware;
+
+/// What is found out of the network behind a router is remembered for so long: other people use the network, too.
+pub(crate) const MEMORY: Duration = Duration::from_secs(600);
+/// So much of it is remembered at most. A link may name another router again and again.
+pub(crate) const MOST: usize = 64;
 
 /// A router, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

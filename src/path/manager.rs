@@ -29,6 +29,7 @@ mod debts;
 mod dialing;
 mod doubt;
 mod event;
+mod found;
 mod inspection;
 mod preference;
 mod probing;
@@ -39,7 +40,7 @@ mod why;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -54,8 +55,8 @@ pub(crate) use self::{
     event::{Action, Choice, Event, METERED_CHECK, Settings},
     probing::HEAD_START,
 };
-use super::{Condition, PathKey, Reason, rank::LinkFacts};
-use crate::link::{candidate::Candidate, neighbour::Hardware, router::Routers};
+use super::{Condition, PathKey, Reason};
+use crate::link::router::Routers;
 
 #[derive(Clone, Copy, Debug)]
 struct Active {
@@ -237,69 +238,6 @@ impl Manager {
         self.active() == Some(key)
     }
 
-    fn update(
-        &mut self,
-        found: Vec<(Candidate, LinkFacts)>,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        let is_found =
-            |key: &PathKey| found.iter().any(|(candidate, _)| PathKey::from(candidate) == *key);
-        let gone: Vec<_> = self.paths.keys().filter(|key| !is_found(key)).copied().collect();
-        for key in gone {
-            if let Some(path) = self.paths.remove(&key) {
-                if self.active.take_if(|active| active.key == key).is_some() {
-                    self.end_choice(&path.link);
-                }
-                let router = self.routers.of(key.link, path.router);
-                self.dialing.record.keep(key, &path, router, true, now);
-            }
-            actions.push(Action::Forget(key));
-        }
-        self.dialing.record.expire(now);
-        for (candidate, facts) in found {
-            let (key, record) = (PathKey::from(&candidate), &mut self.dialing.record);
-            let known = self.paths.get_mut(&key);
-            if let Some(path) = known.filter(|path| path.router == candidate.router) {
-                path.facts = facts;
-                continue;
-            }
-            // Behind another router is another network.
-            if let Some(path) = self.paths.remove(&key) {
-                record.keep_verdict(key, &path, self.routers.of(key.link, path.router), now);
-                actions.push(Action::Renew(key));
-            }
-            let router = self.routers.of(key.link, candidate.router);
-            let mut path = record.recall(candidate, facts, router);
-            if self.active.is_some_and(|active| active.key == key) {
-                path.begin(now);
-            }
-            self.paths.insert(key, path);
-        }
-        let paths = &self.paths;
-        self.routers.retain(|link, address| {
-            paths.iter().any(|(key, it)| (key.link, it.router) == (link, Some(address)))
-        });
-    }
-
-    /// The router at this address of a link has this hardware address. From its paths it drops what was recalled of a network
-    /// whose router has another one, and recalls what was found of theirs.
-    fn identify(&mut self, link: u32, address: IpAddr, hardware: Hardware) {
-        self.routers.learn(link, address, hardware);
-        let router = self.routers.of(link, Some(address));
-        let active = self.active();
-        for (key, path) in &mut self.paths {
-            let is_behind = key.link == link && path.router == Some(address);
-            if !is_behind || path.recalled.is_none_or(|it| it.router.may_be(router)) {
-                continue;
-            }
-            path.disown();
-            if active != Some(*key) && path.quality.fault.is_none() {
-                self.dialing.record.recall_verdict(*key, path, router);
-            }
-        }
-    }
-
     fn connect(&mut self, key: PathKey, now: Instant, actions: &mut Vec<Action>) {
         self.connected = true;
         self.homes = BTreeSet::from([key.server]);
@@ -317,12 +255,12 @@ impl Manager {
     }
 
     fn disconnect(&mut self, now: Instant) {
+        for (key, path) in std::mem::take(&mut self.paths) {
+            let ended = self.ended(key, &path);
+            self.dialing.record.keep(&ended, false, now);
+        }
         self.connected = false;
         self.active = None;
-        for (key, path) in std::mem::take(&mut self.paths) {
-            let router = self.routers.of(key.link, path.router);
-            self.dialing.record.keep(key, &path, router, false, now);
-        }
         self.routers = Routers::default();
     }
 

@@ -1,6 +1,5 @@
 //! This host's links, as the kernel lists them (rtnetlink(7)): sysfs may show those of another namespace.
 
-use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 use crate::link::netlink::Netlink;
@@ -18,8 +17,8 @@ pub(super) struct Link {
 
 /// All links.
 pub(super) async fn all(netlink: &Netlink) -> Result<Vec<Link>, rtnetlink::Error> {
-    let links = netlink.handle().link().get().execute();
-    links.map_ok(|message| link(&message)).try_collect().await
+    let links = netlink.dump(|handle| handle.link().get().execute()).await?;
+    Ok(links.iter().map(link).collect())
 }
 
 fn link(message: &LinkMessage) -> Link {

@@ -1,16 +1,12 @@
 //! What paths were like when they were left, each in its network.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
+use std::{collections::VecDeque, time::Instant};
+
+use crate::{
+    link::router::{MEMORY, MOST, Router},
+    path::PathKey,
+    quic::congestion::Remembered,
 };
-
-use crate::{link::router::Router, path::PathKey, quic::congestion::Remembered};
-
-/// A path is remembered for so long: other people use the network, too.
-pub(super) const MEMORY: Duration = Duration::from_secs(600);
-/// So many are remembered at most. A network may name another router again and again.
-const MOST: usize = 64;
 
 /// See the module's documentation. The newest is the last.
 #[derive(Debug, Default)]
@@ -35,7 +31,9 @@ impl Memories {
         now: Instant,
     ) {
         let Some(remembered) = remembered else { return };
-        self.0.retain(|it| (it.path, it.router) != (path, router));
+        // It may have been found before the hardware address was known.
+        let unknown = Router { hardware: None, ..router };
+        self.0.retain(|it| it.path != path || ![router, unknown].contains(&it.router));
         if self.0.len() == MOST {
             self.0.pop_front();
         }
@@ -45,13 +43,16 @@ impl Memories {
     /// What is remembered of a path through this router.
     pub(super) fn of(&self, path: PathKey, router: Router, now: Instant) -> Option<Remembered> {
         let is_it = |it: &&Memory| it.path == path && it.router.may_be(router);
-        let memory = self.0.iter().rev().find(is_it)?;
+        let alike = || self.0.iter().rev().filter(is_it);
+        let memory = alike().find(|it| it.router == router).or_else(|| alike().next())?;
         (now < memory.left_at + MEMORY).then_some(memory.remembered)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::client::tests::candidate;
 

@@ -3,10 +3,11 @@ use std::io;
 use quinn::AsyncUdpSocket as _;
 use tokio::sync::mpsc;
 
-use super::{memory::MEMORY, *};
+use super::*;
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
+    link::router::MEMORY,
     path::{
         cut::Cut,
         handshake::Handshake,
@@ -77,13 +78,13 @@ impl Fixture {
 
     /// This path is in this condition.
     fn is(&mut self, candidate: &Candidate, condition: Condition) {
-        self.paths.ask_networks([(key(candidate), condition, None)].into_iter());
+        self.paths.ask_networks([(key(candidate), condition, None)].into_iter(), self.now);
     }
 
     /// This path has answered.
     fn works(&mut self, candidate: &Candidate) {
         let path = (key(candidate), Condition::Standby, Some(20 * MS));
-        self.paths.ask_networks([path].into_iter());
+        self.paths.ask_networks([path].into_iter(), self.now);
     }
 
     /// What is found out in a while.
@@ -165,7 +166,7 @@ async fn a_path_that_is_left_twice_is_closed_after_the_first_grace_period() {
     let mut fixture = on_wifi();
     assert!(fixture.switch(&lte()).is_some());
     fixture.wait(GRACE / 2, &lte());
-    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.paths.leave(key(&wifi()), None, fixture.now);
     fixture.wait(GRACE / 2, &lte());
     assert!(!fixture.is_open(&wifi()));
 }
@@ -173,7 +174,7 @@ async fn a_path_that_is_left_twice_is_closed_after_the_first_grace_period() {
 #[tokio::test(start_paused = true)]
 async fn the_active_path_is_never_closed() {
     let mut fixture = on_wifi();
-    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.paths.leave(key(&wifi()), None, fixture.now);
     fixture.wait(GRACE, &wifi());
     assert!(fixture.is_open(&wifi()) && !fixture.paths.is_draining());
 }
@@ -295,7 +296,7 @@ async fn an_active_path_whose_socket_was_closed_is_nowhere_to_be_left_from() {
     let mut fixture = on_wifi();
     fixture.hear_on_wifi();
     assert_eq!(fixture.paths.heard_on(key(&wifi())), Some(clock_now()));
-    fixture.paths.leave(key(&wifi()), fixture.now);
+    fixture.paths.leave(key(&wifi()), None, fixture.now);
     fixture.now += GRACE;
     fixture.paths.close_old(None, fixture.now);
     assert_eq!(fixture.socket.active(), None);
@@ -329,7 +330,7 @@ async fn a_path_is_probed_until_it_is_abandoned() {
     fixture.paths.hurry();
     let_run().await;
     assert_eq!(fixture.probe_sockets("wwan0"), 2, "a further handshake");
-    fixture.paths.leave(key(&lte()), fixture.now);
+    fixture.paths.leave(key(&lte()), None, fixture.now);
     tokio::time::sleep(LIMIT).await;
     assert_eq!(fixture.probe_sockets("wwan0"), 0);
     assert!(!fixture.paths.is_draining(), "nothing of its own was open");
@@ -353,7 +354,7 @@ async fn an_unknown_path_is_neither_probed_nor_used() {
     let mut fixture = on_wifi();
     let strange = candidate("eth0", 7);
     fixture.paths.ask(key(&strange), LIMIT);
-    fixture.paths.leave(key(&strange), fixture.now);
+    fixture.paths.leave(key(&strange), None, fixture.now);
     assert_eq!(fixture.switch(&strange), None);
     let_run().await;
     assert_eq!(fixture.probe_sockets("eth0"), 0);
@@ -429,7 +430,7 @@ async fn a_router_is_asked_about_once_for_all_paths_through_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_router_is_asked_about_again_only_if_the_question_failed() {
+async fn a_router_is_asked_about_again_if_the_question_failed_after_a_minute_and_after_sleep() {
     let error = || Err(NetworkError("netlink".into()));
     for (answer, questions) in [(error(), 2), (Ok(None), 1), (Ok(Some([2; 6])), 1)] {
         let mut fixture = on_wifi();
@@ -440,7 +441,45 @@ async fn a_router_is_asked_about_again_only_if_the_question_failed() {
             fixture.works(&wifi);
             let _ = fixture.answered().await;
         }
-        assert_eq!(fixture.network.asked_routers.lock().unwrap().len(), questions);
+        let asked = |fixture: &Fixture| fixture.network.asked_routers.lock().unwrap().len();
+        assert_eq!(asked(&fixture), questions);
+        fixture.now += ROUTER_CHECK;
+        for _ in 0..2 {
+            fixture.works(&wifi);
+            let_run().await;
+        }
+        assert_eq!(asked(&fixture), questions + 1);
+        fixture.paths.ask_routers_again();
+        fixture.works(&wifi);
+        let_run().await;
+        assert_eq!(asked(&fixture), questions + 2);
+    }
+}
+
+/// No path is in use for a moment.
+#[tokio::test(start_paused = true)]
+async fn a_network_that_is_gone_is_known_by_the_machine_of_its_router() {
+    for (machine, after, expected) in
+        [(1, MS, Some(KNOWN)), (2, MS, None), (1, 2 * GRACE, Some(KNOWN)), (2, 2 * GRACE, None)]
+    {
+        let mut fixture = on_wifi();
+        let wifi = behind(1, wifi());
+        fixture.update(std::slice::from_ref(&wifi));
+        for last in [1, machine] {
+            let hardware = Ok(Some([2, 0, 0, 0, 0, last]));
+            fixture.network.machines.lock().unwrap().push_back(hardware);
+        }
+        fixture.works(&wifi);
+        assert!(fixture.answered().await.is_some());
+        fixture.paths.leave(key(&wifi), Some(KNOWN), fixture.now);
+        fixture.update(&[]);
+        fixture.wait(after, &lte());
+        fixture.update(&[wifi.clone(), lte()]);
+        assert!(fixture.paths.switch(key(&lte()), None, fixture.now).is_some());
+        fixture.works(&wifi);
+        assert!(fixture.answered().await.is_some());
+        let departure = fixture.paths.switch(key(&wifi), None, fixture.now);
+        assert_eq!(departure.expect("a socket").memory, expected, "{machine} after {after:?}");
     }
 }
 

@@ -183,6 +183,24 @@ async fn small_packets_that_are_lost_as_the_network_becomes_another_one_are_sent
     assert_eq!(moves(&tunnel), []);
 }
 
+/// The router was gone a moment before the route said so, and the way behind the next one is longer.
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_a_network_does_not_count_in_the_next_one() {
+    let tunnel = Tunnel::connected().await;
+    tunnel.world.change(WIFI, |it| it.hole = Hole::Everything);
+    for _ in 0..20 {
+        tunnel.client.queue.push(&mut vec![vec![0x45; 100].into()]);
+        time::sleep(Duration::from_millis(10)).await;
+    }
+    tunnel.world.change(WIFI, |it| {
+        (it.hole, it.delay) = (Hole::None, Duration::from_millis(120));
+        behind(Some(9))(it);
+    });
+    tunnel.after(10).await;
+    assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"]);
+    assert_eq!(moves(&tunnel), []);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_network_is_not_taken_for_a_bad_one_whose_router_had_the_same_address() {
     for (machine, expected) in [(0, "loses "), (9, "failed lately, ")] {

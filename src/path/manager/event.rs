@@ -81,8 +81,8 @@ pub(crate) enum Action {
     /// Stop probing this path, and close its sockets; what was asked before is not told any more. The active path keeps its
     /// sockets.
     Forget(PathKey),
-    /// The same, as the network of this path is another one: what the active path's packets showed is of the one before, too,
-    /// and the window begins anew, or as it was when this network was left.
+    /// The same, since this path leads into another network. If it is the active path, what its packets showed is of the network
+    /// before, and the window begins anew, or as it was when this network was left.
     Renew(PathKey),
     /// Make this path the active one.
     Switch(PathKey, Reason),

@@ -128,13 +128,15 @@ impl Quality {
         (self.left, self.pause, self.next) = (Some(left), pause, next);
     }
 
-    /// That is of another network. A burst that is under way is not.
-    pub(super) fn disown(&mut self) {
-        if self.is_recalled {
+    /// That is of another network; a burst that is under way is not. Returns whether it still counted.
+    pub(super) fn disown(&mut self) -> bool {
+        let is_recalled = self.is_recalled;
+        if is_recalled {
             self.find(None);
             (self.clean_since, self.left) = (None, None);
             (self.pause, self.next) = (Duration::ZERO, None);
         }
+        is_recalled
     }
 
     /// The fault with which this standby, beside the active path on one link or not, is judged at present: what must be over
@@ -174,7 +176,10 @@ impl Quality {
         self.unmeasured = unmeasured;
         let fault = match (symptoms.fault(self.floor), self.fault) {
             // Only a burst shows the end of losses.
-            (_, Some(Fault::Lossy(_))) => return,
+            (_, Some(Fault::Lossy(_))) => {
+                self.is_recalled &= !symptoms.is_lossy();
+                return;
+            }
             (Some(fault), _) => Some(fault),
             (None, Some(Fault::Slow { floor, .. })) => match symptoms.rtt {
                 Some(rtt) => (rtt >= fast_again(floor)).then_some(Fault::Slow { rtt, floor }),

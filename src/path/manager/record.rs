@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
@@ -13,15 +13,10 @@ use super::{
 use crate::{
     link::{
         candidate::{Candidate, Transport},
-        router::Router,
+        router::{MEMORY, MOST, Router},
     },
     path::{PathKey, rank::LinkFacts},
 };
-
-/// A verdict counts for so long after the path is gone.
-const MEMORY: Duration = Duration::from_secs(600);
-/// So many are kept at most. A network may name another router again and again.
-const MOST: usize = 64;
 
 /// A way through a network to a server, whatever our address there: a lease that is renewed or a privacy address (RFC 8981)
 /// changes nothing of how good it is. Another router is another network.
@@ -47,6 +42,23 @@ impl Way {
     }
 }
 
+/// A path that is over, or whose network is.
+#[derive(Debug)]
+pub(super) struct Ended<'a> {
+    pub(super) key: PathKey,
+    pub(super) path: &'a Path,
+    /// The router of that network.
+    pub(super) router: Router,
+    /// Whether it was the active path, and silent.
+    pub(super) is_doubted: bool,
+}
+
+impl Ended<'_> {
+    fn way(&self) -> Way {
+        Way::of(self.key, self.path, self.router)
+    }
+}
+
 /// What was found of a path that works badly.
 #[derive(Clone, Debug, PartialEq)]
 struct Verdict {
@@ -63,28 +75,22 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The connection over this path through this router, or `is_gone` with its link or address, is over.
-    pub(super) fn keep(
-        &mut self,
-        key: PathKey,
-        path: &Path,
-        router: Router,
-        is_gone: bool,
-        now: Instant,
-    ) {
-        self.keep_verdict(key, path, router, now);
-        let mut failures = path.failures;
+    /// The connection over this path, or `is_gone` with its link or address, is over.
+    pub(super) fn keep(&mut self, ended: &Ended<'_>, is_gone: bool, now: Instant) {
+        self.keep_verdict(ended, now);
+        let mut failures = ended.path.failures;
         if is_gone {
             failures.add(now);
         }
-        self.failures.insert(key, failures);
+        self.failures.insert(ended.key, failures);
     }
 
-    /// This path is over, or its network, that of this router, is another. A verdict that was recalled and that nothing has
-    /// confirmed counts for as long as it did.
-    pub(super) fn keep_verdict(&mut self, key: PathKey, path: &Path, router: Router, now: Instant) {
-        let (way, kept) = (Way::of(key, path, router), path.quality.kept(now));
-        if kept.is_none() && !path.is_good(now) {
+    /// Keeps what was found of the network of this path. A verdict that was recalled and that nothing has confirmed counts for
+    /// as long as it did.
+    pub(super) fn keep_verdict(&mut self, ended: &Ended<'_>, now: Instant) {
+        let Ended { path, router, is_doubted, .. } = *ended;
+        let (way, kept) = (ended.way(), path.quality.kept(now));
+        if kept.is_none() && (is_doubted || !path.is_good(now)) {
             return;
         }
         self.verdicts.remove(&way);
@@ -122,12 +128,13 @@ impl Record {
         path
     }
 
-    /// Recalls the newest verdict on a network that looks like this path's. It stays here, for when the network is another one
-    /// for a moment.
+    /// Recalls the verdict on this path's network, or the newest on one that looks like it. It stays here, for when the network
+    /// is another one for a moment.
     pub(super) fn recall_verdict(&self, key: PathKey, path: &mut Path, router: Router) {
         let way = Way::of(key, path, router);
         let alike = self.verdicts.iter().filter(|(it, _)| it.may_be(&way));
-        if let Some((Way { router, .. }, verdict)) = alike.max_by_key(|(_, it)| it.until) {
+        let newest = alike.max_by_key(|(it, verdict)| (**it == way, verdict.until));
+        if let Some((Way { router, .. }, verdict)) = newest {
             let Verdict { kept, failures, .. } = *verdict;
             path.quality.recall(kept);
             // Those of the path itself tell more.

@@ -106,14 +106,14 @@ impl Path {
         }
     }
 
-    /// What was recalled is of another network than its own, which keeps what it showed itself.
-    pub(super) fn disown(&mut self) {
-        if let Some(Recalled { failures, .. }) = self.recalled.take() {
-            self.quality.disown();
-            if failures == Some(self.failures) {
-                self.failures = Failures::default();
-            }
+    /// What was recalled is of another network than its own, which keeps what it showed itself. Returns whether a verdict was
+    /// dropped.
+    pub(super) fn disown(&mut self) -> bool {
+        let Some(Recalled { failures, .. }) = self.recalled.take() else { return false };
+        if failures == Some(self.failures) {
+            self.failures = Failures::default();
         }
+        self.quality.disown()
     }
 
     /// The connection goes over it from here on: its packets will tell what it is like.
@@ -123,11 +123,12 @@ impl Path {
         self.state = State::Standby { since: now, check: None };
     }
 
-    /// Whether it has worked for so long that what was remembered of it is over.
+    /// Whether it has answered and worked for so long that what was remembered of it is over.
     pub(super) fn is_good(&self, now: Instant) -> bool {
         let has_fault = self.quality.fault.or(self.quality.symptoms.suspicion()).is_some();
         let dwell = self.failures.dwell(now).max(SHORTEST_DWELL);
-        !has_fault && matches!(self.state, State::Standby { since, .. } if since + dwell <= now)
+        let works = matches!(self.state, State::Standby { since, .. } if since + dwell <= now);
+        works && self.rtt.is_some() && !has_fault
     }
 
     pub(super) fn is_at_home(&self) -> bool {

@@ -15,8 +15,11 @@ use super::{
     *,
 };
 use crate::{
-    link::candidate::Transport,
-    path::quality::{Burst, Fault, Sample, Symptoms},
+    link::candidate::{Candidate, Transport},
+    path::{
+        quality::{Burst, Fault, Sample, Symptoms},
+        rank::LinkFacts,
+    },
 };
 
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -165,12 +165,63 @@ fn a_network_in_which_the_active_path_was_for_a_moment_is_as_bad_as_before() {
 
 #[test]
 fn a_network_in_which_the_active_path_works_is_bad_no_more() {
-    let mut fixture = wifi_in_a_good_network();
-    let _ = fixture.tell(Event::Candidates(at(2, 1)));
-    let _ = fixture.wait(2 * SHORTEST_DWELL);
-    let _ = fixture.tell(candidates(&[LTE]));
-    let _ = fixture.tell(Event::Candidates(at(2, 1)));
-    assert_eq!(fixture.manager.fault(key(1)), None);
+    let measured = || Some(Event::Measured(key(1), 10 * MS));
+    for (shown, then, is_over) in [
+        (measured(), None, true),
+        (None, None, false),
+        (None, Some(Event::Silent(key(1))), false),
+        (measured(), Some(Event::Silent(key(1))), false),
+    ] {
+        let mut fixture = wifi_in_a_good_network();
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        for event in shown.into_iter().chain(then) {
+            let _ = fixture.tell(event);
+        }
+        let _ = fixture.wait(2 * SHORTEST_DWELL);
+        let _ = fixture.tell(candidates(&[LTE]));
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        assert_eq!(fixture.manager.fault(key(1)).is_none(), is_over);
+    }
+}
+
+/// The silence is that of the network before, unless that never answered either.
+#[test]
+fn an_active_path_that_gets_into_another_network_is_not_in_doubt_for_the_one_before() {
+    for has_answered in [true, false] {
+        let mut fixture = wifi_in_a_good_network();
+        let _ = fixture.tell(Event::Candidates(at(2, 1)));
+        if has_answered {
+            let _ = fixture.tell(Event::Measured(key(1), 10 * MS));
+        }
+        let _ = fixture.tell(Event::Silent(key(1)));
+        let _ = fixture.wait(SHORTEST_GRACE);
+        assert!(fixture.manager.is_in_doubt());
+        let actions = fixture.tell(Event::Candidates(at(2, 9)));
+        assert!(actions.contains(&Action::Renew(key(1))));
+        assert_eq!(fixture.manager.is_in_doubt(), !has_answered);
+        let actions = fixture.tell(Event::Answered(key(2), Some(50 * MS)));
+        let switch = Action::Switch(key(2), Reason::Silent);
+        assert_eq!(actions.contains(&switch), !has_answered, "{actions:?}");
+    }
+}
+
+#[test]
+fn a_verdict_that_the_packets_of_the_path_confirm_counts_from_then_on() {
+    for (loss, expected) in [(0.1, Some(Fault::Lossy(29))), (0.0, None)] {
+        let mut fixture = lte_beside_bad_wifi();
+        let _ = fixture.tell(Event::Candidates(vec![]));
+        let _ = fixture.wait(10 * SECOND);
+        // It is all there is.
+        let wifi = || Event::Candidates(vec![at(2, 1).remove(0)]);
+        let _ = fixture.tell(wifi());
+        assert_eq!(fixture.manager.active(), Some(key(1)));
+        fixture.now += 9 * 60 * SECOND;
+        let _ = feel(&mut fixture, lossy(loss));
+        let _ = fixture.tell(Event::Candidates(vec![]));
+        fixture.now += 2 * 60 * SECOND;
+        let _ = fixture.tell(wifi());
+        assert_eq!(fixture.manager.fault(key(1)), expected);
+    }
 }
 
 #[test]

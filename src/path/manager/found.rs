@@ -1,0 +1,96 @@
+//! What is found on the links: paths come and go, and lead into other networks.
+
+use std::{net::IpAddr, time::Instant};
+
+use super::{Action, Manager, record::Ended, state::Path};
+use crate::{
+    link::{candidate::Candidate, neighbour::Hardware},
+    path::{PathKey, rank::LinkFacts},
+};
+
+impl Manager {
+    /// Takes in the complete list of candidates.
+    pub(super) fn update(
+        &mut self,
+        found: Vec<(Candidate, LinkFacts)>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let is_found =
+            |key: &PathKey| found.iter().any(|(candidate, _)| PathKey::from(candidate) == *key);
+        let gone: Vec<_> = self.paths.keys().filter(|key| !is_found(key)).copied().collect();
+        for key in gone {
+            if let Some(path) = self.paths.remove(&key) {
+                let ended = self.ended(key, &path);
+                self.dialing.record.keep(&ended, true, now);
+                if self.active.take_if(|active| active.key == key).is_some() {
+                    self.end_choice(&path.link);
+                }
+            }
+            actions.push(Action::Forget(key));
+        }
+        self.dialing.record.expire(now);
+        for (candidate, facts) in found {
+            let key = PathKey::from(&candidate);
+            match self.paths.remove(&key) {
+                Some(path) if path.router == candidate.router => {
+                    self.paths.insert(key, Path { facts, ..path });
+                }
+                before => self.enter(candidate, facts, before.as_ref(), now, actions),
+            }
+        }
+        let paths = &self.paths;
+        self.routers.retain(|link, address| {
+            paths.iter().any(|(key, it)| (key.link, it.router) == (link, Some(address)))
+        });
+    }
+
+    /// Adds a path, that was there `before` if it led into another network: that behind another router.
+    fn enter(
+        &mut self,
+        candidate: Candidate,
+        facts: LinkFacts,
+        before: Option<&Path>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        let key = PathKey::from(&candidate);
+        if let Some(before) = before {
+            let ended = self.ended(key, before);
+            self.dialing.record.keep_verdict(&ended, now);
+            actions.push(Action::Renew(key));
+        }
+        let router = self.routers.of(key.link, candidate.router);
+        let mut path = self.dialing.record.recall(candidate, facts, router);
+        if let Some(active) = self.active.as_mut().filter(|active| active.key == key) {
+            path.begin(now);
+            // The silence was that of the network before, unless that was left before it had answered at all.
+            if before.is_none_or(|before| before.rtt.is_some()) {
+                active.doubt = None;
+            }
+        }
+        self.paths.insert(key, path);
+    }
+
+    /// The router at this address of a link has this hardware address. From its paths it drops what was recalled of a network
+    /// whose router has another one, and recalls what was found of theirs.
+    pub(super) fn identify(&mut self, link: u32, address: IpAddr, hardware: Hardware) {
+        self.routers.learn(link, address, hardware);
+        let router = self.routers.of(link, Some(address));
+        for (key, path) in &mut self.paths {
+            let is_behind = key.link == link && path.router == Some(address);
+            if is_behind
+                && path.recalled.is_some_and(|it| !it.router.may_be(router))
+                && path.disown()
+            {
+                self.dialing.record.recall_verdict(*key, path, router);
+            }
+        }
+    }
+
+    /// A path that is over, or whose network is.
+    pub(super) fn ended<'a>(&self, key: PathKey, path: &'a Path) -> Ended<'a> {
+        let is_doubted = self.active.is_some_and(|it| it.key == key && it.doubt.is_some());
+        Ended { key, path, router: self.routers.of(key.link, path.router), is_doubted }
+    }
+}
