@@ -8,11 +8,12 @@
 //!  people ─────────────▶ orders ─────┘                       └─▶ SwitchMeter: gap
 //! ```
 
+mod actions;
+mod candidates;
 mod orders;
 mod silence;
 
 use std::{
-    collections::HashSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,15 +23,14 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     time,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use self::silence::SETTLED;
 use super::{
-    command::{Inquiries, NO_ANSWER, OTHER_NETWORK, Order},
+    command::{Inquiries, Order},
     greeting::Reached,
     home::Home,
     migration::MigratingConnection,
-    paths::{Departure, PathTable},
+    paths::PathTable,
     reload::InForce,
     servers::{RemoteServer, Servers},
     signs::Signals,
@@ -46,14 +46,14 @@ use crate::{
         suspend::{ClockJump, SuspendDetector},
     },
     path::{
-        PathKey, Reason,
+        PathKey,
         forgotten::Forgotten,
         handshake::{Connected, Underlay},
-        manager::{Action, Event, Manager, Settings},
+        manager::{Event, Manager, Settings},
         network::Network,
         probe::{Prober, Report},
         quality::Watch,
-        servers::{Known, choose_paths},
+        servers::Known,
         switch_meter::SwitchMeter,
     },
     quic::{
@@ -373,51 +373,6 @@ impl<'a> Roamer<'a> {
         }
     }
 
-    /// The configuration changed.
-    async fn renew(&mut self) {
-        let config = self.config.borrow_and_update().clone();
-        self.manager.set_settings(Settings::new(&config.paths));
-        if let Some(server) = self.known.of(self.server.key()) {
-            self.server = server;
-        }
-        // A resolver may take seconds, and paths can fail meanwhile; `renamed` tells when it has answered.
-        self.server.resolve_apart();
-        self.refresh_candidates().await;
-    }
-
-    /// The server's names stand for other addresses. The one in use stays for as long as it works: the
-    /// resolver may be a captive portal's.
-    async fn find_servers(&mut self) {
-        let mut addresses = self.renamed.borrow_and_update().clone();
-        let in_use = self.manager.active().filter(|active| !active.transport.is_detour());
-        let in_use = in_use.map(|active| active.server);
-        if let Some(in_use) = in_use
-            && !addresses.contains(&in_use)
-        {
-            addresses.insert(0, in_use);
-        }
-        info!(servers = ?addresses, "the server's addresses changed");
-        self.addresses = addresses;
-        self.refresh_candidates().await;
-    }
-
-    /// Finds out which candidates there are.
-    async fn refresh_candidates(&mut self) {
-        let config = self.config.borrow().clone();
-        let active = self.manager.active().or(Some(self.first));
-        let found = match self.server.find(&self.addresses, &config.paths).await {
-            Ok(found) => choose_paths(found, active),
-            Err(error) => return warn!(%error, "the candidates stay as they were"),
-        };
-        let candidates = found.iter().map(|(candidate, _)| candidate);
-        self.paths.update(candidates, self.connection.remembered(), clock::now());
-        self.handle_event(Event::Candidates(found));
-        // The routes return first of all.
-        self.look_for_home();
-        let known: HashSet<_> = self.manager.paths().map(|(key, ..)| key).collect();
-        self.paths.retain(&known);
-    }
-
     /// Tells the manager, or with `None` that its deadline passed, and does what it wants.
     fn handle_event(&mut self, event: impl Into<Option<Event>>) {
         let event = event.into();
@@ -438,98 +393,6 @@ impl<'a> Roamer<'a> {
             self.ask_again(now);
         }
         self.show(now);
-    }
-
-    fn perform(&mut self, action: Action) {
-        let active = self.manager.active();
-        match action {
-            Action::Ask(key) if active == Some(key) => self.connection.ask(),
-            Action::Ask(key) => self.ask(key),
-            Action::Sample(key, burst) => {
-                let limit = self.config.borrow().paths.probe_timeout;
-                self.paths.sample(key, burst, self.manager.is_metered(key), limit);
-            }
-            Action::Forget(key) => {
-                self.inquiries.end(key, NO_ANSWER);
-                self.forget(key);
-            }
-            Action::Renew(key) => {
-                self.inquiries.end(key, OTHER_NETWORK);
-                self.paths.renew(key);
-                // A switch may follow, to the path that the manager calls active by now.
-                if self.paths.in_use() == Some(key) {
-                    self.paths.stop_asking(key);
-                    self.go_on_elsewhere(key);
-                } else {
-                    self.forget(key);
-                }
-            }
-            Action::Switch(key, reason) => self.switch(key, reason),
-            Action::BeginAnew(key) => self.begin_anew(key),
-        }
-    }
-
-    fn forget(&mut self, key: PathKey) {
-        if self.manager.active() == Some(key) {
-            self.paths.stop_asking(key);
-        } else {
-            self.paths.leave(key, self.connection.remembered(), clock::now());
-        }
-    }
-
-    fn ask(&mut self, key: PathKey) {
-        // While the path in use is in doubt, the connection itself may need it in a moment.
-        if key.transport.is_stream() && self.manager.is_in_doubt() {
-            self.paths.prepare(key, clock::now());
-        }
-        self.paths.ask(key, self.config.borrow().paths.probe_timeout);
-    }
-
-    /// The path in use leads into another network. What is in flight may be lost there.
-    fn go_on_elsewhere(&mut self, key: PathKey) {
-        let now = clock::now();
-        // The silence was that of the network before, unless that was left before it had answered at all.
-        if self.is_measured {
-            self.connection.expect_nothing(false);
-        }
-        self.measure_anew();
-        self.quality.begin(now);
-        self.connection.moved(self.paths.memory(key, now), false);
-        self.datapath.session.resume_elsewhere();
-        self.reconnect_over(key, SETTLED);
-    }
-
-    /// The round trip that was measured is of another network.
-    fn measure_anew(&mut self) {
-        self.connection.measure_anew();
-        self.is_measured = false;
-    }
-
-    fn switch(&mut self, to: PathKey, reason: Reason) {
-        let now = clock::now();
-        let memory = self.connection.remembered();
-        self.measure_anew();
-        self.shown.copies(self.datapath.counters.copies(), now);
-        let Some(departure) = self.paths.switch(to, memory, now) else { return };
-        // What a server that just answered says of our session is still to come.
-        if reason != Reason::Silent {
-            self.paths.stop_asking(to);
-            self.inquiries.end(to, "in use now");
-        }
-        debug!(local = %to.local, server = %to.server, %reason, "switching");
-        let Departure { from, to, memory, unheard_since } = departure;
-        self.quality.begin(now);
-        self.connection.moved(memory, reason.is_soft());
-        if reason.is_of_loss() {
-            self.datapath.session.resume_elsewhere();
-        }
-        self.warm_at = Some(now + WARM_AGAIN);
-        let fault = from.as_ref().and_then(|from| self.manager.fault(from.into()));
-        let words = match fault.filter(|_| reason.is_of_quality()) {
-            Some(fault) => format!("the old path {fault}"),
-            None => reason.to_string(),
-        };
-        self.meter.begin(from, to, (reason, words), unheard_since, now);
     }
 
     /// Looks at what the tunnel's own packets show of the path in use.

@@ -8,6 +8,7 @@ use crate::{
         },
     },
     config::{ClientConfig, HostPort, Preference},
+    path::Reason,
     tests::simulation::world::{Hole, Link},
 };
 
