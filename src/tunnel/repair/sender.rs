@@ -49,8 +49,8 @@ const OVERTAKEN: Duration = Duration::from_millis(375);
 /// much time, there was a silence: what was sent in it may be lost. Packets are numbered long before they leave a slow
 /// link, and acknowledgements are as far apart there as packets.
 const SILENCE: Duration = Duration::from_millis(100);
-/// A datagram that arrives later than this is of no use to a call or a game.
-const OF_USE: Duration = Duration::from_millis(100);
+/// A datagram that arrives later than this is of no use to a call (ITU-T G.114) or a game.
+const OF_USE: Duration = Duration::from_millis(150);
 /// Without a further packet for so long, a packet is taken for the last one: it has no successor to show its loss.
 const TAIL: Duration = Duration::from_millis(8);
 /// How often the last packet is told of.
@@ -356,7 +356,7 @@ impl Sender {
                 let again = |at: Instant| now.saturating_duration_since(at) < rtt * 3 / 4;
                 let is_of_use = match sent.kind {
                     Kind::Stream => true,
-                    Kind::Datagram => now.saturating_duration_since(sent.at) + rtt <= OF_USE,
+                    Kind::Datagram => now.saturating_duration_since(sent.at) + rtt / 2 <= OF_USE,
                     Kind::BareAck => false,
                 };
                 if sent.waits || sent.repeated.is_some_and(again) || !is_of_use {

@@ -655,10 +655,10 @@ fn streams_of_datagrams_and_acknowledgements_cost_nothing_more() {
     assert_eq!((world.sent, world.delivered[&DATAGRAMS].len()), (200, 100));
 }
 
-/// One of each kind is lost on a network of 40 ms and on one of 120 ms.
+/// One of each kind is lost on networks of 40, 80 and 120 ms.
 #[test]
 fn a_datagram_is_repeated_while_it_is_of_use_and_a_bare_acknowledgement_never() {
-    for (one_way, repaired) in [(20 * MS, 2), (60 * MS, 1)] {
+    for (one_way, repaired) in [(20 * MS, 2), (40 * MS, 2), (60 * MS, 1)] {
         let mut world = World::new(Network { one_way, ..Network::losing(0) }, 1);
         world.send(&[packet(0, 0, 200), packet(DATAGRAMS, 0, 200)]);
         world.run_until(world.now + 300 * MS);
