@@ -121,6 +121,11 @@ impl Layout {
         self.routes.iter().any(|route| route.prefix_len() == 0)
     }
 
+    /// Whether rules lead into the tunnel: for a family that is there as a whole, or should be and goes nowhere.
+    fn has_rules(&self) -> bool {
+        self.routes.iter().chain(&self.blocked).any(|net| net.prefix_len() == 0)
+    }
+
     /// The same with nothing led into the tunnel but its own networks, at home either. What is held back stays so.
     #[must_use]
     pub(crate) fn withdrawn(&self) -> Self {
@@ -162,7 +167,7 @@ impl Layout {
 
     /// The routes of the interface with this index.
     fn destinations(&self, index: u32) -> Vec<Destination> {
-        let table = self.is_full().then_some(TABLE);
+        let table = self.has_rules().then_some(TABLE);
         let routes = self.routes.iter().map(|net| Destination { net: *net, table });
         // In the main table, so that what stays outside of a full tunnel does not hide them.
         let networks = self.networks.iter().map(|net| Destination { net: *net, table: None });
@@ -273,6 +278,8 @@ pub(crate) struct Host {
     /// What was wished last.
     layout: Option<Layout>,
     rules: Rules,
+    /// They wait for the routes of the interface.
+    rules_due: bool,
     aside: Aside,
     firewall: Firewall,
     reverse_paths: Arc<ReversePaths>,
@@ -306,6 +313,7 @@ impl Host {
         let host = Self {
             reverse_paths: Arc::new(ReversePaths::new(interface.index(), record.clone())?),
             rules: Rules::new(Netlink::open()?, record.clone()),
+            rules_due: false,
             aside: Aside::new(Netlink::open()?, interface.index()),
             firewall: Firewall::new(interface.name(), record.clone()),
             resolver: Resolver::new(interface.index(), inherited),
@@ -423,6 +431,7 @@ impl Host {
             let carries_on = self.inherited && layout.everything && !layout.is_open;
             return if carries_on { Ok(()) } else { self.remove_rules().await };
         }
+        self.rules.hold_back(layout).await.map_err(HostError::Rules)?;
         let Layout { mtu, addresses, .. } = layout;
         let mut routes = layout.destinations(self.interface.index());
         let own = match &self.delegate {
@@ -437,14 +446,18 @@ impl Host {
                 delegate::not_taken(addresses)
             }
         };
-        if let Err(error) = self.interface.set(*mtu, &own, &routes).await {
+        let is_set = self.interface.set(*mtu, &own, &routes).await.inspect_err(|error| {
             warn!(%error, "cannot set the interface up, trying again");
-        }
+        });
+        // Without the routes of a family, what holds it back must stay.
+        self.rules_due = is_set.is_err() && layout.has_rules();
         let before = self.layout.replace(layout.clone());
         let left = layout.aside.is_none() && before.is_some_and(|before| before.aside.is_some());
         let ruled = match self.effective() {
-            Some(layout) => self.rules.set(&layout).await.map_err(HostError::Rules),
-            None => Ok(()),
+            Some(layout) if !self.rules_due => {
+                self.rules.set(&layout).await.map_err(HostError::Rules)
+            }
+            Some(_) | None => Ok(()),
         };
         if layout.aside.is_some() {
             self.aside.set(layout).await.map_err(HostError::Rules)?;
@@ -486,8 +499,9 @@ impl Host {
         let before = self.effective();
         let interface = self.interface.mend().await?;
         let now = self.effective();
-        if let Some(layout) = now.filter(|now| before.as_ref() != Some(now)) {
+        if let Some(layout) = now.filter(|now| self.rules_due || before.as_ref() != Some(now)) {
             self.rules.set(&layout).await.map_err(HostError::Rules)?;
+            self.rules_due = false;
         }
         let mut rules = self.rules.restore().await.map_err(HostError::Rules)?;
         rules += self.aside.restore().await.map_err(HostError::Rules)?;

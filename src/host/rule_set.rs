@@ -2,7 +2,6 @@
 //!
 //! Ours have a protocol number of their own, [`PROTOCOL`]; others with the same priorities are not touched.
 
-use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
@@ -12,6 +11,7 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 use rtnetlink::{Error, IpVersion};
 
+use super::sysctl;
 use crate::link::netlink::{Netlink, os_error, unless};
 
 /// Who has set a rule, `FRA_PROTOCOL` of linux/fib_rules.h: "r" for roamd. The kernel leaves numbers above
@@ -46,13 +46,26 @@ pub(super) async fn make(
     Ok(added)
 }
 
-/// Adds a rule, if the kernel has none that it takes for the same: of another program, or to a network.
+/// Adds those of these rules that are missing, and deletes none.
+pub(super) async fn add_missing(netlink: &Netlink, wanted: &[Rule]) -> Result<(), Error> {
+    let found = found(netlink, |_| true).await?;
+    for rule in wanted.iter().filter(|rule| !found.iter().any(|it| rule.is_same(it))) {
+        add(netlink, rule).await?;
+    }
+    Ok(())
+}
+
+/// Adds a rule, if the kernel has none that it takes for the same: of another program, or to a network. IPv6 needs no rules where
+/// the host has none; where only rules for it are missing, that is an error.
 async fn add(netlink: &Netlink, rule: &Rule) -> Result<bool, Error> {
     let mut request = netlink.handle().rule().add();
     request.message_mut().clone_from(&rule.0);
     match request.execute().await {
         Ok(()) => Ok(true),
-        Err(error) if os_error(&error) == Some(Errno::EEXIST as i32) => Ok(false),
+        Err(error) if is(&error, Errno::EEXIST) => Ok(false),
+        Err(error) if is(&error, Errno::EAFNOSUPPORT) && rule.is_ipv6() && !sysctl::has_ipv6() => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -64,12 +77,14 @@ pub(super) async fn found(
 ) -> Result<Vec<Rule>, Error> {
     let mut found = Vec::new();
     for version in [IpVersion::V4, IpVersion::V6] {
-        let mut messages = netlink.handle().rule().get(version).execute();
-        while let Some(message) = messages.try_next().await? {
-            found.extend(Some(Rule(message)).filter(|rule| rule.is_ours() && belongs(rule)));
-        }
+        let rules = netlink.dump(|it| it.rule().get(version).execute()).await?;
+        found.extend(rules.into_iter().map(Rule).filter(|rule| rule.is_ours() && belongs(rule)));
     }
     Ok(found)
+}
+
+fn is(error: &Error, errno: Errno) -> bool {
+    os_error(error) == Some(errno as i32)
 }
 
 /// A routing rule.
@@ -145,6 +160,10 @@ impl Rule {
         })
     }
 
+    fn is_ipv6(&self) -> bool {
+        self.0.header.family == AddressFamily::Inet6
+    }
+
     fn is_ours(&self) -> bool {
         self.0.attributes.contains(&RuleAttribute::Protocol(PROTOCOL))
     }
@@ -154,10 +173,25 @@ impl Rule {
         let key = |Self(it): &Self| {
             let header = &it.header;
             let inverts = header.flags.contains(RuleFlags::Invert);
-            (header.family, header.src_len, header.dst_len, header.action, inverts)
+            (header.family, header.src_len, header.dst_len, header.tos, header.action, inverts)
         };
+        let (own, told) = (&self.0.attributes, &found.0.attributes);
         key(self) == key(found)
-            && self.0.attributes.iter().all(|it| found.0.attributes.contains(it))
+            && own.iter().all(|it| told.contains(it))
+            && told.iter().all(|it| own.contains(it) || self.is_usual(it))
+    }
+
+    /// Whether the kernel tells this of such a rule unasked, so that it narrows nothing.
+    fn is_usual(&self, told: &RuleAttribute) -> bool {
+        let has_mark = || self.0.attributes.iter().any(|it| matches!(it, RuleAttribute::FwMark(_)));
+        match told {
+            RuleAttribute::Table(_) | RuleAttribute::Other(_) => true,
+            RuleAttribute::SuppressPrefixLen(least) | RuleAttribute::SuppressIfGroup(least) => {
+                *least == u32::MAX
+            }
+            RuleAttribute::FwMask(mask) => *mask == u32::MAX && has_mark(),
+            _ => false,
+        }
     }
 }
 
@@ -171,6 +205,12 @@ mod tests {
         let suppresses = |it: &RuleAttribute| matches!(it, RuleAttribute::SuppressPrefixLen(_));
         if !told.0.attributes.iter().any(suppresses) {
             told = told.with(RuleAttribute::SuppressPrefixLen(u32::MAX));
+        }
+        if told.0.attributes.iter().any(|it| matches!(it, RuleAttribute::FwMark(_))) {
+            told = told.with(RuleAttribute::FwMask(u32::MAX));
+        }
+        if told.table().is_none() {
+            told = told.with(RuleAttribute::Table(0));
         }
         told.0.header.flags |= RuleFlags::IifDetached;
         told.0.header.table = 252;
@@ -200,6 +240,7 @@ mod tests {
         assert_eq!(all.clone().to(net("0.0.0.0/0")), all, "the kernel does not tell them apart");
         for narrowed in [all.clone().but_by_default(), all.clone().unmarked()] {
             assert!(narrowed.is_same(&told(&narrowed)) && !narrowed.is_same(&told(&all)));
+            assert!(!all.is_same(&told(&narrowed)));
         }
     }
 

@@ -65,6 +65,15 @@ impl Rules {
         self.restore().await.map(drop)
     }
 
+    /// Holds back what the tunnel took so far and does not any more, before its routes are gone; [`Self::set`] follows.
+    pub(crate) async fn hold_back(&self, layout: &Layout) -> Result<(), Error> {
+        let blocks: Vec<_> = blocked(layout).map(block).collect();
+        if blocks.is_empty() || !self.record.changes().rules {
+            return Ok(());
+        }
+        rule_set::add_missing(&self.netlink, &blocks).await
+    }
+
     /// Makes the kernel's rules ours again; returns how many were missing.
     pub(crate) async fn restore(&self) -> Result<usize, Error> {
         if self.wanted.is_empty() {
@@ -111,14 +120,13 @@ fn belongs(rule: &Rule) -> bool {
 }
 
 fn rules(layout: &Layout) -> Vec<Rule> {
-    if !layout.is_full() {
+    if !layout.has_rules() {
         return Vec::new();
     }
     let mut rules: Vec<_> = layout.exclude.nets.iter().map(|net| exclude(*net)).collect();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let is_of = |net: &&IpNet| AddressFamily::from(net.addr()) == family;
-        let is_routed = layout.routes.iter().any(|net| is_of(&net));
-        let blocks = layout.blocked.iter().filter(is_of).any(|net| net.prefix_len() == 0);
+        let is_routed = layout.routes.iter().any(|net| AddressFamily::from(net.addr()) == family);
+        let blocks = blocked(layout).any(|it| it == family);
         if layout.exclude.lan && (blocks || is_routed) {
             rules.push(lan(family));
         }
@@ -129,6 +137,12 @@ fn rules(layout: &Layout) -> Vec<Rule> {
         }
     }
     rules
+}
+
+/// The families that the tunnel lacks and that go nowhere.
+fn blocked(layout: &Layout) -> impl Iterator<Item = AddressFamily> {
+    let blocked = layout.blocked.iter().filter(|net| net.prefix_len() == 0);
+    blocked.map(|net| net.addr().into())
 }
 
 fn exclude(net: IpNet) -> Rule {
@@ -164,6 +178,15 @@ mod tests {
     #[test]
     fn a_split_tunnel_needs_no_rules() {
         assert_eq!(rules(&layout(&["10.0.0.0/8"], &[], &["10.1.0.0/16"])), []);
+    }
+
+    #[test]
+    fn a_family_that_the_tunnel_lacks_is_blocked_where_it_was_all_that_the_tunnel_took() {
+        let layout = layout(&["10.1.0.0/16"], &["::/0"], &[]);
+        let [v4, v6] = [AddressFamily::Inet, AddressFamily::Inet6];
+        assert_eq!(rules(&layout), [lan(v4), tunnel(v4), lan(v6), block(v6)]);
+        // They ask the table in which the routes are.
+        assert!(layout.destinations(7).iter().all(|it| it.table == Some(TABLE)));
     }
 
     #[test]

@@ -12,6 +12,12 @@ use super::record::{Parameter, Record};
 /// Where the parameters are.
 const NET: &str = "/proc/sys/net";
 
+/// Whether the kernel has IPv6 (`ipv6.disable=1` of Documentation/admin-guide/kernel-parameters.rst takes it away).
+#[must_use]
+pub(super) fn has_ipv6() -> bool {
+    Path::new(NET).join("ipv6").exists()
+}
+
 /// Parameters that were changed; what they were before is in the record, and outlives the daemon there.
 #[derive(Debug)]
 pub(crate) struct Sysctls(Record);

@@ -7,10 +7,10 @@
 //! `outside` knows no way back to any of the client's networks: only what the server sends on with its own
 //! address is answered.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use nix::sys::signal::Signal;
-use roamd_lab::{Namespace, veth};
+use roamd_lab::{Namespace, Process, veth};
 
 use crate::harness::{Host, Net, eventually};
 
@@ -148,32 +148,65 @@ fn a_family_that_the_server_lacks_does_not_bypass_the_tunnel() {
     assert!(refused.contains("unreachable"), "{refused}");
 }
 
+/// What `ip monitor` says of the tunnel's rules and routes of IPv6 in this namespace.
+struct Ipv6Changes(Process);
+
+impl Ipv6Changes {
+    fn hear(client: &Host, name: &str) -> Self {
+        let mut command = client.namespace.command("ip");
+        command.args(["-6", "monitor", "rule", "route"]);
+        let monitor = client.namespace.spawn(name, command, client.folder()).unwrap();
+        eventually("the monitor", || {
+            for change in ["add", "del"] {
+                run(client, "ip", &["-6", "rule", change, "pref", "7000", "lookup", "main"]);
+            }
+            (!monitor.log().unwrap().is_empty()).then_some(())
+        });
+        Self(monitor)
+    }
+
+    /// The first `count` of them, and that no more follow.
+    fn heard(&self, client: &Host, count: usize) -> Vec<String> {
+        let is_tunnels = |line: &&str| line.contains("5330:") || line.contains("table 1919902061");
+        let heard = || {
+            let log = self.0.log().unwrap();
+            log.lines().filter(is_tunnels).map(str::to_owned).collect::<Vec<_>>()
+        };
+        eventually("changes", || (heard().len() >= count).then_some(()));
+        // The host looks at its rules again.
+        for change in ["add", "del"] {
+            run(client, "ip", &["-6", "rule", change, "pref", "7001", "lookup", "main"]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let heard = heard();
+        assert_eq!(heard.len(), count, "{heard:?}");
+        heard
+    }
+}
+
 #[test]
-fn a_family_that_the_server_gets_is_held_back_until_it_is_in_the_tunnel() {
+fn a_family_that_the_server_gets_or_loses_is_held_back_while_it_is_not_in_the_tunnel() {
     let mut world = world("nat = true", "routes = [\"default\"]");
     world.net.server.amend(", \"fd66::2\"]", "]");
     world.net.start();
-    let client = &world.net.clients[0];
-    let mut command = client.namespace.command("ip");
-    command.args(["-6", "monitor", "rule"]);
-    let monitor = client.namespace.spawn("ip-monitor", command, client.folder()).unwrap();
-    eventually("the monitor", || {
-        for change in ["add", "del"] {
-            run(client, "ip", &["-6", "rule", change, "pref", "7000", "lookup", "main"]);
-        }
-        (!monitor.log().unwrap().is_empty()).then_some(())
-    });
+    let changes = Ipv6Changes::hear(&world.net.clients[0], "gets");
     world.net.server.amend("\"10.66.0.2\"]", "\"10.66.0.2\", \"fd66::2\"]");
     assert!(world.net.server.tell(&["reload", "roamd"]).status.success());
-    let heard = eventually("nothing is held back", || {
-        let is_tunnels = |line: &&str| line.contains("5330:");
-        let log = monitor.log().unwrap();
-        let heard: Vec<_> = log.lines().filter(is_tunnels).map(str::to_owned).collect();
-        (heard.len() == 2).then_some(heard)
-    });
-    assert!(heard[0].contains("lookup 1919902061"), "{heard:?}");
-    assert!(heard[1].contains("Deleted") && heard[1].contains("unreachable"), "{heard:?}");
-    client.assert_ping(OUTSIDE[1], &[]);
+    let heard = changes.heard(&world.net.clients[0], 3);
+    assert!(heard[0].starts_with("default dev roam0"), "{heard:?}");
+    assert!(heard[1].contains("lookup 1919902061"), "{heard:?}");
+    assert!(heard[2].contains("Deleted") && heard[2].contains("unreachable"), "{heard:?}");
+    world.net.clients[0].assert_ping(OUTSIDE[1], &[]);
+    drop(changes);
+    let changes = Ipv6Changes::hear(&world.net.clients[0], "loses");
+    world.net.server.amend(", \"fd66::2\"]", "]");
+    assert!(world.net.server.tell(&["reload", "roamd"]).status.success());
+    let heard = changes.heard(&world.net.clients[0], 3);
+    assert!(heard[0].contains("unreachable") && !heard[0].contains("Deleted"), "{heard:?}");
+    assert!(heard[1].starts_with("Deleted default dev roam0"), "{heard:?}");
+    assert!(heard[2].contains("Deleted") && heard[2].contains("lookup"), "{heard:?}");
+    let refused = run(&world.net.clients[0], "ip", &["route", "get", OUTSIDE[1]]);
+    assert!(refused.contains("unreachable"), "{refused}");
 }
 
 #[test]
