@@ -26,7 +26,11 @@ impl Roamer<'_> {
         match self.liveness.verdict(&signs, limit, now) {
             Some(Verdict::Idle) => self.connection.expect_nothing(false),
             Some(Verdict::Ping) => self.connection.expect_nothing(true),
-            Some(Verdict::Suspect) => self.handle_event(Event::Silent(active)),
+            Some(Verdict::Suspect) => {
+                // If it is left for that, it must be known whether anything still comes.
+                self.look();
+                self.handle_event(Event::Silent(active));
+            }
             Some(Verdict::Nudge) => {
                 self.connection.nudge();
                 self.paths.hurry();

@@ -202,6 +202,26 @@ async fn the_silence_of_a_network_does_not_count_in_the_next_one() {
     assert_eq!(moves(&tunnel), []);
 }
 
+/// Whenever it dies between two looks at what it carries.
+#[tokio::test(start_paused = true)]
+async fn a_path_that_dies_under_a_transfer_is_not_taken_for_a_narrow_one() {
+    for phase in (0..250).step_by(25) {
+        let tunnel = Tunnel::connected().await;
+        let transfer = async |ms: u32| {
+            for _ in 0..ms / 5 {
+                tunnel.client.queue.push(&mut vec![vec![0x45; 1000].into(); 2]);
+                time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        transfer(3000 + phase).await;
+        tunnel.world.change(WIFI, |it| it.hole = Hole::Everything);
+        transfer(1000).await;
+        tunnel.world.change(WIFI, |it| it.hole = Hole::None);
+        tunnel.after(2).await;
+        assert_eq!(tunnel.states(), ["wifi0 Active", "lte0 Standby"], "{phase}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_network_is_not_taken_for_a_bad_one_whose_router_had_the_same_address() {
     for (machine, expected) in [(0, "loses "), (9, "failed lately, ")] {

@@ -22,7 +22,7 @@ const RTT_WINDOW: Duration = Duration::from_secs(2);
 /// A queue that does not empty for so many looks means that more is asked than the path carries.
 const RATE_LOOKS: usize = 5;
 /// What is carried at the moment is counted between so many looks: a path may be left as silent half a second after its
-/// rate fell.
+/// rate fell. A silence has a look of its own, so that nothing is left of what came before.
 const MOMENT_LOOKS: usize = 2;
 /// The queue stands if packets have always waited for so long.
 const STANDING: Duration = Duration::from_millis(20);
