@@ -163,7 +163,8 @@ impl PathTable {
             let key = PathKey::from(candidate);
             let entry = self.entries.entry(key);
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
-            if in_use == Some(key) && entry.candidate.router != candidate.router {
+            let is_carried = in_use == Some(key) && entry.closing_at.is_none();
+            if is_carried && entry.candidate.router != candidate.router {
                 let router = self.routers.of(key.link, entry.candidate.router);
                 self.memories.keep(key, router, memory, now);
             }

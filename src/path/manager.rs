@@ -123,7 +123,7 @@ impl Manager {
             Some(Event::SendFailed(key)) => self.send_failed(key, now, &mut actions),
             Some(Event::Portal(key)) => self.suspect_portal(key),
             Some(Event::Router { link, address, hardware }) => {
-                self.identify(link, address, hardware);
+                self.identify(link, address, hardware, now);
             }
             Some(Event::Woke) => self.ask_everyone(now, &mut actions),
             Some(Event::Choose(choice)) => self.choose(choice, now, &mut actions),

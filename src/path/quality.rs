@@ -335,6 +335,12 @@ impl Symptoms {
         self.loss > SUSPICIOUS
     }
 
+    /// Whether so many are lost that no burst is needed to believe it.
+    #[must_use]
+    pub(crate) fn is_surely_lossy(&self) -> bool {
+        self.loss > BAD_WITHOUT_BURST
+    }
+
     /// What is wrong, as far as it needs no burst, with a path whose shortest round trip was `floor`.
     #[must_use]
     pub(crate) fn fault(&self, floor: Option<Duration>) -> Option<Fault> {
@@ -352,7 +358,7 @@ impl Symptoms {
     #[must_use]
     pub(crate) fn finding(&self, sample: Option<&Sample>) -> Finding {
         let Some(sample) = sample else {
-            let fault = self.suspicion().filter(|_| self.loss > BAD_WITHOUT_BURST);
+            let fault = self.suspicion().filter(|_| self.is_surely_lossy());
             return fault.map_or(Finding::Unsure, Finding::Bad);
         };
         let least = least_share(sample.lost().into(), sample.sent.into());

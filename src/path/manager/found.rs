@@ -72,17 +72,33 @@ impl Manager {
         self.paths.insert(key, path);
     }
 
-    /// The router at this address of a link has this hardware address. From its paths it drops what was recalled of a network
-    /// whose router has another one, and recalls what was found of theirs.
-    pub(super) fn identify(&mut self, link: u32, address: IpAddr, hardware: Hardware) {
+    /// The router at this address of a link has this hardware address. From its paths it drops what was found of a network
+    /// whose router has another one, and recalls what was found of theirs. A path in use goes on, and is judged by its packets.
+    pub(super) fn identify(
+        &mut self,
+        link: u32,
+        address: IpAddr,
+        hardware: Hardware,
+        now: Instant,
+    ) {
+        let before = self.routers.of(link, Some(address));
         self.routers.learn(link, address, hardware);
         let router = self.routers.of(link, Some(address));
         for (key, path) in &mut self.paths {
-            let is_behind = key.link == link && path.router == Some(address);
-            if is_behind
-                && path.recalled.is_some_and(|it| !it.router.may_be(router))
-                && path.disown()
-            {
+            if key.link != link || path.router != Some(address) {
+                continue;
+            }
+            let active = self.active.filter(|active| active.key == *key);
+            let is_another = if before.may_be(router) {
+                path.recalled.is_some_and(|it| !it.router.may_be(router)) && path.disown()
+            } else {
+                let is_doubted = active.is_some_and(|active| active.doubt.is_some());
+                let ended = Ended { key: *key, path, router: before, is_doubted };
+                self.dialing.record.keep_verdict(&ended, now);
+                path.forget();
+                true
+            };
+            if is_another && active.is_none() {
                 self.dialing.record.recall_verdict(*key, path, router);
             }
         }

@@ -177,7 +177,7 @@ impl Quality {
         let fault = match (symptoms.fault(self.floor), self.fault) {
             // Only a burst shows the end of losses.
             (_, Some(Fault::Lossy(_))) => {
-                self.is_recalled &= !symptoms.is_lossy();
+                self.is_recalled &= !symptoms.is_surely_lossy();
                 return;
             }
             (Some(fault), _) => Some(fault),

@@ -116,6 +116,12 @@ impl Path {
         self.quality.disown()
     }
 
+    /// What is known of it is of another network.
+    pub(super) fn forget(&mut self) {
+        self.recalled = None;
+        (self.quality, self.failures) = (Quality::default(), Failures::default());
+    }
+
     /// The connection goes over it from here on: its packets will tell what it is like.
     pub(super) fn begin(&mut self, now: Instant) {
         (self.rtt, self.portal) = (None, false);

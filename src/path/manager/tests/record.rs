@@ -207,7 +207,7 @@ fn an_active_path_that_gets_into_another_network_is_not_in_doubt_for_the_one_bef
 
 #[test]
 fn a_verdict_that_the_packets_of_the_path_confirm_counts_from_then_on() {
-    for (loss, expected) in [(0.1, Some(Fault::Lossy(29))), (0.0, None)] {
+    for (loss, expected) in [(0.2, Some(Fault::Lossy(29))), (0.1, None)] {
         let mut fixture = lte_beside_bad_wifi();
         let _ = fixture.tell(Event::Candidates(vec![]));
         let _ = fixture.wait(10 * SECOND);
@@ -314,6 +314,23 @@ fn two_bad_networks_that_look_alike_are_told_apart() {
         let _ = is_at(&mut fixture, machine);
         assert_eq!(fixture.manager.fault(key(1)), Some(expected));
         let _ = fixture.tell(candidates(&[LTE]));
+    }
+}
+
+/// The link gets into the other network without a word of the kernel.
+#[test]
+fn what_a_network_showed_is_its_own_although_the_next_one_looks_alike() {
+    let mut fixture = somewhere();
+    let _ = is_at(&mut fixture, CAFE);
+    let _ = fixture.tell(Event::Sampled(key(1), sample(12, 10)));
+    assert_eq!(fixture.manager.fault(key(1)), Some(Fault::Lossy(29)));
+    for (machine, expected) in [(HOME, None), (CAFE, Some(Fault::Lossy(29)))] {
+        let _ = is_at(&mut fixture, machine);
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{machine}");
+        let _ = fixture.tell(candidates(&[LTE]));
+        return_to_wifi(&mut fixture);
+        let _ = is_at(&mut fixture, machine);
+        assert_eq!(fixture.manager.fault(key(1)), expected, "{machine}, back");
     }
 }
 
