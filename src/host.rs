@@ -122,7 +122,7 @@ impl Layout {
     }
 
     /// Whether rules lead into the tunnel: for a family that is there as a whole, or should be and goes nowhere.
-    fn has_rules(&self) -> bool {
+    pub(crate) fn has_rules(&self) -> bool {
         self.routes.iter().chain(&self.blocked).any(|net| net.prefix_len() == 0)
     }
 
@@ -428,8 +428,11 @@ impl Host {
         self.reverse_paths.set(layout).await;
         if layout.addresses.is_empty() {
             // No server has said yet what belongs to the tunnel. What the last run handed over carries on.
-            let carries_on = self.inherited && layout.everything && !layout.is_open;
-            return if carries_on { Ok(()) } else { self.remove_rules().await };
+            if self.inherited && layout.everything && !layout.is_open {
+                return Ok(());
+            }
+            (self.layout, self.rules_due) = (None, false);
+            return self.remove_rules().await;
         }
         self.rules.hold_back(layout).await.map_err(HostError::Rules)?;
         let Layout { mtu, addresses, .. } = layout;

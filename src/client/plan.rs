@@ -38,8 +38,8 @@ pub(super) fn layout(tun: &ClientTun, offer: &Offer) -> Layout {
 pub(super) fn inside(layout: &Layout, facts: &Facts) -> Inside {
     let Exclude { lan, nets, .. } = &layout.exclude;
     let neighbourhood = facts.networks.iter().map(|(_, net)| *net);
-    // A full tunnel without "lan" has even the neighbourhood inside.
-    let is_outside = !layout.is_full() || *lan;
+    // Where rules come before the routes of links, and without "lan", even the neighbourhood is inside.
+    let is_outside = !layout.has_rules() || *lan;
     let outside = neighbourhood.filter(|_| is_outside).chain(nets.iter().copied());
     let own = facts.addresses.iter().map(|(_, address)| IpNet::from(*address));
     let routes = [&layout.networks[..], &layout.routes, &layout.home].concat();
@@ -68,9 +68,11 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         config::Dns,
+        tunnel::{counters::DropReason, egress::Verdict},
         wire::{
             foreign::Foreign,
             message::{Net, Welcome},
+            packet::{Addresses, tests::packet},
         },
     };
 
@@ -153,6 +155,24 @@ pub(super) mod tests {
         let welcome = welcome(&["10.66.0.2/24"], &[]);
         let layout = laid_out(Some(&["10.1.0.0/16", "::/0"]), &welcome);
         assert_eq!((layout.routes, layout.blocked), (nets(&["10.1.0.0/16"]), nets(&["::/0"])));
+    }
+
+    /// Rules lead there before the routes of links do.
+    #[test]
+    fn the_neighbourhood_is_inside_a_route_beside_a_family_that_goes_nowhere() {
+        let welcome = welcome(&["10.66.0.2/24"], &[]);
+        let networks = vec![("eth0".into(), "10.1.2.0/24".parse().unwrap())];
+        let facts = Facts { networks, ..Facts::default() };
+        let [source, destination] = ["10.1.2.9", "10.66.0.2"].map(|it| it.parse().unwrap());
+        let refused = Verdict::Refuse(DropReason::ForeignSource);
+        for (routes, expected) in
+            [(&["10.1.0.0/16", "::/0"][..], Verdict::Deliver), (&["10.1.0.0/16"], refused)]
+        {
+            let inside = inside(&laid_out(Some(routes), &welcome), &facts);
+            let packet = packet(source, destination, 0).into();
+            let verdict = inside.judge()(Addresses { source, destination }, &packet);
+            assert_eq!(verdict, expected, "{routes:?}");
+        }
     }
 
     #[test]
