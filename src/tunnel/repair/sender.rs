@@ -49,7 +49,8 @@ const OVERTAKEN: Duration = Duration::from_millis(375);
 /// much time, there was a silence: what was sent in it may be lost. Packets are numbered long before they leave a slow
 /// link, and acknowledgements are as far apart there as packets.
 const SILENCE: Duration = Duration::from_millis(100);
-/// A datagram that arrives later than this is of no use to a call (ITU-T G.114) or a game.
+/// A datagram that arrives later than this, by half a round trip, is of little use to a game or a call (ITU-T G.114: most
+/// people do not notice less).
 const OF_USE: Duration = Duration::from_millis(150);
 /// Without a further packet for so long, a packet is taken for the last one: it has no successor to show its loss.
 const TAIL: Duration = Duration::from_millis(8);
