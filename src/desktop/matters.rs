@@ -172,7 +172,8 @@ impl Desk {
         for (name, tunnel) in &mut self.tunnels {
             tunnel.judge(name, now, &mut actions);
         }
-        self.tunnels.retain(|_, tunnel| !tunnel.is_over(now));
+        // What was told lately is not told again if the daemon returns.
+        self.tunnels.retain(|_, tunnel| !tunnel.is_over(now) || !tunnel.matters.is_empty());
         actions
     }
 
@@ -198,6 +199,9 @@ impl Tunnel {
         let is_over = self.is_over(now);
         if self.gone.is_some() && !is_over {
             return;
+        }
+        if is_over {
+            self.budgets.clear();
         }
         for matter in self.matters() {
             let wanted = if is_over { None } else { self.note(name, &matter) };
@@ -247,7 +251,11 @@ impl Tunnel {
 
     fn deadlines(&self, name: &str) -> Vec<Instant> {
         if let Some(gone) = self.gone {
-            return vec![gone + GRACE];
+            let over = gone + GRACE;
+            let is_closed = |state: &State| state.since.is_none() && state.shown.is_none();
+            let told = self.matters.values().filter_map(|state| state.last);
+            let kept = told.max().filter(|_| self.matters.values().all(is_closed));
+            return vec![kept.map_or(over, |last| over.max(last + PACE))];
         }
         let due = self.matters.iter().filter_map(|(matter, state)| {
             let note = self.note(name, matter)?;

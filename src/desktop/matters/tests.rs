@@ -232,6 +232,25 @@ fn budgets_of_many_links_are_no_storm() {
 }
 
 #[test]
+fn a_daemon_that_ends_again_and_again_is_no_storm() {
+    let (mut desk, begun, mut told) = (Desk::default(), clock::now(), 0);
+    for turn in 0..12 {
+        let now = begun + turn * GRACE;
+        // It is taken for gone.
+        let _ = desk.judge(now);
+        desk.see("home", seen(json!({"state": "waiting", "portal": "wlan0", "paths": []})));
+        told += desk.judge(now).iter().filter(|it| matches!(it, Action::Show(..))).count();
+        desk.gone("home", now);
+    }
+    assert_eq!(told, 4, "in two minutes");
+    while let Some(at) = desk.next_deadline() {
+        assert!(at <= begun + 12 * GRACE + PACE);
+        let _ = desk.judge(at);
+    }
+    assert!(desk.tunnels.is_empty());
+}
+
+#[test]
 fn of_links_that_come_and_go_nothing_is_kept() {
     let mut days = Days::new();
     for number in 0..1000 {
