@@ -4,31 +4,26 @@
 //! know of a switch. It decides nothing.
 
 mod memory;
+mod networks;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::IpAddr,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use quinn::{AsyncUdpSocket, Connection};
-use tokio::task::JoinSet;
 use tracing::debug;
 
-use self::memory::Memories;
+use self::{memory::Memories, networks::Networks};
 use super::view::{Said, ShownPath};
 use crate::{
-    link::{
-        candidate::Candidate,
-        neighbour::Hardware,
-        router::{Router, Routers},
-    },
+    link::candidate::Candidate,
     path::{
         Condition, PathKey,
         manager::Event,
         meter::Purpose,
-        network::{Network, NetworkError},
+        network::Network,
         probe::{Probe, Prober},
         quality::Burst,
         socket::{PathId, PathSocket},
@@ -38,8 +33,6 @@ use crate::{
 
 /// How long the old path's socket is still read after a switch: longer than a packet is under way.
 const GRACE: Duration = Duration::from_secs(3);
-/// From one question which machine a router is to the next: nobody says that a link got into a network that looks alike.
-const ROUTER_CHECK: Duration = Duration::from_secs(60);
 /// How long a socket stays open that was opened before its path is used.
 const PREPARED: Duration = Duration::from_secs(5);
 
@@ -50,21 +43,7 @@ pub(super) struct PathTable {
     socket: Arc<PathSocket>,
     network: Arc<dyn Network>,
     prober: Prober,
-    routers: Routers,
-    /// The questions which machine a router is: one for each router of a link, as soon as a path has answered over it, and when
-    /// it was asked.
-    router_questions: BTreeMap<(u32, IpAddr), (Arc<()>, Instant)>,
-    /// An answer counts for as long as its question is kept.
-    asking: JoinSet<(Weak<()>, Answer)>,
-}
-
-/// What is found out about a network.
-#[derive(Debug)]
-enum Answer {
-    /// Whether a captive portal seems to answer on this path.
-    Portal(PathKey, bool),
-    /// The hardware address of the router at this address of a link, if it has one.
-    Router(u32, IpAddr, Result<Option<Hardware>, NetworkError>),
+    networks: Networks,
 }
 
 #[derive(Debug)]
@@ -74,9 +53,6 @@ struct PathEntry {
     /// When the socket was opened.
     opened: Option<Instant>,
     probe: Option<Probe>,
-    /// The question whether a captive portal answers: each path that fails is asked about once, until it works again, is
-    /// gone or is in another network.
-    portal_question: Option<Arc<()>>,
     /// When the socket of a path that was left is closed.
     closing_at: Option<Instant>,
 }
@@ -94,14 +70,7 @@ pub(super) struct Departure {
 
 impl PathEntry {
     fn new(candidate: Candidate) -> Self {
-        Self {
-            candidate,
-            socket: None,
-            opened: None,
-            probe: None,
-            portal_question: None,
-            closing_at: None,
-        }
+        Self { candidate, socket: None, opened: None, probe: None, closing_at: None }
     }
 }
 
@@ -118,11 +87,9 @@ impl PathTable {
             entries: [(PathKey::from(&first.candidate), first)].into(),
             memories: Memories::default(),
             socket,
+            networks: Networks::new(network.clone()),
             network,
             prober,
-            routers: Routers::default(),
-            router_questions: BTreeMap::new(),
-            asking: JoinSet::new(),
         }
     }
 
@@ -142,12 +109,7 @@ impl PathTable {
 
     /// What is remembered of a path in its present network, if it was left not long ago.
     pub(super) fn memory(&self, key: PathKey, now: Instant) -> Option<Remembered> {
-        self.memories.of(key, self.router(self.candidate(key)?), now)
-    }
-
-    /// The router of a candidate, as far as it is known.
-    fn router(&self, candidate: &Candidate) -> Router {
-        self.routers.of(candidate.index, candidate.router)
+        self.memories.of(key, self.networks.router(self.candidate(key)?), now)
     }
 
     /// Adds the candidates that were found, or takes in what is new of them. If the path in use leads into another network by
@@ -165,7 +127,7 @@ impl PathTable {
             let entry = entry.or_insert_with(|| PathEntry::new(candidate.clone()));
             let is_carried = in_use == Some(key) && entry.closing_at.is_none();
             if is_carried && entry.candidate.router != candidate.router {
-                let router = self.routers.of(key.link, entry.candidate.router);
+                let router = self.networks.router(&entry.candidate);
                 self.memories.keep(key, router, memory, now);
             }
             entry.candidate.clone_from(candidate);
@@ -175,19 +137,14 @@ impl PathTable {
     /// Forgets the paths that the manager does not know, except those whose sockets are open, and the routers to which no path
     /// leads.
     pub(super) fn retain(&mut self, known: &HashSet<PathKey>) {
-        self.entries.retain(|key, entry| {
-            let is_known = known.contains(key);
-            entry.portal_question.take_if(|_| !is_known);
-            is_known || entry.socket.is_some()
-        });
+        self.entries.retain(|key, entry| known.contains(key) || entry.socket.is_some());
         let is_in_use = |link, address| {
             let of = |(key, entry): (&PathKey, &PathEntry)| {
                 (key.link, entry.candidate.router) == (link, Some(address)) && known.contains(key)
             };
             self.entries.iter().any(of)
         };
-        self.routers.retain(is_in_use);
-        self.router_questions.retain(|(link, address), _| is_in_use(*link, *address));
+        self.networks.retain(|key| known.contains(&key), is_in_use);
     }
 
     /// Asks the server over a path on a connection of its own, within `limit`.
@@ -232,9 +189,7 @@ impl PathTable {
 
     /// The path's network is another one: whether a captive portal is in it is not known.
     pub(super) fn renew(&mut self, key: PathKey) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.portal_question = None;
-        }
+        self.networks.renew(key);
     }
 
     /// Closes what was opened for this path, after a grace period; nothing more is asked over it. If it is in use, it will be
@@ -283,7 +238,7 @@ impl PathTable {
     /// Remembers what the path in use delivered, unless that was done when it was left.
     fn remember(&mut self, key: PathKey, memory: Option<Remembered>, now: Instant) {
         if let Some(entry) = self.entries.get(&key).filter(|entry| entry.closing_at.is_none()) {
-            let router = self.router(&entry.candidate);
+            let router = self.networks.router(&entry.candidate);
             self.memories.keep(key, router, memory, now);
         }
     }
@@ -366,72 +321,20 @@ impl PathTable {
         now: Instant,
     ) {
         for (key, condition, rtt) in paths {
-            let Some(entry) = self.entries.get_mut(&key) else { continue };
-            match condition {
-                Condition::Active | Condition::Standby => entry.portal_question = None,
-                Condition::Failed if entry.portal_question.is_none() => {
-                    let question = Arc::downgrade(entry.portal_question.insert(Arc::default()));
-                    let (network, candidate) = (self.network.clone(), entry.candidate.clone());
-                    self.asking.spawn(async move {
-                        (question, Answer::Portal(key, network.portal(&candidate).await))
-                    });
-                }
-                Condition::Failed
-                | Condition::Suspect
-                | Condition::Probing
-                | Condition::Waiting => {}
-            }
-            let Some(address) = entry.candidate.router.filter(|_| rtt.is_some()) else { continue };
-            let of_router = (key.link, address);
-            let asked = self.router_questions.get(&of_router);
-            if asked.is_none_or(|(_, at)| *at + ROUTER_CHECK <= now) {
-                let question = Arc::default();
-                let (network, link) = (self.network.clone(), key.link);
-                let asked = Arc::downgrade(&question);
-                self.router_questions.insert(of_router, (question, now));
-                self.asking.spawn(async move {
-                    let found = network.router(link, address).await;
-                    (asked, Answer::Router(link, address, found))
-                });
+            if let Some(entry) = self.entries.get(&key) {
+                self.networks.ask(key, &entry.candidate, condition, rtt, now);
             }
         }
     }
 
     /// Routers may be other machines by now.
     pub(super) fn ask_routers_again(&mut self) {
-        self.router_questions.clear();
+        self.networks.ask_routers_again();
     }
 
-    /// Waits for the next answer that tells something. Cancel safe.
+    /// Waits for the next answer about a network that tells something. Cancel safe.
     pub(super) async fn answered(&mut self) -> Event {
-        loop {
-            match self.asking.join_next().await {
-                Some(Ok((question, answer))) if question.strong_count() > 0 => {
-                    if let Some(event) = self.take(answer) {
-                        return event;
-                    }
-                }
-                Some(Ok(_) | Err(_)) => {}
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    fn take(&mut self, answer: Answer) -> Option<Event> {
-        match answer {
-            Answer::Portal(key, is_portal) => is_portal.then_some(Event::Portal(key)),
-            Answer::Router(link, address, Ok(found)) => {
-                let hardware = found?;
-                self.routers.learn(link, address, hardware);
-                Some(Event::Router { link, address, hardware })
-            }
-            // The next look at the paths asks again.
-            Answer::Router(link, address, Err(error)) => {
-                debug!(link, router = %address, %error, "the router is not known");
-                self.router_questions.remove(&(link, address));
-                None
-            }
-        }
+        self.networks.answered().await
     }
 
     /// A path as people see it, of which the manager says this.

@@ -3,7 +3,7 @@ use std::io;
 use quinn::AsyncUdpSocket as _;
 use tokio::sync::mpsc;
 
-use super::*;
+use super::{networks::ROUTER_CHECK, *};
 use crate::{
     client::tests::{FakeNetwork, candidate},
     identity::PrivateKey,
@@ -11,6 +11,7 @@ use crate::{
     path::{
         cut::Cut,
         handshake::Handshake,
+        network::NetworkError,
         probe::{Probes, Report},
         udp::fake::FakeSocket,
     },
@@ -419,10 +420,10 @@ async fn a_router_is_asked_about_once_for_all_paths_through_it() {
     let address = address.parse().unwrap();
     let asked = || fixture.network.asked_routers.lock().unwrap().clone();
     assert_eq!(asked(), [(1, address), (2, address)]);
-    assert!(fixture.paths.routers.of(1, wifi.router).hardware.is_some());
+    assert!(fixture.paths.networks.router(&wifi).hardware.is_some());
     // No path leads there for a moment.
     fixture.update(&[lte()]);
-    assert_eq!(fixture.paths.routers.of(1, wifi.router).hardware, None);
+    assert_eq!(fixture.paths.networks.router(&wifi).hardware, None);
     fixture.update(&links);
     fixture.works(&wifi);
     let_run().await;
