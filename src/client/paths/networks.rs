@@ -93,7 +93,9 @@ impl Networks {
         now: Instant,
     ) {
         match condition {
-            Condition::Active | Condition::Standby => self.renew(key),
+            Condition::Active | Condition::Standby => {
+                self.portal_questions.remove(&key);
+            }
             Condition::Failed if !self.portal_questions.contains_key(&key) => {
                 let question = Arc::default();
                 let asked = Arc::downgrade(&question);
