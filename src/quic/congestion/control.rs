@@ -22,8 +22,6 @@ const TELLING: u64 = 4;
 const LITTLE: u64 = 4;
 /// Less than this part of the window is as good as none: slow start keeps the window at twice what is used.
 const UNUSED: u64 = 4;
-/// Slow start leaves inner connections room to double what they send: who uses less than this part of it needs no more.
-const HALF_USED: u64 = 2;
 /// What is left of a window after congestion (RFC 9438 §4.6).
 pub(super) const LEFT: f64 = 0.7;
 
@@ -278,7 +276,7 @@ impl<G: Growth> PathControl<G> {
         let is_unused = if app_limited {
             // Slow start keeps a window of twice what is used, as Linux does (tcp_is_cwnd_limited): inner connections
             // double what they send each round trip, and take the wait in front of a smaller window for a queue.
-            !self.growth.is_starting() || self.peak.most() < window / HALF_USED
+            !self.growth.is_starting() || self.peak.most() < window / 2
         } else {
             // More waits than the window lets out. Only what has arrived says that there is room: what is still under way
             // may be too much already.
@@ -348,16 +346,12 @@ impl<G: Growth> PathControl<G> {
         }
     }
 
-    /// The most bytes that were under way of late, or when a packet was lost with which `then` bytes were.
-    fn most_used(&self, then: Option<u64>) -> u64 {
-        self.peak.most().max(then.unwrap_or_default())
-    }
-
     /// Whether less than a quarter of the window was in use when a packet was lost with which `then` bytes were under way,
     /// because there was no more to send. Who acknowledges a transfer the other way is such a sender. A cut would not change what
     /// it sends: a trial could show nothing, and the next transfer would begin with what it left.
     fn is_unused(&self, then: Option<u64>) -> bool {
-        self.app_limited && self.most_used(then) < self.window() / UNUSED
+        let most = self.peak.most().max(then.unwrap_or_default());
+        self.app_limited && most < self.window() / UNUSED
     }
 
     fn lose(&mut self, now: Instant, loss: Declared, persistent: bool) {
@@ -376,7 +370,6 @@ impl<G: Growth> PathControl<G> {
             competes: self.delay.competes(),
             delayed: self.delay.holds_back(self.growth.window()),
             app_limited: self.app_limited,
-            uses_little: self.app_limited && self.most_used(then) < self.window() / HALF_USED,
             starves: self.delay.starves(),
             starts: self.growth.is_starting(),
             is_answered,

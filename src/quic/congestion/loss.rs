@@ -23,11 +23,8 @@
 //! A loss is found out up to two round trips after the packet was sent, since packets may overtake one another. Its
 //! neighbours are those that were sent at about the same time.
 //!
-//! Losses of a sender that uses less than half of its window, because it has no more to send, are not judged by place: the
-//! acknowledgements of a transfer wait in the queue that the transfer fills the other way, so that each loss among them
-//! seems to meet a full one. A sender that uses more is judged: an inner connection that waits for a repair sends nothing,
-//! and then a whole window at once, which overflows a short buffer. Such a queue is empty in between; one that never is,
-//! says nothing of bursts.
+//! Where there is less to send than fits, places say nothing: the acknowledgements of a transfer wait in the queue that it
+//! fills the other way, so that each of them seems to meet a full one.
 //!
 //! Who sends so little that a cut would change nothing, such as the one who acknowledges a transfer the other way,
 //! congests nothing: what is lost then counts only if it is much, for long. It says what is usual instead.
@@ -169,10 +166,8 @@ pub(super) struct Lost {
     pub(super) competes: bool,
     /// Delay limits the window: then the queue is ours, and says nothing.
     pub(super) delayed: bool,
-    /// There was less to send than fits: then a queue that does not become empty need not be ours.
+    /// There was less to send than fits: then a queue need not be ours, nor on this way.
     pub(super) app_limited: bool,
-    /// There was less to send than half of what fits: then no queue need be ours, nor on this way.
-    pub(super) uses_little: bool,
     /// Others left little of the former rate.
     pub(super) starves: bool,
     /// The window grows as fast as it can.
@@ -271,8 +266,7 @@ impl LossJudge {
         if let Some(trial) = self.trial.as_mut().filter(|trial| sent > trial.since) {
             trial.count.lost += bytes;
         }
-        let is_full =
-            !delayed && !lost.uses_little && self.places.judge(sent, base, lost.app_limited);
+        let is_full = !delayed && !lost.app_limited && self.places.judge(sent, base);
         let gap = Duration::from_secs_f64(GAP * f64::from(mtu) / rate.max(1e4));
         let gap = gap.min(base / 8).max(SHORTEST_GAP);
         if !is_full {

@@ -12,8 +12,6 @@ const REMEMBERED: u32 = 16;
 const FULL: f64 = 0.75;
 /// The longest wait that is no accident, as a percentile.
 const LONG: usize = 90;
-/// And the shortest: a queue that bursts overflow is empty in between.
-const SHORT: usize = 10;
 /// A queue that is never longer than this says nothing.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(1);
 /// Round trips that are remembered, two of each round, and how many are enough.
@@ -78,16 +76,14 @@ impl Places {
         near.min_by_key(|(at, _)| at.max(&sent).duration_since(*at.min(&sent))).map(|(_, rtt)| *rtt)
     }
 
-    /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue. `base` is the round trip
-    /// without one. A sender of bursts does not measure it as others do: its queue is what comes and goes.
-    pub(super) fn judge(&mut self, sent: Instant, base: Duration, in_bursts: bool) -> bool {
+    /// Whether the neighbour of a packet that was sent at `sent` and lost met a full queue.
+    pub(super) fn judge(&mut self, sent: Instant, base: Duration) -> bool {
         let mut waits = self.waits;
         let waits = &mut waits[..self.samples.min(WAITS)];
+        let long = waits.len() * LONG / 100;
         let Some(took) = self.neighbour(sent).filter(|_| !waits.is_empty()) else { return false };
-        let micros = |wait: u32| Duration::from_micros(wait.into());
-        let mut at = |percent| micros(*waits.select_nth_unstable(waits.len() * percent / 100).1);
-        let base = if in_bursts { base.max(at(SHORT)) } else { base };
-        let longest = at(LONG).saturating_sub(base);
+        let (_, longest, _) = waits.select_nth_unstable(long);
+        let longest = Duration::from_micros(u64::from(*longest)).saturating_sub(base);
         let is_full =
             longest >= SHORTEST_QUEUE && took.saturating_sub(base) >= longest.mul_f64(FULL);
         let is_new = self.judged.is_none_or(|at| sent > at + took / 2);

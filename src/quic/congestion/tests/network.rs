@@ -52,9 +52,6 @@ pub(crate) enum Source {
         rate: f64,
         every: Duration,
     },
-    /// Bytes that an inner connection has under way at most. It goes on when its oldest packet has arrived or is declared
-    /// lost, as if a repair arrived then.
-    Window(u64),
 }
 
 struct Packet {
@@ -325,25 +322,19 @@ impl Network {
             flow.sender.rate().unwrap_or_else(|| 1.25 * flow.sender.window() as f64 / smoothed);
         let burst = if flow.sender.rate().is_some() { 2.0 } else { 10.0 };
         flow.tokens = (flow.tokens + pace * elapsed).min((pace * 0.002).max(burst * SIZE as f64));
-        match flow.source {
-            Source::Endless => flow.backlog = f64::INFINITY,
-            Source::Window(window) => {
-                let first = flow.packets.front().map_or(flow.next, |packet| packet.number);
-                flow.backlog = window.saturating_sub((flow.next - first) * SIZE) as f64;
+        if let Source::Bursts { rate, every } = flow.source {
+            // The clock of bursts is the whole network's.
+            let since = (now - self.start).as_nanos() / every.as_nanos();
+            let due = since as f64 * every.as_secs_f64() * rate;
+            let offered = due - flow.begins.as_secs_f64() * rate;
+            // An inner sender gives up what does not leave within a fifth of a second.
+            flow.backlog = (offered - flow.sent as f64 * SIZE as f64).min(rate / 5.0);
+            if offered - flow.sent as f64 * SIZE as f64 > rate / 5.0 {
+                let dropped = (offered - flow.sent as f64 * SIZE as f64 - rate / 5.0) / SIZE as f64;
+                flow.begins += Duration::from_secs_f64(dropped * SIZE as f64 / rate);
             }
-            Source::Bursts { rate, every } => {
-                // The clock of bursts is the whole network's.
-                let since = (now - self.start).as_nanos() / every.as_nanos();
-                let due = since as f64 * every.as_secs_f64() * rate;
-                let offered = due - flow.begins.as_secs_f64() * rate;
-                // An inner sender gives up what does not leave within a fifth of a second.
-                flow.backlog = (offered - flow.sent as f64 * SIZE as f64).min(rate / 5.0);
-                if offered - flow.sent as f64 * SIZE as f64 > rate / 5.0 {
-                    let dropped =
-                        (offered - flow.sent as f64 * SIZE as f64 - rate / 5.0) / SIZE as f64;
-                    flow.begins += Duration::from_secs_f64(dropped * SIZE as f64 / rate);
-                }
-            }
+        } else {
+            flow.backlog = f64::INFINITY;
         }
         let mut again = None;
         loop {
